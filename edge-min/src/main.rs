@@ -1,0 +1,2 @@
+//! edge-min
+fn main() {}

@@ -1,0 +1,25 @@
+//! The wire of edge-min: object types, frames, the replicated set, and the link session of BOTH
+//! ends, as synchronous state machines (`handle`, then drain `poll`, then wait for `deadline`).
+//!
+//! Never does IO, never reads a clock, never allocates beyond the caps in [`limits`].
+//! `docs/wire.md` specifies the bytes.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::alloc_instead_of_core
+)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod enrol;
+pub mod fields;
+pub mod hash;
+pub mod key;
+pub mod limits;
+
+/// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
+pub type Millis = u64;

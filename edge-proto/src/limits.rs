@@ -1,0 +1,58 @@
+//! Every cap of the wire, in one place. `docs/limits.md` repeats each with its consequence.
+
+/// Version of frames and object fields that this build writes.
+pub const WIRE_VERSION: u8 = 1;
+/// Oldest version that this build still reads.
+pub const WIRE_VERSION_MIN: u8 = 1;
+
+/// Bytes of one frame, header included. Larger is refused before decoding; rumqttc's own limit is
+/// 10 KiB and a larger packet would loop for ever.
+pub const FRAME_BYTES_MAX: usize = 8 * 1024;
+/// Payload bytes that travel inside a change; larger objects go as chunks.
+pub const INLINE_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one chunk of a large object.
+pub const CHUNK_BYTES_MAX: usize = 4 * 1024;
+/// Payload bytes of a Pod.
+pub const POD_BYTES_MAX: usize = 32 * 1024;
+/// Payload bytes of one ConfigMap or Secret, Kubernetes' own limit plus our framing.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// Payload bytes of every other kind; fits inline.
+pub const OTHER_BYTES_MAX: usize = INLINE_BYTES_MAX;
+/// Payload bytes of all desired objects of one node.
+pub const NODE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Objects in one replicated set.
+pub const SET_OBJECTS_MAX: usize = 1024;
+/// Objects that one change frame carries.
+pub const CHANGE_ITEMS_MAX: usize = 64;
+/// Entries of one inventory page: at most 64 x (1 + 255 + 16) bytes would pass a frame, so the
+/// writer also stops at [`FRAME_BYTES_MAX`].
+pub const INVENTORY_PAGE_MAX: usize = 64;
+/// Calls open at once in one session.
+pub const CALLS_MAX: usize = 8;
+/// Bytes of a call's answer in flight without the caller's credit.
+pub const CALL_WINDOW_BYTES: u32 = 16 * 1024;
+
+/// Bytes of a node name: one RFC 1123 label.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+/// Bytes of an object's name or namespace: an RFC 1123 subdomain.
+pub const NAME_BYTES_MAX: usize = 253;
+/// Containers of a Pod.
+pub const CONTAINERS_MAX: usize = 16;
+/// Volumes of a Pod, and mounts of a container.
+pub const VOLUMES_MAX: usize = 32;
+/// Environment entries of a container.
+pub const ENV_MAX: usize = 256;
+/// Words of command plus args of a container.
+pub const ARGV_MAX: usize = 256;
+/// Labels carried for a Pod or a node.
+pub const LABELS_MAX: usize = 32;
+/// Refused objects that one NodeStatus lists; the rest is only counted.
+pub const REFUSED_LISTED_MAX: usize = 16;
+/// Bytes of a reason or message in a status; longer text is cut at a character.
+pub const MESSAGE_BYTES_MAX: usize = 256;
+/// Bytes of a join request or answer (CSR and certificates, DER).
+pub const ENROL_BYTES_MAX: usize = 8 * 1024;
+
+const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
+const _: () = assert!(CHUNK_BYTES_MAX + 256 < FRAME_BYTES_MAX);
+const _: () = assert!(CONFIG_BYTES_MAX < NODE_BYTES_MAX);
