@@ -108,12 +108,8 @@ impl Writer {
 }
 
 fn varint(bytes: &mut Vec<u8>, value: usize) {
-    let mut value = value as u64;
-    while value >= 0x80 {
-        bytes.push((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
+    // Into a Vec this cannot fail; every value here is a count or a length below 2^32.
+    bytes.extend(postcard::to_allocvec(&(value as u64)).unwrap_or_default());
 }
 
 /// One field of a list.

@@ -20,6 +20,7 @@ pub mod fields;
 pub mod hash;
 pub mod key;
 pub mod limits;
+pub mod object;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

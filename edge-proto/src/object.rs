@@ -1,0 +1,17 @@
+//! Objects of the replicated sets: our own compact types, never Kubernetes' types.
+//!
+//! Every struct that can grow is a field list ([`crate::fields`]); the number stands beside each
+//! field in `encode`. Numbers are wire constants: append, never reuse.
+
+mod config;
+mod pod;
+mod status;
+
+pub use config::{ConfigMap, Data, NodePolicy, Secret};
+pub use pod::{
+    Container, EnvFrom, EnvValue, EnvVar, Pod, Resources, RestartPolicy, RuntimeClass, Volume,
+    VolumeMount, VolumeSource,
+};
+pub use status::{
+    Condition, ContainerState, ContainerStatus, NodeStatus, Phase, PodStatus, Refused, clip,
+};
