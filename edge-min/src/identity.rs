@@ -1,0 +1,95 @@
+//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,node.name}`, DER but
+//! for the name. Written once by a join, whole or not at all: into `identity.new`, then renamed.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Bytes of one identity file; larger is refused before reading.
+const FILE_BYTES_MAX: u64 = 16 * 1024;
+
+/// What a join leaves behind.
+pub struct Identity {
+    /// Node name, as the cloud accepted it.
+    pub node: String,
+    /// PKCS#8 private key. Never logged.
+    pub key: Vec<u8>,
+    /// Certificate.
+    pub certificate: Vec<u8>,
+    /// The one CA that is trusted.
+    pub ca: Vec<u8>,
+}
+
+/// Directory of the identity below the state directory.
+#[must_use]
+pub fn dir(state: &Path) -> PathBuf {
+    state.join("identity")
+}
+
+impl Identity {
+    /// Loads the identity; `None` when the board has not joined.
+    ///
+    /// # Errors
+    /// A file that is unreadable or over 16 KiB.
+    pub fn load(state: &Path) -> io::Result<Option<Self>> {
+        let dir = dir(state);
+        if !dir.join("node.name").exists() {
+            return Ok(None);
+        }
+        let node = String::from_utf8(read(&dir.join("node.name"))?)
+            .map_err(|_| io::Error::other("identity/node.name is not text: join again"))?;
+        Ok(Some(Self {
+            node: node.trim().to_owned(),
+            key: read(&dir.join("node.key"))?,
+            certificate: read(&dir.join("node.crt"))?,
+            ca: read(&dir.join("ca.crt"))?,
+        }))
+    }
+
+    /// Stores the identity; durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the file system. The old identity, if any, is then still there.
+    pub fn save(&self, state: &Path) -> io::Result<()> {
+        let (dir, new) = (dir(state), state.join("identity.new"));
+        remove(&new)?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&new)?;
+        write(&new.join("node.key"), &self.key)?;
+        write(&new.join("node.crt"), &self.certificate)?;
+        write(&new.join("ca.crt"), &self.ca)?;
+        write(&new.join("node.name"), self.node.as_bytes())?;
+        fs::File::open(&new)?.sync_all()?;
+        remove(&dir)?;
+        fs::rename(&new, &dir)?;
+        fs::File::open(state)?.sync_all()
+    }
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other("identity file over 16 KiB: join again"));
+    }
+    fs::read(path)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,197 @@
+//! Enrolment: one TLS connection, one request, one answer. `docs/wire.md` has the bytes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::Path;
+use std::time::Duration;
+
+use edge_proto::enrol::{JoinAnswer, JoinRequest};
+use edge_proto::limits::ENROL_BYTES_MAX;
+use rustls::{ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+
+use crate::csr;
+use crate::identity::Identity;
+use crate::tls::{self, TimeSource};
+
+/// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Why a join failed, for a person.
+#[derive(Debug)]
+pub enum JoinError {
+    /// The token's text is not `em1.ID.SECRET.CAHASH`.
+    Token,
+    /// The URL is not `mqtts://HOST[:PORT]`.
+    Url,
+    /// Network or TLS.
+    Io(&'static str, io::Error),
+    /// TLS set-up.
+    Tls(rustls::Error),
+    /// The system's random source failed.
+    Random,
+    /// The cloud's reason.
+    Refused(String),
+    /// The answer is not one.
+    Answer,
+}
+
+impl core::fmt::Display for JoinError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Token => f.write_str("token: not of the form em1.ID.SECRET.CAHASH; make one with `edge-cloud token create`"),
+            Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT]"),
+            Self::Io(what, error) => write!(f, "{what}: {error}"),
+            Self::Tls(error) => write!(f, "tls: {error}"),
+            Self::Random => f.write_str("the system's random source failed"),
+            Self::Refused(reason) => write!(f, "refused by the cloud: {reason}"),
+            Self::Answer => f.write_str("the cloud's answer is not one of edge-join/1: is this port edge-cloud's?"),
+        }
+    }
+}
+
+impl core::error::Error for JoinError {}
+
+/// Host and port of `mqtts://HOST[:PORT]`, port 8883 when absent; brackets of IPv6 removed.
+#[must_use]
+pub fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let rest = url.strip_prefix("mqtts://")?.trim_end_matches('/');
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !port.contains(']') => (host, port.parse().ok()?),
+        _ => (rest, 8883),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (!host.is_empty() && !host.contains('/')).then(|| (host.to_owned(), port))
+}
+
+struct Token<'a> {
+    id: &'a str,
+    secret: &'a str,
+    ca_sha256: [u8; 32],
+}
+
+fn token(text: &str) -> Option<Token<'_>> {
+    let mut parts = text.trim().split('.');
+    let (version, id, secret, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if version != "em1" || parts.next().is_some() || hash.len() != 64 || !hash.is_ascii() {
+        return None;
+    }
+    let mut ca_sha256 = [0; 32];
+    for (index, byte) in ca_sha256.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hash.get(index * 2..index * 2 + 2)?, 16).ok()?;
+    }
+    Some(Token {
+        id,
+        secret,
+        ca_sha256,
+    })
+}
+
+/// Joins as `node` and stores the identity below `state`. Returns it and the cloud's time.
+///
+/// # Errors
+/// See [`JoinError`]; nothing is stored then.
+pub fn join(
+    url: &str,
+    token_text: &str,
+    node: &str,
+    state: &Path,
+    time: TimeSource,
+) -> Result<(Identity, u64), JoinError> {
+    let token = token(token_text).ok_or(JoinError::Token)?;
+    let (host, port) = host_and_port(url).ok_or(JoinError::Url)?;
+    let request = csr::generate(node).ok_or(JoinError::Random)?;
+    let message = postcard::to_allocvec(&JoinRequest {
+        token_id: token.id.to_owned(),
+        token_secret: token.secret.to_owned(),
+        node: node.to_owned(),
+        csr: request.csr,
+    })
+    .map_err(|_| JoinError::Answer)?;
+    let config = tls::join_config(token.ca_sha256, time).map_err(JoinError::Tls)?;
+    let name = ServerName::try_from(host.clone()).map_err(|_| JoinError::Url)?;
+    let connection = ClientConnection::new(config, name).map_err(JoinError::Tls)?;
+    let mut stream = StreamOwned::new(connection, connect(&host, port)?);
+    let answer = exchange(&mut stream, &message)?;
+    match postcard::from_bytes(&answer).map_err(|_| JoinError::Answer)? {
+        JoinAnswer::Refused(reason) => Err(JoinError::Refused(reason)),
+        JoinAnswer::Accepted {
+            certificate,
+            ca,
+            unix_s,
+        } => {
+            let identity = Identity {
+                node: node.to_owned(),
+                key: request.key,
+                certificate,
+                ca,
+            };
+            identity
+                .save(state)
+                .map_err(|error| JoinError::Io("store the identity", error))?;
+            Ok((identity, unix_s))
+        }
+    }
+}
+
+fn connect(host: &str, port: u16) -> Result<TcpStream, JoinError> {
+    let failed = |error| JoinError::Io("connect to the cloud", error);
+    let mut last = io::Error::other("the name has no address");
+    for address in (host, port).to_socket_addrs().map_err(failed)? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn exchange(
+    stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    message: &[u8],
+) -> Result<Vec<u8>, JoinError> {
+    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let length = u16::try_from(message.len()).map_err(|_| JoinError::Answer)?;
+    stream.write_all(&length.to_be_bytes()).map_err(failed)?;
+    stream.write_all(message).map_err(failed)?;
+    stream.flush().map_err(failed)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).map_err(failed)?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > ENROL_BYTES_MAX {
+        return Err(JoinError::Answer);
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer).map_err(failed)?;
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_host_and_port_or_are_refused() {
+        assert_eq!(host_and_port("mqtts://a.b:1"), Some(("a.b".into(), 1)));
+        assert_eq!(host_and_port("mqtts://a.b"), Some(("a.b".into(), 8883)));
+        assert_eq!(host_and_port("mqtts://[::1]:9"), Some(("::1".into(), 9)));
+        assert_eq!(host_and_port("mqtts://[::1]"), Some(("::1".into(), 8883)));
+        for wrong in ["mqtt://a", "mqtts://", "mqtts://a:x", "mqtts://a:70000", ""] {
+            assert_eq!(host_and_port(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_token_has_four_parts_and_a_whole_hash() {
+        let hash = "ab".repeat(32);
+        assert!(token(&format!("em1.id.secret.{hash}\n")).is_some());
+        for wrong in ["", "em1.a.b", "em2.a.b.c", "em1.a.b.zz"] {
+            assert!(token(wrong).is_none(), "{wrong}");
+        }
+        assert!(token(&format!("em1.a.b.{}", "é".repeat(32))).is_none());
+    }
+}

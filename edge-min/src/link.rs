@@ -1,0 +1,194 @@
+//! The one connection to the cloud: MQTT 5 by rumqttc, on a thread of its own, frames in and
+//! frames out. It never decides when to connect (the driver asks), and it never trusts MQTT with
+//! delivery: everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
+//!
+//! Bound: [`REQUESTS_MAX`] frames wait for the socket, further ones are dropped and repeated by
+//! the session.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_channel::{Receiver, Sender};
+use edge_proto::limits::FRAME_BYTES_MAX;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
+use rumqttc::v5::{Client, Connection, Event as MqttEvent, MqttOptions};
+use rumqttc::{Outgoing, TlsConfiguration, Transport};
+use rustls::ClientConfig;
+
+/// Frames that wait for the socket.
+const REQUESTS_MAX: usize = 32;
+/// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
+const PACKET_BYTES_MAX: u32 = 9 * 1024;
+const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
+/// rumqttc allocates 216 B for each of these; QoS 0 needs none.
+const INFLIGHT_MAX: u16 = 8;
+/// Seconds for TCP, TLS and CONNACK: 70 s were seen at 30 % loss each way.
+const CONNECT_S: u64 = 90;
+/// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// Where and how to connect.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// Host of the cloud or broker.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Node name, also the MQTT client id.
+    pub node: String,
+    /// MQTT keepalive; a dead link is noticed within two.
+    pub keepalive: Duration,
+    /// Mutual TLS.
+    pub tls: Arc<ClientConfig>,
+}
+
+/// What the driver asks for: one connection attempt with this will.
+pub struct Connect {
+    /// Frame that the broker publishes when this connection dies.
+    pub will: Vec<u8>,
+}
+
+/// What the thread tells.
+pub enum LinkEvent {
+    /// Connected and subscribed; frames go through this client.
+    Up(LinkSender),
+    /// One frame from the cloud.
+    Frame(Vec<u8>),
+    /// The attempt or the connection ended, with the reason.
+    Down(String),
+}
+
+/// Sends frames of one connection.
+pub struct LinkSender {
+    client: Client,
+    topic: String,
+}
+
+impl LinkSender {
+    /// Hands a frame to the socket; `false` when [`REQUESTS_MAX`] wait already.
+    #[must_use]
+    pub fn send(&self, frame: Vec<u8>) -> bool {
+        self.client
+            .try_publish(self.topic.as_str(), QoS::AtMostOnce, false, frame)
+            .is_ok()
+    }
+
+    /// Ends the connection in order.
+    pub fn close(&self) {
+        // A connection that is gone already needs no goodbye.
+        drop(self.client.try_disconnect());
+    }
+}
+
+/// Topic of frames to the cloud: `m1/u/<first byte of SHA-256(node)>/<node>`.
+#[must_use]
+pub fn topic_up(node: &str) -> String {
+    let hash = edge_proto::hash::sha256(node.as_bytes());
+    let [shard, ..] = hash.0;
+    format!("m1/u/{shard:02x}/{node}")
+}
+
+/// Topic of frames to the node.
+#[must_use]
+pub fn topic_down(node: &str) -> String {
+    format!("m1/d/{node}")
+}
+
+/// Starts the thread. It ends when `connects` closes.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    config: LinkConfig,
+    connects: Receiver<Connect>,
+    events: Sender<LinkEvent>,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("link".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            while let Ok(connect) = connects.recv_blocking() {
+                let reason = session(&config, connect, &events);
+                if events.send_blocking(LinkEvent::Down(reason)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map(drop)
+}
+
+/// One connection from attempt to end; returns why it ended.
+fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
+    let mut options = MqttOptions::new(config.node.as_str(), config.host.as_str(), config.port);
+    options
+        .set_keep_alive(config.keepalive)
+        .set_clean_start(true)
+        .set_connection_timeout(CONNECT_S)
+        .set_max_packet_size(Some(PACKET_BYTES_MAX))
+        .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
+        .set_transport(Transport::Tls(TlsConfiguration::Rustls(config.tls.clone())))
+        .set_last_will(LastWill::new(
+            topic_up(&config.node),
+            connect.will,
+            QoS::AtMostOnce,
+            false,
+            None,
+        ));
+    let (client, mut connection) = Client::new(options, REQUESTS_MAX);
+    let sender = LinkSender {
+        client,
+        topic: topic_up(&config.node),
+    };
+    run(config, &mut connection, sender, events)
+}
+
+fn run(
+    config: &LinkConfig,
+    connection: &mut Connection,
+    sender: LinkSender,
+    events: &Sender<LinkEvent>,
+) -> String {
+    // rumqttc has no flush deadline in v5: a half-open link with a full socket buffer would block
+    // for as long as TCP does. Pings make at least one event per keepalive, so silence over two
+    // means that its loop is stuck, and dropping it is the cure.
+    let connecting = Duration::from_secs(CONNECT_S + 5);
+    let mut patience = connecting;
+    let mut pending = Some(sender);
+    loop {
+        let event = match connection.recv_timeout(patience) {
+            Err(_) => return "no progress within two keepalives".to_owned(),
+            Ok(Err(error)) => return error.to_string(),
+            Ok(Ok(event)) => event,
+        };
+        let told = match event {
+            MqttEvent::Incoming(Packet::ConnAck(_)) => {
+                patience = config.keepalive * 2;
+                let subscribed = pending.as_ref().is_some_and(|sender| {
+                    sender
+                        .client
+                        .try_subscribe(topic_down(&config.node), QoS::AtMostOnce)
+                        .is_ok()
+                });
+                if !subscribed {
+                    return "cannot subscribe".to_owned();
+                }
+                continue;
+            }
+            MqttEvent::Incoming(Packet::SubAck(_)) => match pending.take() {
+                Some(sender) => LinkEvent::Up(sender),
+                None => continue,
+            },
+            MqttEvent::Incoming(Packet::Publish(publish)) => {
+                LinkEvent::Frame(publish.payload.to_vec())
+            }
+            MqttEvent::Incoming(Packet::Disconnect(_)) => return "closed by the cloud".to_owned(),
+            MqttEvent::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
+            _ => continue,
+        };
+        if events.send_blocking(told).is_err() {
+            return "the agent stops".to_owned();
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! TLS 1.3 by rustls and ring: the link's mutual configuration, and the join's, which knows only
+//! the hash of the CA. A wrong clock never keeps a board out: see [`Clockproof`].
+
+use std::sync::Arc;
+
+use ring::digest;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT};
+
+use crate::identity::Identity;
+
+/// The clock as TLS sees it: seconds since 1970 (never below the trusted floor), and whether it
+/// is to be trusted.
+pub type TimeSource = Arc<dyn Fn() -> (u64, bool) + Send + Sync>;
+
+struct Clock(TimeSource);
+
+impl core::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let (unix_s, _) = (self.0)();
+        Some(UnixTime::since_unix_epoch(core::time::Duration::from_secs(
+            unix_s,
+        )))
+    }
+}
+
+/// The usual chain check against one CA, with one exception: while the board's time is untrusted,
+/// a certificate that is "not yet valid" is judged at its own NotBefore.
+struct Clockproof {
+    inner: Arc<WebPkiServerVerifier>,
+    time: TimeSource,
+}
+
+impl core::fmt::Debug for Clockproof {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Clockproof")
+    }
+}
+
+impl ServerCertVerifier for Clockproof {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verify = |at| {
+            self.inner
+                .verify_server_cert(leaf, intermediates, name, ocsp, at)
+        };
+        match verify(now) {
+            Err(Error::InvalidCertificate(CertificateError::NotValidYetContext {
+                not_before,
+                ..
+            })) if !(self.time)().1 => verify(not_before),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Checks the server of a join: the last certificate of its chain must have the token's hash, and
+/// the chain must then hold against it as the one CA.
+struct PinnedHash {
+    ca_sha256: [u8; 32],
+    provider: Arc<CryptoProvider>,
+    time: TimeSource,
+}
+
+impl core::fmt::Debug for PinnedHash {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("PinnedHash")
+    }
+}
+
+impl ServerCertVerifier for PinnedHash {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let (ca, between) = intermediates.split_last().ok_or_else(|| unknown.clone())?;
+        if digest::digest(&digest::SHA256, ca).as_ref() != self.ca_sha256 {
+            return Err(unknown);
+        }
+        clockproof(ca, &self.provider, &self.time)?
+            .verify_server_cert(leaf, between, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+fn clockproof(
+    ca: &CertificateDer<'_>,
+    provider: &Arc<CryptoProvider>,
+    time: &TimeSource,
+) -> Result<Clockproof, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone().into_owned())?;
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    Ok(Clockproof {
+        inner,
+        time: time.clone(),
+    })
+}
+
+/// Configuration of the link: this node's certificate, the one CA, ALPN `mqtt`. Keep it for the
+/// life of the process: it holds the resumption ticket, which halves a reconnect.
+///
+/// # Errors
+/// A key or certificate that rustls refuses.
+pub fn link_config(identity: &Identity, time: TimeSource) -> Result<Arc<ClientConfig>, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let ca = CertificateDer::from(identity.ca.as_slice());
+    let verifier = clockproof(&ca, &provider, &time)?;
+    let key = PrivateKeyDer::try_from(identity.key.clone())
+        .map_err(|text| Error::General(text.to_owned()))?;
+    let chain = vec![CertificateDer::from(identity.certificate.clone())];
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(Clock(time)))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![ALPN_MQTT.to_vec()];
+    config.resumption = Resumption::in_memory_sessions(2);
+    Ok(Arc::new(config))
+}
+
+/// Configuration of a join: no client certificate, the CA known by its SHA-256 only.
+///
+/// # Errors
+/// None in practice; rustls' own checks of the protocol versions.
+pub fn join_config(ca_sha256: [u8; 32], time: TimeSource) -> Result<Arc<ClientConfig>, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = PinnedHash {
+        ca_sha256,
+        provider: provider.clone(),
+        time: time.clone(),
+    };
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(Clock(time)))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_JOIN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
