@@ -1,1 +1,6 @@
-//! cloud
+//! The cloud end of edge-min: reads manifests, places pods, and serves the nodes' links.
+//!
+//! Embedded on one machine; desired state comes from a folder and status goes to an API, both
+//! behind small traits.
+
+pub mod manifest;

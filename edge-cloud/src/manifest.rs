@@ -1,0 +1,468 @@
+//! Reads a folder of plain Kubernetes YAML (or JSON): Pod, ConfigMap, Secret, Deployment and
+//! DaemonSet, several documents a file.
+//!
+//! A document is accepted whole or refused with a [`Problem`] for each wrong field; the others
+//! still apply. Nothing is ever ignored silently: a field is supported, harmless
+//! (`docs/pods.md`), or refused. Bounds: [`FILES_MAX`] files of [`FILE_BYTES_MAX`] bytes.
+
+mod config;
+mod container;
+mod expand;
+mod pod;
+mod quantity;
+mod reader;
+mod volume;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use edge_proto::limits::POD_BYTES_MAX;
+use edge_proto::object::RestartPolicy;
+use serde::Serialize;
+use serde_norway::Value;
+
+pub use pod::Template;
+use reader::{Faults, Field, Object};
+
+/// Largest manifest file that is read, bytes.
+pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Files of the folder that are read; more are a problem of the folder.
+pub const FILES_MAX: usize = 1000;
+/// Problems that are kept; the rest of a folder this broken is only counted.
+pub const PROBLEMS_MAX: usize = 1000;
+/// Documents of one file.
+pub const DOCUMENTS_MAX: usize = 1000;
+/// Replicas of one Deployment.
+pub const REPLICAS_MAX: u32 = 1000;
+
+/// Kind of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum DocumentKind {
+    /// v1.
+    Pod,
+    /// v1.
+    ConfigMap,
+    /// v1.
+    Secret,
+    /// apps/v1.
+    Deployment,
+    /// apps/v1.
+    DaemonSet,
+}
+
+impl DocumentKind {
+    fn parse(version: &str, kind: &str) -> Option<Self> {
+        Some(match (version, kind) {
+            ("v1", "Pod") => Self::Pod,
+            ("v1", "ConfigMap") => Self::ConfigMap,
+            ("v1", "Secret") => Self::Secret,
+            ("apps/v1", "Deployment") => Self::Deployment,
+            ("apps/v1", "DaemonSet") => Self::DaemonSet,
+            _ => return None,
+        })
+    }
+
+    /// Kubernetes' word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+            Self::Deployment => "Deployment",
+            Self::DaemonSet => "DaemonSet",
+        }
+    }
+}
+
+/// Identity of an object in the manifests.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Id {
+    /// Kind.
+    pub kind: DocumentKind,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}
+
+/// Where an object was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Origin {
+    /// Path below the folder.
+    pub file: String,
+    /// Number of the document in the file, from 1; 0 is the file itself.
+    pub document: usize,
+}
+
+/// Something in the folder that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Where.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// `Pod default/web`, when it could be read.
+    pub object: Option<String>,
+    /// Path of the field; empty for the document itself.
+    pub path: String,
+    /// Why, for a person.
+    pub reason: String,
+}
+
+/// `gate.yaml: document 2: Pod default/web: spec.containers[0].livenessProbe: is not supported`.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.origin.file)?;
+        if self.origin.document > 0 {
+            write!(f, ": document {}", self.origin.document)?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        if !self.path.is_empty() {
+            write!(f, ": {}", self.path)?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// An accepted object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Payload of a ConfigMap or Secret.
+    Config(Arc<[u8]>),
+    /// A Pod, or the template of a DaemonSet.
+    Workload(Box<Template>),
+    /// Template and replicas of a Deployment.
+    Replicated(Box<Template>, u32),
+}
+
+/// What a folder holds.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    /// Accepted objects and where they stand.
+    pub objects: BTreeMap<Id, (Origin, Accepted)>,
+    /// What was refused, at most [`PROBLEMS_MAX`].
+    pub problems: Vec<Problem>,
+    /// Files that could not be read to the end: what stood in them is unknown.
+    unread: BTreeSet<String>,
+    /// Objects whose document was refused.
+    refused: BTreeSet<Id>,
+    /// The folder itself could not be read.
+    lost: bool,
+}
+
+impl Manifests {
+    /// Reads every `.yaml`, `.yml` and `.json` below `folder`, in the order of their paths.
+    /// Hidden files and folders are skipped: editors and Kubernetes' own volumes make them.
+    #[must_use]
+    pub fn read(folder: &Path) -> Self {
+        let mut manifests = Self::default();
+        let mut files = Vec::new();
+        if let Err(error) = find(folder, &mut files, 0) {
+            manifests.lost = true;
+            manifests.problem("", 0, None, "", format!("{}: {error}", folder.display()));
+        }
+        files.sort();
+        if files.len() > FILES_MAX {
+            manifests.lost = true;
+            let reason = format!("more than {FILES_MAX} files, those after are not read");
+            manifests.problem("", 0, None, "", reason);
+            files.truncate(FILES_MAX);
+        }
+        for path in files {
+            let name = path.strip_prefix(folder).unwrap_or(&path);
+            let name = name.to_string_lossy();
+            match read_file(&path) {
+                Ok(text) => manifests.add_file(&name, &text),
+                Err(reason) => {
+                    manifests.unread.insert(name.to_string());
+                    manifests.problem(&name, 0, None, "", reason);
+                }
+            }
+        }
+        manifests
+    }
+
+    /// Takes in the documents of one file.
+    pub fn add_file(&mut self, file: &str, text: &str) {
+        let mut number = 0;
+        for (line, document) in documents(text) {
+            match serde_norway::from_str::<Value>(&document) {
+                Ok(Value::Null) => {}
+                Ok(value) => {
+                    number += 1;
+                    self.add_document(file, number, &value);
+                }
+                Err(error) => {
+                    number += 1;
+                    self.unread.insert(file.to_owned());
+                    let at = error.location().map_or(line, |at| line + at.line() - 1);
+                    let reason = format!("line {at}: {error}");
+                    self.problem(file, number, None, "", reason);
+                }
+            }
+            if number > DOCUMENTS_MAX {
+                self.unread.insert(file.to_owned());
+                let reason = format!("more than {DOCUMENTS_MAX} documents");
+                self.problem(file, 0, None, "", reason);
+                return;
+            }
+        }
+    }
+
+    fn add_document(&mut self, file: &str, document: usize, value: &Value) {
+        let faults = Faults::default();
+        let (id, object) = read_document(&Field::document(value, &faults));
+        let sound = faults.is_empty();
+        let label = id.as_ref().map(ToString::to_string);
+        for fault in faults.into_vec() {
+            let object = label.clone();
+            self.problem(file, document, object, &fault.path, fault.reason);
+        }
+        let Some(id) = id else {
+            self.unread.insert(file.to_owned());
+            return;
+        };
+        if let Some((first, _)) = self.objects.get(&id) {
+            let reason = format!(
+                "stands in {} document {}, too: that one holds",
+                first.file, first.document
+            );
+            self.problem(file, document, label, "metadata.name", reason);
+        } else if let (true, Some(object)) = (sound, object) {
+            let file = file.to_owned();
+            self.objects.insert(id, (Origin { file, document }, object));
+        } else {
+            self.refused.insert(id);
+        }
+    }
+
+    /// Keeps what `before` held of documents that are now refused or unreadable: a slip of the
+    /// pen must not stop a workload. Only what is gone from a sound folder is deleted.
+    pub fn keep_last_good(&mut self, before: &Self) {
+        for (id, (origin, object)) in &before.objects {
+            let unclear =
+                self.lost || self.refused.contains(id) || self.unread.contains(&origin.file);
+            if unclear && !self.objects.contains_key(id) {
+                let reason = "its last good version stays in force";
+                let label = Some(id.to_string());
+                self.problem(&origin.file, origin.document, label, "", reason.to_owned());
+                self.objects
+                    .insert(id.clone(), (origin.clone(), object.clone()));
+            }
+        }
+    }
+
+    fn problem(
+        &mut self,
+        file: &str,
+        document: usize,
+        object: Option<String>,
+        path: &str,
+        reason: String,
+    ) {
+        if self.problems.len() < PROBLEMS_MAX {
+            let file = file.to_owned();
+            self.problems.push(Problem {
+                origin: Origin { file, document },
+                object,
+                path: path.to_owned(),
+                reason,
+            });
+        }
+    }
+}
+
+/// Deepest folder that is searched: links may form a circle.
+const DEPTH_MAX: usize = 8;
+
+fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with('.') || files.len() > FILES_MAX {
+            continue;
+        }
+        let extension = path.extension().unwrap_or_default();
+        if path.is_dir() {
+            if depth < DEPTH_MAX {
+                find(&path, files, depth + 1)?;
+            }
+        } else if ["yaml", "yml", "json"]
+            .iter()
+            .any(|known| extension == *known)
+        {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
+}
+
+/// The documents of a file and the line each begins at. YAML ends a document at a line that
+/// begins with `---` or `...`, even inside a quoted or block scalar, so lines are enough; and a
+/// document that does not parse does not take the next ones with it.
+fn documents(text: &str) -> Vec<(usize, String)> {
+    let mut documents = vec![(1, String::new())];
+    for (index, line) in text.lines().enumerate() {
+        let marker = |marker| {
+            line.strip_prefix(marker)
+                .filter(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
+        };
+        let rest = marker("---").or_else(|| marker("..."));
+        if rest.is_some() {
+            documents.push((index + 1, String::new()));
+        }
+        if let Some((_, document)) = documents.last_mut() {
+            document.push_str(rest.unwrap_or(line));
+            document.push('\n');
+        }
+    }
+    documents
+}
+
+fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {
+    let Some(mut document) = field.object() else {
+        return (None, None);
+    };
+    let version = document.require("apiVersion").and_then(|f| f.text());
+    let kind = document.require("kind").and_then(|f| f.text());
+    let (Some(version), Some(kind)) = (version, kind) else {
+        return (None, None);
+    };
+    let Some(kind) = DocumentKind::parse(version, kind) else {
+        let reason = format!(
+            "{version} {kind} is not supported: v1 Pod, ConfigMap, Secret, apps/v1 Deployment, \
+             DaemonSet are"
+        );
+        field.faults.add("kind", reason);
+        return (None, None);
+    };
+    let metadata = pod::metadata(&mut document, false);
+    document.harmless(&["status"]);
+    let object = match kind {
+        DocumentKind::ConfigMap => Some(Accepted::Config(config::config_map(&mut document).into())),
+        DocumentKind::Secret => Some(Accepted::Config(config::secret(&mut document).into())),
+        DocumentKind::Pod => document
+            .require("spec")
+            .and_then(|f| pod::spec(&f))
+            .map(|template| {
+                Accepted::Workload(Box::new(finish(template, &metadata, &document, "spec")))
+            }),
+        DocumentKind::Deployment | DocumentKind::DaemonSet => document
+            .require("spec")
+            .and_then(|f| owner(&f, kind, &metadata)),
+    };
+    document.finish(&[]);
+    let id = Id {
+        kind,
+        namespace: metadata.namespace,
+        name: metadata.name,
+    };
+    let named = !id.namespace.is_empty() && !id.name.is_empty();
+    (named.then_some(id), object)
+}
+
+/// Puts labels and namespace into a template and checks its size.
+fn finish(
+    mut template: Template,
+    metadata: &pod::Metadata,
+    at: &Object<'_>,
+    key: &str,
+) -> Template {
+    template.pod.namespace.clone_from(&metadata.namespace);
+    template.pod.name.clone_from(&metadata.name);
+    template.pod.labels = metadata.labels.clone().into_iter().collect();
+    // UID and the longest name are still to come.
+    if template.pod.encode().len() + 512 > POD_BYTES_MAX {
+        at.refuse(key, format!("is larger than {POD_BYTES_MAX} bytes"));
+    }
+    template
+}
+
+/// Reads the spec of a Deployment or DaemonSet.
+fn owner(field: &Field<'_>, kind: DocumentKind, metadata: &pod::Metadata) -> Option<Accepted> {
+    let mut spec = field.object()?;
+    let selector = selector(&mut spec);
+    let template = spec.require("template").and_then(|f| {
+        let mut object = f.object()?;
+        let inner = pod::metadata(&mut object, true);
+        let template = object.require("spec").and_then(|f| pod::spec(&f));
+        if !selector
+            .iter()
+            .all(|(key, value)| inner.labels.get(key) == Some(value))
+        {
+            object.refuse("metadata.labels", "must have the labels of spec.selector");
+        }
+        let metadata = pod::Metadata {
+            labels: inner.labels,
+            ..metadata.clone()
+        };
+        let template = template.map(|template| finish(template, &metadata, &object, "spec"));
+        object.finish(&[]);
+        if template
+            .as_ref()
+            .is_some_and(|t| t.pod.restart_policy != RestartPolicy::Always)
+        {
+            f.faults
+                .add("spec.template.spec.restartPolicy", "must be Always");
+        }
+        template
+    });
+    spec.harmless(&["revisionHistoryLimit", "progressDeadlineSeconds"]);
+    let object = if kind == DocumentKind::Deployment {
+        let replicas = spec
+            .take("replicas")
+            .map_or(Some(1), |f| f.integer(0, REPLICAS_MAX));
+        spec.only("paused", false, "is not supported");
+        if let Some(mut strategy) = spec.take("strategy").and_then(|f| f.object()) {
+            let reason = "must be Recreate or left out: the old pod ends before the new one starts";
+            strategy.only_text("type", &["Recreate"], reason);
+            strategy.finish(&[]);
+        }
+        Accepted::Replicated(Box::new(template?), replicas?)
+    } else {
+        Accepted::Workload(Box::new(template?))
+    };
+    spec.finish(&[(
+        "updateStrategy",
+        "is not supported: every node's old pod ends before its new one starts",
+    )]);
+    Some(object)
+}
+
+fn selector(spec: &mut Object<'_>) -> BTreeMap<String, String> {
+    let Some(mut object) = spec.require("selector").and_then(|f| f.object()) else {
+        return BTreeMap::new();
+    };
+    let labels = object
+        .require("matchLabels")
+        .map(|f| pod::labels(&f))
+        .unwrap_or_default();
+    object.finish(&[]);
+    labels
+}
+
+#[cfg(test)]
+mod tests;

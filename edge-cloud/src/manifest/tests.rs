@@ -1,0 +1,339 @@
+use edge_proto::object::{EnvValue, RuntimeClass, VolumeSource};
+use proptest::prelude::*;
+
+use super::*;
+
+fn read(text: &str) -> Manifests {
+    let mut manifests = Manifests::default();
+    manifests.add_file("gate.yaml", text);
+    manifests
+}
+
+fn problems(text: &str) -> Vec<(usize, String, String)> {
+    let problems = read(text).problems.into_iter();
+    problems
+        .map(|problem| (problem.origin.document, problem.path, problem.reason))
+        .collect()
+}
+
+const GOOD: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: lane}
+data: {lane: "3", rate: "2.50"}
+binaryData: {logo: aGVsbG8=}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key, namespace: toll}
+data: {a: aGVsbG8=}
+stringData: {a: x}
+--- # the counter
+apiVersion: v1
+kind: Pod
+metadata:
+  name: toll-counter
+  annotations: {who: me}
+spec:
+  runtimeClassName: process
+  nodeName: gate-1
+  restartPolicy: OnFailure
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: counter
+    image: ignored/by:processes
+    command: [/bin/sh, -c]
+    args: ['echo $(LANE) $$(HOME) $(date)']
+    workingDir: /tmp
+    env:
+    - {name: LANE, value: "7"}
+    - name: RATE
+      valueFrom: {configMapKeyRef: {name: lane, key: rate, optional: true}}
+    envFrom: [{prefix: L_, configMapRef: {name: lane}}]
+    resources:
+      requests: {cpu: 50m}
+      limits: {cpu: 100m, memory: 64Mi, edge-min.io/pids: 16}
+    securityContext: {runAsUser: 1000, runAsGroup: 1000, runAsNonRoot: true}
+    volumeMounts:
+    - {name: lane, mountPath: /etc/lane, readOnly: true}
+    - {name: tmp, mountPath: /scratch, subPath: a/b}
+  volumes:
+  - name: lane
+    configMap: {name: lane, defaultMode: 0400, items: [{key: lane, path: l}]}
+  - name: tmp
+    emptyDir: {medium: Memory, sizeLimit: 1Mi}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      hostNetwork: true
+      nodeSelector: {site: north}
+      containers: [{name: web, image: web:1, ports: [{containerPort: 80}], livenessProbe: null}]
+---
+"#;
+
+#[test]
+fn every_kind_is_read() {
+    let manifests = read(GOOD);
+    assert_eq!(manifests.problems, []);
+    let ids: Vec<_> = manifests.objects.keys().map(ToString::to_string).collect();
+    assert_eq!(
+        ids,
+        [
+            "Pod default/toll-counter",
+            "ConfigMap default/lane",
+            "Secret toll/key",
+            "Deployment default/web"
+        ]
+    );
+    let mut objects = manifests.objects.into_values();
+    let Some((origin, Accepted::Workload(template))) = objects.next() else {
+        panic!("the pod comes first");
+    };
+    assert_eq!(origin.document, 3);
+    assert_eq!(template.node.as_deref(), Some("gate-1"));
+    let pod = template.pod;
+    assert_eq!(pod.runtime, RuntimeClass::Process);
+    assert_eq!(pod.grace_s, Some(5));
+    let container = &pod.containers[0];
+    assert_eq!(container.image, "");
+    assert_eq!(container.args, ["echo 7 $(HOME) $(date)"]);
+    assert!(matches!(
+        container.env[1].value,
+        EnvValue::ConfigMap { optional: true, .. }
+    ));
+    assert_eq!(container.env_from[0].prefix, "L_");
+    assert_eq!(container.resources.cpu_millis, Some(100));
+    assert_eq!(container.resources.memory_bytes, Some(64 << 20));
+    assert_eq!(container.resources.pids, Some(16));
+    assert_eq!(container.user, Some(1000));
+    assert_eq!(container.mounts[1].sub_path, "a/b");
+    assert!(matches!(
+        &pod.volumes[0].source,
+        VolumeSource::ConfigMap { mode: 0o400, items, .. } if items.len() == 1
+    ));
+    let Some((_, Accepted::Config(payload))) = objects.next() else {
+        panic!("the ConfigMap is next");
+    };
+    let lane = edge_proto::object::ConfigMap::decode(&payload).unwrap();
+    assert_eq!(lane.data[0], ("lane".into(), b"3".to_vec()));
+    assert_eq!(lane.data[1], ("logo".into(), b"hello".to_vec()));
+}
+
+/// A pod with `container` and `spec` lines added, each list item at its own indentation.
+fn pod(spec: &str, container: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  hostNetwork: true\n{spec}\n  \
+         containers:\n  - name: c\n    image: i:1\n{container}\n"
+    )
+}
+
+#[test]
+fn each_refusal_names_its_field() {
+    let c = "spec.containers[0]";
+    for (spec, container, path) in [
+        ("", "    livenessProbe: {}", format!("{c}.livenessProbe")),
+        ("", "    lifecycle: {}", format!("{c}.lifecycle")),
+        (
+            "",
+            "    imagePullPolicy: Always",
+            format!("{c}.imagePullPolicy"),
+        ),
+        ("", "    imagee: x", format!("{c}.imagee")),
+        ("", "    args: [1]", format!("{c}.args[0]")),
+        (
+            "",
+            "    env: [{name: A, valueFrom: {fieldRef: {}}}]",
+            format!("{c}.env[0].valueFrom.fieldRef"),
+        ),
+        ("", "    env: [{name: A=B}]", format!("{c}.env[0].name")),
+        (
+            "",
+            "    env: [{name: A, value: 1}]",
+            format!("{c}.env[0].value"),
+        ),
+        ("", "    envFrom: [{}]", format!("{c}.envFrom[0]")),
+        (
+            "",
+            "    resources: {limits: {cpu: 1x}}",
+            format!("{c}.resources.limits.cpu"),
+        ),
+        (
+            "",
+            "    resources: {limits: {gpu: 1}}",
+            format!("{c}.resources.limits.gpu"),
+        ),
+        (
+            "",
+            "    resources: {limits: {cpu: 1}, requests: {cpu: 2}}",
+            format!("{c}.resources.requests.cpu"),
+        ),
+        (
+            "",
+            "    securityContext: {privileged: true}",
+            format!("{c}.securityContext.privileged"),
+        ),
+        (
+            "",
+            "    securityContext: {runAsNonRoot: true}",
+            format!("{c}.securityContext.runAsUser"),
+        ),
+        (
+            "",
+            "    ports: [{containerPort: 80, hostPort: 81}]",
+            format!("{c}.ports[0].hostPort"),
+        ),
+        (
+            "",
+            "    volumeMounts: [{name: v, mountPath: /v}]",
+            format!("{c}.volumeMounts[0]"),
+        ),
+        (
+            "",
+            "    volumeMounts: [{name: v, mountPath: v}]",
+            format!("{c}.volumeMounts[0].mountPath"),
+        ),
+        ("", "    tty: true", format!("{c}.tty")),
+        ("  initContainers: []", "", "spec.initContainers".into()),
+        (
+            "  runtimeClassName: kata",
+            "",
+            "spec.runtimeClassName".into(),
+        ),
+        ("  restartPolicy: always", "", "spec.restartPolicy".into()),
+        ("  hostPID: true", "", "spec.hostPID".into()),
+        ("  dnsPolicy: None", "", "spec.dnsPolicy".into()),
+        ("  nodeSelector: {a: 1}", "", "spec.nodeSelector.a".into()),
+        (
+            "  terminationGracePeriodSeconds: -1",
+            "",
+            "spec.terminationGracePeriodSeconds".into(),
+        ),
+        ("  volumes: [{name: v}]", "", "spec.volumes[0]".into()),
+        (
+            "  volumes: [{name: v, nfs: {}}]",
+            "",
+            "spec.volumes[0].nfs".into(),
+        ),
+        (
+            "  volumes: [{name: v, hostPath: {path: a}}]",
+            "",
+            "spec.volumes[0].hostPath.path".into(),
+        ),
+        (
+            "  volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]",
+            "",
+            "spec.volumes[0].emptyDir.sizeLimit".into(),
+        ),
+        (
+            "  volumes: [{name: v, secret: {secretName: s, defaultMode: 0999}}]",
+            "",
+            "spec.volumes[0].secret.defaultMode".into(),
+        ),
+        (
+            "  automountServiceAccountToken: true",
+            "",
+            "spec.automountServiceAccountToken".into(),
+        ),
+    ] {
+        let text = format!("---\n{}---\n{GOOD}", pod(spec, container));
+        let manifests = read(&text);
+        let found = manifests.problems.iter();
+        let found: Vec<_> = found.filter(|p| p.path == path).collect();
+        assert_eq!(found.len(), 1, "{path}: {:?}", manifests.problems);
+        assert_eq!(found[0].origin.document, 1);
+        assert_eq!(found[0].origin.file, "gate.yaml");
+        assert_eq!(found[0].object.as_deref(), Some("Pod default/p"));
+        assert!(!found[0].reason.is_empty());
+        assert_eq!(manifests.objects.len(), 4, "the rest still applies");
+    }
+}
+
+#[test]
+fn documents_that_are_no_objects_are_refused() {
+    let runc = pod("", "").replace("  hostNetwork: true\n", "");
+    assert_eq!(problems(&runc)[0].1, "spec.hostNetwork");
+    assert_eq!(problems("[1]")[0].2, "must be a map");
+    assert_eq!(
+        problems("apiVersion: v1\nkind: Service\nmetadata: {name: a}")[0].1,
+        "kind"
+    );
+    assert_eq!(
+        problems("apiVersion: v1\nkind: Pod\nmetadata: {name: A}")[0].1,
+        "metadata.name"
+    );
+    let twice = format!("{GOOD}---\n{}---\n{}", pod("", ""), pod("", ""));
+    assert_eq!(problems(&twice)[0].0, 6);
+    assert!(problems(&twice)[0].2.contains("document 5"));
+    let broken = format!("a: [\n---\n{GOOD}");
+    let manifests = read(&broken);
+    assert_eq!(manifests.problems.len(), 1, "{:?}", manifests.problems);
+    assert!(manifests.problems[0].reason.starts_with("line "));
+    assert_eq!(manifests.objects.len(), 4);
+}
+
+#[test]
+fn a_slip_of_the_pen_keeps_the_last_good_version() {
+    let before = read(GOOD);
+    let mut wrong = read(&GOOD.replace("replicas: 2", "replicas: two"));
+    assert_eq!(wrong.objects.len(), 3);
+    wrong.keep_last_good(&before);
+    assert_eq!(wrong.objects, before.objects);
+    let mut half = read("apiVersion: [");
+    half.keep_last_good(&before);
+    assert_eq!(half.objects, before.objects);
+    let mut gone = read("");
+    gone.keep_last_good(&before);
+    assert!(gone.objects.is_empty(), "deleted is deleted");
+}
+
+#[test]
+fn a_folder_is_read_in_order_and_within_caps() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("a.yaml", GOOD);
+    write(
+        "b.json",
+        r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"j"}}"#,
+    );
+    write(".hidden.yaml", "x: [");
+    write("notes.txt", "x: [");
+    write(
+        "big.yml",
+        &"#".repeat(usize::try_from(FILE_BYTES_MAX).unwrap() + 1),
+    );
+    let manifests = Manifests::read(folder.path());
+    assert_eq!(manifests.objects.len(), 5);
+    assert_eq!(manifests.problems.len(), 1);
+    assert_eq!(manifests.problems[0].origin.file, "big.yml");
+    let missing = Manifests::read(&folder.path().join("missing"));
+    assert_eq!(missing.problems.len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn the_reader_never_panics(text in "\\PC*") {
+        read(&text);
+    }
+
+    /// Lines of a good file, cut, doubled and in any order.
+    #[test]
+    fn a_scrambled_file_never_panics(
+        picks in proptest::collection::vec((0usize..80, 0usize..60), 0..80),
+    ) {
+        let lines: Vec<&str> = GOOD.lines().collect();
+        let mut text = String::new();
+        for (line, cut) in picks {
+            let line = lines[line % lines.len()];
+            text.extend(line.chars().take(if cut < 40 { 200 } else { cut - 40 }));
+            text.push('\n');
+        }
+        read(&text);
+    }
+}
