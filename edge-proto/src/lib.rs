@@ -24,3 +24,9 @@ pub mod object;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;
+
+/// Postcard bytes of a small value of ours. Such a value always fits a Vec, so there is no error.
+#[must_use]
+pub fn encode<T: serde::Serialize + ?Sized>(value: &T) -> alloc::vec::Vec<u8> {
+    postcard::to_allocvec(value).unwrap_or_default()
+}

@@ -1,1 +1,37 @@
-//! edge-core
+//! Every decision of the agent. No clock, no IO, no threads: the shell tells what happened
+//! ([`Input`]) and does what comes out ([`Output`]).
+//!
+//! The contract, on the board, in tests and in a simulator alike:
+//!
+//! ```text
+//! loop {
+//!     agent.handle(now, input);                    // exactly one thing happened
+//!     while let Some(output) = agent.poll() { .. } // drain
+//!     wait until agent.deadline() (then Input::Tick) or the next event
+//! }
+//! ```
+//!
+//! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod` with exactly one input.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(
+    clippy::std_instead_of_core,
+    clippy::std_instead_of_alloc,
+    clippy::alloc_instead_of_core
+)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod agent;
+pub mod backoff;
+mod event;
+pub mod limits;
+mod pod;
+pub mod reconnect;
+mod supervisor;
+
+pub use agent::{Agent, AgentConfig, Discovered, Input, Output, Signal};
+pub use event::Event;
+pub use supervisor::StartFailure;

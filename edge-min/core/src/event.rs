@@ -1,0 +1,53 @@
+//! What the core would log: event word first, then `key=value`.
+
+use alloc::string::String;
+
+use edge_proto::Millis;
+use edge_proto::key::{Key, Uid};
+
+/// One state change worth a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A container that ran before the agent did was taken over.
+    Adopted(Uid, String),
+    /// A container runs.
+    Started(Uid, String, u32),
+    /// A container could not be started.
+    StartFailed(Uid, String, String),
+    /// A container ended.
+    Exited(Uid, String, Option<i32>),
+    /// A container will be started again after this delay.
+    Restart(Uid, String, Millis),
+    /// A container that nobody wants is stopped.
+    Orphan(Uid, String),
+    /// A pod is gone.
+    PodGone(Uid),
+    /// An object was refused.
+    Refused(Key, String),
+}
+
+impl core::fmt::Display for Event {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Adopted(uid, name) => write!(f, "adopted pod={uid} container={name}"),
+            Self::Started(uid, name, pid) => {
+                write!(f, "started pod={uid} container={name} pid={pid}")
+            }
+            Self::StartFailed(uid, name, reason) => {
+                write!(f, "start_failed pod={uid} container={name} reason={reason}")
+            }
+            Self::Exited(uid, name, Some(code)) => {
+                write!(f, "exited pod={uid} container={name} code={code}")
+            }
+            Self::Exited(uid, name, None) => {
+                write!(f, "exited pod={uid} container={name} code=unknown")
+            }
+            Self::Restart(uid, name, delay_ms) => {
+                write!(f, "restart pod={uid} container={name} delay_ms={delay_ms}")
+            }
+            Self::Orphan(uid, name) => write!(f, "orphan pod={uid} container={name}"),
+            Self::PodGone(uid) => write!(f, "pod_gone pod={uid}"),
+            Self::Refused(key, reason) => write!(f, "refused key={key} reason={reason}"),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Caps of the agent's decisions. `docs/limits.md` repeats each with its consequence.
+
+use edge_proto::Millis;
+
+/// Pods that a board may allow at most, Kubernetes' own default; a further one is refused with a
+/// status.
+pub const PODS_MAX: usize = 110;
+/// Discovered containers that are not desired and are stopped at start; further ones are found
+/// again at the next start.
+pub const ORPHANS_MAX: usize = 256;
+/// First back-off of a crashing container, milliseconds: Kubernetes' 10 s. The very first restart
+/// is immediate.
+pub const BACKOFF_MS_MIN: Millis = 10_000;
+/// Longest back-off, milliseconds: Kubernetes' 5 minutes.
+pub const BACKOFF_MS_MAX: Millis = 300_000;
+/// A run of this length forgets earlier crashes, milliseconds: Kubernetes' 10 minutes.
+pub const BACKOFF_RESET_MS: Millis = 600_000;
+/// Grace from SIGTERM to SIGKILL when the Pod names none, seconds: Kubernetes' default.
+pub const GRACE_S_DEFAULT: u32 = 30;
+/// A killed container that does not end is killed again after this, milliseconds.
+pub const KILL_AGAIN_MS: Millis = 5_000;

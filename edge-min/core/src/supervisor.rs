@@ -1,0 +1,263 @@
+//! One container: what we want of it, what it is, and the one step between.
+//!
+//! `wanted` is the disposition; [`State`] is what is. A state that waits for the shell has no
+//! timer but `Stopping`: the shell always answers.
+
+use alloc::string::String;
+
+use edge_proto::Millis;
+use edge_proto::hash::Hash16;
+use edge_proto::object::{ContainerState, ContainerStatus, RestartPolicy, clip};
+
+use crate::backoff;
+use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS};
+
+/// Why a start failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    /// Kubernetes' reason: `ErrImageNeverPull`, `CreateContainerError`...
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not there, may start at this time.
+    Idle { start_at: Millis },
+    /// The shell starts it.
+    Starting,
+    /// Runs.
+    Running { pid: u32, since: Millis },
+    /// SIGTERM or SIGKILL was sent; SIGKILL follows (again) at this time.
+    Stopping { pid: u32, kill_at: Millis },
+    /// Ended; the shell clears its remains, then `next` holds.
+    Removing { next: Next },
+    /// Ended for good.
+    Ended { code: Option<i32>, oom: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Start(Millis),
+    End { code: Option<i32>, oom: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Start,
+    Terminate,
+    Kill,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) name: String,
+    pub(crate) spec: Hash16,
+    /// Spec of what runs; differs from `spec` until it is replaced.
+    running_spec: Hash16,
+    pub(crate) state: State,
+    /// Number of the latest run: answers about an earlier one are stale.
+    pub(crate) run: u32,
+    failures: u32,
+    restarts: u32,
+    last_exit_code: Option<i32>,
+    failure: Option<StartFailure>,
+}
+
+impl Supervisor {
+    pub(crate) const fn new(name: String, spec: Hash16) -> Self {
+        Self {
+            name,
+            spec,
+            running_spec: spec,
+            state: State::Idle { start_at: 0 },
+            run: 0,
+            failures: 0,
+            restarts: 0,
+            last_exit_code: None,
+            failure: None,
+        }
+    }
+
+    /// Takes over a container that runs already.
+    pub(crate) fn adopt(&mut self, now: Millis, pid: u32, spec: Hash16) {
+        self.running_spec = spec;
+        self.run = 1;
+        self.state = State::Running { pid, since: now };
+    }
+
+    /// Remains of a run that ended while nobody looked: clear them; the unknown code counts as a
+    /// failure.
+    pub(crate) fn clear_remains(&mut self, now: Millis, policy: RestartPolicy) {
+        self.run = 1;
+        let next = match policy {
+            RestartPolicy::Never => Next::End {
+                code: None,
+                oom: false,
+            },
+            _ => {
+                self.restarts = 1;
+                Next::Start(now)
+            }
+        };
+        self.state = State::Removing { next };
+    }
+
+    /// The one thing to do now, if any.
+    pub(crate) fn step(&mut self, now: Millis, wanted: bool, grace_ms: Millis) -> Option<Step> {
+        match self.state {
+            State::Idle { start_at } if wanted && start_at <= now => {
+                self.run += 1;
+                self.running_spec = self.spec;
+                self.state = State::Starting;
+                Some(Step::Start)
+            }
+            State::Running { pid, .. } if !wanted || self.running_spec != self.spec => {
+                self.state = State::Stopping {
+                    pid,
+                    kill_at: now.saturating_add(grace_ms),
+                };
+                Some(Step::Terminate)
+            }
+            State::Stopping { pid, kill_at } if kill_at <= now => {
+                self.state = State::Stopping {
+                    pid,
+                    kill_at: now.saturating_add(KILL_AGAIN_MS),
+                };
+                Some(Step::Kill)
+            }
+            // A spec that changed after the end starts anew.
+            State::Ended { .. } if wanted && self.running_spec != self.spec => {
+                self.state = State::Idle { start_at: now };
+                self.step(now, wanted, grace_ms)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn deadline(&self, wanted: bool) -> Option<Millis> {
+        match self.state {
+            State::Idle { start_at } if wanted => Some(start_at),
+            State::Stopping { kill_at, .. } => Some(kill_at),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn started(&mut self, now: Millis, pid: u32) {
+        self.failure = None;
+        self.state = State::Running { pid, since: now };
+    }
+
+    /// Returns the delay before the next attempt.
+    pub(crate) fn start_failed(&mut self, now: Millis, failure: StartFailure) -> Millis {
+        self.failures = self.failures.saturating_add(1);
+        // Unlike a crash, a failed start is not repeated at once: nothing has changed.
+        let delay = backoff::delay_ms(self.failures.saturating_add(1));
+        self.failure = Some(failure);
+        self.state = State::Removing {
+            next: Next::Start(now.saturating_add(delay)),
+        };
+        delay
+    }
+
+    /// Returns the delay before the restart, `None` when there will be none.
+    pub(crate) fn exited(
+        &mut self,
+        now: Millis,
+        code: Option<i32>,
+        oom: bool,
+        policy: RestartPolicy,
+        wanted: bool,
+    ) -> Option<Millis> {
+        let stopped = matches!(self.state, State::Stopping { .. });
+        let replaced = stopped && wanted && self.running_spec != self.spec;
+        if let State::Running { since, .. } = self.state
+            && now.saturating_sub(since) >= BACKOFF_RESET_MS
+        {
+            self.failures = 0;
+        }
+        self.last_exit_code = code;
+        let again = match policy {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => code != Some(0),
+            RestartPolicy::Never => false,
+        };
+        let next = if replaced {
+            self.failures = 0;
+            Next::Start(now)
+        } else if wanted && again {
+            self.failures = self.failures.saturating_add(1);
+            self.restarts = self.restarts.saturating_add(1);
+            Next::Start(now.saturating_add(backoff::delay_ms(self.failures)))
+        } else {
+            Next::End { code, oom }
+        };
+        let delay = match next {
+            Next::Start(at) => Some(at - now),
+            Next::End { .. } => None,
+        };
+        self.state = State::Removing { next };
+        delay
+    }
+
+    pub(crate) fn removed(&mut self) {
+        if let State::Removing { next } = &self.state {
+            self.state = match *next {
+                Next::Start(start_at) => State::Idle { start_at },
+                Next::End { code, oom } => State::Ended { code, oom },
+            };
+        }
+    }
+
+    /// Nothing of it is left on the board.
+    pub(crate) const fn is_gone(&self) -> bool {
+        matches!(self.state, State::Idle { .. } | State::Ended { .. })
+    }
+
+    pub(crate) const fn has_started(&self) -> bool {
+        self.run > 0 && self.failure.is_none() && !matches!(self.state, State::Starting)
+            || self.restarts > 0
+    }
+
+    pub(crate) const fn ended(&self) -> Option<Option<i32>> {
+        match self.state {
+            State::Ended { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn status(&self) -> ContainerStatus {
+        let waiting = |reason: &str, message: &str| ContainerState::Waiting {
+            reason: reason.into(),
+            message: clip(message).into(),
+        };
+        let state = match &self.state {
+            State::Running { pid, .. } | State::Stopping { pid, .. } => {
+                ContainerState::Running { pid: *pid }
+            }
+            State::Ended { code, oom }
+            | State::Removing {
+                next: Next::End { code, oom },
+            } => ContainerState::Terminated {
+                exit_code: *code,
+                reason: match (oom, code) {
+                    (true, _) => "OOMKilled".into(),
+                    (false, Some(0)) => "Completed".into(),
+                    (false, _) => "Error".into(),
+                },
+            },
+            State::Idle { .. } | State::Starting | State::Removing { .. } => match &self.failure {
+                Some(failure) => waiting(&failure.reason, &failure.message),
+                None if self.failures > 1 => waiting("CrashLoopBackOff", ""),
+                None => waiting("ContainerCreating", ""),
+            },
+        };
+        ContainerStatus {
+            name: self.name.clone(),
+            state,
+            restarts: self.restarts,
+            last_exit_code: self.last_exit_code,
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The agent against a board in virtual time: children that behave, crash or hang, answers that
+//! come late, and an agent that is replaced in the middle.
+#![cfg(test)]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use edge_core::{Agent, AgentConfig, Discovered, Input, Output, Signal, StartFailure};
+use edge_proto::Millis;
+use edge_proto::hash::Hash16;
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::object::{
+    ConfigMap, Container, ContainerState, EnvValue, EnvVar, NodeStatus, Phase, Pod, PodStatus,
+    RestartPolicy,
+};
+use proptest::prelude::*;
+
+/// A board whose containers run until told otherwise.
+struct Board {
+    agent: Agent,
+    now: Millis,
+    running: BTreeMap<(Uid, String), (u32, Hash16)>,
+    answers: VecDeque<Input>,
+    starts: u32,
+    pids: u32,
+    ignores_term: bool,
+    broken_image: bool,
+    reported: BTreeMap<Key, Vec<u8>>,
+}
+
+fn agent() -> Agent {
+    let facts = NodeStatus {
+        pods_max: 20,
+        ..NodeStatus::default()
+    };
+    Agent::new(AgentConfig { facts })
+}
+
+impl Board {
+    fn new() -> Self {
+        let mut board = Self {
+            agent: agent(),
+            now: 1000,
+            running: BTreeMap::new(),
+            answers: VecDeque::new(),
+            starts: 0,
+            pids: 0,
+            ignores_term: false,
+            broken_image: false,
+            reported: BTreeMap::new(),
+        };
+        board.tell(Input::Discovered(Vec::new()));
+        board
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.agent.handle(self.now, input);
+        while let Some(output) = self.agent.poll() {
+            self.perform(output);
+        }
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::PreparePod(uid) => self.answers.push_back(Input::PodPrepared(uid, Ok(()))),
+            Output::Start {
+                uid,
+                container,
+                run,
+            } => {
+                self.starts += 1;
+                let result = if self.broken_image {
+                    Err(StartFailure {
+                        reason: "ErrImageNeverPull".into(),
+                        message: "no".into(),
+                    })
+                } else {
+                    self.pids += 1;
+                    let spec = self.agent.spec_hash(&uid, &container).unwrap();
+                    let before = self
+                        .running
+                        .insert((uid, container.clone()), (self.pids, spec));
+                    assert_eq!(before, None, "two runs at once");
+                    Ok(self.pids)
+                };
+                self.answers.push_back(Input::Started {
+                    uid,
+                    container,
+                    run,
+                    result,
+                });
+            }
+            Output::Signal {
+                uid,
+                container,
+                signal,
+            } => {
+                if signal == Signal::Kill || !self.ignores_term {
+                    self.exit(uid, &container, Some(143));
+                }
+            }
+            Output::Remove { uid, container } => {
+                assert!(!self.running.contains_key(&(uid, container.clone())));
+                self.answers.push_back(Input::Removed(uid, container));
+            }
+            Output::RemovePod(uid) => {
+                assert!(!self.running.keys().any(|(running, _)| *running == uid));
+                self.answers.push_back(Input::PodRemoved(uid));
+            }
+            Output::Report(key, Some(payload)) => {
+                let before = self.reported.insert(key, payload.clone());
+                assert_ne!(before, Some(payload), "reported without a change");
+            }
+            Output::Report(key, None) => drop(self.reported.remove(&key)),
+            Output::UpdateConfig(_) | Output::Event(_) => {}
+        }
+    }
+
+    fn exit(&mut self, uid: Uid, container: &str, code: Option<i32>) {
+        if self.running.remove(&(uid, container.into())).is_some() {
+            let container = container.into();
+            self.answers.push_back(Input::Exited {
+                uid,
+                container,
+                code,
+                oom: false,
+            });
+        }
+    }
+
+    /// Answers until quiet, without letting time pass.
+    fn settle(&mut self) {
+        while let Some(answer) = self.answers.pop_front() {
+            self.tell(answer);
+        }
+    }
+
+    /// Lets time pass to the deadline, at most `limit` times.
+    fn advance(&mut self, limit: u32) {
+        self.settle();
+        for _ in 0..limit {
+            let Some(deadline) = self.agent.deadline() else {
+                return;
+            };
+            self.now = self.now.max(deadline);
+            self.tell(Input::Tick);
+            self.settle();
+            assert!(
+                self.agent.deadline().is_none_or(|next| next > self.now),
+                "deadline passed"
+            );
+        }
+    }
+
+    fn put(&mut self, pod: &Pod) {
+        self.tell(Input::Desired(Key::pod(pod.uid), Some(pod.encode())));
+    }
+
+    fn status(&self, uid: Uid) -> Option<PodStatus> {
+        let payload = self.reported.get(&Key::pod_status(uid))?;
+        Some(PodStatus::decode(payload).unwrap())
+    }
+}
+
+fn pod(id: u8, policy: RestartPolicy) -> Pod {
+    Pod {
+        uid: Uid([id; 16]),
+        namespace: "toll".into(),
+        name: format!("pod-{id}"),
+        restart_policy: policy,
+        containers: vec![Container {
+            name: "main".into(),
+            command: vec!["/bin/true".into()],
+            ..Container::default()
+        }],
+        ..Pod::default()
+    }
+}
+
+const UID: Uid = Uid([1; 16]);
+
+#[test]
+fn a_desired_pod_runs_and_is_reported() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    let status = board.status(UID).unwrap();
+    assert_eq!(status.phase, Phase::Running);
+    assert_eq!(
+        status.containers[0].state,
+        ContainerState::Running { pid: 1 }
+    );
+}
+
+#[test]
+fn first_crash_restarts_at_once_and_the_second_waits_ten_seconds() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    board.exit(UID, "main", Some(1));
+    board.settle();
+    assert_eq!(board.starts, 2, "restarted without waiting");
+    board.exit(UID, "main", Some(1));
+    board.settle();
+    assert_eq!(board.starts, 2);
+    assert_eq!(board.agent.deadline(), Some(board.now + 10_000));
+    let state = board.status(UID).unwrap().containers[0].state.clone();
+    assert!(
+        matches!(state, ContainerState::Waiting { reason, .. } if reason == "CrashLoopBackOff")
+    );
+    board.advance(1);
+    assert_eq!(board.starts, 3);
+    assert_eq!(board.status(UID).unwrap().containers[0].restarts, 2);
+}
+
+#[test]
+fn ten_good_minutes_forget_the_crashes() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    for _ in 0..3 {
+        board.exit(UID, "main", Some(1));
+        board.advance(1);
+    }
+    board.now += 600_000;
+    board.exit(UID, "main", Some(1));
+    board.settle();
+    assert_eq!(board.starts, 5, "immediate again");
+}
+
+#[test]
+fn restart_policies_differ_as_in_kubernetes() {
+    for (policy, code, restarted, phase) in [
+        (RestartPolicy::Never, Some(0), false, Phase::Succeeded),
+        (RestartPolicy::Never, Some(3), false, Phase::Failed),
+        (RestartPolicy::OnFailure, Some(0), false, Phase::Succeeded),
+        (RestartPolicy::OnFailure, Some(3), true, Phase::Running),
+        (RestartPolicy::OnFailure, None, true, Phase::Running),
+        (RestartPolicy::Always, Some(0), true, Phase::Running),
+    ] {
+        let mut board = Board::new();
+        board.put(&pod(1, policy));
+        board.settle();
+        board.exit(UID, "main", code);
+        board.settle();
+        assert_eq!(board.starts == 2, restarted);
+        assert_eq!(board.status(UID).unwrap().phase, phase);
+    }
+}
+
+#[test]
+fn a_stubborn_container_is_killed_after_its_grace() {
+    let mut board = Board::new();
+    board.ignores_term = true;
+    board.put(&Pod {
+        grace_s: Some(7),
+        ..pod(1, RestartPolicy::Always)
+    });
+    board.settle();
+    board.put(&Pod {
+        grace_s: Some(7),
+        terminating: true,
+        ..pod(1, RestartPolicy::Always)
+    });
+    assert_eq!(board.agent.deadline(), Some(board.now + 7_000));
+    assert_eq!(board.running.len(), 1);
+    board.advance(1);
+    assert!(board.running.is_empty());
+    assert_eq!(board.status(UID), None, "gone is told by a missing status");
+    board.tell(Input::Desired(Key::pod(UID), None));
+    assert_eq!(board.agent.statuses().count(), 0);
+}
+
+#[test]
+fn a_pod_waits_for_what_it_needs_and_names_it() {
+    let mut needy = pod(1, RestartPolicy::Always);
+    needy.containers[0].env.push(EnvVar {
+        name: "LANE".into(),
+        value: EnvValue::ConfigMap {
+            name: "lane".into(),
+            key: "id".into(),
+            optional: false,
+        },
+    });
+    let mut board = Board::new();
+    board.put(&needy);
+    board.settle();
+    assert_eq!(board.starts, 0);
+    let status = board.status(UID).unwrap();
+    assert_eq!(
+        (status.reason.as_str(), status.message.as_str()),
+        ("WaitingForConfig", "ConfigMap lane is not there")
+    );
+    let key = Key::Name(Kind::ConfigMap, "toll".into(), "lane".into());
+    board.tell(Input::Desired(
+        key.clone(),
+        Some(ConfigMap::default().encode()),
+    ));
+    board.settle();
+    assert_eq!(board.starts, 1);
+    board.tell(Input::Desired(key, None));
+    board.settle();
+    assert_eq!(
+        board.running.len(),
+        1,
+        "what is missing never stops what runs"
+    );
+}
+
+#[test]
+fn a_new_agent_adopts_what_runs_and_stops_orphans() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.put(&pod(2, RestartPolicy::Always));
+    board.settle();
+    let found: Vec<_> = board
+        .running
+        .iter()
+        .map(|((uid, container), (pid, spec))| Discovered {
+            uid: *uid,
+            container: container.clone(),
+            spec: *spec,
+            pid: Some(*pid),
+        })
+        .collect();
+    board.agent = agent();
+    board.reported.clear();
+    board.put(&pod(1, RestartPolicy::Always));
+    assert_eq!(
+        board.starts, 2,
+        "nothing starts before it is known what runs"
+    );
+    board.tell(Input::Discovered(found));
+    board.settle();
+    assert_eq!(board.starts, 2, "adopted, not restarted");
+    assert_eq!(
+        board
+            .running
+            .keys()
+            .map(|(uid, _)| *uid)
+            .collect::<Vec<_>>(),
+        [UID]
+    );
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+    assert_eq!(board.status(Uid([2; 16])), None);
+}
+
+#[test]
+fn a_changed_container_is_replaced_and_changed_labels_are_not() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    let labels = vec![("a".into(), "b".into())];
+    board.put(&Pod {
+        labels,
+        ..pod(1, RestartPolicy::Always)
+    });
+    board.settle();
+    assert_eq!(board.starts, 1);
+    let mut changed = pod(1, RestartPolicy::Always);
+    changed.containers[0].args.push("--verbose".into());
+    board.put(&changed);
+    board.settle();
+    assert_eq!(board.starts, 2);
+    assert_eq!(board.running.len(), 1);
+    assert_eq!(board.status(UID).unwrap().containers[0].restarts, 0);
+}
+
+#[test]
+fn a_failing_start_backs_off_with_its_reason() {
+    let mut board = Board::new();
+    board.broken_image = true;
+    board.put(&pod(1, RestartPolicy::Always));
+    board.advance(3);
+    assert_eq!(board.starts, 4);
+    let state = board.status(UID).unwrap().containers[0].state.clone();
+    assert!(
+        matches!(state, ContainerState::Waiting { reason, .. } if reason == "ErrImageNeverPull")
+    );
+    board.broken_image = false;
+    board.advance(1);
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn refused_objects_are_reported_with_a_reason() {
+    let mut board = Board::new();
+    let key = Key::Name(Kind::Device, "toll".into(), "gate".into());
+    board.tell(Input::Desired(key.clone(), Some(vec![1])));
+    board.tell(Input::Desired(Key::pod(UID), Some(vec![0xff])));
+    let status = board.agent.node_status();
+    assert_eq!(status.refused_count, 2);
+    board.tell(Input::Desired(key, None));
+    assert_eq!(board.agent.node_status().refused_count, 1);
+}
+
+#[test]
+fn pods_above_the_cap_are_refused() {
+    let mut board = Board::new();
+    for id in 1..=21 {
+        board.put(&pod(id, RestartPolicy::Always));
+    }
+    board.settle();
+    assert_eq!(board.running.len(), 20);
+    assert_eq!(board.agent.node_status().refused_count, 1);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Put(u8, bool, bool),
+    Drop(u8),
+    Exit(u8, Option<i32>),
+    Answer,
+    Wait,
+    Broken(bool),
+    Stubborn(bool),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        (1_u8..5, any::<bool>(), any::<bool>()).prop_map(|(id, a, b)| Act::Put(id, a, b)),
+        (1_u8..5).prop_map(Act::Drop),
+        (1_u8..5, proptest::option::of(0..3)).prop_map(|(id, code)| Act::Exit(id, code)),
+        Just(Act::Answer),
+        Just(Act::Wait),
+        any::<bool>().prop_map(Act::Broken),
+        any::<bool>().prop_map(Act::Stubborn),
+    ]
+}
+
+proptest! {
+    /// Goal: whatever happens in whatever order, no container runs twice, nothing is reported
+    /// without a change, and once children behave the board converges to what is desired.
+    #[test]
+    fn any_history_converges_once_children_behave(acts in proptest::collection::vec(act(), 0..60)) {
+        let mut board = Board::new();
+        let mut desired = BTreeMap::new();
+        for act in acts {
+            match act {
+                Act::Put(id, changed, terminating) => {
+                    let mut pod = pod(id, RestartPolicy::Always);
+                    if changed {
+                        pod.containers[0].args.push("x".into());
+                    }
+                    pod.terminating = terminating;
+                    board.put(&pod);
+                    desired.insert(pod.uid, pod);
+                }
+                Act::Drop(id) => {
+                    desired.remove(&Uid([id; 16]));
+                    board.tell(Input::Desired(Key::pod(Uid([id; 16])), None));
+                }
+                Act::Exit(id, code) => board.exit(Uid([id; 16]), "main", code),
+                Act::Answer => {
+                    if let Some(answer) = board.answers.pop_front() {
+                        board.tell(answer);
+                    }
+                }
+                Act::Wait => board.advance(1),
+                Act::Broken(broken) => board.broken_image = broken,
+                Act::Stubborn(stubborn) => board.ignores_term = stubborn,
+            }
+        }
+        board.broken_image = false;
+        board.ignores_term = false;
+        board.advance(50);
+        let running: Vec<_> = board.running.iter().map(|((uid, _), (_, spec))| (*uid, *spec)).collect();
+        let wanted: Vec<_> = desired
+            .values()
+            .filter(|pod| !pod.terminating)
+            .map(|pod| (pod.uid, board.agent.spec_hash(&pod.uid, "main").unwrap()))
+            .collect();
+        prop_assert_eq!(running, wanted);
+    }
+}
