@@ -17,10 +17,13 @@ extern crate std;
 
 pub mod enrol;
 pub mod fields;
+pub mod frame;
 pub mod hash;
 pub mod key;
 pub mod limits;
 pub mod object;
+pub mod session;
+pub mod set;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

@@ -27,6 +27,16 @@ pub const CHANGE_ITEMS_MAX: usize = 64;
 /// Entries of one inventory page: at most 64 x (1 + 255 + 16) bytes would pass a frame, so the
 /// writer also stops at [`FRAME_BYTES_MAX`].
 pub const INVENTORY_PAGE_MAX: usize = 64;
+/// Bytes of the agent's name and version in `Hello`.
+pub const AGENT_BYTES_MAX: usize = 64;
+/// First wait before an unanswered frame is repeated; doubles up to [`REPEAT_MS_MAX`].
+pub const REPEAT_MS_MIN: u64 = 4_000;
+/// Longest wait before an unanswered frame is repeated.
+pub const REPEAT_MS_MAX: u64 = 300_000;
+/// Probes of a silent node in a row. One that comes back says `Hello` by itself.
+pub const PROBES_MAX: u8 = 8;
+/// Bytes of a call's arguments, and of one piece of its answer.
+pub const CALL_BYTES_MAX: usize = 4 * 1024;
 /// Calls open at once in one session.
 pub const CALLS_MAX: usize = 8;
 /// Bytes of a call's answer in flight without the caller's credit.

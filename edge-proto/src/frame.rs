@@ -1,0 +1,321 @@
+//! Frames: what one MQTT publish carries. The first byte is the wire version, the rest one
+//! postcard value of [`Frame`]. `docs/wire.md` specifies the bytes.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::{Hash16, Hash32};
+use crate::key::Key;
+use crate::limits::{
+    AGENT_BYTES_MAX, CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INVENTORY_PAGE_MAX,
+    WIRE_VERSION, WIRE_VERSION_MIN,
+};
+
+/// Half of a session's name: random, never persisted.
+pub type Nonce = [u8; 8];
+
+/// Name of a session: the node's nonce and the cloud's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionId {
+    /// Chosen by the node, once per transport connection.
+    pub n: Nonce,
+    /// Chosen by the cloud, once per opening.
+    pub c: Nonce,
+}
+
+/// Which of the two replicated sets a frame is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Set {
+    /// What the cloud wants of the node. Sent by the cloud.
+    Desired,
+    /// What the node says of itself. Sent by the node.
+    Reported,
+}
+
+/// One change of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Item {
+    /// The object's payload follows.
+    Put {
+        /// Key of the object.
+        key: Key,
+        /// Payload, at most `INLINE_BYTES_MAX`.
+        bytes: Vec<u8>,
+    },
+    /// The payload is fetched by chunks.
+    Large {
+        /// Key of the object.
+        key: Key,
+        /// Hash of the whole payload.
+        sha256: Hash32,
+        /// Bytes of the payload.
+        len: u32,
+    },
+    /// The object leaves the set.
+    Delete {
+        /// Key of the object.
+        key: Key,
+    },
+}
+
+impl Item {
+    /// Key of the object.
+    #[must_use]
+    pub const fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Large { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// One message of the link. The order of the variants is a wire constant: append, never reorder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Frame {
+    /// Up: opens a session.
+    Hello {
+        /// The node's nonce.
+        n: Nonce,
+        /// Newest wire version that the node reads.
+        wire: u8,
+        /// Mask of the kinds that the node understands, see `Kind::bit`.
+        kinds: u32,
+        /// Highest epoch that the node has accepted.
+        epoch: u64,
+        /// Root of the node's replica of the desired set.
+        desired_root: Hash16,
+        /// Root of the node's reported set.
+        reported_root: Hash16,
+        /// Name and version of the agent, for people.
+        agent: String,
+    },
+    /// Down: answers `Hello`.
+    Welcome {
+        /// The session that the next frame of the node confirms.
+        session: SessionId,
+        /// Version of the frames of this session.
+        wire: u8,
+        /// Epoch of the shard's owner.
+        epoch: u64,
+        /// Root of the desired set.
+        desired_root: Hash16,
+        /// Root of the cloud's replica of the reported set.
+        reported_root: Hash16,
+        /// Cloud time, seconds since 1970; 0 if unknown.
+        unix_s: u64,
+    },
+    /// Both ways: the sender does not know this session.
+    Reset {
+        /// The unknown session.
+        session: SessionId,
+        /// Highest epoch that the sender knows.
+        epoch: u64,
+    },
+    /// Down: asks for a `Hello`.
+    Probe {
+        /// Epoch of the shard's owner.
+        epoch: u64,
+        /// Cloud time, seconds since 1970; 0 if unknown.
+        unix_s: u64,
+    },
+    /// Up, the MQTT will: the connection of this nonce is gone.
+    Gone {
+        /// The node's nonce.
+        n: Nonce,
+    },
+    /// From a set's receiver: what it holds.
+    Inventory {
+        /// The session.
+        session: SessionId,
+        /// The set.
+        set: Set,
+        /// Root of all pages together; tells the pages of two inventories apart.
+        root: Hash16,
+        /// Number of this page, from 0.
+        page: u8,
+        /// Whether this is the page with the highest number.
+        last: bool,
+        /// Keys and hashes in ascending order.
+        entries: Vec<(Key, Hash16)>,
+    },
+    /// From a set's sender: changes; without items a question whether the receiver is at `result`.
+    Change {
+        /// The session.
+        session: SessionId,
+        /// The set.
+        set: Set,
+        /// Root that the changes start from.
+        base: Hash16,
+        /// Root after them.
+        result: Hash16,
+        /// Whether the sender already knows of changes after these.
+        more: bool,
+        /// The changes; no key twice.
+        items: Vec<Item>,
+    },
+    /// From a set's receiver: this is durable.
+    Have {
+        /// The session.
+        session: SessionId,
+        /// The set.
+        set: Set,
+        /// Root of the receiver's set.
+        root: Hash16,
+    },
+    /// From a set's receiver: asks for one chunk of a large object.
+    ChunkGet {
+        /// The session.
+        session: SessionId,
+        /// The object.
+        sha256: Hash32,
+        /// First wanted byte.
+        offset: u32,
+    },
+    /// Answers `ChunkGet`.
+    Chunk {
+        /// The session.
+        session: SessionId,
+        /// The object.
+        sha256: Hash32,
+        /// Place of the first byte.
+        offset: u32,
+        /// At most `CHUNK_BYTES_MAX`.
+        bytes: Vec<u8>,
+    },
+    /// Down: starts a call.
+    CallOpen {
+        /// The session.
+        session: SessionId,
+        /// Id of the call, ascending within a session.
+        id: u32,
+        /// What is called.
+        method: u16,
+        /// Arguments.
+        body: Vec<u8>,
+    },
+    /// Up: a piece of a call's answer.
+    CallData {
+        /// The session.
+        session: SessionId,
+        /// Id of the call.
+        id: u32,
+        /// Place of the first byte in the answer.
+        offset: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Whether the answer is complete.
+        end: bool,
+    },
+    /// Down: the answer may now reach this offset.
+    CallCredit {
+        /// The session.
+        session: SessionId,
+        /// Id of the call.
+        id: u32,
+        /// The answer's bytes before this offset may be sent.
+        upto: u64,
+    },
+    /// Both ways: the call is over without a complete answer.
+    CallCancel {
+        /// The session.
+        session: SessionId,
+        /// Id of the call.
+        id: u32,
+    },
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// No bytes, or more than `FRAME_BYTES_MAX`.
+    PeerLength,
+    /// A wire version that this build does not read.
+    PeerVersion(u8),
+    /// The bytes are not one frame of this version.
+    PeerMalformed,
+    /// A list, name or chunk is over its cap, or a key's form does not fit its kind.
+    PeerLimit,
+}
+
+impl core::fmt::Display for FrameError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::PeerLength => f.write_str("frame length out of bounds"),
+            Self::PeerVersion(version) => write!(f, "frame version {version} not supported"),
+            Self::PeerMalformed => f.write_str("frame malformed"),
+            Self::PeerLimit => f.write_str("frame over a cap"),
+        }
+    }
+}
+
+impl core::error::Error for FrameError {}
+
+impl Frame {
+    /// Bytes of the frame.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        // Encoding this type into a Vec cannot fail; an empty frame would only be dropped.
+        postcard::to_extend(self, Vec::from([WIRE_VERSION])).unwrap_or_default()
+    }
+
+    /// Reads one whole frame.
+    ///
+    /// # Errors
+    /// See [`FrameError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(FrameError::PeerLength);
+        }
+        let (version, body) = bytes.split_first().ok_or(FrameError::PeerLength)?;
+        if !(WIRE_VERSION_MIN..=WIRE_VERSION).contains(version) {
+            return Err(FrameError::PeerVersion(*version));
+        }
+        let (frame, rest) =
+            postcard::take_from_bytes::<Self>(body).map_err(|_| FrameError::PeerMalformed)?;
+        if !rest.is_empty() {
+            return Err(FrameError::PeerMalformed);
+        }
+        if frame.is_within_caps() {
+            Ok(frame)
+        } else {
+            Err(FrameError::PeerLimit)
+        }
+    }
+
+    /// The session that the frame belongs to; `None` for those that open or end one.
+    #[must_use]
+    pub const fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::Hello { .. }
+            | Self::Welcome { .. }
+            | Self::Reset { .. }
+            | Self::Probe { .. }
+            | Self::Gone { .. } => None,
+            Self::Inventory { session, .. }
+            | Self::Change { session, .. }
+            | Self::Have { session, .. }
+            | Self::ChunkGet { session, .. }
+            | Self::Chunk { session, .. }
+            | Self::CallOpen { session, .. }
+            | Self::CallData { session, .. }
+            | Self::CallCredit { session, .. }
+            | Self::CallCancel { session, .. } => Some(*session),
+        }
+    }
+
+    fn is_within_caps(&self) -> bool {
+        match self {
+            Self::Hello { agent, .. } => agent.len() <= AGENT_BYTES_MAX,
+            Self::Inventory { entries, .. } => {
+                entries.len() <= INVENTORY_PAGE_MAX && entries.iter().all(|(key, _)| key.is_valid())
+            }
+            Self::Change { items, .. } => {
+                items.len() <= CHANGE_ITEMS_MAX && items.iter().all(|item| item.key().is_valid())
+            }
+            Self::Chunk { bytes, .. } => bytes.len() <= CHUNK_BYTES_MAX,
+            _ => true,
+        }
+    }
+}

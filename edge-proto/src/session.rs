@@ -1,0 +1,254 @@
+//! The link session of both ends as state machines without IO: [`Device`] on the node, one
+//! [`Cloud`] per node on the other side.
+//!
+//! The loop of a shell is: one `handle`, then `poll` until `None`, then wait until `deadline()` or
+//! the next event; at the deadline `handle(now, Input::Tick)`.
+//!
+//! Each side is the sender of one replicated set (cloud: desired, node: reported) and the receiver
+//! of the other. A lost, doubled or reordered frame can delay convergence, never corrupt a set.
+
+mod call;
+mod chunk;
+mod cloud;
+mod device;
+mod link;
+mod opening;
+mod receiver;
+mod sender;
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+pub use cloud::{Cloud, CloudConfig};
+pub use device::{Device, DeviceConfig};
+
+use crate::frame::FrameError;
+use crate::hash::Hash32;
+use crate::key::Key;
+pub use crate::set::Reason;
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Input<'a> {
+    /// Frames can be sent now (MQTT connected and subscribed).
+    TransportUp,
+    /// Frames can no longer be sent.
+    TransportDown,
+    /// A frame came from the other end.
+    Frame(&'a [u8]),
+    /// The deadline has come.
+    Tick,
+    /// An object of the set that this side sends is new or changed.
+    Put {
+        /// Key of the object.
+        key: Key,
+        /// Its payload.
+        payload: Arc<[u8]>,
+    },
+    /// An object leaves the set that this side sends.
+    Delete {
+        /// Key of the object.
+        key: Key,
+    },
+    /// The changes of `Output::Apply` are durable.
+    Applied {
+        /// The ticket of the `Apply`.
+        ticket: u32,
+        /// Objects that the caller keeps only as stubs.
+        refused: Vec<(Key, Reason)>,
+    },
+    /// How much of a large object the caller has stored from its start: the answer to
+    /// `BlobWanted` and to each `ChunkReceived`. The length of the object only once its hash has
+    /// been checked; 0 starts over.
+    BlobHave {
+        /// The object.
+        sha256: Hash32,
+        /// Stored bytes.
+        bytes: u32,
+    },
+    /// Cloud only: calls the node. Needs a live session, else `CallCancelled` follows. A lost
+    /// frame ends a call without a word, so the caller needs a timeout of its own.
+    CallStart {
+        /// Id, higher than any before on this `Cloud`.
+        id: u32,
+        /// What is called.
+        method: u16,
+        /// Arguments, at most `CALL_BYTES_MAX`.
+        body: Vec<u8>,
+    },
+    /// Cloud only: the consumer took this many bytes of an answer; the node may send as many more.
+    CallTaken {
+        /// Id of the call.
+        id: u32,
+        /// Bytes taken since the last time.
+        bytes: u32,
+    },
+    /// Device only: a piece of an answer, within the window that `CallWindow` gave.
+    CallAnswer {
+        /// Id of the call.
+        id: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Whether the answer is complete.
+        end: bool,
+    },
+    /// Ends a call early. No `CallCancelled` follows on this side.
+    CallCancel {
+        /// Id of the call.
+        id: u32,
+    },
+    /// Cloud only: the wall clock, seconds since 1970. Given once, it advances with `now`.
+    Clock {
+        /// Seconds since 1970.
+        unix_s: u64,
+    },
+}
+
+/// An object's payload as the receiver gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// The bytes, at most `INLINE_BYTES_MAX`.
+    Inline(Vec<u8>),
+    /// A large object; all its bytes are already with the caller (`BlobHave`).
+    Large {
+        /// Hash of the bytes.
+        sha256: Hash32,
+        /// Their number.
+        len: u32,
+    },
+    /// Refused before its bytes were fetched; keep a stub.
+    Refused {
+        /// Hash of the payload.
+        hash: crate::hash::Hash16,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// What is wrong with the peer, or with what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The bytes are not a frame.
+    Frame(FrameError),
+    /// The other end speaks with an epoch lower than one already accepted (node), or the node
+    /// has accepted a higher one than ours (cloud: another replica owns the shard).
+    Epoch(u64),
+    /// Wire versions without overlap; the peer's newest is given.
+    Version(u8),
+    /// A change would take the set over its cap, or names a key twice.
+    Change,
+}
+
+impl core::fmt::Display for Problem {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Frame(error) => error.fmt(f),
+            Self::Epoch(epoch) => write!(f, "epoch {epoch} does not fit"),
+            Self::Version(version) => write!(f, "wire version {version} not supported"),
+            Self::Change => f.write_str("change over a cap"),
+        }
+    }
+}
+
+/// What the shell has to do, or may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send this frame.
+    Send(Vec<u8>),
+    /// Make these changes durable, then answer `Applied`. `None` deletes. May be empty: then only
+    /// the epoch has risen.
+    Apply {
+        /// For `Applied`.
+        ticket: u32,
+        /// The changes, no key twice.
+        changes: Vec<(Key, Option<Payload>)>,
+        /// Epoch to store with them.
+        epoch: u64,
+    },
+    /// A large object is wanted; answer `BlobHave` with what is already stored.
+    BlobWanted {
+        /// The object.
+        sha256: Hash32,
+        /// Its length.
+        len: u32,
+    },
+    /// Bytes of the wanted object; store them and answer `BlobHave`.
+    ChunkReceived {
+        /// The object.
+        sha256: Hash32,
+        /// Place of the first byte; always what `BlobHave` last said.
+        offset: u32,
+        /// At most `CHUNK_BYTES_MAX`.
+        bytes: Vec<u8>,
+    },
+    /// A session is live (again).
+    Live {
+        /// Cloud time, seconds since 1970; 0 if unknown.
+        unix_s: u64,
+    },
+    /// The session is over.
+    Down,
+    /// Which sets are now equal on both ends, as far as this side knows.
+    InSync {
+        /// The desired set.
+        desired: bool,
+        /// The reported set.
+        reported: bool,
+    },
+    /// Device only: run this call. A `CallWindow` follows.
+    CallRequest {
+        /// Id of the call.
+        id: u32,
+        /// What is called.
+        method: u16,
+        /// Arguments.
+        body: Vec<u8>,
+    },
+    /// Cloud only: a piece of the answer.
+    CallBytes {
+        /// Id of the call.
+        id: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Whether the answer is complete.
+        end: bool,
+    },
+    /// The call is over without a complete answer.
+    CallCancelled {
+        /// Id of the call.
+        id: u32,
+    },
+    /// Device only: this many more bytes of the answer may be given to `CallAnswer`.
+    CallWindow {
+        /// Id of the call.
+        id: u32,
+        /// Additional bytes.
+        bytes: u32,
+    },
+    /// Device only: the cloud's clock, seconds since 1970.
+    TimeFromCloud(u64),
+    /// `Put` was not taken into the sent set: its key, size or the set's cap forbids it. An
+    /// earlier object under the key stays.
+    PutRefused {
+        /// The key.
+        key: Key,
+        /// Why.
+        reason: Reason,
+    },
+    /// Something is wrong with the peer; the frame was dropped.
+    PeerProblem(Problem),
+}
+
+/// Name and version for `Hello`, cut to its cap at a character.
+fn agent_text(mut agent: String) -> String {
+    let mut end = agent.len().min(crate::limits::AGENT_BYTES_MAX);
+    while !agent.is_char_boundary(end) {
+        end -= 1;
+    }
+    agent.truncate(end);
+    agent
+}

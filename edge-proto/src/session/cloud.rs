@@ -1,0 +1,360 @@
+//! The cloud's end of the link to one node.
+
+use super::call::Requests;
+use super::link::{Link, earliest};
+use super::opening::{Repeat, Rng};
+use super::{Input, Output, Problem};
+use crate::Millis;
+use crate::frame::{Frame, SessionId, Set};
+use crate::hash::Hash16;
+use crate::key::Key;
+use crate::limits::{PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::set::{Member, ReplicaSet};
+
+/// How the cloud's end starts.
+#[derive(Clone, Copy, Debug)]
+pub struct CloudConfig {
+    /// Epoch of the shard's owner: max(last + 1, unix seconds when it took over).
+    pub epoch: u64,
+}
+
+/// A repeat with a bounded number of tries.
+#[derive(Debug)]
+struct Tries {
+    left: u8,
+    repeat: Repeat,
+}
+
+impl Tries {
+    const fn new() -> Self {
+        Self {
+            left: PROBES_MAX,
+            repeat: Repeat::new(),
+        }
+    }
+
+    fn arm(&mut self, now: Millis) {
+        self.left = self.left.saturating_sub(1);
+        if self.left > 0 {
+            self.repeat.arm(now);
+        }
+    }
+}
+
+/// A `Hello` that was answered; the node's next frame makes it the session.
+#[derive(Debug)]
+struct Candidate {
+    session: SessionId,
+    kinds: u32,
+    desired_root: Hash16,
+    reported_root: Hash16,
+    tries: Tries,
+}
+
+/// The cloud's end for one node: sends the desired set, receives the reported one.
+#[derive(Debug)]
+pub struct Cloud {
+    rng: Rng,
+    transport_up: bool,
+    clock: Option<(Millis, u64)>,
+    probing: Option<Tries>,
+    candidate: Option<Candidate>,
+    link: Link,
+    requests: Requests,
+}
+
+impl Cloud {
+    /// A node with empty sets. `seed` must be unpredictable and new at every start.
+    #[must_use]
+    pub fn new(config: CloudConfig, seed: u64) -> Self {
+        let mut link = Link::new(Set::Desired, Set::Reported);
+        link.epoch = config.epoch;
+        Self {
+            rng: Rng::new(seed),
+            transport_up: false,
+            clock: None,
+            probing: None,
+            candidate: None,
+            link,
+            requests: Requests::default(),
+        }
+    }
+
+    /// Takes the reported set from the caller's store, so that a restart costs no transfer. Call
+    /// before the first `handle`. Returns false if it is over the cap of a set.
+    pub fn restore(&mut self, reported: impl IntoIterator<Item = (Key, Hash16)>) -> bool {
+        reported.into_iter().all(|(key, hash)| {
+            let refused = None;
+            self.link.receiver.restore(key, Member { hash, refused })
+        })
+    }
+
+    /// This replica took the shard over (again): opens anew under `epoch`.
+    pub fn set_epoch(&mut self, now: Millis, epoch: u64) {
+        if self.link.epoch != epoch {
+            self.link.epoch = epoch;
+            self.candidate = None;
+            self.end_session();
+            self.probe_anew(now);
+        }
+    }
+
+    /// The cloud's replica of the reported set.
+    #[must_use]
+    pub const fn reported(&self) -> &ReplicaSet {
+        self.link.receiver.replica()
+    }
+
+    /// Root of the desired set, as far as the node understands its kinds.
+    #[must_use]
+    pub fn desired_root(&self) -> Hash16 {
+        self.link.sender.root()
+    }
+
+    /// Whether a session is live.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        self.link.session.is_some()
+    }
+
+    /// One thing happened at `now`; drain `poll` afterwards.
+    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
+        match input {
+            Input::TransportUp => {
+                self.transport_up = true;
+                if self.link.session.is_none() {
+                    self.probe_anew(now);
+                }
+            }
+            Input::TransportDown => {
+                self.transport_up = false;
+                self.probing = None;
+                self.candidate = None;
+                self.end_session();
+            }
+            Input::Frame(bytes) => match Frame::decode(bytes) {
+                Ok(frame) if self.transport_up => self.handle_frame(now, frame),
+                Ok(_) => {}
+                Err(error) => self.problem(Problem::Frame(error)),
+            },
+            Input::Tick => self.tick(now),
+            Input::Put { key, payload } => self.link.put(key, payload),
+            Input::Delete { key } => self.link.sender.delete(&key),
+            Input::Applied { ticket, refused } => {
+                self.link.applied(ticket, refused);
+            }
+            Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
+            Input::CallStart { id, method, body } => {
+                let call = (id, method, body);
+                self.requests
+                    .start(self.link.session, call, &mut self.link.out);
+            }
+            Input::CallTaken { id, bytes } => {
+                if let Some(session) = self.link.session {
+                    self.requests.take(session, id, bytes, &mut self.link.out);
+                }
+            }
+            Input::CallCancel { id } => {
+                if let Some(session) = self.link.session {
+                    self.requests.cancel(session, id, &mut self.link.out);
+                }
+            }
+            Input::Clock { unix_s } => self.clock = Some((now, unix_s)),
+            // The node's own input.
+            Input::CallAnswer { .. } => {}
+        }
+        self.link.pump(now);
+    }
+
+    /// The next thing to do; `None` until the next `handle`.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.link.out.pop_front()
+    }
+
+    /// When to call `handle` with `Tick`, if nothing else happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let probing = self.probing.as_ref().and_then(|tries| tries.repeat.at);
+        let candidate = self.candidate.as_ref();
+        let candidate = candidate.and_then(|candidate| candidate.tries.repeat.at);
+        earliest([probing, candidate, self.link.deadline()])
+    }
+
+    fn unix_s(&self, now: Millis) -> u64 {
+        self.clock.map_or(0, |(then, unix_s)| {
+            unix_s.saturating_add(now.saturating_sub(then) / 1000)
+        })
+    }
+
+    fn tick(&mut self, now: Millis) {
+        let due = |tries: &mut Tries| tries.repeat.is_due(now);
+        if self.probing.as_mut().is_some_and(due) {
+            self.send_probe(now);
+        }
+        let candidate = self.candidate.as_mut();
+        if candidate.is_some_and(|candidate| due(&mut candidate.tries)) {
+            self.send_welcome(now);
+        }
+        self.link.tick(now);
+    }
+
+    /// Asks the node for a `Hello`.
+    fn probe_anew(&mut self, now: Millis) {
+        if self.transport_up {
+            self.probing = Some(Tries::new());
+            self.send_probe(now);
+        }
+    }
+
+    fn send_probe(&mut self, now: Millis) {
+        let unix_s = self.unix_s(now);
+        if let Some(tries) = &mut self.probing {
+            tries.arm(now);
+            let epoch = self.link.epoch;
+            self.link.send(&Frame::Probe { epoch, unix_s });
+        }
+    }
+
+    fn send_welcome(&mut self, now: Millis) {
+        let unix_s = self.unix_s(now);
+        if let Some(candidate) = &mut self.candidate {
+            candidate.tries.arm(now);
+            let welcome = Frame::Welcome {
+                session: candidate.session,
+                wire: WIRE_VERSION,
+                epoch: self.link.epoch,
+                desired_root: self.link.sender.root_for(candidate.kinds),
+                reported_root: self.link.receiver.replica().root(),
+                unix_s,
+            };
+            self.link.send(&welcome);
+        }
+    }
+
+    fn end_session(&mut self) {
+        self.requests.close(&mut self.link.out);
+        if self.link.close() {
+            self.link.out.push_back(Output::Down);
+        }
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.link.out.push_back(Output::PeerProblem(problem));
+    }
+
+    fn handle_frame(&mut self, now: Millis, frame: Frame) {
+        match frame {
+            Frame::Hello { .. } => self.handle_hello(now, frame),
+            Frame::Gone { n } => {
+                self.candidate.take_if(|candidate| candidate.session.n == n);
+                if self.link.session.is_some_and(|live| live.n == n) {
+                    self.end_session();
+                }
+            }
+            Frame::Reset { session, epoch } => {
+                self.candidate
+                    .take_if(|candidate| candidate.session == session);
+                if self.link.session != Some(session) {
+                    return;
+                }
+                self.end_session();
+                if epoch > self.link.epoch {
+                    self.problem(Problem::Epoch(epoch));
+                } else {
+                    self.probe_anew(now);
+                }
+            }
+            frame => {
+                let Some(session) = frame.session() else {
+                    // What only a cloud sends.
+                    return;
+                };
+                self.confirm(now, session);
+                if self.link.session == Some(session) {
+                    self.handle_session_frame(now, session, frame);
+                } else {
+                    let epoch = self.link.epoch;
+                    self.link.send(&Frame::Reset { session, epoch });
+                }
+            }
+        }
+    }
+
+    fn handle_hello(&mut self, now: Millis, frame: Frame) {
+        let Frame::Hello {
+            n,
+            wire,
+            kinds,
+            epoch,
+            desired_root,
+            reported_root,
+            ..
+        } = frame
+        else {
+            return;
+        };
+        if wire < WIRE_VERSION_MIN {
+            self.problem(Problem::Version(wire));
+            return;
+        }
+        if epoch > self.link.epoch {
+            // The node would refuse us: another replica owns the shard.
+            self.problem(Problem::Epoch(epoch));
+            return;
+        }
+        self.probing = None;
+        let same = self.candidate.as_ref().map(|candidate| candidate.session);
+        let session = match same {
+            Some(session) if session.n == n => session,
+            _ => SessionId {
+                n,
+                c: self.rng.nonce(),
+            },
+        };
+        self.candidate = Some(Candidate {
+            session,
+            kinds,
+            desired_root,
+            reported_root,
+            tries: Tries::new(),
+        });
+        self.send_welcome(now);
+    }
+
+    /// Only the third message of an opening switches over: it proves that its sender has read our
+    /// `Welcome`, so that an old `Hello` cannot take a live session away.
+    fn confirm(&mut self, now: Millis, session: SessionId) {
+        let confirmed = self
+            .candidate
+            .take_if(|candidate| candidate.session == session);
+        if let Some(candidate) = confirmed {
+            self.probing = None;
+            self.requests.close(&mut self.link.out);
+            self.link.open(
+                session,
+                candidate.desired_root,
+                candidate.reported_root,
+                candidate.kinds,
+            );
+            let unix_s = self.unix_s(now);
+            self.link.out.push_back(Output::Live { unix_s });
+        }
+    }
+
+    fn handle_session_frame(&mut self, now: Millis, session: SessionId, frame: Frame) {
+        let out = &mut self.link.out;
+        match frame {
+            Frame::CallData {
+                id,
+                offset,
+                bytes,
+                end,
+                ..
+            } => self
+                .requests
+                .handle_data(session, (id, offset, bytes, end), out),
+            Frame::CallCancel { id, .. } => self.requests.handle_cancel(id, out),
+            frame => self.link.handle_frame(now, session, frame),
+        }
+    }
+}

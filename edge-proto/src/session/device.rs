@@ -1,0 +1,300 @@
+//! The node's end of the link.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::call::Answers;
+use super::link::{Link, earliest};
+use super::opening::{Repeat, Rng};
+use super::{Input, Output, Problem};
+use crate::Millis;
+use crate::frame::{Frame, Nonce, SessionId, Set};
+use crate::hash::Hash16;
+use crate::key::Key;
+use crate::limits::{WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::set::{Member, Reason, ReplicaSet};
+
+/// What a node says of itself when it opens a session.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// Mask of the kinds that the agent understands, see `Kind::bit`.
+    pub kinds: u32,
+    /// Name and version of the agent, for people; cut at `AGENT_BYTES_MAX`.
+    pub agent: String,
+}
+
+/// The node's end: sends the reported set, receives the desired one.
+#[derive(Debug)]
+pub struct Device {
+    config: DeviceConfig,
+    rng: Rng,
+    n: Nonce,
+    transport_up: bool,
+    opening: Option<Repeat>,
+    /// Epoch that the caller has on its medium.
+    stored_epoch: u64,
+    /// Epoch under which the live session was opened.
+    session_epoch: u64,
+    link: Link,
+    answers: Answers,
+}
+
+impl Device {
+    /// A node with empty sets. `seed` must be unpredictable and new at every start.
+    #[must_use]
+    pub fn new(config: DeviceConfig, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let agent = super::agent_text(config.agent);
+        Self {
+            config: DeviceConfig { agent, ..config },
+            n: rng.nonce(),
+            rng,
+            transport_up: false,
+            opening: None,
+            stored_epoch: 0,
+            session_epoch: 0,
+            link: Link::new(Set::Reported, Set::Desired),
+            answers: Answers::default(),
+        }
+    }
+
+    /// Takes the desired set from the caller's store, with the reasons of stubs, and the epoch
+    /// stored with it. Call before the first `handle`. Returns false if the set is over its cap;
+    /// what is left out then comes back from the cloud.
+    pub fn restore(
+        &mut self,
+        desired: impl IntoIterator<Item = (Key, Hash16, Option<Reason>)>,
+        epoch: u64,
+    ) -> bool {
+        self.link.epoch = epoch;
+        self.stored_epoch = epoch;
+        desired
+            .into_iter()
+            .all(|(key, hash, refused)| self.link.receiver.restore(key, Member { hash, refused }))
+    }
+
+    /// The frame to leave with the broker as will, for the next or current connection. It changes
+    /// at every `TransportDown`.
+    #[must_use]
+    pub fn will(&self) -> Vec<u8> {
+        Frame::Gone { n: self.n }.encode()
+    }
+
+    /// The node's replica of the desired set, stubs included.
+    #[must_use]
+    pub const fn desired(&self) -> &ReplicaSet {
+        self.link.receiver.replica()
+    }
+
+    /// Root of the reported set.
+    #[must_use]
+    pub fn reported_root(&self) -> Hash16 {
+        self.link.sender.root()
+    }
+
+    /// Highest epoch accepted so far.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.link.epoch
+    }
+
+    /// Whether a session is live.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        self.link.session.is_some()
+    }
+
+    /// One thing happened at `now`; drain `poll` afterwards.
+    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
+        match input {
+            Input::TransportUp => {
+                self.transport_up = true;
+                self.open(now);
+            }
+            Input::TransportDown => {
+                self.transport_up = false;
+                self.opening = None;
+                self.end_session();
+                self.n = self.rng.nonce();
+            }
+            Input::Frame(bytes) => match Frame::decode(bytes) {
+                Ok(frame) if self.transport_up => self.handle_frame(now, frame),
+                Ok(_) => {}
+                Err(error) => self.problem(Problem::Frame(error)),
+            },
+            Input::Tick => {
+                if self
+                    .opening
+                    .as_mut()
+                    .is_some_and(|repeat| repeat.is_due(now))
+                {
+                    self.send_hello(now);
+                }
+                self.link.tick(now);
+            }
+            Input::Put { key, payload } => self.link.put(key, payload),
+            Input::Delete { key } => self.link.sender.delete(&key),
+            Input::Applied { ticket, refused } => {
+                if let Some(epoch) = self.link.applied(ticket, refused) {
+                    self.stored_epoch = epoch;
+                }
+            }
+            Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
+            Input::CallAnswer { id, bytes, end } => {
+                if let Some(session) = self.link.session {
+                    let piece = (id, bytes.as_slice(), end);
+                    self.answers.answer(session, piece, &mut self.link.out);
+                }
+            }
+            Input::CallCancel { id } => {
+                if let Some(session) = self.link.session {
+                    self.answers.cancel(session, id, &mut self.link.out);
+                }
+            }
+            // The cloud's own inputs.
+            Input::CallStart { .. } | Input::CallTaken { .. } | Input::Clock { .. } => {}
+        }
+        if self.stored_epoch < self.link.epoch && self.link.receiver.is_idle() {
+            let epoch = self.link.epoch;
+            self.link
+                .receiver
+                .apply(Vec::new(), epoch, &mut self.link.out);
+        }
+        self.link.pump(now);
+    }
+
+    /// The next thing to do; `None` until the next `handle`.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.link.out.pop_front()
+    }
+
+    /// When to call `handle` with `Tick`, if nothing else happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let opening = self.opening.as_ref().and_then(|repeat| repeat.at);
+        earliest([opening, self.link.deadline()])
+    }
+
+    fn open(&mut self, now: Millis) {
+        self.opening = Some(Repeat::new());
+        self.send_hello(now);
+    }
+
+    fn send_hello(&mut self, now: Millis) {
+        let hello = Frame::Hello {
+            n: self.n,
+            wire: WIRE_VERSION,
+            kinds: self.config.kinds,
+            epoch: self.link.epoch,
+            desired_root: self.desired().root(),
+            reported_root: self.reported_root(),
+            agent: self.config.agent.clone(),
+        };
+        self.link.send(&hello);
+        if let Some(repeat) = &mut self.opening {
+            repeat.arm_spread(now, &mut self.rng);
+        }
+    }
+
+    fn end_session(&mut self) {
+        self.answers.close(&mut self.link.out);
+        if self.link.close() {
+            self.link.out.push_back(Output::Down);
+        }
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.link.out.push_back(Output::PeerProblem(problem));
+    }
+
+    /// Whether `epoch` may speak to this node.
+    fn admits(&mut self, epoch: u64) -> bool {
+        let admitted = epoch >= self.link.epoch;
+        if !admitted {
+            self.problem(Problem::Epoch(epoch));
+        }
+        admitted
+    }
+
+    fn handle_frame(&mut self, now: Millis, frame: Frame) {
+        match frame {
+            Frame::Welcome { .. } => self.handle_welcome(frame),
+            // The session stays until the answer: a doubled probe costs nothing but a `Hello`.
+            Frame::Probe { epoch, .. } => {
+                if self.admits(epoch) {
+                    self.open(now);
+                }
+            }
+            Frame::Reset { session, epoch } => {
+                if self.link.session == Some(session) && self.admits(epoch) {
+                    self.end_session();
+                    self.open(now);
+                }
+            }
+            frame => match (frame.session(), self.link.session) {
+                (Some(session), Some(live)) if session == live => {
+                    self.handle_session_frame(now, session, frame);
+                }
+                (Some(session), _) => {
+                    let epoch = self.link.epoch;
+                    self.link.send(&Frame::Reset { session, epoch });
+                }
+                // What only a node sends.
+                (None, _) => {}
+            },
+        }
+    }
+
+    fn handle_session_frame(&mut self, now: Millis, session: SessionId, frame: Frame) {
+        let out = &mut self.link.out;
+        match frame {
+            Frame::CallOpen {
+                id, method, body, ..
+            } => self.answers.handle_open(session, (id, method, body), out),
+            Frame::CallCredit { id, upto, .. } => self.answers.handle_credit(id, upto, out),
+            Frame::CallCancel { id, .. } => self.answers.handle_cancel(id, out),
+            frame => self.link.handle_frame(now, session, frame),
+        }
+    }
+
+    fn handle_welcome(&mut self, frame: Frame) {
+        let Frame::Welcome {
+            session,
+            wire,
+            epoch,
+            desired_root,
+            reported_root,
+            unix_s,
+        } = frame
+        else {
+            return;
+        };
+        if session.n != self.n || !self.admits(epoch) {
+            return;
+        }
+        if !(WIRE_VERSION_MIN..=WIRE_VERSION).contains(&wire) {
+            self.problem(Problem::Version(wire));
+            return;
+        }
+        if self.link.session == Some(session) {
+            // The third message was lost.
+            self.opening = None;
+            self.link.receiver.send_have(session, &mut self.link.out);
+            return;
+        }
+        if self.opening.is_none() && epoch <= self.session_epoch {
+            return;
+        }
+        self.opening = None;
+        self.answers.close(&mut self.link.out);
+        self.session_epoch = epoch;
+        self.link.epoch = epoch;
+        self.link
+            .open(session, reported_root, desired_root, u32::MAX);
+        self.link.receiver.send_have(session, &mut self.link.out);
+        self.link.out.push_back(Output::Live { unix_s });
+        if unix_s != 0 {
+            self.link.out.push_back(Output::TimeFromCloud(unix_s));
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The receiving half of one replicated set.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use super::chunk::{Fetch, Want};
+use super::sender::send;
+use super::{Output, Payload, Problem};
+use crate::Millis;
+use crate::frame::{Frame, Item, SessionId, Set};
+use crate::hash::{Hash16, Hash32};
+use crate::key::Key;
+use crate::limits::{FRAME_BYTES_MAX, INLINE_BYTES_MAX, INVENTORY_PAGE_MAX, SET_OBJECTS_MAX};
+use crate::set::{Member, Reason, ReplicaSet, root};
+
+/// Bytes of an inventory frame around its entries.
+const INVENTORY_HEADER_BYTES: usize = 64;
+
+type Changes = Vec<(Key, Option<Payload>)>;
+
+#[derive(Debug)]
+enum Pending {
+    /// Large objects are still missing.
+    Fetching {
+        result: Hash16,
+        changes: Changes,
+        fetch: Fetch,
+    },
+    /// The caller is making the changes durable.
+    Applying {
+        ticket: u32,
+        members: Vec<(Key, Option<Member>)>,
+        epoch: u64,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Receiver {
+    set: Set,
+    replica: ReplicaSet,
+    pending: Option<Pending>,
+    ticket: u32,
+    /// Root at which the peer has nothing more to send, if known.
+    wanted: Option<Hash16>,
+    in_sync: bool,
+}
+
+impl Receiver {
+    pub(super) const fn new(set: Set) -> Self {
+        Self {
+            set,
+            replica: ReplicaSet::new(),
+            pending: None,
+            ticket: 0,
+            wanted: None,
+            in_sync: false,
+        }
+    }
+
+    pub(super) const fn replica(&self) -> &ReplicaSet {
+        &self.replica
+    }
+
+    /// A member from the caller's store.
+    pub(super) fn restore(&mut self, key: Key, member: Member) -> bool {
+        self.replica.change(key, Some(member))
+    }
+
+    pub(super) const fn is_in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    fn settle(&mut self, root: Hash16) {
+        self.in_sync = self.wanted == Some(root);
+    }
+
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        match &self.pending {
+            Some(Pending::Fetching { fetch, .. }) => fetch.deadline(),
+            _ => None,
+        }
+    }
+
+    /// A session opens in which the peer wants `wanted`.
+    pub(super) fn open(&mut self, wanted: Hash16) {
+        self.close();
+        self.wanted = Some(wanted);
+        self.settle(self.replica.root());
+    }
+
+    /// The session is over. What the caller is applying will come to an end all the same.
+    pub(super) fn close(&mut self) {
+        if matches!(self.pending, Some(Pending::Fetching { .. })) {
+            self.pending = None;
+        }
+        self.wanted = None;
+        self.in_sync = false;
+    }
+
+    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
+            fetch.tick(now, session, out);
+        }
+    }
+
+    pub(super) fn send_have(&self, session: SessionId, out: &mut VecDeque<Output>) {
+        let frame = Frame::Have {
+            session,
+            set: self.set,
+            root: self.replica.root(),
+        };
+        send(out, &frame);
+    }
+
+    /// Changes, or a question, from the peer.
+    pub(super) fn handle_change(
+        &mut self,
+        session: SessionId,
+        (base, result, more): (Hash16, Hash16, bool),
+        items: Vec<Item>,
+        epoch: u64,
+        out: &mut VecDeque<Output>,
+    ) {
+        match &self.pending {
+            // Its `Have` follows.
+            Some(Pending::Applying { .. }) => return,
+            Some(Pending::Fetching {
+                result: pending, ..
+            }) if *pending == result && !items.is_empty() => return,
+            _ => {}
+        }
+        self.wanted = (!more).then_some(result);
+        let root = self.replica.root();
+        self.settle(root);
+        if root == result {
+            self.send_have(session, out);
+            return;
+        }
+        let (changes, members, wants) = sort_items(items);
+        if root != base || self.root_after(&members) != Some(result) {
+            if root == base && !members.is_empty() && self.is_over_cap(&members) {
+                out.push_back(Output::PeerProblem(Problem::Change));
+            }
+            self.send_inventory(session, root, out);
+            return;
+        }
+        if wants.is_empty() {
+            self.apply(changes, epoch, out);
+        } else {
+            self.pending = Some(Pending::Fetching {
+                result,
+                changes,
+                fetch: Fetch::new(wants, out),
+            });
+        }
+    }
+
+    fn is_over_cap(&self, members: &[(Key, Option<Member>)]) -> bool {
+        self.root_after(members).is_none()
+    }
+
+    /// Root with `members` changed; `None` if the set would pass its cap or a key stands twice.
+    fn root_after(&self, members: &[(Key, Option<Member>)]) -> Option<Hash16> {
+        let mut view: BTreeMap<&Key, Hash16> = self.replica.iter().collect();
+        let mut changed = BTreeMap::new();
+        for (key, member) in members {
+            match member {
+                Some(member) => view.insert(key, member.hash),
+                None => view.remove(key),
+            };
+            if changed.insert(key, ()).is_some() {
+                return None;
+            }
+        }
+        (view.len() <= SET_OBJECTS_MAX).then(|| root(view.into_iter()))
+    }
+
+    /// Gives changes to the caller; empty ones only carry the epoch.
+    pub(super) fn apply(&mut self, changes: Changes, epoch: u64, out: &mut VecDeque<Output>) {
+        self.ticket = self.ticket.wrapping_add(1);
+        let members = changes
+            .iter()
+            .map(|(key, payload)| (key.clone(), payload.as_ref().map(member)));
+        self.pending = Some(Pending::Applying {
+            ticket: self.ticket,
+            members: members.collect(),
+            epoch,
+        });
+        out.push_back(Output::Apply {
+            ticket: self.ticket,
+            changes,
+            epoch,
+        });
+    }
+
+    /// Whether no change is being fetched or applied.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// The changes of `ticket` are durable. Returns the epoch stored with them, unless another
+    /// ticket is awaited.
+    pub(super) fn handle_applied(
+        &mut self,
+        ticket: u32,
+        refused: Vec<(Key, Reason)>,
+    ) -> Option<u64> {
+        match self.pending.take() {
+            Some(Pending::Applying {
+                ticket: awaited,
+                members,
+                epoch,
+            }) if awaited == ticket => {
+                for (key, member) in members {
+                    // Within the cap: checked before the caller got the changes.
+                    self.replica.change(key, member);
+                }
+                for (key, reason) in refused {
+                    self.replica.refuse(&key, reason);
+                }
+                self.settle(self.replica.root());
+                Some(epoch)
+            }
+            other => {
+                self.pending = other;
+                None
+            }
+        }
+    }
+
+    pub(super) fn handle_blob_have(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        (sha256, bytes): (Hash32, u32),
+        epoch: u64,
+        out: &mut VecDeque<Output>,
+    ) {
+        let Some(Pending::Fetching { fetch, changes, .. }) = &mut self.pending else {
+            return;
+        };
+        if fetch.handle_have(now, session, sha256, bytes, out) {
+            let changes = core::mem::take(changes);
+            self.apply(changes, epoch, out);
+        }
+    }
+
+    pub(super) fn handle_chunk(
+        &mut self,
+        sha256: Hash32,
+        offset: u32,
+        bytes: Vec<u8>,
+        out: &mut VecDeque<Output>,
+    ) {
+        if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
+            fetch.handle_chunk(sha256, offset, bytes, out);
+        }
+    }
+
+    fn send_inventory(&self, session: SessionId, root: Hash16, out: &mut VecDeque<Output>) {
+        let mut entries = self.replica.iter().peekable();
+        let mut page = 0;
+        loop {
+            let mut room = FRAME_BYTES_MAX - INVENTORY_HEADER_BYTES;
+            let mut on_page = Vec::new();
+            while let Some((key, hash)) = entries.peek() {
+                let bytes = key.to_bytes().len() + hash.0.len();
+                if bytes > room || on_page.len() >= INVENTORY_PAGE_MAX {
+                    break;
+                }
+                room -= bytes;
+                on_page.push(((*key).clone(), *hash));
+                entries.next();
+            }
+            let last = entries.peek().is_none();
+            let frame = Frame::Inventory {
+                session,
+                set: self.set,
+                root,
+                page,
+                last,
+                entries: on_page,
+            };
+            send(out, &frame);
+            if last {
+                return;
+            }
+            page += 1;
+        }
+    }
+}
+
+/// Changes for the caller, members for the replica, and large objects to fetch.
+type Sorted = (Changes, Vec<(Key, Option<Member>)>, VecDeque<Want>);
+
+fn sort_items(items: Vec<Item>) -> Sorted {
+    let mut wants = VecDeque::new();
+    let changes: Changes = items
+        .into_iter()
+        .map(|item| match item {
+            Item::Delete { key } => (key, None),
+            Item::Put { key, bytes } => {
+                let payload = if bytes.len() <= INLINE_BYTES_MAX.min(key.kind().bytes_max()) {
+                    Payload::Inline(bytes)
+                } else {
+                    too_large(Hash16::of(&bytes))
+                };
+                (key, Some(payload))
+            }
+            Item::Large { key, sha256, len } => {
+                let payload = if len as usize <= key.kind().bytes_max() {
+                    wants.push_back(Want { sha256, len });
+                    Payload::Large { sha256, len }
+                } else {
+                    too_large(sha256.short())
+                };
+                (key, Some(payload))
+            }
+        })
+        .collect();
+    let members = changes
+        .iter()
+        .map(|(key, payload)| (key.clone(), payload.as_ref().map(member)));
+    let members = members.collect();
+    (changes, members, wants)
+}
+
+const fn too_large(hash: Hash16) -> Payload {
+    Payload::Refused {
+        hash,
+        reason: Reason::TooLarge,
+    }
+}
+
+fn member(payload: &Payload) -> Member {
+    let (hash, refused) = match payload {
+        Payload::Inline(bytes) => (Hash16::of(bytes), None),
+        Payload::Large { sha256, .. } => (sha256.short(), None),
+        Payload::Refused { hash, reason } => (*hash, Some(*reason)),
+    };
+    Member { hash, refused }
+}

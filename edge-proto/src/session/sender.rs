@@ -1,0 +1,456 @@
+//! The sending half of one replicated set.
+//!
+//! `behind` holds, for each key in which the peer differs, what the peer has. So a change costs one
+//! entry however often its key changes, what is sent is always the newest value, and the peer's
+//! root is known at every step without a copy of the peer's set.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::Output;
+use super::opening::Repeat;
+use crate::Millis;
+use crate::frame::{Frame, Item, SessionId, Set};
+use crate::hash::{Hash16, Hash32, sha256};
+use crate::key::Key;
+use crate::limits::{
+    CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX,
+    SET_OBJECTS_MAX,
+};
+use crate::set::{Reason, root};
+
+/// Bytes of a change frame around its items: version, tags, session, roots, counts.
+const CHANGE_HEADER_BYTES: usize = 64;
+/// Bytes of an item around key and payload, the fields of a large one included.
+const ITEM_HEADER_BYTES: usize = 48;
+/// Pages that an inventory can have; a set of the longest keys needs 69.
+const PAGES_MAX: u8 = 128;
+
+#[derive(Clone, Debug)]
+struct Object {
+    payload: Arc<[u8]>,
+    sha256: Hash32,
+}
+
+impl Object {
+    fn is_large(&self) -> bool {
+        self.payload.len() > INLINE_BYTES_MAX
+    }
+}
+
+/// Changes that were sent and not yet acknowledged.
+#[derive(Debug)]
+struct Flight {
+    result: Hash16,
+    more: bool,
+    items: Vec<(Key, Option<Object>)>,
+}
+
+/// Pages of an inventory, in whatever order they come.
+#[derive(Debug)]
+struct Pages {
+    root: Hash16,
+    seen: u128,
+    last: Option<u8>,
+    entries: BTreeMap<Key, Hash16>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sender {
+    set: Set,
+    kinds: u32,
+    objects: BTreeMap<Key, Object>,
+    payload_bytes: usize,
+    peer_root: Option<Hash16>,
+    behind: BTreeMap<Key, Option<Hash16>>,
+    cursor: Option<Key>,
+    flight: Option<Flight>,
+    pages: Option<Pages>,
+    repeat: Repeat,
+}
+
+impl Sender {
+    pub(super) const fn new(set: Set) -> Self {
+        Self {
+            set,
+            kinds: u32::MAX,
+            objects: BTreeMap::new(),
+            payload_bytes: 0,
+            peer_root: None,
+            behind: BTreeMap::new(),
+            cursor: None,
+            flight: None,
+            pages: None,
+            repeat: Repeat::new(),
+        }
+    }
+
+    /// Root of what the peer is to have.
+    pub(super) fn root(&self) -> Hash16 {
+        root(self.wanted())
+    }
+
+    /// That root for a peer which understands `kinds`.
+    pub(super) fn root_for(&self, kinds: u32) -> Hash16 {
+        let understood = |key: &Key| key.kind().bit() & kinds != 0;
+        let objects = self.objects.iter().filter(|(key, _)| understood(key));
+        root(objects.map(|(key, object)| (key, object.sha256.short())))
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = (&Key, Hash16)> {
+        self.objects
+            .iter()
+            .filter(|(key, _)| key.kind().bit() & self.kinds != 0)
+            .map(|(key, object)| (key, object.sha256.short()))
+    }
+
+    fn wanted_hash(&self, key: &Key) -> Option<Hash16> {
+        if key.kind().bit() & self.kinds == 0 {
+            return None;
+        }
+        self.objects.get(key).map(|object| object.sha256.short())
+    }
+
+    pub(super) fn is_in_sync(&self) -> bool {
+        self.peer_root.is_some() && self.behind.is_empty() && self.flight.is_none()
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Millis> {
+        self.repeat.at
+    }
+
+    pub(super) fn put(&mut self, key: &Key, payload: Arc<[u8]>) -> Result<(), Reason> {
+        if !key.is_valid() {
+            return Err(Reason::Key);
+        }
+        if payload.len() > key.kind().bytes_max() {
+            return Err(Reason::TooLarge);
+        }
+        let old = self.objects.get(key).map(|object| object.payload.len());
+        let bytes = self.payload_bytes - old.unwrap_or(0) + payload.len();
+        if bytes > NODE_BYTES_MAX || (old.is_none() && self.objects.len() >= SET_OBJECTS_MAX) {
+            return Err(Reason::Full);
+        }
+        let sha256 = sha256(&payload);
+        self.note_change(key, Some(sha256.short()));
+        self.payload_bytes = bytes;
+        self.objects.insert(key.clone(), Object { payload, sha256 });
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, key: &Key) {
+        self.note_change(key, None);
+        if let Some(old) = self.objects.remove(key) {
+            self.payload_bytes -= old.payload.len();
+        }
+    }
+
+    /// Before the change of `key` to `new`: keeps `behind` true.
+    fn note_change(&mut self, key: &Key, new: Option<Hash16>) {
+        if self.peer_root.is_none() || key.kind().bit() & self.kinds == 0 {
+            return;
+        }
+        let old = self.wanted_hash(key);
+        let at_peer = *self.behind.get(key).unwrap_or(&old);
+        self.note_peer(key, at_peer, new);
+    }
+
+    fn note_peer(&mut self, key: &Key, at_peer: Option<Hash16>, wanted: Option<Hash16>) {
+        if at_peer == wanted {
+            self.behind.remove(key);
+        } else {
+            self.behind.insert(key.clone(), at_peer);
+        }
+    }
+
+    /// A session opens in which the peer holds `peer_root`.
+    pub(super) fn open(&mut self, peer_root: Hash16, kinds: u32) {
+        self.close();
+        if self.kinds != kinds {
+            self.kinds = kinds;
+            self.forget_peer();
+        }
+        if self.peer_root != Some(peer_root) {
+            self.forget_peer();
+            if self.root() == peer_root {
+                self.peer_root = Some(peer_root);
+            }
+        }
+    }
+
+    /// The session is over. What the peer has is remembered: if it says the same root next time,
+    /// no inventory is needed.
+    pub(super) fn close(&mut self) {
+        self.flight = None;
+        self.pages = None;
+        self.repeat.reset();
+    }
+
+    fn forget_peer(&mut self) {
+        self.peer_root = None;
+        self.behind.clear();
+        self.flight = None;
+    }
+
+    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        if self.repeat.is_due(now) {
+            self.pages = None;
+            if self.flight.is_some() {
+                self.send_flight(now, session, out);
+            }
+        }
+    }
+
+    /// Sends what can be sent; called after everything that happened in a live session.
+    pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        if self.flight.is_some() || self.repeat.at.is_some() {
+            return;
+        }
+        if self.peer_root.is_none() {
+            // A change from and to our root without items asks the peer for its own.
+            let root = self.root();
+            let frame = self.change(session, root, root, false, Vec::new());
+            send(out, &frame);
+            self.repeat.arm(now);
+        } else if !self.behind.is_empty() {
+            let items = self.next_batch();
+            let more = items.len() < self.behind.len();
+            self.flight = Some(Flight {
+                result: self.root_after(&items),
+                more,
+                items,
+            });
+            self.send_flight(now, session, out);
+        }
+    }
+
+    fn change(
+        &self,
+        session: SessionId,
+        base: Hash16,
+        result: Hash16,
+        more: bool,
+        items: Vec<Item>,
+    ) -> Frame {
+        Frame::Change {
+            session,
+            set: self.set,
+            base,
+            result,
+            more,
+            items,
+        }
+    }
+
+    fn send_flight(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        if let (Some(flight), Some(base)) = (&self.flight, self.peer_root) {
+            let items = flight.items.iter().map(item).collect();
+            let frame = self.change(session, base, flight.result, flight.more, items);
+            send(out, &frame);
+            self.repeat.arm(now);
+        }
+    }
+
+    /// The next changes: deletions first, so that the peer's set never passes its cap; then what
+    /// fits inline, in turn from where the last batch ended; a large object travels alone.
+    fn next_batch(&mut self) -> Vec<(Key, Option<Object>)> {
+        let mut items: Vec<(Key, Option<Object>)> = Vec::new();
+        let mut large = None;
+        let mut room = FRAME_BYTES_MAX - CHANGE_HEADER_BYTES;
+        let deleted = self
+            .behind
+            .keys()
+            .filter(|key| self.wanted_hash(key).is_none());
+        let (after, before): (Vec<_>, Vec<_>) = self
+            .behind
+            .keys()
+            .filter(|key| self.wanted_hash(key).is_some())
+            .partition(|key| self.cursor.as_ref().is_none_or(|cursor| *key > cursor));
+        for key in deleted.chain(after).chain(before) {
+            let object = self
+                .wanted_hash(key)
+                .and_then(|_| self.objects.get(key))
+                .cloned();
+            if object.as_ref().is_some_and(Object::is_large) {
+                large = large.or_else(|| Some((key.clone(), object)));
+                continue;
+            }
+            let payload = object.as_ref().map_or(0, |object| object.payload.len());
+            let bytes = key.to_bytes().len() + payload + ITEM_HEADER_BYTES;
+            if bytes > room || items.len() >= CHANGE_ITEMS_MAX {
+                break;
+            }
+            room -= bytes;
+            items.push((key.clone(), object));
+        }
+        if items.is_empty() {
+            items.extend(large);
+        }
+        self.cursor = items.last().map(|(key, _)| key.clone());
+        items
+    }
+
+    /// The peer's root once it has `items` too.
+    fn root_after(&self, items: &[(Key, Option<Object>)]) -> Hash16 {
+        let mut view: BTreeMap<&Key, Hash16> = self.wanted().collect();
+        for (key, at_peer) in &self.behind {
+            match at_peer {
+                Some(hash) => view.insert(key, *hash),
+                None => view.remove(key),
+            };
+        }
+        for (key, object) in items {
+            match object {
+                Some(object) => view.insert(key, object.sha256.short()),
+                None => view.remove(key),
+            };
+        }
+        root(view.into_iter())
+    }
+
+    /// The peer's set is durable at `have`.
+    pub(super) fn handle_have(&mut self, have: Hash16) {
+        if self
+            .flight
+            .as_ref()
+            .is_some_and(|flight| flight.result == have)
+        {
+            self.peer_root = Some(have);
+            self.repeat.reset();
+            let items = self.flight.take().map(|flight| flight.items);
+            for (key, object) in items.unwrap_or_default() {
+                let at_peer = object.map(|object| object.sha256.short());
+                let wanted = self.wanted_hash(&key);
+                self.note_peer(&key, at_peer, wanted);
+            }
+        } else if self.peer_root != Some(have) {
+            self.forget_peer();
+            self.pages = None;
+            self.repeat.at = None;
+            if self.root() == have {
+                self.peer_root = Some(have);
+                self.repeat.reset();
+            }
+        }
+    }
+
+    /// One page of what the peer holds.
+    pub(super) fn handle_inventory(
+        &mut self,
+        now: Millis,
+        root: Hash16,
+        page: u8,
+        last: bool,
+        entries: Vec<(Key, Hash16)>,
+    ) {
+        let known = self.peer_root == Some(root);
+        if page >= PAGES_MAX || (known && (self.flight.is_some() || self.behind.is_empty())) {
+            return;
+        }
+        let mut pages = match self.pages.take() {
+            Some(pages) if pages.root == root => pages,
+            _ => Pages {
+                root,
+                seen: 0,
+                last: None,
+                entries: BTreeMap::new(),
+            },
+        };
+        pages.seen |= 1 << page;
+        if last {
+            pages.last = Some(page);
+        }
+        pages.entries.extend(entries);
+        if pages.entries.len() > SET_OBJECTS_MAX {
+            return;
+        }
+        let all = |last: u8| u128::MAX >> (PAGES_MAX - 1 - last);
+        if pages.last.is_some_and(|last| pages.seen == all(last)) {
+            self.compare(now, root, pages.entries);
+        } else {
+            self.pages = Some(pages);
+        }
+    }
+
+    fn compare(&mut self, now: Millis, claimed: Hash16, entries: BTreeMap<Key, Hash16>) {
+        self.forget_peer();
+        self.peer_root = Some(claimed);
+        let honest = root(entries.iter().map(|(key, hash)| (key, *hash))) == claimed;
+        let own: Vec<Key> = self.wanted().map(|(key, _)| key.clone()).collect();
+        for key in own {
+            // An inventory that does not make its own root is worth nothing: resend everything.
+            let at_peer = if honest {
+                entries.get(&key).copied()
+            } else {
+                None
+            };
+            let wanted = self.wanted_hash(&key);
+            self.note_peer(&key, at_peer, wanted);
+        }
+        for (key, hash) in entries {
+            if self.wanted_hash(&key).is_none() {
+                self.behind.insert(key, Some(hash));
+            }
+        }
+        self.repeat.at = None;
+        if !honest {
+            self.repeat.arm(now);
+        }
+    }
+
+    /// The peer asks for bytes of a large object: of the set, or of the changes in flight.
+    pub(super) fn handle_chunk_get(
+        &self,
+        session: SessionId,
+        sha256: Hash32,
+        offset: u32,
+        out: &mut VecDeque<Output>,
+    ) {
+        let flying = self.flight.iter().flat_map(|flight| &flight.items);
+        let object = flying
+            .filter_map(|(_, object)| object.as_ref())
+            .chain(self.objects.values())
+            .find(|object| object.is_large() && object.sha256 == sha256);
+        let rest = object.and_then(|object| object.payload.get(offset as usize..));
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+            let bytes = rest.iter().take(CHUNK_BYTES_MAX).copied().collect();
+            let frame = Frame::Chunk {
+                session,
+                sha256,
+                offset,
+                bytes,
+            };
+            send(out, &frame);
+        }
+    }
+
+    /// The peer asked for a chunk of what is in flight: it is alive and busy, a repeat can wait.
+    pub(super) fn postpone(&mut self, now: Millis) {
+        if self.flight.is_some() {
+            self.repeat.reset();
+            self.repeat.arm(now);
+        }
+    }
+}
+
+fn item((key, object): &(Key, Option<Object>)) -> Item {
+    let key = key.clone();
+    match object {
+        None => Item::Delete { key },
+        Some(object) if object.is_large() => Item::Large {
+            key,
+            sha256: object.sha256,
+            // Payloads are at most `CONFIG_BYTES_MAX`.
+            len: u32::try_from(object.payload.len()).unwrap_or(u32::MAX),
+        },
+        Some(object) => Item::Put {
+            key,
+            bytes: object.payload.to_vec(),
+        },
+    }
+}
+
+pub(super) fn send(out: &mut VecDeque<Output>, frame: &Frame) {
+    out.push_back(Output::Send(frame.encode()));
+}
