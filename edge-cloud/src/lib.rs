@@ -4,3 +4,4 @@
 //! behind small traits.
 
 pub mod manifest;
+pub mod placement;

@@ -1,0 +1,214 @@
+use edge_proto::key::Kind;
+
+use super::*;
+
+fn manifests(text: &str) -> Manifests {
+    let mut manifests = Manifests::default();
+    manifests.add_file("gate.yaml", text);
+    assert_eq!(manifests.problems, []);
+    manifests
+}
+
+fn nodes(names: &[&str]) -> BTreeMap<String, Node> {
+    let node = |name: &&str| {
+        let labels = [("site".to_owned(), name[..1].to_owned())].into();
+        let node = Node {
+            labels,
+            arch: "aarch64".to_owned(),
+            ..Node::default()
+        };
+        ((*name).to_owned(), node)
+    };
+    names.iter().map(node).collect()
+}
+
+/// The nodes report exactly what is asked of them.
+fn report(nodes: &mut BTreeMap<String, Node>, placement: &Placement) {
+    for (name, node) in nodes {
+        node.reported = placement
+            .pods
+            .iter()
+            .filter(|(_, placed)| placed.node == *name && !placed.pod.terminating)
+            .map(|(uid, placed)| {
+                let pod = &placed.pod;
+                (*uid, (pod.namespace.clone(), pod.name.clone()))
+            })
+            .collect();
+    }
+}
+
+fn lines(placement: &Placement) -> Vec<String> {
+    let mut lines: Vec<_> = placement
+        .pods
+        .values()
+        .map(|placed| {
+            let state = if placed.pod.terminating {
+                " terminating"
+            } else {
+                ""
+            };
+            format!("{} {}{state}", placed.node, placed.pod.name)
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: reader}
+spec:
+  hostNetwork: true
+  nodeSelector: {kubernetes.io/hostname: a1}
+  containers:
+  - name: c
+    image: i:1
+    envFrom: [{configMapRef: {name: lane}}, {secretRef: {name: gone, optional: true}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: lane}
+data: {a: b}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: unused}
+"#;
+
+const SETS: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      hostNetwork: true
+      containers: [{name: c, image: i:1}]
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: log}
+spec:
+  selector: {matchLabels: {app: log}}
+  template:
+    metadata: {labels: {app: log}}
+    spec:
+      hostNetwork: true
+      nodeSelector: {site: a, kubernetes.io/arch: arm64}
+      containers: [{name: c, image: i:1}]
+"#;
+
+#[test]
+fn pods_go_where_they_may_with_what_they_name() {
+    let manifests = manifests(&format!("{POD}---{SETS}"));
+    let placement = place(&manifests, &nodes(&["a1", "a2", "b1"]), &BTreeMap::new());
+    assert_eq!(placement.unplaced, []);
+    assert_eq!(
+        lines(&placement),
+        [
+            "a1 log-a1",
+            "a1 reader",
+            "a1 web-2",
+            "a2 log-a2",
+            "a2 web-0",
+            "a2 web-3",
+            "b1 web-1",
+        ]
+        .map(str::to_owned)
+    );
+    let keys: Vec<_> = placement.desired["a1"]
+        .keys()
+        .filter(|key| key.kind() != Kind::Pod)
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(keys, ["ConfigMap/default/lane"]);
+    for (key, payload) in &placement.desired["a1"] {
+        if let Key::Uid(_, uid) = key {
+            assert_eq!(Pod::decode(payload).unwrap().uid, *uid);
+        }
+    }
+}
+
+/// Golden: a cloud of a later version must ask for the same pods, or all of them restart.
+#[test]
+fn uids_never_change() {
+    let placement = place(&manifests(POD), &nodes(&["a1"]), &BTreeMap::new());
+    let uids: Vec<_> = placement.pods.keys().map(ToString::to_string).collect();
+    assert_eq!(uids, ["7c32665cf2798bf4ba550b8355b351ae"]);
+}
+
+#[test]
+fn replicas_stay_when_nodes_come_and_memory_is_lost() {
+    let manifests = manifests(SETS);
+    let mut few = nodes(&["b1"]);
+    let first = place(&manifests, &few, &BTreeMap::new());
+    report(&mut few, &first);
+    let mut more = nodes(&["a1"]);
+    more.append(&mut few);
+    let second = place(&manifests, &more, &BTreeMap::new());
+    for uid in first.pods.keys() {
+        assert_eq!(second.pods[uid].node, "b1");
+    }
+    // Remembered but not reported yet holds as well.
+    let third = place(&manifests, &nodes(&["a1", "b1"]), &second.pods);
+    assert_eq!(third.pods, second.pods);
+}
+
+#[test]
+fn a_changed_pod_ends_before_its_successor_starts() {
+    let mut nodes = nodes(&["a1"]);
+    let old = place(&manifests(POD), &nodes, &BTreeMap::new());
+    report(&mut nodes, &old);
+    let changed = manifests(&POD.replace("i:1", "i:2"));
+    let both = place(&changed, &nodes, &old.pods);
+    assert_eq!(lines(&both), ["a1 reader terminating"]);
+    assert!(both.unplaced[0].reason.starts_with("waits until node a1"));
+    let lane = |placement: &Placement| placement.desired["a1"].len();
+    assert_eq!(lane(&both), 2, "the ConfigMap stays with the old pod");
+    nodes.values_mut().for_each(|node| node.reported.clear());
+    let new = place(&changed, &nodes, &both.pods);
+    assert_eq!(lines(&new), ["a1 reader"]);
+    assert_ne!(
+        new.pods.keys().collect::<Vec<_>>(),
+        old.pods.keys().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_label_changes_no_uid_and_a_deleted_pod_leaves_when_it_is_gone() {
+    let mut nodes = nodes(&["a1"]);
+    let old = place(&manifests(POD), &nodes, &BTreeMap::new());
+    report(&mut nodes, &old);
+    let labelled = POD.replace("{name: reader}", "{name: reader, labels: {a: b}}");
+    let labelled = place(&manifests(&labelled), &nodes, &old.pods);
+    assert!(labelled.pods.keys().eq(old.pods.keys()));
+    let none = Manifests::default();
+    let leaving = place(&none, &nodes, &labelled.pods);
+    assert_eq!(lines(&leaving), ["a1 reader terminating"]);
+    nodes.values_mut().for_each(|node| node.reported.clear());
+    let gone = place(&none, &nodes, &leaving.pods);
+    assert_eq!(gone.desired["a1"], Desired::new());
+}
+
+#[test]
+fn what_cannot_be_placed_says_why() {
+    let reason = |text: &str, nodes: &BTreeMap<String, Node>| {
+        let unplaced = place(&manifests(text), nodes, &BTreeMap::new()).unplaced;
+        assert_eq!(unplaced.len(), 1, "{unplaced:?}");
+        unplaced[0].to_string()
+    };
+    let b1 = nodes(&["b1"]);
+    assert!(reason(POD, &b1).contains("no node has the labels"));
+    let named = POD.replace("nodeSelector: {kubernetes.io/hostname: a1}", "nodeName: a1");
+    assert!(reason(&named, &b1).contains("node a1 has not joined"));
+    let a1 = nodes(&["a1"]);
+    let missing = POD.replace("configMapRef: {name: lane}", "configMapRef: {name: x}");
+    assert!(reason(&missing, &a1).contains("waits for ConfigMap default/x"));
+    let mut full = nodes(&["b1"]);
+    full.values_mut().for_each(|node| node.pods_max = 3);
+    assert!(reason(SETS, &full).contains("pod web-3: node b1 is full"));
+}
