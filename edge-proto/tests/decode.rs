@@ -1,0 +1,238 @@
+//! Bytes of frames: pinned for every variant, and nothing that comes in can panic.
+
+use edge_proto::fields::{FieldError, Reader, Skip, Writer};
+use edge_proto::frame::{Frame, FrameError, Item, SessionId, Set};
+use edge_proto::hash::{Hash16, Hash32};
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::limits::FRAME_BYTES_MAX;
+use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input};
+use proptest::prelude::*;
+
+const SESSION: SessionId = SessionId {
+    n: [1; 8],
+    c: [2; 8],
+};
+const ROOT: Hash16 = Hash16([0xaa; 16]);
+const SHA: Hash32 = Hash32([0xbb; 32]);
+
+fn all_frames() -> Vec<Frame> {
+    let session = SESSION;
+    let pod = Key::pod(Uid([3; 16]));
+    let config = Key::Name(Kind::ConfigMap, "ns".into(), "cm".into());
+    vec![
+        Frame::Hello {
+            n: [1; 8],
+            wire: 1,
+            kinds: 0x3ff,
+            epoch: 300,
+            desired_root: ROOT,
+            reported_root: Hash16([0xcc; 16]),
+            agent: "a/1".into(),
+        },
+        Frame::Welcome {
+            session,
+            wire: 1,
+            epoch: 300,
+            desired_root: ROOT,
+            reported_root: Hash16([0xcc; 16]),
+            unix_s: 1_800_000_000,
+        },
+        Frame::Reset { session, epoch: 5 },
+        Frame::Probe {
+            epoch: 5,
+            unix_s: 0,
+        },
+        Frame::Gone { n: [1; 8] },
+        Frame::Inventory {
+            session,
+            set: Set::Desired,
+            root: ROOT,
+            page: 1,
+            last: true,
+            entries: vec![(pod.clone(), ROOT)],
+        },
+        Frame::Change {
+            session,
+            set: Set::Desired,
+            base: Hash16::default(),
+            result: ROOT,
+            more: true,
+            items: vec![
+                Item::Put {
+                    key: config.clone(),
+                    bytes: b"hi".to_vec(),
+                },
+                Item::Large {
+                    key: config,
+                    sha256: SHA,
+                    len: 5000,
+                },
+                Item::Delete { key: pod },
+            ],
+        },
+        Frame::Have {
+            session,
+            set: Set::Reported,
+            root: ROOT,
+        },
+        Frame::ChunkGet {
+            session,
+            sha256: SHA,
+            offset: 4096,
+        },
+        Frame::Chunk {
+            session,
+            sha256: SHA,
+            offset: 4096,
+            bytes: b"xyz".to_vec(),
+        },
+        Frame::CallOpen {
+            session,
+            id: 9,
+            method: 2,
+            body: b"q".to_vec(),
+        },
+        Frame::CallData {
+            session,
+            id: 9,
+            offset: 128,
+            bytes: b"r".to_vec(),
+            end: true,
+        },
+        Frame::CallCredit {
+            session,
+            id: 9,
+            upto: 16384,
+        },
+        Frame::CallCancel { session, id: 9 },
+    ]
+}
+
+/// Hex of `bytes`; runs of four or more equal bytes as `byte*count`.
+fn hex(bytes: &[u8]) -> String {
+    let runs = bytes.chunk_by(|a, b| a == b).map(|run| match run {
+        [byte, _, _, _, ..] => format!("{byte:02x}*{}", run.len()),
+        run => run.iter().map(|byte| format!("{byte:02x}")).collect(),
+    });
+    runs.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_frame_keeps_its_bytes() {
+    let golden = include_str!("golden.txt");
+    let ours: String = all_frames()
+        .iter()
+        .map(|frame| hex(&frame.encode()) + "\n")
+        .collect();
+    assert_eq!(ours, golden, "\nthe wire changed; ours is:\n{ours}");
+    for frame in all_frames() {
+        assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+    }
+}
+
+#[test]
+fn the_root_of_a_set_keeps_its_bytes() {
+    let pod = Key::pod(Uid([3; 16]));
+    let config = Key::Name(Kind::ConfigMap, "ns".into(), "cm".into());
+    let members = [(&pod, ROOT), (&config, ROOT)];
+    let bytes = [&pod.to_bytes()[..], &ROOT.0, &config.to_bytes(), &ROOT.0].concat();
+    assert_eq!(
+        edge_proto::set::root(members.into_iter()),
+        Hash16::of(&bytes)
+    );
+    assert_eq!(pod.to_bytes(), [&[0, 0][..], &[3; 16]].concat());
+    assert_eq!(config.to_bytes(), b"\x01\x01\x02ns\x02cm");
+}
+
+#[test]
+fn frames_that_are_not_ours_are_refused() {
+    assert_eq!(Frame::decode(&[]), Err(FrameError::PeerLength));
+    let long = vec![1; FRAME_BYTES_MAX + 1];
+    assert_eq!(Frame::decode(&long), Err(FrameError::PeerLength));
+    assert_eq!(Frame::decode(&[2, 4]), Err(FrameError::PeerVersion(2)));
+    assert_eq!(Frame::decode(&[0, 4]), Err(FrameError::PeerVersion(0)));
+    assert_eq!(Frame::decode(&[1, 14]), Err(FrameError::PeerMalformed));
+    let mut trailing = Frame::Gone { n: [1; 8] }.encode();
+    trailing.push(0);
+    assert_eq!(Frame::decode(&trailing), Err(FrameError::PeerMalformed));
+    let key = Key::Name(Kind::Pod, String::new(), String::new());
+    let wrong_form = Frame::Inventory {
+        session: SESSION,
+        set: Set::Desired,
+        root: ROOT,
+        page: 0,
+        last: true,
+        entries: vec![(key, ROOT)],
+    };
+    assert_eq!(
+        Frame::decode(&wrong_form.encode()),
+        Err(FrameError::PeerLimit)
+    );
+}
+
+/// What an encoder of a later version writes.
+fn newer(skip: Skip) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.put(1, Skip::Refused, &7_u32);
+    writer.put(90, skip, &String::from("from the future"));
+    writer.into_bytes()
+}
+
+fn read(bytes: &[u8]) -> Result<u32, FieldError> {
+    let mut value = 0;
+    for field in Reader::new(bytes) {
+        let field = field?;
+        match field.number {
+            1 => value = field.read()?,
+            _ => field.unknown()?,
+        }
+    }
+    Ok(value)
+}
+
+#[test]
+fn fields_of_a_newer_encoder_are_skipped_or_refused_by_number() {
+    assert_eq!(read(&newer(Skip::Allowed)), Ok(7));
+    assert_eq!(read(&newer(Skip::Refused)), Err(FieldError::Unknown(90)));
+}
+
+fn frame_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let real = (
+        0..all_frames().len(),
+        any::<prop::sample::Index>(),
+        any::<u8>(),
+    );
+    let bent = real.prop_map(|(frame, place, byte)| {
+        let mut bytes = all_frames().swap_remove(frame).encode();
+        let place = place.index(bytes.len());
+        if let Some(at) = bytes.get_mut(place) {
+            *at = byte;
+        }
+        bytes
+    });
+    prop_oneof![bent, prop::collection::vec(any::<u8>(), 0..200)]
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_decode_or_fail(bytes in frame_bytes()) {
+        if let Ok(frame) = Frame::decode(&bytes) {
+            prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn any_frames_leave_both_ends_working(frames in prop::collection::vec(frame_bytes(), 0..20)) {
+        let agent = String::new();
+        let mut device = Device::new(DeviceConfig { kinds: u32::MAX, agent }, 1);
+        let mut cloud = Cloud::new(CloudConfig { epoch: 1 }, 2);
+        device.handle(0, Input::TransportUp);
+        cloud.handle(0, Input::TransportUp);
+        for frame in &frames {
+            device.handle(1, Input::Frame(frame));
+            cloud.handle(1, Input::Frame(frame));
+            while device.poll().is_some() {}
+            while cloud.poll().is_some() {}
+        }
+    }
+}

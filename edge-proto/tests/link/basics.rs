@@ -1,0 +1,302 @@
+//! Both ends together over a network that loses nothing.
+
+use std::sync::Arc;
+
+use edge_proto::frame::Frame;
+use edge_proto::key::{Key, Kind};
+use edge_proto::limits::{CALL_WINDOW_BYTES, CONFIG_BYTES_MAX, SET_OBJECTS_MAX};
+use edge_proto::session::{Input, Output, Payload, Reason};
+
+use crate::support::{Pair, key, put};
+
+fn config(name: u64) -> Key {
+    key(Kind::ConfigMap, name)
+}
+
+#[test]
+fn opens_and_replicates_both_ways() {
+    let mut pair = Pair::new();
+    pair.connect();
+    assert_eq!((pair.seen_device.live, pair.seen_cloud.live), (1, 1));
+    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    pair.cloud(put(config(1), b"config"));
+    pair.device(put(Key::node_status(), b"ready"));
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.at_device.epoch, 7);
+    assert_eq!(pair.at_cloud.objects.len(), 1);
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+    pair.cloud(Input::Delete { key: config(1) });
+    pair.settle();
+    assert!(pair.is_equal() && pair.at_device.objects.is_empty());
+}
+
+#[test]
+fn reconnect_without_changes_is_four_small_frames() {
+    let mut pair = Pair::new();
+    pair.cloud(put(config(1), b"config"));
+    pair.device(put(Key::node_status(), b"ready"));
+    pair.connect();
+    pair.device(Input::TransportDown);
+    pair.seen_device.sent_bytes = 0;
+    pair.seen_cloud.sent_bytes = 0;
+    pair.device(Input::TransportUp);
+    pair.settle();
+    assert_eq!(pair.seen_device.live, 2);
+    let bytes = pair.seen_device.sent_bytes + pair.seen_cloud.sent_bytes;
+    assert!(bytes <= 200, "{bytes} bytes");
+}
+
+#[test]
+fn a_day_offline_costs_keys_not_changes() {
+    let mut pair = Pair::new();
+    pair.connect();
+    for name in 0..100 {
+        pair.device(put(key(Kind::DeviceStatus, name), b"start"));
+    }
+    pair.settle();
+    pair.device(Input::TransportDown);
+    for change in 0..1_000_000_u64 {
+        let payload: Arc<[u8]> = Arc::from(change.to_le_bytes());
+        let key = key(Kind::DeviceStatus, change % 100);
+        pair.device.handle(pair.now, Input::Put { key, payload });
+    }
+    pair.now += 24 * 3600 * 1000;
+    pair.seen_device.sent_bytes = 0;
+    pair.seen_cloud.sent_bytes = 0;
+    pair.device(Input::TransportUp);
+    pair.settle();
+    assert!(pair.is_equal());
+    let bytes = pair.seen_device.sent_bytes + pair.seen_cloud.sent_bytes;
+    assert!(bytes <= 100 * 64, "{bytes} bytes");
+}
+
+#[test]
+fn a_full_set_of_long_keys_is_exchanged_whole() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let long = |set: &str, name: usize| {
+        let name = format!("{set}{name:0>250}");
+        Key::Name(Kind::ConfigMap, "n".repeat(253), name)
+    };
+    for name in 0..SET_OBJECTS_MAX {
+        pair.cloud(put(long("a", name), b"a"));
+    }
+    pair.settle();
+    assert!(pair.is_equal());
+    // Everything else than before, from a cloud that knows nothing of the node: the inventory
+    // has its full length, and deletions must come first.
+    pair.cloud = crate::support::cloud(8, 9);
+    for name in 0..SET_OBJECTS_MAX {
+        pair.cloud(put(long("b", name), b"b"));
+    }
+    pair.cloud(put(long("c", 0), b"c"));
+    assert_eq!(
+        pair.seen_cloud.other,
+        [Output::PutRefused {
+            key: long("c", 0),
+            reason: Reason::Full
+        }]
+    );
+    pair.cloud(Input::TransportUp);
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.at_device.objects.len(), SET_OBJECTS_MAX);
+}
+
+#[test]
+fn a_large_object_resumes_where_the_link_broke() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let payload: Vec<u8> = (0..CONFIG_BYTES_MAX).map(|i| (i * i) as u8).collect();
+    pair.cloud(put(config(1), &payload));
+    let mut reconnects = 0;
+    for step in 0.. {
+        if pair.is_equal() {
+            break;
+        }
+        if step % 100 == 99 {
+            pair.device(Input::TransportDown);
+            pair.up.clear();
+            pair.down.clear();
+            pair.device(Input::TransportUp);
+            reconnects += 1;
+        }
+        if let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+        } else if let Some(frame) = pair.down.pop_front() {
+            pair.device(Input::Frame(&frame));
+        }
+    }
+    assert!(reconnects > 3);
+    let sent = pair.seen_cloud.sent_bytes;
+    assert!(sent < CONFIG_BYTES_MAX * 11 / 10, "{sent} bytes");
+    let Some(Payload::Large { sha256, .. }) = pair.at_device.objects.get(&config(1)) else {
+        panic!("no large object");
+    };
+    assert_eq!(pair.at_device.blobs[&sha256.0], payload);
+}
+
+#[test]
+fn a_refused_object_stays_as_a_stub_and_roots_meet() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(put(config(1), b"bad"));
+    let frame = pair.down.pop_front().unwrap();
+    pair.device.handle(pair.now, Input::Frame(&frame));
+    while let Some(output) = pair.device.poll() {
+        if let Output::Apply { ticket, .. } = output {
+            let refused = vec![(config(1), Reason::Field(99))];
+            pair.device
+                .handle(pair.now, Input::Applied { ticket, refused });
+        } else if let Output::Send(frame) = output {
+            pair.up.push_back(frame);
+        }
+    }
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+    let stubs: Vec<_> = pair.device.desired().refused().collect();
+    assert_eq!(stubs, [(&config(1), Reason::Field(99))]);
+}
+
+#[test]
+fn have_is_sent_only_when_the_change_is_durable() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(put(config(1), b"config"));
+    let frame = pair.down.pop_front().unwrap();
+    pair.device.handle(pair.now, Input::Frame(&frame));
+    // Repeats while the caller is busy change nothing.
+    pair.device.handle(pair.now, Input::Frame(&frame));
+    let outputs: Vec<_> = std::iter::from_fn(|| pair.device.poll()).collect();
+    let [
+        Output::Apply { ticket, .. },
+        Output::InSync { desired: false, .. },
+    ] = outputs[..]
+    else {
+        panic!("{outputs:?}");
+    };
+    let refused = Vec::new();
+    pair.device(Input::Applied { ticket, refused });
+    let have = Frame::decode(&pair.up[0]).unwrap();
+    assert!(matches!(have, Frame::Have { root, .. } if root == pair.cloud.desired_root()));
+}
+
+#[test]
+fn kinds_that_the_node_does_not_know_are_not_sent() {
+    let mut pair = Pair::new();
+    let config_device = edge_proto::session::DeviceConfig {
+        kinds: Kind::ConfigMap.bit() | Kind::NodeStatus.bit(),
+        agent: "old".into(),
+    };
+    pair.device = edge_proto::session::Device::new(config_device, 5);
+    pair.cloud(put(config(1), b"config"));
+    pair.cloud(put(key(Kind::Rule, 1), b"rule"));
+    pair.connect();
+    pair.cloud(put(key(Kind::Rule, 2), b"rule"));
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+}
+
+#[test]
+fn a_call_keeps_to_its_window() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(Input::CallStart {
+        id: 1,
+        method: 4,
+        body: b"tail".to_vec(),
+    });
+    pair.settle();
+    let window = CALL_WINDOW_BYTES;
+    assert_eq!(
+        pair.seen_device.other,
+        [
+            Output::CallRequest {
+                id: 1,
+                method: 4,
+                body: b"tail".to_vec()
+            },
+            Output::CallWindow {
+                id: 1,
+                bytes: window
+            }
+        ]
+    );
+    let answer = |bytes: usize, end| Input::CallAnswer {
+        id: 1,
+        bytes: vec![7; bytes],
+        end,
+    };
+    pair.device(answer(window as usize, false));
+    pair.settle();
+    pair.cloud(Input::CallTaken {
+        id: 1,
+        bytes: window,
+    });
+    pair.settle();
+    let more = pair.seen_device.other.pop().unwrap();
+    assert_eq!(
+        more,
+        Output::CallWindow {
+            id: 1,
+            bytes: window
+        }
+    );
+    pair.device(answer(5, true));
+    pair.settle();
+    let received: usize = pair.seen_cloud.other.iter().map(call_bytes).sum();
+    assert_eq!(received, window as usize + 5);
+    assert!(matches!(
+        pair.seen_cloud.other.last(),
+        Some(Output::CallBytes { end: true, .. })
+    ));
+}
+
+fn call_bytes(output: &Output) -> usize {
+    match output {
+        Output::CallBytes { bytes, .. } => bytes.len(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn calls_end_with_the_session_and_with_a_broken_window() {
+    let mut pair = Pair::new();
+    pair.connect();
+    for id in 1..=9 {
+        pair.cloud(Input::CallStart {
+            id,
+            method: 1,
+            body: Vec::new(),
+        });
+    }
+    pair.settle();
+    // The ninth is over the cap.
+    assert_eq!(pair.seen_cloud.other, [Output::CallCancelled { id: 9 }]);
+    let bytes = vec![0; CALL_WINDOW_BYTES as usize + 1];
+    pair.device(Input::CallAnswer {
+        id: 1,
+        bytes,
+        end: true,
+    });
+    pair.settle();
+    assert_eq!(
+        pair.seen_cloud.other.pop(),
+        Some(Output::CallCancelled { id: 1 })
+    );
+    pair.device(Input::TransportDown);
+    let cancelled = |other: &[Output]| {
+        let calls = other.iter();
+        calls
+            .filter(|output| matches!(output, Output::CallCancelled { .. }))
+            .count()
+    };
+    assert_eq!(cancelled(&pair.seen_device.other), 8);
+    pair.cloud(Input::TransportDown);
+    assert_eq!(cancelled(&pair.seen_cloud.other), 8);
+}

@@ -1,0 +1,285 @@
+//! A bad network from a seed: loss, doubling, reordering, disconnects, restarts of either end and
+//! a stale replica; in the end both sets are equal.
+
+use edge_proto::Millis;
+use edge_proto::key::{Key, Kind};
+use edge_proto::session::{Cloud, Device, Input};
+
+use crate::support::{End, Rng, Seen, Store, cloud, device, drain, finish_applies, key, put};
+
+const KEYS: u64 = 20;
+const CHAOS_MS: Millis = 20 * 60 * 1000;
+
+#[derive(Clone, Copy, PartialEq)]
+enum To {
+    Device,
+    Cloud,
+}
+
+struct World {
+    rng: Rng,
+    now: Millis,
+    device: Device,
+    clouds: Vec<Cloud>,
+    epoch: u64,
+    at_device: Store,
+    at_cloud: Store,
+    stale_store: Store,
+    seen: Seen,
+    connected: bool,
+    chaos: bool,
+    /// Frames on their way: when they arrive, to whom.
+    flying: Vec<(Millis, To, Vec<u8>)>,
+    desired: std::collections::BTreeMap<Key, Vec<u8>>,
+    reported: std::collections::BTreeMap<Key, Vec<u8>>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        Self {
+            now: 5000,
+            device: device(rng.next()),
+            clouds: vec![cloud(10, rng.next())],
+            rng,
+            epoch: 10,
+            at_device: Store::default(),
+            at_cloud: Store::default(),
+            stale_store: Store::default(),
+            seen: Seen::default(),
+            connected: false,
+            chaos: true,
+            flying: Vec::new(),
+            desired: Default::default(),
+            reported: Default::default(),
+        }
+    }
+
+    fn send(&mut self, to: To, frames: Vec<Vec<u8>>) {
+        for frame in frames {
+            if !self.connected || (self.chaos && self.rng.chance(10)) {
+                continue;
+            }
+            let copies = if self.chaos && self.rng.chance(10) {
+                2
+            } else {
+                1
+            };
+            for _ in 0..copies {
+                let spread = if self.chaos { 3000 } else { 1 };
+                let at = self.now + 20 + self.rng.below(spread);
+                self.flying.push((at, to, frame.clone()));
+            }
+        }
+    }
+
+    fn tell_device(&mut self, input: Input<'_>) {
+        let mut end = End::Device(&mut self.device);
+        end.handle(self.now, input);
+        let hold = self.chaos && self.rng.chance(30);
+        let (store, seen) = (&mut self.at_device, &mut self.seen);
+        let frames = drain(&mut end, self.now, store, seen, hold);
+        self.send(To::Cloud, frames);
+    }
+
+    fn tell_cloud(&mut self, index: usize, input: Input<'_>) {
+        let mut end = End::Cloud(&mut self.clouds[index]);
+        end.handle(self.now, input);
+        let hold = index == 0 && self.chaos && self.rng.chance(30);
+        let store = if index == 0 {
+            &mut self.at_cloud
+        } else {
+            &mut self.stale_store
+        };
+        let frames = drain(&mut end, self.now, store, &mut Seen::default(), hold);
+        self.send(To::Device, frames);
+    }
+
+    fn apply(&mut self) {
+        finish_applies(
+            &mut End::Device(&mut self.device),
+            self.now,
+            &mut self.at_device,
+        );
+        self.tell_device(Input::Tick);
+        finish_applies(
+            &mut End::Cloud(&mut self.clouds[0]),
+            self.now,
+            &mut self.at_cloud,
+        );
+        self.tell_cloud(0, Input::Tick);
+    }
+
+    fn connect(&mut self, up: bool) {
+        self.connected = up;
+        if !up {
+            // What was on its way may still arrive, or not.
+            let mut rng = Rng(self.rng.next());
+            self.flying.retain(|_| rng.chance(50));
+        }
+        let input = if up {
+            Input::TransportUp
+        } else {
+            Input::TransportDown
+        };
+        self.tell_device(input.clone());
+        if self.rng.chance(30) {
+            self.tell_cloud(0, Input::TransportDown);
+            self.tell_cloud(0, Input::TransportUp);
+        }
+    }
+
+    fn payload(&mut self) -> Vec<u8> {
+        let bytes = match self.rng.below(10) {
+            0 => 9000,
+            1 => 3000,
+            _ => 40,
+        };
+        let seed = self.rng.next();
+        (0..bytes).map(|i| (seed >> (i % 57)) as u8).collect()
+    }
+
+    fn change(&mut self) {
+        let name = self.rng.below(KEYS);
+        let remove = self.rng.chance(30);
+        let payload = self.payload();
+        if self.rng.chance(50) {
+            let key = key(Kind::ConfigMap, name);
+            if remove {
+                self.desired.remove(&key);
+                self.tell_cloud(0, Input::Delete { key });
+            } else {
+                self.desired.insert(key.clone(), payload.clone());
+                self.tell_cloud(0, put(key, &payload));
+            }
+        } else {
+            let key = key(Kind::DeviceStatus, name);
+            let payload = &payload[..payload.len().min(4000)];
+            if remove {
+                self.reported.remove(&key);
+                self.tell_device(Input::Delete { key });
+            } else {
+                self.reported.insert(key.clone(), payload.to_vec());
+                self.tell_device(put(key, payload));
+            }
+        }
+    }
+
+    fn restart_device(&mut self) {
+        self.connected = false;
+        self.at_device.applying.clear();
+        self.device = device(self.rng.next());
+        let hashes = self.at_device.hashes();
+        let members = hashes.into_iter().map(|(key, hash)| (key, hash, None));
+        assert!(self.device.restore(members, self.at_device.epoch));
+        for (key, payload) in self.reported.clone() {
+            self.tell_device(put(key, &payload));
+        }
+    }
+
+    fn restart_cloud(&mut self) {
+        self.epoch += 1;
+        self.at_cloud.applying.clear();
+        self.stale_store = Store::default();
+        let new = cloud(self.epoch, self.rng.next());
+        let old = std::mem::replace(&mut self.clouds[0], new);
+        self.clouds.truncate(1);
+        if self.rng.chance(50) {
+            // Only paused: it goes on with the old epoch beside the new one.
+            self.clouds.push(old);
+        }
+        if self.rng.chance(50) {
+            assert!(self.clouds[0].restore(self.at_cloud.hashes()));
+        } else {
+            self.at_cloud = Store::default();
+        }
+        for (key, payload) in self.desired.clone() {
+            self.tell_cloud(0, put(key, &payload));
+        }
+        self.tell_cloud(0, Input::TransportUp);
+    }
+
+    /// Lets the next thing happen: a frame arrives, or a deadline comes, before `until`.
+    fn step(&mut self, until: Millis) -> bool {
+        let frame = self.flying.iter().map(|(at, ..)| *at).min();
+        let clouds = self.clouds.iter().filter_map(Cloud::deadline).min();
+        let times = [frame, self.device.deadline(), clouds];
+        let Some(next) = times.into_iter().flatten().min().filter(|at| *at <= until) else {
+            self.now = until;
+            return false;
+        };
+        self.now = self.now.max(next);
+        if let Some(index) = self.flying.iter().position(|(at, ..)| *at <= self.now) {
+            let (_, to, frame) = self.flying.swap_remove(index);
+            match to {
+                To::Device if self.connected => self.tell_device(Input::Frame(&frame)),
+                To::Device => {}
+                To::Cloud => {
+                    for index in 0..self.clouds.len() {
+                        self.tell_cloud(index, Input::Frame(&frame));
+                    }
+                }
+            }
+        } else {
+            self.tell_device(Input::Tick);
+            for index in 0..self.clouds.len() {
+                self.tell_cloud(index, Input::Tick);
+            }
+        }
+        true
+    }
+
+    fn run(&mut self, until: Millis) -> usize {
+        (0..1_000_000).take_while(|_| self.step(until)).count()
+    }
+
+    fn is_equal(&self) -> bool {
+        let cloud = &self.clouds[0];
+        self.device.desired().root() == cloud.desired_root()
+            && cloud.reported().root() == self.device.reported_root()
+    }
+}
+
+fn survives(seed: u64) {
+    let mut world = World::new(seed);
+    world.tell_cloud(0, Input::TransportUp);
+    let mut frames = 0;
+    while world.now < CHAOS_MS {
+        match world.rng.below(100) {
+            0..50 => world.change(),
+            50..60 => world.connect(false),
+            60..75 => world.connect(true),
+            75..78 => world.restart_device(),
+            78..80 => world.restart_cloud(),
+            _ => world.apply(),
+        }
+        let until = world.now + 1 + world.rng.below(10_000);
+        frames += world.run(until);
+    }
+    world.chaos = false;
+    world.apply();
+    world.connect(false);
+    world.connect(true);
+    let until = world.now + 20 * 60 * 1000;
+    frames += world.run(until);
+    assert!(world.is_equal(), "seed {seed}");
+    assert!(frames < 100_000, "seed {seed}: {frames} frames");
+    assert!(world.device.is_live() && world.clouds[0].is_live());
+    let stored = world.at_device.hashes();
+    let wanted: Vec<_> = world
+        .desired
+        .iter()
+        .map(|(key, bytes)| (key.clone(), edge_proto::hash::Hash16::of(bytes)))
+        .collect();
+    assert!(stored == wanted, "seed {seed}: store and set differ");
+    // Nothing moves once the roots are equal.
+    let later = world.now + 24 * 3600 * 1000;
+    assert_eq!(world.run(later), 0, "seed {seed}: traffic in a quiet day");
+}
+
+#[test]
+fn converges_over_a_bad_network() {
+    for seed in 0..200 {
+        survives(seed);
+    }
+}

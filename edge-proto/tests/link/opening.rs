@@ -1,0 +1,152 @@
+//! Who may open a session, and who may not take one away.
+
+use edge_proto::frame::Frame;
+use edge_proto::key::Kind;
+use edge_proto::session::{Input, Problem};
+
+use crate::support::{End, Pair, Seen, Store, cloud, drain, key, put};
+
+#[test]
+fn a_late_hello_cannot_take_a_live_session_away() {
+    let mut pair = Pair::new();
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.device(Input::TransportUp);
+    let late = pair.up[0].clone();
+    pair.device(Input::TransportDown);
+    pair.up.clear();
+    pair.device(Input::TransportUp);
+    pair.settle();
+    let lives = pair.seen_cloud.live;
+    pair.cloud(Input::Frame(&late));
+    pair.settle();
+    assert!(pair.cloud.is_live() && pair.device.is_live());
+    assert_eq!((pair.seen_cloud.live, pair.seen_cloud.down), (lives, 0));
+    pair.cloud(put(key(Kind::ConfigMap, 1), b"still here"));
+    pair.settle();
+    assert!(pair.is_equal());
+}
+
+#[test]
+fn the_will_of_an_old_connection_does_not_end_the_new_one() {
+    let mut pair = Pair::new();
+    let old = pair.device.will();
+    pair.connect();
+    pair.device(Input::TransportDown);
+    let new = pair.device.will();
+    pair.device(Input::TransportUp);
+    pair.settle();
+    pair.cloud(Input::Frame(&old));
+    assert!(pair.cloud.is_live());
+    pair.cloud(Input::Frame(&new));
+    assert!(!pair.cloud.is_live());
+    assert_eq!(pair.cloud.deadline(), None);
+}
+
+#[test]
+fn a_lost_third_message_is_repeated() {
+    let mut pair = Pair::new();
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.device(Input::TransportUp);
+    let hello = pair.up.pop_front().unwrap();
+    pair.cloud(Input::Frame(&hello));
+    let welcome = pair.down.pop_front().unwrap();
+    pair.device(Input::Frame(&welcome));
+    pair.up.clear();
+    assert!(pair.device.is_live() && !pair.cloud.is_live());
+    pair.now = pair.cloud.deadline().unwrap();
+    pair.cloud(Input::Tick);
+    pair.settle();
+    assert!(pair.cloud.is_live());
+}
+
+#[test]
+fn a_restarted_cloud_finds_its_live_node() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud = cloud(8, 77);
+    pair.cloud(Input::TransportUp);
+    pair.settle();
+    assert!(pair.cloud.is_live());
+    // Without the probe, the node's next frame is answered with a reset.
+    pair.cloud = cloud(9, 78);
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.device(put(key(Kind::DeviceStatus, 1), b"changed"));
+    pair.settle();
+    assert!(pair.cloud.is_live());
+    assert_eq!(pair.at_device.epoch, 9);
+    assert!(pair.is_equal());
+}
+
+#[test]
+fn a_stale_replica_is_refused_and_learns_it() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let mut stale = cloud(6, 99);
+    let (mut store, mut seen) = (Store::default(), Seen::default());
+    let mut end = End::Cloud(&mut stale);
+    end.handle(0, Input::TransportUp);
+    let probes = drain(&mut end, 0, &mut store, &mut seen, false);
+    for probe in probes {
+        pair.device(Input::Frame(&probe));
+    }
+    assert_eq!(pair.seen_device.problems, [Problem::Epoch(6)]);
+    // It hears the node's frames and answers them with a reset, which the node refuses too.
+    pair.device(put(key(Kind::DeviceStatus, 1), b"changed"));
+    end.handle(0, Input::Frame(&pair.up[0]));
+    let resets = drain(&mut end, 0, &mut store, &mut seen, false);
+    assert!(matches!(Frame::decode(&resets[0]), Ok(Frame::Reset { .. })));
+    pair.device(Input::Frame(&resets[0]));
+    assert!(pair.device.is_live());
+    pair.settle();
+    assert!(pair.is_equal());
+    // It does not even answer the node's next opening.
+    pair.device(Input::TransportDown);
+    pair.device(Input::TransportUp);
+    end.handle(0, Input::Frame(&pair.up[0]));
+    assert!(drain(&mut end, 0, &mut store, &mut seen, false).is_empty());
+    assert_eq!(seen.problems, [Problem::Epoch(7)]);
+}
+
+#[test]
+fn the_higher_epoch_wins_while_both_replicas_answer() {
+    let mut pair = Pair::new();
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.device(Input::TransportUp);
+    let mut newer = cloud(8, 99);
+    let (mut store, mut seen) = (Store::default(), Seen::default());
+    let mut end = End::Cloud(&mut newer);
+    end.handle(0, Input::TransportUp);
+    drain(&mut end, 0, &mut store, &mut seen, false);
+    end.handle(0, Input::Frame(&pair.up[0]));
+    let welcome = drain(&mut end, 0, &mut store, &mut seen, false);
+    pair.settle();
+    assert_eq!(pair.device.epoch(), 7);
+    pair.device(Input::Frame(&welcome[0]));
+    assert_eq!(pair.device.epoch(), 8);
+    end.handle(0, Input::Frame(&pair.up[0]));
+    drain(&mut end, 0, &mut store, &mut seen, false);
+    assert_eq!(seen.live, 1);
+}
+
+#[test]
+fn probes_and_hellos_are_repeated_with_a_bound() {
+    let mut pair = Pair::new();
+    pair.cloud(Input::TransportUp);
+    while let Some(deadline) = pair.cloud.deadline() {
+        pair.now = deadline;
+        pair.cloud(Input::Tick);
+    }
+    assert_eq!(pair.seen_cloud.sent_frames, 8);
+    pair.now = 0;
+    pair.device(Input::TransportUp);
+    while pair.now < 24 * 3600 * 1000 {
+        pair.now = pair.device.deadline().unwrap();
+        pair.device(Input::Tick);
+    }
+    let hellos = pair.seen_device.sent_frames;
+    assert!((230..300).contains(&hellos), "{hellos} in a day");
+}

@@ -1,0 +1,268 @@
+//! Both ends in one process: virtual time, a bad network from a seed, stores that survive.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use edge_proto::Millis;
+use edge_proto::hash::{Hash16, Hash32, sha256};
+use edge_proto::key::{Key, Kind};
+use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output, Payload};
+
+/// Random numbers (splitmix64).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+type Changes = Vec<(Key, Option<Payload>)>;
+
+/// What a shell keeps of one received set, and of half-fetched objects.
+#[derive(Default)]
+pub struct Store {
+    pub objects: BTreeMap<Key, Payload>,
+    pub blobs: BTreeMap<[u8; 32], Vec<u8>>,
+    pub epoch: u64,
+    /// Applies that are not durable yet.
+    pub applying: VecDeque<(u32, Changes, u64)>,
+}
+
+impl Store {
+    pub fn hash(payload: &Payload) -> Hash16 {
+        match payload {
+            Payload::Inline(bytes) => Hash16::of(bytes),
+            Payload::Large { sha256, .. } => sha256.short(),
+            Payload::Refused { hash, .. } => *hash,
+        }
+    }
+
+    pub fn hashes(&self) -> Vec<(Key, Hash16)> {
+        let objects = self.objects.iter();
+        objects.map(|(k, p)| (k.clone(), Self::hash(p))).collect()
+    }
+
+    pub fn persist(&mut self, changes: Changes, epoch: u64) {
+        self.epoch = epoch;
+        for (key, payload) in changes {
+            match payload {
+                Some(payload) => self.objects.insert(key, payload),
+                None => self.objects.remove(&key),
+            };
+        }
+    }
+
+    fn bytes(&self, sha: Hash32, len: u32) -> u32 {
+        let blob = self.blobs.get(&sha.0);
+        blob.map_or(0, |blob| {
+            if blob.len() == len as usize && sha256(blob) != sha {
+                0
+            } else {
+                blob.len() as u32
+            }
+        })
+    }
+}
+
+/// What one end's shell saw.
+#[derive(Default)]
+pub struct Seen {
+    pub live: u32,
+    pub down: u32,
+    pub in_sync: Option<(bool, bool)>,
+    pub problems: Vec<edge_proto::session::Problem>,
+    pub other: Vec<Output>,
+    pub sent_bytes: usize,
+    pub sent_frames: usize,
+    wanted: BTreeMap<[u8; 32], u32>,
+}
+
+pub enum End<'a> {
+    Device(&'a mut Device),
+    Cloud(&'a mut Cloud),
+}
+
+impl End<'_> {
+    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
+        match self {
+            Self::Device(device) => device.handle(now, input),
+            Self::Cloud(cloud) => cloud.handle(now, input),
+        }
+    }
+
+    fn poll(&mut self) -> Option<Output> {
+        match self {
+            Self::Device(device) => device.poll(),
+            Self::Cloud(cloud) => cloud.poll(),
+        }
+    }
+}
+
+/// A shell: drains one end, stores, answers, returns the frames to send. With `hold`, applies wait
+/// in `store.applying`.
+pub fn drain(
+    end: &mut End<'_>,
+    now: Millis,
+    store: &mut Store,
+    seen: &mut Seen,
+    hold: bool,
+) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while let Some(output) = end.poll() {
+        match output {
+            Output::Send(frame) => {
+                assert!(frame.len() <= edge_proto::limits::FRAME_BYTES_MAX);
+                seen.sent_bytes += frame.len();
+                seen.sent_frames += 1;
+                frames.push(frame);
+            }
+            Output::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                store.applying.push_back((ticket, changes, epoch));
+                if !hold {
+                    finish_applies(end, now, store);
+                }
+            }
+            Output::BlobWanted { sha256, len } => {
+                seen.wanted.insert(sha256.0, len);
+                let bytes = store.bytes(sha256, len);
+                end.handle(now, Input::BlobHave { sha256, bytes });
+            }
+            Output::ChunkReceived {
+                sha256,
+                offset,
+                bytes,
+            } => {
+                let blob = store.blobs.entry(sha256.0).or_default();
+                assert_eq!(blob.len(), offset as usize);
+                blob.extend(bytes);
+                let bytes = store.bytes(sha256, seen.wanted[&sha256.0]);
+                end.handle(now, Input::BlobHave { sha256, bytes });
+            }
+            Output::Live { .. } => seen.live += 1,
+            Output::Down => seen.down += 1,
+            Output::InSync { desired, reported } => seen.in_sync = Some((desired, reported)),
+            Output::PeerProblem(problem) => seen.problems.push(problem),
+            other => seen.other.push(other),
+        }
+    }
+    frames
+}
+
+pub fn finish_applies(end: &mut End<'_>, now: Millis, store: &mut Store) {
+    while let Some((ticket, changes, epoch)) = store.applying.pop_front() {
+        store.persist(changes, epoch);
+        let refused = Vec::new();
+        end.handle(now, Input::Applied { ticket, refused });
+    }
+}
+
+pub fn device(seed: u64) -> Device {
+    let agent = "edge-min/test".into();
+    Device::new(
+        DeviceConfig {
+            kinds: u32::MAX,
+            agent,
+        },
+        seed,
+    )
+}
+
+pub fn cloud(epoch: u64, seed: u64) -> Cloud {
+    Cloud::new(CloudConfig { epoch }, seed)
+}
+
+pub fn key(kind: Kind, name: u64) -> Key {
+    Key::Name(kind, "default".into(), format!("o{name}"))
+}
+
+pub fn put(key: Key, bytes: &[u8]) -> Input<'static> {
+    let payload = Arc::from(bytes);
+    Input::Put { key, payload }
+}
+
+/// Both ends over a network that loses nothing and keeps order.
+pub struct Pair {
+    pub now: Millis,
+    pub device: Device,
+    pub cloud: Cloud,
+    pub at_device: Store,
+    pub at_cloud: Store,
+    pub seen_device: Seen,
+    pub seen_cloud: Seen,
+    /// Frames on their way to the cloud and to the device.
+    pub up: VecDeque<Vec<u8>>,
+    pub down: VecDeque<Vec<u8>>,
+}
+
+impl Pair {
+    pub fn new() -> Self {
+        Self {
+            now: 1000,
+            device: device(1),
+            cloud: cloud(7, 2),
+            at_device: Store::default(),
+            at_cloud: Store::default(),
+            seen_device: Seen::default(),
+            seen_cloud: Seen::default(),
+            up: VecDeque::new(),
+            down: VecDeque::new(),
+        }
+    }
+
+    pub fn device(&mut self, input: Input<'_>) {
+        let mut end = End::Device(&mut self.device);
+        end.handle(self.now, input);
+        let (store, seen) = (&mut self.at_device, &mut self.seen_device);
+        self.up
+            .extend(drain(&mut end, self.now, store, seen, false));
+    }
+
+    pub fn cloud(&mut self, input: Input<'_>) {
+        let mut end = End::Cloud(&mut self.cloud);
+        end.handle(self.now, input);
+        let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
+        self.down
+            .extend(drain(&mut end, self.now, store, seen, false));
+    }
+
+    pub fn connect(&mut self) {
+        self.cloud(Input::TransportUp);
+        self.device(Input::TransportUp);
+        self.settle();
+    }
+
+    /// Delivers until nothing is on its way.
+    pub fn settle(&mut self) {
+        loop {
+            if let Some(frame) = self.up.pop_front() {
+                self.cloud(Input::Frame(&frame));
+            } else if let Some(frame) = self.down.pop_front() {
+                self.device(Input::Frame(&frame));
+            } else {
+                return;
+            }
+        }
+    }
+
+    pub fn is_equal(&self) -> bool {
+        self.device.desired().root() == self.cloud.desired_root()
+            && self.cloud.reported().root() == self.device.reported_root()
+    }
+}
