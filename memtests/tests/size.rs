@@ -1,0 +1,97 @@
+//! The agent's file on a board: its size against the board's budget, static, and
+//! position-independent. Looks at what `scripts/build` left in `dist/`; a target that was not
+//! built is named and passed over, and `scripts/test` builds all of them first.
+
+use std::path::{Path, PathBuf};
+
+/// The part of a board file that this test reads; the rest is the agent's and the other tests'.
+#[derive(serde::Deserialize)]
+struct Board {
+    target: String,
+    budget: Budget,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Budget {
+    binary_bytes: u64,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
+}
+
+/// Entries of a folder, sorted; none when it does not exist.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let Ok(listed) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<PathBuf> = listed.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn agent_fits_the_budget_of_every_board() {
+    for file in entries(&root().join("board-configs")) {
+        if file.extension().is_none_or(|e| e != "toml") {
+            continue;
+        }
+        let name = file.display();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let board: Board = toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let binary = root().join("dist").join(&board.target).join("edge-min");
+        let Ok(found) = std::fs::metadata(&binary) else {
+            println!("{name}: {} is not built", board.target);
+            continue;
+        };
+        let (bytes, bar) = (found.len(), board.budget.binary_bytes);
+        println!("{name}: {} bytes of {bar}", bytes);
+        assert!(
+            bytes <= bar,
+            "{name}: {} has {bytes} bytes, budget {bar}",
+            board.target
+        );
+    }
+}
+
+#[test]
+fn agent_is_static_and_position_independent() {
+    for folder in entries(&root().join("dist")) {
+        let Ok(image) = std::fs::read(folder.join("edge-min")) else {
+            continue;
+        };
+        let name = folder.display();
+        assert_eq!(&image[..4], b"\x7fELF", "{name}");
+        // e_type, at the same place in both ELF classes; all three boards are little-endian.
+        let kind = u16::from_le_bytes([image[16], image[17]]);
+        assert_eq!(
+            kind, 3,
+            "{name}: e_type is not ET_DYN, so the image has a fixed address"
+        );
+        assert!(
+            !segment_types(&image).contains(&3),
+            "{name}: PT_INTERP, so it is not static"
+        );
+    }
+}
+
+/// The `p_type` of every program header.
+fn segment_types(image: &[u8]) -> Vec<u32> {
+    let half = |at: usize| usize::from(u16::from_le_bytes([image[at], image[at + 1]]));
+    let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
+    let wide = image[4] == 2;
+    // e_phoff, e_phentsize and e_phnum of ELF64 and ELF32; the offset fits 32 bits in our files.
+    let (offset, entry_bytes, count) = if wide {
+        (word(32), half(54), half(56))
+    } else {
+        (word(28), half(42), half(44))
+    };
+    let offset = usize::try_from(offset).unwrap();
+    (0..count)
+        .map(|index| word(offset + index * entry_bytes))
+        .collect()
+}
