@@ -3,5 +3,9 @@
 //! Embedded on one machine; desired state comes from a folder and status goes to an API, both
 //! behind small traits.
 
+pub mod controller;
 pub mod manifest;
+pub mod nodes;
 pub mod placement;
+pub mod saved;
+pub mod source;

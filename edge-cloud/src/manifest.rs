@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use edge_proto::limits::POD_BYTES_MAX;
 use edge_proto::object::RestartPolicy;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_norway::Value;
 
 pub use pod::Template;
@@ -38,7 +38,7 @@ pub const DOCUMENTS_MAX: usize = 1000;
 pub const REPLICAS_MAX: u32 = 1000;
 
 /// Kind of a document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DocumentKind {
     /// v1.
     Pod,
@@ -78,7 +78,7 @@ impl DocumentKind {
 }
 
 /// Identity of an object in the manifests.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Id {
     /// Kind.
     pub kind: DocumentKind,
@@ -95,7 +95,7 @@ impl fmt::Display for Id {
 }
 
 /// Where an object was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
     /// Path below the folder.
     pub file: String,

@@ -1,0 +1,123 @@
+//! Where desired state comes from ([`Source`]) and where status goes ([`Sink`]): a folder and
+//! memory here, Kubernetes next.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::manifest::{Manifests, Problem};
+use crate::placement::Placement;
+
+/// Desired state.
+pub trait Source: Send + 'static {
+    /// Reads everything. What cannot be read now stays as it was in `before`.
+    fn read(&mut self, before: Arc<Manifests>) -> impl Future<Output = Arc<Manifests>> + Send;
+
+    /// Returns when `read` may give something new. Nothing that happened since the last `read`
+    /// began is missed.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Status of what was desired; what nodes report is with [`crate::nodes::Nodes`].
+pub trait Sink: Send + 'static {
+    /// Takes the newest status; older ones need not have been seen.
+    fn publish(&mut self, status: Arc<Status>);
+}
+
+/// What became of the desired state.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// What was refused.
+    pub problems: Vec<Problem>,
+    /// Accepted objects.
+    pub objects: usize,
+    /// Where the pods are.
+    pub placement: Placement,
+}
+
+/// Quiet time after a change: an editor or `cp` writes a file in several steps.
+const QUIET: Duration = Duration::from_millis(100);
+/// A folder that never rests is read this often.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+/// Without any event: network file systems do not send them.
+const RESCAN: Duration = Duration::from_secs(30);
+
+/// A folder of manifests.
+pub struct Folder {
+    path: PathBuf,
+    touched: Arc<Notify>,
+    /// Kept for its thread; `None` when the system gives no watch, then only the rescan works.
+    _watcher: Option<notify::RecommendedWatcher>,
+}
+
+impl Folder {
+    /// Watches `path`.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        let touched = Arc::new(Notify::new());
+        let notify = Arc::clone(&touched);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading a file is an event, too: our own must not wake us.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                notify.notify_one();
+            }
+        });
+        let watcher = watcher
+            .and_then(|mut watcher| {
+                watcher.watch(&path, RecursiveMode::Recursive)?;
+                Ok(watcher)
+            })
+            .inspect_err(|error| {
+                log::warn!(
+                    "manifests_not_watched folder={} rescan_s={} error={error}",
+                    path.display(),
+                    RESCAN.as_secs()
+                );
+            });
+        Self {
+            path,
+            touched,
+            _watcher: watcher.ok(),
+        }
+    }
+}
+
+impl Source for Folder {
+    async fn read(&mut self, before: Arc<Manifests>) -> Arc<Manifests> {
+        let path = self.path.clone();
+        let last = Arc::clone(&before);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut manifests = Manifests::read(&path);
+            manifests.keep_last_good(&last);
+            Arc::new(manifests)
+        });
+        // The task only fails when the runtime shuts down.
+        read.await.unwrap_or(before)
+    }
+
+    async fn changed(&mut self) {
+        let first = Instant::now() + RESCAN;
+        if timeout_at(first, self.touched.notified()).await.is_err() {
+            return;
+        }
+        let end = Instant::now() + QUIET_MAX;
+        while Instant::now() < end {
+            let quiet = (Instant::now() + QUIET).min(end);
+            if timeout_at(quiet, self.touched.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Status in memory, for the API.
+impl Sink for watch::Sender<Arc<Status>> {
+    fn publish(&mut self, status: Arc<Status>) {
+        self.send_replace(status);
+    }
+}

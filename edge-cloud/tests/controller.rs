@@ -1,0 +1,109 @@
+//! Goal: manifests in a folder become desired sets, and a restart, a damaged file and a node that
+//! has not reported yet change nothing. Method: the real folder, controller and files; the links
+//! are a recorder.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod recorder;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_cloud::controller;
+use edge_cloud::source::{Folder, Status};
+use recorder::Recorder;
+use tokio::sync::watch;
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
+
+/// Runs the controller until `done` holds for status and links.
+async fn run(
+    folder: &Path,
+    data: &Path,
+    links: &Arc<Recorder>,
+    done: impl Fn(&Status, &Recorder) -> bool,
+) {
+    let (sink, mut status) = watch::channel(Arc::default());
+    let watched = async {
+        loop {
+            status.changed().await.unwrap();
+            if done(&status.borrow_and_update(), links) {
+                return;
+            }
+        }
+    };
+    let source = Folder::new(folder.to_owned());
+    tokio::select! {
+        () = controller::run(source, sink, Arc::clone(links), data) => panic!("it runs for ever"),
+        () = watched => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("nothing happened in 20 s"),
+    }
+}
+
+fn copy_example(folder: &Path) {
+    for entry in std::fs::read_dir(EXAMPLE).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_example_reaches_the_node_and_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    copy_example(folder.path());
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    run(folder.path(), data.path(), &links, |status, links| {
+        assert_eq!(status.problems, []);
+        assert_eq!(status.placement.unplaced, []);
+        // Two pods, the ConfigMap and the Secret.
+        links
+            .desired("gate-1")
+            .is_some_and(|desired| desired.len() == 4)
+    })
+    .await;
+    let first = links.desired("gate-1");
+
+    // Restarted: the node is known by name only, and one file is damaged meanwhile.
+    std::fs::write(folder.path().join("toll-counter.yaml"), "apiVersion: [").unwrap();
+    let links = Arc::new(Recorder::default());
+    links.join("gate-1");
+    run(folder.path(), data.path(), &links, |status, _| {
+        assert!(!status.problems.is_empty());
+        true
+    })
+    .await;
+    assert_eq!(links.desired("gate-1"), first);
+}
+
+#[tokio::test]
+async fn a_change_of_the_folder_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    let path = folder.path().to_owned();
+    run(folder.path(), data.path(), &links, |_, links| {
+        if links
+            .desired("gate-1")
+            .is_some_and(|desired| desired.is_empty())
+        {
+            copy_example(&path);
+        }
+        links
+            .desired("gate-1")
+            .is_some_and(|desired| desired.len() == 4)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_reported_is_given_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.join("gate-1");
+    run(folder.path(), data.path(), &links, |_, _| true).await;
+    assert_eq!(links.desired("gate-1"), None);
+}

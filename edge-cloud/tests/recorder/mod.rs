@@ -1,0 +1,121 @@
+//! Links that record what they are given; the test says what nodes report.
+#![allow(dead_code, reason = "each test uses a part")]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use edge_cloud::nodes::{Event, NodeView, Nodes};
+use edge_cloud::placement::Desired;
+use edge_proto::call::LogsRequest;
+use edge_proto::object::{NodeStatus, PodStatus};
+use tokio::sync::{mpsc, watch};
+
+/// Nodes and what they were asked for.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    views: Mutex<BTreeMap<String, NodeView>>,
+    desired: Mutex<BTreeMap<String, Desired>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Recorder {
+    /// A node that has joined and not reported.
+    pub(crate) fn join(&self, name: &str) {
+        self.change(name, |_| {});
+    }
+
+    /// A node that is connected and has no pods.
+    pub(crate) fn report(&self, name: &str) {
+        self.change(name, |view| {
+            view.connected = true;
+            view.status = Some(NodeStatus {
+                arch: "x86_64".into(),
+                agent: "0.1.0".into(),
+                ..NodeStatus::default()
+            });
+        });
+    }
+
+    /// The node reports a pod.
+    pub(crate) fn report_pod(&self, name: &str, pod: PodStatus) {
+        self.change(name, |view| view.pods.push(pod.clone()));
+    }
+
+    fn change(&self, name: &str, change: impl Fn(&mut NodeView)) {
+        let mut views = self.views.lock().unwrap();
+        let view = views.entry(name.to_owned()).or_default();
+        view.name = name.to_owned();
+        change(view);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// What the node was asked for last.
+    pub(crate) fn desired(&self, node: &str) -> Option<Desired> {
+        self.desired.lock().unwrap().get(node).cloned()
+    }
+}
+
+impl Nodes for Recorder {
+    fn views(&self) -> Vec<NodeView> {
+        self.views.lock().unwrap().values().cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn set_desired(&self, node: &str, desired: &Desired) {
+        let mut all = self.desired.lock().unwrap();
+        all.insert(node.to_owned(), desired.clone());
+    }
+
+    /// The node's log is the request itself.
+    fn call(&self, _: &str, _: u16, body: Vec<u8>) -> mpsc::Receiver<Result<Bytes, String>> {
+        let (send, receive) = mpsc::channel(4);
+        let request = LogsRequest::decode(&body).unwrap();
+        let parts = if request.pod == "gone" {
+            vec![
+                Bytes::from_static(b"\x01no such"),
+                Bytes::from_static(b" pod"),
+            ]
+        } else {
+            vec![
+                Bytes::from_static(b"\0"),
+                Bytes::from(format!("{}/{}\n", request.pod, request.tail_bytes)),
+            ]
+        };
+        for part in parts {
+            send.try_send(Ok(part)).unwrap();
+        }
+        receive
+    }
+
+    async fn delete(&self, node: &str) -> Result<bool, String> {
+        let removed = self.views.lock().unwrap().remove(node).is_some();
+        self.changes.send_modify(|count| *count += 1);
+        Ok(removed)
+    }
+
+    async fn revoke(&self, node: &str) -> Result<bool, String> {
+        let mut views = self.views.lock().unwrap();
+        Ok(views
+            .get_mut(node)
+            .map(|view| view.revoked = true)
+            .is_some())
+    }
+
+    async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
+        Ok(format!("token-{uses}-{ttl_s}"))
+    }
+
+    fn events(&self) -> Vec<Event> {
+        vec![Event {
+            unix_s: 1_700_000_000,
+            node: "gate-1".into(),
+            reason: "Joined".into(),
+            message: "with token 1".into(),
+        }]
+    }
+}
