@@ -3,8 +3,12 @@
 //! Embedded on one machine; desired state comes from a folder and status goes to an API, both
 //! behind small traits.
 
+pub mod api;
+pub mod cli;
+pub mod client;
 pub mod controller;
 pub mod manifest;
+pub mod metrics;
 pub mod nodes;
 pub mod placement;
 pub mod saved;

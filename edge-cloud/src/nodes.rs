@@ -5,7 +5,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 use edge_proto::object::{NodeStatus, PodStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::placement::Desired;
@@ -34,7 +34,7 @@ pub struct NodeView {
 }
 
 /// Something that happened, for a person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Seconds since 1970.
     pub unix_s: u64,

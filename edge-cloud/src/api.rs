@@ -1,0 +1,292 @@
+//! The HTTP/JSON API: all of it on the unix socket `DATA/api.sock`, which only its owner may
+//! open, and the `GET`s (without logs) on `--http ADDR`.
+
+mod view;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as Segments, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{delete, get, post};
+use bytes::Bytes;
+use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+
+use crate::metrics;
+use crate::nodes::Nodes;
+use crate::source::Status;
+
+pub use view::{ContainerRow, NodeRow, PodRow, ProblemRow};
+
+/// Name of the socket in the data folder.
+pub const SOCKET: &str = "api.sock";
+/// Longest life of a join token: a year.
+pub const TOKEN_TTL_S_MAX: u64 = 366 * 24 * 3600;
+/// Most uses of one join token.
+pub const TOKEN_USES_MAX: u32 = 1_000_000;
+
+/// What the handlers share.
+struct App<N> {
+    nodes: Arc<N>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+impl<N> Clone for App<N> {
+    fn clone(&self) -> Self {
+        Self {
+            nodes: Arc::clone(&self.nodes),
+            status: self.status.clone(),
+        }
+    }
+}
+
+/// An error that a client gets as `{"error": ..}`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ApiError {
+    /// Reason, for a person.
+    pub error: String,
+}
+
+fn fail(code: StatusCode, error: impl Into<String>) -> Response {
+    let error = error.into();
+    (code, Json(ApiError { error })).into_response()
+}
+
+/// Body of `POST /v1/tokens`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Nodes that may join with it.
+    pub uses: u32,
+    /// Seconds until it expires.
+    pub ttl_s: u64,
+}
+
+/// Answer of `POST /v1/tokens`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    /// The token. It is a secret and is shown once.
+    pub token: String,
+}
+
+/// Query of the logs.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsQuery {
+    /// Bytes from the end; 0 or absent is everything that the node keeps.
+    #[serde(default)]
+    pub tail: u32,
+    /// Goes on until the client hangs up.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// What may be asked without changing or revealing anything but status.
+fn read_only<N: Nodes>() -> Router<App<N>> {
+    Router::new()
+        .route("/v1/nodes", get(nodes::<N>))
+        .route("/v1/pods", get(pods::<N>))
+        .route("/v1/events", get(events::<N>))
+        .route("/v1/problems", get(problems::<N>))
+        .route("/metrics", get(metrics::<N>))
+}
+
+fn full<N: Nodes>() -> Router<App<N>> {
+    read_only::<N>()
+        .route(
+            "/v1/logs/{node}/{namespace}/{pod}/{container}",
+            get(logs::<N>),
+        )
+        .route("/v1/logs/{node}/{namespace}/{pod}", get(only_logs::<N>))
+        .route("/v1/tokens", post(create_token::<N>))
+        .route("/v1/nodes/{node}", delete(delete_node::<N>))
+        .route("/v1/nodes/{node}/revoke", post(revoke_node::<N>))
+}
+
+/// Listens on the unix socket of `data`; one left behind by a killed server is replaced.
+///
+/// # Errors
+/// Those of the file system.
+pub fn listen(data: &Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = data.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves everything on the unix socket, and the read-only part on `http`, for ever.
+///
+/// # Errors
+/// Those of the sockets.
+pub async fn serve<N: Nodes>(
+    socket: UnixListener,
+    http: Option<TcpListener>,
+    nodes: Arc<N>,
+    status: watch::Receiver<Arc<Status>>,
+) -> std::io::Result<()> {
+    let app = App { nodes, status };
+    let local = axum::serve(socket, full::<N>().with_state(app.clone()));
+    match http {
+        None => local.await,
+        Some(http) => {
+            let remote = axum::serve(http, read_only::<N>().with_state(app));
+            tokio::try_join!(local.into_future(), remote.into_future()).map(|_| ())
+        }
+    }
+}
+
+async fn nodes<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<NodeRow>> {
+    Json(view::nodes(&app.nodes.views()))
+}
+
+async fn pods<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<PodRow>> {
+    let status = Arc::clone(&app.status.borrow());
+    Json(view::pods(&app.nodes.views(), &status.placement))
+}
+
+async fn events<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<crate::nodes::Event>> {
+    Json(app.nodes.events())
+}
+
+async fn problems<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<ProblemRow>> {
+    let status = Arc::clone(&app.status.borrow());
+    Json(view::problems(&status))
+}
+
+async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
+    let status = Arc::clone(&app.status.borrow());
+    match metrics::text(&app.nodes.views(), &status) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+async fn create_token<N: Nodes>(
+    State(app): State<App<N>>,
+    Json(request): Json<TokenRequest>,
+) -> Response {
+    if !(1..=TOKEN_USES_MAX).contains(&request.uses) {
+        let reason = format!("uses must be from 1 to {TOKEN_USES_MAX}");
+        return fail(StatusCode::BAD_REQUEST, reason);
+    }
+    if !(1..=TOKEN_TTL_S_MAX).contains(&request.ttl_s) {
+        let reason = format!("ttl_s must be from 1 to {TOKEN_TTL_S_MAX}");
+        return fail(StatusCode::BAD_REQUEST, reason);
+    }
+    match app.nodes.create_token(request.uses, request.ttl_s).await {
+        Ok(token) => Json(TokenAnswer { token }).into_response(),
+        Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn delete_node<N: Nodes>(
+    State(app): State<App<N>>,
+    Segments(node): Segments<String>,
+) -> Response {
+    done(&node, app.nodes.delete(&node).await)
+}
+
+async fn revoke_node<N: Nodes>(
+    State(app): State<App<N>>,
+    Segments(node): Segments<String>,
+) -> Response {
+    done(&node, app.nodes.revoke(&node).await)
+}
+
+fn done(node: &str, result: Result<bool, String>) -> Response {
+    match result {
+        Ok(true) => Json(serde_json::json!({ "node": node })).into_response(),
+        Ok(false) => fail(StatusCode::NOT_FOUND, format!("there is no node {node}")),
+        Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn only_logs<N: Nodes>(
+    state: State<App<N>>,
+    Segments((node, namespace, pod)): Segments<(String, String, String)>,
+    query: Query<LogsQuery>,
+) -> Response {
+    logs(
+        state,
+        Segments((node, namespace, pod, String::new())),
+        query,
+    )
+    .await
+}
+
+async fn logs<N: Nodes>(
+    State(app): State<App<N>>,
+    Segments((node, namespace, pod, container)): Segments<(String, String, String, String)>,
+    Query(query): Query<LogsQuery>,
+) -> Response {
+    match app.nodes.views().iter().find(|view| view.name == node) {
+        None => return fail(StatusCode::NOT_FOUND, format!("there is no node {node}")),
+        Some(view) if !view.connected => {
+            let reason = format!("node {node} is not connected: its logs are out of reach");
+            return fail(StatusCode::SERVICE_UNAVAILABLE, reason);
+        }
+        Some(_) => {}
+    }
+    let request = LogsRequest {
+        namespace,
+        pod,
+        container,
+        tail_bytes: query.tail,
+        follow: query.follow,
+    };
+    let mut answer = app.nodes.call(&node, METHOD_LOGS, request.encode());
+    let first = match answer.recv().await {
+        Some(Ok(first)) if !first.is_empty() => first,
+        Some(Ok(_)) | None => return fail(StatusCode::BAD_GATEWAY, "the node gave no answer"),
+        Some(Err(error)) => return fail(StatusCode::BAD_GATEWAY, error),
+    };
+    let rest = first.slice(1..);
+    match first.first() {
+        Some(&ANSWER_OK) => Body::from_stream(follow(rest, answer)).into_response(),
+        Some(&ANSWER_ERROR) => fail(StatusCode::NOT_FOUND, reason(rest, answer).await),
+        _ => fail(
+            StatusCode::BAD_GATEWAY,
+            "the node's answer is of an unknown form",
+        ),
+    }
+}
+
+/// The rest of an answer as it comes. Dropping it cancels the call.
+fn follow(
+    first: Bytes,
+    answer: mpsc::Receiver<Result<Bytes, String>>,
+) -> impl stream::Stream<Item = Result<Bytes, std::io::Error>> {
+    stream::unfold((Some(first), answer), |(first, mut answer)| async {
+        let next = match first {
+            Some(first) => Ok(first),
+            None => answer.recv().await?.map_err(std::io::Error::other),
+        };
+        Some((next, (None, answer)))
+    })
+}
+
+/// Text of an error answer, which is short.
+async fn reason(first: Bytes, mut answer: mpsc::Receiver<Result<Bytes, String>>) -> String {
+    const REASON_BYTES_MAX: usize = 1024;
+    let mut bytes = first.to_vec();
+    while bytes.len() < REASON_BYTES_MAX {
+        match answer.recv().await {
+            Some(Ok(more)) => bytes.extend(more),
+            Some(Err(_)) | None => break,
+        }
+    }
+    bytes.truncate(REASON_BYTES_MAX);
+    String::from_utf8_lossy(&bytes).into_owned()
+}

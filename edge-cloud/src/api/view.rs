@@ -1,0 +1,253 @@
+//! What the API and the CLI show: desired state beside what the nodes reported, never a hope.
+
+use std::collections::BTreeMap;
+
+use edge_proto::key::Uid;
+use edge_proto::object::{ContainerState, PodStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::nodes::NodeView;
+use crate::placement::Placement;
+use crate::source::Status;
+
+/// A node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Name.
+    pub name: String,
+    /// A session is live.
+    pub connected: bool,
+    /// Both sets are equal on both ends.
+    pub in_sync: bool,
+    /// Its certificate is revoked.
+    pub revoked: bool,
+    /// Root of the desired set, hex.
+    pub desired_root: String,
+    /// Root of the reported set, hex.
+    pub reported_root: String,
+    /// When the link last went up or down, seconds since 1970; 0 is not known.
+    pub changed_unix_s: u64,
+    /// Version of the agent; empty until it has reported.
+    pub agent: String,
+    /// Machine, kernel, board.
+    pub arch: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Board file.
+    pub board: String,
+    /// Labels from its config.
+    pub labels: BTreeMap<String, String>,
+    /// Pods that it reports.
+    pub pods: usize,
+    /// Conditions that hold, with their message.
+    pub conditions: BTreeMap<String, String>,
+    /// Objects that it refused, with the reason.
+    pub refused: BTreeMap<String, String>,
+}
+
+/// A pod that is desired or reported.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRow {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID, hex; empty when it is not placed.
+    pub uid: String,
+    /// Node; empty when it is not placed.
+    pub node: String,
+    /// As the node reported it; `Unplaced` or `Unreported` when no node did.
+    pub phase: String,
+    /// Why, in a word.
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+    /// It is to be stopped.
+    pub terminating: bool,
+    /// The node is connected, so this is what is so now.
+    pub current: bool,
+    /// Restarts of all containers.
+    pub restarts: u32,
+    /// Containers.
+    pub containers: Vec<ContainerRow>,
+}
+
+/// A container of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRow {
+    /// Name.
+    pub name: String,
+    /// `waiting`, `running`, `terminated`.
+    pub state: String,
+    /// Why it is in this state.
+    pub reason: String,
+    /// Process on the node.
+    pub pid: Option<u32>,
+    /// Restarts.
+    pub restarts: u32,
+    /// Exit code of the run that ended last.
+    pub exit_code: Option<i32>,
+}
+
+/// Something that keeps desired state from being so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProblemRow {
+    /// File; empty for a pod that is not placed.
+    pub file: String,
+    /// Document in the file, from 1; 0 is the file itself.
+    pub document: usize,
+    /// Object, when it could be read.
+    pub object: Option<String>,
+    /// Field.
+    pub path: String,
+    /// Why, for a person.
+    pub reason: String,
+}
+
+/// Rows of all nodes, by name.
+pub(super) fn nodes(views: &[NodeView]) -> Vec<NodeRow> {
+    let mut rows: Vec<_> = views.iter().map(node).collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+fn node(view: &NodeView) -> NodeRow {
+    let status = view.status.clone().unwrap_or_default();
+    let holding = status.conditions.into_iter().filter(|c| c.holds);
+    let refused = status.refused.into_iter();
+    NodeRow {
+        name: view.name.clone(),
+        connected: view.connected,
+        in_sync: view.in_sync,
+        revoked: view.revoked,
+        desired_root: view.desired_root.clone(),
+        reported_root: view.reported_root.clone(),
+        changed_unix_s: view.changed_unix_s,
+        agent: status.agent,
+        arch: status.arch,
+        kernel: status.kernel,
+        board: status.board,
+        labels: status.labels.into_iter().collect(),
+        pods: view.pods.len(),
+        conditions: holding.map(|c| (c.name, c.message)).collect(),
+        refused: refused.map(|r| (r.key.to_string(), r.reason)).collect(),
+    }
+}
+
+/// Rows of all pods, by namespace and name.
+pub(super) fn pods(views: &[NodeView], placement: &Placement) -> Vec<PodRow> {
+    let mut rows = Vec::new();
+    let mut reported: BTreeMap<(Uid, &str), (&NodeView, &PodStatus)> = BTreeMap::new();
+    for view in views {
+        for pod in &view.pods {
+            reported.insert((pod.uid, view.name.as_str()), (view, pod));
+        }
+    }
+    for (uid, placed) in &placement.pods {
+        let status = reported.remove(&(*uid, placed.node.as_str()));
+        let mut row = match status {
+            Some((view, status)) => row(view, status),
+            None => PodRow {
+                phase: "Unreported".to_owned(),
+                ..empty(&placed.pod.namespace, &placed.pod.name)
+            },
+        };
+        row.uid = uid.to_string();
+        row.node.clone_from(&placed.node);
+        row.terminating = placed.pod.terminating;
+        rows.push(row);
+    }
+    // Reported, and not asked for: its node has yet to hear or to act.
+    rows.extend(reported.into_values().map(|(view, status)| PodRow {
+        terminating: true,
+        ..row(view, status)
+    }));
+    let placed = |row: &PodRow, namespace: &str, name: &str| {
+        row.namespace == namespace && row.name == name && !row.terminating
+    };
+    for pod in &placement.unplaced {
+        let namespace = &pod.owner.namespace;
+        match rows
+            .iter_mut()
+            .find(|row| placed(row, namespace, &pod.name))
+        {
+            Some(row) if row.message.is_empty() => row.message.clone_from(&pod.reason),
+            Some(_) => {}
+            None => rows.push(PodRow {
+                phase: "Unplaced".to_owned(),
+                message: pod.reason.clone(),
+                ..empty(namespace, &pod.name)
+            }),
+        }
+    }
+    rows.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+    rows
+}
+
+fn empty(namespace: &str, name: &str) -> PodRow {
+    PodRow {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: String::new(),
+        node: String::new(),
+        phase: String::new(),
+        reason: String::new(),
+        message: String::new(),
+        terminating: false,
+        current: false,
+        restarts: 0,
+        containers: Vec::new(),
+    }
+}
+
+fn row(view: &NodeView, status: &PodStatus) -> PodRow {
+    let containers = status.containers.iter().map(|container| {
+        let (reason, pid, exit_code) = match &container.state {
+            ContainerState::Waiting { reason, .. } => {
+                (reason.clone(), None, container.last_exit_code)
+            }
+            ContainerState::Running { pid } => {
+                (String::new(), Some(*pid), container.last_exit_code)
+            }
+            ContainerState::Terminated { exit_code, reason } => (reason.clone(), None, *exit_code),
+        };
+        ContainerRow {
+            name: container.name.clone(),
+            state: container.state.as_str().to_owned(),
+            reason,
+            pid,
+            restarts: container.restarts,
+            exit_code,
+        }
+    });
+    PodRow {
+        uid: status.uid.to_string(),
+        node: view.name.clone(),
+        phase: status.phase.as_str().to_owned(),
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        current: view.connected,
+        restarts: status.containers.iter().map(|c| c.restarts).sum(),
+        containers: containers.collect(),
+        ..empty(&status.namespace, &status.name)
+    }
+}
+
+/// Refused documents, then pods that are not placed.
+pub(super) fn problems(status: &Status) -> Vec<ProblemRow> {
+    let refused = status.problems.iter().map(|problem| ProblemRow {
+        file: problem.origin.file.clone(),
+        document: problem.origin.document,
+        object: problem.object.clone(),
+        path: problem.path.clone(),
+        reason: problem.reason.clone(),
+    });
+    let unplaced = status.placement.unplaced.iter().map(|pod| ProblemRow {
+        file: String::new(),
+        document: 0,
+        object: Some(pod.owner.to_string()),
+        path: String::new(),
+        reason: format!("pod {}: {}", pod.name, pod.reason),
+    });
+    refused.chain(unplaced).collect()
+}

@@ -1,0 +1,463 @@
+//! The command line. Tables for people, `--json` for programs.
+//!
+//! Exit codes: see [`Exit`].
+
+mod table;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use axum::http::Method;
+use clap::{Args, Parser, Subcommand};
+use http_body_util::BodyExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
+use crate::client::{self, ClientError};
+use crate::manifest::Manifests;
+use crate::nodes::Event;
+use table::{ago, table, yes};
+
+/// Exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// `check` or `problems` found something.
+    Found = 1,
+    /// The command line is wrong (clap's own code, too).
+    Usage = 2,
+    /// edge-cloud does not answer.
+    Unreachable = 3,
+    /// edge-cloud refused, or what was named does not exist.
+    Refused = 4,
+    /// Anything else: files, a broken connection.
+    Failed = 5,
+}
+
+/// The cloud end of edge-min. Exit codes: 0 done, 1 problems found, 2 wrong usage, 3 edge-cloud
+/// does not answer, 4 refused or not found, 5 other failures.
+#[derive(Debug, Parser)]
+#[command(name = "edge-cloud", version)]
+pub struct Cli {
+    /// Prints JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Folder with the CA, the registry of nodes and the API's socket.
+    #[arg(long, global = true, default_value = "/var/lib/edge-cloud")]
+    data: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes join tokens.
+    #[command(subcommand)]
+    Token(Token),
+    /// Lists the nodes.
+    Nodes,
+    /// Lists the pods: what is asked for and what the nodes report.
+    Pods,
+    /// Lists the latest events.
+    Events,
+    /// Lists what in the manifests was refused, and pods that are not placed. Exit code 1 if any.
+    Problems,
+    /// Prints the output of a container.
+    Logs(Logs),
+    /// Deletes or revokes a node.
+    #[command(subcommand)]
+    Node(Node),
+    /// Checks a folder of manifests, without a server. Exit code 1 if anything is refused.
+    Check {
+        /// The folder.
+        manifests: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Token {
+    /// Makes a token and prints it; it is a secret and is not shown again.
+    Create {
+        /// Nodes that may join with it.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        uses: u32,
+        /// Until it expires: a number with s, m, h or d.
+        #[arg(long, default_value = "1h", value_parser = duration_s)]
+        ttl: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Node {
+    /// Forgets a node; it may join again with a token.
+    Delete {
+        /// Name of the node.
+        name: String,
+    },
+    /// Refuses a node's certificate from now on, also on its live connection.
+    Revoke {
+        /// Name of the node.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Logs {
+    /// NODE/POD or NODE/NAMESPACE/POD.
+    pod: String,
+    /// Container; may be left out when the pod has one.
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Goes on until Ctrl-C.
+    #[arg(short, long)]
+    follow: bool,
+    /// Bytes from the end; everything that the node keeps when absent.
+    #[arg(long, default_value_t = 0)]
+    tail: u32,
+}
+
+/// `90`, `90s`, `5m`, `1h`, `7d` in seconds.
+fn duration_s(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
+        Some(number) => (number, text.as_bytes().last()),
+        None => (text, None),
+    };
+    let unit = match unit {
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        Some(b'd') => 24 * 3600,
+        _ => 1,
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    seconds
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| "must be a number above 0 with s, m, h or d".to_owned())
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The API.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Standard output.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// An argument that clap cannot judge.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl CliError {
+    /// Its exit code.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Client(ClientError::Unreachable { .. }) => Exit::Unreachable,
+            Self::Client(ClientError::Refused(_)) => Exit::Refused,
+            Self::Client(ClientError::Answer(_)) | Self::Output(_) => Exit::Failed,
+            Self::Usage(_) => Exit::Usage,
+        }
+    }
+}
+
+/// Runs a command and prints to `out`.
+///
+/// # Errors
+/// See [`CliError`].
+pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
+    let ctx = Context {
+        data: &cli.data,
+        json: cli.json,
+    };
+    match cli.command {
+        Command::Token(Token::Create { uses, ttl }) => ctx.create_token(out, uses, ttl).await,
+        Command::Nodes => ctx.list(out, "/v1/nodes", nodes).await.map(|_| Exit::Done),
+        Command::Pods => ctx.list(out, "/v1/pods", pods).await.map(|_| Exit::Done),
+        Command::Events => ctx
+            .list(out, "/v1/events", events)
+            .await
+            .map(|_| Exit::Done),
+        Command::Problems => {
+            let rows = ctx.list(out, "/v1/problems", problems).await?;
+            Ok(found(rows))
+        }
+        Command::Logs(logs) => ctx.logs(out, &logs).await,
+        Command::Node(Node::Delete { name }) => {
+            ctx.act(
+                out,
+                Method::DELETE,
+                &format!("/v1/nodes/{name}"),
+                &name,
+                "deleted",
+            )
+            .await
+        }
+        Command::Node(Node::Revoke { name }) => {
+            let target = format!("/v1/nodes/{name}/revoke");
+            ctx.act(out, Method::POST, &target, &name, "revoked").await
+        }
+        Command::Check { manifests } => ctx.check(out, &manifests),
+    }
+}
+
+const fn found(count: usize) -> Exit {
+    if count == 0 { Exit::Done } else { Exit::Found }
+}
+
+struct Context<'a> {
+    data: &'a Path,
+    json: bool,
+}
+
+impl Context<'_> {
+    /// Prints a list and returns its length.
+    async fn list<T: Serialize + DeserializeOwned>(
+        &self,
+        out: &mut impl Write,
+        target: &str,
+        text: impl Fn(&[T]) -> String,
+    ) -> Result<usize, CliError> {
+        let rows: Vec<T> = client::json(self.data, Method::GET, target, Vec::new()).await?;
+        self.print(out, &rows, || text(&rows))?;
+        Ok(rows.len())
+    }
+
+    fn print(
+        &self,
+        out: &mut impl Write,
+        value: &impl Serialize,
+        text: impl Fn() -> String,
+    ) -> Result<(), CliError> {
+        if self.json {
+            serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            out.write_all(text().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    async fn create_token(
+        &self,
+        out: &mut impl Write,
+        uses: u32,
+        ttl_s: u64,
+    ) -> Result<Exit, CliError> {
+        let body = serde_json::to_vec(&TokenRequest { uses, ttl_s }).map_err(io::Error::from)?;
+        let answer: TokenAnswer = client::json(self.data, Method::POST, "/v1/tokens", body).await?;
+        self.print(out, &answer, || format!("{}\n", answer.token))?;
+        Ok(Exit::Done)
+    }
+
+    async fn act(
+        &self,
+        out: &mut impl Write,
+        method: Method,
+        target: &str,
+        node: &str,
+        done: &str,
+    ) -> Result<Exit, CliError> {
+        check_name(node)?;
+        let answer: serde_json::Value = client::json(self.data, method, target, Vec::new()).await?;
+        self.print(out, &answer, || format!("node {node} {done}\n"))?;
+        Ok(Exit::Done)
+    }
+
+    async fn logs(&self, out: &mut impl Write, logs: &Logs) -> Result<Exit, CliError> {
+        let parts: Vec<_> = logs.pod.split('/').collect();
+        let (node, namespace, pod) = match parts.as_slice() {
+            [node, pod] => (*node, "default", *pod),
+            [node, namespace, pod] => (*node, *namespace, *pod),
+            _ => {
+                let wanted = "the pod must be NODE/POD or NODE/NAMESPACE/POD".to_owned();
+                return Err(CliError::Usage(wanted));
+            }
+        };
+        let mut target = "/v1/logs".to_owned();
+        for part in [node, namespace, pod]
+            .into_iter()
+            .chain(logs.container.as_deref())
+        {
+            check_name(part)?;
+            target.push('/');
+            target.push_str(part);
+        }
+        target.push_str(&format!("?tail={}&follow={}", logs.tail, logs.follow));
+        let response = client::send(self.data, Method::GET, &target, Vec::new()).await?;
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ClientError::Answer(error.to_string()))?;
+            if let Some(bytes) = frame.data_ref() {
+                out.write_all(bytes)?;
+                out.flush()?;
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    fn check(&self, out: &mut impl Write, folder: &Path) -> Result<Exit, CliError> {
+        let manifests = Manifests::read(folder);
+        let count = manifests.problems.len();
+        self.print(out, &manifests.problems, || {
+            let mut text = String::new();
+            for problem in &manifests.problems {
+                text.push_str(&problem.to_string());
+                text.push('\n');
+            }
+            let accepted = manifests.objects.len();
+            text.push_str(&format!("{accepted} objects accepted, {count} problems\n"));
+            text
+        })?;
+        Ok(found(count))
+    }
+}
+
+/// A name becomes a part of the API's path: nothing in it may be a separator.
+fn check_name(name: &str) -> Result<(), CliError> {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.');
+    if !name.is_empty() && name.bytes().all(fits) {
+        Ok(())
+    } else {
+        Err(CliError::Usage(format!("{name:?} is not a name")))
+    }
+}
+
+fn nodes(rows: &[NodeRow]) -> String {
+    let line = |row: &NodeRow| {
+        let link = match (row.revoked, row.connected) {
+            (true, _) => "revoked",
+            (false, true) => "connected",
+            (false, false) => "offline",
+        };
+        let conditions: Vec<_> = row.conditions.keys().map(String::as_str).collect();
+        vec![
+            row.name.clone(),
+            link.to_owned(),
+            yes(row.in_sync),
+            ago(row.changed_unix_s),
+            row.pods.to_string(),
+            row.refused.len().to_string(),
+            row.arch.clone(),
+            row.agent.clone(),
+            conditions.join(","),
+        ]
+    };
+    table(
+        &[
+            "NAME",
+            "LINK",
+            "IN SYNC",
+            "SINCE",
+            "PODS",
+            "REFUSED",
+            "ARCH",
+            "AGENT",
+            "CONDITIONS",
+        ],
+        rows.iter().map(line),
+    )
+}
+
+fn pods(rows: &[PodRow]) -> String {
+    let line = |row: &PodRow| {
+        let phase = match (row.terminating, row.reason.as_str()) {
+            (true, _) => "Terminating",
+            (false, "") => &row.phase,
+            (false, reason) => reason,
+        };
+        let running = row.containers.iter().filter(|c| c.state == "running");
+        let waits = row
+            .containers
+            .iter()
+            .filter(|c| c.state != "running" && !c.reason.is_empty())
+            .map(|c| format!("{}: {}", c.name, c.reason))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let note = if row.message.is_empty() {
+            waits
+        } else {
+            row.message.clone()
+        };
+        vec![
+            row.namespace.clone(),
+            row.name.clone(),
+            row.node.clone(),
+            phase.to_owned(),
+            format!("{}/{}", running.count(), row.containers.len()),
+            row.restarts.to_string(),
+            yes(row.current),
+            note,
+        ]
+    };
+    table(
+        &[
+            "NAMESPACE",
+            "NAME",
+            "NODE",
+            "PHASE",
+            "RUNNING",
+            "RESTARTS",
+            "CURRENT",
+            "NOTE",
+        ],
+        rows.iter().map(line),
+    )
+}
+
+fn events(rows: &[Event]) -> String {
+    let line = |row: &Event| {
+        vec![
+            ago(row.unix_s),
+            row.node.clone(),
+            row.reason.clone(),
+            row.message.clone(),
+        ]
+    };
+    table(&["AGO", "NODE", "REASON", "MESSAGE"], rows.iter().map(line))
+}
+
+fn problems(rows: &[ProblemRow]) -> String {
+    let line = |row: &ProblemRow| {
+        let place = match row.document {
+            0 => row.file.clone(),
+            document => format!("{} document {document}", row.file),
+        };
+        vec![
+            place,
+            row.object.clone().unwrap_or_default(),
+            row.path.clone(),
+            row.reason.clone(),
+        ]
+    };
+    table(
+        &["FILE", "OBJECT", "FIELD", "REASON"],
+        rows.iter().map(line),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(duration_s("90"), Ok(90));
+        assert_eq!(duration_s("5m"), Ok(300));
+        assert_eq!(duration_s("1h"), Ok(3600));
+        assert_eq!(duration_s("7d"), Ok(604_800));
+        for text in ["", "0", "h", "1w", "-1h", "99999999999999999999d"] {
+            assert!(duration_s(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Tables for people.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Columns as wide as their widest cell, two blanks between. Control characters, which may come
+/// from a node, are shown as `?` so that they cannot drive the terminal.
+pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut lines = vec![head.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let mut widths = vec![0; head.len()];
+    for line in &mut lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *cell = cell.replace(char::is_control, "?");
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for line in lines {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            row.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `yes` or `no`.
+pub(super) fn yes(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+/// Time since then, in its largest unit; `-` when it is not known.
+pub(super) fn ago(unix_s: u64) -> String {
+    if unix_s == 0 {
+        return "-".to_owned();
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs()).saturating_sub(unix_s);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,98 @@
+//! The CLI's end of the API's unix socket.
+
+use std::path::{Path, PathBuf};
+
+use axum::http::{Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::api::{ApiError, SOCKET};
+
+/// Largest JSON answer that is read: 5,000 nodes take about 5 MB.
+const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("edge-cloud does not answer on {}: is `edge-cloud serve` running with this --data? ({error})", .socket.display())]
+    Unreachable {
+        /// Path of the socket.
+        socket: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The server refuses.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer broke off or is not what was asked for.
+    #[error("the answer cannot be read: {0}")]
+    Answer(String),
+}
+
+/// Sends one request.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn send(
+    data: &Path,
+    method: Method,
+    target: &str,
+    body: Vec<u8>,
+) -> Result<Response<Incoming>, ClientError> {
+    let answer = |error: hyper::Error| ClientError::Answer(error.to_string());
+    let socket = data.join(SOCKET);
+    let stream = UnixStream::connect(&socket)
+        .await
+        .map_err(|error| ClientError::Unreachable { socket, error })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(answer)?;
+    // Its error is also the sender's or the body's.
+    drop(tokio::spawn(connection));
+    let request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header("host", "edge-cloud")
+        .header("content-type", "application/json")
+        .body(Full::<Bytes>::from(body))
+        .map_err(|error| ClientError::Answer(error.to_string()))?;
+    let response = sender.send_request(request).await.map_err(answer)?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let body = read(response).await?;
+    let reason = match serde_json::from_slice::<ApiError>(&body) {
+        Ok(error) => error.error,
+        Err(_) if status == StatusCode::NOT_FOUND => "the server does not know this".to_owned(),
+        Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
+    };
+    Err(ClientError::Refused(reason))
+}
+
+/// Sends one request and reads its JSON.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn json<T: DeserializeOwned>(
+    data: &Path,
+    method: Method,
+    target: &str,
+    body: Vec<u8>,
+) -> Result<T, ClientError> {
+    let response = send(data, method, target, body).await?;
+    serde_json::from_slice(&read(response).await?)
+        .map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let body = body.collect().await;
+    body.map(|body| body.to_bytes())
+        .map_err(|error| ClientError::Answer(error.to_string()))
+}

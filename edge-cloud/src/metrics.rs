@@ -1,0 +1,99 @@
+//! Prometheus metrics, computed when asked: nothing is counted that is not known anyway.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::nodes::NodeView;
+use crate::source::Status;
+
+/// Of the OpenMetrics text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: String,
+}
+
+/// The metrics as text.
+///
+/// # Errors
+/// None that a `String` gives; the encoder's signature.
+pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("edge_cloud");
+    let connected = Family::<NodeLabel, Gauge>::default();
+    let in_sync = Family::<NodeLabel, Gauge>::default();
+    let refused = Family::<NodeLabel, Gauge>::default();
+    let restarts = Family::<NodeLabel, Gauge>::default();
+    let mut phases: BTreeMap<&str, i64> = BTreeMap::new();
+    for view in views {
+        let label = NodeLabel {
+            node: view.name.clone(),
+        };
+        connected
+            .get_or_create(&label)
+            .set(i64::from(view.connected));
+        in_sync.get_or_create(&label).set(i64::from(view.in_sync));
+        let count = view.status.as_ref().map_or(0, |s| s.refused_count);
+        refused.get_or_create(&label).set(i64::from(count));
+        let all = view.pods.iter().flat_map(|pod| &pod.containers);
+        restarts
+            .get_or_create(&label)
+            .set(all.map(|container| i64::from(container.restarts)).sum());
+        for pod in &view.pods {
+            *phases.entry(pod.phase.as_str()).or_default() += 1;
+        }
+    }
+    let pods = Family::<PhaseLabel, Gauge>::default();
+    for (phase, count) in phases {
+        let phase = phase.to_owned();
+        pods.get_or_create(&PhaseLabel { phase }).set(count);
+    }
+    let count = |count: usize| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge
+    };
+    registry.register("node_connected", "A session is live", connected);
+    registry.register("node_in_sync", "Both sets are equal on both ends", in_sync);
+    registry.register("node_refused_objects", "Objects the node refused", refused);
+    registry.register(
+        "node_container_restarts",
+        "Restarts of the containers that the node reports",
+        restarts,
+    );
+    registry.register("pods", "Reported pods by phase", pods);
+    registry.register(
+        "pods_placed",
+        "Pods asked of nodes",
+        count(status.placement.pods.len()),
+    );
+    registry.register(
+        "pods_unplaced",
+        "Pods that are not placed or lack something",
+        count(status.placement.unplaced.len()),
+    );
+    registry.register(
+        "manifest_objects",
+        "Accepted objects",
+        count(status.objects),
+    );
+    registry.register(
+        "manifest_problems",
+        "Refused fields and files",
+        count(status.problems.len()),
+    );
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}

@@ -1,0 +1,165 @@
+//! Goal: the real binary against the real API. Method: the API on its unix socket, the links are
+//! a recorder; what people and programs see is checked, with the exit codes.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod recorder;
+
+use std::path::Path;
+use std::process::Output;
+use std::sync::Arc;
+
+use edge_cloud::api;
+use edge_cloud::controller;
+use edge_cloud::source::Folder;
+use edge_proto::object::{ContainerState, ContainerStatus, Phase, PodStatus};
+use recorder::Recorder;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::sync::watch;
+
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
+
+async fn edge_cloud(data: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_edge-cloud"))
+        .args(words)
+        .arg("--data")
+        .arg(data)
+        .output()
+        .await
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn every_command_shows_what_is() {
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    links.join("gate-2");
+    let (sink, mut status) = watch::channel(Arc::default());
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = http.local_addr().unwrap();
+    let socket = api::listen(data.path()).unwrap();
+    let server = api::serve(socket, Some(http), Arc::clone(&links), status.clone());
+    let server = tokio::spawn(server);
+    let loop_data = data.path().to_owned();
+    let loop_links = Arc::clone(&links);
+    let control = tokio::spawn(async move {
+        let source = Folder::new(EXAMPLE.into());
+        controller::run(source, sink, loop_links, &loop_data).await;
+    });
+    status.wait_for(|status| status.objects == 4).await.unwrap();
+    let placed = status.borrow().placement.pods.clone();
+    let (uid, reader) = placed
+        .iter()
+        .find(|(_, placed)| placed.pod.name == "plate-reader")
+        .unwrap();
+    links.report_pod(
+        "gate-1",
+        PodStatus {
+            uid: *uid,
+            namespace: "default".into(),
+            name: reader.pod.name.clone(),
+            phase: Phase::Running,
+            containers: vec![ContainerStatus {
+                name: "reader".into(),
+                state: ContainerState::Running { pid: 4711 },
+                restarts: 2,
+                last_exit_code: Some(1),
+            }],
+            ..PodStatus::default()
+        },
+    );
+
+    let data = data.path();
+    let nodes = text(&edge_cloud(data, &["nodes"]).await);
+    assert!(nodes.starts_with("NAME    LINK       IN SYNC"), "{nodes}");
+    assert!(nodes.contains("gate-1  connected"), "{nodes}");
+    assert!(nodes.contains("gate-2  offline"), "{nodes}");
+
+    let pods = edge_cloud(data, &["pods", "--json"]).await;
+    let pods: serde_json::Value = serde_json::from_slice(&pods.stdout).unwrap();
+    assert_eq!(pods[0]["name"], "plate-reader");
+    assert_eq!(pods[0]["phase"], "Running");
+    assert_eq!(pods[0]["containers"][0]["pid"], 4711);
+    assert_eq!(pods[1]["phase"], "Unreported");
+
+    let token = edge_cloud(data, &["token", "create", "--uses", "3", "--ttl", "2h"]).await;
+    assert_eq!(text(&token), "token-3-7200\n");
+    assert!(text(&edge_cloud(data, &["events"]).await).contains("Joined  with token 1"));
+    assert_eq!(edge_cloud(data, &["problems"]).await.status.code(), Some(0));
+
+    let logs = edge_cloud(data, &["logs", "gate-1/plate-reader", "--tail", "9"]).await;
+    assert_eq!(text(&logs), "plate-reader/9\n");
+    let gone = edge_cloud(data, &["logs", "gate-1/default/gone", "-c", "x"]).await;
+    assert_eq!(gone.status.code(), Some(4));
+    assert_eq!(gone.stderr, b"edge-cloud: no such pod\n");
+    let offline = edge_cloud(data, &["logs", "gate-2/default/p"]).await;
+    assert_eq!(offline.status.code(), Some(4));
+
+    for path in ["nodes", "problems"] {
+        let row = ["-s", &format!("http://{address}/v1/{path}")].map(str::to_owned);
+        let answer = Command::new("curl").args(row).output().await.unwrap();
+        assert!(serde_json::from_slice::<Vec<serde_json::Value>>(&answer.stdout).is_ok());
+    }
+    let metrics = Command::new("curl")
+        .args(["-s", &format!("http://{address}/metrics")])
+        .output()
+        .await
+        .unwrap();
+    assert!(text(&metrics).contains("edge_cloud_node_connected{node=\"gate-1\"} 1"));
+    let forbidden = Command::new("curl")
+        .args([
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "-X",
+            "DELETE",
+        ])
+        .arg(format!("http://{address}/v1/nodes/gate-1"))
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(text(&forbidden), "404", "the TCP port is read-only");
+
+    assert_eq!(
+        text(&edge_cloud(data, &["node", "revoke", "gate-1"]).await),
+        "node gate-1 revoked\n"
+    );
+    let deleted = edge_cloud(data, &["node", "delete", "gate-2"]).await;
+    assert_eq!(deleted.status.code(), Some(0));
+    let unknown = edge_cloud(data, &["node", "delete", "gate-2"]).await;
+    assert_eq!(unknown.status.code(), Some(4));
+    server.abort();
+    control.abort();
+}
+
+#[tokio::test]
+async fn without_a_server_the_reason_and_the_code_are_clear() {
+    let data = tempfile::tempdir().unwrap();
+    let nodes = edge_cloud(data.path(), &["nodes"]).await;
+    assert_eq!(nodes.status.code(), Some(3));
+    let error = String::from_utf8(nodes.stderr).unwrap();
+    assert!(error.contains("is `edge-cloud serve` running"), "{error}");
+    let usage = edge_cloud(data.path(), &["logs", "plate-reader"]).await;
+    assert_eq!(usage.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn check_needs_no_server() {
+    let data = tempfile::tempdir().unwrap();
+    let good = edge_cloud(data.path(), &["check", EXAMPLE]).await;
+    assert_eq!(text(&good), "4 objects accepted, 0 problems\n");
+    assert_eq!(good.status.code(), Some(0));
+    let wrong = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: []}\n";
+    std::fs::write(data.path().join("p.yaml"), wrong).unwrap();
+    let folder = data.path().to_str().unwrap();
+    let bad = edge_cloud(data.path(), &["check", folder]).await;
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(text(&bad).contains("p.yaml: document 1: Pod default/p: spec.containers: must have"));
+}
