@@ -9,140 +9,32 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::limits::REFUSED_LISTED_MAX;
 use edge_proto::object::{
-    Condition, ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Refused, Secret, VolumeSource,
-    clip,
+    Condition, ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Refused, Secret, clip,
 };
 
 use crate::backoff;
 use crate::event::Event;
-use crate::limits::{ORPHANS_MAX, PODS_MAX};
-use crate::pod::{Directory, PodState, spec_hash};
-use crate::supervisor::{StartFailure, State, Step, Supervisor};
-
-/// Facts that the core cannot know.
-#[derive(Clone, Debug, Default)]
-pub struct AgentConfig {
-    /// The node's facts; conditions and refusals are filled in by the core.
-    pub facts: NodeStatus,
-}
-
-/// A container that was on the board when the agent started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Discovered {
-    /// Pod.
-    pub uid: Uid,
-    /// Container.
-    pub container: String,
-    /// Spec that it was started with.
-    pub spec: Hash16,
-    /// Its process; `None` when only its remains are there.
-    pub pid: Option<u32>,
-}
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// An object of the desired set was put, or removed (`None`).
-    Desired(Key, Option<Vec<u8>>),
-    /// All that was on the board at start; comes once, after the stored desired set.
-    Discovered(Vec<Discovered>),
-    /// Answer to `PreparePod`; the error is for a person.
-    PodPrepared(Uid, Result<(), String>),
-    /// Answer to `Start`.
-    Started {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-        /// Number of the run, from `Start`.
-        run: u32,
-        /// The process, or why there is none.
-        result: Result<u32, StartFailure>,
-    },
-    /// A container ended.
-    Exited {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-        /// Code, 128 + signal; `None` is unknown.
-        code: Option<i32>,
-        /// The kernel's OOM killer did it.
-        oom: bool,
-    },
-    /// Answer to `Remove`.
-    Removed(Uid, String),
-    /// Answer to `RemovePod`.
-    PodRemoved(Uid),
-    /// A node condition was evaluated.
-    Condition(Condition),
-    /// The deadline passed.
-    Tick,
-}
-
-/// Signal to a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// SIGTERM.
-    Terminate,
-    /// SIGKILL to the whole container.
-    Kill,
-}
-
-/// What to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Make the pod's directory, volumes and log space; idempotent.
-    PreparePod(Uid),
-    /// Rewrite the files of ConfigMaps and Secrets in the pod's volumes.
-    UpdateConfig(Uid),
-    /// Start a container.
-    Start {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-        /// Number of the run.
-        run: u32,
-    },
-    /// Signal a container.
-    Signal {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-        /// Which.
-        signal: Signal,
-    },
-    /// Clear what a container left behind.
-    Remove {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-    },
-    /// Clear what a pod left behind.
-    RemovePod(Uid),
-    /// Put an object into the reported set, or remove it.
-    Report(Key, Option<Vec<u8>>),
-    /// A line for the log.
-    Event(Event),
-}
+use crate::limits::{CONDITIONS_MAX, OBJECTS_MAX, ORPHANS_MAX, PODS_MAX};
+use crate::pod::{Directory, PodState, check_names, spec_hash};
+use crate::port::{AgentConfig, Discovered, Input, Output};
+use crate::supervisor::{StartFailure, State, Supervisor};
 
 /// The agent.
 #[derive(Debug)]
 pub struct Agent {
-    pods: BTreeMap<Uid, PodState>,
-    config_maps: BTreeMap<(String, String), ConfigMap>,
-    secrets: BTreeMap<(String, String), Secret>,
+    pub(crate) pods: BTreeMap<Uid, PodState>,
+    pub(crate) config_maps: BTreeMap<(String, String), ConfigMap>,
+    pub(crate) secrets: BTreeMap<(String, String), Secret>,
     policy: NodePolicy,
     refused: BTreeMap<Key, (Hash16, String)>,
+    /// Payloads of pods refused for want of room; they get in when others leave.
+    crowded_out: BTreeMap<Uid, Vec<u8>>,
     conditions: BTreeMap<String, Condition>,
     facts: NodeStatus,
-    node_reported: Option<Vec<u8>>,
+    pub(crate) node_reported: Option<Vec<u8>>,
     /// Nothing starts before it is known what runs already.
-    discovered: bool,
-    outputs: VecDeque<Output>,
+    pub(crate) discovered: bool,
+    pub(crate) outputs: VecDeque<Output>,
 }
 
 impl Agent {
@@ -155,6 +47,7 @@ impl Agent {
             secrets: BTreeMap::new(),
             policy: NodePolicy::default(),
             refused: BTreeMap::new(),
+            crowded_out: BTreeMap::new(),
             conditions: BTreeMap::new(),
             facts: config.facts,
             node_reported: None,
@@ -200,11 +93,19 @@ impl Agent {
                 }
             }
             Input::Condition(condition) => {
-                self.conditions.insert(condition.name.clone(), condition);
+                if self.conditions.len() < CONDITIONS_MAX
+                    || self.conditions.contains_key(&condition.name)
+                {
+                    self.conditions.insert(condition.name.clone(), condition);
+                }
             }
+            Input::Shutdown => self.handle_shutdown(),
             Input::Tick => {}
         }
         self.reconcile(now);
+        if self.admit_crowded_out() {
+            self.reconcile(now);
+        }
         self.report();
     }
 
@@ -221,7 +122,11 @@ impl Agent {
         }
         let pods = self.pods.values().flat_map(|pod| {
             let ready = pod.directory == Directory::Ready && pod.missing.is_none();
-            let prepare = pod.prepare_failure.as_ref().map(|(_, at)| *at);
+            let prepare = pod
+                .prepare_failure
+                .as_ref()
+                .filter(|_| pod.to_prepare())
+                .map(|(_, at)| *at);
             pod.containers
                 .iter()
                 .filter_map(move |container| {
@@ -232,7 +137,7 @@ impl Agent {
         pods.min()
     }
 
-    /// A desired pod.
+    /// A pod of the desired set, or one that left it and is not gone yet.
     #[must_use]
     pub fn pod(&self, uid: &Uid) -> Option<&Pod> {
         self.pods.get(uid)?.spec.as_ref()
@@ -289,10 +194,13 @@ impl Agent {
 
     fn handle_desired(&mut self, key: Key, payload: Option<Vec<u8>>) {
         self.refused.remove(&key);
+        if let Key::Uid(Kind::Pod, uid) = &key {
+            self.crowded_out.remove(uid);
+        }
         let result = match (&key, &payload) {
             (Key::Uid(Kind::Pod, uid), None) => {
                 if let Some(pod) = self.pods.get_mut(uid) {
-                    pod.spec = None;
+                    pod.desired = false;
                 }
                 Ok(())
             }
@@ -328,7 +236,9 @@ impl Agent {
             let hash = payload.as_deref().map(Hash16::of).unwrap_or_default();
             self.outputs
                 .push_back(Output::Event(Event::Refused(key.clone(), reason.clone())));
-            self.refused.insert(key, (hash, reason));
+            if self.refused.len() < OBJECTS_MAX {
+                self.refused.insert(key, (hash, reason));
+            }
         }
     }
 
@@ -337,8 +247,11 @@ impl Agent {
         if pod.uid != uid {
             return Err("field 1: the uid is not the key's".to_string());
         }
-        let cap = PODS_MAX.min(self.facts.pods_max as usize);
-        if !self.pods.contains_key(&uid) && self.pods.len() >= cap {
+        check_names(&pod).map_err(String::from)?;
+        if !self.pods.contains_key(&uid) && !self.has_room() {
+            if self.crowded_out.len() < OBJECTS_MAX {
+                self.crowded_out.insert(uid, bytes.into());
+            }
             return Err("the node runs as many pods as it may".to_string());
         }
         self.pods
@@ -348,60 +261,108 @@ impl Agent {
         Ok(())
     }
 
+    fn has_room(&self) -> bool {
+        self.pods.len() < PODS_MAX.min(self.facts.pods_max as usize)
+    }
+
+    /// Takes in pods that were refused for want of room, as far as there is room now.
+    fn admit_crowded_out(&mut self) -> bool {
+        let mut admitted = false;
+        while self.has_room()
+            && let Some((uid, bytes)) = self.crowded_out.pop_first()
+        {
+            self.refused.remove(&Key::pod(uid));
+            admitted |= self.put_pod(uid, &bytes).is_ok();
+        }
+        admitted
+    }
+
+    fn handle_shutdown(&mut self) {
+        self.crowded_out.clear();
+        for pod in self.pods.values_mut() {
+            pod.desired = false;
+        }
+    }
+
     fn config_changed(&mut self, namespace: &str, name: &str, secret: bool) {
+        for (uid, pod) in &mut self.pods {
+            if !pod.mounts_config(namespace, name, secret) {
+                continue;
+            }
+            match pod.directory {
+                Directory::Ready => self.outputs.push_back(Output::UpdateConfig(*uid)),
+                Directory::Preparing => pod.config_stale = true,
+                Directory::Absent | Directory::Partial | Directory::Removing => {}
+            }
+        }
+    }
+
+    /// Takes over what runs. Of two finds of one container the running one counts, for starting
+    /// another beside it would be worse than leaving remains.
+    fn handle_discovered(&mut self, now: Millis, mut found: Vec<Discovered>) {
+        if self.discovered {
+            return;
+        }
+        self.discovered = true;
+        found.sort_by_key(|item| {
+            let same = self.spec_hash(&item.uid, &item.container) == Some(item.spec);
+            (item.pid.is_none(), !same)
+        });
+        let mut seen = BTreeSet::new();
+        let mut orphans = 0;
+        for item in found {
+            let wanted = self
+                .pods
+                .get(&item.uid)
+                .is_some_and(|pod| pod.wants(&item.container));
+            if !wanted {
+                orphans += 1;
+                if orphans > ORPHANS_MAX {
+                    continue;
+                }
+            }
+            if seen.insert((item.uid, item.container.clone())) {
+                self.take_over(now, item, wanted);
+            }
+        }
         for (uid, pod) in &self.pods {
-            let uses = pod.directory == Directory::Ready
-                && pod.spec.as_ref().is_some_and(|pod| {
-                    pod.namespace == namespace
-                        && pod.volumes.iter().any(|volume| match &volume.source {
-                            VolumeSource::ConfigMap { name: used, .. } => !secret && used == name,
-                            VolumeSource::Secret { name: used, .. } => secret && used == name,
-                            _ => false,
-                        })
-                });
-            if uses {
+            // Their files may be older than the stored ConfigMaps.
+            if pod.directory == Directory::Ready && pod.wanted() && pod.mounts_any_config() {
                 self.outputs.push_back(Output::UpdateConfig(*uid));
             }
         }
     }
 
-    fn handle_discovered(&mut self, now: Millis, found: Vec<Discovered>) {
-        self.discovered = true;
-        let mut seen = BTreeSet::new();
-        for item in found.into_iter().take(ORPHANS_MAX + PODS_MAX) {
-            if !seen.insert((item.uid, item.container.clone())) {
-                continue;
-            }
-            let pod = self.pods.entry(item.uid).or_insert_with(PodState::new);
-            pod.directory = Directory::Ready;
-            let (wanted, policy) = (pod.wants(&item.container), pod.policy());
-            if pod.container(&item.container).is_none() {
-                pod.containers
-                    .push(Supervisor::new(item.container.clone(), item.spec));
-            }
-            let Some(container) = pod.container(&item.container) else {
-                continue;
-            };
-            let event = match item.pid {
-                Some(pid) => {
-                    container.adopt(now, pid, item.spec);
-                    if wanted {
-                        Event::Adopted(item.uid, item.container)
-                    } else {
-                        Event::Orphan(item.uid, item.container)
-                    }
-                }
-                None => {
-                    container.clear_remains(now, policy);
-                    self.outputs.push_back(Output::Remove {
-                        uid: item.uid,
-                        container: item.container.clone(),
-                    });
-                    Event::Exited(item.uid, item.container, None)
-                }
-            };
-            self.outputs.push_back(Output::Event(event));
+    fn take_over(&mut self, now: Millis, item: Discovered, wanted: bool) {
+        let pod = self.pods.entry(item.uid).or_insert_with(PodState::new);
+        pod.directory = Directory::Ready;
+        let policy = pod.policy();
+        if pod.container(&item.container).is_none() {
+            pod.containers
+                .push(Supervisor::new(item.container.clone(), item.spec));
         }
+        let Some(container) = pod.container(&item.container) else {
+            return;
+        };
+        let event = match item.pid {
+            Some(pid) => {
+                container.adopt(now, pid, item.spec);
+                if wanted {
+                    Event::Adopted(item.uid, item.container)
+                } else {
+                    Event::Orphan(item.uid, item.container)
+                }
+            }
+            None => {
+                container.clear_remains(now, policy);
+                self.outputs.push_back(Output::Remove {
+                    uid: item.uid,
+                    container: item.container.clone(),
+                });
+                Event::Exited(item.uid, item.container, None)
+            }
+        };
+        self.outputs.push_back(Output::Event(event));
     }
 
     fn handle_prepared(&mut self, now: Millis, uid: Uid, result: Result<(), String>) {
@@ -415,12 +376,19 @@ impl Agent {
             Ok(()) => {
                 pod.directory = Directory::Ready;
                 pod.prepare_failure = None;
+                pod.prepare_failures = 0;
+                if core::mem::take(&mut pod.config_stale) {
+                    self.outputs.push_back(Output::UpdateConfig(uid));
+                }
             }
             Err(reason) => {
                 // Half a directory may stand: it is prepared again, or removed with the pod.
-                pod.directory = Directory::Absent;
-                let at = now.saturating_add(backoff::delay_ms(2));
-                pod.prepare_failure = Some((reason, at));
+                pod.directory = Directory::Partial;
+                pod.config_stale = false;
+                pod.prepare_failures = pod.prepare_failures.saturating_add(1);
+                let delay_ms = backoff::delay_ms(pod.prepare_failures.saturating_add(1));
+                let at = now.saturating_add(delay_ms);
+                pod.prepare_failure = Some((clip(&reason).into(), at));
             }
         }
     }
@@ -436,7 +404,10 @@ impl Agent {
         let Some(container) = self.pods.get_mut(&uid).and_then(|pod| pod.container(name)) else {
             return;
         };
-        if container.run != run || container.state != State::Starting {
+        let State::Starting { ended } = container.state else {
+            return;
+        };
+        if container.run != run {
             return;
         }
         match result {
@@ -444,6 +415,9 @@ impl Agent {
                 container.started(now, pid);
                 self.outputs
                     .push_back(Output::Event(Event::Started(uid, name.into(), pid)));
+                if let Some((code, oom)) = ended {
+                    self.handle_exited(now, uid, name, code, oom);
+                }
             }
             Err(failure) => {
                 let reason = failure.reason.clone();
@@ -466,11 +440,13 @@ impl Agent {
         let Some(container) = pod.container(name) else {
             return;
         };
-        if !matches!(
-            container.state,
-            State::Running { .. } | State::Stopping { .. }
-        ) {
-            return;
+        match &mut container.state {
+            State::Running { .. } | State::Stopping { .. } => {}
+            State::Starting { ended } => {
+                *ended = Some((code, oom));
+                return;
+            }
+            _ => return,
         }
         let restart = container.exited(now, code, oom, policy, wanted);
         self.outputs
@@ -484,64 +460,6 @@ impl Agent {
             container: name.into(),
         });
     }
-
-    fn reconcile(&mut self, now: Millis) {
-        if !self.discovered {
-            return;
-        }
-        let mut gone = Vec::new();
-        for (uid, pod) in &mut self.pods {
-            pod.missing = missing(pod, &self.config_maps, &self.secrets);
-            reconcile_pod(now, *uid, pod, &mut self.outputs);
-            let empty = !pod.wanted() && pod.containers.iter().all(Supervisor::is_gone);
-            match pod.directory {
-                Directory::Ready if empty => {
-                    pod.directory = Directory::Removing;
-                    self.outputs.push_back(Output::RemovePod(*uid));
-                }
-                Directory::Absent if empty => gone.push(*uid),
-                _ => {}
-            }
-        }
-        for uid in gone {
-            // A terminating pod stays as a spec until the cloud drops it; its status goes now,
-            // which tells the cloud that it may.
-            let terminating = self.pods.get(&uid).is_some_and(|pod| pod.spec.is_some());
-            if let Some(pod) = self.pods.get_mut(&uid)
-                && pod.reported.take().is_some()
-            {
-                self.outputs
-                    .push_back(Output::Report(Key::pod_status(uid), None));
-                self.outputs.push_back(Output::Event(Event::PodGone(uid)));
-            }
-            if !terminating {
-                self.pods.remove(&uid);
-            }
-        }
-    }
-
-    fn report(&mut self) {
-        for (uid, pod) in &mut self.pods {
-            let finished = !pod.wanted()
-                && pod.directory == Directory::Absent
-                && pod.containers.iter().all(Supervisor::is_gone);
-            if finished {
-                continue;
-            }
-            let payload = pod.status(*uid).encode();
-            if pod.reported.as_ref() != Some(&payload) {
-                pod.reported = Some(payload.clone());
-                self.outputs
-                    .push_back(Output::Report(Key::pod_status(*uid), Some(payload)));
-            }
-        }
-        let payload = self.node_status().encode();
-        if self.node_reported.as_ref() != Some(&payload) {
-            self.node_reported = Some(payload.clone());
-            self.outputs
-                .push_back(Output::Report(Key::node_status(), Some(payload)));
-        }
-    }
 }
 
 fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -549,72 +467,4 @@ fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
         Some(value) => drop(map.insert(key, value)),
         None => drop(map.remove(&key)),
     }
-}
-
-/// Names the first ConfigMap or Secret that the pod waits for.
-fn missing(
-    pod: &PodState,
-    config_maps: &BTreeMap<(String, String), ConfigMap>,
-    secrets: &BTreeMap<(String, String), Secret>,
-) -> Option<String> {
-    let pod = pod.spec.as_ref()?;
-    pod.needs().find_map(|(secret, name)| {
-        let key = (pod.namespace.clone(), String::from(name));
-        let there = if secret {
-            secrets.contains_key(&key)
-        } else {
-            config_maps.contains_key(&key)
-        };
-        let word = if secret { "Secret " } else { "ConfigMap " };
-        (!there).then(|| [word, name, " is not there"].concat())
-    })
-}
-
-fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeque<Output>) {
-    let ready = pod.directory == Directory::Ready && pod.missing.is_none();
-    let retry = pod
-        .prepare_failure
-        .as_ref()
-        .is_none_or(|(_, at)| *at <= now);
-    if pod.wanted() && pod.missing.is_none() && pod.directory == Directory::Absent && retry {
-        pod.directory = Directory::Preparing;
-        pod.prepare_failure = None;
-        outputs.push_back(Output::PreparePod(uid));
-    }
-    let grace_ms = pod.grace_ms();
-    let wants: Vec<bool> = pod.containers.iter().map(|c| pod.wants(&c.name)).collect();
-    for (container, wanted) in pod.containers.iter_mut().zip(wants) {
-        // What is missing holds back a start; it never stops what runs.
-        let may_start =
-            ready || !matches!(container.state, State::Idle { .. } | State::Ended { .. });
-        if !may_start {
-            continue;
-        }
-        let name = container.name.clone();
-        match container.step(now, wanted, grace_ms) {
-            Some(Step::Start) => {
-                outputs.push_back(Output::Start {
-                    uid,
-                    container: name,
-                    run: container.run,
-                });
-            }
-            Some(Step::Terminate) => {
-                outputs.push_back(Output::Signal {
-                    uid,
-                    container: name,
-                    signal: Signal::Terminate,
-                });
-            }
-            Some(Step::Kill) => {
-                outputs.push_back(Output::Signal {
-                    uid,
-                    container: name,
-                    signal: Signal::Kill,
-                });
-            }
-            None => {}
-        }
-    }
-    pod.forget_gone();
 }

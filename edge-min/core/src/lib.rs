@@ -29,9 +29,12 @@ pub mod backoff;
 mod event;
 pub mod limits;
 mod pod;
+mod port;
+mod reconcile;
 pub mod reconnect;
 mod supervisor;
 
-pub use agent::{Agent, AgentConfig, Discovered, Input, Output, Signal};
+pub use agent::Agent;
 pub use event::Event;
+pub use port::{AgentConfig, Discovered, Input, Output, Signal};
 pub use supervisor::StartFailure;

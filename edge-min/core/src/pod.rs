@@ -5,8 +5,11 @@ use alloc::vec::Vec;
 
 use edge_proto::Millis;
 use edge_proto::hash::Hash16;
-use edge_proto::key::Uid;
-use edge_proto::object::{Phase, Pod, PodStatus, RestartPolicy, Volume, clip};
+use edge_proto::key::{Kind, Uid};
+use edge_proto::limits::{CONTAINERS_MAX, NAME_BYTES_MAX};
+use edge_proto::object::{
+    ContainerState, Phase, Pod, PodStatus, RestartPolicy, Volume, VolumeSource, clip,
+};
 
 use crate::limits::GRACE_S_DEFAULT;
 use crate::supervisor::Supervisor;
@@ -14,6 +17,8 @@ use crate::supervisor::Supervisor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Directory {
     Absent,
+    /// Preparing it failed: half of it may stand.
+    Partial,
     Preparing,
     Ready,
     Removing,
@@ -21,8 +26,15 @@ pub(crate) enum Directory {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PodState {
-    /// `None`: nobody wants it any more (orphan, or its payload left the set).
+    /// `None`: an orphan, known only from what runs.
     pub(crate) spec: Option<Pod>,
+    /// Its payload is in the desired set. One that left keeps its spec until it is gone: its grace,
+    /// name and volumes still matter.
+    pub(crate) desired: bool,
+    /// A ConfigMap or Secret changed while the directory was being prepared.
+    pub(crate) config_stale: bool,
+    /// Preparations that failed in a row.
+    pub(crate) prepare_failures: u32,
     pub(crate) hash: Hash16,
     pub(crate) directory: Directory,
     pub(crate) containers: Vec<Supervisor>,
@@ -37,6 +49,9 @@ impl PodState {
     pub(crate) const fn new() -> Self {
         Self {
             spec: None,
+            desired: false,
+            config_stale: false,
+            prepare_failures: 0,
             hash: Hash16([0; 16]),
             directory: Directory::Absent,
             containers: Vec::new(),
@@ -47,18 +62,17 @@ impl PodState {
     }
 
     pub(crate) fn wanted(&self) -> bool {
-        self.spec.as_ref().is_some_and(|pod| !pod.terminating)
+        self.desired && self.spec.as_ref().is_some_and(|pod| !pod.terminating)
     }
 
     /// Whether container `name` is to run: the pod is wanted and names it.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.spec.as_ref().is_some_and(|pod| {
-            !pod.terminating
-                && pod
-                    .containers
+        self.wanted()
+            && self.spec.as_ref().is_some_and(|pod| {
+                pod.containers
                     .iter()
                     .any(|container| container.name == name)
-        })
+            })
     }
 
     pub(crate) fn grace_ms(&self) -> Millis {
@@ -87,14 +101,49 @@ impl PodState {
         for container in &pod.containers {
             let spec = spec_hash(&pod, &container.name).unwrap_or_default();
             match self.container(&container.name) {
-                Some(known) => known.spec = spec,
+                Some(known) => known.set_spec(spec),
                 None => self
                     .containers
                     .push(Supervisor::new(container.name.clone(), spec)),
             }
         }
         self.spec = Some(pod);
+        self.desired = true;
         self.hash = hash;
+    }
+
+    /// The directory is to be prepared, now or when the last failure is old enough.
+    pub(crate) fn to_prepare(&self) -> bool {
+        self.wanted()
+            && self.missing.is_none()
+            && matches!(self.directory, Directory::Absent | Directory::Partial)
+    }
+
+    /// Nothing of it is wanted and no container is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.wanted() && self.containers.iter().all(Supervisor::is_gone)
+    }
+
+    /// Whether a volume shows files of this ConfigMap or Secret.
+    pub(crate) fn mounts_config(&self, namespace: &str, config: &str, secret: bool) -> bool {
+        self.spec.as_ref().is_some_and(|pod| {
+            pod.namespace == namespace
+                && pod.volumes.iter().any(|volume| match &volume.source {
+                    VolumeSource::ConfigMap { name, .. } => !secret && name == config,
+                    VolumeSource::Secret { name, .. } => secret && name == config,
+                    _ => false,
+                })
+        })
+    }
+
+    /// Whether a volume shows files of any ConfigMap or Secret.
+    pub(crate) fn mounts_any_config(&self) -> bool {
+        self.spec.iter().flat_map(|pod| &pod.volumes).any(|volume| {
+            matches!(
+                volume.source,
+                VolumeSource::ConfigMap { .. } | VolumeSource::Secret { .. }
+            )
+        })
     }
 
     /// Forgets containers that left the spec and are gone from the board.
@@ -128,7 +177,7 @@ impl PodState {
     pub(crate) fn status(&self, uid: Uid) -> PodStatus {
         let (reason, message) = match (&self.spec, &self.missing, &self.prepare_failure) {
             (Some(pod), ..) if pod.terminating => ("Terminating", ""),
-            (None, ..) => ("Terminating", "no longer desired"),
+            _ if !self.desired => ("Terminating", "no longer desired"),
             (_, Some(missing), _) => ("WaitingForConfig", missing.as_str()),
             (_, _, Some((failure, _))) => ("FailedPrepare", failure.as_str()),
             _ => ("", ""),
@@ -140,7 +189,9 @@ impl PodState {
                 .position(|container| container.name == name)
         };
         let mut containers: Vec<_> = self.containers.iter().map(Supervisor::status).collect();
-        containers.sort_by_key(|status| order(&status.name));
+        // Containers that left the spec come last, and not beyond what a status may hold.
+        containers.sort_by_key(|status| order(&status.name).unwrap_or(usize::MAX));
+        containers.truncate(CONTAINERS_MAX);
         PodStatus {
             uid,
             namespace: self
@@ -159,6 +210,21 @@ impl PodState {
             containers,
             observed: self.hash,
         }
+    }
+
+    /// Payload of the status. Messages are left out when it would pass its cap with them.
+    pub(crate) fn status_payload(&self, uid: Uid) -> Vec<u8> {
+        let mut status = self.status(uid);
+        let payload = status.encode();
+        if payload.len() <= Kind::PodStatus.bytes_max() {
+            return payload;
+        }
+        for container in &mut status.containers {
+            if let ContainerState::Waiting { message, .. } = &mut container.state {
+                message.clear();
+            }
+        }
+        status.encode()
     }
 }
 
@@ -183,4 +249,39 @@ pub(crate) fn spec_hash(pod: &Pod, name: &str) -> Option<Hash16> {
     let rest = (pod.runtime, pod.host_network, mounted);
     bytes.extend(edge_proto::encode(&rest));
     Some(Hash16::of(&bytes))
+}
+
+/// Refuses names that are no names: they become directories and cgroups.
+pub(crate) fn check_names(pod: &Pod) -> Result<(), &'static str> {
+    if pod.namespace.len() > NAME_BYTES_MAX || pod.name.len() > NAME_BYTES_MAX {
+        return Err("the name or namespace is too long");
+    }
+    let containers = || {
+        pod.containers
+            .iter()
+            .map(|container| container.name.as_str())
+    };
+    let volumes = || pod.volumes.iter().map(|volume| volume.name.as_str());
+    if !containers().chain(volumes()).all(is_label) {
+        return Err("the name of a container or volume is not an RFC 1123 label");
+    }
+    if has_twins(containers()) || has_twins(volumes()) {
+        return Err("two containers or two volumes have the same name");
+    }
+    Ok(())
+}
+
+fn is_label(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn has_twins<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    !names.is_sorted_by(|one, next| one < next)
 }

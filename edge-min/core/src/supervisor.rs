@@ -10,7 +10,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::object::{ContainerState, ContainerStatus, RestartPolicy, clip};
 
 use crate::backoff;
-use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS};
+use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS, REASON_BYTES_MAX};
 
 /// Why a start failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,22 +25,31 @@ pub struct StartFailure {
 pub(crate) enum State {
     /// Not there, may start at this time.
     Idle { start_at: Millis },
-    /// The shell starts it.
-    Starting,
+    /// The shell starts it. A short run may be told to have ended before it was told to have
+    /// started; its end is kept until then.
+    Starting { ended: Option<(Option<i32>, bool)> },
     /// Runs.
     Running { pid: u32, since: Millis },
     /// SIGTERM or SIGKILL was sent; SIGKILL follows (again) at this time.
     Stopping { pid: u32, kill_at: Millis },
     /// Ended; the shell clears its remains, then `next` holds.
     Removing { next: Next },
-    /// Ended for good.
-    Ended { code: Option<i32>, oom: bool },
+    /// Ended for good; `stopped` when we made it end, so it may come back if it is wanted again.
+    Ended {
+        code: Option<i32>,
+        oom: bool,
+        stopped: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Start(Millis),
-    End { code: Option<i32>, oom: bool },
+    End {
+        code: Option<i32>,
+        oom: bool,
+        stopped: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +104,7 @@ impl Supervisor {
             RestartPolicy::Never => Next::End {
                 code: None,
                 oom: false,
+                stopped: false,
             },
             _ => {
                 self.restarts = 1;
@@ -108,9 +118,9 @@ impl Supervisor {
     pub(crate) fn step(&mut self, now: Millis, wanted: bool, grace_ms: Millis) -> Option<Step> {
         match self.state {
             State::Idle { start_at } if wanted && start_at <= now => {
-                self.run += 1;
+                self.run = self.run.saturating_add(1);
                 self.running_spec = self.spec;
-                self.state = State::Starting;
+                self.state = State::Starting { ended: None };
                 Some(Step::Start)
             }
             State::Running { pid, .. } if !wanted || self.running_spec != self.spec => {
@@ -127,12 +137,31 @@ impl Supervisor {
                 };
                 Some(Step::Kill)
             }
-            // A spec that changed after the end starts anew.
-            State::Ended { .. } if wanted && self.running_spec != self.spec => {
+            // A spec that changed after the end starts anew, and so does what we stopped.
+            State::Ended { stopped, .. }
+                if wanted && (stopped || self.running_spec != self.spec) =>
+            {
                 self.state = State::Idle { start_at: now };
                 self.step(now, wanted, grace_ms)
             }
             _ => None,
+        }
+    }
+
+    /// Takes a new spec. It does not wait for the back-off that the old one earned.
+    pub(crate) fn set_spec(&mut self, spec: Hash16) {
+        if self.spec == spec {
+            return;
+        }
+        self.spec = spec;
+        if let State::Idle { start_at: at }
+        | State::Removing {
+            next: Next::Start(at),
+        } = &mut self.state
+        {
+            *at = 0;
+            self.failures = 0;
+            self.failure = None;
         }
     }
 
@@ -154,7 +183,10 @@ impl Supervisor {
         self.failures = self.failures.saturating_add(1);
         // Unlike a crash, a failed start is not repeated at once: nothing has changed.
         let delay = backoff::delay_ms(self.failures.saturating_add(1));
-        self.failure = Some(failure);
+        self.failure = Some(StartFailure {
+            reason: clip_reason(&failure.reason).into(),
+            message: clip(&failure.message).into(),
+        });
         self.state = State::Removing {
             next: Next::Start(now.saturating_add(delay)),
         };
@@ -171,7 +203,8 @@ impl Supervisor {
         wanted: bool,
     ) -> Option<Millis> {
         let stopped = matches!(self.state, State::Stopping { .. });
-        let replaced = stopped && wanted && self.running_spec != self.spec;
+        // Wanted and yet stopped by us: it was replaced, or wanted again meanwhile.
+        let replaced = stopped && wanted;
         if let State::Running { since, .. } = self.state
             && now.saturating_sub(since) >= BACKOFF_RESET_MS
         {
@@ -191,10 +224,10 @@ impl Supervisor {
             self.restarts = self.restarts.saturating_add(1);
             Next::Start(now.saturating_add(backoff::delay_ms(self.failures)))
         } else {
-            Next::End { code, oom }
+            Next::End { code, oom, stopped }
         };
         let delay = match next {
-            Next::Start(at) => Some(at - now),
+            Next::Start(at) => Some(at.saturating_sub(now)),
             Next::End { .. } => None,
         };
         self.state = State::Removing { next };
@@ -205,7 +238,7 @@ impl Supervisor {
         if let State::Removing { next } = &self.state {
             self.state = match *next {
                 Next::Start(start_at) => State::Idle { start_at },
-                Next::End { code, oom } => State::Ended { code, oom },
+                Next::End { code, oom, stopped } => State::Ended { code, oom, stopped },
             };
         }
     }
@@ -216,7 +249,7 @@ impl Supervisor {
     }
 
     pub(crate) const fn has_started(&self) -> bool {
-        self.run > 0 && self.failure.is_none() && !matches!(self.state, State::Starting)
+        self.run > 0 && self.failure.is_none() && !matches!(self.state, State::Starting { .. })
             || self.restarts > 0
     }
 
@@ -236,9 +269,9 @@ impl Supervisor {
             State::Running { pid, .. } | State::Stopping { pid, .. } => {
                 ContainerState::Running { pid: *pid }
             }
-            State::Ended { code, oom }
+            State::Ended { code, oom, .. }
             | State::Removing {
-                next: Next::End { code, oom },
+                next: Next::End { code, oom, .. },
             } => ContainerState::Terminated {
                 exit_code: *code,
                 reason: match (oom, code) {
@@ -247,11 +280,13 @@ impl Supervisor {
                     (false, _) => "Error".into(),
                 },
             },
-            State::Idle { .. } | State::Starting | State::Removing { .. } => match &self.failure {
-                Some(failure) => waiting(&failure.reason, &failure.message),
-                None if self.failures > 1 => waiting("CrashLoopBackOff", ""),
-                None => waiting("ContainerCreating", ""),
-            },
+            State::Idle { .. } | State::Starting { .. } | State::Removing { .. } => {
+                match &self.failure {
+                    Some(failure) => waiting(&failure.reason, &failure.message),
+                    None if self.failures > 1 => waiting("CrashLoopBackOff", ""),
+                    None => waiting("ContainerCreating", ""),
+                }
+            }
         };
         ContainerStatus {
             name: self.name.clone(),
@@ -260,4 +295,13 @@ impl Supervisor {
             last_exit_code: self.last_exit_code,
         }
     }
+}
+
+/// A reason is one word; a longer one would crowd the status.
+fn clip_reason(reason: &str) -> &str {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.get(..end).unwrap_or_default()
 }

@@ -472,3 +472,198 @@ proptest! {
         prop_assert_eq!(running, wanted);
     }
 }
+
+#[test]
+fn a_pod_that_is_wanted_again_after_its_stop_runs_again() {
+    for gone in [true, false] {
+        let mut board = Board::new();
+        board.put(&pod(1, RestartPolicy::Never));
+        board.settle();
+        if gone {
+            board.tell(Input::Desired(Key::pod(UID), None));
+        } else {
+            board.put(&Pod {
+                terminating: true,
+                ..pod(1, RestartPolicy::Never)
+            });
+        }
+        board.settle();
+        assert!(board.running.is_empty());
+        board.put(&pod(1, RestartPolicy::Never));
+        board.settle();
+        assert_eq!(board.running.len(), 1);
+    }
+}
+
+#[test]
+fn a_pod_refused_for_want_of_room_starts_when_another_leaves() {
+    let mut board = Board::new();
+    for id in 1..=21 {
+        board.put(&pod(id, RestartPolicy::Always));
+    }
+    board.settle();
+    board.tell(Input::Desired(Key::pod(UID), None));
+    board.settle();
+    assert_eq!(board.running.len(), 20);
+    assert_eq!(board.agent.node_status().refused_count, 0);
+}
+
+#[test]
+fn an_exit_told_before_its_start_is_not_lost() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Never));
+    board.tell(Input::PodPrepared(UID, Ok(())));
+    board.answers.clear();
+    board.running.clear();
+    board.tell(Input::Exited {
+        uid: UID,
+        container: "main".into(),
+        code: Some(0),
+        oom: false,
+    });
+    board.tell(Input::Started {
+        uid: UID,
+        container: "main".into(),
+        run: 1,
+        result: Ok(1),
+    });
+    board.settle();
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Succeeded);
+}
+
+#[test]
+fn a_running_container_is_adopted_whatever_is_found_beside_it() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    let (pid, spec) = board.running[&(UID, "main".into())];
+    let found = |uid, spec, pid| Discovered {
+        uid,
+        container: "main".into(),
+        spec,
+        pid,
+    };
+    let mut all: Vec<_> = (0..2000_u32)
+        .map(|id| {
+            let mut uid = Uid([9; 16]);
+            uid.0[..4].copy_from_slice(&id.to_le_bytes());
+            found(uid, Hash16::default(), None)
+        })
+        .collect();
+    all.push(found(UID, Hash16::default(), None));
+    all.push(found(UID, spec, Some(pid)));
+    board.agent = agent();
+    board.reported.clear();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.tell(Input::Discovered(all));
+    board.settle();
+    assert_eq!(board.starts, 1, "adopted, not started beside itself");
+}
+
+#[test]
+fn a_failed_preparation_backs_off_and_its_remains_are_removed() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.answers.clear();
+    board.tell(Input::PodPrepared(UID, Err("no space".into())));
+    assert_eq!(board.agent.deadline(), Some(board.now + 10_000));
+    board
+        .agent
+        .handle(board.now, Input::Desired(Key::pod(UID), None));
+    let outputs: Vec<_> = std::iter::from_fn(|| board.agent.poll()).collect();
+    assert!(outputs.contains(&Output::RemovePod(UID)));
+    assert_eq!(board.agent.deadline(), None);
+}
+
+#[test]
+fn a_dropped_pod_keeps_its_own_grace_and_name() {
+    let mut board = Board::new();
+    board.ignores_term = true;
+    board.put(&Pod {
+        grace_s: Some(90),
+        ..pod(1, RestartPolicy::Always)
+    });
+    board.settle();
+    board.tell(Input::Desired(Key::pod(UID), None));
+    assert_eq!(board.agent.deadline(), Some(board.now + 90_000));
+    assert_eq!(board.status(UID).unwrap().name, "pod-1");
+}
+
+#[test]
+fn a_changed_container_does_not_wait_for_the_back_off_of_the_old_one() {
+    let mut board = Board::new();
+    board.broken_image = true;
+    board.put(&pod(1, RestartPolicy::Always));
+    board.advance(4);
+    board.broken_image = false;
+    let mut changed = pod(1, RestartPolicy::Always);
+    changed.containers[0].image = "fixed".into();
+    board.put(&changed);
+    board.settle();
+    assert_eq!(board.running.len(), 1);
+}
+
+#[test]
+fn names_that_could_leave_their_directory_are_refused() {
+    for name in ["..", "a/b", "", "A", "-a"] {
+        let mut bad = pod(1, RestartPolicy::Always);
+        bad.containers[0].name = name.into();
+        let mut board = Board::new();
+        board.put(&bad);
+        assert_eq!(board.agent.node_status().refused_count, 1, "{name}");
+    }
+}
+
+#[test]
+fn statuses_fit_their_cap_however_long_the_reasons() {
+    let mut board = Board::new();
+    for id in 0..40 {
+        let name = format!("{id:-<253}");
+        board.tell(Input::Desired(
+            Key::Name(Kind::Device, name.clone(), name),
+            Some(vec![1]),
+        ));
+    }
+    let payload = &board.reported[&Key::node_status()];
+    assert!(payload.len() <= Kind::NodeStatus.bytes_max());
+    assert_eq!(NodeStatus::decode(payload).unwrap().refused_count, 40);
+
+    let mut wide = pod(1, RestartPolicy::Always);
+    wide.containers = (0..16)
+        .map(|id| Container {
+            name: format!("c{id}"),
+            ..Container::default()
+        })
+        .collect();
+    board.put(&wide);
+    board.answers.clear();
+    board.tell(Input::PodPrepared(UID, Ok(())));
+    board.answers.clear();
+    board.running.clear();
+    for id in 0..16 {
+        board.tell(Input::Started {
+            uid: UID,
+            container: format!("c{id}"),
+            run: 1,
+            result: Err(StartFailure {
+                reason: "CreateContainerError".into(),
+                message: "x".repeat(2000),
+            }),
+        });
+    }
+    let payload = &board.reported[&Key::pod_status(UID)];
+    assert!(payload.len() <= Kind::PodStatus.bytes_max());
+}
+
+#[test]
+fn shutdown_stops_and_removes_every_pod() {
+    let mut board = Board::new();
+    for id in 1..=3 {
+        board.put(&pod(id, RestartPolicy::Always));
+    }
+    board.settle();
+    board.tell(Input::Shutdown);
+    board.settle();
+    assert!(board.running.is_empty());
+    assert_eq!(board.agent.statuses().count(), 0);
+}

@@ -1,0 +1,123 @@
+//! What goes into the agent and what comes out.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use edge_proto::hash::Hash16;
+use edge_proto::key::{Key, Uid};
+use edge_proto::object::{Condition, NodeStatus};
+
+use crate::event::Event;
+use crate::supervisor::StartFailure;
+
+/// Facts that the core cannot know.
+#[derive(Clone, Debug, Default)]
+pub struct AgentConfig {
+    /// The node's facts; conditions and refusals are filled in by the core.
+    pub facts: NodeStatus,
+}
+
+/// A container that was on the board when the agent started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// Pod.
+    pub uid: Uid,
+    /// Container.
+    pub container: String,
+    /// Spec that it was started with.
+    pub spec: Hash16,
+    /// Its process; `None` when only its remains are there.
+    pub pid: Option<u32>,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An object of the desired set was put, or removed (`None`).
+    Desired(Key, Option<Vec<u8>>),
+    /// All that was on the board at start; comes once, after the stored desired set.
+    Discovered(Vec<Discovered>),
+    /// Answer to `PreparePod`; the error is for a person.
+    PodPrepared(Uid, Result<(), String>),
+    /// Answer to `Start`.
+    Started {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Number of the run, from `Start`.
+        run: u32,
+        /// The process, or why there is none.
+        result: Result<u32, StartFailure>,
+    },
+    /// A container ended.
+    Exited {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Code, 128 + signal; `None` is unknown.
+        code: Option<i32>,
+        /// The kernel's OOM killer did it.
+        oom: bool,
+    },
+    /// Answer to `Remove`.
+    Removed(Uid, String),
+    /// Answer to `RemovePod`.
+    PodRemoved(Uid),
+    /// A node condition was evaluated.
+    Condition(Condition),
+    /// Stop and remove every pod, whatever is desired: the node leaves the fleet.
+    Shutdown,
+    /// The deadline passed.
+    Tick,
+}
+
+/// Signal to a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL to the whole container.
+    Kill,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Make the pod's directory, volumes and log space; idempotent.
+    PreparePod(Uid),
+    /// Rewrite the files of ConfigMaps and Secrets in the pod's volumes.
+    UpdateConfig(Uid),
+    /// Start a container.
+    Start {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Number of the run.
+        run: u32,
+    },
+    /// Signal a container.
+    Signal {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Which.
+        signal: Signal,
+    },
+    /// Clear what a container left behind.
+    Remove {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+    },
+    /// Clear what a pod left behind.
+    RemovePod(Uid),
+    /// Put an object into the reported set, or remove it.
+    Report(Key, Option<Vec<u8>>),
+    /// A line for the log.
+    Event(Event),
+}
