@@ -7,19 +7,23 @@ use alloc::vec::Vec;
 use edge_proto::Millis;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::limits::REFUSED_LISTED_MAX;
+use edge_proto::limits::{REFUSED_LISTED_MAX, SET_OBJECTS_MAX};
 use edge_proto::object::{
     Condition, ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Refused, Secret, clip,
 };
 
 use crate::backoff;
 use crate::event::Event;
-use crate::limits::{CONDITIONS_MAX, OBJECTS_MAX, ORPHANS_MAX, PODS_MAX};
+use crate::limits::{ORPHANS_MAX, PODS_MAX};
 use crate::pod::{Directory, PodState, check_names, spec_hash};
 use crate::port::{AgentConfig, Discovered, Input, Output};
 use crate::supervisor::{StartFailure, State, Supervisor};
 
-/// The agent.
+/// Node conditions; a further one is not kept. The shell has a fixed list, far shorter.
+const CONDITIONS_MAX: usize = 32;
+
+/// The agent. Objects kept and refusals remembered are at most [`SET_OBJECTS_MAX`] each, as in the
+/// replicated set; a ConfigMap or Secret beyond that is refused, a refusal beyond is not listed.
 #[derive(Debug)]
 pub struct Agent {
     pub(crate) pods: BTreeMap<Uid, PodState>,
@@ -207,21 +211,19 @@ impl Agent {
             (Key::Uid(Kind::Pod, uid), Some(bytes)) => self.put_pod(*uid, bytes),
             (Key::Name(Kind::ConfigMap, namespace, name), _) => {
                 let decoded = payload.as_deref().map(ConfigMap::decode).transpose();
-                decoded.map_err(|error| error.to_string()).map(|value| {
-                    replace(
-                        &mut self.config_maps,
-                        (namespace.clone(), name.clone()),
-                        value,
-                    );
-                    self.config_changed(namespace, name, false);
-                })
+                let name_of = (namespace.clone(), name.clone());
+                decoded
+                    .map_err(|error| error.to_string())
+                    .and_then(|value| replace(&mut self.config_maps, name_of, value))
+                    .map(|()| self.config_changed(namespace, name, false))
             }
             (Key::Name(Kind::Secret, namespace, name), _) => {
                 let decoded = payload.as_deref().map(Secret::decode).transpose();
-                decoded.map_err(|error| error.to_string()).map(|value| {
-                    replace(&mut self.secrets, (namespace.clone(), name.clone()), value);
-                    self.config_changed(namespace, name, true);
-                })
+                let name_of = (namespace.clone(), name.clone());
+                decoded
+                    .map_err(|error| error.to_string())
+                    .and_then(|value| replace(&mut self.secrets, name_of, value))
+                    .map(|()| self.config_changed(namespace, name, true))
             }
             (Key::Name(Kind::NodePolicy, ..), _) => {
                 let decoded = payload.as_deref().map(NodePolicy::decode).transpose();
@@ -236,7 +238,7 @@ impl Agent {
             let hash = payload.as_deref().map(Hash16::of).unwrap_or_default();
             self.outputs
                 .push_back(Output::Event(Event::Refused(key.clone(), reason.clone())));
-            if self.refused.len() < OBJECTS_MAX {
+            if self.refused.len() < SET_OBJECTS_MAX {
                 self.refused.insert(key, (hash, reason));
             }
         }
@@ -249,7 +251,7 @@ impl Agent {
         }
         check_names(&pod).map_err(String::from)?;
         if !self.pods.contains_key(&uid) && !self.has_room() {
-            if self.crowded_out.len() < OBJECTS_MAX {
+            if self.crowded_out.len() < SET_OBJECTS_MAX {
                 self.crowded_out.insert(uid, bytes.into());
             }
             return Err("the node runs as many pods as it may".to_string());
@@ -462,9 +464,13 @@ impl Agent {
     }
 }
 
-fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Result<(), String> {
     match value {
+        Some(_) if map.len() >= SET_OBJECTS_MAX && !map.contains_key(&key) => {
+            return Err("the node holds as many objects as it may".to_string());
+        }
         Some(value) => drop(map.insert(key, value)),
         None => drop(map.remove(&key)),
     }
+    Ok(())
 }

@@ -19,11 +19,3 @@ pub const BACKOFF_RESET_MS: Millis = 600_000;
 pub const GRACE_S_DEFAULT: u32 = 30;
 /// A killed container that does not end is killed again after this, milliseconds.
 pub const KILL_AGAIN_MS: Millis = 5_000;
-/// Bytes of a container's reason in a status; a longer one is cut. 16 containers with reasons this
-/// long and without messages fit the payload of a status.
-pub const REASON_BYTES_MAX: usize = 64;
-/// Node conditions; a further one is not kept. The shell has a fixed list, far shorter.
-pub const CONDITIONS_MAX: usize = 32;
-/// Pods beyond [`PODS_MAX`] and other objects whose refusal is remembered, and ConfigMaps and
-/// Secrets kept: the replicated set holds no more objects anyway, 8 MiB in all.
-pub const OBJECTS_MAX: usize = edge_proto::limits::SET_OBJECTS_MAX;

@@ -10,7 +10,11 @@ use edge_proto::hash::Hash16;
 use edge_proto::object::{ContainerState, ContainerStatus, RestartPolicy, clip};
 
 use crate::backoff;
-use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS, REASON_BYTES_MAX};
+use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS};
+
+/// Bytes of a container's reason in a status; a longer one is cut. 16 containers with reasons this
+/// long and without messages fit the payload of a status.
+const REASON_BYTES_MAX: usize = 64;
 
 /// Why a start failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
