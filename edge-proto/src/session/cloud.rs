@@ -302,7 +302,7 @@ impl Cloud {
             self.problem(Problem::Epoch(epoch));
             return;
         }
-        self.probing = None;
+        // Probing goes on until the node confirms: this `Hello` may be an old one.
         let same = self.candidate.as_ref().map(|candidate| candidate.session);
         let session = match same {
             Some(session) if session.n == n => session,

@@ -15,8 +15,8 @@ use crate::frame::{Frame, Item, SessionId, Set};
 use crate::hash::{Hash16, Hash32, sha256};
 use crate::key::Key;
 use crate::limits::{
-    CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX,
-    SET_OBJECTS_MAX,
+    CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX,
+    NODE_BYTES_MAX, SET_OBJECTS_MAX,
 };
 use crate::set::{Reason, root};
 
@@ -24,8 +24,17 @@ use crate::set::{Reason, root};
 const CHANGE_HEADER_BYTES: usize = 64;
 /// Bytes of an item around key and payload, the fields of a large one included.
 const ITEM_HEADER_BYTES: usize = 48;
-/// Pages that an inventory can have; a set of the longest keys needs 69.
+/// Pages that an inventory can have, a bit each in [`Pages`].
 const PAGES_MAX: u8 = 128;
+/// Bytes of the longest entry of an inventory: key with two names, and hash.
+const ENTRY_BYTES_MAX: usize = 2 + 2 * (2 + NAME_BYTES_MAX) + 16;
+const _: () = assert!(
+    (FRAME_BYTES_MAX - CHANGE_HEADER_BYTES) / ENTRY_BYTES_MAX * PAGES_MAX as usize
+        >= SET_OBJECTS_MAX
+);
+const _: () = assert!(
+    CHANGE_HEADER_BYTES + ITEM_HEADER_BYTES + ENTRY_BYTES_MAX + INLINE_BYTES_MAX <= FRAME_BYTES_MAX
+);
 
 #[derive(Clone, Debug)]
 struct Object {

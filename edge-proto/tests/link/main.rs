@@ -11,6 +11,7 @@
 )]
 
 mod basics;
+mod faults;
 mod network;
 mod opening;
 mod support;

@@ -1,0 +1,189 @@
+//! Peers and stores that do not keep to the rules.
+
+use edge_proto::frame::{Frame, SessionId, Set};
+use edge_proto::hash::Hash16;
+use edge_proto::key::{Key, Kind};
+use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
+use edge_proto::session::{Input, Output};
+
+use crate::support::{Pair, key, put};
+
+fn session(pair: &Pair) -> SessionId {
+    let mut frames = pair.up.iter().chain(&pair.down);
+    let Some(session) = frames.find_map(|frame| Frame::decode(frame).ok()?.session()) else {
+        panic!("no frame of a session");
+    };
+    session
+}
+
+#[test]
+fn an_inventory_that_contradicts_itself_means_a_full_resend_later() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(put(key(Kind::ConfigMap, 1), b"one"));
+    pair.settle();
+    pair.cloud(put(key(Kind::ConfigMap, 2), b"two"));
+    let session = session(&pair);
+    pair.down.clear();
+    let hash = Hash16::of(b"one");
+    let lie = Frame::Inventory {
+        session,
+        set: Set::Desired,
+        root: Hash16([9; 16]),
+        page: 0,
+        last: true,
+        entries: vec![(key(Kind::ConfigMap, 1), hash)],
+    };
+    pair.cloud(Input::Frame(&lie.encode()));
+    assert!(pair.down.is_empty(), "sent at once");
+    let deadline = pair.cloud.deadline().unwrap();
+    assert!(deadline >= pair.now + REPEAT_MS_MIN);
+    pair.now = deadline;
+    pair.cloud(Input::Tick);
+    let Ok(Frame::Change { items, .. }) = Frame::decode(&pair.down[0]) else {
+        panic!("no change");
+    };
+    assert_eq!(items.len(), 2);
+    // A peer that keeps to the rules ends the quarrel.
+    pair.settle();
+    assert!(pair.is_equal());
+}
+
+#[test]
+fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(put(key(Kind::ConfigMap, 1), &vec![7; 5000]));
+    let mut requests = 0;
+    let mut wanted = None;
+    for _ in 0..10 {
+        while let Some(frame) = pair.down.pop_front() {
+            pair.device.handle(pair.now, Input::Frame(&frame));
+            while let Some(output) = pair.device.poll() {
+                match output {
+                    Output::Send(frame) => {
+                        requests += 1;
+                        pair.up.push_back(frame);
+                    }
+                    Output::BlobWanted { sha256, .. } => {
+                        wanted = Some(sha256);
+                        let bytes = 4096;
+                        pair.device
+                            .handle(pair.now, Input::BlobHave { sha256, bytes });
+                    }
+                    // The whole object is there, and it is not what its hash says.
+                    Output::ChunkReceived { sha256, .. } => pair
+                        .device
+                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 }),
+                    _ => {}
+                }
+            }
+        }
+        while let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+        }
+    }
+    assert!(wanted.is_some());
+    assert_eq!(requests, 1, "asked again at once");
+    assert!(pair.device.deadline().unwrap() >= pair.now + REPEAT_MS_MIN);
+}
+
+#[test]
+fn in_sync_is_said_only_after_the_last_batch() {
+    let mut pair = Pair::new();
+    for name in 0..300 {
+        pair.cloud(put(key(Kind::ConfigMap, name), &[1; 100]));
+    }
+    pair.cloud(Input::TransportUp);
+    pair.device(Input::TransportUp);
+    let mut batches = 0;
+    while let Some(frame) = pair.down.pop_front() {
+        pair.device(Input::Frame(&frame));
+        batches += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Change { .. })));
+        let in_sync = pair.seen_device.in_sync == Some((true, true));
+        assert_eq!(in_sync, pair.at_device.objects.len() == 300);
+        while let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+        }
+    }
+    assert!(batches >= 5);
+    assert!(pair.is_equal());
+}
+
+#[test]
+fn a_gap_in_an_answer_ends_the_call() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(Input::CallStart {
+        id: 3,
+        method: 1,
+        body: Vec::new(),
+    });
+    pair.settle();
+    pair.device(Input::CallAnswer {
+        id: 3,
+        bytes: vec![1; CALL_WINDOW_BYTES as usize],
+        end: false,
+    });
+    pair.up.remove(1);
+    pair.settle();
+    assert_eq!(
+        pair.seen_cloud.other.last(),
+        Some(&Output::CallCancelled { id: 3 })
+    );
+    assert_eq!(
+        pair.seen_device.other.last(),
+        Some(&Output::CallCancelled { id: 3 })
+    );
+}
+
+#[test]
+fn a_change_that_names_a_key_twice_is_not_applied() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.device(put(Key::node_status(), b"ready"));
+    let session = session(&pair);
+    pair.settle();
+    let key = key(Kind::ConfigMap, 1);
+    let put = |bytes: &[u8]| edge_proto::frame::Item::Put {
+        key: key.clone(),
+        bytes: bytes.to_vec(),
+    };
+    let hash = Hash16::of(b"b");
+    let change = Frame::Change {
+        session,
+        set: Set::Desired,
+        base: pair.device.desired().root(),
+        result: edge_proto::set::root([(&key, hash)].into_iter()),
+        more: false,
+        items: vec![put(b"a"), put(b"b")],
+    };
+    pair.device(Input::Frame(&change.encode()));
+    assert!(pair.at_device.objects.is_empty());
+    assert_eq!(
+        pair.seen_device.problems,
+        [edge_proto::session::Problem::Change]
+    );
+    pair.settle();
+    assert!(pair.is_equal());
+}
+
+#[test]
+fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
+    let mut pair = Pair::new();
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.device(Input::TransportUp);
+    let old = pair.up[0].clone();
+    pair.settle();
+    pair.cloud = crate::support::cloud(7, 50);
+    pair.cloud(Input::TransportUp);
+    pair.down.clear();
+    pair.cloud(Input::Frame(&old));
+    pair.settle();
+    assert!(!pair.cloud.is_live());
+    pair.now = pair.cloud.deadline().unwrap();
+    pair.cloud(Input::Tick);
+    pair.settle();
+    assert!(pair.cloud.is_live());
+}
