@@ -12,4 +12,5 @@ pub mod metrics;
 pub mod nodes;
 pub mod placement;
 pub mod saved;
+pub mod serve;
 pub mod source;

@@ -8,14 +8,12 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 
-use edge_cloud::api;
-use edge_cloud::controller;
-use edge_cloud::source::Folder;
-use edge_proto::object::{ContainerState, ContainerStatus, Phase, PodStatus};
+use edge_cloud::nodes::Nodes as _;
+use edge_cloud::serve::serve;
+use edge_proto::object::{ContainerState, ContainerStatus, Phase, Pod, PodStatus};
 use recorder::Recorder;
 use tokio::net::TcpListener;
 use tokio::process::Command;
-use tokio::sync::watch;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
 
@@ -39,30 +37,34 @@ async fn every_command_shows_what_is() {
     let links = Arc::new(Recorder::default());
     links.report("gate-1");
     links.join("gate-2");
-    let (sink, mut status) = watch::channel(Arc::default());
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = http.local_addr().unwrap();
-    let socket = api::listen(data.path()).unwrap();
-    let server = api::serve(socket, Some(http), Arc::clone(&links), status.clone());
-    let server = tokio::spawn(server);
-    let loop_data = data.path().to_owned();
-    let loop_links = Arc::clone(&links);
-    let control = tokio::spawn(async move {
-        let source = Folder::new(EXAMPLE.into());
-        controller::run(source, sink, loop_links, &loop_data).await;
+    let serving = (Arc::clone(&links), data.path().to_owned());
+    let server = tokio::spawn(async move {
+        let (links, data) = serving;
+        serve(links, &data, EXAMPLE.into(), Some(http)).await
     });
-    status.wait_for(|status| status.objects == 4).await.unwrap();
-    let placed = status.borrow().placement.pods.clone();
-    let (uid, reader) = placed
-        .iter()
-        .find(|(_, placed)| placed.pod.name == "plate-reader")
+    let mut changes = links.changes();
+    let desired = loop {
+        match links.desired("gate-1") {
+            Some(desired) if desired.len() == 4 => break desired,
+            _ => changes.changed().await.unwrap(),
+        }
+    };
+    let pod = desired
+        .values()
+        .find_map(|payload| {
+            Pod::decode(payload)
+                .ok()
+                .filter(|pod| pod.name == "plate-reader")
+        })
         .unwrap();
     links.report_pod(
         "gate-1",
         PodStatus {
-            uid: *uid,
+            uid: pod.uid,
             namespace: "default".into(),
-            name: reader.pod.name.clone(),
+            name: pod.name,
             phase: Phase::Running,
             containers: vec![ContainerStatus {
                 name: "reader".into(),
@@ -136,7 +138,6 @@ async fn every_command_shows_what_is() {
     let unknown = edge_cloud(data, &["node", "delete", "gate-2"]).await;
     assert_eq!(unknown.status.code(), Some(4));
     server.abort();
-    control.abort();
 }
 
 #[tokio::test]

@@ -69,6 +69,7 @@ impl Nodes for Recorder {
     fn set_desired(&self, node: &str, desired: &Desired) {
         let mut all = self.desired.lock().unwrap();
         all.insert(node.to_owned(), desired.clone());
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// The node's log is the request itself.
