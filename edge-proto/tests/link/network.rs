@@ -8,7 +8,7 @@ use edge_proto::session::{Cloud, Device, Input};
 use crate::support::{End, Rng, Seen, Store, cloud, device, drain, finish_applies, key, put};
 
 const KEYS: u64 = 20;
-const CHAOS_MS: Millis = 20 * 60 * 1000;
+const CHAOS_MS: Millis = 8 * 60 * 1000;
 
 #[derive(Clone, Copy, PartialEq)]
 enum To {
