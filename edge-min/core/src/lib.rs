@@ -12,6 +12,9 @@
 //! ```
 //!
 //! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod` with exactly one input.
+//! It tells the end of a run once, as `Exited`, which may come before the `Started` of that run;
+//! `Discovered` comes once, and nothing is prepared or started before it. A `Report` comes out only
+//! when the payload changed.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(

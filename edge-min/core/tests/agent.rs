@@ -151,6 +151,25 @@ impl Board {
         }
     }
 
+    /// The agent is replaced: answers under way are lost, what runs runs on.
+    fn restart_agent<'a>(&mut self, desired: impl Iterator<Item = &'a Pod>) {
+        self.agent = agent();
+        self.answers.clear();
+        self.reported.clear();
+        for pod in desired {
+            self.put(pod);
+        }
+        let found = self.running.iter();
+        let found = found.map(|((uid, container), (pid, spec))| Discovered {
+            uid: *uid,
+            container: container.clone(),
+            spec: *spec,
+            pid: Some(*pid),
+        });
+        let found = found.collect();
+        self.tell(Input::Discovered(found));
+    }
+
     fn put(&mut self, pod: &Pod) {
         self.tell(Input::Desired(Key::pod(pod.uid), Some(pod.encode())));
     }
@@ -413,6 +432,7 @@ enum Act {
     Wait,
     Broken(bool),
     Stubborn(bool),
+    Restart,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -424,6 +444,7 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Act::Wait),
         any::<bool>().prop_map(Act::Broken),
         any::<bool>().prop_map(Act::Stubborn),
+        Just(Act::Restart),
     ]
 }
 
@@ -458,6 +479,7 @@ proptest! {
                 Act::Wait => board.advance(1),
                 Act::Broken(broken) => board.broken_image = broken,
                 Act::Stubborn(stubborn) => board.ignores_term = stubborn,
+                Act::Restart => board.restart_agent(desired.values()),
             }
         }
         board.broken_image = false;
