@@ -1,8 +1,25 @@
 //! The agent's shell: everything that touches the board. Decisions are `edge-core`'s and
 //! `edge-proto`'s; here sockets are opened, processes forked, file systems mounted, files written.
 
+pub mod cgroup;
+pub mod check;
+pub mod cli;
+pub mod clock;
+pub mod config;
 pub mod csr;
+pub mod driver;
 pub mod identity;
+pub mod image;
 pub mod join;
+pub mod launch;
 pub mod link;
+pub mod local;
+pub mod logger;
+pub mod logs;
+pub mod reaper;
+pub mod runtime;
+pub mod seal;
+pub mod status;
+pub mod store;
 pub mod tls;
+pub mod workers;

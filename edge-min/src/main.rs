@@ -1,2 +1,10 @@
-//! edge-min
-fn main() {}
+//! `edge-min`: parses, loads, wires, runs. Everything testable is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("launch") => edge_min::launch::main(),
+        _ => edge_min::cli::main(),
+    }
+}

@@ -10,7 +10,7 @@ use crate::limits::SET_OBJECTS_MAX;
 
 /// Why an object is in a set only as a stub: key, hash and this reason. Membership never depends
 /// on admission, so the roots of both ends meet all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Reason {
     /// The payload is over its kind's cap.

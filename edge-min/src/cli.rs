@@ -1,0 +1,343 @@
+//! The command line. Every line that a person reads goes through [`say`].
+
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lexopt::prelude::{Long, Short, Value};
+
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::status::Status;
+
+const HELP: &str = "\
+edge-min: a Kubernetes-managed node that keeps working alone
+
+usage: edge-min [--config FILE] COMMAND
+
+commands:
+  run                       runs the agent in the foreground
+  join URL --token TOKEN    joins the cloud at mqtts://HOST[:PORT]; --node NAME if the config has none
+  status [--json]           the node, its roots, conditions, pods and memory
+  pods [--json]             the pods only
+  logs [-f] [--tail BYTES] POD [-c CONTAINER]
+                            a container's output; POD is NAME or NAMESPACE/NAME
+  check [--json]            what this board lacks, and how to mend it
+  reset [--yes]             wipes identity and state of a stopped agent; asks first
+  version                   the version
+
+options:
+  --config FILE             default /etc/edge-min/edge-min.toml
+  -h, --help                this text
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
+";
+const CONFIG_DEFAULT: &str = "/etc/edge-min/edge-min.toml";
+const EXIT_USAGE: u8 = 2;
+const EXIT_NO_AGENT: u8 = 3;
+
+/// Why a command failed, with its exit code.
+struct Failure(u8, String);
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(1, text)
+    }
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Self {
+        Self(EXIT_USAGE, error.to_string() + "; see edge-min --help")
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    config: Option<PathBuf>,
+    words: Vec<String>,
+    json: bool,
+    follow: bool,
+    yes: bool,
+    help: bool,
+    token: Option<String>,
+    node: Option<String>,
+    container: Option<String>,
+    tail: Option<u64>,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    match options().and_then(|options| command(&options)) {
+        Ok(code) => code,
+        Err(Failure(code, text)) => {
+            // Nobody is left to tell when stderr is closed.
+            writeln!(io::stderr(), "edge-min: {text}").ok();
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Writes to stdout; a reader that went away is not an error.
+fn say(text: &str) {
+    io::stdout().write_all(text.as_bytes()).ok();
+}
+
+fn options() -> Result<Options, Failure> {
+    let mut options = Options::default();
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("config") => options.config = Some(PathBuf::from(parser.value()?)),
+            Long("json") => options.json = true,
+            Long("follow") | Short('f') => options.follow = true,
+            Long("yes") => options.yes = true,
+            Long("help") | Short('h') => options.help = true,
+            Long("version") => options.words = vec!["version".to_owned()],
+            Long("token") => options.token = Some(text(parser.value()?)?),
+            Long("node") => options.node = Some(text(parser.value()?)?),
+            Long("container") | Short('c') => options.container = Some(text(parser.value()?)?),
+            Long("tail") => {
+                let bytes = text(parser.value()?)?;
+                let bytes = bytes
+                    .parse()
+                    .map_err(|_| Failure(EXIT_USAGE, "--tail: a number of bytes".to_owned()))?;
+                options.tail = Some(bytes);
+            }
+            Value(word) => options.words.push(text(word)?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(options)
+}
+
+fn text(word: std::ffi::OsString) -> Result<String, Failure> {
+    word.into_string()
+        .map_err(|_| Failure(EXIT_USAGE, "an argument is not UTF-8".to_owned()))
+}
+
+fn command(options: &Options) -> Result<ExitCode, Failure> {
+    let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
+    if options.help {
+        say(HELP);
+        return Ok(ExitCode::SUCCESS);
+    }
+    match words.as_slice() {
+        ["run"] => {
+            crate::logger::init();
+            crate::driver::run(load(options)?)?;
+        }
+        ["join", url] => join(options, url)?,
+        ["status"] => {
+            let (json, status) = status(options)?;
+            say(&if options.json {
+                json
+            } else {
+                status.to_string()
+            });
+        }
+        ["pods"] => {
+            let (_, status) = status(options)?;
+            let json = || serde_json::to_string(&status.pods).unwrap_or_default() + "\n";
+            say(&if options.json {
+                json()
+            } else {
+                status.pods_table()
+            });
+        }
+        ["logs", pod] => logs(options, pod)?,
+        ["check"] => return check(options),
+        ["reset"] => reset(options)?,
+        ["version"] => say(&["edge-min ", crate::driver::VERSION, "\n"].concat()),
+        [] => return Err(Failure(EXIT_USAGE, ["no command\n\n", HELP].concat())),
+        [word, ..] => {
+            let text = [
+                "`",
+                word,
+                "`: unknown command or wrong arguments; see edge-min --help",
+            ];
+            return Err(Failure(EXIT_USAGE, text.concat()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(options: &Options) -> Result<Config, Failure> {
+    let file = options
+        .config
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(CONFIG_DEFAULT));
+    config::load(&file).map_err(|error| error.to_string().into())
+}
+
+fn join(options: &Options, url: &str) -> Result<(), Failure> {
+    let config = load(options)?;
+    let usage = |text: &str| Failure(EXIT_USAGE, text.to_owned());
+    let token = options
+        .token
+        .as_deref()
+        .ok_or_else(|| usage("join: --token is missing"))?;
+    let node = options.node.clone().or(config.node);
+    let node = node.ok_or_else(|| usage("join: --node is missing, and the config has no node"))?;
+    if !config::is_label(&node) {
+        return Err(usage("--node: not a DNS label (a-z, 0-9, -; at most 63)"));
+    }
+    std::fs::create_dir_all(&config.state_dir).map_err(|error| error.to_string())?;
+    let clock = Clock::open(&config.state_dir);
+    let (identity, unix_s) =
+        crate::join::join(url, token, &node, &config.state_dir, clock.source())
+            .map_err(|error| error.to_string())?;
+    clock.confirm(unix_s);
+    say(&["joined as ", &identity.node, "\n"].concat());
+    if config.cloud.as_deref() != Some(url) {
+        say(&[
+            "set `cloud = \"",
+            url,
+            "\"` in the config, then start the agent\n",
+        ]
+        .concat());
+    }
+    Ok(())
+}
+
+fn request(config: &Config, target: &str) -> Result<io::BufReader<UnixStream>, Failure> {
+    let socket = crate::local::socket(&config.run_dir);
+    let failed = |error: io::Error| {
+        let text = [
+            "the agent does not answer at ",
+            &socket.to_string_lossy(),
+            ": ",
+            &error.to_string(),
+            "; is `edge-min run` running?",
+        ];
+        Failure(EXIT_NO_AGENT, text.concat())
+    };
+    let mut stream = UnixStream::connect(&socket).map_err(failed)?;
+    stream
+        .write_all(["GET ", target, " HTTP/1.0\r\n\r\n"].concat().as_bytes())
+        .map_err(failed)?;
+    let mut reader = io::BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).map_err(failed)?;
+    let found = line.contains(" 200 ");
+    while reader.read_line(&mut line).map_err(failed)? > 2 {}
+    if !found {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).map_err(failed)?;
+        return Err(text.trim().to_owned().into());
+    }
+    Ok(reader)
+}
+
+fn status(options: &Options) -> Result<(String, Status), Failure> {
+    let mut json = String::new();
+    let mut reader = request(&load(options)?, "/v1/status")?;
+    reader
+        .read_to_string(&mut json)
+        .map_err(|error| error.to_string())?;
+    let status = serde_json::from_str(&json)
+        .map_err(|error| ["the agent's answer: ", &error.to_string()].concat())?;
+    Ok((json, status))
+}
+
+fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
+    let mut target = [
+        "/v1/logs/",
+        namespace,
+        "/",
+        name,
+        "/",
+        options.container.as_deref().unwrap_or("-"),
+        "?",
+    ]
+    .concat();
+    if let Some(bytes) = options.tail {
+        target += &["tail=", &bytes.to_string(), "&"].concat();
+    }
+    if options.follow {
+        target += "follow=1";
+    }
+    let mut reader = request(&load(options)?, &target)?;
+    io::copy(&mut reader, &mut io::stdout()).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn check(options: &Options) -> Result<ExitCode, Failure> {
+    // A board without a config yet is just where this is needed.
+    let (state, runc) = match load(options) {
+        Ok(config) => (config.state_dir, config.runc),
+        Err(Failure(_, text)) => {
+            writeln!(io::stderr(), "edge-min: {text}; checking with defaults").ok();
+            (PathBuf::from("/var/lib/edge-min"), PathBuf::from("runc"))
+        }
+    };
+    let report = crate::check::check(&state, &runc);
+    let json = || serde_json::to_string(&report).unwrap_or_default() + "\n";
+    say(&if options.json {
+        json()
+    } else {
+        report.to_string()
+    });
+    Ok(if report.passes() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}
+
+fn reset(options: &Options) -> Result<(), Failure> {
+    let config = load(options)?;
+    if UnixStream::connect(crate::local::socket(&config.run_dir)).is_ok() {
+        return Err("the agent runs; stop it first".to_owned().into());
+    }
+    let state = config.state_dir.to_string_lossy().into_owned();
+    if !options.yes {
+        say(&[
+            "This wipes identity, desired state and images in ",
+            &state,
+            ".\nThe node must join again. Type `yes` to go on: ",
+        ]
+        .concat());
+        io::stdout().flush().ok();
+        let mut answer = String::new();
+        io::stdin()
+            .read_line(&mut answer)
+            .map_err(|error| error.to_string())?;
+        if answer.trim() != "yes" {
+            return Err("nothing was changed".to_owned().into());
+        }
+    }
+    for name in [
+        "identity",
+        "identity.new",
+        "objects",
+        "layers",
+        "rw",
+        "desired.a",
+        "desired.b",
+        "board.key",
+        "time.floor",
+    ] {
+        remove(&config.state_dir.join(name))?;
+    }
+    say(&["reset: ", &state, " is empty but for the preload folder\n"].concat());
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    let result = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err([&path.to_string_lossy(), ": ", &error.to_string()]
+                .concat()
+                .into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,932 @@
+//! The loop: what happens on the board and on the link goes into the core and the session, what
+//! comes out is done. No policy here: no retry count, no ordering, no "if offline".
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender, TrySendError};
+use async_executor::LocalExecutor;
+use edge_core::reconnect::Reconnect;
+use edge_core::{Agent, AgentConfig, Input, Output, Signal};
+use edge_proto::hash::Hash16;
+use edge_proto::key::{Kind, Uid};
+use edge_proto::object::{Condition, EnvValue, NodeStatus, Pod, VolumeSource};
+use edge_proto::session::{self, Device, DeviceConfig};
+use smol::future::or;
+use smol::{Async, Timer};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::image::Images;
+use crate::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
+use crate::local::{self, Request};
+use crate::logs::LogCalls;
+use crate::reaper::Reaper;
+use crate::runtime::volume::{self, Content};
+use crate::runtime::{self, LOG_BYTES_MAX, Runtime};
+use crate::status::{self, Status};
+use crate::store::Store;
+use crate::workers::{self, RuntimeJob, Start, StoreDone, StoreJob};
+
+/// Messages in each channel of the driver.
+const CHANNEL_MAX: usize = 64;
+/// How often the logs of running containers are cut to their tail.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// Version with what `git describe` said at the build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One thing that happened.
+enum Event {
+    Link(LinkEvent),
+    Store(StoreDone),
+    Runtime(Input),
+    Local(Request),
+    Joined(Box<(Identity, u64)>),
+    Exits,
+    Time,
+}
+
+struct Driver {
+    config: Config,
+    clock: Clock,
+    start: Instant,
+    agent: Agent,
+    device: Device,
+    node: String,
+    link: Option<LinkSender>,
+    connects: Option<Sender<Connect>>,
+    /// `None` while a connection is up or being tried.
+    connect_at: Option<u64>,
+    reconnect: Reconnect,
+    live: bool,
+    in_sync: bool,
+    running: BTreeMap<(Uid, String), (Hash16, u32)>,
+    reaper: Reaper,
+    runtime: Runtime,
+    runtime_jobs: Jobs<RuntimeJob>,
+    store_jobs: Jobs<StoreJob>,
+    log_calls: LogCalls,
+    trim_at: u64,
+}
+
+/// A bounded channel to a worker, and what did not fit: at most what the core and the session
+/// have outstanding, which their own caps bound.
+struct Jobs<T> {
+    sender: Sender<T>,
+    waiting: VecDeque<T>,
+}
+
+impl<T> Jobs<T> {
+    fn new() -> (Self, Receiver<T>) {
+        let (sender, receiver) = async_channel::bounded(CHANNEL_MAX);
+        (
+            Self {
+                sender,
+                waiting: VecDeque::new(),
+            },
+            receiver,
+        )
+    }
+
+    fn push(&mut self, job: T) {
+        self.waiting.push_back(job);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(job) = self.waiting.pop_front() {
+            match self.sender.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job) | TrySendError::Closed(job)) => {
+                    self.waiting.push_front(job);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Runs the agent until the process is ended.
+///
+/// # Errors
+/// What keeps it from starting, for a person.
+pub fn run(config: Config) -> Result<(), String> {
+    let failed =
+        |what: &'static str| move |error: io::Error| [what, ": ", &error.to_string()].concat();
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(io::Error::from)
+        .map_err(failed("subreaper"))?;
+    std::fs::create_dir_all(&config.run_dir).map_err(failed("run-dir"))?;
+    let (store, objects, damage) = Store::open(&config.state_dir).map_err(failed("state-dir"))?;
+    let clock = Clock::open(&config.state_dir);
+    let runtime = Runtime::new(&config.run_dir, &config.state_dir, &config.runc)
+        .map_err(failed("runtime"))?;
+    let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
+
+    let mut device = Device::new(
+        DeviceConfig {
+            kinds: kinds(),
+            agent: ["edge-min ", VERSION].concat(),
+        },
+        random().ok_or("the system's random source failed")?,
+    );
+    device.restore(
+        objects.iter().map(|object| {
+            (
+                object.key.clone(),
+                object.hash,
+                object.payload.as_ref().err().copied(),
+            )
+        }),
+        store.epoch(),
+    );
+    let mut agent = Agent::new(AgentConfig {
+        facts: facts(&config),
+    });
+    for object in objects {
+        if let Ok(payload) = object.payload {
+            agent.handle(0, Input::Desired(object.key, Some(payload)));
+        }
+    }
+
+    let (runtime_jobs, runtime_receiver) = Jobs::new();
+    let (store_jobs, store_receiver) = Jobs::new();
+    let (runtime_done, runtime_events) = async_channel::bounded(CHANNEL_MAX);
+    let (store_done, store_events) = async_channel::bounded(CHANNEL_MAX);
+    let (link_sender, link_events) = async_channel::bounded(CHANNEL_MAX);
+    let (requests, local_requests) = async_channel::bounded(local::CONNECTIONS_MAX);
+    let (joined_sender, joined) = async_channel::bounded(1);
+    workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
+    workers::spawn_runtime(
+        runtime.clone(),
+        images,
+        config.host_paths.clone(),
+        runtime_receiver,
+        runtime_done,
+    )
+    .map_err(failed("runtime thread"))?;
+
+    let mut driver = Driver {
+        node: config.node.clone().unwrap_or_default(),
+        config,
+        clock,
+        start: Instant::now(),
+        agent,
+        device,
+        link: None,
+        connects: None,
+        connect_at: None,
+        reconnect: Reconnect::new(random().unwrap_or(1)),
+        live: false,
+        in_sync: false,
+        running: BTreeMap::new(),
+        reaper: Reaper::new().map_err(failed("reaper"))?,
+        runtime,
+        runtime_jobs,
+        store_jobs,
+        log_calls: LogCalls::default(),
+        trim_at: 0,
+    };
+    driver.condition(
+        "StoreDamaged",
+        damage.is_some(),
+        damage.as_deref().unwrap_or(""),
+    );
+    driver.adopt();
+    match Identity::load(&driver.config.state_dir).map_err(failed("identity"))? {
+        Some(identity) => driver.start_link(&identity, &link_sender)?,
+        None => driver.start_join(joined_sender)?,
+    }
+    let listener = local::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
+    let exits = Async::new(driver.reaper.readiness().map_err(failed("reaper"))?)
+        .map_err(failed("reaper"))?;
+    log::info!("agent_started node={} version={VERSION}", driver.node);
+
+    let executor = LocalExecutor::new();
+    for _ in 0..local::CONNECTIONS_MAX {
+        executor.spawn(local::serve(&listener, &requests)).detach();
+    }
+    smol::block_on(executor.run(async {
+        loop {
+            let deadline = driver.deadline();
+            let event = or(
+                or(async { Event::Link(next(&link_events).await) }, async {
+                    Event::Store(next(&store_events).await)
+                }),
+                or(
+                    or(
+                        async { Event::Runtime(next(&runtime_events).await) },
+                        async { Event::Local(next(&local_requests).await) },
+                    ),
+                    or(
+                        async { Event::Joined(Box::new(next(&joined).await)) },
+                        or(
+                            async {
+                                // An error would be a closed descriptor, which is ours.
+                                exits.readable().await.ok();
+                                Event::Exits
+                            },
+                            async {
+                                driver_timer(deadline).await;
+                                Event::Time
+                            },
+                        ),
+                    ),
+                ),
+            )
+            .await;
+            driver.handle(event, &link_sender);
+            driver.settle();
+        }
+    }))
+}
+
+/// The next message; a sender that is gone (a thread of ours ended) never sends again.
+async fn next<T>(receiver: &Receiver<T>) -> T {
+    match receiver.recv().await {
+        Ok(message) => message,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn driver_timer(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => drop(Timer::at(at).await),
+        None => std::future::pending().await,
+    }
+}
+
+fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+const fn kinds() -> u32 {
+    Kind::Pod.bit() | Kind::ConfigMap.bit() | Kind::Secret.bit() | Kind::NodePolicy.bit()
+}
+
+fn facts(config: &Config) -> NodeStatus {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
+    let memory_kib: u64 = read("/proc/meminfo")
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0);
+    NodeStatus {
+        agent: VERSION.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        board: config.board.clone(),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
+        memory_bytes: memory_kib * 1024,
+        pods_max: config.pods_max,
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        labels: config.labels.clone(),
+        ..NodeStatus::default()
+    }
+}
+
+impl Driver {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let trim = (!self.running.is_empty()).then_some(self.trim_at);
+        let calls = self.log_calls.deadline();
+        let connect = self.connect_at.filter(|_| self.connects.is_some());
+        let earliest = [
+            self.agent.deadline(),
+            self.device.deadline(),
+            connect,
+            trim,
+            calls,
+        ];
+        let at = earliest.into_iter().flatten().min()?;
+        self.start.checked_add(Duration::from_millis(at))
+    }
+
+    /// What runs already, and what an earlier agent left half-done.
+    fn adopt(&mut self) {
+        let found = self.runtime.discover();
+        for pod in self.runtime.pods() {
+            let known = self.agent.pod(&pod).is_some() || found.iter().any(|one| one.uid == pod);
+            if !known {
+                self.runtime_jobs.push(RuntimeJob::RemovePod(pod));
+            }
+        }
+        let mut gone = Vec::new();
+        let discovered = found
+            .into_iter()
+            .map(|one| {
+                let key = (one.uid, one.container.clone());
+                if let Some(pid) = one.pid {
+                    self.running.insert(key.clone(), (one.hash, pid));
+                    if self.reaper.watch(one.uid, &one.container, pid).is_err() {
+                        gone.push(key);
+                    }
+                }
+                edge_core::Discovered {
+                    uid: one.uid,
+                    container: one.container,
+                    spec: one.hash,
+                    pid: one.pid,
+                }
+            })
+            .collect();
+        self.agent.handle(self.now(), Input::Discovered(discovered));
+        for (uid, container) in gone {
+            self.exited(uid, container, None);
+        }
+        self.settle();
+    }
+
+    fn start_link(
+        &mut self,
+        identity: &Identity,
+        events: &Sender<LinkEvent>,
+    ) -> Result<(), String> {
+        let url = self
+            .config
+            .cloud
+            .clone()
+            .ok_or("cloud is missing in the config")?;
+        let (host, port) = crate::join::host_and_port(&url).ok_or("cloud: not a URL")?;
+        let tls = crate::tls::link_config(identity, self.clock.source())
+            .map_err(|error| ["identity: ", &error.to_string()].concat())?;
+        self.node.clone_from(&identity.node);
+        let (connects, receiver) = async_channel::bounded(1);
+        let link = LinkConfig {
+            host,
+            port,
+            node: identity.node.clone(),
+            keepalive: self.config.keepalive,
+            tls,
+        };
+        link::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
+        self.connects = Some(connects);
+        self.connect_at = Some(self.now());
+        Ok(())
+    }
+
+    /// Joins by itself from a token in the image; without one, waits for `edge-min join`.
+    fn start_join(&self, joined: Sender<(Identity, u64)>) -> Result<(), String> {
+        let (Some(url), Some(file), Some(node)) = (
+            &self.config.cloud,
+            &self.config.token_file,
+            &self.config.node,
+        ) else {
+            log::warn!("not_joined fix=edge-min_join");
+            return Ok(());
+        };
+        let (url, file, node) = (url.clone(), file.clone(), node.clone());
+        let (state, time) = (self.config.state_dir.clone(), self.clock.source());
+        let mut reconnect = Reconnect::new(random().unwrap_or(1));
+        std::thread::Builder::new()
+            .name("join".to_owned())
+            .stack_size(512 * 1024)
+            .spawn(move || {
+                loop {
+                    let result = std::fs::read_to_string(&file)
+                        .map_err(|error| {
+                            [&file.to_string_lossy(), ": ", &error.to_string()].concat()
+                        })
+                        .and_then(|token| {
+                            crate::join::join(&url, &token, &node, &state, time.clone())
+                                .map_err(|error| error.to_string())
+                        });
+                    match result {
+                        Ok(identity) => {
+                            joined.send_blocking(identity).ok();
+                            return;
+                        }
+                        Err(error) => log::warn!("join_failed error={error}"),
+                    }
+                    std::thread::sleep(Duration::from_millis(reconnect.down(0)));
+                }
+            })
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    fn handle(&mut self, event: Event, link_events: &Sender<LinkEvent>) {
+        let now = self.now();
+        match event {
+            Event::Link(event) => self.handle_link(now, event),
+            Event::Store(done) => self.handle_store(now, done),
+            Event::Runtime(input) => {
+                if let Input::Started {
+                    uid,
+                    container,
+                    result: Ok(pid),
+                    ..
+                } = &input
+                {
+                    self.handle_started(*uid, container.clone(), *pid, input.clone());
+                } else {
+                    self.agent.handle(now, input);
+                }
+            }
+            Event::Local(request) => self.handle_local(request),
+            Event::Joined(joined) => {
+                let (identity, unix_s) = *joined;
+                self.clock.confirm(unix_s);
+                if let Err(error) = self.start_link(&identity, link_events) {
+                    log::error!("link_not_started error={error}");
+                }
+            }
+            Event::Exits => {
+                for exit in self.reaper.drain() {
+                    self.exited(exit.uid, exit.container, exit.code);
+                }
+            }
+            Event::Time => self.handle_time(now),
+        }
+    }
+
+    fn handle_time(&mut self, now: u64) {
+        self.agent.handle(now, Input::Tick);
+        self.device.handle(now, session::Input::Tick);
+        if self.connect_at.is_some_and(|at| at <= now)
+            && let Some(connects) = &self.connects
+        {
+            self.connect_at = None;
+            // The thread takes one at a time, and this is the only one that asks.
+            connects
+                .try_send(Connect {
+                    will: self.device.will(),
+                })
+                .ok();
+        }
+        if self.trim_at <= now {
+            self.trim_at = now + u64::try_from(TRIM_INTERVAL.as_millis()).unwrap_or(u64::MAX);
+            for (uid, container) in self.running.keys() {
+                let file = runtime::log_file(&self.config.run_dir, *uid, container);
+                // A container that has written nothing yet has no file.
+                runtime::logs::trim(&file, self.log_bytes(*uid)).ok();
+            }
+        }
+    }
+
+    fn handle_link(&mut self, now: u64, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(sender) => {
+                self.reconnect.up(now);
+                self.link = Some(sender);
+                self.device.handle(now, session::Input::TransportUp);
+            }
+            LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
+            LinkEvent::Down(reason) => {
+                self.link = None;
+                self.device.handle(now, session::Input::TransportDown);
+                let at = self.reconnect.down(now);
+                log::info!("link_down again_ms={} reason={reason}", at - now);
+                self.connect_at = Some(at);
+            }
+        }
+    }
+
+    fn handle_store(&mut self, now: u64, done: StoreDone) {
+        match done {
+            StoreDone::Applied { ticket, applied } => {
+                for (key, payload) in applied {
+                    let payload = payload.and_then(Result::ok);
+                    self.agent.handle(now, Input::Desired(key, payload));
+                }
+                let refused = Vec::new();
+                self.device
+                    .handle(now, session::Input::Applied { ticket, refused });
+            }
+            StoreDone::Have(sha256, bytes) => {
+                self.device
+                    .handle(now, session::Input::BlobHave { sha256, bytes });
+            }
+            StoreDone::Trouble(reason) => {
+                if let Some(reason) = &reason {
+                    log::error!("store_write_failed error={reason}");
+                }
+                self.condition(
+                    "StoreUnwritable",
+                    reason.is_some(),
+                    reason.as_deref().unwrap_or(""),
+                );
+            }
+        }
+    }
+
+    fn handle_started(&mut self, uid: Uid, container: String, pid: u32, input: Input) {
+        let hash = self.agent.spec_hash(&uid, &container).unwrap_or_default();
+        self.running.insert((uid, container.clone()), (hash, pid));
+        let watched = self.reaper.watch(uid, &container, pid);
+        self.agent.handle(self.now(), input);
+        if watched.is_err() {
+            self.exited(uid, container, None);
+        }
+    }
+
+    fn exited(&mut self, uid: Uid, container: String, code: Option<i32>) {
+        let key = (uid, container);
+        let ran = self.running.remove(&key);
+        let (uid, container) = key;
+        let oom = ran.is_some_and(|(hash, _)| self.runtime.oom_killed(uid, &container, hash));
+        self.agent.handle(
+            self.now(),
+            Input::Exited {
+                uid,
+                container,
+                code,
+                oom,
+            },
+        );
+    }
+
+    fn handle_local(&self, request: Request) {
+        match request {
+            Request::Status(reply) => {
+                let text = serde_json::to_string(&self.status()).unwrap_or_default();
+                // The client may be gone.
+                reply.try_send(text + "\n").ok();
+            }
+            Request::LogFile {
+                namespace,
+                pod,
+                container,
+                reply,
+            } => {
+                reply
+                    .try_send(self.log_path(&namespace, &pod, container.as_deref()))
+                    .ok();
+            }
+        }
+    }
+
+    fn log_path(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: Option<&str>,
+    ) -> Result<PathBuf, String> {
+        let status = self
+            .agent
+            .statuses()
+            .find(|status| status.namespace == namespace && status.name == pod)
+            .ok_or_else(|| ["no pod ", namespace, "/", pod, " on this node"].concat())?;
+        let names: Vec<&str> = status
+            .containers
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
+        let name = match (container, names.as_slice()) {
+            (None, [only]) => *only,
+            (Some(name), names) if names.contains(&name) => name,
+            _ => return Err(["choose a container: ", &names.join(", ")].concat()),
+        };
+        let file = runtime::log_file(&self.config.run_dir, status.uid, name);
+        if file.exists() {
+            Ok(file)
+        } else {
+            Err(["container ", name, " has not started yet"].concat())
+        }
+    }
+
+    fn status(&self) -> Status {
+        let node = self.agent.node_status();
+        let mut status = Status {
+            node: self.node.clone(),
+            agent: VERSION.to_owned(),
+            connected: self.live,
+            in_sync: self.live && self.in_sync,
+            desired_root: self.device.desired().root().to_string(),
+            reported_root: self.device.reported_root().to_string(),
+            time_trusted: self.clock.now().1,
+            conditions: node
+                .conditions
+                .into_iter()
+                .filter(|condition| condition.holds)
+                .map(|condition| status::Condition {
+                    name: condition.name,
+                    message: condition.message,
+                })
+                .collect(),
+            refused: node
+                .refused
+                .into_iter()
+                .map(|one| status::Refused {
+                    key: one.key.to_string(),
+                    reason: one.reason,
+                })
+                .collect(),
+            pods: Vec::new(),
+            memory: status::Memory::own(),
+        };
+        for pod in self.agent.statuses() {
+            status.add_pod(&pod);
+        }
+        status
+    }
+
+    fn condition(&mut self, name: &str, holds: bool, message: &str) {
+        let condition = Condition {
+            name: name.to_owned(),
+            holds,
+            message: message.to_owned(),
+        };
+        self.agent.handle(self.now(), Input::Condition(condition));
+    }
+
+    /// Does what the core and the session ask, until they ask nothing more.
+    fn settle(&mut self) {
+        loop {
+            self.store_jobs.flush();
+            self.runtime_jobs.flush();
+            if let Some(output) = self.agent.poll() {
+                self.perform(output);
+            } else if let Some(output) = self.device.poll() {
+                self.perform_session(output);
+            } else if !self.pump_log_calls() {
+                return;
+            }
+        }
+    }
+
+    fn pump_log_calls(&mut self) -> bool {
+        let now = self.now();
+        let Some(answer) = self.log_calls.next(now) else {
+            return false;
+        };
+        self.device.handle(now, answer);
+        true
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::PreparePod(uid) => {
+                let containers = self.agent.pod(&uid).map_or(1, |pod| pod.containers.len());
+                self.runtime_jobs.push(RuntimeJob::PreparePod {
+                    uid,
+                    containers: containers as u64,
+                    log_bytes: self.log_bytes(uid),
+                });
+            }
+            Output::UpdateConfig(uid) => {
+                let Some(pod) = self.agent.pod(&uid) else {
+                    return;
+                };
+                let volumes = pod.volumes.iter().filter_map(|volume| {
+                    let content = self.content(pod, &volume.source).ok()?;
+                    Some((volume.name.clone(), content))
+                });
+                let job = RuntimeJob::UpdateConfig(uid, volumes.collect());
+                self.runtime_jobs.push(job);
+            }
+            Output::Start {
+                uid,
+                container,
+                run,
+            } => {
+                if let Some(start) = self.start(uid, &container, run) {
+                    self.runtime_jobs.push(RuntimeJob::Start(Box::new(start)));
+                }
+            }
+            Output::Signal {
+                uid,
+                container,
+                signal,
+            } => {
+                let Some((hash, pid)) = self.running.get(&(uid, container.clone())).copied() else {
+                    return;
+                };
+                let kill = signal == Signal::Kill;
+                self.runtime_jobs.push(RuntimeJob::Signal {
+                    uid,
+                    container,
+                    hash,
+                    pid,
+                    kill,
+                });
+            }
+            Output::Remove { uid, container } => {
+                self.runtime_jobs.push(RuntimeJob::Remove(uid, container));
+            }
+            Output::RemovePod(uid) => self.runtime_jobs.push(RuntimeJob::RemovePod(uid)),
+            Output::Report(key, payload) => {
+                let now = self.now();
+                let input = match payload {
+                    Some(payload) => session::Input::Put {
+                        key,
+                        payload: Arc::from(payload),
+                    },
+                    None => session::Input::Delete { key },
+                };
+                self.device.handle(now, input);
+            }
+            Output::Event(event) => log::info!("{event}"),
+        }
+    }
+
+    fn perform_session(&mut self, output: session::Output) {
+        match output {
+            session::Output::Send(frame) => {
+                // A frame that does not fit is lost like one on the way: the session repeats.
+                let _sent = self.link.as_ref().is_some_and(|link| link.send(frame));
+            }
+            session::Output::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                self.store_jobs.push(StoreJob::Apply {
+                    ticket,
+                    changes,
+                    epoch,
+                });
+            }
+            session::Output::BlobWanted { sha256, len } => {
+                self.store_jobs.push(StoreJob::BlobWanted(sha256, len));
+            }
+            session::Output::ChunkReceived {
+                sha256,
+                offset,
+                bytes,
+            } => {
+                self.store_jobs.push(StoreJob::Chunk(sha256, offset, bytes));
+            }
+            session::Output::Live { .. } => {
+                self.live = true;
+                log::info!("session_live");
+            }
+            session::Output::Down => {
+                self.live = false;
+                self.log_calls.clear();
+                log::info!("session_down");
+            }
+            session::Output::InSync { desired, reported } => self.in_sync = desired && reported,
+            session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
+            session::Output::CallRequest { id, method, body } => {
+                let file = LogCalls::request(method, &body).and_then(|request| {
+                    let container =
+                        (!request.container.is_empty()).then_some(request.container.as_str());
+                    let file = self.log_path(&request.namespace, &request.pod, container)?;
+                    Ok((file, request))
+                });
+                self.log_calls.open(id, file);
+            }
+            session::Output::CallWindow { id, bytes } => self.log_calls.window(id, bytes),
+            session::Output::CallCancelled { id } => self.log_calls.close(id),
+            session::Output::PutRefused { key, reason } => {
+                log::error!("report_refused key={key} reason={reason}");
+            }
+            session::Output::PeerProblem(problem) => log::warn!("peer_problem {problem}"),
+            _ => {}
+        }
+    }
+
+    /// Bytes of one log ring: at most 1/16 of the smallest memory limit, for tmpfs pages are
+    /// charged to the writer.
+    fn log_bytes(&self, uid: Uid) -> u64 {
+        let limits = self
+            .agent
+            .pod(&uid)
+            .into_iter()
+            .flat_map(|pod| &pod.containers);
+        limits
+            .filter_map(|container| container.resources.memory_bytes)
+            .map(|bytes| bytes / 16)
+            .min()
+            .unwrap_or(LOG_BYTES_MAX)
+            .clamp(16 * 1024, LOG_BYTES_MAX)
+    }
+
+    fn start(&self, uid: Uid, container: &str, run: u32) -> Option<Start> {
+        let pod = self.agent.pod(&uid)?;
+        let spec = pod.containers.iter().find(|one| one.name == container)?;
+        let mounted = pod
+            .volumes
+            .iter()
+            .filter(|volume| spec.mounts.iter().any(|mount| mount.volume == volume.name));
+        Some(Start {
+            uid,
+            pod: pod.name.clone(),
+            run,
+            hash: self.agent.spec_hash(&uid, container)?,
+            runtime: pod.runtime,
+            container: spec.clone(),
+            env: self.env(pod, spec),
+            volumes: mounted
+                .map(|volume| (volume.name.clone(), self.content(pod, &volume.source)))
+                .collect(),
+        })
+    }
+
+    fn env(
+        &self,
+        pod: &Pod,
+        container: &edge_proto::object::Container,
+    ) -> Result<Vec<(String, String)>, String> {
+        let mut env = Vec::new();
+        for from in &container.env_from {
+            match self.data(pod, &from.name, from.secret) {
+                Some(data) => {
+                    for (key, value) in data {
+                        env.push(([&from.prefix, key.as_str()].concat(), text(key, value)?));
+                    }
+                }
+                None if from.optional => {}
+                None => return Err([&from.name, " is not there"].concat()),
+            }
+        }
+        for var in &container.env {
+            let (name, key, optional, secret) = match &var.value {
+                EnvValue::Literal(value) => {
+                    env.push((var.name.clone(), value.clone()));
+                    continue;
+                }
+                EnvValue::ConfigMap {
+                    name,
+                    key,
+                    optional,
+                } => (name, key, *optional, false),
+                EnvValue::Secret {
+                    name,
+                    key,
+                    optional,
+                } => (name, key, *optional, true),
+            };
+            let data = self.data(pod, name, secret);
+            let value = data.and_then(|data| data.iter().find(|(have, _)| have == key));
+            match value {
+                Some((key, value)) => env.push((var.name.clone(), text(key, value)?)),
+                None if optional => {}
+                None => return Err(["key ", key, " of ", name, " is not there"].concat()),
+            }
+        }
+        Ok(env)
+    }
+
+    fn data(&self, pod: &Pod, name: &str, secret: bool) -> Option<&edge_proto::object::Data> {
+        if secret {
+            self.agent
+                .secret(&pod.namespace, name)
+                .map(|secret| &secret.data)
+        } else {
+            self.agent
+                .config_map(&pod.namespace, name)
+                .map(|map| &map.data)
+        }
+    }
+
+    fn content(&self, pod: &Pod, source: &VolumeSource) -> Result<Content, String> {
+        let (name, items, mode, optional, secret) = match source {
+            VolumeSource::EmptyDir { memory, size_bytes } => {
+                return Ok(Content::Empty {
+                    memory: *memory,
+                    size_bytes: *size_bytes,
+                });
+            }
+            VolumeSource::HostPath { path, create } => {
+                return Ok(Content::Host {
+                    path: PathBuf::from(path),
+                    create: *create,
+                });
+            }
+            VolumeSource::ConfigMap {
+                name,
+                items,
+                mode,
+                optional,
+            } => (name, items, *mode, *optional, false),
+            VolumeSource::Secret {
+                name,
+                items,
+                mode,
+                optional,
+            } => (name, items, *mode, *optional, true),
+        };
+        let files = match self.data(pod, name, secret) {
+            Some(data) => volume::select(data, items)?,
+            None if optional => Vec::new(),
+            None => return Err([name, " is not there"].concat()),
+        };
+        let mode = if mode == 0 { 0o644 } else { u32::from(mode) };
+        Ok(Content::Files {
+            files,
+            mode,
+            secret,
+        })
+    }
+}
+
+fn text(key: &str, value: &[u8]) -> Result<String, String> {
+    String::from_utf8(value.to_vec())
+        .map_err(|_| [key, " is not text and cannot be an environment variable"].concat())
+}

@@ -1,0 +1,476 @@
+//! Pods and containers on the board, by runc or as plain processes. Synchronous: one worker
+//! thread owns it. It decides nothing; `edge-core` says what to start, signal and remove.
+//!
+//! Layout below the run directory (tmpfs): `pods/<uid>/{logs,volumes,state}` and
+//! `bundles/<uid>-<container>`; below the state directory only `rw/<uid>-<container>`, the
+//! writable layer of a container.
+
+pub mod logs;
+mod oci;
+pub mod volume;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use edge_proto::hash::Hash16;
+use edge_proto::key::Uid;
+use nix::mount::{MntFlags, umount2};
+
+use crate::cgroup::{Cgroups, Limits, TOP};
+pub use crate::launch::Bind;
+use crate::launch::Plan;
+
+/// Bytes of one container's log ring without a memory limit.
+pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// Bytes of runc's own messages that go into a status.
+const MESSAGE_BYTES_MAX: u64 = 512;
+
+/// Everything needed to start a container.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Pod.
+    pub uid: Uid,
+    /// Container.
+    pub container: String,
+    /// Names the cgroup, so that a later agent knows what was started.
+    pub hash: Hash16,
+    /// Image layers' merged root for runc; `None` is a plain process.
+    pub rootfs: Option<Rootfs>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory.
+    pub cwd: PathBuf,
+    /// User.
+    pub uid_number: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Bind mounts.
+    pub binds: Vec<Bind>,
+    /// Limits.
+    pub limits: Limits,
+    /// Host name inside.
+    pub hostname: String,
+    /// Root filesystem is read-only.
+    pub read_only_root: bool,
+}
+
+/// Layers of a root filesystem, lowest first.
+#[derive(Clone, Debug)]
+pub struct Rootfs {
+    /// Unpacked layers.
+    pub layers: Vec<PathBuf>,
+}
+
+/// A container that is on the board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Pod.
+    pub uid: Uid,
+    /// Container.
+    pub container: String,
+    /// Spec that it was started with.
+    pub hash: Hash16,
+    /// Its process; `None` when only remains are there.
+    pub pid: Option<u32>,
+}
+
+/// The runtime; clones share nothing but the board.
+#[derive(Clone)]
+pub struct Runtime {
+    run: PathBuf,
+    state: PathBuf,
+    runc: PathBuf,
+    cgroups: Cgroups,
+}
+
+impl Runtime {
+    /// A runtime with these directories.
+    ///
+    /// # Errors
+    /// No cgroups, or a directory that cannot be made.
+    pub fn new(run: &Path, state: &Path, runc: &Path) -> io::Result<Self> {
+        for dir in [
+            run.join("pods"),
+            run.join("bundles"),
+            run.join("runc"),
+            state.join("rw"),
+        ] {
+            fs::create_dir_all(dir)?;
+        }
+        Ok(Self {
+            run: run.to_owned(),
+            state: state.to_owned(),
+            runc: runc.to_owned(),
+            cgroups: Cgroups::detect()?,
+        })
+    }
+
+    /// Makes the pod's directory with log space for `containers`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare_pod(&self, uid: Uid, containers: u64, log_bytes: u64) -> io::Result<()> {
+        let pod = self.pod_dir(uid);
+        for dir in ["logs", "volumes", "state"] {
+            fs::create_dir_all(pod.join(dir))?;
+        }
+        // Twice the ring: the tail is trimmed after the fact, and never in the writer's way.
+        volume::tmpfs(
+            &pod.join("logs"),
+            (log_bytes * containers * 2).max(64 * 1024),
+        )
+    }
+
+    /// Directory of one volume of a pod.
+    #[must_use]
+    pub fn volume_dir(&self, uid: Uid, name: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes").join(name)
+    }
+
+    /// Clears what a pod left behind. Its containers must be removed.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_pod(&self, uid: Uid) -> io::Result<()> {
+        let pod = self.pod_dir(uid);
+        for entry in fs::read_dir(pod.join("volumes"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            unmount(&entry.path());
+        }
+        unmount(&pod.join("logs"));
+        remove_dir(&pod)
+    }
+
+    /// Pods that have a directory.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Uid> {
+        let entries = fs::read_dir(self.run.join("pods"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| Uid::parse(entry.file_name().to_str()?))
+            .collect()
+    }
+
+    /// Starts a container; returns its process.
+    ///
+    /// # Errors
+    /// For a person, in runc's or the kernel's words.
+    pub fn start(&self, spec: &Spec) -> Result<u32, String> {
+        let path = cgroup_path(spec.uid, &spec.container, spec.hash);
+        let log = log_file(&self.run, spec.uid, &spec.container);
+        self.cgroups
+            .create(&path, &spec.limits)
+            .map_err(|error| error.to_string())?;
+        match &spec.rootfs {
+            None => self.start_process(spec, &path, log),
+            Some(rootfs) => self.start_runc(spec, rootfs, &path, &log),
+        }
+    }
+
+    fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, String> {
+        let plan = Plan {
+            argv: spec.argv.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            uid: spec.uid_number,
+            gid: spec.gid,
+            procs_files: self.cgroups.procs_files(path),
+            binds: spec.binds.clone(),
+            log,
+            state: self.state_file(spec.uid, &spec.container),
+        };
+        let failed = |error: io::Error| error.to_string();
+        let plan = serde_json::to_vec(&plan).map_err(|error| error.to_string())?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg("launch")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        let pid = child.id();
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(&plan).map_err(failed)?;
+        }
+        let mut reason = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout
+                .take(MESSAGE_BYTES_MAX)
+                .read_to_string(&mut reason)
+                .map_err(failed)?;
+        }
+        if reason.is_empty() {
+            // It runs; the reaper waits for it, so std must not.
+            return Ok(pid);
+        }
+        child.wait().map_err(failed)?;
+        Err(reason)
+    }
+
+    fn start_runc(
+        &self,
+        spec: &Spec,
+        rootfs: &Rootfs,
+        path: &Path,
+        log: &Path,
+    ) -> Result<u32, String> {
+        let failed = |error: io::Error| error.to_string();
+        let bundle = self.bundle_dir(spec.uid, &spec.container);
+        fs::create_dir_all(bundle.join("rootfs")).map_err(failed)?;
+        self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))?;
+        let cgroups_path = Path::new("/").join(path);
+        let config = oci::config(spec, &cgroups_path.to_string_lossy());
+        fs::write(bundle.join("config.json"), config.to_string()).map_err(failed)?;
+        let id = container_id(spec.uid, &spec.container);
+        let pid_file = bundle.join("pid");
+        let stdio = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(log)
+            .map_err(failed)?;
+        // runc hands its stdio to the container, so its own words need a file of their own.
+        let words = bundle.join("runc.log");
+        drop(fs::remove_file(&words));
+        let created = Command::new(&self.runc)
+            .arg("--root")
+            .arg(self.run.join("runc"))
+            .arg("--log")
+            .arg(&words)
+            .arg("create")
+            .arg("--bundle")
+            .arg(&bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg(&id)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(stdio.try_clone().map_err(failed)?)
+            .stderr(stdio)
+            .status()
+            .map_err(|error| [&self.runc.to_string_lossy(), ": ", &error.to_string()].concat())?;
+        if !created.success() {
+            return Err(runc_words(&words));
+        }
+        let pid = fs::read_to_string(&pid_file).map_err(failed)?;
+        let pid = pid
+            .trim()
+            .parse()
+            .map_err(|_| "runc wrote no pid".to_owned())?;
+        let started = self.runc(&["start", &id]).map_err(failed)?;
+        if !started.status.success() {
+            return Err(String::from_utf8_lossy(&started.stderr).trim().to_owned());
+        }
+        Ok(pid)
+    }
+
+    fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> Result<(), String> {
+        if volume::is_mount(target) {
+            return Ok(());
+        }
+        let failed = |error: io::Error| error.to_string();
+        let rw = self.rw_dir(spec.uid, &spec.container);
+        let (upper, work) = (rw.join("upper"), rw.join("work"));
+        fs::create_dir_all(&upper).map_err(failed)?;
+        fs::create_dir_all(&work).map_err(failed)?;
+        // The kernel wants the topmost layer first.
+        let lower: Vec<String> = rootfs
+            .layers
+            .iter()
+            .rev()
+            .map(|dir| dir.to_string_lossy().into_owned())
+            .collect();
+        let options = [
+            "lowerdir=",
+            &lower.join(":"),
+            ",upperdir=",
+            &upper.to_string_lossy(),
+            ",workdir=",
+            &work.to_string_lossy(),
+        ]
+        .concat();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(
+            Some("overlay"),
+            target,
+            Some("overlay"),
+            flags,
+            Some(options.as_str()),
+        )
+        .map_err(|error| ["mount overlay: ", error.desc()].concat())
+    }
+
+    /// Signals a container: SIGTERM to its first process, or SIGKILL to all of it.
+    pub fn signal(&self, uid: Uid, container: &str, hash: Hash16, pid: u32, kill: bool) {
+        let path = cgroup_path(uid, container, hash);
+        if kill {
+            self.cgroups.kill(&path);
+            return;
+        }
+        // The cgroup tells whether this pid is still the container's.
+        let Ok(pid) = i32::try_from(pid) else { return };
+        if self.cgroups.pids(&path).contains(&pid) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            // It may end by itself in between.
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        }
+    }
+
+    /// Whether the OOM killer struck in the container.
+    #[must_use]
+    pub fn oom_killed(&self, uid: Uid, container: &str, hash: Hash16) -> bool {
+        self.cgroups.oom_killed(&cgroup_path(uid, container, hash))
+    }
+
+    /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, uid: Uid, container: &str) -> io::Result<()> {
+        let base = Path::new(TOP).join(uid.to_string()).join(container);
+        self.cgroups.kill(&base);
+        let id = container_id(uid, container);
+        if self.run.join("runc").join(&id).exists() {
+            self.runc(&["delete", "--force", &id])?;
+        }
+        let bundle = self.bundle_dir(uid, container);
+        unmount(&bundle.join("rootfs"));
+        remove_dir(&bundle)?;
+        remove_dir(&self.rw_dir(uid, container))?;
+        drop(fs::remove_file(self.state_file(uid, container)));
+        self.cgroups.remove(&base);
+        Ok(())
+    }
+
+    /// What an earlier agent left on the board, running or not.
+    #[must_use]
+    pub fn discover(&self) -> Vec<Found> {
+        let mut found = Vec::new();
+        for (uid, container, hash) in self.cgroups.list() {
+            let (Some(uid), Some(hash)) = (Uid::parse(&uid), Uid::parse(&hash)) else {
+                continue;
+            };
+            let hash = Hash16(hash.0);
+            let pid = self.pid_of(uid, &container, hash);
+            found.push(Found {
+                uid,
+                container,
+                hash,
+                pid,
+            });
+        }
+        found
+    }
+
+    fn pid_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<u32> {
+        let id = container_id(uid, container);
+        let pid = if self.run.join("runc").join(&id).exists() {
+            let state = self.runc(&["state", &id]).ok()?;
+            let state: serde_json::Value = serde_json::from_slice(&state.stdout).ok()?;
+            if state.get("status")?.as_str()? != "running" {
+                return None;
+            }
+            u32::try_from(state.get("pid")?.as_u64()?).ok()?
+        } else {
+            let text = fs::read_to_string(self.state_file(uid, container)).ok()?;
+            let (pid, start) = text.split_once(' ')?;
+            let pid = pid.parse().ok()?;
+            if start_time(pid)?.to_string() != start {
+                return None;
+            }
+            pid
+        };
+        let in_cgroup = self.cgroups.pids(&cgroup_path(uid, container, hash));
+        in_cgroup.contains(&i32::try_from(pid).ok()?).then_some(pid)
+    }
+
+    fn runc(&self, args: &[&str]) -> io::Result<Output> {
+        Command::new(&self.runc)
+            .arg("--root")
+            .arg(self.run.join("runc"))
+            .args(args)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .output()
+    }
+
+    fn pod_dir(&self, uid: Uid) -> PathBuf {
+        self.run.join("pods").join(uid.to_string())
+    }
+
+    fn bundle_dir(&self, uid: Uid, container: &str) -> PathBuf {
+        self.run.join("bundles").join(container_id(uid, container))
+    }
+
+    fn rw_dir(&self, uid: Uid, container: &str) -> PathBuf {
+        self.state.join("rw").join(container_id(uid, container))
+    }
+
+    fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
+        self.pod_dir(uid).join("state").join(container)
+    }
+}
+
+/// File that holds a container's output.
+#[must_use]
+pub fn log_file(run: &Path, uid: Uid, container: &str) -> PathBuf {
+    run.join("pods")
+        .join(uid.to_string())
+        .join("logs")
+        .join([container, ".log"].concat())
+}
+
+/// Start time of a process in clock ticks since boot: with the pid it names one process for good.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
+    // The second field is the name in brackets and may hold anything, even brackets.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn cgroup_path(uid: Uid, container: &str, hash: Hash16) -> PathBuf {
+    Path::new(TOP)
+        .join(uid.to_string())
+        .join(container)
+        .join(hash.to_string())
+}
+
+fn container_id(uid: Uid, container: &str) -> String {
+    [&uid.to_string(), "-", container].concat()
+}
+
+fn unmount(path: &Path) {
+    // Not mounted is the usual case after a reboot.
+    umount2(path, MntFlags::MNT_DETACH).ok();
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn runc_words(log: &Path) -> String {
+    let mut text = String::new();
+    let read =
+        File::open(log).and_then(|file| file.take(MESSAGE_BYTES_MAX * 4).read_to_string(&mut text));
+    let last = text.lines().rev().find_map(|line| {
+        let (_, message) = line.split_once("msg=")?;
+        Some(message.trim_matches('"').to_owned())
+    });
+    match (read, last) {
+        (Ok(_), Some(message)) => message,
+        _ => "runc create failed and left no message".to_owned(),
+    }
+}

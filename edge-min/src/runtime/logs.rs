@@ -1,0 +1,90 @@
+//! Output of containers: one O_APPEND file each on a sized tmpfs. The agent is not in the data
+//! path; it only keeps the tail by punching holes, and reads.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+
+/// Bytes of one read.
+const READ_BYTES: usize = 16 * 1024;
+/// Pages are freed whole.
+const PAGE_BYTES: u64 = 4096;
+
+/// Frees all but the last `keep` bytes of the file, in whole pages; the writer's offset stays.
+///
+/// # Errors
+/// Those of the file system.
+pub fn trim(path: &Path, keep: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.blocks() * 512 <= keep + PAGE_BYTES {
+        return Ok(());
+    }
+    let end = metadata.len().saturating_sub(keep) / PAGE_BYTES * PAGE_BYTES;
+    let Ok(end) = i64::try_from(end) else {
+        return Ok(());
+    };
+    if end > 0 {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, flags, 0, end)?;
+    }
+    Ok(())
+}
+
+/// Where the last `tail` bytes that are still there begin.
+///
+/// # Errors
+/// Those of the file system.
+pub fn start_of_tail(path: &Path, tail: u64) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    // No data at all is ENXIO.
+    let first = match lseek(&file, 0, Whence::SeekData) {
+        Ok(first) => u64::try_from(first).unwrap_or(0),
+        Err(_) => length,
+    };
+    Ok(length.saturating_sub(tail).max(first))
+}
+
+/// At most 16 KiB from `at`; empty at the end of the file.
+///
+/// # Errors
+/// Those of the file system.
+pub fn read_from(path: &Path, at: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; READ_BYTES];
+    let count = file.read_at(&mut bytes, at)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn trimming_keeps_the_tail_and_frees_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        file.write_all(&vec![b'a'; 100_000]).unwrap();
+        file.write_all(b"the end\n").unwrap();
+        trim(&path, 8192).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 <= 8192 + 2 * PAGE_BYTES);
+        file.write_all(b"more\n").unwrap();
+        let at = start_of_tail(&path, 13).unwrap();
+        assert_eq!(read_from(&path, at).unwrap(), b"the end\nmore\n");
+        let all = start_of_tail(&path, u64::MAX).unwrap();
+        assert!(all > 80_000, "holes are skipped: {all}");
+        assert!(read_from(&path, 1_000_000).unwrap().is_empty());
+    }
+}

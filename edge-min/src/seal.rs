@@ -1,0 +1,115 @@
+//! Secrets at rest: AES-256-GCM under the board's key file.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// Bytes of the board key.
+const KEY_BYTES: usize = 32;
+
+/// Seals and opens payloads.
+pub struct Sealer {
+    key: LessSafeKey,
+    random: SystemRandom,
+}
+
+impl Sealer {
+    /// Loads the board key, or makes it at the first start.
+    ///
+    /// # Errors
+    /// Those of the file system, or a key file of the wrong size.
+    pub fn open(state: &Path) -> io::Result<Self> {
+        let path = state.join("board.key");
+        let random = SystemRandom::new();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut bytes = vec![0; KEY_BYTES];
+                random
+                    .fill(&mut bytes)
+                    .map_err(|_| io::Error::other("no random bytes"))?;
+                write_new(state, &path, &bytes)?;
+                bytes
+            }
+            Err(error) => return Err(error),
+        };
+        let key = UnboundKey::new(&AES_256_GCM, &bytes)
+            .map_err(|_| io::Error::other("board.key is not 32 bytes: run `edge-min reset`"))?;
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            random,
+        })
+    }
+
+    /// Nonce, ciphertext and tag. `None` when the system's random source fails.
+    #[must_use]
+    pub fn seal(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut nonce = [0; NONCE_LEN];
+        self.random.fill(&mut nonce).ok()?;
+        let mut text = plain.to_vec();
+        let unique = Nonce::assume_unique_for_key(nonce);
+        self.key
+            .seal_in_place_append_tag(unique, Aad::empty(), &mut text)
+            .ok()?;
+        Some([nonce.as_slice(), &text].concat())
+    }
+
+    /// The plain bytes; `None` when they were altered or sealed by another board.
+    #[must_use]
+    pub fn open_sealed(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, text) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut text = text.to_vec();
+        let length = self
+            .key
+            .open_in_place(nonce, Aad::empty(), &mut text)
+            .ok()?
+            .len();
+        text.truncate(length);
+        Some(text)
+    }
+}
+
+fn write_new(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sealed_opens_on_this_board_only() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sealed = Sealer::open(here.path()).unwrap().seal(b"secret").unwrap();
+        assert!(!sealed.windows(6).any(|window| window == b"secret"));
+        let again = Sealer::open(here.path()).unwrap();
+        assert_eq!(
+            again.open_sealed(&sealed).as_deref(),
+            Some(b"secret".as_slice())
+        );
+        assert_eq!(
+            Sealer::open(there.path()).unwrap().open_sealed(&sealed),
+            None
+        );
+        for index in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[index] ^= 1;
+            assert_eq!(again.open_sealed(&altered), None);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! What `edge-min status` shows, as JSON and for people: both from this one struct.
+
+use std::fmt::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+
+/// The agent's state at one moment.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Node name.
+    pub node: String,
+    /// Version with commit.
+    pub agent: String,
+    /// A session with the cloud is live.
+    pub connected: bool,
+    /// Both roots are equal on both ends, as far as this end knows.
+    pub in_sync: bool,
+    /// Root of the desired set, 32 hex digits.
+    pub desired_root: String,
+    /// Root of the reported set, 32 hex digits.
+    pub reported_root: String,
+    /// The clock was confirmed by the cloud or stands above the trusted floor.
+    pub time_trusted: bool,
+    /// Conditions that hold.
+    pub conditions: Vec<Condition>,
+    /// Objects that were refused.
+    pub refused: Vec<Refused>,
+    /// Pods.
+    pub pods: Vec<Pod>,
+    /// The agent's own memory.
+    pub memory: Memory,
+}
+
+/// A node condition that holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Condition {
+    /// For example `StoreDamaged`.
+    pub name: String,
+    /// For a person.
+    pub message: String,
+}
+
+/// A refused object.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Refused {
+    /// `Kind/namespace/name`.
+    pub key: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A pod.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Pod {
+    /// UID, 32 hex digits.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Kubernetes' phase.
+    pub phase: String,
+    /// Why it is as it is; empty when there is nothing to say.
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+    /// Restarts of all its containers.
+    pub restarts: u32,
+    /// Containers.
+    pub containers: Vec<Container>,
+}
+
+/// A container.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Container {
+    /// Name.
+    pub name: String,
+    /// `waiting`, `running` or `terminated`.
+    pub state: String,
+    /// Kubernetes' reason; empty when running.
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+    /// Process id while running.
+    pub pid: Option<u32>,
+    /// Restarts.
+    pub restarts: u32,
+    /// Exit code of the last run that ended; null when none did or it is unknown.
+    pub exit_code: Option<i32>,
+}
+
+/// Memory of the agent's own processes, from `smaps_rollup`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// Proportional set size, KiB.
+    pub pss_kib: u64,
+    /// Anonymous memory, KiB.
+    pub anon_kib: u64,
+}
+
+impl Memory {
+    /// Of this process now; zeros where the kernel has no `smaps_rollup`.
+    #[must_use]
+    pub fn own() -> Self {
+        let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+        let kib = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|rest| rest.split_whitespace().next())
+                .and_then(|number| number.parse().ok())
+                .unwrap_or(0)
+        };
+        Self {
+            pss_kib: kib("Pss:"),
+            anon_kib: kib("Anonymous:"),
+        }
+    }
+}
+
+impl Status {
+    /// Fills in pods from what the core reports.
+    pub fn add_pod(&mut self, status: &edge_proto::object::PodStatus) {
+        use edge_proto::object::ContainerState;
+        let containers = status.containers.iter().map(|container| {
+            let (pid, exit_code, reason, message) = match &container.state {
+                ContainerState::Running { pid } => (
+                    Some(*pid),
+                    container.last_exit_code,
+                    String::new(),
+                    String::new(),
+                ),
+                ContainerState::Waiting { reason, message } => (
+                    None,
+                    container.last_exit_code,
+                    reason.clone(),
+                    message.clone(),
+                ),
+                ContainerState::Terminated { exit_code, reason } => {
+                    (None, *exit_code, reason.clone(), String::new())
+                }
+            };
+            Container {
+                name: container.name.clone(),
+                state: container.state.as_str().to_owned(),
+                reason,
+                message,
+                pid,
+                restarts: container.restarts,
+                exit_code,
+            }
+        });
+        self.pods.push(Pod {
+            uid: status.uid.to_string(),
+            namespace: status.namespace.clone(),
+            name: status.name.clone(),
+            phase: status.phase.as_str().to_owned(),
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+            restarts: status
+                .containers
+                .iter()
+                .map(|container| container.restarts)
+                .sum(),
+            containers: containers.collect(),
+        });
+    }
+
+    /// The pods as a table.
+    #[must_use]
+    pub fn pods_table(&self) -> String {
+        if self.pods.is_empty() {
+            return "no pods\n".to_owned();
+        }
+        let mut rows = vec![
+            [
+                "NAMESPACE/POD",
+                "CONTAINER",
+                "PHASE",
+                "STATE",
+                "PID",
+                "RESTARTS",
+                "EXIT",
+                "WHY",
+            ]
+            .map(str::to_owned),
+        ];
+        for pod in &self.pods {
+            let name = [pod.namespace.as_str(), "/", pod.name.as_str()].concat();
+            if pod.containers.is_empty() {
+                rows.push([
+                    name.clone(),
+                    "-".to_owned(),
+                    pod.phase.clone(),
+                    "-".to_owned(),
+                    "-".to_owned(),
+                    "0".to_owned(),
+                    "-".to_owned(),
+                    join_words(&pod.reason, &pod.message),
+                ]);
+            }
+            for container in &pod.containers {
+                let why = if container.reason.is_empty() {
+                    join_words(&pod.reason, &pod.message)
+                } else {
+                    join_words(&container.reason, &container.message)
+                };
+                rows.push([
+                    name.clone(),
+                    container.name.clone(),
+                    pod.phase.clone(),
+                    container.state.clone(),
+                    or_dash(container.pid),
+                    container.restarts.to_string(),
+                    or_dash(container.exit_code),
+                    why,
+                ]);
+            }
+        }
+        table(&rows)
+    }
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn join_words(reason: &str, message: &str) -> String {
+    match (reason.is_empty(), message.is_empty()) {
+        (_, true) => reason.to_owned(),
+        (true, false) => message.to_owned(),
+        (false, false) => [reason, ": ", message].concat(),
+    }
+}
+
+/// Columns padded to their widest cell, two spaces apart.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |holds: bool, yes: &'static str, no: &'static str| if holds { yes } else { no };
+        writeln!(f, "node       {}", self.node)?;
+        writeln!(f, "agent      {}", self.agent)?;
+        writeln!(
+            f,
+            "cloud      {}",
+            word(self.connected, "connected", "not connected")
+        )?;
+        writeln!(
+            f,
+            "state      {}",
+            word(self.in_sync, "in sync", "not in sync")
+        )?;
+        writeln!(f, "desired    {}", self.desired_root)?;
+        writeln!(f, "reported   {}", self.reported_root)?;
+        writeln!(
+            f,
+            "time       {}",
+            word(self.time_trusted, "trusted", "untrusted")
+        )?;
+        writeln!(
+            f,
+            "memory     {} KiB PSS, {} KiB anonymous",
+            self.memory.pss_kib, self.memory.anon_kib
+        )?;
+        for condition in &self.conditions {
+            writeln!(f, "condition  {}: {}", condition.name, condition.message)?;
+        }
+        for refused in &self.refused {
+            writeln!(f, "refused    {}: {}", refused.key, refused.reason)?;
+        }
+        f.write_char('\n')?;
+        f.write_str(&self.pods_table())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_memory_is_measured() {
+        assert!(Memory::own().pss_kib > 100);
+    }
+
+    #[test]
+    fn human_output_shows_what_json_has() {
+        let status = Status {
+            node: "gate-7".into(),
+            pods: vec![Pod {
+                namespace: "toll".into(),
+                name: "counter".into(),
+                phase: "Running".into(),
+                containers: vec![Container {
+                    name: "main".into(),
+                    state: "running".into(),
+                    pid: Some(42),
+                    ..Container::default()
+                }],
+                ..Pod::default()
+            }],
+            ..Status::default()
+        };
+        let text = status.to_string();
+        for word in [
+            "gate-7",
+            "not connected",
+            "toll/counter",
+            "main",
+            "42",
+            "untrusted",
+        ] {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+    }
+}

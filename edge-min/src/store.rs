@@ -1,0 +1,473 @@
+//! The last accepted desired set on the medium: one flat, checksummed file in two generations
+//! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/<sha256>`).
+//! With these alone every workload starts again, whatever the uplink and the clock do.
+//!
+//! A change is written whole (tmp, fsync, rename, fsync of the directory) over the older
+//! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
+//! the cloud sends again what is missing. Secrets are sealed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use edge_proto::hash::{Hash16, Hash32, sha256};
+use edge_proto::key::{Key, Kind};
+use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX};
+use edge_proto::session::{Payload, Reason};
+use serde::{Deserialize, Serialize};
+
+use crate::seal::Sealer;
+
+/// First bytes of a snapshot.
+const MAGIC: &[u8; 4] = b"EMD1";
+/// Bytes of a snapshot: a full node inline, with room for keys.
+const SNAPSHOT_BYTES_MAX: u64 = 2 * NODE_BYTES_MAX as u64;
+const GENERATIONS: [&str; 2] = ["desired.a", "desired.b"];
+
+/// An applied change: the payload as it is now, why there is only a stub, or `None` for gone.
+pub type Applied = (Key, Option<Result<Vec<u8>, Reason>>);
+
+/// How an object is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Record {
+    /// The payload; sealed for a Secret.
+    Inline(Vec<u8>),
+    /// `objects/<sha256>`; sealed for a Secret.
+    Large(Hash32),
+    /// Refused; only its hash.
+    Stub(Hash16, Reason),
+}
+
+/// An object as a new agent gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Key.
+    pub key: Key,
+    /// Hash of the payload.
+    pub hash: Hash16,
+    /// The payload, or why there is only a stub.
+    pub payload: Result<Vec<u8>, Reason>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Snapshot {
+    generation: u64,
+    epoch: u64,
+    records: BTreeMap<Key, Record>,
+}
+
+/// The store.
+pub struct Store {
+    dir: PathBuf,
+    sealer: Sealer,
+    snapshot: Snapshot,
+    /// Bytes written since the start, for the flash budget.
+    pub bytes_written: u64,
+}
+
+impl Store {
+    /// Opens the store and returns what it holds, with the epoch, and a word on damage.
+    ///
+    /// # Errors
+    /// Only when the directory or the board key cannot be made; damage is not an error.
+    pub fn open(state: &Path) -> io::Result<(Self, Vec<Stored>, Option<String>)> {
+        fs::create_dir_all(state.join("objects"))?;
+        let sealer = Sealer::open(state)?;
+        let mut damage = None;
+        let mut newest: Option<Snapshot> = None;
+        for name in GENERATIONS {
+            match read_snapshot(&state.join(name)) {
+                Ok(Some(snapshot)) => {
+                    if newest
+                        .as_ref()
+                        .is_none_or(|best| best.generation < snapshot.generation)
+                    {
+                        newest = Some(snapshot);
+                    }
+                }
+                Ok(None) => {}
+                Err(reason) => damage = Some([name, ": ", &reason].concat()),
+            }
+        }
+        let mut store = Self {
+            dir: state.to_owned(),
+            sealer,
+            snapshot: newest.unwrap_or_default(),
+            bytes_written: 0,
+        };
+        let mut objects = Vec::with_capacity(store.snapshot.records.len());
+        let mut lost = Vec::new();
+        for (key, record) in &store.snapshot.records {
+            match store.read(key, record) {
+                Some((hash, payload)) => objects.push(Stored {
+                    key: key.clone(),
+                    hash,
+                    payload,
+                }),
+                None => lost.push(key.clone()),
+            }
+        }
+        // Left out of the set, so that the roots differ and the cloud sends it again.
+        for key in lost {
+            damage = Some([&key.to_string(), ": lost or altered"].concat());
+            store.snapshot.records.remove(&key);
+        }
+        store.sweep();
+        Ok((store, objects, damage))
+    }
+
+    /// Epoch of the last accepted change.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.snapshot.epoch
+    }
+
+    /// Makes the changes durable; returns what they hold, payloads read back for large ones.
+    ///
+    /// # Errors
+    /// Those of the file system; then nothing has changed.
+    pub fn apply(
+        &mut self,
+        changes: Vec<(Key, Option<Payload>)>,
+        epoch: u64,
+    ) -> io::Result<Vec<Applied>> {
+        let mut records = self.snapshot.records.clone();
+        let mut applied = Vec::with_capacity(changes.len());
+        for (key, payload) in changes {
+            let secret = key.kind() == Kind::Secret;
+            let taken = match payload {
+                None => {
+                    records.remove(&key);
+                    None
+                }
+                Some(Payload::Inline(bytes)) => {
+                    let record = Record::Inline(self.at_rest(secret, &bytes)?);
+                    records.insert(key.clone(), record);
+                    Some(Ok(bytes))
+                }
+                Some(Payload::Large { sha256, .. }) => {
+                    let bytes = self.take_blob(sha256, secret)?;
+                    records.insert(key.clone(), Record::Large(sha256));
+                    Some(Ok(bytes))
+                }
+                Some(Payload::Refused { hash, reason }) => {
+                    records.insert(key.clone(), Record::Stub(hash, reason));
+                    Some(Err(reason))
+                }
+            };
+            applied.push((key, taken));
+        }
+        let snapshot = Snapshot {
+            generation: self.snapshot.generation + 1,
+            epoch,
+            records,
+        };
+        self.write_snapshot(&snapshot)?;
+        self.snapshot = snapshot;
+        self.sweep();
+        Ok(applied)
+    }
+
+    /// Bytes of a large object that are here already. A whole one counts only if its hash fits.
+    #[must_use]
+    pub fn blob_have(&self, sha256: Hash32, length: u32) -> u32 {
+        let path = self.blob_part(sha256);
+        let have = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        match u32::try_from(have) {
+            Ok(have) if have < length => have,
+            Ok(have) if have == length && self.part_is(sha256) => have,
+            _ => {
+                fs::remove_file(&path).ok();
+                0
+            }
+        }
+    }
+
+    /// Appends a chunk of a large object; returns the bytes that are here now, 0 to start over.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn blob_chunk(
+        &mut self,
+        sha256: Hash32,
+        offset: u32,
+        bytes: &[u8],
+        length: u32,
+    ) -> io::Result<u32> {
+        let path = self.blob_part(sha256);
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)?;
+        let have = file.metadata()?.len();
+        if have != u64::from(offset) || have + bytes.len() as u64 > CONFIG_BYTES_MAX as u64 {
+            return Ok(u32::try_from(have).unwrap_or(0));
+        }
+        file.write_all(bytes)?;
+        self.bytes_written += bytes.len() as u64;
+        drop(file);
+        Ok(self.blob_have(sha256, length))
+    }
+
+    fn blob_part(&self, sha256: Hash32) -> PathBuf {
+        self.dir
+            .join("objects")
+            .join([&sha256.to_string(), ".part"].concat())
+    }
+
+    fn part_is(&self, wanted: Hash32) -> bool {
+        fs::read(self.blob_part(wanted)).is_ok_and(|bytes| sha256(&bytes) == wanted)
+    }
+
+    /// Makes a whole received object durable under its name, sealed for a Secret.
+    fn take_blob(&mut self, hash: Hash32, secret: bool) -> io::Result<Vec<u8>> {
+        let path = self.dir.join("objects").join(hash.to_string());
+        let part = self.blob_part(hash);
+        let bytes = match fs::read(&part) {
+            Ok(bytes) => bytes,
+            // Stored before under another key.
+            Err(_) => fs::read(&path).map(|bytes| match self.sealer.open_sealed(&bytes) {
+                Some(plain) => plain,
+                None => bytes,
+            })?,
+        };
+        if sha256(&bytes) != hash {
+            return Err(io::Error::other("a received object does not have its hash"));
+        }
+        let at_rest = self.at_rest(secret, &bytes)?;
+        write_durably(&self.dir.join("objects"), &path, &at_rest)?;
+        self.bytes_written += at_rest.len() as u64;
+        fs::remove_file(&part).ok();
+        Ok(bytes)
+    }
+
+    fn at_rest(&self, secret: bool, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        if !secret {
+            return Ok(bytes.to_vec());
+        }
+        self.sealer
+            .seal(bytes)
+            .ok_or_else(|| io::Error::other("no random bytes"))
+    }
+
+    fn read(&self, key: &Key, record: &Record) -> Option<(Hash16, Result<Vec<u8>, Reason>)> {
+        let open = |bytes: Vec<u8>| match key.kind() {
+            Kind::Secret => self.sealer.open_sealed(&bytes),
+            _ => Some(bytes),
+        };
+        match record {
+            Record::Stub(hash, reason) => Some((*hash, Err(*reason))),
+            Record::Inline(bytes) => {
+                let bytes = open(bytes.clone())?;
+                Some((Hash16::of(&bytes), Ok(bytes)))
+            }
+            Record::Large(hash) => {
+                let path = self.dir.join("objects").join(hash.to_string());
+                let bytes = open(fs::read(path).ok()?)?;
+                (sha256(&bytes) == *hash).then(|| (hash.short(), Ok(bytes)))
+            }
+        }
+    }
+
+    fn write_snapshot(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        let body = edge_proto::encode(snapshot);
+        let crc = crc32fast::hash(&body).to_be_bytes();
+        let bytes = [MAGIC.as_slice(), &crc, &body].concat();
+        let [even, odd] = GENERATIONS;
+        let name = if snapshot.generation.is_multiple_of(2) {
+            even
+        } else {
+            odd
+        };
+        write_durably(&self.dir, &self.dir.join(name), &bytes)?;
+        self.bytes_written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Removes objects that no record names. Parts stay: they are a download that goes on.
+    fn sweep(&self) {
+        let named: Vec<String> = self
+            .snapshot
+            .records
+            .values()
+            .filter_map(|record| match record {
+                Record::Large(hash) => Some(hash.to_string()),
+                _ => None,
+            })
+            .collect();
+        for entry in fs::read_dir(self.dir.join("objects"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let keep = name.to_str().is_some_and(|name| {
+                name.ends_with(".part") || named.iter().any(|have| have == name)
+            });
+            if !keep {
+                fs::remove_file(entry.path()).ok();
+            }
+        }
+    }
+}
+
+fn read_snapshot(path: &Path) -> Result<Option<Snapshot>, String> {
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+        Ok(metadata) => metadata,
+    };
+    if metadata.len() > SNAPSHOT_BYTES_MAX {
+        return Err("too large".to_owned());
+    }
+    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+    let body = bytes.strip_prefix(MAGIC).ok_or("not a snapshot")?;
+    let (crc, body) = body.split_first_chunk::<4>().ok_or("truncated")?;
+    if crc32fast::hash(body).to_be_bytes() != *crc {
+        return Err("checksum differs".to_owned());
+    }
+    postcard::from_bytes(body)
+        .map(Some)
+        .map_err(|_| "unknown layout".to_owned())
+}
+
+/// Writes a file so that a power cut leaves the old one or the new one.
+///
+/// # Errors
+/// Those of the file system; the old file then still stands.
+pub fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("tmp");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(name: &str, bytes: &[u8]) -> (Key, Option<Payload>) {
+        let key = Key::Name(Kind::Secret, "toll".into(), name.into());
+        (key, Some(Payload::Inline(bytes.to_vec())))
+    }
+
+    fn load(dir: &Path) -> (Vec<Vec<u8>>, u64, Option<String>) {
+        let (store, objects, damage) = Store::open(dir).unwrap();
+        let payloads = objects
+            .into_iter()
+            .map(|object| object.payload.unwrap())
+            .collect();
+        (payloads, store.epoch(), damage)
+    }
+
+    #[test]
+    fn what_was_applied_is_there_again_and_secrets_are_not_in_the_clear() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, objects, damage) = Store::open(dir.path()).unwrap();
+        assert_eq!((objects.len(), damage), (0, None));
+        store
+            .apply(vec![put("a", b"plain-a"), put("b", b"plain-b")], 7)
+            .unwrap();
+        store.apply(vec![(put("a", b"").0, None)], 8).unwrap();
+        assert_eq!(load(dir.path()), (vec![b"plain-b".to_vec()], 8, None));
+        for name in GENERATIONS {
+            let bytes = fs::read(dir.path().join(name)).unwrap();
+            assert!(!bytes.windows(5).any(|window| window == b"plain"));
+        }
+    }
+
+    #[test]
+    fn any_damage_to_the_newer_generation_falls_back_to_the_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        store.apply(vec![put("a", b"one")], 1).unwrap();
+        store.apply(vec![put("a", b"two")], 2).unwrap();
+        let newer = dir.path().join("desired.a");
+        let whole = fs::read(&newer).unwrap();
+        let mut flipped = whole.clone();
+        flipped[20] ^= 1;
+        let mut zeroed = whole.clone();
+        zeroed[8..].fill(0);
+        for damaged in [&whole[..whole.len() / 2], &flipped, &zeroed, &[]] {
+            fs::write(&newer, damaged).unwrap();
+            let (payloads, epoch, damage) = load(dir.path());
+            assert_eq!((payloads, epoch), (vec![b"one".to_vec()], 1));
+            assert!(damage.is_some());
+        }
+        fs::remove_file(&newer).unwrap();
+        assert_eq!(load(dir.path()).1, 1);
+    }
+
+    #[test]
+    fn large_objects_resume_and_count_only_with_their_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let bytes: Vec<u8> = (0..10_000_u32)
+            .map(|index| index.to_le_bytes()[0])
+            .collect();
+        let hash = sha256(&bytes);
+        assert_eq!(store.blob_have(hash, 10_000), 0);
+        assert_eq!(
+            store.blob_chunk(hash, 0, &bytes[..4096], 10_000).unwrap(),
+            4096
+        );
+        assert_eq!(
+            store
+                .blob_chunk(hash, 9_000, &bytes[9_000..], 10_000)
+                .unwrap(),
+            4096
+        );
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        assert_eq!(
+            store.blob_have(hash, 10_000),
+            4096,
+            "resumes after a restart"
+        );
+        assert_eq!(
+            store
+                .blob_chunk(hash, 4096, &bytes[4096..], 10_000)
+                .unwrap(),
+            10_000
+        );
+        let key = Key::Name(Kind::ConfigMap, "toll".into(), "big".into());
+        let change = vec![(
+            key,
+            Some(Payload::Large {
+                sha256: hash,
+                len: 10_000,
+            }),
+        )];
+        store.apply(change, 1).unwrap();
+        assert_eq!(load(dir.path()).0, std::slice::from_ref(&bytes));
+        fs::write(
+            dir.path().join("objects").join(hash.to_string()),
+            b"altered",
+        )
+        .unwrap();
+        let (payloads, _, damage) = load(dir.path());
+        assert!(
+            payloads.is_empty() && damage.is_some(),
+            "left out, so the cloud sends it again"
+        );
+        let mut wrong = bytes;
+        wrong[5] ^= 1;
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        store.blob_chunk(hash, 0, &wrong[..5000], 10_000).unwrap();
+        assert_eq!(
+            store
+                .blob_chunk(hash, 5000, &wrong[5000..], 10_000)
+                .unwrap(),
+            0
+        );
+    }
+}

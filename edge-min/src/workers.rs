@@ -1,0 +1,389 @@
+//! The two threads that block so that the driver need not: one for the store, one for containers.
+//! Each takes jobs in order from a bounded channel and answers each once.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_channel::{Receiver, Sender};
+use edge_core::{Input, StartFailure};
+use edge_proto::hash::{Hash16, Hash32};
+use edge_proto::key::{Key, Uid};
+use edge_proto::object::{Container, RuntimeClass};
+use edge_proto::session::Payload;
+
+use crate::cgroup::Limits;
+use crate::image::Images;
+use crate::launch::Bind;
+use crate::runtime::volume::{self, Content};
+use crate::runtime::{Rootfs, Runtime, Spec};
+use crate::store::{Applied, Store};
+
+/// Stack of a worker: JSON, tar and deflate in debug builds need the most.
+const STACK_BYTES: usize = 512 * 1024;
+/// Pause before a failed write is tried again: a full disk needs somebody to make room.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
+
+/// A job for the store.
+pub enum StoreJob {
+    /// Make these changes durable.
+    Apply {
+        /// For the answer.
+        ticket: u32,
+        /// The changes.
+        changes: Vec<(Key, Option<Payload>)>,
+        /// Epoch that goes with them.
+        epoch: u64,
+    },
+    /// A large object is wanted.
+    BlobWanted(Hash32, u32),
+    /// A piece of it.
+    Chunk(Hash32, u32, Vec<u8>),
+}
+
+/// An answer of the store.
+pub enum StoreDone {
+    /// Durable.
+    Applied {
+        /// The ticket.
+        ticket: u32,
+        /// What holds now.
+        applied: Vec<Applied>,
+    },
+    /// Bytes of the wanted object that are here.
+    Have(Hash32, u32),
+    /// A write failed and is tried again; `None` when it went well again.
+    Trouble(Option<String>),
+}
+
+/// Starts the store's thread.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn_store(
+    mut store: Store,
+    jobs: Receiver<StoreJob>,
+    done: Sender<StoreDone>,
+) -> io::Result<()> {
+    let run = move || {
+        let mut wanted = 0;
+        while let Ok(job) = jobs.recv_blocking() {
+            let answer = match job {
+                StoreJob::Apply {
+                    ticket,
+                    changes,
+                    epoch,
+                } => {
+                    let applied = insist(&done, || store.apply(changes.clone(), epoch));
+                    StoreDone::Applied { ticket, applied }
+                }
+                StoreJob::BlobWanted(hash, length) => {
+                    wanted = length;
+                    StoreDone::Have(hash, store.blob_have(hash, length))
+                }
+                StoreJob::Chunk(hash, offset, bytes) => {
+                    let have = insist(&done, || store.blob_chunk(hash, offset, &bytes, wanted));
+                    StoreDone::Have(hash, have)
+                }
+            };
+            if done.send_blocking(answer).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("store".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(run)
+        .map(drop)
+}
+
+/// Tries until it succeeds: nothing is acknowledged that is not on the medium.
+fn insist<T>(done: &Sender<StoreDone>, mut write: impl FnMut() -> io::Result<T>) -> T {
+    let mut failed = false;
+    loop {
+        match write() {
+            Ok(value) => {
+                if failed {
+                    done.send_blocking(StoreDone::Trouble(None)).ok();
+                }
+                return value;
+            }
+            Err(error) => {
+                if !failed {
+                    done.send_blocking(StoreDone::Trouble(Some(error.to_string())))
+                        .ok();
+                }
+                failed = true;
+                std::thread::sleep(WRITE_AGAIN);
+            }
+        }
+    }
+}
+
+/// Everything about one start, resolved from the desired objects.
+pub struct Start {
+    /// Pod.
+    pub uid: Uid,
+    /// Its name, for the host name.
+    pub pod: String,
+    /// Number of the run.
+    pub run: u32,
+    /// Spec hash.
+    pub hash: Hash16,
+    /// Runtime.
+    pub runtime: RuntimeClass,
+    /// The container.
+    pub container: Container,
+    /// Environment, or what is missing.
+    pub env: Result<Vec<(String, String)>, String>,
+    /// Volumes that it mounts, or what is missing.
+    pub volumes: Vec<(String, Result<Content, String>)>,
+}
+
+/// A job for containers.
+pub enum RuntimeJob {
+    /// Make the pod's directory.
+    PreparePod {
+        /// Pod.
+        uid: Uid,
+        /// Containers.
+        containers: u64,
+        /// Bytes of one log ring.
+        log_bytes: u64,
+    },
+    /// Rewrite the files of volumes.
+    UpdateConfig(Uid, Vec<(String, Content)>),
+    /// Start a container.
+    Start(Box<Start>),
+    /// Signal a container.
+    Signal {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Spec hash of what runs.
+        hash: Hash16,
+        /// Its process.
+        pid: u32,
+        /// SIGKILL instead of SIGTERM.
+        kill: bool,
+    },
+    /// Clear a container.
+    Remove(Uid, String),
+    /// Clear a pod.
+    RemovePod(Uid),
+}
+
+/// Starts the containers' thread; each answer is an input of the core.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn_runtime(
+    runtime: Runtime,
+    images: Images,
+    host_paths: Vec<PathBuf>,
+    jobs: Receiver<RuntimeJob>,
+    done: Sender<Input>,
+) -> io::Result<()> {
+    let run = move || {
+        while let Ok(job) = jobs.recv_blocking() {
+            let Some(answer) = perform(&runtime, &images, &host_paths, job) else {
+                continue;
+            };
+            if done.send_blocking(answer).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("runtime".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(run)
+        .map(drop)
+}
+
+fn perform(
+    runtime: &Runtime,
+    images: &Images,
+    host_paths: &[PathBuf],
+    job: RuntimeJob,
+) -> Option<Input> {
+    match job {
+        RuntimeJob::PreparePod {
+            uid,
+            containers,
+            log_bytes,
+        } => {
+            let result = runtime.prepare_pod(uid, containers, log_bytes);
+            Some(Input::PodPrepared(
+                uid,
+                result.map_err(|error| error.to_string()),
+            ))
+        }
+        RuntimeJob::UpdateConfig(uid, volumes) => {
+            for (name, content) in volumes {
+                let dir = runtime.volume_dir(uid, &name);
+                let Content::Files { files, mode, .. } = content else {
+                    continue;
+                };
+                // A volume that no container has mounted yet is written at its start.
+                if dir.exists()
+                    && let Err(error) = volume::write_files(&dir, &files, mode)
+                {
+                    log::warn!("volume_not_updated pod={uid} volume={name} error={error}");
+                }
+            }
+            None
+        }
+        RuntimeJob::Start(start) => {
+            let result = spec(runtime, images, host_paths, &start).and_then(|spec| {
+                runtime
+                    .start(&spec)
+                    .map_err(|message| failure("RunContainerError", message))
+            });
+            let Start {
+                uid,
+                run,
+                container,
+                ..
+            } = *start;
+            Some(Input::Started {
+                uid,
+                container: container.name,
+                run,
+                result,
+            })
+        }
+        RuntimeJob::Signal {
+            uid,
+            container,
+            hash,
+            pid,
+            kill,
+        } => {
+            runtime.signal(uid, &container, hash, pid, kill);
+            None
+        }
+        RuntimeJob::Remove(uid, container) => {
+            if let Err(error) = runtime.remove(uid, &container) {
+                log::warn!("remains pod={uid} container={container} error={error}");
+            }
+            Some(Input::Removed(uid, container))
+        }
+        RuntimeJob::RemovePod(uid) => {
+            if let Err(error) = runtime.remove_pod(uid) {
+                log::warn!("remains pod={uid} error={error}");
+            }
+            Some(Input::PodRemoved(uid))
+        }
+    }
+}
+
+fn failure(reason: &str, message: String) -> StartFailure {
+    StartFailure {
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+fn spec(
+    runtime: &Runtime,
+    images: &Images,
+    host_paths: &[PathBuf],
+    start: &Start,
+) -> Result<Spec, StartFailure> {
+    let config = |message: String| failure("CreateContainerConfigError", message);
+    let container = &start.container;
+    let own_env = start.env.clone().map_err(config)?;
+    let image = match start.runtime {
+        RuntimeClass::Process => None,
+        RuntimeClass::Runc => Some(
+            images
+                .ensure(&container.image)
+                .map_err(|error| failure(error.reason(), error.to_string()))?,
+        ),
+    };
+    let mut binds = Vec::with_capacity(container.mounts.len());
+    for mount in &container.mounts {
+        let known = start.volumes.iter().find(|(name, _)| *name == mount.volume);
+        let (name, content) =
+            known.ok_or_else(|| config(["no volume ", &mount.volume].concat()))?;
+        let content = content
+            .as_ref()
+            .map_err(|message| config(message.clone()))?;
+        let dir = runtime.volume_dir(start.uid, name);
+        let source = volume::prepare(&dir, content, host_paths).map_err(config)?;
+        let source = volume::sub_path(&source, &mount.sub_path).map_err(config)?;
+        let files = matches!(content, Content::Files { .. });
+        let target = PathBuf::from(&mount.path);
+        binds.push(Bind {
+            source,
+            target,
+            read_only: mount.read_only || files,
+        });
+    }
+    let (argv, env, cwd, user, rootfs) = match image {
+        None => (
+            [container.command.as_slice(), &container.args].concat(),
+            [default_path(), own_env].concat(),
+            String::new(),
+            None,
+            None,
+        ),
+        Some(image) => {
+            // As Kubernetes: a command also replaces the image's arguments.
+            let argv = match (container.command.is_empty(), container.args.is_empty()) {
+                (true, true) => [image.entrypoint, image.cmd].concat(),
+                (true, false) => [image.entrypoint, container.args.clone()].concat(),
+                (false, _) => [container.command.as_slice(), &container.args].concat(),
+            };
+            let env = [default_path(), image.env, own_env].concat();
+            (
+                argv,
+                env,
+                image.working_dir,
+                image.user,
+                Some(Rootfs {
+                    layers: image.layers,
+                }),
+            )
+        }
+    };
+    if argv.is_empty() {
+        return Err(config(
+            "neither the Pod nor its image names a command".to_owned(),
+        ));
+    }
+    let cwd = container.working_dir.clone().unwrap_or(cwd);
+    let resources = &container.resources;
+    Ok(Spec {
+        uid: start.uid,
+        container: container.name.clone(),
+        hash: start.hash,
+        rootfs,
+        argv,
+        env: last_wins(env),
+        cwd: PathBuf::from(if cwd.is_empty() { "/" } else { &cwd }),
+        uid_number: container.user.or(user),
+        gid: container.group,
+        binds,
+        limits: Limits {
+            cpu_millis: resources.cpu_millis,
+            memory_bytes: resources.memory_bytes,
+            pids: resources.pids,
+        },
+        hostname: start.pod.clone(),
+        read_only_root: container.read_only_root,
+    })
+}
+
+fn default_path() -> Vec<(String, String)> {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    vec![("PATH".to_owned(), path.to_owned())]
+}
+
+fn last_wins(env: Vec<(String, String)>) -> Vec<(String, String)> {
+    let map: std::collections::BTreeMap<_, _> = env.into_iter().collect();
+    map.into_iter().collect()
+}
