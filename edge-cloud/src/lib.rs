@@ -4,6 +4,7 @@
 //! behind small traits.
 
 pub mod api;
+pub mod ca;
 pub mod cli;
 pub mod client;
 pub mod controller;
@@ -11,6 +12,8 @@ pub mod manifest;
 pub mod metrics;
 pub mod nodes;
 pub mod placement;
+pub mod registry;
 pub mod saved;
 pub mod serve;
 pub mod source;
+pub mod token;

@@ -1,0 +1,257 @@
+//! The certificate authority of an embedded edge-cloud: P-256, made at the first start in
+//! `DATA/ca`. It signs the server's certificate and one small client certificate per node.
+//!
+//! `NotBefore` is backdated: boards boot with their clock at 1970 or at a build date.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
+
+/// Life of a node's certificate unless told otherwise: a year.
+pub const NODE_LIFE_S: u64 = 365 * 24 * 3600;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The file system.
+    #[error("{what}: {source}")]
+    File {
+        /// What was attempted.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A certificate, key or request does not parse, or its signature is wrong.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The system gives no random numbers.
+    #[error("no random numbers")]
+    Random,
+}
+
+/// The authority, with its key in memory.
+#[derive(Debug)]
+pub struct Ca {
+    der: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A new node certificate.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The certificate.
+    pub der: Vec<u8>,
+    /// Its serial number, hex.
+    pub serial: String,
+}
+
+impl Ca {
+    /// Reads the authority in `data`, or makes it. The key is durable before the certificate, so
+    /// that a power cut between the two only makes the certificate anew.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn open(data: &Path) -> Result<Self, CaError> {
+        let folder = data.join("ca");
+        std::fs::create_dir_all(&folder).map_err(file("cannot make the folder of the CA"))?;
+        let key = read_or(&folder.join("ca.key"), || {
+            Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_der())
+        })?;
+        let key = KeyPair::try_from(key)?;
+        let der = read_or(&folder.join("ca.der"), || {
+            Ok(ca_params()?.self_signed(&key)?.der().to_vec())
+        })?;
+        let der = CertificateDer::from(der);
+        let issuer = Issuer::from_ca_cert_der(&der, key)?;
+        Ok(Self { der, issuer })
+    }
+
+    /// The authority's certificate.
+    #[must_use]
+    pub const fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
+    /// Issues a server certificate with a new key, for these host names and addresses. It is made
+    /// at each start and never stored, so it always fits the names.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn server(
+        &self,
+        names: &[String],
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::new(names.to_vec())?;
+        params.distinguished_name = name("edge-cloud");
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2100, 1, 1);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.serial_number = Some(SerialNumber::from_slice(&serial()?));
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        Ok((certificate.der().clone(), key.into()))
+    }
+
+    /// Issues a node's certificate for the key of a PKCS#10 request. The request's signature is
+    /// checked; its subject and extensions are ignored. `unix_s` is now, `life_s` how long the
+    /// certificate is valid.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn node(
+        &self,
+        node: &str,
+        csr: &[u8],
+        unix_s: u64,
+        life_s: u64,
+    ) -> Result<Issued, CaError> {
+        let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(
+            csr.to_vec(),
+        ))?;
+        let serial = serial()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(node);
+        params.subject_alt_names = vec![SanType::DnsName(node.try_into()?)];
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after =
+            date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s.saturating_add(life_s));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let certificate = params.signed_by(&csr.public_key, &self.issuer)?;
+        Ok(Issued {
+            der: certificate.der().to_vec(),
+            serial: hex(&serial),
+        })
+    }
+}
+
+fn ca_params() -> Result<CertificateParams, CaError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name("edge-cloud CA");
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2100, 1, 1);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    params.serial_number = Some(SerialNumber::from_slice(&serial()?));
+    Ok(params)
+}
+
+fn name(common: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common);
+    name
+}
+
+/// 16 random bytes that are a positive DER integer without padding.
+fn serial() -> Result<[u8; 16], CaError> {
+    let mut serial = random::<16>().ok_or(CaError::Random)?;
+    serial[0] = serial[0] & 0x7f | 0x40;
+    Ok(serial)
+}
+
+/// Random bytes; `None` when the system has none.
+pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn file(what: &str) -> impl FnOnce(io::Error) -> CaError + use<> {
+    let what = what.to_owned();
+    |source| CaError::File { what, source }
+}
+
+fn read_or(
+    path: &Path,
+    make: impl FnOnce() -> Result<Vec<u8>, CaError>,
+) -> Result<Vec<u8>, CaError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let bytes = make()?;
+            replace(path, &bytes).map_err(file("cannot write the CA"))?;
+            Ok(bytes)
+        }
+        Err(error) => Err(file("cannot read the CA")(error)),
+    }
+}
+
+/// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    std::fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::prelude::FromDer as _;
+
+    use super::*;
+
+    #[test]
+    fn a_node_certificate_carries_our_name_and_survives_a_restart_of_the_ca() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::open(folder.path()).unwrap();
+        let again = Ca::open(folder.path()).unwrap();
+        assert_eq!(ca.der(), again.der());
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut wanted = CertificateParams::default();
+        wanted.distinguished_name = name("another-node");
+        let csr = wanted.serialize_request(&key).unwrap();
+        let issued = again.node("gate-7", csr.der(), 1_700_000_000, 60).unwrap();
+        let (_, certificate) =
+            x509_parser::certificate::X509Certificate::from_der(&issued.der).unwrap();
+        assert_eq!(certificate.subject().to_string(), "CN=gate-7");
+        assert_eq!(hex(certificate.raw_serial()), issued.serial);
+        assert_eq!(certificate.validity().not_after.timestamp(), 1_700_000_060);
+        let (_, authority) = x509_parser::certificate::X509Certificate::from_der(ca.der()).unwrap();
+        certificate
+            .verify_signature(Some(authority.public_key()))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_request_with_a_wrong_signature_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::open(folder.path()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        let mut bytes = csr.der().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(ca.node("gate-7", &bytes, 0, 60).is_err());
+    }
+
+    #[test]
+    fn the_key_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        Ca::open(folder.path()).unwrap();
+        let key = std::fs::metadata(folder.path().join("ca/ca.key")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    }
+}

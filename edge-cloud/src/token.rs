@@ -1,0 +1,195 @@
+//! Join tokens: id, secret (stored hashed), uses left, expiry. What a join has used is durable
+//! before the answer goes out, so a used token stays used over any crash.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::ca::{hex, random, replace};
+
+/// File with the tokens in the data folder.
+pub const TOKENS: &str = "tokens.json";
+/// Tokens kept at once; expired ones make room.
+pub const TOKENS_MAX: usize = 1024;
+
+/// Why a token was not made or not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Unknown id or wrong secret; which one is not told.
+    #[error("the token is not valid")]
+    Invalid,
+    /// Too late.
+    #[error("the token has expired")]
+    Expired,
+    /// All its uses are gone.
+    #[error("the token has no uses left")]
+    Used,
+    /// [`TOKENS_MAX`] tokens are open.
+    #[error("there are {TOKENS_MAX} tokens already")]
+    Full,
+    /// The system gives no random numbers.
+    #[error("no random numbers")]
+    Random,
+    /// The file system.
+    #[error("cannot store the tokens: {0}")]
+    Store(#[from] io::Error),
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Token {
+    /// Hex SHA-256 of the secret, which has 128 random bits: no salt or stretching is needed.
+    secret_sha256: String,
+    uses_left: u32,
+    expires_unix_s: u64,
+}
+
+type Tokens = BTreeMap<String, Token>;
+
+/// All tokens, in memory and on disk.
+pub struct TokenStore {
+    path: PathBuf,
+    tokens: Mutex<Tokens>,
+}
+
+impl TokenStore {
+    /// Reads the tokens in `data`.
+    ///
+    /// # Errors
+    /// Those of the file system; a damaged file is one, too: taking it for empty is safe, but a
+    /// person should know.
+    pub fn open(data: &Path) -> io::Result<Self> {
+        let path = data.join(TOKENS);
+        let tokens = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Tokens::new(),
+            Err(error) => return Err(error),
+        };
+        let tokens = Mutex::new(tokens);
+        Ok(Self { path, tokens })
+    }
+
+    /// Makes a token, for `ca` (DER): `em1.<id>.<secret>.<hex SHA-256 of the CA>`.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn create(
+        &self,
+        ca: &[u8],
+        uses: u32,
+        ttl_s: u64,
+        unix_s: u64,
+    ) -> Result<String, TokenError> {
+        let id = hex(&random::<8>().ok_or(TokenError::Random)?);
+        let secret = hex(&random::<16>().ok_or(TokenError::Random)?);
+        let token = Token {
+            secret_sha256: sha256(secret.as_bytes()),
+            uses_left: uses,
+            expires_unix_s: unix_s.saturating_add(ttl_s),
+        };
+        let text = format!("em1.{id}.{secret}.{}", sha256(ca));
+        self.change(|tokens| {
+            tokens.retain(|_, token| token.expires_unix_s > unix_s);
+            if tokens.len() >= TOKENS_MAX {
+                return Err(TokenError::Full);
+            }
+            tokens.insert(id, token);
+            Ok(())
+        })?;
+        Ok(text)
+    }
+
+    /// Takes one use. It is durable when this returns.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn spend(&self, id: &str, secret: &str, unix_s: u64) -> Result<(), TokenError> {
+        let given = sha256(secret.as_bytes());
+        self.change(|tokens| {
+            let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
+            if !same(given.as_bytes(), token.secret_sha256.as_bytes()) {
+                return Err(TokenError::Invalid);
+            }
+            if token.expires_unix_s <= unix_s {
+                return Err(TokenError::Expired);
+            }
+            token.uses_left = token.uses_left.checked_sub(1).ok_or(TokenError::Used)?;
+            Ok(())
+        })
+    }
+
+    /// Changes memory only after the disk. Used-up tokens stay until they expire.
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Tokens) -> Result<(), TokenError>,
+    ) -> Result<(), TokenError> {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = tokens.clone();
+        change(&mut next)?;
+        let bytes = serde_json::to_vec(&next).map_err(io::Error::from)?;
+        replace(&self.path, &bytes)?;
+        *tokens = next;
+        Ok(())
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Compares in a time that only depends on the lengths.
+fn same(left: &[u8], right: &[u8]) -> bool {
+    let differs = left.iter().zip(right).fold(0, |all, (l, r)| all | (l ^ r));
+    left.len() == right.len() && differs == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(token: &str) -> (String, String) {
+        let parts: Vec<_> = token.split('.').collect();
+        assert_eq!(parts[0], "em1");
+        assert_eq!(parts[3], sha256(b"ca"));
+        (parts[1].to_owned(), parts[2].to_owned())
+    }
+
+    #[test]
+    fn a_used_token_stays_used_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let (id, secret) = parts(&store.create(b"ca", 2, 60, 1000).unwrap());
+        store.spend(&id, &secret, 1000).unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        store.spend(&id, &secret, 1059).unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let used = store.spend(&id, &secret, 1000);
+        assert!(matches!(used, Err(TokenError::Used)));
+    }
+
+    #[test]
+    fn a_token_expires_and_a_wrong_secret_costs_no_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let (id, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        let late = store.spend(&id, &secret, 1060);
+        assert!(matches!(late, Err(TokenError::Expired)));
+        for (id, secret) in [(&*id, "00"), ("00", &*secret), (&*id, "")] {
+            let wrong = store.spend(id, secret, 1000);
+            assert!(matches!(wrong, Err(TokenError::Invalid)));
+        }
+        store.spend(&id, &secret, 1000).unwrap();
+    }
+
+    #[test]
+    fn the_secret_is_not_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let (_, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        let file = std::fs::read_to_string(folder.path().join(TOKENS)).unwrap();
+        assert!(!file.contains(&secret));
+    }
+}
