@@ -1,0 +1,73 @@
+//! The one TLS port: TLS 1.3, a client certificate of our CA if one is shown. Whether it must be
+//! shown depends on the ALPN protocol, which the caller checks with [`peer`].
+
+use std::sync::Arc;
+
+use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT};
+use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+
+use crate::ca::{Ca, CaError, hex};
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The server's certificate cannot be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// rustls does not take it.
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+    /// The CA cannot verify clients.
+    #[error("client verifier: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// The configuration for a server that is reached under `names`, with room to resume the sessions
+/// of so many nodes: twice that many are kept, in memory. One ticket per handshake and a stateful
+/// cache make a reconnect half as large.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn server_config(ca: &Ca, names: &[String], nodes: usize) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone())?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()?;
+    let (certificate, key) = ca.server(names)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate], key)?;
+    config.alpn_protocols = vec![ALPN_MQTT.to_vec(), ALPN_JOIN.to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(nodes.saturating_mul(2));
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Common name of the certificate.
+    pub node: String,
+    /// Its serial number, hex.
+    pub serial: String,
+}
+
+/// The peer's identity; `None` without a certificate, or once it has expired: a resumed session
+/// does not verify it again, so its end is checked here.
+#[must_use]
+pub fn peer(connection: &ServerConnection, unix_s: u64) -> Option<Peer> {
+    let der = connection.peer_certificates()?.first()?;
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    let mut names = certificate.subject().iter_common_name();
+    let node = names.next()?.as_str().ok()?.to_owned();
+    let serial = hex(certificate.raw_serial());
+    (end > unix_s && names.next().is_none()).then_some(Peer { node, serial })
+}

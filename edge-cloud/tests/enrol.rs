@@ -1,0 +1,204 @@
+//! Goal: a node joins with a token over real TLS, once, and only where it should.
+//! Method: rustls on both ends of real TCP connections; the answers are read as a node would.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panic, its helpers, too"
+)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use edge_cloud::ca::Ca;
+use edge_cloud::registry::Registry;
+use edge_cloud::token::TokenStore;
+use edge_cloud::{enrol, tls};
+use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+struct Cloud {
+    ca: Arc<Ca>,
+    tokens: Arc<TokenStore>,
+    address: SocketAddr,
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+}
+
+/// Serves enrolments; on ALPN `mqtt` it answers with the name of an admitted peer, or `-`.
+async fn cloud(data: &Path) -> Cloud {
+    let ca = Arc::new(Ca::open(data).unwrap());
+    let tokens = Arc::new(TokenStore::open(data).unwrap());
+    let registry = Arc::new(Registry::open(data, now()).unwrap());
+    let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ca2, tokens2) = (Arc::clone(&ca), Arc::clone(&tokens));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(tcp).await else {
+                continue;
+            };
+            if stream.get_ref().1.alpn_protocol() == Some(ALPN_JOIN) {
+                let _result = enrol::serve(stream, &ca2, &tokens2, &registry).await;
+                continue;
+            }
+            let peer = tls::peer(stream.get_ref().1, now());
+            let peer = peer.filter(|peer| registry.admits(&peer.node, &peer.serial));
+            let name = peer.map_or("-".to_owned(), |peer| peer.node);
+            stream.write_all(name.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    Cloud {
+        ca,
+        tokens,
+        address,
+    }
+}
+
+type Identity = (CertificateDer<'static>, Vec<u8>);
+
+async fn connect(
+    cloud: &Cloud,
+    ca: &Ca,
+    alpn: &[u8],
+    identity: Option<&Identity>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => builder
+            .with_client_auth_cert(
+                vec![certificate.clone()],
+                PrivatePkcs8KeyDer::from(key.clone()).into(),
+            )
+            .unwrap(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let tcp = TcpStream::connect(cloud.address).await?;
+    TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+}
+
+async fn join(cloud: &Cloud, token: &str, node: &str) -> (JoinAnswer, Vec<u8>) {
+    let mut stream = connect(cloud, &cloud.ca, ALPN_JOIN, None).await.unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let parts: Vec<_> = token.split('.').collect();
+    let bytes = edge_proto::encode(&JoinRequest {
+        token_id: parts[1].to_owned(),
+        token_secret: parts[2].to_owned(),
+        node: node.to_owned(),
+        csr: csr.der().to_vec(),
+    });
+    stream.write_u16(bytes.len() as u16).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut answer).await.unwrap();
+    (postcard::from_bytes(&answer).unwrap(), key.serialize_der())
+}
+
+/// The name under which the cloud admits this identity; an error when TLS refuses it.
+async fn admitted(cloud: &Cloud, identity: Option<&Identity>) -> std::io::Result<String> {
+    let mut stream = connect(cloud, &cloud.ca, ALPN_MQTT, identity).await?;
+    let mut name = String::new();
+    stream.read_to_string(&mut name).await?;
+    Ok(name)
+}
+
+#[tokio::test]
+async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitted() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = cloud(folder.path()).await;
+    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    for name in ["Gate", "a.b", ""] {
+        let (answer, _) = join(&cloud, &token, name).await;
+        assert!(matches!(answer, JoinAnswer::Refused(_)), "{name}");
+    }
+    let (answer, key) = join(&cloud, &token, "gate-7").await;
+    let JoinAnswer::Accepted {
+        certificate, ca, ..
+    } = answer
+    else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(ca, cloud.ca.der().to_vec());
+    let identity = (certificate.into(), key);
+    assert_eq!(admitted(&cloud, Some(&identity)).await.unwrap(), "gate-7");
+    assert_eq!(admitted(&cloud, None).await.unwrap(), "-");
+    let (answer, _) = join(&cloud, &token, "gate-8").await;
+    assert!(matches!(answer, JoinAnswer::Refused(_)));
+}
+
+#[tokio::test]
+async fn an_expired_token_and_a_taken_name_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = cloud(folder.path()).await;
+    let old = cloud
+        .tokens
+        .create(cloud.ca.der(), 1, 60, now() - 60)
+        .unwrap();
+    assert!(matches!(
+        join(&cloud, &old, "a").await.0,
+        JoinAnswer::Refused(_)
+    ));
+    let token = cloud.tokens.create(cloud.ca.der(), 2, 60, now()).unwrap();
+    assert!(matches!(
+        join(&cloud, &token, "a").await.0,
+        JoinAnswer::Accepted { .. }
+    ));
+    assert!(matches!(
+        join(&cloud, &token, "a").await.0,
+        JoinAnswer::Refused(_)
+    ));
+}
+
+#[tokio::test]
+async fn foreign_expired_and_unlisted_certificates_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = cloud(folder.path()).await;
+    let foreign = tempfile::tempdir().unwrap();
+    let foreign = Ca::open(foreign.path()).unwrap();
+    assert!(connect(&cloud, &foreign, ALPN_JOIN, None).await.is_err());
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let identity = |ca: &Ca, unix_s| {
+        let issued = ca.node("a", csr.der(), unix_s, 60).unwrap();
+        (issued.der.into(), key.serialize_der())
+    };
+    assert!(
+        admitted(&cloud, Some(&identity(&foreign, now())))
+            .await
+            .is_err()
+    );
+    assert!(
+        admitted(&cloud, Some(&identity(&cloud.ca, now() - 61)))
+            .await
+            .is_err()
+    );
+    let unlisted = admitted(&cloud, Some(&identity(&cloud.ca, now()))).await;
+    assert_eq!(unlisted.unwrap(), "-");
+}
