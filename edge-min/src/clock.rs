@@ -32,9 +32,9 @@ impl Clock {
     #[must_use]
     pub fn open(state: &Path) -> Self {
         let file = state.join("time.floor");
-        let persisted = fs::read_to_string(&file)
+        let persisted = fs::read(&file)
             .ok()
-            .and_then(|text| text.trim().parse().ok())
+            .and_then(|bytes| from_file(&bytes))
             .unwrap_or(0);
         Self(Arc::new(Mutex::new(State {
             file,
@@ -78,8 +78,7 @@ impl Clock {
                 .unwrap_or_else(|| Path::new("/"))
                 .to_owned();
             // Without it the next start only has a lower floor.
-            if crate::store::write_durably(&dir, &state.file, unix_s.to_string().as_bytes()).is_ok()
-            {
+            if crate::store::write_durably(&dir, &state.file, &to_file(unix_s)).is_ok() {
                 state.persisted = unix_s;
             }
         }
@@ -91,6 +90,19 @@ impl Clock {
         let clock = self.clone();
         Arc::new(move || clock.now())
     }
+}
+
+/// The floor file: seconds since 1970 and their CRC-32, both big-endian.
+fn to_file(unix_s: u64) -> Vec<u8> {
+    let seconds = unix_s.to_be_bytes();
+    let crc = crc32fast::hash(&seconds).to_be_bytes();
+    [seconds.as_slice(), &crc].concat()
+}
+
+/// A flipped bit must not lift the floor: certificates would all be out of date for good.
+fn from_file(bytes: &[u8]) -> Option<u64> {
+    let (seconds, crc) = bytes.split_first_chunk::<8>()?;
+    (crc32fast::hash(seconds).to_be_bytes() == *crc).then(|| u64::from_be_bytes(*seconds))
 }
 
 #[cfg(test)]
@@ -109,7 +121,29 @@ mod tests {
         let again = Clock::open(dir.path());
         assert!(again.now().0 >= far);
         assert!(!again.now().1, "the board's own clock is below the floor");
-        fs::write(dir.path().join("time.floor"), "nonsense").unwrap();
-        assert!(Clock::open(dir.path()).now().0 < far);
+    }
+
+    #[test]
+    fn an_altered_floor_file_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("time.floor");
+        Clock::open(dir.path()).confirm(4_000_000_000);
+        let whole = fs::read(&file).unwrap();
+        let persisted = || Clock::open(dir.path()).0.lock().unwrap().persisted;
+        assert_eq!(persisted(), 4_000_000_000);
+        for bit in 0..whole.len() * 8 {
+            let mut altered = whole.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, altered).unwrap();
+            assert_eq!(persisted(), 0, "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            fs::write(&file, &whole[..length]).unwrap();
+            assert_eq!(persisted(), 0, "{length} bytes");
+        }
+        for other in [[0; 12].as_slice(), b"4000000000", b"nonsense"] {
+            fs::write(&file, other).unwrap();
+            assert_eq!(persisted(), 0);
+        }
     }
 }
