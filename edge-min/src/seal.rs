@@ -10,6 +10,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// Bytes of the board key.
 const KEY_BYTES: usize = 32;
+/// First byte of what is sealed: version, nonce, ciphertext and tag.
+const VERSION: u8 = 1;
 
 /// Seals and opens payloads.
 pub struct Sealer {
@@ -45,33 +47,41 @@ impl Sealer {
         })
     }
 
-    /// Nonce, ciphertext and tag. `None` when the system's random source fails.
+    /// Version, nonce, ciphertext and tag; opens only for the same `key` of an object. `None` when
+    /// the system's random source fails.
     #[must_use]
-    pub fn seal(&self, plain: &[u8]) -> Option<Vec<u8>> {
+    pub fn seal(&self, key: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         self.random.fill(&mut nonce).ok()?;
         let mut text = plain.to_vec();
         let unique = Nonce::assume_unique_for_key(nonce);
         self.key
-            .seal_in_place_append_tag(unique, Aad::empty(), &mut text)
+            .seal_in_place_append_tag(unique, bound_to(key), &mut text)
             .ok()?;
-        Some([nonce.as_slice(), &text].concat())
+        Some([[VERSION].as_slice(), &nonce, &text].concat())
     }
 
-    /// The plain bytes; `None` when they were altered or sealed by another board.
+    /// The plain bytes; `None` when they were altered, or sealed for another object, by another
+    /// board or in another version.
     #[must_use]
-    pub fn open_sealed(&self, sealed: &[u8]) -> Option<Vec<u8>> {
+    pub fn open_sealed(&self, key: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let sealed = sealed.strip_prefix(&[VERSION])?;
         let (nonce, text) = sealed.split_at_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut text = text.to_vec();
         let length = self
             .key
-            .open_in_place(nonce, Aad::empty(), &mut text)
+            .open_in_place(nonce, bound_to(key), &mut text)
             .ok()?
             .len();
         text.truncate(length);
         Some(text)
     }
+}
+
+/// What the tag covers besides the text.
+fn bound_to(key: &[u8]) -> Aad<Vec<u8>> {
+    Aad::from([[VERSION].as_slice(), key].concat())
 }
 
 fn write_new(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -93,23 +103,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_sealed_opens_on_this_board_only() {
+    fn what_was_sealed_opens_on_this_board_and_for_its_object_only() {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let sealed = Sealer::open(here.path()).unwrap().seal(b"secret").unwrap();
+        let sealed = Sealer::open(here.path())
+            .unwrap()
+            .seal(b"key", b"secret")
+            .unwrap();
         assert!(!sealed.windows(6).any(|window| window == b"secret"));
         let again = Sealer::open(here.path()).unwrap();
         assert_eq!(
-            again.open_sealed(&sealed).as_deref(),
+            again.open_sealed(b"key", &sealed).as_deref(),
             Some(b"secret".as_slice())
         );
         assert_eq!(
-            Sealer::open(there.path()).unwrap().open_sealed(&sealed),
+            Sealer::open(there.path())
+                .unwrap()
+                .open_sealed(b"key", &sealed),
             None
         );
+        assert_eq!(again.open_sealed(b"other", &sealed), None);
+        assert_eq!(sealed[0], VERSION);
         for index in 0..sealed.len() {
             let mut altered = sealed.clone();
             altered[index] ^= 1;
-            assert_eq!(again.open_sealed(&altered), None);
+            assert_eq!(again.open_sealed(b"key", &altered), None);
         }
     }
 }

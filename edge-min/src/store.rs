@@ -1,12 +1,13 @@
 //! The last accepted desired set on the medium: one flat, checksummed file in two generations
-//! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/<sha256>`).
+//! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/`), kept as long as
+//! one of the two names it.
 //! With these alone every workload starts again, whatever the uplink and the clock do.
 //!
 //! A change is written whole (tmp, fsync, rename, fsync of the directory) over the older
 //! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
-//! the cloud sends again what is missing. Secrets are sealed.
+//! the cloud sends again what is missing. Secrets are sealed, each for its own key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -34,7 +35,7 @@ pub type Applied = (Key, Option<Result<Vec<u8>, Reason>>);
 enum Record {
     /// The payload; sealed for a Secret.
     Inline(Vec<u8>),
-    /// `objects/<sha256>`; sealed for a Secret.
+    /// A file in `objects/`, see `object_name`; sealed for a Secret.
     Large(Hash32),
     /// Refused; only its hash.
     Stub(Hash16, Reason),
@@ -63,6 +64,8 @@ pub struct Store {
     dir: PathBuf,
     sealer: Sealer,
     snapshot: Snapshot,
+    /// Files in `objects/` that the older generation on the medium names.
+    older: BTreeSet<String>,
     /// Bytes written since the start, for the flash budget.
     pub bytes_written: u64,
 }
@@ -77,15 +80,18 @@ impl Store {
         let sealer = Sealer::open(state)?;
         let mut damage = None;
         let mut newest: Option<Snapshot> = None;
+        let mut older = BTreeSet::new();
         for name in GENERATIONS {
             match read_snapshot(&state.join(name)) {
                 Ok(Some(snapshot)) => {
-                    if newest
-                        .as_ref()
-                        .is_none_or(|best| best.generation < snapshot.generation)
-                    {
-                        newest = Some(snapshot);
-                    }
+                    let (newer, other) = match newest.take() {
+                        Some(best) if best.generation >= snapshot.generation => {
+                            (best, Some(snapshot))
+                        }
+                        best => (snapshot, best),
+                    };
+                    older = other.map_or_else(BTreeSet::new, |other| object_names(&other.records));
+                    newest = Some(newer);
                 }
                 Ok(None) => {}
                 Err(reason) => damage = Some([name, ": ", &reason].concat()),
@@ -95,6 +101,7 @@ impl Store {
             dir: state.to_owned(),
             sealer,
             snapshot: newest.unwrap_or_default(),
+            older,
             bytes_written: 0,
         };
         let mut objects = Vec::with_capacity(store.snapshot.records.len());
@@ -136,19 +143,18 @@ impl Store {
         let mut records = self.snapshot.records.clone();
         let mut applied = Vec::with_capacity(changes.len());
         for (key, payload) in changes {
-            let secret = key.kind() == Kind::Secret;
             let taken = match payload {
                 None => {
                     records.remove(&key);
                     None
                 }
                 Some(Payload::Inline(bytes)) => {
-                    let record = Record::Inline(self.at_rest(secret, &bytes)?);
+                    let record = Record::Inline(self.at_rest(&key, &bytes)?);
                     records.insert(key.clone(), record);
                     Some(Ok(bytes))
                 }
                 Some(Payload::Large { sha256, .. }) => {
-                    let bytes = self.take_blob(sha256, secret)?;
+                    let bytes = self.take_blob(sha256, &key, &records)?;
                     records.insert(key.clone(), Record::Large(sha256));
                     Some(Ok(bytes))
                 }
@@ -165,6 +171,7 @@ impl Store {
             records,
         };
         self.write_snapshot(&snapshot)?;
+        self.older = object_names(&self.snapshot.records);
         self.snapshot = snapshot;
         self.sweep();
         Ok(applied)
@@ -223,39 +230,51 @@ impl Store {
     }
 
     /// Makes a whole received object durable under its name, sealed for a Secret.
-    fn take_blob(&mut self, hash: Hash32, secret: bool) -> io::Result<Vec<u8>> {
-        let path = self.dir.join("objects").join(hash.to_string());
+    fn take_blob(
+        &mut self,
+        hash: Hash32,
+        key: &Key,
+        records: &BTreeMap<Key, Record>,
+    ) -> io::Result<Vec<u8>> {
+        let objects = self.dir.join("objects");
         let part = self.blob_part(hash);
+        let wanted = Record::Large(hash);
+        let stored = |key: &Key| self.read(key, &wanted)?.1.ok();
         let bytes = match fs::read(&part) {
             Ok(bytes) => bytes,
-            // Stored before under another key.
-            Err(_) => fs::read(&path).map(|bytes| match self.sealer.open_sealed(&bytes) {
-                Some(plain) => plain,
-                None => bytes,
-            })?,
+            // Stored before, under this key or another.
+            Err(error) => stored(key)
+                .or_else(|| {
+                    records
+                        .iter()
+                        .chain(&self.snapshot.records)
+                        .filter(|(_, record)| **record == wanted)
+                        .find_map(|(key, _)| stored(key))
+                })
+                .ok_or(error)?,
         };
         if sha256(&bytes) != hash {
             return Err(io::Error::other("a received object does not have its hash"));
         }
-        let at_rest = self.at_rest(secret, &bytes)?;
-        write_durably(&self.dir.join("objects"), &path, &at_rest)?;
+        let at_rest = self.at_rest(key, &bytes)?;
+        write_durably(&objects, &objects.join(object_name(key, hash)), &at_rest)?;
         self.bytes_written += at_rest.len() as u64;
         fs::remove_file(&part).ok();
         Ok(bytes)
     }
 
-    fn at_rest(&self, secret: bool, bytes: &[u8]) -> io::Result<Vec<u8>> {
-        if !secret {
+    fn at_rest(&self, key: &Key, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        if key.kind() != Kind::Secret {
             return Ok(bytes.to_vec());
         }
         self.sealer
-            .seal(bytes)
+            .seal(&key.to_bytes(), bytes)
             .ok_or_else(|| io::Error::other("no random bytes"))
     }
 
     fn read(&self, key: &Key, record: &Record) -> Option<(Hash16, Result<Vec<u8>, Reason>)> {
         let open = |bytes: Vec<u8>| match key.kind() {
-            Kind::Secret => self.sealer.open_sealed(&bytes),
+            Kind::Secret => self.sealer.open_sealed(&key.to_bytes(), &bytes),
             _ => Some(bytes),
         };
         match record {
@@ -265,7 +284,7 @@ impl Store {
                 Some((Hash16::of(&bytes), Ok(bytes)))
             }
             Record::Large(hash) => {
-                let path = self.dir.join("objects").join(hash.to_string());
+                let path = self.dir.join("objects").join(object_name(key, *hash));
                 let bytes = open(fs::read(path).ok()?)?;
                 (sha256(&bytes) == *hash).then(|| (hash.short(), Ok(bytes)))
             }
@@ -287,17 +306,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes objects that no record names. Parts stay: they are a download that goes on.
+    /// Removes objects that neither generation names. Parts stay: they are a download that goes on.
     fn sweep(&self) {
-        let named: Vec<String> = self
-            .snapshot
-            .records
-            .values()
-            .filter_map(|record| match record {
-                Record::Large(hash) => Some(hash.to_string()),
-                _ => None,
-            })
-            .collect();
+        let newer = object_names(&self.snapshot.records);
         for entry in fs::read_dir(self.dir.join("objects"))
             .into_iter()
             .flatten()
@@ -305,13 +316,33 @@ impl Store {
         {
             let name = entry.file_name();
             let keep = name.to_str().is_some_and(|name| {
-                name.ends_with(".part") || named.iter().any(|have| have == name)
+                name.ends_with(".part") || newer.contains(name) || self.older.contains(name)
             });
             if !keep {
                 fs::remove_file(entry.path()).ok();
             }
         }
     }
+}
+
+/// File of a large object: its SHA-256, and for a Secret also the hash of the key it is sealed for,
+/// as objects of the same bytes are sealed apart.
+fn object_name(key: &Key, hash: Hash32) -> String {
+    if key.kind() != Kind::Secret {
+        return hash.to_string();
+    }
+    let owner = Hash16::of(&key.to_bytes()).to_string();
+    [&hash.to_string(), "-", &owner].concat()
+}
+
+fn object_names(records: &BTreeMap<Key, Record>) -> BTreeSet<String> {
+    records
+        .iter()
+        .filter_map(|(key, record)| match record {
+            Record::Large(hash) => Some(object_name(key, *hash)),
+            _ => None,
+        })
+        .collect()
 }
 
 fn read_snapshot(path: &Path) -> Result<Option<Snapshot>, String> {
@@ -469,5 +500,71 @@ mod tests {
                 .unwrap(),
             0
         );
+    }
+
+    /// Receives an object whole and names it under `key`.
+    fn put_large(store: &mut Store, key: &Key, bytes: &[u8], epoch: u64) {
+        let len = u32::try_from(bytes.len()).unwrap();
+        let sha256 = sha256(bytes);
+        store.blob_chunk(sha256, 0, bytes, len).unwrap();
+        let change = (key.clone(), Some(Payload::Large { sha256, len }));
+        store.apply(vec![change], epoch).unwrap();
+    }
+
+    #[test]
+    fn objects_of_the_older_generation_stay_until_it_is_overwritten() {
+        for kind in [Kind::ConfigMap, Kind::Secret] {
+            let dir = tempfile::tempdir().unwrap();
+            let key = Key::Name(kind, "toll".into(), "big".into());
+            let [one, two, three] = [vec![1; 5000], vec![2; 5000], vec![3; 5000]];
+            let (mut store, ..) = Store::open(dir.path()).unwrap();
+            put_large(&mut store, &key, &one, 1);
+            put_large(&mut store, &key, &two, 2);
+            assert_eq!(load(dir.path()), (vec![two.clone()], 2, None));
+            let newer = dir.path().join("desired.a");
+            let whole = fs::read(&newer).unwrap();
+            fs::write(&newer, &whole[..whole.len() / 2]).unwrap();
+            let (payloads, epoch, damage) = load(dir.path());
+            assert_eq!((payloads, epoch), (vec![one], 1));
+            assert!(damage.is_some());
+            let (mut store, ..) = Store::open(dir.path()).unwrap();
+            put_large(&mut store, &key, &two, 2);
+            put_large(&mut store, &key, &three, 3);
+            assert_eq!(load(dir.path()), (vec![three], 3, None));
+            let kept = fs::read_dir(dir.path().join("objects")).unwrap().count();
+            assert_eq!(kept, 2, "those of the overwritten generation are gone");
+        }
+    }
+
+    #[test]
+    fn objects_of_the_same_bytes_are_sealed_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let named = |kind, name: &str| Key::Name(kind, "toll".into(), name.into());
+        let bytes = vec![7; 5000];
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        put_large(&mut store, &named(Kind::Secret, "a"), &bytes, 1);
+        let large = || Payload::Large {
+            sha256: sha256(&bytes),
+            len: 5000,
+        };
+        let changes = vec![
+            (named(Kind::Secret, "b"), Some(large())),
+            (named(Kind::ConfigMap, "c"), Some(large())),
+        ];
+        store.apply(changes, 2).unwrap();
+        assert_eq!(load(dir.path()), (vec![bytes; 3], 2, None));
+    }
+
+    #[test]
+    fn a_sealed_payload_does_not_open_under_another_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        store
+            .apply(vec![put("a", b"one"), put("b", b"two")], 1)
+            .unwrap();
+        let (a, b) = (put("a", b"").0, put("b", b"").0);
+        let record = store.snapshot.records[&a].clone();
+        assert!(store.read(&a, &record).is_some());
+        assert!(store.read(&b, &record).is_none());
     }
 }
