@@ -5,6 +5,7 @@
 mod table;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use axum::http::Method;
@@ -17,6 +18,7 @@ use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
 use crate::client::{self, ClientError};
 use crate::manifest::Manifests;
 use crate::nodes::Event;
+use crate::serve;
 use table::{ago, table, yes};
 
 /// Exit codes.
@@ -54,6 +56,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serves nodes, manifests and the API until Ctrl-C.
+    Serve(Serve),
     /// Makes join tokens.
     #[command(subcommand)]
     Token(Token),
@@ -75,6 +79,22 @@ enum Command {
         /// The folder.
         manifests: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Folder of Kubernetes manifests, watched for changes.
+    #[arg(long)]
+    manifests: PathBuf,
+    /// Where nodes connect.
+    #[arg(long, default_value = "0.0.0.0:8883")]
+    listen: SocketAddr,
+    /// Names and addresses under which nodes reach this machine, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "localhost,127.0.0.1")]
+    name: Vec<String>,
+    /// Serves the read-only API and /metrics here, without authentication.
+    #[arg(long)]
+    http: Option<SocketAddr>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,6 +166,9 @@ pub enum CliError {
     /// Standard output.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
+    /// The server could not start or go on.
+    #[error("{0}")]
+    Serve(io::Error),
     /// An argument that clap cannot judge.
     #[error("{0}")]
     Usage(String),
@@ -158,7 +181,7 @@ impl CliError {
         match self {
             Self::Client(ClientError::Unreachable { .. }) => Exit::Unreachable,
             Self::Client(ClientError::Refused(_)) => Exit::Refused,
-            Self::Client(ClientError::Answer(_)) | Self::Output(_) => Exit::Failed,
+            Self::Client(ClientError::Answer(_)) | Self::Output(_) | Self::Serve(_) => Exit::Failed,
             Self::Usage(_) => Exit::Usage,
         }
     }
@@ -174,6 +197,17 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         json: cli.json,
     };
     match cli.command {
+        Command::Serve(serve) => {
+            let config = serve::Config {
+                data: cli.data,
+                manifests: serve.manifests,
+                listen: serve.listen,
+                names: serve.name,
+                http: serve.http,
+            };
+            serve::embedded(config).await.map_err(CliError::Serve)?;
+            Ok(Exit::Done)
+        }
         Command::Token(Token::Create { uses, ttl }) => ctx.create_token(out, uses, ttl).await,
         Command::Nodes => ctx.list(out, "/v1/nodes", nodes).await.map(|_| Exit::Done),
         Command::Pods => ctx.list(out, "/v1/pods", pods).await.map(|_| Exit::Done),

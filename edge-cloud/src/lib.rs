@@ -9,6 +9,8 @@ pub mod cli;
 pub mod client;
 pub mod controller;
 pub mod enrol;
+pub mod hub;
+pub mod links;
 pub mod manifest;
 pub mod metrics;
 pub mod nodes;

@@ -25,6 +25,8 @@ pub struct NodeView {
     pub reported_root: String,
     /// Its certificate is revoked.
     pub revoked: bool,
+    /// Two boards use its identity.
+    pub cloned: bool,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
     /// What the node last said of itself.

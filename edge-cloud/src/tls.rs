@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT};
-use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -25,6 +28,24 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
+/// The server's certificate, with and without its CA.
+#[derive(Debug)]
+struct Chain {
+    /// For nodes, which hold the CA.
+    short: Arc<CertifiedKey>,
+    /// For a joining board, which knows only the hash of the CA.
+    long: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for Chain {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let joins = hello
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == ALPN_JOIN));
+        Some(Arc::clone(if joins { &self.long } else { &self.short }))
+    }
+}
+
 /// The configuration for a server that is reached under `names`, with room to resume the sessions
 /// of so many nodes: twice that many are kept, in memory. One ticket per handshake and a stateful
 /// cache make a reconnect half as large.
@@ -40,10 +61,16 @@ pub fn server_config(ca: &Ca, names: &[String], nodes: usize) -> Result<ServerCo
             .allow_unauthenticated()
             .build()?;
     let (certificate, key) = ca.server(names)?;
+    let key = provider.key_provider.load_private_key(key)?;
+    let long = vec![certificate.clone(), ca.der().clone()];
+    let chain = Chain {
+        short: Arc::new(CertifiedKey::new(vec![certificate], Arc::clone(&key))),
+        long: Arc::new(CertifiedKey::new(long, key)),
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate], key)?;
+        .with_cert_resolver(Arc::new(chain));
     config.alpn_protocols = vec![ALPN_MQTT.to_vec(), ALPN_JOIN.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(nodes.saturating_mul(2));
     config.send_tls13_tickets = 1;

@@ -278,7 +278,7 @@ pub fn parse(text: &str) -> Result<Table, Wrong> {
                 .strip_suffix(']')
                 .ok_or_else(|| wrong("a table is `[name]`"))?
                 .trim();
-            if !is_key(name) || tables.iter().any(|have| have == name) {
+            if !is_key(name) || tables.iter().any(|have| have == name) || table.contains_key(name) {
                 return Err(wrong("a table name of a-z, 0-9, - and _, once"));
             }
             tables.push(name.to_owned());

@@ -17,8 +17,8 @@ use rumqttc::v5::{Client, Connection, Event as MqttEvent, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use rustls::ClientConfig;
 
-/// Frames that wait for the socket.
-const REQUESTS_MAX: usize = 32;
+/// Frames that wait for the socket: the largest inventory has 69 pages, and all must fit.
+const REQUESTS_MAX: usize = 128;
 /// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);

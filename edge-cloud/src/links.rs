@@ -1,0 +1,589 @@
+//! The links of an embedded edge-cloud: one session for each node, whatever connection carries it
+//! just now. Sockets are [`crate::hub`]'s; this decides nothing that `edge-proto`'s session does not.
+//!
+//! Bound: [`crate::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for the
+//! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use edge_proto::frame::Frame;
+use edge_proto::key::{Key, Kind};
+
+use edge_proto::object::{NodeStatus, PodStatus};
+use edge_proto::session::{Cloud, CloudConfig, Input, Output, Payload};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::ca::Ca;
+use crate::enrol;
+use crate::nodes::{Event, NodeView, Nodes};
+use crate::placement::Desired;
+use crate::registry::Registry;
+use crate::token::TokenStore;
+
+/// Frames on the way to one socket; the session repeats what does not fit.
+pub const FRAMES_MAX: usize = 256;
+/// Pieces of a call's answer on the way to its reader: more than its window holds.
+const PIECES_MAX: usize = 64;
+/// Events kept for people.
+const EVENTS_MAX: usize = 1_000;
+/// A call whose node says nothing at all for this long has failed: frames can be lost.
+const CALL_FIRST: Duration = Duration::from_secs(30);
+/// This many takeovers of a live connection within [`CLONE_WINDOW`] mean two boards of one name.
+const CLONE_TAKEOVERS: usize = 3;
+/// See [`CLONE_TAKEOVERS`].
+const CLONE_WINDOW: Duration = Duration::from_secs(300);
+
+type Piece = Result<Bytes, String>;
+
+/// A connection as the session sees it: frames go in, and dropping it closes the socket.
+struct Connection {
+    id: u64,
+    frames: mpsc::Sender<Vec<u8>>,
+}
+
+struct Node {
+    session: Cloud,
+    connection: Option<Connection>,
+    /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
+    /// empty set would stop every pod of a node that we have merely forgotten.
+    desired: Option<Desired>,
+    reported: BTreeMap<Key, Vec<u8>>,
+    live: bool,
+    in_sync: bool,
+    cloned: bool,
+    changed_unix_s: u64,
+    takeovers: VecDeque<Instant>,
+    calls: BTreeMap<u32, mpsc::Sender<Piece>>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    events: VecDeque<Event>,
+    connections: u64,
+    calls: u32,
+}
+
+/// All links.
+pub struct Links {
+    registry: Registry,
+    tokens: TokenStore,
+    state: Mutex<State>,
+    ca: Ca,
+    start: Instant,
+    changes: watch::Sender<u64>,
+    wake: Notify,
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
+fn session(epoch: u64, now: u64) -> Cloud {
+    let mut seed = [0; 8];
+    // Without randomness the nonces repeat after a restart, and an old frame could fit by chance.
+    if SystemRandom::new().fill(&mut seed).is_err() {
+        seed = now_unix_s().to_le_bytes();
+    }
+    let mut session = Cloud::new(CloudConfig { epoch }, u64::from_le_bytes(seed));
+    session.handle(
+        now,
+        Input::Clock {
+            unix_s: now_unix_s(),
+        },
+    );
+    session
+}
+
+impl Links {
+    /// Links over what `data` holds; takes the next epoch.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(data: &Path, ca: Ca) -> io::Result<Arc<Self>> {
+        let registry = Registry::open(data, now_unix_s())?;
+        let links = Arc::new(Self {
+            state: Mutex::new(State::default()),
+            tokens: TokenStore::open(data)?,
+            ca,
+            start: Instant::now(),
+            changes: watch::Sender::new(0),
+            wake: Notify::new(),
+            registry,
+        });
+        {
+            let mut state = links.lock();
+            for name in links.registry.nodes().keys() {
+                state.add(name, links.registry.epoch(), links.now());
+            }
+        }
+        Ok(links)
+    }
+
+    /// The authority.
+    #[must_use]
+    pub const fn ca(&self) -> &Ca {
+        &self.ca
+    }
+
+    /// Runs the sessions' timers, for ever.
+    pub async fn tick(&self) {
+        loop {
+            let deadline = {
+                let state = self.lock();
+                state
+                    .nodes
+                    .values()
+                    .filter_map(|node| node.session.deadline())
+                    .min()
+            };
+            let wait = deadline.map_or(Duration::from_secs(3600), |at| {
+                Duration::from_millis(at.saturating_sub(self.now()))
+            });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.wake.notified() => continue,
+            }
+            let now = self.now();
+            let mut state = self.lock();
+            let due: Vec<String> = state
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.session.deadline().is_some_and(|at| at <= now))
+                .map(|(name, _)| name.clone())
+                .collect();
+            for name in due {
+                self.handle(&mut state, &name, Input::Tick);
+            }
+        }
+    }
+
+    /// Serves one enrolment.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn enrol<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<()> {
+        if let Some(name) = enrol::serve(stream, &self.ca, &self.tokens, &self.registry).await? {
+            let mut state = self.lock();
+            state.add(&name, self.registry.epoch(), self.now());
+            state.event(&name, "Joined", "certificate issued");
+            drop(state);
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// A node's connection is open. The frames for it come from the channel; when that ends, the
+    /// connection is to be closed. `None` refuses it.
+    #[must_use]
+    pub fn connect(&self, name: &str, serial: &str) -> Option<(u64, mpsc::Receiver<Vec<u8>>)> {
+        let mut state = self.lock();
+        if !self.registry.admits(name, serial) {
+            let why = "its certificate is revoked, replaced or not known here";
+            state.event(name, "Refused", why);
+            return None;
+        }
+        state.add(name, self.registry.epoch(), self.now());
+        state.connections += 1;
+        let id = state.connections;
+        let (frames, receiver) = mpsc::channel(FRAMES_MAX);
+        let node = state.nodes.get_mut(name)?;
+        let taken_over = node.connection.replace(Connection { id, frames }).is_some();
+        if taken_over {
+            let now = Instant::now();
+            node.takeovers
+                .retain(|at| now.duration_since(*at) < CLONE_WINDOW);
+            node.takeovers.push_back(now);
+            if node.takeovers.len() >= CLONE_TAKEOVERS && !node.cloned {
+                node.cloned = true;
+                let text = "two boards use this identity: delete the node and join each by a name of its own";
+                state.event(name, "Cloned", text);
+            }
+            self.handle(&mut state, name, Input::TransportDown);
+        }
+        self.handle(&mut state, name, Input::TransportUp);
+        drop(state);
+        self.changed();
+        Some((id, receiver))
+    }
+
+    /// A frame from a node's connection.
+    pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
+        let mut state = self.lock();
+        let current = state
+            .nodes
+            .get(name)
+            .and_then(|node| node.connection.as_ref());
+        // A connection that was taken over may still have frames in its buffer.
+        if current.is_some_and(|connection| connection.id == id) {
+            self.handle(&mut state, name, Input::Frame(frame));
+        }
+    }
+
+    /// A node's connection is closed. A late close of an old one changes nothing.
+    pub fn disconnect(&self, name: &str, id: u64) {
+        let mut state = self.lock();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        if node
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.id == id)
+        {
+            node.connection = None;
+            self.handle(&mut state, name, Input::TransportDown);
+            drop(state);
+            self.changed();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// One input to a node's session, and all that follows from it.
+    fn handle(&self, state: &mut State, name: &str, input: Input<'_>) {
+        let now = self.now();
+        let mut visible = false;
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        node.session.handle(now, input);
+        let mut events = Vec::new();
+        while let Some(output) = node.session.poll() {
+            visible |= node.perform(now, output, &mut events);
+        }
+        for (reason, text) in events {
+            state.event(name, reason, &text);
+        }
+        self.wake.notify_one();
+        if visible {
+            self.changed();
+        }
+    }
+}
+
+impl Node {
+    /// Does what the session asks; true when the node's view has changed.
+    fn perform(
+        &mut self,
+        now: u64,
+        output: Output,
+        events: &mut Vec<(&'static str, String)>,
+    ) -> bool {
+        match output {
+            Output::Send(frame) => {
+                let held = self.desired.is_none() && carries_desired(&frame);
+                if let Some(connection) = self.connection.as_ref().filter(|_| !held) {
+                    // One that does not fit is lost like one on the way: the session repeats.
+                    let _sent = connection.frames.try_send(frame);
+                }
+                false
+            }
+            Output::Apply {
+                ticket, changes, ..
+            } => {
+                for (key, payload) in changes {
+                    match payload {
+                        Some(Payload::Inline(bytes)) => drop(self.reported.insert(key, bytes)),
+                        // No status is that large; what a node sends beyond is not kept.
+                        _ => drop(self.reported.remove(&key)),
+                    }
+                }
+                self.session.handle(
+                    now,
+                    Input::Applied {
+                        ticket,
+                        refused: Vec::new(),
+                    },
+                );
+                true
+            }
+            Output::Live { .. } => {
+                self.live = true;
+                self.changed_unix_s = now_unix_s();
+                events.push(("Connected", "session live".to_owned()));
+                true
+            }
+            Output::Down => {
+                self.live = false;
+                self.in_sync = false;
+                self.changed_unix_s = now_unix_s();
+                self.calls.clear();
+                events.push(("Disconnected", "session over".to_owned()));
+                true
+            }
+            Output::InSync { desired, reported } => {
+                self.in_sync = desired && reported;
+                true
+            }
+            Output::CallBytes { id, bytes, end } => {
+                if let Some(reader) = self.calls.get(&id) {
+                    // The window is smaller than the channel, so a piece that does not fit is a
+                    // node that breaks the contract: its call ends.
+                    let failed = reader.try_send(Ok(bytes.into())).is_err();
+                    if end || failed {
+                        self.calls.remove(&id);
+                    }
+                    if failed {
+                        self.session.handle(now, Input::CallCancel { id });
+                    }
+                }
+                false
+            }
+            Output::CallCancelled { id } => {
+                if let Some(reader) = self.calls.remove(&id) {
+                    let _told = reader.try_send(Err("the node is not connected".to_owned()));
+                }
+                false
+            }
+            Output::BlobWanted { sha256, .. } => {
+                self.session
+                    .handle(now, Input::BlobHave { sha256, bytes: 0 });
+                false
+            }
+            Output::PeerProblem(problem) => {
+                events.push(("PeerProblem", problem.to_string()));
+                false
+            }
+            Output::PutRefused { key, reason } => {
+                events.push(("ObjectRefused", format!("{key}: {reason}")));
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn view(&self, name: &str, revoked: bool) -> NodeView {
+        let pods = self
+            .reported
+            .iter()
+            .filter(|(key, _)| key.kind() == Kind::PodStatus)
+            .filter_map(|(_, bytes)| PodStatus::decode(bytes).ok());
+        let status = self.reported.get(&Key::node_status());
+        NodeView {
+            name: name.to_owned(),
+            connected: self.live,
+            in_sync: self.live && self.in_sync,
+            desired_root: self.session.desired_root().to_string(),
+            reported_root: self.session.reported().root().to_string(),
+            revoked,
+            cloned: self.cloned,
+            changed_unix_s: self.changed_unix_s,
+            status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
+            pods: pods.collect(),
+        }
+    }
+}
+
+/// Whether a frame of ours would change the node's desired set.
+fn carries_desired(frame: &[u8]) -> bool {
+    matches!(
+        Frame::decode(frame),
+        Ok(Frame::Change {
+            set: edge_proto::frame::Set::Desired,
+            ..
+        })
+    )
+}
+
+impl State {
+    fn add(&mut self, name: &str, epoch: u64, now: u64) {
+        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            session: session(epoch, now),
+            connection: None,
+            desired: None,
+            reported: BTreeMap::new(),
+            live: false,
+            in_sync: false,
+            cloned: false,
+            changed_unix_s: 0,
+            takeovers: VecDeque::new(),
+            calls: BTreeMap::new(),
+        });
+    }
+
+    fn event(&mut self, node: &str, reason: &str, message: &str) {
+        log::info!("{} node={node} {message}", reason.to_lowercase());
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event {
+            unix_s: now_unix_s(),
+            node: node.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        });
+    }
+}
+
+impl Nodes for Arc<Links> {
+    fn views(&self) -> Vec<NodeView> {
+        let records = self.registry.nodes();
+        let state = self.lock();
+        let view =
+            |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?.revoked));
+        state.nodes.iter().filter_map(view).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn set_desired(&self, name: &str, desired: &Desired) {
+        let epoch = self.registry.epoch();
+        let mut state = self.lock();
+        let now = self.now();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        let before = node.desired.replace(desired.clone());
+        match before {
+            None => {
+                // The session so far knew an empty set, and may be about to send it.
+                let reported: Vec<_> = node
+                    .session
+                    .reported()
+                    .iter()
+                    .map(|(key, hash)| (key.clone(), hash))
+                    .collect();
+                let was_live = std::mem::take(&mut node.live);
+                node.session = session(epoch, now);
+                node.session.restore(reported);
+                node.in_sync = false;
+                for (key, payload) in desired {
+                    let (key, payload) = (key.clone(), Arc::clone(payload));
+                    node.session.handle(now, Input::Put { key, payload });
+                }
+                if node.connection.is_some() || was_live {
+                    self.handle(&mut state, name, Input::TransportUp);
+                }
+            }
+            Some(before) => {
+                for key in before.keys().filter(|key| !desired.contains_key(*key)) {
+                    self.handle(&mut state, name, Input::Delete { key: key.clone() });
+                }
+                for (key, payload) in desired {
+                    if before.get(key) != Some(payload) {
+                        let (key, payload) = (key.clone(), Arc::clone(payload));
+                        self.handle(&mut state, name, Input::Put { key, payload });
+                    }
+                }
+            }
+        }
+        drop(state);
+        self.changed();
+    }
+
+    fn call(&self, name: &str, method: u16, body: Vec<u8>) -> mpsc::Receiver<Piece> {
+        let (reader, pieces) = mpsc::channel(PIECES_MAX);
+        let (answer, receiver) = mpsc::channel(1);
+        let mut state = self.lock();
+        state.calls += 1;
+        let id = state.calls;
+        if let Some(node) = state.nodes.get_mut(name) {
+            node.calls.insert(id, reader);
+            self.handle(&mut state, name, Input::CallStart { id, method, body });
+        }
+        drop(state);
+        tokio::spawn(relay(Self::clone(self), name.to_owned(), id, pieces, answer));
+        receiver
+    }
+
+    async fn delete(&self, name: &str) -> Result<bool, String> {
+        let found = self
+            .registry
+            .delete(name)
+            .map_err(|error| error.to_string())?;
+        let mut state = self.lock();
+        // Dropping the node drops its connection, which closes the socket.
+        state.nodes.remove(name);
+        if found {
+            state.event(name, "Deleted", "its certificate is refused from now on");
+        }
+        drop(state);
+        self.changed();
+        Ok(found)
+    }
+
+    async fn revoke(&self, name: &str) -> Result<bool, String> {
+        let found = self
+            .registry
+            .revoke(name)
+            .map_err(|error| error.to_string())?;
+        let mut state = self.lock();
+        if let Some(node) = state.nodes.get_mut(name).filter(|_| found) {
+            node.connection = None;
+            self.handle(&mut state, name, Input::TransportDown);
+            state.event(name, "Revoked", "its certificate is refused from now on");
+        }
+        drop(state);
+        self.changed();
+        Ok(found)
+    }
+
+    async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
+        self.tokens
+            .create(self.ca.der(), uses, ttl_s, now_unix_s())
+            .map_err(|error| error.to_string())
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.lock().events.iter().cloned().collect()
+    }
+}
+
+/// Passes a call's pieces on as they are read, which gives the node its credit.
+async fn relay(
+    links: Arc<Links>,
+    name: String,
+    id: u32,
+    mut pieces: mpsc::Receiver<Piece>,
+    answer: mpsc::Sender<Piece>,
+) {
+    let mut first = true;
+    loop {
+        let piece = tokio::select! {
+            piece = pieces.recv() => piece,
+            () = answer.closed() => break,
+            () = tokio::time::sleep(CALL_FIRST), if first => {
+                Some(Err("the node does not answer".to_owned()))
+            }
+        };
+        first = false;
+        let Some(piece) = piece else { return };
+        let taken = piece
+            .as_ref()
+            .map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(0));
+        let failed = piece.is_err();
+        if answer.send(piece).await.is_err() || failed {
+            break;
+        }
+        let mut state = links.lock();
+        links.handle(&mut state, &name, Input::CallTaken { id, bytes: taken });
+    }
+    let mut state = links.lock();
+    if let Some(node) = state.nodes.get_mut(&name) {
+        node.calls.remove(&id);
+    }
+    links.handle(&mut state, &name, Input::CallCancel { id });
+}
