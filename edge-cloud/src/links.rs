@@ -505,7 +505,13 @@ impl Nodes for Arc<Links> {
             self.handle(&mut state, name, Input::CallStart { id, method, body });
         }
         drop(state);
-        tokio::spawn(relay(Self::clone(self), name.to_owned(), id, pieces, answer));
+        tokio::spawn(relay(
+            Self::clone(self),
+            name.to_owned(),
+            id,
+            pieces,
+            answer,
+        ));
         receiver
     }
 

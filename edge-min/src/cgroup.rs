@@ -6,8 +6,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// First component of every workload cgroup; the agent itself is never below it.
-pub const TOP: &str = "edge-min";
 /// Controllers that limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Rounds of killing before giving up on a cgroup whose processes fork as fast as they die.
@@ -32,20 +30,23 @@ pub struct Cgroups {
     /// One root in v2; in v1 one for each controller that is mounted.
     roots: Vec<PathBuf>,
     v2: bool,
+    top: String,
 }
 
 impl Cgroups {
-    /// Looks at what is mounted.
+    /// Looks at what is mounted; `top` is the first component of every workload cgroup, and the
+    /// agent itself is never below it.
     ///
     /// # Errors
     /// `/proc/mounts` is unreadable or names no hierarchy with `pids`.
-    pub fn detect() -> io::Result<Self> {
+    pub fn detect(top: &str) -> io::Result<Self> {
         let v2 = Path::new("/sys/fs/cgroup");
         let controllers = fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
         if controllers.split_whitespace().any(|name| name == "pids") {
             return Ok(Self {
                 roots: vec![v2.to_owned()],
                 v2: true,
+                top: top.to_owned(),
             });
         }
         let mut roots: Vec<PathBuf> = Vec::new();
@@ -67,7 +68,17 @@ impl Cgroups {
         if roots.is_empty() {
             return Err(io::Error::other("no cgroup hierarchy with pids is mounted"));
         }
-        Ok(Self { roots, v2: false })
+        Ok(Self {
+            roots,
+            v2: false,
+            top: top.to_owned(),
+        })
+    }
+
+    /// Path of a container's cgroups below the hierarchies' roots, whatever its spec.
+    #[must_use]
+    pub fn path(&self, pod: &str, container: &str) -> PathBuf {
+        Path::new(&self.top).join(pod).join(container)
     }
 
     /// Makes the cgroup with its limits; one that exists gets the limits anew.
@@ -129,9 +140,9 @@ impl Cgroups {
         let Some(root) = self.roots.first() else {
             return found;
         };
-        for pod in children(&root.join(TOP)) {
-            for container in children(&root.join(TOP).join(&pod)) {
-                for hash in children(&root.join(TOP).join(&pod).join(&container)) {
+        for pod in children(&root.join(&self.top)) {
+            for container in children(&root.join(&self.top).join(&pod)) {
+                for hash in children(&root.join(&self.top).join(&pod).join(&container)) {
                     found.push((pod.clone(), container.clone(), hash));
                 }
             }
@@ -186,7 +197,7 @@ impl Cgroups {
         })
     }
 
-    /// Removes the cgroup and its parents up to [`TOP`] that are empty then. Processes must be
+    /// Removes the cgroup and its parents up to the top that are empty then. Processes must be
     /// gone.
     pub fn remove(&self, path: &Path) {
         for root in &self.roots {

@@ -74,6 +74,8 @@ pub struct Config {
     pub preload_dir: PathBuf,
     /// The runc program.
     pub runc: PathBuf,
+    /// Name of the cgroup above all workloads. Two agents on one board need two.
+    pub cgroup: String,
     /// Prefixes that hostPath volumes may use.
     pub host_paths: Vec<PathBuf>,
     /// MQTT keepalive.
@@ -123,6 +125,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         "preload-dir",
         "runc",
         "host-paths",
+        "cgroup",
         "keepalive-ms",
         "pods-max",
         "board",
@@ -174,6 +177,11 @@ fn config(table: &Table) -> Result<Config, Wrong> {
             "cloud: not of the form mqtts://HOST[:PORT]".to_owned(),
         ));
     }
+    let cgroup = text(table, "cgroup")?.unwrap_or_else(|| "edge-min".to_owned());
+    if !is_label(&cgroup) {
+        let reason = "cgroup: a name of a-z, 0-9 and -".to_owned();
+        return Err((line(table, "cgroup"), reason));
+    }
     let mut labels = Vec::new();
     for (key, (line, value)) in table {
         let Some(name) = key.strip_prefix("labels.") else {
@@ -198,6 +206,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         state_dir,
         run_dir: path("run-dir", "/run/edge-min")?,
         runc: path("runc", "runc")?,
+        cgroup,
         host_paths: match table.get("host-paths") {
             None => Vec::new(),
             Some((_, Value::List(list))) => list.iter().map(PathBuf::from).collect(),

@@ -13,7 +13,7 @@ use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, Input, Output, Signal};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
-use edge_proto::object::{Condition, EnvValue, NodeStatus, Pod, VolumeSource};
+use edge_proto::object::{Condition, NodeStatus};
 use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
 use smol::{Async, Timer};
@@ -26,11 +26,11 @@ use crate::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
 use crate::local::{self, Request};
 use crate::logs::LogCalls;
 use crate::reaper::Reaper;
-use crate::runtime::volume::{self, Content};
-use crate::runtime::{self, LOG_BYTES_MAX, Runtime};
+use crate::resolve;
+use crate::runtime::{self, Runtime};
 use crate::status::{self, Status};
 use crate::store::Store;
-use crate::workers::{self, RuntimeJob, Start, StoreDone, StoreJob};
+use crate::workers::{self, RuntimeJob, StoreDone, StoreJob};
 
 /// Messages in each channel of the driver.
 const CHANNEL_MAX: usize = 64;
@@ -123,8 +123,7 @@ pub fn run(config: Config) -> Result<(), String> {
     std::fs::create_dir_all(&config.run_dir).map_err(failed("run-dir"))?;
     let (store, objects, damage) = Store::open(&config.state_dir).map_err(failed("state-dir"))?;
     let clock = Clock::open(&config.state_dir);
-    let runtime = Runtime::new(&config.run_dir, &config.state_dir, &config.runc)
-        .map_err(failed("runtime"))?;
+    let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
     let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
 
     let mut device = Device::new(
@@ -146,6 +145,7 @@ pub fn run(config: Config) -> Result<(), String> {
     );
     let mut agent = Agent::new(AgentConfig {
         facts: facts(&config),
+        unconfirmed: damage.is_some() || objects.is_empty(),
     });
     for object in objects {
         if let Ok(payload) = object.payload {
@@ -473,7 +473,7 @@ impl Driver {
             for (uid, container) in self.running.keys() {
                 let file = runtime::log_file(&self.config.run_dir, *uid, container);
                 // A container that has written nothing yet has no file.
-                runtime::logs::trim(&file, self.log_bytes(*uid)).ok();
+                runtime::logs::trim(&file, resolve::log_bytes(&self.agent, *uid)).ok();
             }
         }
     }
@@ -675,7 +675,7 @@ impl Driver {
                 self.runtime_jobs.push(RuntimeJob::PreparePod {
                     uid,
                     containers: containers as u64,
-                    log_bytes: self.log_bytes(uid),
+                    log_bytes: resolve::log_bytes(&self.agent, uid),
                 });
             }
             Output::UpdateConfig(uid) => {
@@ -683,7 +683,7 @@ impl Driver {
                     return;
                 };
                 let volumes = pod.volumes.iter().filter_map(|volume| {
-                    let content = self.content(pod, &volume.source).ok()?;
+                    let content = resolve::content(&self.agent, pod, &volume.source).ok()?;
                     Some((volume.name.clone(), content))
                 });
                 let job = RuntimeJob::UpdateConfig(uid, volumes.collect());
@@ -694,7 +694,7 @@ impl Driver {
                 container,
                 run,
             } => {
-                if let Some(start) = self.start(uid, &container, run) {
+                if let Some(start) = resolve::start(&self.agent, uid, &container, run) {
                     self.runtime_jobs.push(RuntimeJob::Start(Box::new(start)));
                 }
             }
@@ -770,7 +770,12 @@ impl Driver {
                 self.log_calls.clear();
                 log::info!("session_down");
             }
-            session::Output::InSync { desired, reported } => self.in_sync = desired && reported,
+            session::Output::InSync { desired, reported } => {
+                self.in_sync = desired && reported;
+                if desired {
+                    self.agent.handle(self.now(), Input::Confirmed);
+                }
+            }
             session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
             session::Output::CallRequest { id, method, body } => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
@@ -790,143 +795,4 @@ impl Driver {
             _ => {}
         }
     }
-
-    /// Bytes of one log ring: at most 1/16 of the smallest memory limit, for tmpfs pages are
-    /// charged to the writer.
-    fn log_bytes(&self, uid: Uid) -> u64 {
-        let limits = self
-            .agent
-            .pod(&uid)
-            .into_iter()
-            .flat_map(|pod| &pod.containers);
-        limits
-            .filter_map(|container| container.resources.memory_bytes)
-            .map(|bytes| bytes / 16)
-            .min()
-            .unwrap_or(LOG_BYTES_MAX)
-            .clamp(16 * 1024, LOG_BYTES_MAX)
-    }
-
-    fn start(&self, uid: Uid, container: &str, run: u32) -> Option<Start> {
-        let pod = self.agent.pod(&uid)?;
-        let spec = pod.containers.iter().find(|one| one.name == container)?;
-        let mounted = pod
-            .volumes
-            .iter()
-            .filter(|volume| spec.mounts.iter().any(|mount| mount.volume == volume.name));
-        Some(Start {
-            uid,
-            pod: pod.name.clone(),
-            run,
-            hash: self.agent.spec_hash(&uid, container)?,
-            runtime: pod.runtime,
-            container: spec.clone(),
-            env: self.env(pod, spec),
-            volumes: mounted
-                .map(|volume| (volume.name.clone(), self.content(pod, &volume.source)))
-                .collect(),
-        })
-    }
-
-    fn env(
-        &self,
-        pod: &Pod,
-        container: &edge_proto::object::Container,
-    ) -> Result<Vec<(String, String)>, String> {
-        let mut env = Vec::new();
-        for from in &container.env_from {
-            match self.data(pod, &from.name, from.secret) {
-                Some(data) => {
-                    for (key, value) in data {
-                        env.push(([&from.prefix, key.as_str()].concat(), text(key, value)?));
-                    }
-                }
-                None if from.optional => {}
-                None => return Err([&from.name, " is not there"].concat()),
-            }
-        }
-        for var in &container.env {
-            let (name, key, optional, secret) = match &var.value {
-                EnvValue::Literal(value) => {
-                    env.push((var.name.clone(), value.clone()));
-                    continue;
-                }
-                EnvValue::ConfigMap {
-                    name,
-                    key,
-                    optional,
-                } => (name, key, *optional, false),
-                EnvValue::Secret {
-                    name,
-                    key,
-                    optional,
-                } => (name, key, *optional, true),
-            };
-            let data = self.data(pod, name, secret);
-            let value = data.and_then(|data| data.iter().find(|(have, _)| have == key));
-            match value {
-                Some((key, value)) => env.push((var.name.clone(), text(key, value)?)),
-                None if optional => {}
-                None => return Err(["key ", key, " of ", name, " is not there"].concat()),
-            }
-        }
-        Ok(env)
-    }
-
-    fn data(&self, pod: &Pod, name: &str, secret: bool) -> Option<&edge_proto::object::Data> {
-        if secret {
-            self.agent
-                .secret(&pod.namespace, name)
-                .map(|secret| &secret.data)
-        } else {
-            self.agent
-                .config_map(&pod.namespace, name)
-                .map(|map| &map.data)
-        }
-    }
-
-    fn content(&self, pod: &Pod, source: &VolumeSource) -> Result<Content, String> {
-        let (name, items, mode, optional, secret) = match source {
-            VolumeSource::EmptyDir { memory, size_bytes } => {
-                return Ok(Content::Empty {
-                    memory: *memory,
-                    size_bytes: *size_bytes,
-                });
-            }
-            VolumeSource::HostPath { path, create } => {
-                return Ok(Content::Host {
-                    path: PathBuf::from(path),
-                    create: *create,
-                });
-            }
-            VolumeSource::ConfigMap {
-                name,
-                items,
-                mode,
-                optional,
-            } => (name, items, *mode, *optional, false),
-            VolumeSource::Secret {
-                name,
-                items,
-                mode,
-                optional,
-            } => (name, items, *mode, *optional, true),
-        };
-        let files = match self.data(pod, name, secret) {
-            Some(data) => volume::select(data, items)?,
-            None if optional => Vec::new(),
-            None => return Err([name, " is not there"].concat()),
-        };
-        let mode = if mode == 0 { 0o644 } else { u32::from(mode) };
-        Ok(Content::Files {
-            files,
-            mode,
-            secret,
-        })
-    }
-}
-
-fn text(key: &str, value: &[u8]) -> Result<String, String> {
-    String::from_utf8(value.to_vec())
-        .map_err(|_| [key, " is not text and cannot be an environment variable"].concat())
 }

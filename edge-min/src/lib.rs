@@ -17,6 +17,7 @@ pub mod local;
 pub mod logger;
 pub mod logs;
 pub mod reaper;
+mod resolve;
 pub mod runtime;
 pub mod seal;
 pub mod status;

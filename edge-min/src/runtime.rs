@@ -18,7 +18,8 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use nix::mount::{MntFlags, umount2};
 
-use crate::cgroup::{Cgroups, Limits, TOP};
+use crate::cgroup::{Cgroups, Limits};
+use crate::config::Config;
 pub use crate::launch::Bind;
 use crate::launch::Plan;
 
@@ -88,11 +89,12 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// A runtime with these directories.
+    /// A runtime with the config's directories.
     ///
     /// # Errors
     /// No cgroups, or a directory that cannot be made.
-    pub fn new(run: &Path, state: &Path, runc: &Path) -> io::Result<Self> {
+    pub fn new(config: &Config) -> io::Result<Self> {
+        let (run, state) = (&config.run_dir, &config.state_dir);
         for dir in [
             run.join("pods"),
             run.join("bundles"),
@@ -102,10 +104,10 @@ impl Runtime {
             fs::create_dir_all(dir)?;
         }
         Ok(Self {
-            run: run.to_owned(),
-            state: state.to_owned(),
-            runc: runc.to_owned(),
-            cgroups: Cgroups::detect()?,
+            run: run.clone(),
+            state: state.clone(),
+            runc: config.runc.clone(),
+            cgroups: Cgroups::detect(&config.cgroup)?,
         })
     }
 
@@ -165,7 +167,7 @@ impl Runtime {
     /// # Errors
     /// For a person, in runc's or the kernel's words.
     pub fn start(&self, spec: &Spec) -> Result<u32, String> {
-        let path = cgroup_path(spec.uid, &spec.container, spec.hash);
+        let path = self.cgroup(spec.uid, &spec.container, spec.hash);
         let log = log_file(&self.run, spec.uid, &spec.container);
         self.cgroups
             .create(&path, &spec.limits)
@@ -311,7 +313,7 @@ impl Runtime {
 
     /// Signals a container: SIGTERM to its first process, or SIGKILL to all of it.
     pub fn signal(&self, uid: Uid, container: &str, hash: Hash16, pid: u32, kill: bool) {
-        let path = cgroup_path(uid, container, hash);
+        let path = self.cgroup(uid, container, hash);
         if kill {
             self.cgroups.kill(&path);
             return;
@@ -328,7 +330,7 @@ impl Runtime {
     /// Whether the OOM killer struck in the container.
     #[must_use]
     pub fn oom_killed(&self, uid: Uid, container: &str, hash: Hash16) -> bool {
-        self.cgroups.oom_killed(&cgroup_path(uid, container, hash))
+        self.cgroups.oom_killed(&self.cgroup(uid, container, hash))
     }
 
     /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
@@ -336,7 +338,7 @@ impl Runtime {
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, uid: Uid, container: &str) -> io::Result<()> {
-        let base = Path::new(TOP).join(uid.to_string()).join(container);
+        let base = self.cgroups.path(&uid.to_string(), container);
         self.cgroups.kill(&base);
         let id = container_id(uid, container);
         if self.run.join("runc").join(&id).exists() {
@@ -389,7 +391,7 @@ impl Runtime {
             }
             pid
         };
-        let in_cgroup = self.cgroups.pids(&cgroup_path(uid, container, hash));
+        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
         in_cgroup.contains(&i32::try_from(pid).ok()?).then_some(pid)
     }
 
@@ -401,6 +403,12 @@ impl Runtime {
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .output()
+    }
+
+    fn cgroup(&self, uid: Uid, container: &str, hash: Hash16) -> PathBuf {
+        self.cgroups
+            .path(&uid.to_string(), container)
+            .join(hash.to_string())
     }
 
     fn pod_dir(&self, uid: Uid) -> PathBuf {
@@ -436,13 +444,6 @@ pub fn start_time(pid: u32) -> Option<u64> {
     // The second field is the name in brackets and may hold anything, even brackets.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
-}
-
-fn cgroup_path(uid: Uid, container: &str, hash: Hash16) -> PathBuf {
-    Path::new(TOP)
-        .join(uid.to_string())
-        .join(container)
-        .join(hash.to_string())
 }
 
 fn container_id(uid: Uid, container: &str) -> String {

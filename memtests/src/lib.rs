@@ -1,1 +1,297 @@
-//! memtests
+//! The promises of edge-min as tests. This library is the gate that they run against: a real
+//! edge-cloud, a real agent that joined it, real pods, each in a folder of its own.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// Patience with any state; a test that waits longer has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a state is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// One edge-cloud with one gate.
+pub struct Gate {
+    dir: PathBuf,
+    port: u16,
+    cloud: Option<Child>,
+    agent: Option<Child>,
+}
+
+/// The program `name` that `cargo build` made beside this test.
+fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .context("no target folder")?;
+    let program = folder.join(name);
+    if !program.exists() {
+        bail!(
+            "{} is missing: cargo build -p edge-min -p edge-cloud",
+            program.display()
+        );
+    }
+    Ok(program)
+}
+
+fn text(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+impl Gate {
+    /// A gate that has joined, with these manifests.
+    ///
+    /// # Errors
+    /// Whatever does not start.
+    pub fn start(manifests: &str) -> Result<Self> {
+        static GATES: AtomicU32 = AtomicU32::new(0);
+        let number = GATES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("edge-min-test-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(&name);
+        fs::create_dir_all(dir.join("manifests"))?;
+        fs::create_dir_all(dir.join("state/preload"))?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let config = format!(
+            "version = 1\nnode = \"gate\"\ncloud = \"mqtts://localhost:{port}\"\n\
+             state-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\nkeepalive-ms = 5000\ncgroup = \"{name}\"\n",
+            dir.display()
+        );
+        fs::write(dir.join("edge-min.toml"), config)?;
+        let mut gate = Self {
+            dir,
+            port,
+            cloud: None,
+            agent: None,
+        };
+        gate.manifests(manifests)?;
+        gate.start_cloud()?;
+        let token = gate.cloud_text(&["token", "create"])?;
+        let url = format!("mqtts://localhost:{port}");
+        text(
+            gate.agent_command(&["join", &url, "--token", token.trim()])?
+                .stdin(Stdio::null()),
+        )?;
+        gate.start_agent()?;
+        Ok(gate)
+    }
+
+    /// Replaces the manifests.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn manifests(&self, manifests: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join("manifests/all.yaml"), manifests)?)
+    }
+
+    /// The agent's state folder.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    fn agent_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(program("edge-min")?);
+        command
+            .arg("--config")
+            .arg(self.dir.join("edge-min.toml"))
+            .args(args);
+        Ok(command)
+    }
+
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// The program is missing.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("agent.log"))?;
+        let child = self
+            .agent_command(&["run"])?
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.agent = Some(child);
+        Ok(())
+    }
+
+    /// Starts edge-cloud and waits for its API.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start_cloud(&mut self) -> Result<()> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("cloud.log"))?;
+        let child = Command::new(program("edge-cloud")?)
+            .arg("--data")
+            .arg(self.dir.join("cloud"))
+            .args([
+                "serve",
+                "--name",
+                "localhost",
+                "--listen",
+                &format!("127.0.0.1:{}", self.port),
+            ])
+            .arg("--manifests")
+            .arg(self.dir.join("manifests"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.cloud = Some(child);
+        self.until("edge-cloud answers", |gate| {
+            gate.cloud_text(&["nodes"]).is_ok()
+        })
+    }
+
+    /// SIGKILL to the agent.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        kill(&mut self.agent)
+    }
+
+    /// SIGKILL to edge-cloud.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_cloud(&mut self) -> Result<()> {
+        kill(&mut self.cloud)
+    }
+
+    /// What `edge-cloud ARGS` prints.
+    ///
+    /// # Errors
+    /// Its own words.
+    pub fn cloud_text(&self, args: &[&str]) -> Result<String> {
+        text(
+            Command::new(program("edge-cloud")?)
+                .arg("--data")
+                .arg(self.dir.join("cloud"))
+                .args(args),
+        )
+    }
+
+    /// What `edge-min status --json` says.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&text(
+            &mut self.agent_command(&["status", "--json"])?,
+        )?)?)
+    }
+
+    /// Process ids of all running containers, sorted.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn pids(&self) -> Result<Vec<u64>> {
+        let status = self.status()?;
+        let pods = status["pods"].as_array().context("no pods in the status")?;
+        let containers = pods
+            .iter()
+            .filter_map(|pod| pod["containers"].as_array())
+            .flatten();
+        let mut pids: Vec<u64> = containers.filter_map(|one| one["pid"].as_u64()).collect();
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// Waits until `pods` containers run, the link is live and both roots are equal.
+    ///
+    /// # Errors
+    /// It does not happen.
+    pub fn until_converged(&self, pods: usize) -> Result<()> {
+        self.until("the gate converges", |gate| {
+            let live = gate
+                .status()
+                .is_ok_and(|status| status["connected"] == true && status["in_sync"] == true);
+            live && gate.pids().is_ok_and(|pids| pids.len() == pods)
+        })
+    }
+
+    /// Waits for a state.
+    ///
+    /// # Errors
+    /// It does not come; the logs are in the message.
+    pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if reached(self) {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        let mut logs = String::new();
+        for name in ["agent.log", "cloud.log"] {
+            if let Ok(mut file) = fs::File::open(self.dir.join(name)) {
+                file.read_to_string(&mut logs)?;
+            }
+        }
+        let tail: Vec<&str> = logs.lines().rev().take(40).collect();
+        bail!(
+            "{what}: not within {PATIENCE:?}; newest first:\n{}",
+            tail.join("\n")
+        )
+    }
+}
+
+fn kill(child: &mut Option<Child>) -> Result<()> {
+    let mut child = child.take().context("not running")?;
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // Pods outlive their agent by design. They go through an empty folder, or by hand where
+        // the link is gone for good.
+        let linked = self
+            .status()
+            .is_ok_and(|status| status["connected"] == true);
+        let pids = self.pids().unwrap_or_default();
+        if linked {
+            self.manifests("").ok();
+            self.until("pods end", |gate| {
+                gate.status()
+                    .is_ok_and(|status| status["pods"] == Value::Array(Vec::new()))
+            })
+            .ok();
+        }
+        kill(&mut self.agent).ok();
+        kill(&mut self.cloud).ok();
+        for pid in pids {
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .stderr(Stdio::null())
+                .status()
+                .ok();
+        }
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let ours = self.dir.display().to_string();
+        for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+            if path.starts_with(&ours) {
+                Command::new("umount").args(["-l", path]).status().ok();
+            }
+        }
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}

@@ -38,6 +38,8 @@ pub struct Agent {
     pub(crate) node_reported: Option<Vec<u8>>,
     /// Nothing starts before it is known what runs already.
     pub(crate) discovered: bool,
+    /// What the desired set does not name may only have been lost from the store.
+    pub(crate) unconfirmed: bool,
     pub(crate) outputs: VecDeque<Output>,
 }
 
@@ -56,6 +58,7 @@ impl Agent {
             facts: config.facts,
             node_reported: None,
             discovered: false,
+            unconfirmed: config.unconfirmed,
             outputs: VecDeque::new(),
         }
     }
@@ -103,6 +106,7 @@ impl Agent {
                     self.conditions.insert(condition.name.clone(), condition);
                 }
             }
+            Input::Confirmed => self.unconfirmed = false,
             Input::Shutdown => self.handle_shutdown(),
             Input::Tick => {}
         }

@@ -15,6 +15,9 @@ use crate::supervisor::StartFailure;
 pub struct AgentConfig {
     /// The node's facts; conditions and refusals are filled in by the core.
     pub facts: NodeStatus,
+    /// The stored desired set may be incomplete: containers that it does not name are left alone
+    /// until [`Input::Confirmed`].
+    pub unconfirmed: bool,
 }
 
 /// A container that was on the board when the agent started.
@@ -37,6 +40,8 @@ pub enum Input {
     Desired(Key, Option<Vec<u8>>),
     /// All that was on the board at start; comes once, after the stored desired set.
     Discovered(Vec<Discovered>),
+    /// The cloud has confirmed the whole desired set.
+    Confirmed,
     /// Answer to `PreparePod`; the error is for a person.
     PodPrepared(Uid, Result<(), String>),
     /// Answer to `Start`.

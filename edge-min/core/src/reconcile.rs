@@ -21,6 +21,9 @@ impl Agent {
         }
         let mut gone = Vec::new();
         for (uid, pod) in &mut self.pods {
+            if self.unconfirmed && pod.spec.is_none() {
+                continue;
+            }
             pod.missing = missing(pod, &self.config_maps, &self.secrets);
             reconcile_pod(now, *uid, pod, &mut self.outputs);
             let empty = pod.is_empty();
@@ -52,7 +55,8 @@ impl Agent {
 
     pub(crate) fn report(&mut self) {
         for (uid, pod) in &mut self.pods {
-            if pod.directory == Directory::Absent && pod.is_empty() {
+            let held = self.unconfirmed && pod.spec.is_none();
+            if held || pod.directory == Directory::Absent && pod.is_empty() {
                 continue;
             }
             let payload = pod.status_payload(*uid);

@@ -32,7 +32,10 @@ fn agent() -> Agent {
         pods_max: 20,
         ..NodeStatus::default()
     };
-    Agent::new(AgentConfig { facts })
+    Agent::new(AgentConfig {
+        facts,
+        unconfirmed: false,
+    })
 }
 
 impl Board {
@@ -688,4 +691,54 @@ fn shutdown_stops_and_removes_every_pod() {
     board.settle();
     assert!(board.running.is_empty());
     assert_eq!(board.agent.statuses().count(), 0);
+}
+
+/// Goal: a damaged store costs no workload. Method: an agent without its desired set finds a
+/// container, leaves it alone, adopts it when the pod comes, and stops others once confirmed.
+#[test]
+fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.put(&pod(2, RestartPolicy::Always));
+    board.settle();
+    let found = board
+        .running
+        .iter()
+        .map(|((uid, container), (pid, spec))| Discovered {
+            uid: *uid,
+            container: container.clone(),
+            spec: *spec,
+            pid: Some(*pid),
+        })
+        .collect();
+    let facts = NodeStatus {
+        pods_max: 20,
+        ..NodeStatus::default()
+    };
+    board.agent = Agent::new(AgentConfig {
+        facts,
+        unconfirmed: true,
+    });
+    board.reported.clear();
+    board.tell(Input::Discovered(found));
+    board.settle();
+    assert_eq!(board.running.len(), 2);
+    assert_eq!(board.status(UID), None);
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    assert_eq!(
+        (board.starts, board.running.len()),
+        (2, 2),
+        "adopted late, not started again"
+    );
+    board.tell(Input::Confirmed);
+    board.settle();
+    assert_eq!(
+        board
+            .running
+            .keys()
+            .map(|(uid, _)| *uid)
+            .collect::<Vec<_>>(),
+        [UID]
+    );
 }

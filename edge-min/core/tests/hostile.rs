@@ -18,7 +18,10 @@ fn agent() -> Agent {
         pods_max: 20,
         ..NodeStatus::default()
     };
-    Agent::new(AgentConfig { facts })
+    Agent::new(AgentConfig {
+        facts,
+        unconfirmed: false,
+    })
 }
 
 fn pod(id: u8, policy: RestartPolicy) -> Pod {
