@@ -202,9 +202,9 @@ fn check_disk(state: &Path) -> Finding {
         .ancestors()
         .find(|path| path.exists())
         .unwrap_or_else(|| Path::new("/"));
-    match nix::sys::statvfs::statvfs(there) {
+    match rustix::fs::statvfs(there) {
         Ok(stat) => {
-            let free = stat.blocks_available() * stat.fragment_size();
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
             let seen = [
                 &(free / 1024 / 1024).to_string(),
                 " MiB free at ",
@@ -218,7 +218,7 @@ fn check_disk(state: &Path) -> Finding {
                 fix,
             )
         }
-        Err(error) => finding("disk", Verdict::Missing, error.desc().to_owned(), fix),
+        Err(error) => finding("disk", Verdict::Missing, error.to_string(), fix),
     }
 }
 
