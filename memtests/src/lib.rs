@@ -20,6 +20,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Gate {
     dir: PathBuf,
     port: u16,
+    program: PathBuf,
     cloud: Option<Child>,
     agent: Option<Child>,
 }
@@ -55,6 +56,14 @@ impl Gate {
     /// # Errors
     /// Whatever does not start.
     pub fn start(manifests: &str) -> Result<Self> {
+        Self::start_with(program("edge-min")?, manifests)
+    }
+
+    /// The same with another build of the agent.
+    ///
+    /// # Errors
+    /// Whatever does not start.
+    pub fn start_with(program: PathBuf, manifests: &str) -> Result<Self> {
         static GATES: AtomicU32 = AtomicU32::new(0);
         let number = GATES.fetch_add(1, Ordering::Relaxed);
         let name = format!("edge-min-test-{}-{number}", std::process::id());
@@ -73,6 +82,7 @@ impl Gate {
         let mut gate = Self {
             dir,
             port,
+            program,
             cloud: None,
             agent: None,
         };
@@ -103,7 +113,7 @@ impl Gate {
     }
 
     fn agent_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(program("edge-min")?);
+        let mut command = Command::new(&self.program);
         command
             .arg("--config")
             .arg(self.dir.join("edge-min.toml"))
