@@ -1,12 +1,13 @@
 //! Secrets at rest: AES-256-GCM under the board's key file.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+
+use crate::store::write_durably;
 
 /// Bytes of the board key.
 const KEY_BYTES: usize = 32;
@@ -34,7 +35,7 @@ impl Sealer {
                 random
                     .fill(&mut bytes)
                     .map_err(|_| io::Error::other("no random bytes"))?;
-                write_new(state, &path, &bytes)?;
+                write_durably(state, &path, &bytes)?;
                 bytes
             }
             Err(error) => return Err(error),
@@ -82,20 +83,6 @@ impl Sealer {
 /// What the tag covers besides the text.
 fn bound_to(key: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([[VERSION].as_slice(), key].concat())
-}
-
-fn write_new(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
