@@ -9,6 +9,7 @@ use lexopt::prelude::{Long, Short, Value};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::name::{SYSFS, Template};
 use crate::status::Status;
 
 const HELP: &str = "\
@@ -18,7 +19,7 @@ usage: edge-min [--config FILE] COMMAND
 
 commands:
   run                       runs the agent in the foreground
-  join URL --token TOKEN    joins the cloud at mqtts://HOST[:PORT]; --node NAME if the config has none
+  join URL --token TOKEN    joins the cloud at mqtts://HOST[:PORT]; --node NAME or TEMPLATE if the config has none
   status [--json]           the node, its roots, conditions, pods and memory
   pods [--json]             the pods only
   logs [-f] [--tail BYTES] POD [-c CONTAINER]
@@ -178,11 +179,15 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
         .token
         .as_deref()
         .ok_or_else(|| usage("join: --token is missing"))?;
-    let node = options.node.clone().or(config.node);
-    let node = node.ok_or_else(|| usage("join: --node is missing, and the config has no node"))?;
-    if !config::is_label(&node) {
-        return Err(usage("--node: not a DNS label (a-z, 0-9, -; at most 63)"));
-    }
+    let template = match &options.node {
+        Some(node) => {
+            Some(Template::parse(node).map_err(|reason| usage(&["--node: ", &reason].concat()))?)
+        }
+        None => config.node,
+    };
+    let template =
+        template.ok_or_else(|| usage("join: --node is missing, and the config has no node"))?;
+    let node = template.resolve(Path::new(SYSFS))?;
     std::fs::create_dir_all(&config.state_dir).map_err(|error| error.to_string())?;
     let clock = Clock::open(&config.state_dir);
     let (identity, unix_s) =
@@ -190,11 +195,11 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
             .map_err(|error| error.to_string())?;
     clock.confirm(unix_s);
     say(&["joined as ", &identity.node, "\n"].concat());
-    if config.cloud.as_deref() != Some(url) {
+    if let Some(other) = config.cloud.filter(|cloud| cloud != url) {
         say(&[
-            "set `cloud = \"",
-            url,
-            "\"` in the config, then start the agent\n",
+            "the config sends the agent to ",
+            &other,
+            ": change or remove its `cloud`\n",
         ]
         .concat());
     }

@@ -10,12 +10,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::name::{SYSFS, Template};
+
 /// Bytes of a config file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Keepalive when the config names none: a dead link is noticed within two.
 const KEEPALIVE_MS_DEFAULT: u64 = 60_000;
-/// Bounds of the keepalive: under 5 s a slow line flaps; MQTT counts to 65,535 s.
-const KEEPALIVE_MS: core::ops::RangeInclusive<u64> = 5_000..=65_535_000;
+/// Bounds of the keepalive: under 5 s a slow line flaps, over 20 minutes edge-cloud would not
+/// wait, and no NAT remembers a connection.
+const KEEPALIVE_MS: core::ops::RangeInclusive<u64> = 5_000..=1_200_000;
 
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +63,9 @@ impl core::error::Error for ConfigError {}
 /// The node's config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Node name; `None` until a join gives one.
-    pub node: Option<String>,
-    /// `mqtts://HOST[:PORT]` of the cloud.
+    /// What the node is called at its join, if the config says so.
+    pub node: Option<Template>,
+    /// `mqtts://HOST[:PORT]` of the cloud; `None` is the one that the node joined.
     pub cloud: Option<String>,
     /// File with a join token, for joining at first boot.
     pub token_file: Option<PathBuf>,
@@ -159,15 +162,10 @@ fn config(table: &Table) -> Result<Config, Wrong> {
     let keepalive_ms = number(table, "keepalive-ms", KEEPALIVE_MS, KEEPALIVE_MS_DEFAULT)?;
     let pods_cap = edge_core::limits::PODS_MAX as u64;
     let pods_max = number(table, "pods-max", 1..=pods_cap, pods_cap)?;
-    let node = text(table, "node")?;
-    if let Some(node) = &node
-        && !is_label(node)
-    {
-        return Err((
-            line(table, "node"),
-            "node: not a DNS label (a-z, 0-9, -; at most 63)".to_owned(),
-        ));
-    }
+    let node = text(table, "node")?
+        .map(|node| Template::parse(&node))
+        .transpose()
+        .map_err(|reason| (line(table, "node"), ["node: ", &reason].concat()))?;
     let cloud = text(table, "cloud")?;
     if let Some(cloud) = &cloud
         && crate::join::host_and_port(cloud).is_none()
@@ -217,6 +215,14 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         board: text(table, "board")?.unwrap_or_else(|| "unnamed".to_owned()),
         labels,
     })
+}
+
+impl Config {
+    /// The name that the template gives on this board, if there is one and it does.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        self.node.as_ref()?.resolve(Path::new(SYSFS)).ok()
+    }
 }
 
 /// Whether `name` is an RFC 1123 label.
@@ -409,7 +415,7 @@ mod tests {
         let text = "version = 1 # the first\nnode = \"gate-7\"\ncloud = \"mqtts://cloud:1\"\n\
             host-paths = [\"/dev\", \"/srv#x\"]\n[labels]\nlane = \"7\"\n\"a.b/c\" = \"d\"\n";
         let config = config(&parse(text).unwrap()).unwrap();
-        assert_eq!(config.node.as_deref(), Some("gate-7"));
+        assert_eq!(config.node, Some(Template::parse("gate-7").unwrap()));
         assert_eq!(
             config.host_paths,
             [PathBuf::from("/dev"), PathBuf::from("/srv#x")]
@@ -429,6 +435,7 @@ mod tests {
             ("version = 1\nnodes = \"a\"", 2, "unknown key `nodes`"),
             ("version = 1\nversion = 1", 2, "twice"),
             ("version = 1\nnode = \"A_b\"", 2, "label"),
+            ("version = 1\nnode = \"{imei}\"", 2, "{serial}"),
             ("version = 1\nkeepalive-ms = 1", 2, "5000"),
             ("version = 1\nkeepalive-ms = \"1\"", 2, "number"),
             ("version = 1\ncloud = \"http://a\"", 2, "mqtts"),

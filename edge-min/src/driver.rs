@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::image::Images;
+use crate::join;
 use crate::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
 use crate::local::{self, Request};
 use crate::logs::LogCalls;
@@ -62,6 +63,8 @@ struct Driver {
     /// `None` while a connection is up or being tried.
     connect_at: Option<u64>,
     reconnect: Reconnect,
+    /// Why there is no connection.
+    link_error: String,
     live: bool,
     in_sync: bool,
     running: BTreeMap<(Uid, String), (Hash16, u32)>,
@@ -171,7 +174,7 @@ pub fn run(config: Config) -> Result<(), String> {
     .map_err(failed("runtime thread"))?;
 
     let mut driver = Driver {
-        node: config.node.clone().unwrap_or_default(),
+        node: config.name().unwrap_or_default(),
         config,
         clock,
         start: Instant::now(),
@@ -181,6 +184,7 @@ pub fn run(config: Config) -> Result<(), String> {
         connects: None,
         connect_at: None,
         reconnect: Reconnect::new(random().unwrap_or(1)),
+        link_error: String::new(),
         live: false,
         in_sync: false,
         running: BTreeMap::new(),
@@ -197,9 +201,25 @@ pub fn run(config: Config) -> Result<(), String> {
         damage.as_deref().unwrap_or(""),
     );
     driver.adopt();
-    match Identity::load(&driver.config.state_dir).map_err(failed("identity"))? {
-        Some(identity) => driver.start_link(&identity, &link_sender)?,
-        None => driver.start_join(joined_sender)?,
+    // Without a link the agent still runs what it has.
+    let unlinked = match Identity::load(&driver.config.state_dir) {
+        Ok(Some(identity)) => driver.start_link(&identity, &link_sender).err(),
+        Ok(None) => {
+            let (time, seed) = (driver.clock.source(), random().unwrap_or(1));
+            join::spawn(
+                &driver.config,
+                time,
+                seed,
+                joined_sender,
+                link_sender.clone(),
+            )
+            .map_err(failed("join thread"))?
+            .map(str::to_owned)
+        }
+        Err(error) => Some(["identity: ", &error.to_string()].concat()),
+    };
+    if let Some(reason) = unlinked {
+        driver.unlinked(reason);
     }
     let listener = local::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
     let exits = Async::new(driver.reaper.readiness().map_err(failed("reaper"))?)
@@ -356,12 +376,9 @@ impl Driver {
         identity: &Identity,
         events: &Sender<LinkEvent>,
     ) -> Result<(), String> {
-        let url = self
-            .config
-            .cloud
-            .clone()
-            .ok_or("cloud is missing in the config")?;
-        let (host, port) = crate::join::host_and_port(&url).ok_or("cloud: not a URL")?;
+        // Moving the cloud is a line in the config.
+        let url = self.config.cloud.as_ref().unwrap_or(&identity.cloud);
+        let (host, port) = join::host_and_port(url).ok_or("cloud is missing in the config")?;
         let tls = crate::tls::link_config(identity, self.clock.source())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;
         self.node.clone_from(&identity.node);
@@ -379,44 +396,10 @@ impl Driver {
         Ok(())
     }
 
-    /// Joins by itself from a token in the image; without one, waits for `edge-min join`.
-    fn start_join(&self, joined: Sender<(Identity, u64)>) -> Result<(), String> {
-        let (Some(url), Some(file), Some(node)) = (
-            &self.config.cloud,
-            &self.config.token_file,
-            &self.config.node,
-        ) else {
-            log::warn!("not_joined fix=edge-min_join");
-            return Ok(());
-        };
-        let (url, file, node) = (url.clone(), file.clone(), node.clone());
-        let (state, time) = (self.config.state_dir.clone(), self.clock.source());
-        let mut reconnect = Reconnect::new(random().unwrap_or(1));
-        std::thread::Builder::new()
-            .name("join".to_owned())
-            .stack_size(512 * 1024)
-            .spawn(move || {
-                loop {
-                    let result = std::fs::read_to_string(&file)
-                        .map_err(|error| {
-                            [&file.to_string_lossy(), ": ", &error.to_string()].concat()
-                        })
-                        .and_then(|token| {
-                            crate::join::join(&url, &token, &node, &state, time.clone())
-                                .map_err(|error| error.to_string())
-                        });
-                    match result {
-                        Ok(identity) => {
-                            joined.send_blocking(identity).ok();
-                            return;
-                        }
-                        Err(error) => log::warn!("join_failed error={error}"),
-                    }
-                    std::thread::sleep(Duration::from_millis(reconnect.down(0)));
-                }
-            })
-            .map(drop)
-            .map_err(|error| error.to_string())
+    /// Why there is no link, for people: the agent goes on without one.
+    fn unlinked(&mut self, reason: String) {
+        log::warn!("no_link reason={reason}");
+        self.link_error = reason;
     }
 
     fn handle(&mut self, event: Event, link_events: &Sender<LinkEvent>) {
@@ -441,8 +424,8 @@ impl Driver {
             Event::Joined(joined) => {
                 let (identity, unix_s) = *joined;
                 self.clock.confirm(unix_s);
-                if let Err(error) = self.start_link(&identity, link_events) {
-                    log::error!("link_not_started error={error}");
+                if let Err(reason) = self.start_link(&identity, link_events) {
+                    self.unlinked(reason);
                 }
             }
             Event::Exits => {
@@ -482,6 +465,7 @@ impl Driver {
         match event {
             LinkEvent::Up(sender) => {
                 self.reconnect.up(now);
+                self.link_error.clear();
                 self.link = Some(sender);
                 self.device.handle(now, session::Input::TransportUp);
             }
@@ -492,7 +476,9 @@ impl Driver {
                 let at = self.reconnect.down(now);
                 log::info!("link_down again_ms={} reason={reason}", at - now);
                 self.connect_at = Some(at);
+                self.link_error = reason;
             }
+            LinkEvent::NotJoined(reason) => self.unlinked(reason),
         }
     }
 
@@ -605,6 +591,7 @@ impl Driver {
             node: self.node.clone(),
             agent: VERSION.to_owned(),
             connected: self.live,
+            link_error: self.link_error.clone(),
             in_sync: self.live && self.in_sync,
             desired_root: self.device.desired().root().to_string(),
             reported_root: self.device.reported_root().to_string(),

@@ -1,5 +1,5 @@
-//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,node.name}`, DER but
-//! for the name. Written once by a join, whole or not at all: into `identity.new`, then renamed.
+//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
+//! DER but for the last two. Written once by a join, whole or not at all: into `identity.new`, then renamed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -19,6 +19,8 @@ pub struct Identity {
     pub certificate: Vec<u8>,
     /// The one CA that is trusted.
     pub ca: Vec<u8>,
+    /// URL of the cloud that was joined; empty in an identity that is older than this field.
+    pub cloud: String,
 }
 
 /// Directory of the identity below the state directory.
@@ -37,10 +39,18 @@ impl Identity {
         if !dir.join("node.name").exists() {
             return Ok(None);
         }
-        let node = String::from_utf8(read(&dir.join("node.name"))?)
-            .map_err(|_| io::Error::other("identity/node.name is not text: join again"))?;
+        let text = |name: &str| {
+            let text = String::from_utf8(read(&dir.join(name))?);
+            text.map(|text| text.trim().to_owned())
+                .map_err(|_| io::Error::other("an identity file is not text: join again"))
+        };
+        let cloud = match text("cloud.url") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
         Ok(Some(Self {
-            node: node.trim().to_owned(),
+            node: text("node.name")?,
+            cloud,
             key: read(&dir.join("node.key"))?,
             certificate: read(&dir.join("node.crt"))?,
             ca: read(&dir.join("ca.crt"))?,
@@ -61,6 +71,7 @@ impl Identity {
         write(&new.join("node.key"), &self.key)?;
         write(&new.join("node.crt"), &self.certificate)?;
         write(&new.join("ca.crt"), &self.ca)?;
+        write(&new.join("cloud.url"), self.cloud.as_bytes())?;
         write(&new.join("node.name"), self.node.as_bytes())?;
         fs::File::open(&new)?.sync_all()?;
         remove(&dir)?;
@@ -92,4 +103,28 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what a join knew is there after a restart, and an identity of before is still one.
+    #[test]
+    fn an_identity_remembers_the_cloud_that_it_joined() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(Identity::load(state.path()).unwrap().is_none());
+        let identity = Identity {
+            node: "gate-7".into(),
+            key: vec![1],
+            certificate: vec![2],
+            ca: vec![3],
+            cloud: "mqtts://cloud:1".into(),
+        };
+        identity.save(state.path()).unwrap();
+        let cloud = || Identity::load(state.path()).unwrap().unwrap().cloud;
+        assert_eq!(cloud(), "mqtts://cloud:1");
+        fs::remove_file(dir(state.path()).join("cloud.url")).unwrap();
+        assert_eq!(cloud(), "");
+    }
 }

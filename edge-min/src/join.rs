@@ -5,17 +5,24 @@ use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
 use std::time::Duration;
 
+use async_channel::Sender;
+use edge_core::reconnect::Reconnect;
 use edge_proto::enrol::{JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
+use crate::config::Config;
 use crate::csr;
 use crate::identity::Identity;
+use crate::link::LinkEvent;
+use crate::name::SYSFS;
 use crate::tls::{self, TimeSource};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
+const STACK_BYTES: usize = 512 * 1024;
 
 /// Why a join failed, for a person.
 #[derive(Debug)]
@@ -125,6 +132,7 @@ pub fn join(
                 key: request.key,
                 certificate,
                 ca,
+                cloud: url.to_owned(),
             };
             identity
                 .save(state)
@@ -132,6 +140,53 @@ pub fn join(
             Ok((identity, unix_s))
         }
     }
+}
+
+/// Starts a thread that joins by itself, with the token of the config and a name from its template;
+/// it tries until it succeeds, and gives the identity and the cloud's time to `joined`. Returns
+/// what the config lacks for that; then only `edge-min join` helps.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    config: &Config,
+    time: TimeSource,
+    seed: u64,
+    joined: Sender<(Identity, u64)>,
+    events: Sender<LinkEvent>,
+) -> io::Result<Option<&'static str>> {
+    let (url, file, template) = match (&config.cloud, &config.token_file, &config.node) {
+        (Some(url), Some(file), Some(node)) => (url.clone(), file.clone(), node.clone()),
+        (_, None, _) => return Ok(Some("not joined: run edge-min join")),
+        (None, ..) => return Ok(Some("not joined: token-file needs cloud in the config")),
+        (.., None) => return Ok(Some("not joined: token-file needs node in the config")),
+    };
+    let state = config.state_dir.clone();
+    let mut reconnect = Reconnect::new(seed);
+    let attempt = move || {
+        let token = std::fs::read_to_string(&file)
+            .map_err(|error| [&file.to_string_lossy(), ": ", &error.to_string()].concat())?;
+        // Anew each time: an interface may show up long after the agent has started.
+        let node = template.resolve(Path::new(SYSFS))?;
+        join(&url, &token, &node, &state, time.clone()).map_err(|error| error.to_string())
+    };
+    std::thread::Builder::new()
+        .name("join".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            loop {
+                match attempt() {
+                    Ok(identity) => {
+                        // The driver lives as long as the process.
+                        joined.send_blocking(identity).ok();
+                        return;
+                    }
+                    Err(error) => events.send_blocking(LinkEvent::NotJoined(error)).ok(),
+                };
+                std::thread::sleep(Duration::from_millis(reconnect.down(0)));
+            }
+        })?;
+    Ok(None)
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, JoinError> {

@@ -16,6 +16,7 @@ pub mod link;
 pub mod local;
 pub mod logger;
 pub mod logs;
+pub mod name;
 pub mod reaper;
 mod resolve;
 pub mod runtime;

@@ -58,6 +58,8 @@ pub enum LinkEvent {
     Frame(Vec<u8>),
     /// The attempt or the connection ended, with the reason.
     Down(String),
+    /// An attempt to join failed, with the reason.
+    NotJoined(String),
 }
 
 /// Sends frames of one connection.

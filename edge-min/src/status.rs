@@ -13,6 +13,8 @@ pub struct Status {
     pub agent: String,
     /// A session with the cloud is live.
     pub connected: bool,
+    /// Why there is no connection; empty while there is one, or before the first attempt ended.
+    pub link_error: String,
     /// Both roots are equal on both ends, as far as this end knows.
     pub in_sync: bool,
     /// Root of the desired set, 32 hex digits.
@@ -258,11 +260,8 @@ impl fmt::Display for Status {
         let word = |holds: bool, yes: &'static str, no: &'static str| if holds { yes } else { no };
         writeln!(f, "node       {}", self.node)?;
         writeln!(f, "agent      {}", self.agent)?;
-        writeln!(
-            f,
-            "cloud      {}",
-            word(self.connected, "connected", "not connected")
-        )?;
+        let link = word(self.connected, "connected", "not connected");
+        writeln!(f, "cloud      {}", join_words(link, &self.link_error))?;
         writeln!(
             f,
             "state      {}",
@@ -304,6 +303,7 @@ mod tests {
     fn human_output_shows_what_json_has() {
         let status = Status {
             node: "gate-7".into(),
+            link_error: "no route".into(),
             pods: vec![Pod {
                 namespace: "toll".into(),
                 name: "counter".into(),
@@ -321,7 +321,7 @@ mod tests {
         let text = status.to_string();
         for word in [
             "gate-7",
-            "not connected",
+            "not connected: no route",
             "toll/counter",
             "main",
             "42",
