@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+pub mod measure;
+
+use measure::Proxy;
+
 /// Patience with any state; a test that waits longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a state is looked at.
@@ -21,25 +25,71 @@ pub struct Gate {
     dir: PathBuf,
     port: u16,
     program: PathBuf,
+    proxy: Option<Proxy>,
     cloud: Option<Child>,
     agent: Option<Child>,
 }
 
-/// The program `name` that `cargo build` made beside this test.
-fn program(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .context("no target folder")?;
-    let program = folder.join(name);
-    if !program.exists() {
-        bail!(
-            "{} is missing: cargo build -p edge-min -p edge-cloud",
-            program.display()
-        );
+/// What a gate is made of.
+pub struct Setup {
+    /// The agent; `None` is the one that `cargo build` made beside this program.
+    pub agent: Option<PathBuf>,
+    /// The manifests that it starts with.
+    pub manifests: String,
+    /// MQTT keepalive.
+    pub keepalive: Duration,
+    /// Further lines of the agent's config.
+    pub config: String,
+    /// The link goes through a [`Proxy`] that counts its bytes.
+    pub counted: bool,
+    /// Name of an image with busybox in the preload folder.
+    pub image: Option<&'static str>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            agent: None,
+            manifests: String::new(),
+            keepalive: Duration::from_secs(5),
+            config: String::new(),
+            counted: false,
+            image: None,
+        }
     }
-    Ok(program)
+}
+
+/// The program `name` that `cargo build` made beside this one, or beside the folder of tests.
+fn program(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folders = own.ancestors().skip(1).take(2);
+    let found = folders
+        .map(|folder| folder.join(name))
+        .find(|program| program.exists());
+    found.with_context(|| format!("{name} is missing: cargo build -p edge-min -p edge-cloud"))
+}
+
+/// The repository.
+#[must_use]
+pub fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_path_buf()
+}
+
+/// Makes an image with busybox as an OCI layout, as `scripts/run` does.
+fn make_image(layout: &Path, name: &str) -> Result<()> {
+    text(
+        Command::new("bash")
+            .current_dir(root())
+            .args([
+                "-c",
+                "set -eu; . scripts/lib.sh; make_image \"$1\" \"$2\"",
+                "-",
+            ])
+            .arg(layout)
+            .arg(name),
+    )
+    .map(drop)
 }
 
 fn text(command: &mut Command) -> Result<String> {
@@ -56,40 +106,59 @@ impl Gate {
     /// # Errors
     /// Whatever does not start.
     pub fn start(manifests: &str) -> Result<Self> {
-        Self::start_with(program("edge-min")?, manifests)
+        Self::set_up(Setup {
+            manifests: manifests.to_owned(),
+            ..Setup::default()
+        })
     }
 
-    /// The same with another build of the agent.
+    /// A gate of another make that has joined.
     ///
     /// # Errors
     /// Whatever does not start.
-    pub fn start_with(program: PathBuf, manifests: &str) -> Result<Self> {
+    pub fn set_up(setup: Setup) -> Result<Self> {
         static GATES: AtomicU32 = AtomicU32::new(0);
         let number = GATES.fetch_add(1, Ordering::Relaxed);
         let name = format!("edge-min-test-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
         fs::create_dir_all(dir.join("manifests"))?;
         fs::create_dir_all(dir.join("state/preload"))?;
+        fs::create_dir_all(dir.join("run"))?;
+        // As on a board: what need not survive costs no flash.
+        text(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "tmpfs"])
+                .arg(dir.join("run")),
+        )?;
+        if let Some(image) = setup.image {
+            make_image(&dir.join("state/preload/image"), image)?;
+        }
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
+        let proxy = setup.counted.then(|| Proxy::start(port)).transpose()?;
+        let entrance = proxy.as_ref().map_or(port, Proxy::port);
+        let url = format!("mqtts://localhost:{entrance}");
         let config = format!(
-            "version = 1\nnode = \"gate\"\ncloud = \"mqtts://localhost:{port}\"\n\
-             state-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\nkeepalive-ms = 5000\ncgroup = \"{name}\"\n",
-            dir.display()
+            "version = 1\nnode = \"gate\"\ncloud = \"{url}\"\n\
+             state-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\ncgroup = \"{name}\"\n\
+             keepalive-ms = {1}\n{2}",
+            dir.display(),
+            setup.keepalive.as_millis(),
+            setup.config,
         );
         fs::write(dir.join("edge-min.toml"), config)?;
         let mut gate = Self {
             dir,
             port,
-            program,
+            program: setup.agent.map_or_else(|| program("edge-min"), Ok)?,
+            proxy,
             cloud: None,
             agent: None,
         };
-        gate.manifests(manifests)?;
+        gate.manifests(&setup.manifests)?;
         gate.start_cloud()?;
         let token = gate.cloud_text(&["token", "create"])?;
-        let url = format!("mqtts://localhost:{port}");
         text(
             gate.agent_command(&["join", &url, "--token", token.trim()])?
                 .stdin(Stdio::null()),
@@ -103,7 +172,31 @@ impl Gate {
     /// # Errors
     /// Those of the file system.
     pub fn manifests(&self, manifests: &str) -> Result<()> {
-        Ok(fs::write(self.dir.join("manifests/all.yaml"), manifests)?)
+        let aside = self.dir.join("all.yaml");
+        fs::write(&aside, manifests)?;
+        Ok(fs::rename(aside, self.dir.join("manifests/all.yaml"))?)
+    }
+
+    /// The gate's own folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The agent's process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn agent_pid(&self) -> Result<u32> {
+        Ok(self.agent.as_ref().context("no agent runs")?.id())
+    }
+
+    /// What counts the bytes of the link.
+    ///
+    /// # Errors
+    /// The gate is not [`Setup::counted`].
+    pub fn proxy(&self) -> Result<&Proxy> {
+        self.proxy.as_ref().context("the link is not counted")
     }
 
     /// The agent's state folder.
@@ -196,6 +289,15 @@ impl Gate {
                 .arg(self.dir.join("cloud"))
                 .args(args),
         )
+    }
+
+    /// What the API of edge-cloud answers to a GET, without a process of its own as
+    /// [`Self::cloud_text`] needs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn cloud_json(&self, target: &str) -> Result<Value> {
+        measure::get(&self.dir.join("cloud/api.sock"), target)
     }
 
     /// What `edge-min status --json` says.

@@ -4,25 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The part of a board file that this test reads; the rest is the agent's and the other tests'.
-#[derive(serde::Deserialize)]
-struct Board {
-    target: String,
-    budget: Budget,
-}
-
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Budget {
-    binary_bytes: u64,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_path_buf()
-}
+use memtests::measure::{all_kept, scenario};
+use memtests::root;
 
 /// Entries of a folder, sorted; none when it does not exist.
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -36,26 +19,11 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn agent_fits_the_budget_of_every_board() {
-    for file in entries(&root().join("board-configs")) {
-        if file.extension().is_none_or(|e| e != "toml") {
-            continue;
-        }
-        let name = file.display();
-        let text = std::fs::read_to_string(&file).unwrap();
-        let board: Board = toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let binary = root().join("dist").join(&board.target).join("edge-min");
-        let Ok(found) = std::fs::metadata(&binary) else {
-            println!("{name}: {} is not built", board.target);
-            continue;
-        };
-        let (bytes, bar) = (found.len(), board.budget.binary_bytes);
-        println!("{name}: {} bytes of {bar}", bytes);
-        assert!(
-            bytes <= bar,
-            "{name}: {} has {bytes} bytes, budget {bar}",
-            board.target
-        );
+    let figures = scenario::sizes().unwrap();
+    for figure in &figures {
+        println!("{figure}");
     }
+    all_kept(&figures).unwrap();
 }
 
 #[test]

@@ -1,0 +1,300 @@
+//! `scripts/bench`: every promise that can be measured on this machine, with the bar of the
+//! board file beside it. Exit code 1 when one is missed, 2 when it cannot be measured.
+//!
+//! usage: bench [--json] [--long]
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use memtests::measure::scenario::{self, IMAGE, Kind};
+use memtests::measure::{Board, Figure, Latency, median};
+use memtests::{Gate, PATIENCE, Setup};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How often a state is looked at where nothing tells of it: the resolution of a timing.
+const GLANCE: Duration = Duration::from_millis(1);
+/// Pods, and with them measurements of each timing.
+const ROUNDS: usize = 10;
+
+fn main() -> ExitCode {
+    let (mut json, mut long) = (false, false);
+    for word in std::env::args().skip(1) {
+        match word.as_str() {
+            "--json" => json = true,
+            "--long" => long = true,
+            _ => {
+                eprintln!("usage: bench [--json] [--long]");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    match bench(json, long) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Measures and prints; true when every promise is kept.
+fn bench(json: bool, long: bool) -> Result<bool> {
+    let board = Board::here()?;
+    let latency = board.latency.context("the board file has no [latency]")?;
+    let mut kept = true;
+    let mut print = |figures: Vec<Figure>| {
+        for figure in figures {
+            kept &= figure.ok();
+            // Flushed line by line: a reader sees each figure when it is there.
+            let line = if json {
+                figure.json().to_string()
+            } else {
+                figure.to_string()
+            };
+            println!("{line}");
+        }
+    };
+    if !json {
+        println!("{:<62} {:>12} {:>12}  unit", "promise", "value", "bar");
+    }
+    print(scenario::sizes()?);
+    print(timings(&board, latency)?);
+    for kind in [Kind::Process, Kind::Runc] {
+        print(scenario::ten_pods_in_memory(&board, kind)?);
+    }
+    print(scenario::link_bytes(&board)?);
+    print(scenario::idle(&board, if long { 10 } else { 2 })?);
+    Ok(kept)
+}
+
+/// A gate whose pods say that they run: each writes its name into a pipe, first thing.
+struct Stand {
+    gate: Gate,
+    signal: PathBuf,
+    lines: Receiver<(String, Instant)>,
+    manifests: String,
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.signal).ok();
+    }
+}
+
+/// What one new pod took.
+struct Deployed {
+    /// Manifest in the folder, until its process runs.
+    written_to_exec: f64,
+    /// Accepted by the cloud, until its process runs.
+    exec: f64,
+    /// Accepted by the cloud, until the cloud sees it Running.
+    running: f64,
+}
+
+impl Stand {
+    fn start(board: &Board) -> Result<Self> {
+        let signal = std::env::temp_dir().join(format!("edge-min-bench-{}", std::process::id()));
+        fs::create_dir_all(&signal)?;
+        let pipe = signal.join("pipe");
+        if !Command::new("mkfifo").arg(&pipe).status()?.success() {
+            bail!("mkfifo {}", pipe.display());
+        }
+        // Open both ways: it never ends, and no writer waits for a reader.
+        let pipe = OpenOptions::new().read(true).write(true).open(pipe)?;
+        let (sender, lines) = channel();
+        std::thread::Builder::new()
+            .name("signal".to_owned())
+            .spawn(move || {
+                for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                    if sender.send((line, Instant::now())).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        let gate = Gate::set_up(Setup {
+            agent: Some(board.agent()),
+            image: Some(IMAGE),
+            keepalive: Duration::from_secs(60),
+            config: format!("host-paths = [\"{}\"]\n", signal.display()),
+            ..Setup::default()
+        })?;
+        gate.until_converged(0)?;
+        Ok(Self {
+            gate,
+            signal,
+            lines,
+            manifests: String::new(),
+        })
+    }
+
+    fn pod(&self, kind: Kind, name: &str) -> String {
+        let folder = self.signal.to_string_lossy();
+        let script = format!("echo {name} > {folder}/pipe; exec sleep 100000");
+        // A process sees the board's folders as they are.
+        let volume = (kind == Kind::Runc).then_some(&*folder);
+        scenario::pod(kind, name, &script, volume)
+    }
+
+    /// When the pod says that it runs.
+    fn said(&self, name: &str) -> Result<Instant> {
+        loop {
+            let (line, at) = self.lines.recv_timeout(PATIENCE)?;
+            if line == name {
+                return Ok(at);
+            }
+        }
+    }
+
+    fn deploy(&mut self, kind: Kind, name: &str) -> Result<Deployed> {
+        self.manifests += &self.pod(kind, name);
+        let log = self.gate.dir().join("cloud.log");
+        let known = accepted(&log)?;
+        let (gate, manifests) = (&self.gate, &self.manifests);
+        let (written, accepted_at, seen) = std::thread::scope(|scope| -> Result<_> {
+            let accept = scope.spawn(|| until(|| Ok(accepted(&log)? > known)));
+            let run = scope.spawn(|| until(|| runs(gate, name)));
+            gate.manifests(manifests)?;
+            let written = Instant::now();
+            Ok((written, join(accept)?, join(run)?))
+        })?;
+        let exec = self.said(name)?;
+        Ok(Deployed {
+            written_to_exec: ms(exec - written),
+            exec: ms(exec - accepted_at),
+            running: ms(seen - accepted_at),
+        })
+    }
+
+    /// Kills the pod's process; how long until it runs again.
+    fn restart(&self, name: &str) -> Result<f64> {
+        let status = self.gate.status()?;
+        let pod = row(&status["pods"], name).context("the agent does not know the pod")?;
+        let pid = pod["containers"][0]["pid"].as_i64().context("no pid")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("no pid")?;
+        let killed = Instant::now();
+        kill_process(pid, Signal::KILL)?;
+        Ok(ms(self.said(name)? - killed))
+    }
+
+    /// Starts the agent again; how long until the cloud sees the node connected.
+    fn ready(&mut self) -> Result<f64> {
+        self.gate.kill_agent()?;
+        until(|| Ok(!connected(&self.gate)?))?;
+        let started = Instant::now();
+        self.gate.start_agent()?;
+        let seen = until(|| connected(&self.gate))?;
+        self.gate.until_converged(ROUNDS)?;
+        Ok(ms(seen - started))
+    }
+}
+
+fn timings(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
+    let mut stand = Stand::start(board)?;
+    let mut figures = Vec::new();
+    for kind in [Kind::Process, Kind::Runc] {
+        let names: Vec<String> = (0..ROUNDS)
+            .map(|index| format!("{}-{index}", kind.name()))
+            .collect();
+        stand.manifests.clear();
+        stand.gate.manifests("")?;
+        stand.gate.until_converged(0)?;
+        let mut deployed = Vec::new();
+        for name in &names {
+            deployed.push(stand.deploy(kind, name)?);
+        }
+        stand.gate.until_converged(ROUNDS)?;
+        let mut restarts = Vec::new();
+        for name in &names {
+            restarts.push(stand.restart(name)?);
+        }
+        stand.gate.until_converged(ROUNDS)?;
+        let middle = |of: fn(&Deployed) -> f64| median(deployed.iter().map(of).collect());
+        let name = kind.name();
+        figures.extend([
+            Figure::new(
+                format!("cloud accepts a {name} pod -> it runs"),
+                middle(|one| one.exec),
+                "ms",
+                bars.exec_ms,
+            ),
+            Figure::recorded(
+                format!("manifest in the folder -> a {name} pod runs"),
+                middle(|one| one.written_to_exec),
+                "ms",
+            ),
+            Figure::new(
+                format!("cloud accepts a {name} pod -> Running in the cloud"),
+                middle(|one| one.running),
+                "ms",
+                bars.running_ms,
+            ),
+            Figure::new(
+                format!("{name} container killed -> running again, first crash"),
+                median(restarts),
+                "ms",
+                bars.restart_ms,
+            ),
+        ]);
+    }
+    let mut starts = Vec::new();
+    for _ in 0..ROUNDS {
+        starts.push(stand.ready()?);
+    }
+    figures.push(Figure::new(
+        "agent start, 10 runc pods -> Ready in the cloud",
+        median(starts),
+        "ms",
+        bars.ready_ms,
+    ));
+    Ok(figures)
+}
+
+/// How many times the cloud has taken in a change of the manifests.
+fn accepted(log: &Path) -> Result<usize> {
+    Ok(fs::read_to_string(log)?
+        .matches("manifests_accepted")
+        .count())
+}
+
+fn runs(gate: &Gate, name: &str) -> Result<bool> {
+    let pods = gate.cloud_json("/v1/pods")?;
+    Ok(row(&pods, name).is_some_and(|pod| pod["phase"] == "Running"))
+}
+
+fn connected(gate: &Gate) -> Result<bool> {
+    let nodes = gate.cloud_json("/v1/nodes")?;
+    Ok(row(&nodes, "gate").is_some_and(|node| node["connected"] == true))
+}
+
+fn row<'a>(rows: &'a Value, name: &str) -> Option<&'a Value> {
+    rows.as_array()?.iter().find(|row| row["name"] == name)
+}
+
+/// The moment at which something is so.
+fn until(reached: impl Fn() -> Result<bool>) -> Result<Instant> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if reached()? {
+            return Ok(Instant::now());
+        }
+        std::thread::sleep(GLANCE);
+    }
+    bail!("a state did not come within {PATIENCE:?}")
+}
+
+fn join(thread: std::thread::ScopedJoinHandle<'_, Result<Instant>>) -> Result<Instant> {
+    thread
+        .join()
+        .unwrap_or_else(|_| bail!("a thread of the benchmark died"))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

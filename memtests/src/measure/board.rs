@@ -1,0 +1,119 @@
+//! The board files: the one place of every bar.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// A board file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Board {
+    /// Version of the format.
+    pub version: u32,
+    /// Name of the board.
+    pub name: String,
+    /// Triple of the agent's binary.
+    pub target: String,
+    /// What the board offers to pods.
+    pub limits: Limits,
+    /// What the agent may cost.
+    pub budget: Budget,
+    /// How fast it must be; only on boards where that can be measured.
+    pub latency: Option<Latency>,
+}
+
+/// What a board offers to pods.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Pods.
+    pub pods_max: u32,
+    /// Memory.
+    pub memory_mib: u32,
+}
+
+/// What the agent may cost on a board; the comments of the board files say more.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Budget {
+    /// Proportional set size with ten pods.
+    pub pss_kib: f64,
+    /// Anonymous memory with ten pods.
+    pub anon_kib: f64,
+    /// The static binary.
+    pub binary_bytes: f64,
+    /// Threads.
+    pub threads: f64,
+    /// Wakeups a minute, idle.
+    pub wakeups_per_minute: f64,
+    /// Milliseconds of a core a minute, idle.
+    pub cpu_ms_per_minute: f64,
+    /// Bytes written to storage, idle.
+    pub flash_bytes_idle: f64,
+    /// First session after a start.
+    pub connect_bytes: f64,
+    /// A session after a lost link.
+    pub reconnect_bytes: f64,
+    /// One small pod.
+    pub deploy_bytes: f64,
+    /// A month without a change.
+    pub idle_bytes_per_month: f64,
+    /// The same with the metered profile.
+    pub metered_bytes_per_month: f64,
+}
+
+/// How fast the agent must be, medians in milliseconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Latency {
+    /// The cloud accepts a pod, until its process runs.
+    pub exec_ms: f64,
+    /// The cloud accepts a pod, until the cloud sees it Running.
+    pub running_ms: f64,
+    /// A container is killed for the first time, until it runs again.
+    pub restart_ms: f64,
+    /// The agent starts, until the cloud sees the node connected.
+    pub ready_ms: f64,
+}
+
+impl Board {
+    /// The board's agent, as `scripts/build` leaves it.
+    #[must_use]
+    pub fn agent(&self) -> PathBuf {
+        crate::root()
+            .join("dist")
+            .join(&self.target)
+            .join("edge-min")
+    }
+
+    /// The board on which this program runs: the industrial PC.
+    ///
+    /// # Errors
+    /// Its file is missing or wrong.
+    pub fn here() -> Result<Self> {
+        let mut boards = boards()?.into_iter();
+        boards
+            .find(|board| board.name == "ipc-x86_64")
+            .context("board-configs/ipc-x86_64.toml is missing")
+    }
+}
+
+/// All boards.
+///
+/// # Errors
+/// A file that cannot be read or has a wrong key.
+pub fn boards() -> Result<Vec<Board>> {
+    let mut boards = Vec::new();
+    for entry in fs::read_dir(crate::root().join("board-configs"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|kind| kind == "toml") {
+            let text = fs::read_to_string(&path)?;
+            let board: Board = toml::from_str(&text).with_context(|| path.display().to_string())?;
+            boards.push(board);
+        }
+    }
+    boards.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(boards)
+}

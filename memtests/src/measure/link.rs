@@ -1,0 +1,169 @@
+//! Bytes of the link, counted between the agent and edge-cloud.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Bytes of one read.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+#[derive(Default)]
+struct Counts {
+    up: AtomicU64,
+    down: AtomicU64,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+/// Passes connections on to edge-cloud and counts what flows: the TLS records of the link,
+/// without TCP and IP. Its threads end with their connection, the listening one with the process.
+pub struct Proxy {
+    port: u16,
+    counts: Arc<Counts>,
+}
+
+impl Proxy {
+    /// A proxy for the port `to` of this machine.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(to: u16) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::clone(&counts);
+        std::thread::Builder::new()
+            .name("proxy".to_owned())
+            .spawn(move || {
+                for inside in listener.incoming().flatten() {
+                    // A cloud that is away closes the connection, as a port without a listener.
+                    if let Err(error) = connect(inside, to, &shared) {
+                        eprintln!("proxy: {error}");
+                    }
+                }
+            })?;
+        Ok(Self { port, counts })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Bytes so far, from and to the agent, over all connections.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        (load(&self.counts.up), load(&self.counts.down))
+    }
+
+    /// Bytes so far, both ways.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let (up, down) = self.bytes();
+        up + down
+    }
+
+    /// Closes all connections, as a router that restarts.
+    pub fn cut(&self) {
+        let mut open = self
+            .counts
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for stream in open.drain(..) {
+            // One that is closed already is what we want.
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+fn connect(inside: TcpStream, to: u16, counts: &Arc<Counts>) -> Result<()> {
+    let outside = TcpStream::connect(("127.0.0.1", to))?;
+    for stream in [&inside, &outside] {
+        stream.set_nodelay(true)?;
+        let mut open = counts.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.push(stream.try_clone()?);
+    }
+    let (back_in, back_out) = (inside.try_clone()?, outside.try_clone()?);
+    let (up, down) = (Arc::clone(counts), Arc::clone(counts));
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    thread("proxy-up").spawn(move || copy(inside, outside, &up.up))?;
+    thread("proxy-down").spawn(move || copy(back_out, back_in, &down.down))?;
+    Ok(())
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        count.fetch_add(length as u64, Ordering::SeqCst);
+        let Some(bytes) = buffer.get(..length) else {
+            break;
+        };
+        if to.write_all(bytes).is_err() {
+            break;
+        }
+    }
+    // Whoever reads the other direction sees the end, too.
+    for stream in [from, to] {
+        stream.shutdown(Shutdown::Both).ok();
+    }
+}
+
+/// The kernel's count of IP bytes to and from one TCP port of this machine, by nftables.
+pub struct PacketCounter {
+    table: String,
+}
+
+impl PacketCounter {
+    /// Starts to count.
+    ///
+    /// # Errors
+    /// nft is missing or refuses.
+    pub fn start(port: u16) -> Result<Self> {
+        static TABLES: AtomicU32 = AtomicU32::new(0);
+        let number = TABLES.fetch_add(1, Ordering::Relaxed);
+        let table = format!("edge_min_{}_{number}", std::process::id());
+        let rules = format!(
+            "table inet {table} {{\n counter both {{ }}\n chain out {{\n \
+             type filter hook output priority 0;\n \
+             tcp dport {port} counter name both\n tcp sport {port} counter name both\n }}\n}}\n"
+        );
+        let mut nft = Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("nft")?;
+        nft.stdin
+            .take()
+            .context("no pipe")?
+            .write_all(rules.as_bytes())?;
+        if !nft.wait()?.success() {
+            bail!("nft refuses the counter");
+        }
+        Ok(Self { table })
+    }
+
+    /// IP bytes both ways since the start.
+    ///
+    /// # Errors
+    /// nft does not tell.
+    pub fn bytes(&self) -> Result<u64> {
+        let output = Command::new("nft")
+            .args(["list", "counter", "inet", &self.table, "both"])
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        super::number_after(&text, " bytes")
+    }
+}
+
+impl Drop for PacketCounter {
+    fn drop(&mut self) {
+        let delete = ["delete", "table", "inet", &self.table];
+        Command::new("nft").args(delete).status().ok();
+    }
+}

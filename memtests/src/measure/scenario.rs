@@ -1,0 +1,289 @@
+//! What is measured, once for the tests and for `scripts/bench`: a gate is brought into a state,
+//! and its figures are set beside the bars of a board.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::{Board, Figure, Memory, PacketCounter, activity, boards, files, memory, stack};
+use crate::{Gate, PATIENCE, Setup};
+
+/// The agent's default keepalive, and that of the metered profile.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_METERED: Duration = Duration::from_secs(600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Silence on the link or in the agent after which a state counts as reached.
+const SETTLED: Duration = Duration::from_secs(1);
+/// A ping within this of the ends of a window could count twice or not at all.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Reconnects that are measured; the largest counts.
+const RECONNECTS: usize = 3;
+/// Pods of the promises about memory and idling.
+const PODS: usize = 10;
+/// Name of the image of runc pods.
+pub const IMAGE: &str = "toll/measure:1";
+
+/// How a pod runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A plain process.
+    Process,
+    /// A container by runc.
+    Runc,
+}
+
+impl Kind {
+    /// As in a manifest.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Runc => "runc",
+        }
+    }
+}
+
+/// A manifest of a pod that runs `script` in a shell. `signal` is a folder that it sees under
+/// the same path.
+#[must_use]
+pub fn pod(kind: Kind, name: &str, script: &str, signal: Option<&str>) -> String {
+    let mut text = format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         runtimeClassName: {}\n  hostNetwork: true\n  terminationGracePeriodSeconds: 1\n  \
+         containers:\n    - name: main\n      image: {IMAGE}\n      \
+         command: [/bin/sh, -c, '{script}']\n",
+        kind.name()
+    );
+    if let Some(path) = signal {
+        write!(
+            text,
+            "      volumeMounts: [{{name: signal, mountPath: {path}}}]\n  \
+             volumes: [{{name: signal, hostPath: {{path: {path}}}}}]\n"
+        )
+        .ok();
+    }
+    text
+}
+
+fn ten_pods(kinds: [Kind; 2]) -> String {
+    let pods = (0..PODS).zip(kinds.into_iter().cycle());
+    pods.map(|(index, kind)| pod(kind, &format!("pod-{index}"), "exec sleep 100000", None))
+        .collect()
+}
+
+/// The file size of every board's agent that was built.
+///
+/// # Errors
+/// A board file is wrong.
+pub fn sizes() -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for board in boards()? {
+        let Ok(found) = std::fs::metadata(board.agent()) else {
+            continue;
+        };
+        let promise = format!("static binary, {}", board.name);
+        let bar = board.budget.binary_bytes;
+        figures.push(Figure::new(promise, found.len() as f64, "bytes", bar));
+    }
+    Ok(figures)
+}
+
+/// Memory and threads with ten pods of a kind, connected and in sync.
+///
+/// # Errors
+/// The gate does not come up, or something of ours runs beside the agent.
+pub fn ten_pods_in_memory(board: &Board, kind: Kind) -> Result<Vec<Figure>> {
+    let gate = Gate::set_up(Setup {
+        agent: Some(board.agent()),
+        manifests: ten_pods([kind; 2]),
+        image: Some(IMAGE),
+        keepalive: KEEPALIVE,
+        ..Setup::default()
+    })?;
+    gate.until_converged(PODS)?;
+    let pid = gate.agent_pid()?;
+    until_quiet(pid)?;
+    let processes = stack(&board.agent(), gate.dir())?;
+    if processes != [pid] {
+        bail!("processes {processes:?} of ours run, and only the agent {pid} should");
+    }
+    let Memory { pss_kib, anon_kib } = memory(&processes)?;
+    let threads = activity(pid)?.threads;
+    let name = kind.name();
+    let budget = board.budget;
+    let figure = |what: &str, value: u64, unit, bar| {
+        Figure::new(format!("{what}, 10 {name} pods"), value as f64, unit, bar)
+    };
+    Ok(vec![
+        figure("node stack PSS", pss_kib, "KiB", budget.pss_kib),
+        figure("its anonymous memory", anon_kib, "KiB", budget.anon_kib),
+        figure("its threads", threads, "threads", budget.threads),
+    ])
+}
+
+/// What ten pods (five of each kind) cost while nothing happens, over some minutes.
+///
+/// # Errors
+/// The gate does not come up.
+pub fn idle(board: &Board, minutes: u32) -> Result<Vec<Figure>> {
+    let gate = Gate::set_up(Setup {
+        agent: Some(board.agent()),
+        manifests: ten_pods([Kind::Process, Kind::Runc]),
+        image: Some(IMAGE),
+        keepalive: KEEPALIVE,
+        counted: true,
+        ..Setup::default()
+    })?;
+    let started = Instant::now();
+    gate.until_converged(PODS)?;
+    let pid = gate.agent_pid()?;
+    until_quiet(pid)?;
+    // One ping for each minute of the window: it begins away from one.
+    let phase = Duration::from_millis(started.elapsed().as_millis() as u64 % 60_000);
+    if phase > KEEPALIVE - MARGIN {
+        std::thread::sleep(MARGIN * 2);
+    }
+    let counter = PacketCounter::start(gate.proxy()?.port())?;
+    let (before, files_before) = (activity(pid)?, files(&gate.state_dir())?);
+    std::thread::sleep(KEEPALIVE * minutes);
+    let after = activity(pid)?;
+    let bytes = counter.bytes()?;
+    let changed = files(&gate.state_dir())? != files_before;
+    let budget = board.budget;
+    let a_minute = |value: f64| value / f64::from(minutes);
+    let per_keepalive = a_minute(bytes as f64);
+    let a_month = |every: Duration| per_keepalive * MONTH.as_secs_f64() / every.as_secs_f64();
+    let cpu = (after.cpu - before.cpu).as_secs_f64() * 1000.0;
+    let written = after.write_bytes - before.write_bytes;
+    Ok(vec![
+        Figure::new(
+            "wakeups, idle",
+            a_minute((after.waits - before.waits) as f64),
+            "a minute",
+            budget.wakeups_per_minute,
+        ),
+        Figure::new(
+            "CPU, idle",
+            a_minute(cpu),
+            "ms a minute",
+            budget.cpu_ms_per_minute,
+        ),
+        Figure::new(
+            "flash writes, idle",
+            written as f64,
+            "bytes",
+            budget.flash_bytes_idle,
+        ),
+        Figure::new(
+            "changed state folder, idle",
+            f64::from(u8::from(changed)),
+            "changes",
+            0.0,
+        ),
+        Figure::new(
+            "traffic, idle, IP bytes both ways",
+            a_month(KEEPALIVE),
+            "bytes/month",
+            budget.idle_bytes_per_month,
+        ),
+        Figure::new(
+            "traffic, idle, metered profile (same exchange every 600 s)",
+            a_month(KEEPALIVE_METERED),
+            "bytes/month",
+            budget.metered_bytes_per_month,
+        ),
+    ])
+}
+
+/// Bytes of the link, TLS records both ways: the first session, a pod, a lost link.
+///
+/// # Errors
+/// The gate does not come up.
+pub fn link_bytes(board: &Board) -> Result<Vec<Figure>> {
+    let mut gate = Gate::set_up(Setup {
+        agent: Some(board.agent()),
+        image: Some(IMAGE),
+        keepalive: KEEPALIVE,
+        counted: true,
+        ..Setup::default()
+    })?;
+    // Joined, and known to the cloud: a fresh process opens its first session.
+    gate.until_converged(0)?;
+    gate.kill_agent()?;
+    settled(&gate)?;
+    let before = gate.proxy()?.total();
+    gate.start_agent()?;
+    gate.until_converged(0)?;
+    let connect = settled(&gate)? - before;
+
+    let before = gate.proxy()?.total();
+    gate.manifests(&pod(Kind::Runc, "pod-0", "exec sleep 100000", None))?;
+    gate.until_converged(1)?;
+    let deploy = settled(&gate)? - before;
+
+    let mut reconnect = 0;
+    for _ in 0..RECONNECTS {
+        let before = gate.proxy()?.total();
+        gate.proxy()?.cut();
+        gate.until("the link is gone", |gate| {
+            gate.status()
+                .is_ok_and(|status| status["connected"] == false)
+        })?;
+        gate.until_converged(1)?;
+        reconnect = reconnect.max(settled(&gate)? - before);
+    }
+    let budget = board.budget;
+    let figure = |what: &str, bytes: u64, bar| Figure::new(what, bytes as f64, "bytes", bar);
+    Ok(vec![
+        figure(
+            "first connect of a process, TLS included",
+            connect,
+            budget.connect_bytes,
+        ),
+        figure(
+            "reconnect, nothing changed, TLS included",
+            reconnect,
+            budget.reconnect_bytes,
+        ),
+        figure(
+            "one pod deployed, both ways, TLS included",
+            deploy,
+            budget.deploy_bytes,
+        ),
+    ])
+}
+
+/// Bytes of the link once it has been silent for a while.
+fn settled(gate: &Gate) -> Result<u64> {
+    let start = Instant::now();
+    let mut since = (gate.proxy()?.total(), Instant::now());
+    while since.1.elapsed() < SETTLED {
+        if start.elapsed() > PATIENCE {
+            bail!("the link is never silent");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let total = gate.proxy()?.total();
+        if total != since.0 {
+            since = (total, Instant::now());
+        }
+    }
+    Ok(since.0)
+}
+
+/// Waits until a process has not used a CPU for a while.
+fn until_quiet(pid: u32) -> Result<()> {
+    let start = Instant::now();
+    let mut since = (activity(pid)?.cpu, Instant::now());
+    while since.1.elapsed() < SETTLED {
+        if start.elapsed() > PATIENCE {
+            bail!("the agent is never quiet");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let cpu = activity(pid)?.cpu;
+        if cpu != since.0 {
+            since = (cpu, Instant::now());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! The promises that a test can assert anywhere, from the budget of the board file: memory,
+//! threads, wakeups, CPU, flash writes and bytes of the link. `scripts/bench` measures the same,
+//! over longer windows, and latencies besides.
+#![cfg(test)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use memtests::measure::scenario::{Kind, idle, link_bytes, ten_pods_in_memory};
+use memtests::measure::{Board, Figure, all_kept};
+
+/// One gate at a time: two of them share the pages of their program, and wait for each other.
+static GATE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    GATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(figures: &[Figure]) {
+    for figure in figures {
+        println!("{figure}");
+    }
+    assert!(!figures.is_empty());
+    all_kept(figures).unwrap();
+}
+
+/// Goal: with 10 pods the static agent is the whole node stack, and within its budget.
+#[test]
+#[ignore = "needs root, runc, and scripts/build x86_64-unknown-linux-musl"]
+fn ten_pods_fit_the_memory_budget() {
+    let _alone = alone();
+    for kind in [Kind::Process, Kind::Runc] {
+        check(&ten_pods_in_memory(&Board::here().unwrap(), kind).unwrap());
+    }
+}
+
+/// Goal: while nothing happens, next to nothing is done. Method: ten pods over a window of
+/// whole keepalives; bytes are counted by the kernel, outside the agent.
+#[test]
+#[ignore = "needs root, runc, nft, and scripts/build x86_64-unknown-linux-musl"]
+fn an_idle_gate_hardly_wakes_and_writes_nothing() {
+    let _alone = alone();
+    let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
+    let minutes = if long { 10 } else { 1 };
+    check(&idle(&Board::here().unwrap(), minutes).unwrap());
+}
+
+/// Goal: the link is thrifty when it opens, opens again, and carries a pod.
+#[test]
+#[ignore = "needs root, runc, and scripts/build x86_64-unknown-linux-musl"]
+fn the_link_fits_its_byte_budget() {
+    let _alone = alone();
+    check(&link_bytes(&Board::here().unwrap()).unwrap());
+}
