@@ -8,31 +8,40 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use edge_proto::enrol::ALPN_JOIN;
-use edge_proto::limits::FRAME_BYTES_MAX;
+use edge_proto::limits::{FRAME_BYTES_MAX, KEEPALIVE_S_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, PingResp, Publish,
     SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use crate::links::Links;
+use crate::links::{FRAMES_MAX, Links};
 use crate::tls::{self, Peer};
 
 /// Connections at once, those that still shake hands included.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Patience with TLS, an enrolment and CONNECT: TCP and TLS took 70 s at 30 % loss.
 const OPENING: Duration = Duration::from_secs(90);
-/// Patience with one write.
+/// Patience with a node that reads nothing, although it may go on to ping.
 const WRITE: Duration = Duration::from_secs(90);
+/// Patience with the last words of a connection: nobody waits for them.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Bytes on the way to the socket beyond which frames wait in their channel. Few, so that an
+/// answer to a ping is never far behind.
+const AHEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes on the way to the socket beyond which the node is not read: answers to pings alone get
+/// there, so it asks and does not read.
+const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one MQTT packet: a frame with its topic.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
-/// Keepalive of a node that asks for none, seconds; MQTT would then wait for ever.
-const KEEPALIVE_S_MAX: u16 = 1_200;
 
 /// Accepts connections, for ever.
 pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
@@ -83,157 +92,219 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, links: &Arc<Links>) -> 
     Mqtt::open(stream, node, serial, links).await
 }
 
-/// One node's MQTT connection.
+/// One node's MQTT connection. It always reads, whatever waits to be written: two ends that each
+/// wait for the other to read would wait for ever.
 struct Mqtt<S> {
-    stream: S,
-    buffer: BytesMut,
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    received: BytesMut,
+    sending: BytesMut,
+    /// Bytes wait in `sending`, or in TLS below it.
+    unsent: bool,
+    /// When the socket last took something, or there was nothing to take.
+    taken: Instant,
     topic_up: String,
     topic_down: String,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Mqtt<S> {
+impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     async fn open(stream: S, node: String, serial: String, links: &Arc<Links>) -> io::Result<()> {
         let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
+        let (reader, writer) = tokio::io::split(stream);
         let mut mqtt = Self {
-            stream,
-            buffer: BytesMut::with_capacity(1024),
+            reader,
+            writer,
+            received: BytesMut::with_capacity(1024),
+            sending: BytesMut::new(),
+            unsent: false,
+            taken: Instant::now(),
             topic_up: format!("m1/u/{shard:02x}/{node}"),
             topic_down: format!("m1/d/{node}"),
         };
-        let connect = timely(OPENING, mqtt.read()).await?;
-        let Packet::Connect(connect, will, _) = connect else {
+        let Packet::Connect(connect, will, _) = timely(OPENING, mqtt.read()).await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
         };
         let refused = (!connect.client_id.is_empty() && connect.client_id != node)
             || will.is_some_and(|will| will.topic != mqtt.topic_up.as_bytes());
         if refused {
-            return mqtt.acknowledge(ConnectReturnCode::NotAuthorized).await;
+            return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
         }
         let Some((id, mut frames)) = links.connect(&node, &serial) else {
-            return mqtt.acknowledge(ConnectReturnCode::NotAuthorized).await;
+            return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
         };
         let keepalive = match connect.keep_alive {
             0 => KEEPALIVE_S_MAX,
             seconds => seconds.min(KEEPALIVE_S_MAX),
         };
-        let mut result = mqtt.acknowledge(ConnectReturnCode::Success).await;
+        let silence = Duration::from_secs(keepalive.into()) * SILENCE_PERCENT / 100;
+        let mut result = mqtt.put(&acknowledge(ConnectReturnCode::Success));
         if result.is_ok() {
-            result = mqtt.run(&node, id, keepalive, &mut frames, links).await;
+            result = mqtt.run(&node, id, silence, &mut frames, links).await;
         }
         links.disconnect(&node, id);
         result
     }
 
-    async fn acknowledge(&mut self, code: ConnectReturnCode) -> io::Result<()> {
-        self.write(&Packet::ConnAck(ConnAck {
-            session_present: false,
-            code,
-            properties: None,
-        }))
-        .await
+    async fn refuse(&mut self, code: ConnectReturnCode) -> io::Result<()> {
+        self.put(&acknowledge(code))?;
+        self.drain().await
     }
 
     async fn run(
         &mut self,
         node: &str,
         id: u64,
-        keepalive: u16,
+        silence: Duration,
         frames: &mut mpsc::Receiver<Vec<u8>>,
         links: &Arc<Links>,
     ) -> io::Result<()> {
-        // MQTT's own rule: silence over one and a half keepalives ends the connection.
-        let silence = Duration::from_millis(u64::from(keepalive) * 1500);
-        let mut subscribed = false;
-        let mut waiting = Vec::new();
+        let (mut subscribed, mut waiting) = (false, Vec::new());
+        let mut heard = Instant::now();
         loop {
-            let packet = tokio::select! {
-                packet = timely(silence, self.read()) => packet?,
-                frame = frames.recv() => {
+            while let Some(packet) = self.packet()? {
+                match packet {
+                    Packet::PingReq(_) => self.put(&Packet::PingResp(PingResp))?,
+                    Packet::Publish(publish)
+                        if publish.topic == self.topic_up.as_bytes()
+                            && publish.qos == QoS::AtMostOnce =>
+                    {
+                        links.frame(node, id, &publish.payload);
+                    }
+                    Packet::Subscribe(subscribe) => {
+                        let own = |path: &String| *path == self.topic_down;
+                        if !subscribe.filters.iter().all(|filter| own(&filter.path)) {
+                            return self.end("subscribes to what is not its own").await;
+                        }
+                        let granted = SubscribeReasonCode::Success(QoS::AtMostOnce);
+                        self.put(&Packet::SubAck(SubAck {
+                            pkid: subscribe.pkid,
+                            return_codes: vec![granted; subscribe.filters.len()],
+                            properties: None,
+                        }))?;
+                        subscribed = true;
+                        for frame in waiting.drain(..) {
+                            self.publish(frame)?;
+                        }
+                    }
+                    Packet::Disconnect(_) => return Ok(()),
+                    _ => {
+                        return self
+                            .end("publishes to what is not its own, or speaks more MQTT than a link needs")
+                            .await;
+                    }
+                }
+            }
+            let (silent, stuck) = (heard + silence, self.taken + WRITE);
+            tokio::select! {
+                // A peer that asks and never reads its answers is not heard further.
+                count = self.reader.read_buf(&mut self.received), if self.sending.len() < ANSWERS_BYTES_MAX => {
+                    if count? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    heard = Instant::now();
+                }
+                result = drain(&mut self.writer, &mut self.sending, &mut self.taken), if self.unsent => {
+                    result?;
+                    self.unsent = false;
+                }
+                frame = frames.recv(), if self.sending.len() < AHEAD_BYTES_MAX => {
                     let Some(frame) = frame else {
                         let goodbye = Disconnect::new(DisconnectReasonCode::SessionTakenOver);
-                        return self.write(&Packet::Disconnect(goodbye)).await;
+                        self.put(&Packet::Disconnect(goodbye))?;
+                        return self.drain().await;
                     };
                     if subscribed {
-                        self.publish(frame).await?;
-                    } else if waiting.len() < crate::links::FRAMES_MAX {
+                        self.publish(frame)?;
+                    } else if waiting.len() < FRAMES_MAX {
                         waiting.push(frame);
                     }
-                    continue;
                 }
-            };
-            match packet {
-                Packet::PingReq(_) => self.write(&Packet::PingResp(PingResp)).await?,
-                Packet::Publish(publish)
-                    if publish.topic == self.topic_up.as_bytes()
-                        && publish.qos == QoS::AtMostOnce =>
-                {
-                    links.frame(node, id, &publish.payload);
+                () = tokio::time::sleep_until(silent) => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "silent over its keepalive"));
                 }
-                Packet::Subscribe(subscribe) => {
-                    let own = |path: &String| *path == self.topic_down;
-                    if !subscribe.filters.iter().all(|filter| own(&filter.path)) {
-                        return self.refuse("subscribes to what is not its own").await;
-                    }
-                    let codes = vec![
-                        SubscribeReasonCode::Success(QoS::AtMostOnce);
-                        subscribe.filters.len()
-                    ];
-                    let ack = SubAck {
-                        pkid: subscribe.pkid,
-                        return_codes: codes,
-                        properties: None,
-                    };
-                    self.write(&Packet::SubAck(ack)).await?;
-                    subscribed = true;
-                    for frame in waiting.drain(..) {
-                        self.publish(frame).await?;
+                // Some may have been taken since, without an end of it.
+                () = tokio::time::sleep_until(stuck), if self.unsent => {
+                    if self.taken.elapsed() >= WRITE {
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, "reads nothing"));
                     }
                 }
-                Packet::Disconnect(_) => return Ok(()),
-                _ => return self
-                    .refuse(
-                        "publishes to what is not its own, or speaks more MQTT than a link needs",
-                    )
-                    .await,
             }
         }
     }
 
-    async fn refuse(&mut self, why: &'static str) -> io::Result<()> {
+    async fn end(&mut self, why: &'static str) -> io::Result<()> {
         let goodbye = Disconnect::new(DisconnectReasonCode::NotAuthorized);
-        self.write(&Packet::Disconnect(goodbye)).await?;
+        self.put(&Packet::Disconnect(goodbye))?;
+        self.drain().await?;
         Err(io::Error::other(why))
     }
 
-    async fn publish(&mut self, frame: Vec<u8>) -> io::Result<()> {
-        let publish = Publish::new(self.topic_down.as_str(), QoS::AtMostOnce, frame, None);
-        self.write(&Packet::Publish(publish)).await
-    }
-
-    /// The next packet. Cancel-safe: what was read stays in the buffer.
+    /// The first packet.
     async fn read(&mut self) -> io::Result<Packet> {
         loop {
-            match Packet::read(&mut self.buffer, Some(PACKET_BYTES_MAX)) {
-                Ok(packet) => return Ok(packet),
-                Err(Error::InsufficientBytes(_)) => {}
-                Err(error) => return Err(io::Error::other(error.to_string())),
+            if let Some(packet) = self.packet()? {
+                return Ok(packet);
             }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            if self.reader.read_buf(&mut self.received).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
 
-    async fn write(&mut self, packet: &Packet) -> io::Result<()> {
-        let mut bytes = BytesMut::new();
+    /// The next packet of what was received.
+    fn packet(&mut self) -> io::Result<Option<Packet>> {
+        match Packet::read(&mut self.received, Some(PACKET_BYTES_MAX)) {
+            Ok(packet) => Ok(Some(packet)),
+            Err(Error::InsufficientBytes(_)) => Ok(None),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    fn publish(&mut self, frame: Vec<u8>) -> io::Result<()> {
+        let publish = Publish::new(self.topic_down.as_str(), QoS::AtMostOnce, frame, None);
+        self.put(&Packet::Publish(publish))
+    }
+
+    /// Queues a packet.
+    fn put(&mut self, packet: &Packet) -> io::Result<()> {
+        if !self.unsent {
+            self.unsent = true;
+            self.taken = Instant::now();
+        }
         packet
-            .write(&mut bytes, Some(PACKET_BYTES_MAX))
-            .map_err(|error| io::Error::other(error.to_string()))?;
-        let stream = &mut self.stream;
-        timely(WRITE, async move {
-            stream.write_all(&bytes).await?;
-            stream.flush().await
-        })
-        .await
+            .write(&mut self.sending, Some(PACKET_BYTES_MAX))
+            .map(drop)
+            .map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Sends what is queued before the connection ends.
+    async fn drain(&mut self) -> io::Result<()> {
+        let work = drain(&mut self.writer, &mut self.sending, &mut self.taken);
+        timely(GOODBYE, work).await
+    }
+}
+
+fn acknowledge(code: ConnectReturnCode) -> Packet {
+    Packet::ConnAck(ConnAck {
+        session_present: false,
+        code,
+        properties: None,
+    })
+}
+
+/// Writes and flushes all of `sending`. Cancel-safe: what was taken has left `sending`.
+async fn drain(
+    writer: &mut (impl AsyncWrite + Unpin),
+    sending: &mut BytesMut,
+    taken: &mut Instant,
+) -> io::Result<()> {
+    loop {
+        // First, so that no more than one round waits inside TLS.
+        writer.flush().await?;
+        *taken = Instant::now();
+        if sending.is_empty() {
+            return Ok(());
+        }
+        writer.write_buf(sending).await?;
     }
 }

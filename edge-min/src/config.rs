@@ -16,9 +16,10 @@ use crate::name::{SYSFS, Template};
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Keepalive when the config names none: a dead link is noticed within two.
 const KEEPALIVE_MS_DEFAULT: u64 = 60_000;
-/// Bounds of the keepalive: under 5 s a slow line flaps, over 20 minutes edge-cloud would not
-/// wait, and no NAT remembers a connection.
-const KEEPALIVE_MS: core::ops::RangeInclusive<u64> = 5_000..=1_200_000;
+/// Bounds of the keepalive: under 5 s a slow line flaps, and edge-cloud waits no longer than for
+/// its own cap.
+const KEEPALIVE_MS: core::ops::RangeInclusive<u64> =
+    5_000..=edge_proto::limits::KEEPALIVE_S_MAX as u64 * 1000;
 
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,14 +7,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
-use edge_proto::limits::FRAME_BYTES_MAX;
+use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
-use rumqttc::v5::{Client, Connection, Event as MqttEvent, MqttOptions};
-use rumqttc::{Outgoing, TlsConfiguration, Transport};
+use rumqttc::v5::{Client, Connection, ConnectionError, Event as MqttEvent, MqttOptions};
+use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
 /// Frames that wait for the socket: the largest inventory has 69 pages, and all must fit.
@@ -26,6 +26,11 @@ const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 const INFLIGHT_MAX: u16 = 8;
 /// Seconds for TCP, TLS and CONNACK: 70 s were seen at 30 % loss each way.
 const CONNECT_S: u64 = 90;
+/// When they pass without an end.
+const UNANSWERED: &str = "no answer to TCP, TLS or MQTT within 90 s";
+/// Bytes that the kernel holds for us: 3 Mbit/s over 150 ms fit, and at 30 % loss a ping is not
+/// minutes behind.
+const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 /// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -123,11 +128,14 @@ pub fn spawn(
 
 /// One connection from attempt to end; returns why it ended.
 fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
+    let mut network = NetworkOptions::new();
+    network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
     let mut options = MqttOptions::new(config.node.as_str(), config.host.as_str(), config.port);
     options
         .set_keep_alive(config.keepalive)
         .set_clean_start(true)
         .set_connection_timeout(CONNECT_S)
+        .set_network_options(network)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
         .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
         .set_transport(Transport::Tls(TlsConfiguration::Rustls(config.tls.clone())))
@@ -152,21 +160,26 @@ fn run(
     sender: LinkSender,
     events: &Sender<LinkEvent>,
 ) -> String {
-    // rumqttc has no flush deadline in v5: a half-open link with a full socket buffer would block
-    // for as long as TCP does. Pings make at least one event per keepalive, so silence over two
-    // means that its loop is stuck, and dropping it is the cure.
-    let connecting = Duration::from_secs(CONNECT_S + 5);
-    let mut patience = connecting;
+    // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
+    // long as TCP does, without a ping, and its own count of unanswered pings would end a link
+    // that is only busy. What counts is the last that was heard.
+    let mut patience = Duration::from_secs(CONNECT_S + 5);
+    let mut heard = Instant::now();
     let mut pending = Some(sender);
     loop {
-        let event = match connection.recv_timeout(patience) {
-            Err(_) => return "no progress within two keepalives".to_owned(),
-            Ok(Err(error)) => return error.to_string(),
+        let event = match connection.recv_timeout(patience.saturating_sub(heard.elapsed())) {
+            Err(_) if pending.is_some() => return UNANSWERED.to_owned(),
+            Err(_) => return "silent over its keepalive".to_owned(),
+            Ok(Err(error)) => return reason(&error),
             Ok(Ok(event)) => event,
         };
+        if matches!(event, MqttEvent::Incoming(_)) {
+            heard = Instant::now();
+            connection.eventloop.state.await_pingresp = false;
+        }
         let told = match event {
             MqttEvent::Incoming(Packet::ConnAck(_)) => {
-                patience = config.keepalive * 2;
+                patience = config.keepalive * SILENCE_PERCENT / 100;
                 let subscribed = pending.as_ref().is_some_and(|sender| {
                     sender
                         .client
@@ -192,5 +205,22 @@ fn run(
         if events.send_blocking(told).is_err() {
             return "the agent stops".to_owned();
         }
+    }
+}
+
+/// What a person can do something with.
+fn reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
+        // Only a handshake meets bytes that are no TLS: afterwards they would be forged.
+        ConnectionError::Tls(TlsError::Io(error))
+            if error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref())
+                .is_some_and(|error| matches!(error, rustls::Error::InvalidMessage(_))) =>
+        {
+            "the answer is not TLS: is there a proxy or a login page in between?".to_owned()
+        }
+        other => other.to_string(),
     }
 }

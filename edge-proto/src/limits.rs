@@ -60,6 +60,12 @@ pub const LABELS_MAX: usize = 32;
 pub const REFUSED_LISTED_MAX: usize = 16;
 /// Bytes of a reason or message in a status; longer text is cut at a character.
 pub const MESSAGE_BYTES_MAX: usize = 256;
+/// Longest MQTT keepalive, seconds: the end of a link that is longer dead is of no use to anyone.
+pub const KEEPALIVE_S_MAX: u16 = 1_200;
+/// Silence of the other end that ends a link, in percent of the MQTT keepalive. Under two, so that
+/// both ends have noticed by then; over MQTT's one and a half, because at 30 % loss a ping's last
+/// retransmissions come later.
+pub const SILENCE_PERCENT: u32 = 175;
 /// Bytes of a join request or answer (CSR and certificates, DER).
 pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 
