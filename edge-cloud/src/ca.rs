@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use rcgen::PublicKeyData as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -16,6 +17,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
+use sha2::{Digest as _, Sha256};
 
 /// Life of a node's certificate unless told otherwise: a year.
 pub const NODE_LIFE_S: u64 = 365 * 24 * 3600;
@@ -37,6 +39,9 @@ pub enum CaError {
     /// The system gives no random numbers.
     #[error("no random numbers")]
     Random,
+    /// A stored serial number is none.
+    #[error("the stored serial number is damaged")]
+    Serial,
 }
 
 /// The authority, with its key in memory.
@@ -53,6 +58,26 @@ pub struct Issued {
     pub der: Vec<u8>,
     /// Its serial number, hex.
     pub serial: String,
+}
+
+/// A certificate request whose signature is right.
+pub struct Request(CertificateSigningRequestParams);
+
+impl Request {
+    /// Reads a PKCS#10 request and checks its signature; its subject and extensions are ignored.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn read(csr: &[u8]) -> Result<Self, CaError> {
+        let csr = CertificateSigningRequestDer::from(csr);
+        Ok(Self(CertificateSigningRequestParams::from_der(&csr)?))
+    }
+
+    /// Hex SHA-256 of the public key.
+    #[must_use]
+    pub fn key_sha256(&self) -> String {
+        hex(&Sha256::digest(self.0.public_key.der_bytes()))
+    }
 }
 
 impl Ca {
@@ -103,23 +128,24 @@ impl Ca {
         Ok((certificate.der().clone(), key.into()))
     }
 
-    /// Issues a node's certificate for the key of a PKCS#10 request. The request's signature is
-    /// checked; its subject and extensions are ignored. `unix_s` is now, `life_s` how long the
-    /// certificate is valid.
+    /// Issues a node's certificate for the key of a request. `unix_s` is now, `life_s` how long
+    /// the certificate is valid. The same `serial` gives the same certificate again, but for the
+    /// random part of its signature; without one it is new.
     ///
     /// # Errors
     /// See [`CaError`].
     pub fn node(
         &self,
         node: &str,
-        csr: &[u8],
+        request: &Request,
+        serial: Option<&str>,
         unix_s: u64,
         life_s: u64,
     ) -> Result<Issued, CaError> {
-        let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(
-            csr.to_vec(),
-        ))?;
-        let serial = serial()?;
+        let serial = match serial {
+            Some(text) => unhex(text).ok_or(CaError::Serial)?,
+            None => self::serial()?,
+        };
         let mut params = CertificateParams::default();
         params.distinguished_name = name(node);
         params.subject_alt_names = vec![SanType::DnsName(node.try_into()?)];
@@ -128,7 +154,7 @@ impl Ca {
             date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s.saturating_add(life_s));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let certificate = params.signed_by(&csr.public_key, &self.issuer)?;
+        let certificate = params.signed_by(&request.0.public_key, &self.issuer)?;
         Ok(Issued {
             der: certificate.der().to_vec(),
             serial: hex(&serial),
@@ -173,6 +199,18 @@ pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A serial number from its hex.
+fn unhex(text: &str) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    if text.len() != 32 || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 fn file(what: &str) -> impl FnOnce(io::Error) -> CaError + use<> {
@@ -221,7 +259,10 @@ mod tests {
         let mut wanted = CertificateParams::default();
         wanted.distinguished_name = name("another-node");
         let csr = wanted.serialize_request(&key).unwrap();
-        let issued = again.node("gate-7", csr.der(), 1_700_000_000, 60).unwrap();
+        let request = Request::read(csr.der()).unwrap();
+        let issued = again
+            .node("gate-7", &request, None, 1_700_000_000, 60)
+            .unwrap();
         let (_, certificate) =
             x509_parser::certificate::X509Certificate::from_der(&issued.der).unwrap();
         assert_eq!(certificate.subject().to_string(), "CN=gate-7");
@@ -231,19 +272,23 @@ mod tests {
         certificate
             .verify_signature(Some(authority.public_key()))
             .unwrap();
+        let repeated = again
+            .node("gate-7", &request, Some(&issued.serial), 1_700_000_000, 60)
+            .unwrap();
+        let (_, repeated) =
+            x509_parser::certificate::X509Certificate::from_der(&repeated.der).unwrap();
+        assert_eq!(repeated.tbs_certificate, certificate.tbs_certificate);
     }
 
     #[test]
     fn a_request_with_a_wrong_signature_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let ca = Ca::open(folder.path()).unwrap();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default()
             .serialize_request(&key)
             .unwrap();
         let mut bytes = csr.der().to_vec();
         *bytes.last_mut().unwrap() ^= 1;
-        assert!(ca.node("gate-7", &bytes, 0, 60).is_err());
+        assert!(Request::read(&bytes).is_err());
     }
 
     #[test]

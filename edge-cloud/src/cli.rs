@@ -323,7 +323,12 @@ impl Context<'_> {
         target.push_str(&format!("?tail={}&follow={}", logs.tail, logs.follow));
         let response = client::send(self.data, Method::GET, &target, Vec::new()).await?;
         let mut body = response.into_body();
-        while let Some(frame) = body.frame().await {
+        loop {
+            let frame = match logs.follow {
+                true => body.frame().await,
+                false => client::timely(body.frame()).await?,
+            };
+            let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| ClientError::Answer(error.to_string()))?;
             if let Some(bytes) = frame.data_ref() {
                 out.write_all(bytes)?;
@@ -362,10 +367,11 @@ fn check_name(name: &str) -> Result<(), CliError> {
 
 fn nodes(rows: &[NodeRow]) -> String {
     let line = |row: &NodeRow| {
-        let link = match (row.revoked, row.connected) {
-            (true, _) => "revoked",
-            (false, true) => "connected",
-            (false, false) => "offline",
+        let link = match (row.revoked, row.cloned, row.connected) {
+            (true, _, _) => "revoked",
+            (false, true, _) => "cloned",
+            (false, false, true) => "connected",
+            (false, false, false) => "offline",
         };
         let conditions: Vec<_> = row.conditions.keys().map(String::as_str).collect();
         vec![

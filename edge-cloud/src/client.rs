@@ -1,6 +1,7 @@
 //! The CLI's end of the API's unix socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
@@ -14,6 +15,9 @@ use crate::api::{ApiError, SOCKET};
 
 /// Largest JSON answer that is read: 5,000 nodes take about 5 MB.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Patience with the server, for its first word and between two pieces of an answer: longer than
+/// the server's own with a node.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +65,9 @@ pub async fn send(
         .header("content-type", "application/json")
         .body(Full::<Bytes>::from(body))
         .map_err(|error| ClientError::Answer(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(answer)?;
+    let response = timely(sender.send_request(request))
+        .await?
+        .map_err(answer)?;
     if response.status().is_success() {
         return Ok(response);
     }
@@ -90,9 +96,20 @@ pub async fn json<T: DeserializeOwned>(
         .map_err(|error| ClientError::Answer(error.to_string()))
 }
 
+/// Waits no longer than [`PATIENCE`].
+///
+/// # Errors
+/// [`ClientError::Answer`].
+pub async fn timely<T>(work: impl Future<Output = T>) -> Result<T, ClientError> {
+    tokio::time::timeout(PATIENCE, work).await.map_err(|_| {
+        let seconds = PATIENCE.as_secs();
+        ClientError::Answer(format!("edge-cloud said nothing for {seconds} s"))
+    })
+}
+
 async fn read(response: Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
-    let body = body.collect().await;
+    let body = timely(body.collect()).await?;
     body.map(|body| body.to_bytes())
         .map_err(|error| ClientError::Answer(error.to_string()))
 }

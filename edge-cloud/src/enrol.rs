@@ -7,7 +7,7 @@ use edge_proto::enrol::{JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::ca::{Ca, CaError, NODE_LIFE_S};
+use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
 use crate::registry::{NodeRecord, Registry, RegistryError};
 use crate::token::{TokenError, TokenStore};
 
@@ -71,7 +71,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The name and the request are checked before the token is spent; a crash after that costs the
-/// use, never gives a second one.
+/// use, never gives a second one. A node that asks again with the key that it has joined with did
+/// not get our answer: it gets the same certificate, and with the same token that costs nothing.
 fn join(
     request: &JoinRequest,
     unix_s: u64,
@@ -79,13 +80,31 @@ fn join(
     tokens: &TokenStore,
     registry: &Registry,
 ) -> Result<Vec<u8>, Refusal> {
+    let (id, secret) = (&request.token_id, &request.token_secret);
+    let csr = ca::Request::read(&request.csr)?;
+    let key_sha256 = csr.key_sha256();
+    let known = registry.find(&request.node);
+    if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256) {
+        let (serial, issued) = (Some(known.serial.as_str()), known.joined_unix_s);
+        let again = ca.node(&request.node, &csr, serial, issued, NODE_LIFE_S)?;
+        if known.token_id == *id {
+            tokens.verify(id, secret)?;
+        } else {
+            tokens.spend(id, secret, unix_s)?;
+            registry.joined_with(&request.node, id)?;
+        }
+        log::info!("join_answer_repeated node={}", request.node);
+        return Ok(again.der);
+    }
     registry.check(&request.node)?;
-    let issued = ca.node(&request.node, &request.csr, unix_s, NODE_LIFE_S)?;
-    tokens.spend(&request.token_id, &request.token_secret, unix_s)?;
+    let issued = ca.node(&request.node, &csr, None, unix_s, NODE_LIFE_S)?;
+    tokens.spend(id, secret, unix_s)?;
     let record = NodeRecord {
         serial: issued.serial,
         revoked: false,
         joined_unix_s: unix_s,
+        key_sha256,
+        token_id: id.clone(),
     };
     registry.add(&request.node, record)?;
     Ok(issued.der)

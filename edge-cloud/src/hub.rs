@@ -86,10 +86,10 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, links: &Arc<Links>) -> 
     let unix_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
-    let Some(Peer { node, serial }) = tls::peer(session, unix_s) else {
+    let Some(peer) = tls::peer(session, unix_s) else {
         return Err(io::Error::other("no valid client certificate"));
     };
-    Mqtt::open(stream, node, serial, links).await
+    Mqtt::open(stream, &peer, links).await
 }
 
 /// One node's MQTT connection. It always reads, whatever waits to be written: two ends that each
@@ -108,7 +108,8 @@ struct Mqtt<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
-    async fn open(stream: S, node: String, serial: String, links: &Arc<Links>) -> io::Result<()> {
+    async fn open(stream: S, peer: &Peer, links: &Arc<Links>) -> io::Result<()> {
+        let node = peer.node.as_str();
         let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
         let (reader, writer) = tokio::io::split(stream);
         let mut mqtt = Self {
@@ -129,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         if refused {
             return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
         }
-        let Some((id, mut frames)) = links.connect(&node, &serial) else {
+        let Some((id, mut frames)) = links.connect(peer) else {
             return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
         };
         let keepalive = match connect.keep_alive {
@@ -139,9 +140,9 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         let silence = Duration::from_secs(keepalive.into()) * SILENCE_PERCENT / 100;
         let mut result = mqtt.put(&acknowledge(ConnectReturnCode::Success));
         if result.is_ok() {
-            result = mqtt.run(&node, id, silence, &mut frames, links).await;
+            result = mqtt.run(node, id, silence, &mut frames, links).await;
         }
-        links.disconnect(&node, id);
+        links.disconnect(node, id);
         result
     }
 

@@ -19,5 +19,6 @@ pub mod registry;
 pub mod saved;
 pub mod serve;
 pub mod source;
+pub mod takeover;
 pub mod tls;
 pub mod token;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
 
@@ -25,7 +26,9 @@ use crate::ca::Ca;
 use crate::enrol;
 use crate::nodes::{Event, NodeView, Nodes};
 use crate::placement::Desired;
-use crate::registry::Registry;
+use crate::registry::{Admission, Registry};
+use crate::takeover::{Takeovers, Verdict};
+use crate::tls::Peer;
 use crate::token::TokenStore;
 
 /// Frames on the way to one socket; the session repeats what does not fit.
@@ -36,17 +39,24 @@ const PIECES_MAX: usize = 64;
 const EVENTS_MAX: usize = 1_000;
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
 const CALL_FIRST: Duration = Duration::from_secs(30);
-/// This many takeovers of a live connection within [`CLONE_WINDOW`] mean two boards of one name.
-const CLONE_TAKEOVERS: usize = 3;
-/// See [`CLONE_TAKEOVERS`].
-const CLONE_WINDOW: Duration = Duration::from_secs(300);
+/// The same once it has begun to answer, for an answer that has an end.
+const CALL_NEXT: Duration = Duration::from_secs(30);
 
 type Piece = Result<Bytes, String>;
+
+/// What a call's session says to its reader.
+enum Heard {
+    Bytes(Bytes),
+    End,
+    Broken(&'static str),
+}
 
 /// A connection as the session sees it: frames go in, and dropping it closes the socket.
 struct Connection {
     id: u64,
     frames: mpsc::Sender<Vec<u8>>,
+    /// When the last frame came through it.
+    heard: u64,
 }
 
 struct Node {
@@ -58,10 +68,9 @@ struct Node {
     reported: BTreeMap<Key, Vec<u8>>,
     live: bool,
     in_sync: bool,
-    cloned: bool,
     changed_unix_s: u64,
-    takeovers: VecDeque<Instant>,
-    calls: BTreeMap<u32, mpsc::Sender<Piece>>,
+    takeovers: Takeovers,
+    calls: BTreeMap<u32, mpsc::Sender<Heard>>,
 }
 
 #[derive(Default)]
@@ -186,29 +195,42 @@ impl Links {
     /// A node's connection is open. The frames for it come from the channel; when that ends, the
     /// connection is to be closed. `None` refuses it.
     #[must_use]
-    pub fn connect(&self, name: &str, serial: &str) -> Option<(u64, mpsc::Receiver<Vec<u8>>)> {
+    pub fn connect(&self, peer: &Peer) -> Option<(u64, mpsc::Receiver<Vec<u8>>)> {
+        let name = peer.node.as_str();
+        let admission = self.registry.admit(peer, now_unix_s());
         let mut state = self.lock();
-        if !self.registry.admits(name, serial) {
-            let why = "its certificate is revoked, replaced or not known here";
-            state.event(name, "Refused", why);
-            return None;
+        match admission {
+            Ok(Admission::Known) => {}
+            Ok(Admission::Readmitted) => {
+                let why = "it joined after the backup that was restored; revoke it if it must not be here";
+                state.event(name, "Readmitted", why);
+            }
+            Ok(Admission::Refused) => {
+                let why = "its certificate is revoked, replaced or not known here";
+                state.event(name, "Refused", why);
+                return None;
+            }
+            Err(error) => {
+                state.event(name, "Refused", &error.to_string());
+                return None;
+            }
         }
         state.add(name, self.registry.epoch(), self.now());
+        if !self.welcomes(&mut state, name) {
+            drop(state);
+            self.changed();
+            return None;
+        }
         state.connections += 1;
         let id = state.connections;
         let (frames, receiver) = mpsc::channel(FRAMES_MAX);
         let node = state.nodes.get_mut(name)?;
-        let taken_over = node.connection.replace(Connection { id, frames }).is_some();
-        if taken_over {
-            let now = Instant::now();
-            node.takeovers
-                .retain(|at| now.duration_since(*at) < CLONE_WINDOW);
-            node.takeovers.push_back(now);
-            if node.takeovers.len() >= CLONE_TAKEOVERS && !node.cloned {
-                node.cloned = true;
-                let text = "two boards use this identity: delete the node and join each by a name of its own";
-                state.event(name, "Cloned", text);
-            }
+        let connection = Connection {
+            id,
+            frames,
+            heard: self.now(),
+        };
+        if node.connection.replace(connection).is_some() {
             self.handle(&mut state, name, Input::TransportDown);
         }
         self.handle(&mut state, name, Input::TransportUp);
@@ -217,15 +239,47 @@ impl Links {
         Some((id, receiver))
     }
 
+    /// Whether a new connection of this node may take the place of the live one, if there is one.
+    fn welcomes(&self, state: &mut State, name: &str) -> bool {
+        let now = self.now();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return false;
+        };
+        let Some(connection) = &node.connection else {
+            node.takeovers.vacant();
+            return true;
+        };
+        match node.takeovers.newcomer(now, connection.heard) {
+            Verdict::TakesOver => true,
+            Verdict::Refused { ask, proven } => {
+                if ask {
+                    let epoch = self.registry.epoch();
+                    let unix_s = now_unix_s();
+                    let probe = Frame::Probe { epoch, unix_s }.encode();
+                    // A full channel belongs to a connection that does not read: it stays silent.
+                    let _sent = connection.frames.try_send(probe);
+                }
+                if proven {
+                    let text = "two boards use this identity, and the one that is connected keeps \
+                                the link: delete the node and join each by a name of its own";
+                    state.event(name, "Cloned", text);
+                }
+                false
+            }
+        }
+    }
+
     /// A frame from a node's connection.
     pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
+        let now = self.now();
         let mut state = self.lock();
         let current = state
             .nodes
-            .get(name)
-            .and_then(|node| node.connection.as_ref());
+            .get_mut(name)
+            .and_then(|node| node.connection.as_mut());
         // A connection that was taken over may still have frames in its buffer.
-        if current.is_some_and(|connection| connection.id == id) {
+        if let Some(connection) = current.filter(|connection| connection.id == id) {
+            connection.heard = now;
             self.handle(&mut state, name, Input::Frame(frame));
         }
     }
@@ -319,16 +373,21 @@ impl Node {
                 true
             }
             Output::Live { .. } => {
-                self.live = true;
-                self.changed_unix_s = now_unix_s();
-                events.push(("Connected", "session live".to_owned()));
+                // A session may follow another without a break.
+                if !self.live {
+                    self.live = true;
+                    self.changed_unix_s = now_unix_s();
+                    events.push(("Connected", "session live".to_owned()));
+                }
                 true
             }
             Output::Down => {
                 self.live = false;
                 self.in_sync = false;
                 self.changed_unix_s = now_unix_s();
-                self.calls.clear();
+                for reader in std::mem::take(&mut self.calls).into_values() {
+                    let _told = reader.try_send(Heard::Broken("the link to the node broke"));
+                }
                 events.push(("Disconnected", "session over".to_owned()));
                 true
             }
@@ -340,7 +399,10 @@ impl Node {
                 if let Some(reader) = self.calls.get(&id) {
                     // The window is smaller than the channel, so a piece that does not fit is a
                     // node that breaks the contract: its call ends.
-                    let failed = reader.try_send(Ok(bytes.into())).is_err();
+                    let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
+                    if end {
+                        failed |= reader.try_send(Heard::End).is_err();
+                    }
                     if end || failed {
                         self.calls.remove(&id);
                     }
@@ -352,7 +414,8 @@ impl Node {
             }
             Output::CallCancelled { id } => {
                 if let Some(reader) = self.calls.remove(&id) {
-                    let _told = reader.try_send(Err("the node is not connected".to_owned()));
+                    let why = "the node is not connected, or its answer broke off";
+                    let _told = reader.try_send(Heard::Broken(why));
                 }
                 false
             }
@@ -373,7 +436,7 @@ impl Node {
         }
     }
 
-    fn view(&self, name: &str, revoked: bool) -> NodeView {
+    fn view(&self, name: &str, revoked: bool, now: u64) -> NodeView {
         let pods = self
             .reported
             .iter()
@@ -387,7 +450,7 @@ impl Node {
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
             revoked,
-            cloned: self.cloned,
+            cloned: self.takeovers.cloned(now),
             changed_unix_s: self.changed_unix_s,
             status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
             pods: pods.collect(),
@@ -415,9 +478,8 @@ impl State {
             reported: BTreeMap::new(),
             live: false,
             in_sync: false,
-            cloned: false,
             changed_unix_s: 0,
-            takeovers: VecDeque::new(),
+            takeovers: Takeovers::default(),
             calls: BTreeMap::new(),
         });
     }
@@ -439,9 +501,10 @@ impl State {
 impl Nodes for Arc<Links> {
     fn views(&self) -> Vec<NodeView> {
         let records = self.registry.nodes();
+        let now = self.now();
         let state = self.lock();
         let view =
-            |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?.revoked));
+            |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?.revoked, now));
         state.nodes.iter().filter_map(view).collect()
     }
 
@@ -495,6 +558,8 @@ impl Nodes for Arc<Links> {
     }
 
     fn call(&self, name: &str, method: u16, body: Vec<u8>) -> mpsc::Receiver<Piece> {
+        let follows =
+            method == METHOD_LOGS && LogsRequest::decode(&body).is_ok_and(|request| request.follow);
         let (reader, pieces) = mpsc::channel(PIECES_MAX);
         let (answer, receiver) = mpsc::channel(1);
         let mut state = self.lock();
@@ -509,6 +574,7 @@ impl Nodes for Arc<Links> {
             Self::clone(self),
             name.to_owned(),
             id,
+            follows,
             pieces,
             answer,
         ));
@@ -558,30 +624,42 @@ impl Nodes for Arc<Links> {
     }
 }
 
-/// Passes a call's pieces on as they are read, which gives the node its credit.
+/// Passes a call's pieces on as they are read, which gives the node its credit. An answer without
+/// an end is an error: the link broke, or the node went silent. `follows` is an answer that may be
+/// silent for as long as it likes once it has begun.
 async fn relay(
     links: Arc<Links>,
     name: String,
     id: u32,
-    mut pieces: mpsc::Receiver<Piece>,
+    follows: bool,
+    mut pieces: mpsc::Receiver<Heard>,
     answer: mpsc::Sender<Piece>,
 ) {
-    let mut first = true;
+    let mut patience = Some(CALL_FIRST);
     loop {
-        let piece = tokio::select! {
-            piece = pieces.recv() => piece,
+        let heard = tokio::select! {
+            heard = pieces.recv() => heard,
             () = answer.closed() => break,
-            () = tokio::time::sleep(CALL_FIRST), if first => {
-                Some(Err("the node does not answer".to_owned()))
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
+                Some(Heard::Broken("the node does not answer"))
             }
         };
-        first = false;
-        let Some(piece) = piece else { return };
-        let taken = piece
-            .as_ref()
-            .map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(0));
-        let failed = piece.is_err();
-        if answer.send(piece).await.is_err() || failed {
+        patience = (!follows).then_some(CALL_NEXT);
+        let bytes = match heard {
+            Some(Heard::Bytes(bytes)) => bytes,
+            Some(Heard::End) => return,
+            Some(Heard::Broken(why)) => {
+                // A reader that is gone needs no reason.
+                let _told = answer.send(Err(why.to_owned())).await;
+                break;
+            }
+            None => {
+                let _told = answer.send(Err("the answer broke off".to_owned())).await;
+                break;
+            }
+        };
+        let taken = u32::try_from(bytes.len()).unwrap_or(0);
+        if answer.send(Ok(bytes)).await.is_err() {
             break;
         }
         let mut state = links.lock();

@@ -33,6 +33,7 @@ pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("edge_cloud");
     let connected = Family::<NodeLabel, Gauge>::default();
     let in_sync = Family::<NodeLabel, Gauge>::default();
+    let cloned = Family::<NodeLabel, Gauge>::default();
     let refused = Family::<NodeLabel, Gauge>::default();
     let restarts = Family::<NodeLabel, Gauge>::default();
     let mut phases: BTreeMap<&str, i64> = BTreeMap::new();
@@ -44,6 +45,7 @@ pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
             .get_or_create(&label)
             .set(i64::from(view.connected));
         in_sync.get_or_create(&label).set(i64::from(view.in_sync));
+        cloned.get_or_create(&label).set(i64::from(view.cloned));
         let count = view.status.as_ref().map_or(0, |s| s.refused_count);
         refused.get_or_create(&label).set(i64::from(count));
         let all = view.pods.iter().flat_map(|pod| &pod.containers);
@@ -66,6 +68,7 @@ pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
     };
     registry.register("node_connected", "A session is live", connected);
     registry.register("node_in_sync", "Both sets are equal on both ends", in_sync);
+    registry.register("node_cloned", "Two boards use the identity", cloned);
     registry.register("node_refused_objects", "Objects the node refused", refused);
     registry.register(
         "node_container_restarts",

@@ -1,7 +1,8 @@
 //! The nodes that have joined, on disk, and the epoch of this edge-cloud.
 //!
 //! A certificate is accepted only while the registry lists its serial under its name: deleting or
-//! revoking a node needs no list of what is no longer valid.
+//! revoking a node needs no list of what is no longer valid. After a restore from a backup there is
+//! a [`Grace`]: nodes that joined after the backup are unknown, and come back by themselves.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::ca::replace;
+use crate::ca::{NODE_LIFE_S, replace};
+use crate::tls::Peer;
 
 /// File with the nodes in the data folder.
 pub const NODES: &str = "nodes.json";
@@ -25,8 +27,35 @@ pub struct NodeRecord {
     pub serial: String,
     /// Refused from now on.
     pub revoked: bool,
-    /// When it joined, seconds since 1970.
+    /// When its certificate was issued, seconds since 1970.
     pub joined_unix_s: u64,
+    /// Hex SHA-256 of its public key; empty when it was not seen.
+    #[serde(default)]
+    pub key_sha256: String,
+    /// Token that it joined with.
+    #[serde(default)]
+    pub token_id: String,
+}
+
+/// After a restore: a certificate that our CA issued after the backup was made is taken although
+/// the registry does not list it. One that was issued before and is not listed was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grace {
+    /// When the backup was made, seconds since 1970.
+    pub issued_from_unix_s: u64,
+    /// When the grace ends, seconds since 1970.
+    pub until_unix_s: u64,
+}
+
+/// What becomes of a node that shows a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is listed.
+    Known,
+    /// It is listed from now on, see [`Grace`].
+    Readmitted,
+    /// Revoked, replaced, deleted or never listed.
+    Refused,
 }
 
 /// Why a node was not added.
@@ -46,10 +75,13 @@ pub enum RegistryError {
     Store(#[from] io::Error),
 }
 
+/// The file.
 #[derive(Clone, Default, Serialize, Deserialize)]
-struct State {
-    epoch: u64,
-    nodes: BTreeMap<String, NodeRecord>,
+pub(crate) struct State {
+    pub(crate) epoch: u64,
+    pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) grace: Option<Grace>,
 }
 
 /// All nodes, in memory and on disk.
@@ -86,11 +118,53 @@ impl Registry {
         self.read(|state| state.nodes.clone())
     }
 
-    /// Whether `node` may come with the certificate of this serial number.
-    pub fn admits(&self, node: &str, serial: &str) -> bool {
-        self.read(|state| {
-            let record = state.nodes.get(node);
-            record.is_some_and(|record| !record.revoked && record.serial == serial)
+    /// The node of this name.
+    pub fn find(&self, node: &str) -> Option<NodeRecord> {
+        self.read(|state| state.nodes.get(node).cloned())
+    }
+
+    /// The grace, while it lasts.
+    pub fn grace(&self, unix_s: u64) -> Option<Grace> {
+        self.read(|state| state.grace.filter(|grace| unix_s < grace.until_unix_s))
+    }
+
+    /// Whether a node may come with this certificate. A node that is readmitted is durable when
+    /// this returns.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; the node is to be refused then.
+    pub fn admit(&self, peer: &Peer, unix_s: u64) -> Result<Admission, RegistryError> {
+        let record = self.find(&peer.node);
+        if record.is_some_and(|record| !record.revoked && record.serial == peer.serial) {
+            return Ok(Admission::Known);
+        }
+        // Every node certificate lives equally long.
+        let issued_unix_s = peer.expires_unix_s.saturating_sub(NODE_LIFE_S);
+        let grace = self.grace(unix_s);
+        if grace.is_none_or(|grace| issued_unix_s < grace.issued_from_unix_s) {
+            return Ok(Admission::Refused);
+        }
+        let readmitted = self.change(|state| {
+            match state.nodes.get(&peer.node) {
+                // Revoked stays revoked, and of two certificates the newer one counts.
+                Some(record) if record.revoked || record.joined_unix_s >= issued_unix_s => {
+                    return Ok(false);
+                }
+                Some(_) => {}
+                None => room(state, &peer.node)?,
+            }
+            let record = NodeRecord {
+                serial: peer.serial.clone(),
+                joined_unix_s: issued_unix_s,
+                ..NodeRecord::default()
+            };
+            state.nodes.insert(peer.node.clone(), record);
+            Ok(true)
+        })?;
+        Ok(if readmitted {
+            Admission::Readmitted
+        } else {
+            Admission::Refused
         })
     }
 
@@ -113,6 +187,19 @@ impl Registry {
             Ok(true)
         })
         .map(|_| ())
+    }
+
+    /// Notes with which token a node has asked again for its certificate.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn joined_with(&self, node: &str, token_id: &str) -> Result<bool, RegistryError> {
+        self.change(|state| {
+            let record = state.nodes.get_mut(node);
+            Ok(record
+                .map(|record| token_id.clone_into(&mut record.token_id))
+                .is_some())
+        })
     }
 
     /// Forgets a node. `false` when there is none of this name.
@@ -187,6 +274,73 @@ mod tests {
         }
     }
 
+    /// A peer whose certificate was issued at `issued_unix_s`.
+    fn peer(node: &str, serial: &str, issued_unix_s: u64) -> Peer {
+        Peer {
+            node: node.to_owned(),
+            serial: serial.to_owned(),
+            expires_unix_s: issued_unix_s + NODE_LIFE_S,
+        }
+    }
+
+    fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
+        registry.admit(&peer(node, serial, 50), 1_000).unwrap() == Admission::Known
+    }
+
+    /// A registry as a restore leaves it: the backup was made at 100, the grace lasts until 2000.
+    fn restored(folder: &Path) -> Registry {
+        let mut old = record("01");
+        old.joined_unix_s = 40;
+        let mut revoked = record("02");
+        revoked.joined_unix_s = 40;
+        revoked.revoked = true;
+        let state = State {
+            epoch: 7,
+            nodes: [("old".to_owned(), old), ("revoked".to_owned(), revoked)].into(),
+            grace: Some(Grace {
+                issued_from_unix_s: 100,
+                until_unix_s: 2_000,
+            }),
+        };
+        std::fs::write(folder.join(NODES), serde_json::to_vec(&state).unwrap()).unwrap();
+        Registry::open(folder, 1_000).unwrap()
+    }
+
+    #[test]
+    fn after_a_restore_nodes_that_joined_after_the_backup_come_back_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = restored(folder.path());
+        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+        assert_eq!(admit(peer("old", "01", 40), 1_000), Admission::Known);
+        assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Readmitted);
+        assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Known);
+        let registry = Registry::open(folder.path(), 1_001).unwrap();
+        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+        assert_eq!(admit(peer("new", "03", 100), 3_000), Admission::Known);
+        // The newer of two certificates counts, whoever comes first.
+        assert_eq!(admit(peer("old", "04", 200), 1_002), Admission::Readmitted);
+        assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
+        assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
+        assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Known);
+        registry.delete("new").unwrap();
+        registry.revoke("old").unwrap();
+        assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Refused);
+    }
+
+    #[test]
+    fn the_grace_is_for_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = restored(folder.path());
+        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+        // Deleted before the backup; revoked; revoked with a later certificate; too late.
+        assert_eq!(admit(peer("gone", "09", 99), 1_000), Admission::Refused);
+        assert_eq!(admit(peer("revoked", "02", 40), 1_000), Admission::Refused);
+        assert_eq!(admit(peer("revoked", "0a", 200), 1_000), Admission::Refused);
+        assert_eq!(admit(peer("late", "0b", 200), 2_000), Admission::Refused);
+        assert_eq!(registry.nodes().len(), 2);
+        assert!(registry.admit(&peer("a/b", "0c", 200), 1_000).is_err());
+    }
+
     #[test]
     fn the_epoch_rises_at_each_start_even_with_the_clock_behind() {
         let folder = tempfile::tempdir().unwrap();
@@ -204,16 +358,16 @@ mod tests {
         registry.add("b", record("02")).unwrap();
         let taken = registry.add("a", record("03"));
         assert!(matches!(taken, Err(RegistryError::Taken)));
-        assert!(registry.admits("a", "01"));
-        assert!(!registry.admits("a", "02"));
+        assert!(admits(&registry, "a", "01"));
+        assert!(!admits(&registry, "a", "02"));
         assert!(registry.revoke("a").unwrap());
         assert!(registry.delete("b").unwrap());
         assert!(!registry.delete("b").unwrap());
         let registry = Registry::open(folder.path(), 0).unwrap();
-        assert!(!registry.admits("a", "01"));
-        assert!(!registry.admits("b", "02"));
+        assert!(!admits(&registry, "a", "01"));
+        assert!(!admits(&registry, "b", "02"));
         registry.add("b", record("04")).unwrap();
-        assert!(registry.admits("b", "04"));
+        assert!(admits(&registry, "b", "04"));
     }
 
     #[test]

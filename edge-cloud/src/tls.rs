@@ -84,6 +84,8 @@ pub struct Peer {
     pub node: String,
     /// Its serial number, hex.
     pub serial: String,
+    /// When it expires, seconds since 1970.
+    pub expires_unix_s: u64,
 }
 
 /// The peer's identity; `None` without a certificate, or once it has expired: a resumed session
@@ -92,9 +94,13 @@ pub struct Peer {
 pub fn peer(connection: &ServerConnection, unix_s: u64) -> Option<Peer> {
     let der = connection.peer_certificates()?.first()?;
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    let expires_unix_s = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     let mut names = certificate.subject().iter_common_name();
     let node = names.next()?.as_str().ok()?.to_owned();
     let serial = hex(certificate.raw_serial());
-    (end > unix_s && names.next().is_none()).then_some(Peer { node, serial })
+    (expires_unix_s > unix_s && names.next().is_none()).then_some(Peer {
+        node,
+        serial,
+        expires_unix_s,
+    })
 }

@@ -40,14 +40,25 @@ pub enum TokenError {
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-struct Token {
+pub(crate) struct Token {
     /// Hex SHA-256 of the secret, which has 128 random bits: no salt or stretching is needed.
     secret_sha256: String,
-    uses_left: u32,
-    expires_unix_s: u64,
+    pub(crate) uses_left: u32,
+    pub(crate) expires_unix_s: u64,
 }
 
-type Tokens = BTreeMap<String, Token>;
+impl Token {
+    fn check(&self, secret: &str) -> Result<(), TokenError> {
+        let given = sha256(secret.as_bytes());
+        if same(given.as_bytes(), self.secret_sha256.as_bytes()) {
+            Ok(())
+        } else {
+            Err(TokenError::Invalid)
+        }
+    }
+}
+
+pub(crate) type Tokens = BTreeMap<String, Token>;
 
 /// All tokens, in memory and on disk.
 pub struct TokenStore {
@@ -107,18 +118,24 @@ impl TokenStore {
     /// # Errors
     /// See [`TokenError`].
     pub fn spend(&self, id: &str, secret: &str, unix_s: u64) -> Result<(), TokenError> {
-        let given = sha256(secret.as_bytes());
         self.change(|tokens| {
             let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
-            if !same(given.as_bytes(), token.secret_sha256.as_bytes()) {
-                return Err(TokenError::Invalid);
-            }
+            token.check(secret)?;
             if token.expires_unix_s <= unix_s {
                 return Err(TokenError::Expired);
             }
             token.uses_left = token.uses_left.checked_sub(1).ok_or(TokenError::Used)?;
             Ok(())
         })
+    }
+
+    /// Whether this is a token, used up or not, expired or not.
+    ///
+    /// # Errors
+    /// [`TokenError::Invalid`].
+    pub fn verify(&self, id: &str, secret: &str) -> Result<(), TokenError> {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get(id).ok_or(TokenError::Invalid)?.check(secret)
     }
 
     /// Changes memory only after the disk. Used-up tokens stay until they expire.

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edge_cloud::ca::Ca;
-use edge_cloud::registry::Registry;
+use edge_cloud::ca::{Ca, Request};
+use edge_cloud::registry::{Admission, Registry};
 use edge_cloud::token::TokenStore;
 use edge_cloud::{enrol, tls};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
@@ -20,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 struct Cloud {
     ca: Arc<Ca>,
@@ -54,7 +55,7 @@ async fn cloud(data: &Path) -> Cloud {
                 continue;
             }
             let peer = tls::peer(stream.get_ref().1, now());
-            let peer = peer.filter(|peer| registry.admits(&peer.node, &peer.serial));
+            let peer = peer.filter(|peer| registry.admit(peer, now()).unwrap() == Admission::Known);
             let name = peer.map_or("-".to_owned(), |peer| peer.node);
             stream.write_all(name.as_bytes()).await.unwrap();
             stream.shutdown().await.unwrap();
@@ -100,10 +101,34 @@ async fn connect(
 }
 
 async fn join(cloud: &Cloud, token: &str, node: &str) -> (JoinAnswer, Vec<u8>) {
+    let key = new_key();
+    (
+        join_with(cloud, token, node, &key).await,
+        key.serialize_der(),
+    )
+}
+
+fn new_key() -> rcgen::KeyPair {
+    rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()
+}
+
+async fn join_with(cloud: &Cloud, token: &str, node: &str, key: &rcgen::KeyPair) -> JoinAnswer {
+    let mut stream = ask_to_join(cloud, token, node, key).await;
+    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut answer).await.unwrap();
+    postcard::from_bytes(&answer).unwrap()
+}
+
+/// Sends the request of a join and leaves the answer on the way.
+async fn ask_to_join(
+    cloud: &Cloud,
+    token: &str,
+    node: &str,
+    key: &rcgen::KeyPair,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     let mut stream = connect(cloud, &cloud.ca, ALPN_JOIN, None).await.unwrap();
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let csr = rcgen::CertificateParams::default()
-        .serialize_request(&key)
+        .serialize_request(key)
         .unwrap();
     let parts: Vec<_> = token.split('.').collect();
     let bytes = edge_proto::encode(&JoinRequest {
@@ -114,9 +139,8 @@ async fn join(cloud: &Cloud, token: &str, node: &str) -> (JoinAnswer, Vec<u8>) {
     });
     stream.write_u16(bytes.len() as u16).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
-    let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
-    stream.read_exact(&mut answer).await.unwrap();
-    (postcard::from_bytes(&answer).unwrap(), key.serialize_der())
+    stream.flush().await.unwrap();
+    stream
 }
 
 /// The name under which the cloud admits this identity; an error when TLS refuses it.
@@ -149,6 +173,48 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
     assert_eq!(admitted(&cloud, None).await.unwrap(), "-");
     let (answer, _) = join(&cloud, &token, "gate-8").await;
     assert!(matches!(answer, JoinAnswer::Refused(_)));
+}
+
+/// The join's answer is lost: the node asks again with the key that it has, and gets what it was to
+/// get, for the one use. Nobody else gets anything for it.
+#[tokio::test]
+async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = cloud(folder.path()).await;
+    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let key = new_key();
+    let mut lost = ask_to_join(&cloud, &token, "gate-7", &key).await;
+    // The cloud has made up its mind once the first byte of its answer is there.
+    lost.read_u8().await.unwrap();
+    drop(lost);
+    let serial = |answer: &JoinAnswer| match answer {
+        JoinAnswer::Accepted { certificate, .. } => {
+            let (_, certificate) = X509Certificate::from_der(certificate).unwrap();
+            certificate.raw_serial().to_vec()
+        }
+        _ => panic!("{answer:?}"),
+    };
+    let again = join_with(&cloud, &token, "gate-7", &key).await;
+    let once_more = join_with(&cloud, &token, "gate-7", &key).await;
+    assert_eq!(serial(&again), serial(&once_more));
+    let JoinAnswer::Accepted { certificate, .. } = again else {
+        unreachable!()
+    };
+    let identity = (certificate.into(), key.serialize_der());
+    assert_eq!(admitted(&cloud, Some(&identity)).await.unwrap(), "gate-7");
+
+    let refused = |answer| assert!(matches!(answer, JoinAnswer::Refused(_)), "{answer:?}");
+    let wrong = format!("em1.{}.00.00", token.split('.').nth(1).unwrap());
+    refused(join_with(&cloud, &wrong, "gate-7", &key).await);
+    refused(join_with(&cloud, &token, "gate-8", &key).await);
+    refused(join_with(&cloud, &token, "gate-7", &new_key()).await);
+    // Another token pays with a use of its own, once.
+    let other = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    for _ in 0..2 {
+        let paid = join_with(&cloud, &other, "gate-7", &key).await;
+        assert_eq!(serial(&paid), serial(&once_more));
+    }
+    refused(join_with(&cloud, &other, "gate-8", &new_key()).await);
 }
 
 #[tokio::test]
@@ -186,7 +252,8 @@ async fn foreign_expired_and_unlisted_certificates_are_refused() {
         .serialize_request(&key)
         .unwrap();
     let identity = |ca: &Ca, unix_s| {
-        let issued = ca.node("a", csr.der(), unix_s, 60).unwrap();
+        let request = Request::read(csr.der()).unwrap();
+        let issued = ca.node("a", &request, None, unix_s, 60).unwrap();
         (issued.der.into(), key.serialize_der())
     };
     assert!(

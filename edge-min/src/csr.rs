@@ -22,21 +22,20 @@ const UTF8_STRING: u8 = 0x0c;
 const BIT_STRING: u8 = 0x03;
 const ATTRIBUTES: u8 = 0xa0;
 
-/// A new key and a request signed by it.
-pub struct KeyAndCsr {
-    /// PKCS#8, DER.
-    pub key: Vec<u8>,
-    /// PKCS#10, DER.
-    pub csr: Vec<u8>,
-}
-
-/// Makes a P-256 key and a request for `node`. `None` when the system's random source fails.
+/// Makes a P-256 key, PKCS#8. `None` when the system's random source fails.
 #[must_use]
-pub fn generate(node: &str) -> Option<KeyAndCsr> {
+pub fn generate() -> Option<Vec<u8>> {
     let random = SystemRandom::new();
     let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).ok()?;
-    let pair =
-        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.as_ref(), &random).ok()?;
+    Some(key.as_ref().to_vec())
+}
+
+/// Makes a request for `node`, signed by this key. `None` when it is not a key, or the system's
+/// random source fails.
+#[must_use]
+pub fn request(node: &str, key: &[u8]) -> Option<Vec<u8>> {
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key, &random).ok()?;
     let name = der(
         SEQUENCE,
         &[&der(
@@ -57,18 +56,14 @@ pub fn generate(node: &str) -> Option<KeyAndCsr> {
     let version = [0x02, 0x01, 0x00];
     let info = der(SEQUENCE, &[&version, &name, &public, &der(ATTRIBUTES, &[])]);
     let signature = pair.sign(&random, &info).ok()?;
-    let csr = der(
+    Some(der(
         SEQUENCE,
         &[
             &info,
             ECDSA_SHA256,
             &der(BIT_STRING, &[&[0], signature.as_ref()]),
         ],
-    );
-    Some(KeyAndCsr {
-        key: key.as_ref().to_vec(),
-        csr,
-    })
+    ))
 }
 
 /// One DER value. Contents here stay far below the 64 KiB that two length bytes can tell.

@@ -1,5 +1,6 @@
 //! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
 //! DER but for the last two. Written once by a join, whole or not at all: into `identity.new`, then renamed.
+//! The key is there from the join's first try on.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -62,13 +63,8 @@ impl Identity {
     /// # Errors
     /// Those of the file system. The old identity, if any, is then still there.
     pub fn save(&self, state: &Path) -> io::Result<()> {
-        let (dir, new) = (dir(state), state.join("identity.new"));
-        remove(&new)?;
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(&new)?;
-        write(&new.join("node.key"), &self.key)?;
+        let dir = dir(state);
+        let new = keep_key(state, &self.key)?;
         write(&new.join("node.crt"), &self.certificate)?;
         write(&new.join("ca.crt"), &self.ca)?;
         write(&new.join("cloud.url"), self.cloud.as_bytes())?;
@@ -78,6 +74,36 @@ impl Identity {
         fs::rename(&new, &dir)?;
         fs::File::open(state)?.sync_all()
     }
+}
+
+/// The key of a join that was not answered, if there was one.
+///
+/// # Errors
+/// Those of the file system.
+pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
+    match read(&new_dir(state).join("node.key")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Keeps the key of a join; durable when it returns. Returns the folder of the new identity.
+///
+/// # Errors
+/// Those of the file system.
+pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
+    let new = new_dir(state);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(&new)?;
+    crate::store::write_durably(&new, &new.join("node.key"), key)?;
+    fs::File::open(state)?.sync_all()?;
+    Ok(new)
+}
+
+fn new_dir(state: &Path) -> PathBuf {
+    state.join("identity.new")
 }
 
 fn remove(dir: &Path) -> io::Result<()> {

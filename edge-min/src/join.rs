@@ -14,7 +14,7 @@ use rustls_pki_types::ServerName;
 
 use crate::config::Config;
 use crate::csr;
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::link::LinkEvent;
 use crate::name::SYSFS;
 use crate::tls::{self, TimeSource};
@@ -97,7 +97,7 @@ fn token(text: &str) -> Option<Token<'_>> {
 /// Joins as `node` and stores the identity below `state`. Returns it and the cloud's time.
 ///
 /// # Errors
-/// See [`JoinError`]; nothing is stored then.
+/// See [`JoinError`]; only the key is stored then, for the next try.
 pub fn join(
     url: &str,
     token_text: &str,
@@ -107,12 +107,12 @@ pub fn join(
 ) -> Result<(Identity, u64), JoinError> {
     let token = token(token_text).ok_or(JoinError::Token)?;
     let (host, port) = host_and_port(url).ok_or(JoinError::Url)?;
-    let request = csr::generate(node).ok_or(JoinError::Random)?;
+    let (key, csr) = key_and_csr(node, state)?;
     let message = postcard::to_allocvec(&JoinRequest {
         token_id: token.id.to_owned(),
         token_secret: token.secret.to_owned(),
         node: node.to_owned(),
-        csr: request.csr,
+        csr,
     })
     .map_err(|_| JoinError::Answer)?;
     let config = tls::join_config(token.ca_sha256, time).map_err(JoinError::Tls)?;
@@ -129,7 +129,7 @@ pub fn join(
         } => {
             let identity = Identity {
                 node: node.to_owned(),
-                key: request.key,
+                key,
                 certificate,
                 ca,
                 cloud: url.to_owned(),
@@ -187,6 +187,21 @@ pub fn spawn(
             }
         })?;
     Ok(None)
+}
+
+/// A key and its request. The key is on the medium before the request goes out: when the answer is
+/// lost, the next try has the same key, and the cloud repeats its answer instead of refusing.
+fn key_and_csr(node: &str, state: &Path) -> Result<(Vec<u8>, Vec<u8>), JoinError> {
+    let failed = |error| JoinError::Io("store the key", error);
+    if let Some(key) = identity::pending_key(state).map_err(failed)?
+        && let Some(csr) = csr::request(node, &key)
+    {
+        return Ok((key, csr));
+    }
+    let key = csr::generate().ok_or(JoinError::Random)?;
+    identity::keep_key(state, &key).map_err(failed)?;
+    let csr = csr::request(node, &key).ok_or(JoinError::Random)?;
+    Ok((key, csr))
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, JoinError> {

@@ -21,6 +21,8 @@ pub struct NodeRow {
     pub in_sync: bool,
     /// Its certificate is revoked.
     pub revoked: bool,
+    /// Two boards use its identity.
+    pub cloned: bool,
     /// Root of the desired set, hex.
     pub desired_root: String,
     /// Root of the reported set, hex.
@@ -120,6 +122,7 @@ fn node(view: &NodeView) -> NodeRow {
         connected: view.connected,
         in_sync: view.in_sync,
         revoked: view.revoked,
+        cloned: view.cloned,
         desired_root: view.desired_root.clone(),
         reported_root: view.reported_root.clone(),
         changed_unix_s: view.changed_unix_s,

@@ -1,0 +1,148 @@
+//! When a new connection may end the live one of the same node, and when two boards share an
+//! identity.
+//!
+//! A board whose link broke comes back before we notice: at first, the newest connection wins at
+//! once. Two boards with one certificate would then end each other's connection for ever. So after
+//! [`TAKEOVERS_MAX`] takeovers in [`WINDOW_MS`] a newcomer has to wait outside until the live
+//! connection was asked for a sign of life: silence gives the place away, an answer proves a clone.
+//! Never does IO, never reads a clock.
+
+/// Takeovers at once in [`WINDOW_MS`]: a board that loses power again and again has as many.
+pub const TAKEOVERS_MAX: usize = 3;
+/// Takeovers older than this are forgotten.
+pub const WINDOW_MS: u64 = 300_000;
+/// Patience with the sign of life: many round trips at 30 % loss.
+pub const ANSWER_MS: u64 = 10_000;
+/// An identity counts as cloned for this long after the last proof. A refused board tries again
+/// at least every ten minutes.
+pub const CLONED_MS: u64 = 3_600_000;
+
+/// What becomes of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It takes the live connection's place.
+    TakesOver,
+    /// It is refused and may try again.
+    Refused {
+        /// Ask the live connection for a sign of life.
+        ask: bool,
+        /// The first proof of a clone since the last quiet time.
+        proven: bool,
+    },
+}
+
+/// One node's newcomers.
+#[derive(Debug, Default)]
+pub struct Takeovers {
+    at: Vec<u64>,
+    /// When the live connection was asked for a sign of life.
+    asked: Option<u64>,
+    proof: Option<u64>,
+}
+
+impl Takeovers {
+    /// A newcomer is there while another connection is live, which was last heard at `heard`.
+    pub fn newcomer(&mut self, now: u64, heard: u64) -> Verdict {
+        self.at.retain(|at| now.saturating_sub(*at) < WINDOW_MS);
+        if self.at.len() < TAKEOVERS_MAX && !self.cloned(now) {
+            self.at.push(now);
+            return Verdict::TakesOver;
+        }
+        match self.asked {
+            Some(asked) if heard > asked => {
+                let proven = !self.cloned(now);
+                self.proof = Some(now);
+                self.asked = Some(now);
+                Verdict::Refused { ask: true, proven }
+            }
+            Some(asked) if now.saturating_sub(asked) >= ANSWER_MS => {
+                self.asked = None;
+                Verdict::TakesOver
+            }
+            asked => {
+                self.asked = asked.or(Some(now));
+                Verdict::Refused {
+                    ask: asked.is_none(),
+                    proven: false,
+                }
+            }
+        }
+    }
+
+    /// The live connection has ended by itself: the next one is welcome.
+    pub const fn vacant(&mut self) {
+        self.asked = None;
+    }
+
+    /// Whether two boards use the identity.
+    #[must_use]
+    pub fn cloned(&self, now: u64) -> bool {
+        self.proof
+            .is_some_and(|proof| now.saturating_sub(proof) < CLONED_MS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAITS: Verdict = Verdict::Refused {
+        ask: false,
+        proven: false,
+    };
+
+    /// Three takeovers at 0, 1 and 2 s.
+    fn suspicious() -> Takeovers {
+        let mut takeovers = Takeovers::default();
+        for now in [0, 1_000, 2_000] {
+            assert_eq!(takeovers.newcomer(now, 0), Verdict::TakesOver);
+        }
+        takeovers
+    }
+
+    fn asks(proven: bool) -> Verdict {
+        Verdict::Refused { ask: true, proven }
+    }
+
+    #[test]
+    fn a_silent_connection_gives_its_place_away_and_is_no_clone() {
+        let mut takeovers = suspicious();
+        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
+        assert_eq!(takeovers.newcomer(5_000, 2_500), WAITS);
+        assert_eq!(takeovers.newcomer(13_000, 2_500), Verdict::TakesOver);
+        assert!(!takeovers.cloned(13_000));
+    }
+
+    #[test]
+    fn an_answer_proves_a_clone_and_keeps_the_place_for_as_long_as_answers_come() {
+        let mut takeovers = suspicious();
+        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
+        assert_eq!(takeovers.newcomer(5_000, 3_050), asks(true));
+        // The window of takeovers is long over, and still it is refused.
+        let mut heard = 5_050;
+        for now in (600_000..6_000_000).step_by(600_000) {
+            assert_eq!(takeovers.newcomer(now, heard), asks(false), "{now}");
+            assert!(takeovers.cloned(now));
+            heard = now + 50;
+        }
+        // The live board is switched off without a word.
+        assert_eq!(takeovers.newcomer(6_000_000, heard), asks(false));
+        assert_eq!(takeovers.newcomer(6_005_000, heard), WAITS);
+        assert_eq!(takeovers.newcomer(6_010_000, heard), Verdict::TakesOver);
+    }
+
+    #[test]
+    fn a_lone_board_is_free_again_after_the_window() {
+        let mut takeovers = suspicious();
+        assert_eq!(takeovers.newcomer(400_000, 2_500), Verdict::TakesOver);
+    }
+
+    #[test]
+    fn an_earlier_question_says_nothing_of_the_next_connection() {
+        let mut takeovers = suspicious();
+        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
+        takeovers.vacant();
+        assert_eq!(takeovers.newcomer(4_000, 3_500), asks(false));
+        assert!(!takeovers.cloned(4_000));
+    }
+}
