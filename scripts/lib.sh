@@ -21,21 +21,21 @@ cargo_deny() {
     printf '%s' "$found"
 }
 
-# make_image DIR NAME: a one-layer image with busybox as an OCI layout, by umoci.
+# make_image DIR NAME [BUSYBOX ARCHITECTURE]: a one-layer image with busybox as an OCI layout, by umoci.
 make_image() {
-    local layout="$1" name="$2" bundle
+    local layout="$1" name="$2" busybox="${3:-/bin/busybox}" architecture="${4:-amd64}" bundle
     bundle=$(mktemp -d)
     umoci init --layout "$layout"
     umoci new --image "$layout:new"
     umoci unpack --image "$layout:new" "$bundle/b" 2>/dev/null
     mkdir -p "$bundle/b/rootfs/bin" "$bundle/b/rootfs/etc" "$bundle/b/rootfs/tmp"
-    cp /bin/busybox "$bundle/b/rootfs/bin/busybox"
+    cp "$busybox" "$bundle/b/rootfs/bin/busybox"
     local applet
     for applet in sh cat echo sleep ls true false; do
         ln -s busybox "$bundle/b/rootfs/bin/$applet"
     done
     umoci repack --image "$layout:new" "$bundle/b" 2>/dev/null
-    umoci config --image "$layout:new" --config.cmd /bin/sh
+    umoci config --image "$layout:new" --config.cmd /bin/sh --architecture "$architecture"
     # umoci takes no slash in a tag, so the name is set in the index itself.
     sed -i "s|\"org.opencontainers.image.ref.name\":\"new\"|\"org.opencontainers.image.ref.name\":\"$name\"|" "$layout/index.json"
     rm -rf "$bundle"

@@ -1,0 +1,374 @@
+//! A whole board in QEMU (`scripts/board`) with an edge-cloud beside it. A test boots it, cuts its
+//! power and drives a shell on its serial console.
+//!
+//! The protocol on the console: one command a line; the guest runs it and prints `@@NUMBER:CODE` at
+//! the start of a line. Whatever the kernel prints in between belongs to the answer. Each command
+//! has a deadline, and the end of QEMU ends the wait.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{program, root, text};
+
+/// Patience with a state of an emulated board, whose every instruction costs ten; a container by
+/// runc alone takes up to ten seconds on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Patience with one command on the console.
+const COMMAND: Duration = Duration::from_secs(60);
+/// How often a state is looked at: each look costs the board a process.
+const POLL: Duration = Duration::from_millis(500);
+/// How often the console's file is looked at, which costs the board nothing.
+const CONSOLE_POLL: Duration = Duration::from_millis(10);
+/// What the guest's shell says when it takes commands.
+const READY: &str = "board: ready";
+/// The host as a guest of QEMU's user network sees it.
+const HOST: &str = "10.0.2.2";
+
+/// Which board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// 64-bit Arm, Cortex-A53.
+    Aarch64,
+    /// 32-bit Arm, Cortex-A15.
+    Armv7,
+}
+
+impl Arch {
+    /// As `scripts/board` calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64",
+            Self::Armv7 => "armv7",
+        }
+    }
+
+    /// The number `key` of the board file's budget.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn budget(self, key: &str) -> Result<i64> {
+        let file = root().join(format!("board-configs/qemu-virt-{}.toml", self.name()));
+        let board: toml::Table = fs::read_to_string(&file)?.parse()?;
+        board
+            .get("budget")
+            .and_then(|budget| budget.get(key)?.as_integer())
+            .with_context(|| format!("{}: no budget {key}", file.display()))
+    }
+}
+
+/// How a board is booted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// Without a network device.
+    pub offline: bool,
+    /// With a clock that stands at 1970.
+    pub year_1970: bool,
+}
+
+/// A board that is booted, the disk that outlives its power, and its cloud.
+pub struct Board {
+    dir: PathBuf,
+    arch: Arch,
+    port: u16,
+    cloud: Option<Child>,
+    qemu: Option<Child>,
+    /// Bytes of the console's file that are dealt with.
+    seen: usize,
+    commands: u32,
+}
+
+impl Board {
+    /// A board as it leaves the factory, not booted, and a running cloud with these manifests.
+    ///
+    /// # Errors
+    /// Whatever cannot be made: the agent's binary or the kernel may be missing.
+    pub fn make(arch: Arch, manifests: &str) -> Result<Self> {
+        static BOARDS: AtomicU32 = AtomicU32::new(0);
+        let number = BOARDS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("edge-min-board-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(dir.join("manifests"))?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let mut board = Self {
+            dir,
+            arch,
+            port,
+            cloud: None,
+            qemu: None,
+            seen: 0,
+            commands: 0,
+        };
+        let config = format!(
+            "version = 1\nnode = \"board\"\nboard = \"qemu-virt-{}\"\ncloud = \"{}\"\n\
+             keepalive-ms = 5000\npods-max = 16\n",
+            arch.name(),
+            board.url()
+        );
+        fs::write(board.dir.join("edge-min.toml"), config)?;
+        board.manifests(manifests)?;
+        text(
+            Command::new(root().join("scripts/board"))
+                .args(["make", arch.name()])
+                .arg(&board.dir),
+        )?;
+        board.start_cloud()?;
+        Ok(board)
+    }
+
+    /// Where the board finds its cloud.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("mqtts://{HOST}:{}", self.port)
+    }
+
+    /// Replaces the manifests.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn manifests(&self, manifests: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join("manifests/all.yaml"), manifests)?)
+    }
+
+    /// Starts edge-cloud and waits for its API.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start_cloud(&mut self) -> Result<()> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("cloud.log"))?;
+        let child = Command::new(program("edge-cloud")?)
+            .arg("--data")
+            .arg(self.dir.join("cloud"))
+            .args(["serve", "--name", &format!("localhost,{HOST}")])
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .arg("--manifests")
+            .arg(self.dir.join("manifests"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.cloud = Some(child);
+        self.until("edge-cloud answers", |board| {
+            board.cloud_text(&["nodes"]).is_ok()
+        })
+    }
+
+    /// SIGKILL to edge-cloud.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_cloud(&mut self) -> Result<()> {
+        kill(&mut self.cloud)
+    }
+
+    /// What `edge-cloud ARGS` prints.
+    ///
+    /// # Errors
+    /// Its own words.
+    pub fn cloud_text(&self, args: &[&str]) -> Result<String> {
+        text(
+            Command::new(program("edge-cloud")?)
+                .arg("--data")
+                .arg(self.dir.join("cloud"))
+                .args(args),
+        )
+    }
+
+    /// What `edge-cloud --json ARGS` says.
+    ///
+    /// # Errors
+    /// Its own words.
+    pub fn cloud_json(&self, what: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.cloud_text(&["--json", what])?)?)
+    }
+
+    /// Names of the pods that the cloud sees running right now, sorted.
+    ///
+    /// # Errors
+    /// The cloud does not answer.
+    pub fn running_as_the_cloud_sees(&self) -> Result<Vec<String>> {
+        let pods = self.cloud_json("pods")?;
+        let pods = pods.as_array().context("no list of pods")?;
+        let mut names: Vec<String> = pods
+            .iter()
+            .filter(|pod| pod["phase"] == "Running" && pod["current"] == true)
+            .filter_map(|pod| Some(pod["name"].as_str()?.to_owned()))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Switches the power on and waits for the shell on the console.
+    ///
+    /// # Errors
+    /// It does not boot; the console is in the message.
+    pub fn boot(&mut self, boot: Boot) -> Result<()> {
+        let console = fs::File::create(self.console_file())?;
+        let mut command = Command::new(root().join("scripts/board"));
+        command
+            .args(["boot", self.arch.name()])
+            .arg(&self.dir)
+            .args(boot.offline.then_some("offline"))
+            .args(boot.year_1970.then_some("1970"))
+            .arg("quiet")
+            .stdin(Stdio::piped())
+            .stderr(console.try_clone()?)
+            .stdout(console);
+        self.qemu = Some(command.spawn()?);
+        self.seen = 0;
+        self.until_console(READY, PATIENCE)?;
+        Ok(())
+    }
+
+    /// Cuts the power: what the guest had only in its memory is gone.
+    ///
+    /// # Errors
+    /// It is not booted.
+    pub fn cut_power(&mut self) -> Result<()> {
+        kill(&mut self.qemu)
+    }
+
+    /// What a command prints in the guest's shell.
+    ///
+    /// # Errors
+    /// It fails, or does not end in time; the console is in the message.
+    pub fn shell(&mut self, command: &str) -> Result<String> {
+        self.commands += 1;
+        let number = self.commands;
+        let line = format!("{{ {command}; }} 2>&1; code=$?; echo; echo \"@@{number}:$code\"\n");
+        let stdin = self.qemu.as_mut().and_then(|qemu| qemu.stdin.as_mut());
+        stdin
+            .context("the board is not booted")?
+            .write_all(line.as_bytes())?;
+        let mark = format!("\n@@{number}:");
+        let answer = self.until_console(&mark, COMMAND)?;
+        let code = self.until_console("\n", COMMAND)?;
+        if code.trim() != "0" {
+            bail!("{command}: exit code {}\n{answer}", code.trim());
+        }
+        Ok(answer.trim_end().to_owned())
+    }
+
+    /// What `edge-min status --json` says on the board.
+    ///
+    /// # Errors
+    /// The agent does not answer, or the kernel talked in between.
+    pub fn status(&mut self) -> Result<Value> {
+        let answer = self.shell("edge-min status --json")?;
+        let line = answer.lines().find(|line| line.starts_with('{'));
+        Ok(serde_json::from_str(line.context(answer.clone())?)?)
+    }
+
+    /// Waits until the agent says so on the board.
+    ///
+    /// # Errors
+    /// It does not; the last status and the logs are in the message.
+    pub fn until_status(&mut self, what: &str, reached: impl Fn(&Value) -> bool) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            match status {
+                Ok(status) if reached(&status) => return Ok(status),
+                status if start.elapsed() > PATIENCE || self.qemu.is_none() => {
+                    let status = status.map_or_else(|error| error.to_string(), |v| v.to_string());
+                    let kernel = self.shell("dmesg | tail -n 30").unwrap_or_default();
+                    bail!(
+                        "{what}: not within {PATIENCE:?}\n{status}\n{kernel}\n{}",
+                        self.logs()
+                    );
+                }
+                _ => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Waits for a state that the cloud sees.
+    ///
+    /// # Errors
+    /// It does not come; the logs are in the message.
+    pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if reached(self) {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        bail!("{what}: not within {PATIENCE:?}\n{}", self.logs())
+    }
+
+    fn console_file(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// Console output up to `mark`, which is passed over.
+    fn until_console(&mut self, mark: &str, patience: Duration) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let ended = match &mut self.qemu {
+                Some(qemu) => qemu.try_wait()?.is_some(),
+                None => true,
+            };
+            let bytes = fs::read(self.console_file())?;
+            let new = bytes.get(self.seen..).unwrap_or_default();
+            if let Some(at) = find(new, mark.as_bytes()) {
+                self.seen += at + mark.len();
+                let text = String::from_utf8_lossy(new.get(..at).unwrap_or_default());
+                // A serial line ends its lines with both characters.
+                return Ok(text.replace('\r', ""));
+            }
+            if ended || start.elapsed() > patience {
+                let why = if ended {
+                    "QEMU ended"
+                } else {
+                    "no answer in time"
+                };
+                bail!("console: {why}, waiting for {mark:?}\n{}", self.logs());
+            }
+            std::thread::sleep(CONSOLE_POLL);
+        }
+    }
+
+    fn logs(&self) -> String {
+        let mut logs = String::new();
+        for name in ["console.log", "cloud.log"] {
+            let bytes = fs::read(self.dir.join(name)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let tail: Vec<&str> = text.lines().rev().take(40).collect();
+            logs += &format!("{name}, newest first:\n{}\n", tail.join("\n"));
+        }
+        logs
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+}
+
+fn kill(child: &mut Option<Child>) -> Result<()> {
+    let mut child = child.take().context("not running")?;
+    child.kill()?;
+    child.wait()?;
+    Ok(())
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        kill(&mut self.qemu).ok();
+        kill(&mut self.cloud).ok();
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}

@@ -1,0 +1,256 @@
+//! The agent on a whole board: QEMU's virt machine with 4 cores, 1 GB, cgroup v2, Debian's kernel
+//! and runc, booted, joined, and cut from power. `scripts/board` makes it.
+#![cfg(test)]
+
+use memtests::board::{Arch, Board, Boot};
+use serde_json::Value;
+
+/// Pods on the board: one container by runc, the rest plain processes.
+const PODS: usize = 10;
+
+/// One ConfigMap that the first pods name, so that a change of it is a generation of the store.
+fn manifests(version: u32) -> String {
+    let mut text = format!(
+        "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: lane}}
+data: {{VERSION: \"{version}\"}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: camera}}
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: board/shell:1
+      imagePullPolicy: Never
+      command: [/bin/sh, -c, 'echo camera; exec sleep 1000000']
+      resources: {{limits: {{memory: 64Mi, cpu: 500m}}}}
+      volumeMounts: [{{name: lane, mountPath: /lane}}]
+  volumes: [{{name: lane, configMap: {{name: lane}}}}]
+"
+    );
+    for index in 1..PODS {
+        text += &format!(
+            "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: counter-{index}}}
+spec:
+  runtimeClassName: process
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      command: [/bin/sh, -c, 'echo counter; exec sleep 1000000']
+      resources: {{limits: {{memory: 32Mi}}}}
+"
+        );
+    }
+    text
+}
+
+fn running(status: &Value) -> usize {
+    let pods = status["pods"].as_array().map_or(&[][..], Vec::as_slice);
+    let runs = |pod: &&Value| pod["phase"] == "Running" && pod["containers"][0]["pid"].is_u64();
+    pods.iter().filter(runs).count()
+}
+
+/// What happens to the store between a power cut and the next boot, as the shell of the board
+/// does it to the mounted disk. `$new` is the newest file of the desired set.
+struct Damage {
+    name: &'static str,
+    command: &'static str,
+}
+
+const DAMAGES: [Damage; 4] = [
+    Damage {
+        name: "truncated",
+        command: "truncate -s $(( $(stat -c %s $new) / 2 )) $new",
+    },
+    Damage {
+        name: "emptied",
+        command: ": > $new",
+    },
+    Damage {
+        name: "one byte altered",
+        command: "printf X | dd of=$new bs=1 seek=40 conv=notrunc",
+    },
+    Damage {
+        name: "deleted",
+        command: "rm $new",
+    },
+];
+
+/// Deletes the agent's memory of the newest change, in the way of `damage`, and makes that durable.
+fn damage(board: &mut Board, damage: &Damage) {
+    let command = format!(
+        "cd /var/lib/edge-min && new=$(ls -t desired.a desired.b | head -n 1) && {} && sync && cd /",
+        damage.command
+    );
+    board.shell(&command).unwrap();
+}
+
+/// Boots, joins with a token, and waits until the cloud sees all pods running.
+fn deploy(arch: Arch) -> Board {
+    let mut board = Board::make(arch, &manifests(1)).unwrap();
+    board.boot(Boot::default()).unwrap();
+    let token = board.cloud_text(&["token", "create"]).unwrap();
+    let join = format!("edge-min join {} --token {}", board.url(), token.trim());
+    assert!(board.shell(&join).unwrap().contains("joined as board"));
+    // An agent looks for its identity at its start only.
+    board.shell("/etc/init.d/edge-min restart").unwrap();
+    board
+        .until("the cloud sees all pods running", |board| {
+            board
+                .running_as_the_cloud_sees()
+                .is_ok_and(|names| names.len() == PODS)
+        })
+        .unwrap();
+    in_sync(&mut board);
+    board
+}
+
+/// Waits until both ends hold the same, and says that they do.
+fn in_sync(board: &mut Board) {
+    let status = board
+        .until_status("connected, in sync, all pods run", |status| {
+            status["connected"] == true && status["in_sync"] == true && running(status) == PODS
+        })
+        .unwrap();
+    board
+        .until("the cloud holds the same roots", |board| {
+            board.cloud_json("nodes").is_ok_and(|nodes| {
+                let node = &nodes[0];
+                node["in_sync"] == true && node["desired_root"] == status["desired_root"]
+            })
+        })
+        .unwrap();
+    let nodes = board.cloud_json("nodes").unwrap();
+    let status = board.status().unwrap();
+    assert_eq!(nodes[0]["desired_root"], status["desired_root"]);
+    assert_eq!(nodes[0]["reported_root"], status["reported_root"]);
+}
+
+/// What only a real board can show: cgroup v2 with limits, and the agent's own memory.
+fn check_the_board(board: &mut Board, arch: Arch) {
+    let check: Value =
+        serde_json::from_str(&board.shell("edge-min check --json").unwrap()).unwrap();
+    for finding in check["findings"].as_array().unwrap() {
+        assert_eq!(finding["verdict"], "ok", "{finding}");
+    }
+    let cgroups = "cd /sys/fs/cgroup/edge-min && cat */*/*/memory.max | sort -n | uniq -c; \
+                   cat */*/*/cpu.max | sort | uniq -c; cat */*/*/cgroup.procs | wc -l; cd /";
+    let cgroups = board.shell(cgroups).unwrap();
+    let lines: Vec<Vec<&str>> = cgroups
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let processes = (PODS - 1).to_string();
+    assert_eq!(
+        lines,
+        [
+            vec![processes.as_str(), "33554432"],
+            vec!["1", "67108864"],
+            vec!["1", "50000", "100000"],
+            vec![processes.as_str(), "max", "100000"],
+            vec![PODS.to_string().as_str()],
+        ],
+        "{cgroups}"
+    );
+    let memory = board.status().unwrap()["memory"].clone();
+    println!("{}: {PODS} pods: {memory}", arch.name());
+    for (key, measured) in [("pss-kib", "pss_kib"), ("anon-kib", "anon_kib")] {
+        let measured = memory[measured].as_i64().unwrap();
+        assert!(measured > 0, "not measured: {memory}");
+        assert!(measured <= arch.budget(key).unwrap(), "{key}: {memory}");
+    }
+}
+
+/// One power cut, and a boot with no cloud and the clock at 1970. With `harm` the newest change is
+/// lost as well, and the set before it counts.
+fn power_cut(board: &mut Board, harm: Option<&Damage>, offline: bool) {
+    let name = harm.map_or("whole", |harm| harm.name);
+    let before = board.status().unwrap();
+    board.kill_cloud().unwrap();
+    if let Some(harm) = harm {
+        damage(board, harm);
+    }
+    board.cut_power().unwrap();
+    let boot = Boot {
+        offline,
+        year_1970: true,
+    };
+    board.boot(boot).unwrap();
+    let alone = board
+        .until_status("all pods run again, alone", |status| {
+            running(status) == PODS
+        })
+        .unwrap();
+    assert_eq!(board.shell("date +%Y").unwrap(), "1970", "{name}");
+    assert_eq!(alone["connected"], false, "{name}");
+    assert_eq!(alone["time_trusted"], false, "{name}");
+    let damaged = alone["conditions"].to_string().contains("StoreDamaged");
+    let missing = harm.is_some_and(|harm| harm.name == "deleted");
+    assert_eq!(damaged, harm.is_some() && !missing, "{name}: {alone}");
+    if harm.is_none() {
+        assert_eq!(alone["desired_root"], before["desired_root"], "{name}");
+    }
+    board.start_cloud().unwrap();
+    if offline {
+        board.cut_power().unwrap();
+        board.boot(Boot::default()).unwrap();
+    }
+    in_sync(board);
+    assert_eq!(
+        board.status().unwrap()["desired_root"],
+        before["desired_root"],
+        "{name}"
+    );
+}
+
+/// Goal: the whole path on one board. Method: boot, join, one container by runc and nine processes,
+/// the agent's memory within the board's budget; then the power is cut and the board boots with no
+/// cloud at 1970: all pods run from the medium, and the roots are equal once the cloud is back.
+fn whole_path(arch: Arch, long: bool) {
+    let mut board = deploy(arch);
+    check_the_board(&mut board, arch);
+    power_cut(&mut board, None, false);
+    if !long {
+        return;
+    }
+    power_cut(&mut board, None, true);
+    for (version, harm) in (2..).zip(&DAMAGES) {
+        // A generation of its own, so that the one before it names all pods as well.
+        let before = board.status().unwrap()["desired_root"].clone();
+        board.manifests(&manifests(version)).unwrap();
+        board
+            .until_status("the change arrives", |status| {
+                status["desired_root"] != before
+            })
+            .unwrap();
+        in_sync(&mut board);
+        power_cut(&mut board, Some(harm), false);
+    }
+}
+
+fn long() -> bool {
+    std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
+}
+
+#[test]
+#[ignore = "needs scripts/build aarch64-unknown-linux-musl and QEMU"]
+fn an_aarch64_board_goes_the_whole_path() {
+    whole_path(Arch::Aarch64, long());
+}
+
+/// Takes minutes, so it is a matter of the long run.
+#[test]
+#[ignore = "needs scripts/build armv7-unknown-linux-musleabihf and QEMU"]
+fn an_armv7_board_goes_the_whole_path() {
+    if long() {
+        whole_path(Arch::Armv7, true);
+    }
+}
