@@ -342,7 +342,7 @@ impl Driver {
         for pod in self.runtime.pods() {
             let known = self.agent.pod(&pod).is_some() || found.iter().any(|one| one.uid == pod);
             if !known {
-                self.runtime_jobs.push(RuntimeJob::RemovePod(pod));
+                self.runtime_jobs.push(resolve::removal(&self.agent, pod));
             }
         }
         let mut gone = Vec::new();
@@ -705,7 +705,7 @@ impl Driver {
             Output::Remove { uid, container } => {
                 self.runtime_jobs.push(RuntimeJob::Remove(uid, container));
             }
-            Output::RemovePod(uid) => self.runtime_jobs.push(RuntimeJob::RemovePod(uid)),
+            Output::RemovePod(uid) => self.runtime_jobs.push(resolve::removal(&self.agent, uid)),
             Output::Report(key, payload) => {
                 let now = self.now();
                 let input = match payload {

@@ -1,19 +1,33 @@
-//! Images from an OCI layout (a directory) in the preload folder: every byte checked against its
-//! digest, layers unpacked once into `STATE/layers/<digest>` and never half.
+//! Images from the OCI layouts in the preload folder: every byte checked against its digest,
+//! layers unpacked once into `STATE/layers/<digest>` and never half, and removed again when
+//! nothing uses them and room is short.
 
-mod unpack;
+pub mod layout;
+mod records;
+mod root;
+pub mod unpack;
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
-use serde::Deserialize;
+use layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 
-/// Bytes of an index, manifest or config.
-const JSON_BYTES_MAX: u64 = 1024 * 1024;
-/// Layers of an image: overlay's option string must stay below a page.
-const LAYERS_MAX: usize = 32;
+use crate::tree;
+
+/// Layouts of the preload folder that are looked at.
+const LAYOUTS_MAX: usize = 256;
+/// Layers that no desired pod uses and that are kept all the same: going back to an image that
+/// ran a while ago then unpacks nothing.
+const UNUSED_MAX: usize = 64;
+/// Bytes of the medium that images leave free: the desired set and the logs of a day.
+const FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Part of the medium that unused layers leave free, percent: Kubernetes' own threshold.
+const FREE_PERCENT_MIN: u64 = 15;
+/// Suffix of a layer that is not whole.
+const TEMPORARY: &str = ".tmp";
 
 /// What a container needs of an image.
 #[derive(Clone, Debug, Default)]
@@ -66,52 +80,6 @@ impl core::fmt::Display for ImageError {
 
 impl core::error::Error for ImageError {}
 
-#[derive(Deserialize)]
-struct Descriptor {
-    #[serde(default, rename = "mediaType")]
-    media_type: String,
-    digest: String,
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
-    #[serde(default)]
-    platform: Option<Platform>,
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    architecture: String,
-}
-
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Config {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: String,
-    user: String,
-}
-
-#[derive(Deserialize)]
-struct ConfigFile {
-    #[serde(default)]
-    config: Config,
-}
-
 /// The images of a board.
 pub struct Images {
     preload: PathBuf,
@@ -125,10 +93,19 @@ impl Images {
     /// Those of the file system.
     pub fn new(state: &Path, preload: &Path) -> io::Result<Self> {
         let layers = state.join("layers");
-        fs::create_dir_all(&layers)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&layers)?;
+        // Set-user-id programs of an image are for its containers alone.
+        fs::set_permissions(&layers, fs::Permissions::from_mode(0o700))?;
         for entry in fs::read_dir(&layers)?.flatten() {
-            if entry.file_name().to_string_lossy().ends_with(".tmp") {
-                fs::remove_dir_all(entry.path())?;
+            if entry.file_name().to_string_lossy().ends_with(TEMPORARY)
+                && let Err(error) = tree::remove(&entry.path())
+            {
+                // It wastes room, and that is no reason to run no pods.
+                log::warn!(
+                    "layer_remains path={} error={error}",
+                    entry.path().to_string_lossy()
+                );
             }
         }
         Ok(Self {
@@ -137,128 +114,93 @@ impl Images {
         })
     }
 
-    /// The image under this reference, unpacked.
+    /// The image under this reference, unpacked. `in_use` are the references of all desired pods:
+    /// their layers stay when room must be made.
     ///
     /// # Errors
     /// See [`ImageError`]; nothing half-unpacked stays.
-    pub fn ensure(&self, reference: &str) -> Result<Image, ImageError> {
-        for entry in fs::read_dir(&self.preload).into_iter().flatten().flatten() {
-            let layout = entry.path();
-            if !layout.join("oci-layout").is_file() {
-                continue;
-            }
-            let index: Index = parse(&layout.join("index.json"))?;
-            let named = index
-                .manifests
-                .iter()
-                .find(|descriptor| matches(descriptor, reference));
-            if let Some(descriptor) = named {
-                return self.unpack(&layout, descriptor, 0);
+    pub fn ensure(&self, reference: &str, in_use: &[String]) -> Result<Image, ImageError> {
+        // A damaged layout hides no image of another.
+        let mut problem = None;
+        for layout in self.layouts() {
+            let found = layout.find(reference, std::env::consts::ARCH);
+            match found.and_then(|found| match found {
+                Some(manifest) => self.unpacked(&layout, &manifest, in_use).map(Some),
+                None => Ok(None),
+            }) {
+                Ok(Some(image)) => return Ok(image),
+                Ok(None) => {}
+                Err(error) => problem = problem.or(Some(error)),
             }
         }
-        Err(ImageError::Missing(
-            [
-                "image ",
-                reference,
-                " is not in the preload folder: put an OCI layout that names it into ",
-                &self.preload.to_string_lossy(),
-            ]
-            .concat(),
-        ))
+        Err(problem.unwrap_or_else(|| {
+            ImageError::Missing(
+                [
+                    "image ",
+                    reference,
+                    " is not in the preload folder: put an OCI layout that names it into ",
+                    &self.preload.to_string_lossy(),
+                ]
+                .concat(),
+            )
+        }))
     }
 
-    fn unpack(
+    fn layouts(&self) -> impl Iterator<Item = Layout> {
+        let entries = fs::read_dir(&self.preload).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries.take(LAYOUTS_MAX).map(|one| one.path()).collect();
+        paths.sort_unstable();
+        paths.into_iter().filter_map(Layout::at)
+    }
+
+    fn unpacked(
         &self,
-        layout: &Path,
-        descriptor: &Descriptor,
-        depth: u8,
+        layout: &Layout,
+        manifest: &Manifest,
+        in_use: &[String],
     ) -> Result<Image, ImageError> {
-        if descriptor.media_type.contains("index") || descriptor.media_type.contains("list") {
-            let index: Index = verified_json(layout, descriptor)?;
-            let arch = match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            };
-            let fits = |one: &&Descriptor| {
-                one.platform
-                    .as_ref()
-                    .is_some_and(|platform| platform.architecture == arch)
-            };
-            let ours = index.manifests.iter().find(fits).filter(|_| depth == 0);
-            let ours = ours.ok_or_else(|| {
-                ImageError::Invalid(["the image has no platform ", arch].concat())
-            })?;
-            return self.unpack(layout, ours, depth + 1);
+        let file: ConfigFile = layout.verified(&manifest.config)?;
+        let mut layers = Vec::with_capacity(manifest.layers.len());
+        for layer in &manifest.layers {
+            layers.push(self.layer(layout, layer, manifest, in_use)?);
         }
-        let manifest: Manifest = verified_json(layout, descriptor)?;
-        let file: ConfigFile = verified_json(layout, &manifest.config)?;
-        if manifest.layers.len() > LAYERS_MAX {
-            return Err(ImageError::Invalid(
-                "the image has more than 32 layers".to_owned(),
-            ));
-        }
-        let layers = manifest
-            .layers
-            .iter()
-            .map(|layer| self.layer(layout, layer));
-        let layers = layers.collect::<Result<_, _>>()?;
-        let config = file.config;
-        let env = config.env.unwrap_or_default();
-        let user = config.user.split(':').next().unwrap_or("");
-        let user = match (user, user.parse()) {
-            ("" | "root", _) => None,
-            (_, Ok(number)) => Some(number),
-            (name, Err(_)) => {
-                let text = [
-                    "the image's user ",
-                    name,
-                    " is not a number: set securityContext.runAsUser",
-                ];
-                return Err(ImageError::Invalid(text.concat()));
-            }
-        };
-        Ok(Image {
-            layers,
-            entrypoint: config.entrypoint.unwrap_or_default(),
-            cmd: config.cmd.unwrap_or_default(),
-            env: env
-                .iter()
-                .filter_map(|pair| pair.split_once('='))
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
-            working_dir: config.working_dir,
-            user,
-        })
+        image(file.config, layers).map_err(|reason| layout.wrong(&reason))
     }
 
-    fn layer(&self, layout: &Path, descriptor: &Descriptor) -> Result<PathBuf, ImageError> {
-        let hex = digest_hex(&descriptor.digest)?;
+    fn layer(
+        &self,
+        layout: &Layout,
+        descriptor: &Descriptor,
+        of: &Manifest,
+        in_use: &[String],
+    ) -> Result<PathBuf, ImageError> {
+        let hex = descriptor.hex().map_err(|reason| layout.wrong(&reason))?;
         let target = self.layers.join(hex);
         if target.is_dir() {
             return Ok(target);
         }
-        let blob = blob_path(layout, descriptor)?;
-        // Verified in a pass of its own: nothing of an altered layer is ever interpreted.
-        verify(&blob, descriptor)?;
-        let temporary = self.layers.join([hex, ".tmp"].concat());
-        let failed = |error| ImageError::Io(blob.clone(), error);
-        if temporary.exists() {
-            fs::remove_dir_all(&temporary).map_err(failed)?;
-        }
-        fs::create_dir_all(&temporary).map_err(failed)?;
-        let file = fs::File::open(&blob).map_err(failed)?;
-        let gzip = descriptor.media_type.ends_with("gzip");
-        let unpacked = match (gzip, descriptor.media_type.contains("zstd")) {
-            (_, true) => Err("zstd layers are not supported: use gzip".to_owned()),
-            (true, _) => unpack::unpack(flate2::read::GzDecoder::new(file), &temporary),
-            (false, _) => unpack::unpack(file, &temporary),
-        };
-        if let Err(reason) = unpacked {
-            fs::remove_dir_all(&temporary).map_err(failed)?;
-            return Err(ImageError::Invalid(
-                [&descriptor.digest, ": ", &reason].concat(),
-            ));
+        let packing = descriptor
+            .packing()
+            .map_err(|reason| layout.wrong(&reason))?;
+        let mut keep = self.layers_of(in_use);
+        keep.extend(hexes(of));
+        let failed = |error| ImageError::Io(self.layers.clone(), error);
+        self.collect(&keep, false).map_err(failed)?;
+        let temporary = self.layers.join([hex, TEMPORARY].concat());
+        let mut room_made = false;
+        loop {
+            let blob = layout.layer(descriptor)?;
+            match self.unpack(blob, packing, &temporary).map_err(failed)? {
+                Ok(()) => break,
+                Err(reason) => {
+                    tree::remove(&temporary).map_err(failed)?;
+                    // Once more with all the room that there can be.
+                    if room_made || self.collect(&keep, true).map_err(failed)? == 0 {
+                        return Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()));
+                    }
+                    room_made = true;
+                }
+            }
         }
         let dir = fs::File::open(&self.layers).map_err(failed)?;
         rustix::fs::syncfs(&dir).map_err(|error| failed(error.into()))?;
@@ -266,99 +208,134 @@ impl Images {
         dir.sync_all().map_err(failed)?;
         Ok(target)
     }
-}
 
-fn matches(descriptor: &Descriptor, reference: &str) -> bool {
-    if let Some((_, digest)) = reference.split_once('@') {
-        return descriptor.digest == digest;
+    fn unpack(
+        &self,
+        blob: impl io::Read,
+        packing: Packing,
+        temporary: &Path,
+    ) -> io::Result<Result<(), String>> {
+        tree::remove(temporary)?;
+        fs::create_dir(temporary)?;
+        // The root directory of a container, for any user in it.
+        fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))?;
+        let (free, _) = self.room()?;
+        let room = free.saturating_sub(FREE_BYTES_MIN);
+        let bytes_max = room.min(unpack::BYTES_MAX);
+        Ok(match packing {
+            // Some tools write a layer as many members in a row.
+            Packing::Gzip => {
+                let plain = flate2::read::MultiGzDecoder::new(blob);
+                unpack::unpack(plain, temporary, bytes_max)
+            }
+            Packing::Plain => unpack::unpack(blob, temporary, bytes_max),
+        })
     }
-    let name = descriptor
-        .annotations
-        .get("org.opencontainers.image.ref.name")
-        .or_else(|| descriptor.annotations.get("io.containerd.image.name"));
-    let tagged = |text: &str| match text
-        .rsplit_once('/')
-        .map_or(text, |(_, last)| last)
-        .contains(':')
-    {
-        true => text.to_owned(),
-        false => [text, ":latest"].concat(),
-    };
-    name.is_some_and(|name| name == reference || tagged(name) == tagged(reference))
-}
 
-fn digest_hex(digest: &str) -> Result<&str, ImageError> {
-    digest
-        .strip_prefix("sha256:")
-        .filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        .ok_or_else(|| ImageError::Invalid(["digest ", digest, " is not a sha256"].concat()))
-}
-
-fn blob_path(layout: &Path, descriptor: &Descriptor) -> Result<PathBuf, ImageError> {
-    Ok(layout
-        .join("blobs/sha256")
-        .join(digest_hex(&descriptor.digest)?))
-}
-
-fn verify(path: &Path, descriptor: &Descriptor) -> Result<(), ImageError> {
-    let failed = |error| ImageError::Io(path.to_owned(), error);
-    let mut file = fs::File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.len() != descriptor.size {
-        return Err(ImageError::Invalid(
-            [&descriptor.digest, ": wrong size"].concat(),
-        ));
+    /// Removes layers that no desired pod uses and no container has mounted, oldest first, while
+    /// there are too many or room is short; returns how many.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn collect_unused(&self, in_use: &[String]) -> io::Result<usize> {
+        self.collect(&self.layers_of(in_use), false)
     }
-    let mut context = Context::new(&SHA256);
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let count = file.read(&mut buffer).map_err(failed)?;
-        if count == 0 {
-            break;
+
+    fn collect(&self, keep: &BTreeSet<String>, all: bool) -> io::Result<usize> {
+        let mut unused = Vec::new();
+        for entry in fs::read_dir(&self.layers)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !keep.contains(&name) && !name.ends_with(TEMPORARY) {
+                let metadata = entry.metadata()?;
+                // The rename after unpacking set it.
+                unused.push(((metadata.ctime(), metadata.ctime_nsec()), name));
+            }
         }
-        context.update(buffer.get(..count).unwrap_or_default());
+        if unused.is_empty() {
+            return Ok(0);
+        }
+        unused.sort_unstable();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut left = unused.len();
+        let mut removed = 0;
+        for (_, name) in unused {
+            let (free, total) = self.room()?;
+            let short = free < FREE_BYTES_MIN || free < total / 100 * FREE_PERCENT_MIN;
+            if !(all || short || left > UNUSED_MAX) {
+                break;
+            }
+            left -= 1;
+            // A container that runs on, though its pod left the desired set.
+            if mounts.contains(&name) {
+                continue;
+            }
+            let gone = self.layers.join([&name, TEMPORARY].concat());
+            tree::remove(&gone)?;
+            fs::rename(self.layers.join(&name), &gone)?;
+            tree::remove(&gone)?;
+            removed += 1;
+            log::info!("layer_removed digest={name}");
+        }
+        Ok(removed)
     }
-    let digest = context.finish();
-    let hex: String = digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if hex == digest_hex(&descriptor.digest)? {
-        Ok(())
-    } else {
-        Err(ImageError::Invalid(
-            [&descriptor.digest, ": the bytes do not have this digest"].concat(),
-        ))
+
+    /// Layers of these images. One that is not in the preload folder any more has none: nothing
+    /// could start from them.
+    fn layers_of(&self, references: &[String]) -> BTreeSet<String> {
+        let mut layers = BTreeSet::new();
+        for layout in self.layouts() {
+            for reference in references {
+                if let Ok(Some(manifest)) = layout.find(reference, std::env::consts::ARCH) {
+                    layers.append(&mut hexes(&manifest));
+                }
+            }
+        }
+        layers
+    }
+
+    /// Free and all bytes of the medium.
+    fn room(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.layers)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
 }
 
-fn verified_json<T: for<'a> Deserialize<'a>>(
-    layout: &Path,
-    descriptor: &Descriptor,
-) -> Result<T, ImageError> {
-    let path = blob_path(layout, descriptor)?;
-    if descriptor.size > JSON_BYTES_MAX {
-        return Err(ImageError::Invalid(
-            [&descriptor.digest, ": over 1 MiB"].concat(),
-        ));
-    }
-    verify(&path, descriptor)?;
-    parse(&path)
+fn hexes(manifest: &Manifest) -> BTreeSet<String> {
+    let hexes = manifest.layers.iter().filter_map(|one| one.hex().ok());
+    hexes.map(str::to_owned).collect()
 }
 
-fn parse<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ImageError> {
-    let failed = |error| ImageError::Io(path.to_owned(), error);
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(failed)?;
-    file.take(JSON_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > JSON_BYTES_MAX {
-        return Err(ImageError::Invalid(
-            [&path.to_string_lossy(), ": over 1 MiB"].concat(),
-        ));
-    }
-    serde_json::from_slice(&bytes).map_err(|error| {
-        ImageError::Invalid([&path.to_string_lossy(), ": ", &error.to_string()].concat())
+fn image(config: Config, layers: Vec<PathBuf>) -> Result<Image, String> {
+    let user = config.user.split(':').next().unwrap_or("");
+    let user = match (user, user.parse()) {
+        ("" | "root", _) => None,
+        (_, Ok(number)) => Some(number),
+        (name, Err(_)) => {
+            let text = [
+                "the image's user ",
+                name,
+                " is not a number: set securityContext.runAsUser",
+            ];
+            return Err(text.concat());
+        }
+    };
+    let env = config.env.unwrap_or_default();
+    Ok(Image {
+        layers,
+        entrypoint: config.entrypoint.unwrap_or_default(),
+        cmd: config.cmd.unwrap_or_default(),
+        env: env
+            .iter()
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+        working_dir: config.working_dir,
+        user,
     })
 }
+
+#[cfg(test)]
+#[path = "image/image_tests.rs"]
+mod tests;

@@ -24,4 +24,5 @@ pub mod seal;
 pub mod status;
 pub mod store;
 pub mod tls;
+pub mod tree;
 pub mod workers;

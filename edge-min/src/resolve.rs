@@ -1,14 +1,15 @@
 //! What a container is started with: environment and volumes, resolved from the desired objects.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use edge_core::Agent;
 use edge_proto::key::Uid;
-use edge_proto::object::{Container, Data, EnvValue, Pod, VolumeSource};
+use edge_proto::object::{Container, Data, EnvValue, Pod, RuntimeClass, VolumeSource};
 
 use crate::runtime::LOG_BYTES_MAX;
 use crate::runtime::volume::{self, Content};
-use crate::workers::Start;
+use crate::workers::{RuntimeJob, Start};
 
 /// Bytes of one log ring: at most 1/16 of the smallest memory limit, for tmpfs pages are
 /// charged to the writer.
@@ -20,6 +21,23 @@ pub(crate) fn log_bytes(agent: &Agent, uid: Uid) -> u64 {
         .min()
         .unwrap_or(LOG_BYTES_MAX)
         .clamp(16 * 1024, LOG_BYTES_MAX)
+}
+
+/// The job that clears a pod, and after it the layers that only this pod used.
+pub(crate) fn removal(agent: &Agent, uid: Uid) -> RuntimeJob {
+    RuntimeJob::RemovePod(uid, images(agent, Some(uid)))
+}
+
+/// Images of all desired pods but `gone`.
+fn images(agent: &Agent, gone: Option<Uid>) -> Vec<String> {
+    let uids = agent.statuses().map(|status| status.uid);
+    let pods = uids
+        .filter(|uid| Some(*uid) != gone)
+        .filter_map(|uid| agent.pod(&uid))
+        .filter(|pod| pod.runtime == RuntimeClass::Runc);
+    let containers = pods.flat_map(|pod| &pod.containers);
+    let images: BTreeSet<&String> = containers.map(|container| &container.image).collect();
+    images.into_iter().cloned().collect()
 }
 
 pub(crate) fn start(agent: &Agent, uid: Uid, container: &str, run: u32) -> Option<Start> {
@@ -36,6 +54,7 @@ pub(crate) fn start(agent: &Agent, uid: Uid, container: &str, run: u32) -> Optio
         hash: agent.spec_hash(&uid, container)?,
         runtime: pod.runtime,
         container: spec.clone(),
+        images: images(agent, None),
         env: env(agent, pod, spec),
         volumes: mounted
             .map(|volume| (volume.name.clone(), content(agent, pod, &volume.source)))

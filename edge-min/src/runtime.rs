@@ -22,6 +22,7 @@ use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
 pub use crate::launch::Bind;
 use crate::launch::Plan;
+use crate::tree;
 
 /// Bytes of one container's log ring without a memory limit.
 pub const LOG_BYTES_MAX: u64 = 256 * 1024;
@@ -147,7 +148,7 @@ impl Runtime {
             unmount(&entry.path());
         }
         unmount(&pod.join("logs"));
-        remove_dir(&pod)
+        tree::remove(&pod)
     }
 
     /// Pods that have a directory.
@@ -346,8 +347,8 @@ impl Runtime {
         }
         let bundle = self.bundle_dir(uid, container);
         unmount(&bundle.join("rootfs"));
-        remove_dir(&bundle)?;
-        remove_dir(&self.rw_dir(uid, container))?;
+        tree::remove(&bundle)?;
+        tree::remove(&self.rw_dir(uid, container))?;
         drop(fs::remove_file(self.state_file(uid, container)));
         self.cgroups.remove(&base);
         Ok(())
@@ -453,13 +454,6 @@ fn container_id(uid: Uid, container: &str) -> String {
 fn unmount(path: &Path) {
     // Not mounted is the usual case after a reboot.
     umount2(path, MntFlags::MNT_DETACH).ok();
-}
-
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn runc_words(log: &Path) -> String {

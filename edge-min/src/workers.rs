@@ -135,6 +135,8 @@ pub struct Start {
     pub runtime: RuntimeClass,
     /// The container.
     pub container: Container,
+    /// Images of all desired pods: their layers stay.
+    pub images: Vec<String>,
     /// Environment, or what is missing.
     pub env: Result<Vec<(String, String)>, String>,
     /// Volumes that it mounts, or what is missing.
@@ -171,8 +173,8 @@ pub enum RuntimeJob {
     },
     /// Clear a container.
     Remove(Uid, String),
-    /// Clear a pod.
-    RemovePod(Uid),
+    /// Clear a pod; these are the images of the pods that stay.
+    RemovePod(Uid, Vec<String>),
 }
 
 /// Starts the containers' thread; each answer is an input of the core.
@@ -271,9 +273,12 @@ fn perform(
             }
             Some(Input::Removed(uid, container))
         }
-        RuntimeJob::RemovePod(uid) => {
+        RuntimeJob::RemovePod(uid, in_use) => {
             if let Err(error) = runtime.remove_pod(uid) {
                 log::warn!("remains pod={uid} error={error}");
+            }
+            if let Err(error) = images.collect_unused(&in_use) {
+                log::warn!("layers_remain error={error}");
             }
             Some(Input::PodRemoved(uid))
         }
@@ -300,7 +305,7 @@ fn spec(
         RuntimeClass::Process => None,
         RuntimeClass::Runc => Some(
             images
-                .ensure(&container.image)
+                .ensure(&container.image, &start.images)
                 .map_err(|error| failure(error.reason(), error.to_string()))?,
         ),
     };

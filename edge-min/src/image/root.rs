@@ -1,0 +1,197 @@
+//! Directories below a root, reached by paths that an enemy wrote. `openat2` resolves them inside
+//! the root where the kernel has it (5.6), else a walk that follows no link by itself. Both give
+//! the same directory, or an error; neither ever leaves the root.
+
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// Links on one path, the kernel's own limit.
+const LINKS_MAX: u32 = 40;
+
+/// A directory that nothing is reached outside of.
+pub(super) struct Root {
+    dir: OwnedFd,
+    walks: Cell<bool>,
+}
+
+impl Root {
+    /// Opens the root.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            dir: File::open(path)?.into(),
+            walks: Cell::new(false),
+        })
+    }
+
+    /// Never asks the kernel to resolve.
+    #[cfg(test)]
+    pub(super) fn walking(self) -> Self {
+        self.walks.set(true);
+        self
+    }
+
+    /// The directory at `path`; links are followed, and `/` and the parent of the root are the
+    /// root.
+    pub(super) fn dir(&self, path: &Path) -> io::Result<OwnedFd> {
+        if self.walks.get() {
+            return self.walk(path);
+        }
+        let path = match path.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => path,
+        };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(&self.dir, path, directory(), Mode::empty(), resolve) {
+            Ok(dir) => Ok(dir),
+            // An old kernel, or a sandbox that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => {
+                self.walks.set(true);
+                self.walk(path)
+            }
+            // Something was renamed or mounted meanwhile, anywhere: `..` cannot be trusted now.
+            Err(Errno::AGAIN) => self.walk(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn walk(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut links = 0;
+        // Names from the root to `at`, all of them real directories.
+        let mut done: Vec<OsString> = Vec::new();
+        let mut at = self.real(&done)?;
+        // Last one first.
+        let mut ahead: Vec<OsString> = parts(path);
+        while let Some(part) = ahead.pop() {
+            match part.as_bytes() {
+                b"/" => {
+                    done.clear();
+                    at = self.real(&done)?;
+                }
+                b".." => {
+                    done.pop();
+                    // From the root again: `..` of a directory is wherever it was moved to.
+                    at = self.real(&done)?;
+                }
+                _ => match open_real(at.as_fd(), &part) {
+                    Ok(dir) => {
+                        at = dir;
+                        done.push(part);
+                    }
+                    Err(Errno::NOTDIR | Errno::LOOP) => {
+                        links += 1;
+                        if links > LINKS_MAX {
+                            return Err(Errno::LOOP.into());
+                        }
+                        let target = match rustix::fs::readlinkat(&at, &part, Vec::new()) {
+                            Ok(target) => OsString::from_vec(target.into_bytes()),
+                            // Not a link, so a file.
+                            Err(Errno::INVAL) => return Err(Errno::NOTDIR.into()),
+                            Err(error) => return Err(error.into()),
+                        };
+                        ahead.extend(parts(Path::new(&target)));
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        Ok(at)
+    }
+
+    fn real(&self, names: &[OsString]) -> io::Result<OwnedFd> {
+        let mut at = open_real(self.dir.as_fd(), OsStr::new("."))?;
+        for name in names {
+            at = open_real(at.as_fd(), name)?;
+        }
+        Ok(at)
+    }
+}
+
+fn directory() -> OFlags {
+    OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC
+}
+
+fn open_real(at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(at, name, directory() | OFlags::NOFOLLOW, Mode::empty())
+}
+
+/// The names of a path, last one first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let names = path.components().rev().filter_map(|part| match part {
+        Component::CurDir | Component::Prefix(_) => None,
+        other => Some(other.as_os_str().to_owned()),
+    });
+    names.collect()
+}
+
+/// The path without `.`, refused with `..`; an absolute one counts from the root.
+pub(super) fn relative(path: &Path, depth_max: usize, bytes_max: usize) -> io::Result<PathBuf> {
+    let mut plain = PathBuf::new();
+    let mut depth = 0;
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => {
+                plain.push(name);
+                depth += 1;
+            }
+            Component::CurDir | Component::RootDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(io::Error::other("`..` in a path"));
+            }
+        }
+    }
+    if depth > depth_max || plain.as_os_str().len() > bytes_max {
+        return Err(io::Error::other("a path that is too long or too deep"));
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    fn inode(dir: io::Result<OwnedFd>) -> Option<(u64, u64)> {
+        let metadata = File::from(dir.ok()?).metadata().unwrap();
+        Some((metadata.dev(), metadata.ino()))
+    }
+
+    proptest! {
+        /// Goal: the walk is as safe as the kernel's own resolution. Method: any tangle of
+        /// directories and links, any path; both must end in the same directory or both fail.
+        #[test]
+        fn the_walk_finds_what_the_kernel_finds(
+            made in proptest::collection::vec(
+                ("[abc](/[abc]){0,2}", proptest::option::of("/?(\\.\\.|[abc])(/(\\.\\.|\\.|[abc])){0,3}")),
+                0..12,
+            ),
+            path in "/?(\\.\\.|[abc])(/(\\.\\.|\\.|[abc])){0,5}",
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("a/root");
+            fs::create_dir_all(&root).unwrap();
+            for (at, target) in made {
+                // Some cannot be made, because another is in the way.
+                match target {
+                    None => fs::create_dir_all(root.join(at)).ok(),
+                    Some(target) => symlink(target, root.join(at)).ok(),
+                };
+            }
+            let kernel = Root::open(&root).unwrap();
+            let walk = Root::open(&root).unwrap().walking();
+            let path = Path::new(&path);
+            let found = inode(kernel.dir(path));
+            prop_assert_eq!(found, inode(walk.dir(path)), "{:?}", path);
+            prop_assert!(!kernel.walks.get(), "this kernel has no openat2");
+        }
+    }
+}
