@@ -25,7 +25,7 @@ commands:
   logs [-f] [--tail BYTES] POD [-c CONTAINER]
                             a container's output; POD is NAME or NAMESPACE/NAME
   check [--json]            what this board lacks, and how to mend it
-  reset [--yes]             wipes identity and state of a stopped agent; asks first
+  reset [--yes]             stops all containers, wipes identity and state; asks first
   version                   the version
 
 options:
@@ -294,13 +294,17 @@ fn check(options: &Options) -> Result<ExitCode, Failure> {
 
 fn reset(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
-    if UnixStream::connect(crate::local::socket(&config.run_dir)).is_ok() {
-        return Err("the agent runs; stop it first".to_owned().into());
-    }
+    let running = crate::reset::running(&config)?;
+    let containers = match running {
+        1 => "1 container".to_owned(),
+        count => [&count.to_string(), " containers"].concat(),
+    };
     let state = config.state_dir.to_string_lossy().into_owned();
     if !options.yes {
         say(&[
-            "This wipes identity, desired state and images in ",
+            "This stops ",
+            &containers,
+            ", and wipes identity, desired state and images in ",
             &state,
             ".\nThe node must join again. Type `yes` to go on: ",
         ]
@@ -314,35 +318,14 @@ fn reset(options: &Options) -> Result<(), Failure> {
             return Err("nothing was changed".to_owned().into());
         }
     }
-    for name in [
-        "identity",
-        "identity.new",
-        "objects",
-        "layers",
-        "rw",
-        "desired.a",
-        "desired.b",
-        "board.key",
-        "time.floor",
-    ] {
-        remove(&config.state_dir.join(name))?;
-    }
-    say(&["reset: ", &state, " is empty but for the preload folder\n"].concat());
+    crate::reset::reset(&config)?;
+    say(&[
+        "reset: ",
+        &containers,
+        " stopped, ",
+        &state,
+        " is empty but for the preload folder\n",
+    ]
+    .concat());
     Ok(())
-}
-
-fn remove(path: &Path) -> Result<(), Failure> {
-    let result = if path.is_dir() {
-        std::fs::remove_dir_all(path)
-    } else {
-        std::fs::remove_file(path)
-    };
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err([&path.to_string_lossy(), ": ", &error.to_string()]
-                .concat()
-                .into())
-        }
-        _ => Ok(()),
-    }
 }

@@ -18,6 +18,7 @@ pub mod logger;
 pub mod logs;
 pub mod name;
 pub mod reaper;
+pub mod reset;
 mod resolve;
 pub mod runtime;
 pub mod seal;

@@ -1,0 +1,84 @@
+//! `edge-min reset`: a board without identity and state, as before its first join. The containers
+//! end first: their root filesystems stand on what is wiped.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::runtime::Runtime;
+use crate::tree;
+
+/// Time that containers get to end by themselves. The desired set with their own is going.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often they are looked at meanwhile.
+const POLL: Duration = Duration::from_millis(50);
+/// What is wiped of the state directory; the preload folder stays.
+const STATE: [&str; 9] = [
+    "identity",
+    "identity.new",
+    "objects",
+    "layers",
+    "rw",
+    "desired.a",
+    "desired.b",
+    "board.key",
+    "time.floor",
+];
+
+/// Containers that run, with or without an agent.
+///
+/// # Errors
+/// An agent runs: it would start them again.
+pub fn running(config: &Config) -> Result<usize, String> {
+    if UnixStream::connect(crate::local::socket(&config.run_dir)).is_ok() {
+        return Err("the agent runs; stop it first".to_owned());
+    }
+    let found = runtime(config)?.discover();
+    Ok(found.iter().filter(|one| one.pid.is_some()).count())
+}
+
+/// Ends every container, then wipes identity and state.
+///
+/// # Errors
+/// What could not be ended or wiped; the identity is still there when a container is.
+pub fn reset(config: &Config) -> Result<(), String> {
+    let runtime = runtime(config)?;
+    for one in runtime.discover() {
+        if let Some(pid) = one.pid {
+            runtime.signal(one.uid, &one.container, one.hash, pid, false);
+        }
+    }
+    let start = Instant::now();
+    while start.elapsed() < GRACE && runtime.discover().iter().any(|one| one.pid.is_some()) {
+        std::thread::sleep(POLL);
+    }
+    for one in runtime.discover() {
+        let failed = |error: io::Error| {
+            let container = [&one.uid.to_string(), "/", &one.container].concat();
+            ["container ", &container, ": ", &error.to_string()].concat()
+        };
+        runtime.remove(one.uid, &one.container).map_err(failed)?;
+    }
+    if runtime.discover().iter().any(|one| one.pid.is_some()) {
+        return Err("a container does not end; nothing was wiped".to_owned());
+    }
+    for uid in runtime.pods() {
+        runtime
+            .remove_pod(uid)
+            .map_err(|error| ["pod ", &uid.to_string(), ": ", &error.to_string()].concat())?;
+    }
+    for name in STATE {
+        remove(&config.state_dir.join(name))?;
+    }
+    Ok(())
+}
+
+fn runtime(config: &Config) -> Result<Runtime, String> {
+    Runtime::new(config).map_err(|error| ["containers: ", &error.to_string()].concat())
+}
+
+fn remove(path: &Path) -> Result<(), String> {
+    tree::remove(path).map_err(|error| [&path.to_string_lossy(), ": ", &error.to_string()].concat())
+}
