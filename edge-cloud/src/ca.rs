@@ -18,6 +18,7 @@ use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
 use sha2::{Digest as _, Sha256};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Life of a node's certificate unless told otherwise: a year.
 pub const NODE_LIFE_S: u64 = 365 * 24 * 3600;
@@ -36,6 +37,9 @@ pub enum CaError {
     /// A certificate, key or request does not parse, or its signature is wrong.
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+    /// The certificate of the CA is none, or of another key.
+    #[error("key and certificate of the CA do not belong together")]
+    Pair,
     /// The system gives no random numbers.
     #[error("no random numbers")]
     Random,
@@ -92,11 +96,24 @@ impl Ca {
         let key = read_or(&folder.join("ca.key"), || {
             Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_der())
         })?;
-        let key = KeyPair::try_from(key)?;
+        let pair = KeyPair::try_from(key.as_slice())?;
         let der = read_or(&folder.join("ca.der"), || {
-            Ok(ca_params()?.self_signed(&key)?.der().to_vec())
+            Ok(ca_params()?.self_signed(&pair)?.der().to_vec())
         })?;
-        let der = CertificateDer::from(der);
+        Self::check(&key, &der)
+    }
+
+    /// The authority of this key (PKCS#8) and certificate (DER).
+    ///
+    /// # Errors
+    /// See [`CaError`]; above all, the two must belong together.
+    pub fn check(key: &[u8], der: &[u8]) -> Result<Self, CaError> {
+        let key = KeyPair::try_from(key)?;
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| CaError::Pair)?;
+        if certificate.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
+            return Err(CaError::Pair);
+        }
+        let der = CertificateDer::from(der.to_vec());
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
         Ok(Self { der, issuer })
     }
@@ -245,8 +262,6 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use x509_parser::prelude::FromDer as _;
-
     use super::*;
 
     #[test]
@@ -263,20 +278,18 @@ mod tests {
         let issued = again
             .node("gate-7", &request, None, 1_700_000_000, 60)
             .unwrap();
-        let (_, certificate) =
-            x509_parser::certificate::X509Certificate::from_der(&issued.der).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
         assert_eq!(certificate.subject().to_string(), "CN=gate-7");
         assert_eq!(hex(certificate.raw_serial()), issued.serial);
         assert_eq!(certificate.validity().not_after.timestamp(), 1_700_000_060);
-        let (_, authority) = x509_parser::certificate::X509Certificate::from_der(ca.der()).unwrap();
+        let (_, authority) = X509Certificate::from_der(ca.der()).unwrap();
         certificate
             .verify_signature(Some(authority.public_key()))
             .unwrap();
         let repeated = again
             .node("gate-7", &request, Some(&issued.serial), 1_700_000_000, 60)
             .unwrap();
-        let (_, repeated) =
-            x509_parser::certificate::X509Certificate::from_der(&repeated.der).unwrap();
+        let (_, repeated) = X509Certificate::from_der(&repeated.der).unwrap();
         assert_eq!(repeated.tbs_certificate, certificate.tbs_certificate);
     }
 

@@ -15,7 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
+use crate::backup::{self, Backup, BackupError, Report};
 use crate::client::{self, ClientError};
+use crate::enrol::unix_s;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
 use crate::serve;
@@ -74,6 +76,14 @@ enum Command {
     /// Deletes or revokes a node.
     #[command(subcommand)]
     Node(Node),
+    /// Writes everything that edge-cloud remembers into one file, whether it serves or not. The
+    /// file holds the key of the CA: who has it is your cloud.
+    Backup {
+        /// The file; an older one is replaced.
+        file: PathBuf,
+    },
+    /// Puts a backup into the data folder. edge-cloud must not serve from it.
+    Restore(Restore),
     /// Checks a folder of manifests, without a server. Exit code 1 if anything is refused.
     Check {
         /// The folder.
@@ -125,6 +135,23 @@ enum Node {
 }
 
 #[derive(Debug, Args)]
+struct Restore {
+    /// The backup.
+    file: PathBuf,
+    /// Replaces what the data folder holds; a backup of that is left in it.
+    #[arg(long)]
+    force: bool,
+    /// Keeps tokens valid that had uses left. Only if none was used since the backup: a used
+    /// one would come back to life.
+    #[arg(long)]
+    keep_tokens: bool,
+    /// How long nodes that joined after the backup may come back: a number with s, m, h or d; 0 is
+    /// not at all.
+    #[arg(long, default_value = "30d", value_parser = grace_s)]
+    grace: u64,
+}
+
+#[derive(Debug, Args)]
 struct Logs {
     /// NODE/POD or NODE/NAMESPACE/POD.
     pod: String,
@@ -137,6 +164,10 @@ struct Logs {
     /// Bytes from the end; everything that the node keeps when absent.
     #[arg(long, default_value_t = 0)]
     tail: u32,
+}
+
+fn grace_s(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { duration_s(text) }
 }
 
 /// `90`, `90s`, `5m`, `1h`, `7d` in seconds.
@@ -163,6 +194,9 @@ pub enum CliError {
     /// The API.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A backup or a restore.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// Standard output.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -181,6 +215,8 @@ impl CliError {
         match self {
             Self::Client(ClientError::Unreachable { .. }) => Exit::Unreachable,
             Self::Client(ClientError::Refused(_)) => Exit::Refused,
+            Self::Backup(BackupError::File { .. }) => Exit::Failed,
+            Self::Backup(_) => Exit::Refused,
             Self::Client(ClientError::Answer(_)) | Self::Output(_) | Self::Serve(_) => Exit::Failed,
             Self::Usage(_) => Exit::Usage,
         }
@@ -234,6 +270,8 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
             let target = format!("/v1/nodes/{name}/revoke");
             ctx.act(out, Method::POST, &target, &name, "revoked").await
         }
+        Command::Backup { file } => ctx.backup(out, &file),
+        Command::Restore(restore) => ctx.restore(out, &restore),
         Command::Check { manifests } => ctx.check(out, &manifests),
     }
 }
@@ -335,6 +373,31 @@ impl Context<'_> {
                 out.flush()?;
             }
         }
+        Ok(Exit::Done)
+    }
+
+    fn backup(&self, out: &mut impl Write, file: &Path) -> Result<Exit, CliError> {
+        let backup = Backup::of(self.data, unix_s())?;
+        backup.write(file)?;
+        let made = serde_json::json!({ "file": file, "unix_s": backup.unix_s });
+        self.print(out, &made, || {
+            let file = file.display();
+            format!(
+                "{file}: it holds the key of the CA and all Secrets; keep it as you keep those\n"
+            )
+        })?;
+        Ok(Exit::Done)
+    }
+
+    fn restore(&self, out: &mut impl Write, restore: &Restore) -> Result<Exit, CliError> {
+        let backup = Backup::read(&restore.file)?;
+        let options = backup::Options {
+            force: restore.force,
+            keep_tokens: restore.keep_tokens,
+            grace_s: restore.grace,
+        };
+        let report = backup::restore(&backup, self.data, options, unix_s())?;
+        self.print(out, &report, || restored(&report))?;
         Ok(Exit::Done)
     }
 
@@ -458,6 +521,37 @@ fn events(rows: &[Event]) -> String {
         ]
     };
     table(&["AGO", "NODE", "REASON", "MESSAGE"], rows.iter().map(line))
+}
+
+fn restored(report: &Report) -> String {
+    let list = |names: &[String]| match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let made = ago(report.made_unix_s);
+    let mut lines = vec![format!(
+        "restored {} nodes from a backup that was made {made} ago",
+        report.nodes
+    )];
+    if let Some(path) = &report.replaced {
+        lines.push(format!("what was there before: {}", path.display()));
+        lines.push(format!("nodes kept from it: {}", list(&report.nodes_kept)));
+    }
+    lines.push(format!("revoked nodes: {}", list(&report.revoked)));
+    lines.push("  revoke again what was revoked after the backup and is not among them".to_owned());
+    lines.push(format!(
+        "tokens that are void now: {}",
+        list(&report.tokens_void)
+    ));
+    lines.push(format!("tokens that are valid: {}", report.tokens_valid));
+    lines.push(match report.grace_until_unix_s.saturating_sub(unix_s()) {
+        0 => "nodes that joined after the backup have to join again".to_owned(),
+        left => format!(
+            "nodes that joined after the backup come back by themselves within {} days; see the events",
+            left.div_ceil(24 * 3600)
+        ),
+    });
+    lines.join("\n") + "\n"
 }
 
 fn problems(rows: &[ProblemRow]) -> String {

@@ -4,11 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::nodes::{NodeView, Nodes};
 use crate::placement::{Desired, Node, place};
-use crate::saved::Saved;
+use crate::saved::{Memory, Saved};
 use crate::source::{Sink, Source, Status};
+
+/// How long after a restore a pod waits that more than one node could run: a node notices the end of
+/// the old server within two keepalives of a minute, and tries again at least every two minutes.
+pub const SETTLE: Duration = Duration::from_secs(300);
 
 /// Runs for ever; drop it to stop. `data` is the folder of [`Saved`].
 pub async fn run<N: Nodes>(
@@ -17,22 +24,29 @@ pub async fn run<N: Nodes>(
     links: Arc<N>,
     data: &Path,
 ) {
-    let (mut saved, manifests, mut nodes, mut pods) = Saved::load(data);
+    let (mut saved, manifests, mut memory) = Saved::load(data);
     let mut given: BTreeMap<String, Desired> = BTreeMap::new();
     let mut changes = links.changes();
     let mut manifests = source.read(Arc::new(manifests)).await;
+    let settled = Instant::now() + SETTLE;
     loop {
         changes.borrow_and_update();
-        observe(&mut nodes, links.views());
-        let placement = place(&manifests, &nodes, &pods);
-        pods.clone_from(&placement.pods);
+        let mut nodes = observe(&mut memory, links.views());
+        memory.restored.settling &= Instant::now() < settled;
+        let restored = &memory.restored;
+        let placement = place(&manifests, &nodes, &memory.pods, !restored.settling);
+        memory.pods.clone_from(&placement.pods);
+        // What nodes report is theirs to remember, not ours.
+        nodes.values_mut().for_each(|node| node.reported.clear());
+        memory.nodes = nodes;
         // Saved first: after a crash the same pods are asked for.
-        if let Err(error) = saved.store(&manifests, &nodes, &pods) {
+        if let Err(error) = saved.store(&manifests, &memory) {
             log::error!("placement_not_saved error={error}");
         }
         given.retain(|node, _| placement.desired.contains_key(node));
         for (node, desired) in &placement.desired {
-            if given.get(node) != Some(desired) {
+            let heard = !memory.restored.unheard.contains(node);
+            if heard && given.get(node) != Some(desired) {
                 links.set_desired(node, desired);
                 given.insert(node.clone(), desired.clone());
             }
@@ -46,33 +60,32 @@ pub async fn run<N: Nodes>(
             changed = changes.changed() => if changed.is_err() {
                 return;
             },
-            () = source.changed() => {
-                let read = source.read(Arc::clone(&manifests)).await;
-                if read.objects != manifests.objects || read.problems != manifests.problems {
-                    log::info!(
-                        "manifests_accepted objects={} problems={}",
-                        read.objects.len(),
-                        read.problems.len()
-                    );
-                }
-                manifests = read;
-            }
+            () = source.changed() => manifests = source.read(Arc::clone(&manifests)).await,
+            () = tokio::time::sleep_until(settled), if memory.restored.settling => {}
         }
     }
 }
 
 /// Takes over what the nodes say. A node that has not reported since our start keeps the labels
 /// that it had; one that never has reported cannot be placed on and is given no set.
-fn observe(nodes: &mut BTreeMap<String, Node>, views: Vec<NodeView>) {
+fn observe(memory: &mut Memory, views: Vec<NodeView>) -> BTreeMap<String, Node> {
     let mut now = BTreeMap::new();
     for view in views.into_iter().filter(|view| !view.revoked) {
-        let mut node = match (view.status, nodes.remove(&view.name)) {
-            (Some(status), _) => Node {
-                labels: status.labels.into_iter().collect(),
-                arch: status.arch,
-                pods_max: status.pods_max,
-                ..Node::default()
-            },
+        let unheard = memory.restored.unheard.contains(&view.name);
+        let before = memory.nodes.remove(&view.name);
+        let mut node = match (view.status, before) {
+            // Half a report would move or end the pods of the other half.
+            (Some(_), Some(before)) if unheard && !view.heard => before,
+            (Some(_), None) if !view.heard => continue,
+            (Some(status), _) => {
+                memory.restored.unheard.remove(&view.name);
+                Node {
+                    labels: status.labels.into_iter().collect(),
+                    arch: status.arch,
+                    pods_max: status.pods_max,
+                    ..Node::default()
+                }
+            }
             (None, Some(before)) => before,
             (None, None) => continue,
         };
@@ -83,5 +96,5 @@ fn observe(nodes: &mut BTreeMap<String, Node>, views: Vec<NodeView>) {
             .collect();
         now.insert(view.name, node);
     }
-    *nodes = now;
+    now
 }

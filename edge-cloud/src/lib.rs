@@ -4,6 +4,7 @@
 //! behind small traits.
 
 pub mod api;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod client;

@@ -68,6 +68,8 @@ struct Node {
     reported: BTreeMap<Key, Vec<u8>>,
     live: bool,
     in_sync: bool,
+    /// The whole reported set was here once since our start.
+    heard: bool,
     changed_unix_s: u64,
     takeovers: Takeovers,
     calls: BTreeMap<u32, mpsc::Sender<Heard>>,
@@ -132,6 +134,14 @@ impl Links {
         });
         {
             let mut state = links.lock();
+            if let Some(grace) = links.registry.grace(now_unix_s()) {
+                let text = format!(
+                    "from a backup made at {}: nodes that joined after it are readmitted until {} \
+                     (seconds since 1970)",
+                    grace.issued_from_unix_s, grace.until_unix_s
+                );
+                state.event("", "Restored", &text);
+            }
             for name in links.registry.nodes().keys() {
                 state.add(name, links.registry.epoch(), links.now());
             }
@@ -393,6 +403,7 @@ impl Node {
             }
             Output::InSync { desired, reported } => {
                 self.in_sync = desired && reported;
+                self.heard |= reported;
                 true
             }
             Output::CallBytes { id, bytes, end } => {
@@ -447,6 +458,7 @@ impl Node {
             name: name.to_owned(),
             connected: self.live,
             in_sync: self.live && self.in_sync,
+            heard: self.heard,
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
             revoked,
@@ -478,6 +490,7 @@ impl State {
             reported: BTreeMap::new(),
             live: false,
             in_sync: false,
+            heard: false,
             changed_unix_s: 0,
             takeovers: Takeovers::default(),
             calls: BTreeMap::new(),
@@ -584,7 +597,7 @@ impl Nodes for Arc<Links> {
     async fn delete(&self, name: &str) -> Result<bool, String> {
         let found = self
             .registry
-            .delete(name)
+            .delete(name, now_unix_s())
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
         // Dropping the node drops its connection, which closes the socket.

@@ -19,6 +19,8 @@ pub struct NodeView {
     pub connected: bool,
     /// Both sets are equal on both ends, as far as is known.
     pub in_sync: bool,
+    /// Its whole report was here since our start: what is not in `pods` does not run.
+    pub heard: bool,
     /// Root of the set that we ask for, hex.
     pub desired_root: String,
     /// Root of the set that the node reports, hex.

@@ -147,6 +147,11 @@ impl Wanted<'_> {
         self.only.is_none_or(|only| only == name) && node.matches(name, self.template)
     }
 
+    /// Whether more than one node could get it.
+    const fn has_choice(&self) -> bool {
+        self.only.is_none() && self.template.node.is_none()
+    }
+
     fn unplaced(&self, reason: impl Into<String>) -> Unplaced {
         Unplaced {
             owner: self.owner.clone(),
@@ -156,12 +161,15 @@ impl Wanted<'_> {
     }
 }
 
-/// Places everything anew. `before` is the result of the last call, or what was saved of it.
+/// Places everything anew. `before` is the result of the last call, or what was saved of it. As
+/// long as that is older than what the nodes run, `settled` is false: a pod that could go to more
+/// than one node then waits, because one of them may run it.
 #[must_use]
 pub fn place(
     manifests: &Manifests,
     nodes: &BTreeMap<String, Node>,
     before: &BTreeMap<Uid, PlacedPod>,
+    settled: bool,
 ) -> Placement {
     let (wanted, mut unplaced) = wanted(manifests, nodes);
     let mut sets: BTreeMap<&str, NodeSet<'_>> = nodes
@@ -240,6 +248,11 @@ pub fn place(
             unplaced.push(wanted.unplaced(format!(
                 "waits until node {node} has ended the old pod of this name"
             )));
+            continue;
+        }
+        if home.is_none() && !settled && wanted.has_choice() {
+            let reason = "waits after the restore: a node that has not reported yet may run it";
+            unplaced.push(wanted.unplaced(reason));
             continue;
         }
         match choose(&wanted, home, &mut sets) {

@@ -82,6 +82,9 @@ pub(crate) struct State {
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Grace>,
+    /// When nodes were deleted during the grace: without this they would come back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) deleted: BTreeMap<String, u64>,
 }
 
 /// All nodes, in memory and on disk.
@@ -103,6 +106,13 @@ impl Registry {
             Err(error) => return Err(error),
         };
         state.epoch = state.epoch.saturating_add(1).max(unix_s);
+        if state
+            .grace
+            .is_some_and(|grace| grace.until_unix_s <= unix_s)
+        {
+            state.grace = None;
+            state.deleted.clear();
+        }
         replace(&path, &serde_json::to_vec(&state)?)?;
         let state = Mutex::new(state);
         Ok(Self { path, state })
@@ -145,6 +155,10 @@ impl Registry {
             return Ok(Admission::Refused);
         }
         let readmitted = self.change(|state| {
+            let deleted = state.deleted.get(&peer.node);
+            if deleted.is_some_and(|deleted| issued_unix_s <= *deleted) {
+                return Ok(false);
+            }
             match state.nodes.get(&peer.node) {
                 // Revoked stays revoked, and of two certificates the newer one counts.
                 Some(record) if record.revoked || record.joined_unix_s >= issued_unix_s => {
@@ -206,8 +220,19 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn delete(&self, node: &str) -> Result<bool, RegistryError> {
-        self.change(|state| Ok(state.nodes.remove(node).is_some()))
+    pub fn delete(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
+        self.change(|state| {
+            let found = state.nodes.remove(node).is_some();
+            if found && state.grace.is_some() {
+                state.deleted.insert(node.to_owned(), unix_s);
+                if state.deleted.len() > NODES_MAX {
+                    // Nobody comes back unseen because we have forgotten that it must not.
+                    state.grace = None;
+                    state.deleted.clear();
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// Refuses a node from now on. `false` when there is none of this name.
@@ -301,6 +326,7 @@ mod tests {
                 issued_from_unix_s: 100,
                 until_unix_s: 2_000,
             }),
+            deleted: BTreeMap::new(),
         };
         std::fs::write(folder.join(NODES), serde_json::to_vec(&state).unwrap()).unwrap();
         Registry::open(folder, 1_000).unwrap()
@@ -322,7 +348,10 @@ mod tests {
         assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
         assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
         assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Known);
-        registry.delete("new").unwrap();
+        registry.delete("new", 1_003).unwrap();
+        assert_eq!(admit(peer("new", "03", 100), 1_004), Admission::Refused);
+        let rejoined = peer("new", "06", 1_004);
+        assert_eq!(admit(rejoined, 1_005), Admission::Readmitted);
         registry.revoke("old").unwrap();
         assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Refused);
     }
@@ -361,8 +390,8 @@ mod tests {
         assert!(admits(&registry, "a", "01"));
         assert!(!admits(&registry, "a", "02"));
         assert!(registry.revoke("a").unwrap());
-        assert!(registry.delete("b").unwrap());
-        assert!(!registry.delete("b").unwrap());
+        assert!(registry.delete("b", 0).unwrap());
+        assert!(!registry.delete("b", 0).unwrap());
         let registry = Registry::open(folder.path(), 0).unwrap();
         assert!(!admits(&registry, "a", "01"));
         assert!(!admits(&registry, "b", "02"));

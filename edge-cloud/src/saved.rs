@@ -2,9 +2,10 @@
 //! files in the data folder, for the owner only; losing them costs no workload as long as the
 //! nodes report.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,6 +13,7 @@ use edge_proto::key::Uid;
 use edge_proto::object::Pod;
 use serde::{Deserialize, Serialize};
 
+use crate::ca::replace;
 use crate::manifest::{Accepted, Id, Manifests, Origin, Template};
 use crate::placement::{Node, PlacedPod};
 
@@ -44,27 +46,42 @@ struct SavedPlacement {
     nodes: BTreeMap<String, Node>,
     /// Node and base64 of the Pod.
     pods: Vec<(String, String)>,
+    #[serde(default)]
+    restored: Restored,
 }
 
-/// The data folder's files, and what was last written.
+/// What a restore from a backup leaves to be done: the saved placement is older than what runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Nodes that have not reported since; what they run is not known, so they are sent nothing.
+    pub unheard: BTreeSet<String>,
+    /// Nodes are still expected to report for the first time.
+    pub settling: bool,
+}
+
+/// What the controller remembers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Nodes, as they last reported.
+    pub nodes: BTreeMap<String, Node>,
+    /// Pods that were asked for.
+    pub pods: BTreeMap<Uid, PlacedPod>,
+    /// After a restore.
+    pub restored: Restored,
+}
+
+/// The data folder's files, and what was last written: nothing is encoded that has not changed.
 #[derive(Debug)]
 pub struct Saved {
     folder: PathBuf,
-    accepted: String,
-    placement: String,
+    manifests: Option<Arc<Manifests>>,
+    memory: Option<Memory>,
 }
 
 impl Saved {
     /// Reads what an earlier run left. A file that is damaged counts as missing.
     #[must_use]
-    pub fn load(
-        folder: &Path,
-    ) -> (
-        Self,
-        Manifests,
-        BTreeMap<String, Node>,
-        BTreeMap<Uid, PlacedPod>,
-    ) {
+    pub fn load(folder: &Path) -> (Self, Manifests, Memory) {
         let objects: Vec<SavedObject> = read(&folder.join(ACCEPTED));
         let placement: SavedPlacement = read(&folder.join(PLACEMENT));
         let mut manifests = Manifests::default();
@@ -78,48 +95,75 @@ impl Saved {
             let node = node.clone();
             Some((pod.uid, PlacedPod { node, pod }))
         });
-        let pods = pods.collect();
+        let memory = Memory {
+            pods: pods.collect(),
+            nodes: placement.nodes,
+            restored: placement.restored,
+        };
         let saved = Self {
             folder: folder.to_owned(),
-            accepted: String::new(),
-            placement: String::new(),
+            manifests: None,
+            memory: None,
         };
-        (saved, manifests, placement.nodes, pods)
+        (saved, manifests, memory)
     }
 
     /// Writes what has changed since the last call.
     ///
     /// # Errors
     /// Those of the file system; the next call tries again.
-    pub fn store(
-        &mut self,
-        manifests: &Manifests,
-        nodes: &BTreeMap<String, Node>,
-        pods: &BTreeMap<Uid, PlacedPod>,
-    ) -> io::Result<()> {
-        let objects: Vec<_> = manifests
-            .objects
-            .iter()
-            .map(|(id, (origin, object))| SavedObject::new(id, origin, object))
-            .collect();
-        let accepted = serde_json::to_string(&objects)?;
-        let placement = serde_json::to_string(&SavedPlacement {
-            nodes: nodes.clone(),
-            pods: pods
-                .values()
-                .map(|placed| (placed.node.clone(), STANDARD.encode(placed.pod.encode())))
-                .collect(),
-        })?;
-        if accepted != self.accepted {
-            write(&self.folder, ACCEPTED, &accepted)?;
-            self.accepted = accepted;
+    pub fn store(&mut self, manifests: &Arc<Manifests>, memory: &Memory) -> io::Result<()> {
+        let same = |last: &Arc<Manifests>| {
+            Arc::ptr_eq(last, manifests) || last.objects == manifests.objects
+        };
+        if !self.manifests.as_ref().is_some_and(same) {
+            let objects: Vec<_> = manifests
+                .objects
+                .iter()
+                .map(|(id, (origin, object))| SavedObject::new(id, origin, object))
+                .collect();
+            replace(&self.folder.join(ACCEPTED), &serde_json::to_vec(&objects)?)?;
         }
-        if placement != self.placement {
-            write(&self.folder, PLACEMENT, &placement)?;
-            self.placement = placement;
+        self.manifests = Some(Arc::clone(manifests));
+        if self.memory.as_ref() != Some(memory) {
+            let placement = SavedPlacement {
+                nodes: memory.nodes.clone(),
+                pods: memory
+                    .pods
+                    .values()
+                    .map(|placed| (placed.node.clone(), STANDARD.encode(placed.pod.encode())))
+                    .collect(),
+                restored: memory.restored.clone(),
+            };
+            replace(
+                &self.folder.join(PLACEMENT),
+                &serde_json::to_vec(&placement)?,
+            )?;
+            self.memory = Some(memory.clone());
         }
         Ok(())
     }
+}
+
+/// Checks the last good manifests of a backup.
+///
+/// # Errors
+/// It is not what [`Saved`] writes.
+pub(crate) fn check(accepted: &[u8]) -> serde_json::Result<()> {
+    serde_json::from_slice::<Vec<SavedObject>>(accepted).map(drop)
+}
+
+/// Marks the placement of a backup as older than what runs.
+///
+/// # Errors
+/// It is not what [`Saved`] writes.
+pub(crate) fn restored(placement: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut placement: SavedPlacement = serde_json::from_slice(placement)?;
+    placement.restored = Restored {
+        unheard: placement.nodes.keys().cloned().collect(),
+        settling: true,
+    };
+    serde_json::to_vec(&placement)
 }
 
 impl SavedObject {
@@ -183,12 +227,29 @@ fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> T {
     }
 }
 
-/// Replaces a file so that a power cut leaves the old or the new one.
-fn write(folder: &Path, name: &str, text: &str) -> io::Result<()> {
-    // The temporary file has mode 0600, and the name stays.
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(folder.join(name))?;
-    std::fs::File::open(folder)?.sync_all()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a round in which nothing has changed costs no write. Method: the files are taken
+    /// away, and come back only for a change.
+    #[test]
+    fn only_what_has_changed_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut saved, manifests, mut memory) = Saved::load(folder.path());
+        let manifests = Arc::new(manifests);
+        saved.store(&manifests, &memory).unwrap();
+        let written = || {
+            [ACCEPTED, PLACEMENT].map(|name| std::fs::remove_file(folder.path().join(name)).is_ok())
+        };
+        assert_eq!(written(), [true, true]);
+        saved.store(&manifests, &memory).unwrap();
+        saved
+            .store(&Arc::new(Manifests::clone(&manifests)), &memory)
+            .unwrap();
+        assert_eq!(written(), [false, false]);
+        memory.nodes.insert("gate-1".to_owned(), Node::default());
+        saved.store(&manifests, &memory).unwrap();
+        assert_eq!(written(), [false, true]);
+    }
 }

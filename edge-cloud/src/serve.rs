@@ -15,7 +15,7 @@ use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::registry::NODES_MAX;
 use crate::source::Folder;
-use crate::{api, controller, hub, tls};
+use crate::{api, backup, controller, hub, tls};
 
 /// Runs the controller over a folder of manifests and the API, for ever.
 ///
@@ -61,13 +61,18 @@ pub async fn embedded(config: Config) -> io::Result<()> {
     };
     let data = &config.data;
     std::fs::create_dir_all(data).map_err(at(data.display().to_string()))?;
-    let lock = std::fs::File::create(data.join("lock")).map_err(at(data.display().to_string()))?;
+    let lock =
+        std::fs::File::create(data.join(backup::LOCK)).map_err(at(data.display().to_string()))?;
     lock.try_lock().map_err(|_| {
         io::Error::other(format!(
             "{}: another edge-cloud uses this folder",
             data.display()
         ))
     })?;
+    if data.join(backup::RESTORING).exists() {
+        let unfinished = backup::BackupError::Unfinished(data.clone());
+        return Err(io::Error::other(unfinished));
+    }
     if !config.manifests.is_dir() {
         return Err(io::Error::other(format!(
             "{}: not a folder",

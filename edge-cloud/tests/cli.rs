@@ -151,6 +151,68 @@ async fn without_a_server_the_reason_and_the_code_are_clear() {
     assert_eq!(usage.status.code(), Some(2));
 }
 
+/// Backup while it serves, restore when it does not; what people see, and the exit codes.
+#[tokio::test]
+async fn a_backup_is_made_while_serving_and_restored_elsewhere() {
+    let (data, manifests, other) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    let none = edge_cloud(data.path(), &["backup", "/nonexistent/b"]).await;
+    assert_eq!(none.status.code(), Some(4), "there is nothing to back up");
+    let folder = manifests.path().to_str().unwrap();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_edge-cloud"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--manifests", folder])
+        .arg("--data")
+        .arg(data.path())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let token = loop {
+        let token = edge_cloud(data.path(), &["token", "create"]).await;
+        if token.status.success() {
+            break text(&token);
+        }
+        assert_eq!(server.try_wait().unwrap(), None);
+    };
+    let file = other.path().join("backup");
+    let file = file.to_str().unwrap();
+    let made = edge_cloud(data.path(), &["backup", file]).await;
+    assert_eq!(made.status.code(), Some(0));
+    assert!(text(&made).contains("key of the CA"));
+    let running = edge_cloud(data.path(), &["restore", file, "--force"]).await;
+    assert_eq!(running.status.code(), Some(4));
+    let error = String::from_utf8(running.stderr).unwrap();
+    assert!(error.contains("stop it first"), "{error}");
+    server.kill().await.unwrap();
+
+    let full = edge_cloud(data.path(), &["restore", file]).await;
+    assert_eq!(full.status.code(), Some(4));
+    let fresh = other.path().join("data");
+    let restored = edge_cloud(&fresh, &["restore", file]).await;
+    let id = token.split('.').nth(1).unwrap();
+    assert!(text(&restored).contains(&format!("tokens that are void now: {id}\n")));
+    assert!(text(&restored).contains("within 30 days"));
+    let ca = |data: &Path| std::fs::read(data.join("ca/ca.der")).unwrap();
+    assert_eq!(ca(&fresh), ca(data.path()));
+    let again = edge_cloud(
+        &fresh,
+        &["restore", file, "--force", "--grace", "0", "--json"],
+    )
+    .await;
+    let again: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(again["grace_until_unix_s"], 0);
+
+    // A restore that was cut off: nobody serves what may be half of it.
+    std::fs::write(fresh.join("restoring"), "").unwrap();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--manifests", folder];
+    let refused = edge_cloud(&fresh, &serve).await;
+    assert_eq!(refused.status.code(), Some(5));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("a restore was cut off there"), "{error}");
+}
+
 #[tokio::test]
 async fn check_needs_no_server() {
     let data = tempfile::tempdir().unwrap();

@@ -9,8 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_cloud::backup::{self, Backup};
+use edge_cloud::ca::Ca;
 use edge_cloud::controller;
+use edge_cloud::registry::Registry;
 use edge_cloud::source::{Folder, Status};
+use edge_proto::object::{Pod, PodStatus};
 use recorder::Recorder;
 use tokio::sync::watch;
 
@@ -75,6 +79,89 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     })
     .await;
     assert_eq!(links.desired("gate-1"), first);
+}
+
+/// Goal: data restored from an old backup touches no workload. Method: a pod goes to the second of
+/// two nodes after the backup was made; the restored controller hears the nodes one by one.
+#[tokio::test]
+async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: counter}\nspec:\n  \
+                       runtimeClassName: process\n  containers: [{name: c, command: [/bin/c]}]\n";
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    Ca::open(data.path()).unwrap();
+    Registry::open(data.path(), 0).unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    links.report("gate-2");
+    let first = POD
+        .replace("counter", "first")
+        .replace("spec:", "spec:\n  nodeName: gate-1");
+    std::fs::write(folder.path().join("first.yaml"), first).unwrap();
+    let has_one = |links: &Recorder, node: &str| {
+        links
+            .desired(node)
+            .is_some_and(|desired| desired.len() == 1)
+    };
+    run(folder.path(), data.path(), &links, |_, links| {
+        has_one(links, "gate-1")
+    })
+    .await;
+    let backup = Backup::of(data.path(), 10).unwrap();
+
+    // The first node has a pod already, so the new one goes to the second.
+    std::fs::write(folder.path().join("counter.yaml"), POD).unwrap();
+    run(folder.path(), data.path(), &links, |_, links| {
+        has_one(links, "gate-2")
+    })
+    .await;
+    let before = links.desired("gate-2").unwrap();
+    let pod = Pod::decode(before.values().next().unwrap()).unwrap();
+    std::fs::remove_file(folder.path().join("first.yaml")).unwrap();
+
+    let options = backup::Options {
+        force: true,
+        keep_tokens: false,
+        grace_s: 60,
+    };
+    backup::restore(&backup, data.path(), options, 20).unwrap();
+    let links = Arc::new(Recorder::default());
+    links.join("gate-1");
+    links.join("gate-2");
+    let step = std::sync::atomic::AtomicU32::new(0);
+    run(folder.path(), data.path(), &links, |status, links| {
+        match step.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => {
+                assert!(!status.placement.unplaced.is_empty());
+                links.report("gate-1");
+            }
+            // Half of the second node's report.
+            1 => links.report_half("gate-2"),
+            _ if links.desired("gate-1").is_none() => {}
+            _ if !links.is_heard("gate-2") => {
+                assert_eq!(links.desired("gate-2"), None);
+                links.report_pod(
+                    "gate-2",
+                    PodStatus {
+                        uid: pod.uid,
+                        namespace: pod.namespace.clone(),
+                        name: pod.name.clone(),
+                        ..PodStatus::default()
+                    },
+                );
+                links.report("gate-2");
+            }
+            _ => {
+                return links
+                    .desired("gate-2")
+                    .is_some_and(|desired| !desired.is_empty());
+            }
+        }
+        false
+    })
+    .await;
+    assert_eq!(links.desired("gate-2").unwrap(), before);
+    assert_eq!(links.desired("gate-1").unwrap().len(), 0);
 }
 
 #[tokio::test]

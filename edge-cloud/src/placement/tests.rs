@@ -105,7 +105,12 @@ spec:
 #[test]
 fn pods_go_where_they_may_with_what_they_name() {
     let manifests = manifests(&format!("{POD}---{SETS}"));
-    let placement = place(&manifests, &nodes(&["a1", "a2", "b1"]), &BTreeMap::new());
+    let placement = place(
+        &manifests,
+        &nodes(&["a1", "a2", "b1"]),
+        &BTreeMap::new(),
+        true,
+    );
     assert_eq!(placement.unplaced, []);
     assert_eq!(
         lines(&placement),
@@ -136,7 +141,7 @@ fn pods_go_where_they_may_with_what_they_name() {
 /// Golden: a cloud of a later version must ask for the same pods, or all of them restart.
 #[test]
 fn uids_never_change() {
-    let placement = place(&manifests(POD), &nodes(&["a1"]), &BTreeMap::new());
+    let placement = place(&manifests(POD), &nodes(&["a1"]), &BTreeMap::new(), true);
     let uids: Vec<_> = placement.pods.keys().map(ToString::to_string).collect();
     assert_eq!(uids, ["7c32665cf2798bf4ba550b8355b351ae"]);
 }
@@ -145,32 +150,68 @@ fn uids_never_change() {
 fn replicas_stay_when_nodes_come_and_memory_is_lost() {
     let manifests = manifests(SETS);
     let mut few = nodes(&["b1"]);
-    let first = place(&manifests, &few, &BTreeMap::new());
+    let first = place(&manifests, &few, &BTreeMap::new(), true);
     report(&mut few, &first);
     let mut more = nodes(&["a1"]);
     more.append(&mut few);
-    let second = place(&manifests, &more, &BTreeMap::new());
+    let second = place(&manifests, &more, &BTreeMap::new(), true);
     for uid in first.pods.keys() {
         assert_eq!(second.pods[uid].node, "b1");
     }
     // Remembered but not reported yet holds as well.
-    let third = place(&manifests, &nodes(&["a1", "b1"]), &second.pods);
+    let third = place(&manifests, &nodes(&["a1", "b1"]), &second.pods, true);
     assert_eq!(third.pods, second.pods);
+}
+
+/// After a restore the memory is old: replica 1 went to b1 after the backup was made.
+#[test]
+fn until_settled_a_pod_with_a_choice_waits_and_one_without_does_not() {
+    let text = format!("{SETS}---{}", POD.replace("spec:", "spec:\n  nodeName: a1"));
+    let manifests = manifests(&text);
+    let mut all = nodes(&["b1"]);
+    let real = place(&manifests, &all, &BTreeMap::new(), true);
+    report(&mut all, &real);
+    let running: Vec<_> = real.pods.keys().copied().collect();
+    all.append(&mut nodes(&["a1"]));
+    let unheard = nodes(&["a1", "b1"]);
+
+    let first = place(&manifests, &unheard, &BTreeMap::new(), false);
+    assert!(
+        first
+            .pods
+            .values()
+            .all(|placed| !placed.pod.name.starts_with("set-"))
+    );
+    assert!(
+        lines(&first).contains(&"a1 reader".to_owned()),
+        "{:?}",
+        lines(&first)
+    );
+    let waits = first
+        .unplaced
+        .iter()
+        .filter(|one| one.reason.contains("restore"));
+    assert_ne!(waits.count(), 0);
+
+    let heard = place(&manifests, &all, &first.pods, false);
+    for uid in running {
+        assert_eq!(heard.pods[&uid].node, "b1");
+    }
 }
 
 #[test]
 fn a_changed_pod_ends_before_its_successor_starts() {
     let mut nodes = nodes(&["a1"]);
-    let old = place(&manifests(POD), &nodes, &BTreeMap::new());
+    let old = place(&manifests(POD), &nodes, &BTreeMap::new(), true);
     report(&mut nodes, &old);
     let changed = manifests(&POD.replace("i:1", "i:2"));
-    let both = place(&changed, &nodes, &old.pods);
+    let both = place(&changed, &nodes, &old.pods, true);
     assert_eq!(lines(&both), ["a1 reader terminating"]);
     assert!(both.unplaced[0].reason.starts_with("waits until node a1"));
     let lane = |placement: &Placement| placement.desired["a1"].len();
     assert_eq!(lane(&both), 2, "the ConfigMap stays with the old pod");
     nodes.values_mut().for_each(|node| node.reported.clear());
-    let new = place(&changed, &nodes, &both.pods);
+    let new = place(&changed, &nodes, &both.pods, true);
     assert_eq!(lines(&new), ["a1 reader"]);
     assert_ne!(
         new.pods.keys().collect::<Vec<_>>(),
@@ -181,23 +222,23 @@ fn a_changed_pod_ends_before_its_successor_starts() {
 #[test]
 fn a_label_changes_no_uid_and_a_deleted_pod_leaves_when_it_is_gone() {
     let mut nodes = nodes(&["a1"]);
-    let old = place(&manifests(POD), &nodes, &BTreeMap::new());
+    let old = place(&manifests(POD), &nodes, &BTreeMap::new(), true);
     report(&mut nodes, &old);
     let labelled = POD.replace("{name: reader}", "{name: reader, labels: {a: b}}");
-    let labelled = place(&manifests(&labelled), &nodes, &old.pods);
+    let labelled = place(&manifests(&labelled), &nodes, &old.pods, true);
     assert!(labelled.pods.keys().eq(old.pods.keys()));
     let none = Manifests::default();
-    let leaving = place(&none, &nodes, &labelled.pods);
+    let leaving = place(&none, &nodes, &labelled.pods, true);
     assert_eq!(lines(&leaving), ["a1 reader terminating"]);
     nodes.values_mut().for_each(|node| node.reported.clear());
-    let gone = place(&none, &nodes, &leaving.pods);
+    let gone = place(&none, &nodes, &leaving.pods, true);
     assert_eq!(gone.desired["a1"], Desired::new());
 }
 
 #[test]
 fn what_cannot_be_placed_says_why() {
     let reason = |text: &str, nodes: &BTreeMap<String, Node>| {
-        let unplaced = place(&manifests(text), nodes, &BTreeMap::new()).unplaced;
+        let unplaced = place(&manifests(text), nodes, &BTreeMap::new(), true).unplaced;
         assert_eq!(unplaced.len(), 1, "{unplaced:?}");
         unplaced[0].to_string()
     };

@@ -30,12 +30,26 @@ impl Recorder {
     pub(crate) fn report(&self, name: &str) {
         self.change(name, |view| {
             view.connected = true;
+            view.heard = true;
             view.status = Some(NodeStatus {
                 arch: "x86_64".into(),
                 agent: "0.1.0".into(),
                 ..NodeStatus::default()
             });
         });
+    }
+
+    /// A node of which only its own status has arrived so far.
+    pub(crate) fn report_half(&self, name: &str) {
+        self.change(name, |view| {
+            view.connected = true;
+            view.status = Some(NodeStatus::default());
+        });
+    }
+
+    /// Whether its whole report is here.
+    pub(crate) fn is_heard(&self, name: &str) -> bool {
+        self.views.lock().unwrap()[name].heard
     }
 
     /// The node reports a pod.

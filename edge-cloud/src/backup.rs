@@ -1,0 +1,639 @@
+//! Backup and restore of the data folder. A backup is one file: a line with format, version and
+//! SHA-256 of the rest, then JSON with every file of [`FILES`] in base64. It holds the key of the CA
+//! and all Secrets, so it is for its owner only.
+//!
+//! What happened after the backup is lost, and a restore is made so that nothing dangerous follows:
+//! a used token stays used, no workload is touched, and nodes that joined later come back. What it
+//! cannot know it says: a node that was revoked later must be revoked again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::api::SOCKET;
+use crate::ca::{Ca, CaError, hex, replace};
+use crate::registry::{Grace, NODES, NodeRecord, State};
+use crate::saved::{self, ACCEPTED, PLACEMENT};
+use crate::token::{TOKENS, Tokens};
+
+/// First word of a backup.
+const FORMAT: &str = "edge-cloud-backup";
+/// Version of the format.
+const VERSION: &str = "1";
+/// Bytes of a backup; a larger file is refused before it is read.
+pub const BACKUP_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// File that serve holds locked.
+pub const LOCK: &str = "lock";
+/// File that stands in the data folder while a restore is at work. One that was cut off is to be
+/// repeated: serve does not start before.
+pub const RESTORING: &str = "restoring";
+/// A restored epoch is this far ahead of the clock. The epoch rises with each start and a server
+/// that was restarted often is ahead of the clock, too: nodes refuse a lower one than they know.
+pub const EPOCH_LEAD_S: u64 = 24 * 3600;
+
+const CA_KEY: &str = "ca/ca.key";
+const CA_DER: &str = "ca/ca.der";
+/// What is backed up, in this order: each file is replaced whole, and whatever happens between two
+/// of them is harmless. A join between nodes and tokens leaves a spent token and an unknown node,
+/// which the grace of a restore lets in.
+pub const FILES: [&str; 6] = [CA_KEY, CA_DER, NODES, TOKENS, ACCEPTED, PLACEMENT];
+
+/// Why there is no backup, or no restore. Nothing has changed then, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// No CA: this is not the folder of an edge-cloud.
+    #[error("{}: holds no edge-cloud: {CA_KEY} is missing", .0.display())]
+    NoData(PathBuf),
+    /// A restore was cut off.
+    #[error("{}: a restore was cut off there: repeat it with --force", .0.display())]
+    Unfinished(PathBuf),
+    /// Not a backup, or of another version.
+    #[error("not a backup, or of a version that this edge-cloud does not read")]
+    Format,
+    /// The checksum is wrong.
+    #[error("the backup is damaged: its SHA-256 is wrong")]
+    Checksum,
+    /// Whole, but not what edge-cloud writes.
+    #[error("{0} in the backup is damaged: {1}")]
+    Content(&'static str, String),
+    /// Over [`BACKUP_BYTES_MAX`].
+    #[error("the backup is larger than {BACKUP_BYTES_MAX} bytes")]
+    Large,
+    /// The clock of this machine is wrong.
+    #[error("the clock of this machine is before the time of the backup: set it first")]
+    Clock,
+    /// The data folder is in use.
+    #[error("{}: an edge-cloud serves from this folder: stop it first", .0.display())]
+    Running(PathBuf),
+    /// The data folder is not empty.
+    #[error("{}: the folder is not empty: --force replaces what is there", .0.display())]
+    NotEmpty(PathBuf),
+    /// The file system.
+    #[error("{what}: {source}")]
+    File {
+        /// What was attempted.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn at(what: impl ToString) -> impl FnOnce(io::Error) -> BackupError {
+    let what = what.to_string();
+    |source| BackupError::File { what, source }
+}
+
+/// Contents of a backup.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// When it was begun, seconds since 1970.
+    pub unix_s: u64,
+    /// Version of the edge-cloud that made it.
+    pub edge_cloud: String,
+    /// Path below the data folder, and base64.
+    files: BTreeMap<String, String>,
+}
+
+impl Backup {
+    /// Reads the data folder, whether it is served from or not.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub fn of(data: &Path, unix_s: u64) -> Result<Self, BackupError> {
+        if data.join(RESTORING).exists() {
+            return Err(BackupError::Unfinished(data.to_owned()));
+        }
+        let mut files = BTreeMap::new();
+        for name in FILES {
+            let path = data.join(name);
+            match std::fs::read(&path) {
+                Ok(bytes) => drop(files.insert(name.to_owned(), STANDARD.encode(bytes))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(at(path.display())(error)),
+            }
+        }
+        if !files.contains_key(CA_KEY) || !files.contains_key(CA_DER) {
+            return Err(BackupError::NoData(data.to_owned()));
+        }
+        Ok(Self {
+            unix_s,
+            edge_cloud: env!("CARGO_PKG_VERSION").to_owned(),
+            files,
+        })
+    }
+
+    /// Writes it to `path`, mode 0600, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write(&self, path: &Path) -> Result<(), BackupError> {
+        let failed = |error| at(path.display())(error);
+        let body = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
+        let mut bytes =
+            format!("{FORMAT} {VERSION} {}\n", hex(&Sha256::digest(&body))).into_bytes();
+        bytes.extend(body);
+        // A bare file name has an empty parent.
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let whole = folder.map_or_else(|| Path::new(".").join(path), |_| path.to_owned());
+        replace(&whole, &bytes).map_err(failed)
+    }
+
+    /// Reads `path`, and checks version and checksum.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub fn read(path: &Path) -> Result<Self, BackupError> {
+        let failed = |error| at(path.display())(error);
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(failed)?;
+        file.take(BACKUP_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        if bytes.len() as u64 > BACKUP_BYTES_MAX {
+            return Err(BackupError::Large);
+        }
+        Self::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, BackupError> {
+        let end = bytes.iter().take(256).position(|byte| *byte == b'\n');
+        let (head, body) = bytes.split_at(end.ok_or(BackupError::Format)?);
+        let body = body.get(1..).unwrap_or_default();
+        let head = std::str::from_utf8(head).map_err(|_| BackupError::Format)?;
+        let sum = head
+            .strip_prefix(FORMAT)
+            .and_then(|rest| rest.strip_prefix(' '))
+            .and_then(|rest| rest.strip_prefix(VERSION))
+            .and_then(|rest| rest.strip_prefix(' '))
+            .ok_or(BackupError::Format)?;
+        if sum != hex(&Sha256::digest(body)) {
+            return Err(BackupError::Checksum);
+        }
+        serde_json::from_slice(body).map_err(|_| BackupError::Format)
+    }
+
+    fn file(&self, name: &'static str) -> Result<Option<Vec<u8>>, BackupError> {
+        let decode = |text| STANDARD.decode(text);
+        let bytes = self.files.get(name).map(decode).transpose();
+        bytes.map_err(|error| BackupError::Content(name, error.to_string()))
+    }
+}
+
+/// What a restore is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Replaces what is in the data folder.
+    pub force: bool,
+    /// Unused tokens of the backup stay valid.
+    pub keep_tokens: bool,
+    /// How long nodes that joined after the backup may come back, seconds.
+    pub grace_s: u64,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// When the backup was made, seconds since 1970.
+    pub made_unix_s: u64,
+    /// Nodes of the registry.
+    pub nodes: usize,
+    /// Those of them that the folder knew and the backup did not.
+    pub nodes_kept: Vec<String>,
+    /// Nodes that are revoked.
+    pub revoked: Vec<String>,
+    /// Ids of tokens that still had uses and are void from now on.
+    pub tokens_void: Vec<String>,
+    /// Tokens with uses left.
+    pub tokens_valid: usize,
+    /// Until when nodes that joined after the backup may come back, seconds since 1970; 0 is not
+    /// at all.
+    pub grace_until_unix_s: u64,
+    /// Backup of what the folder held before.
+    pub replaced: Option<PathBuf>,
+}
+
+/// The parsed contents.
+struct Contents {
+    ca: [(&'static str, Vec<u8>); 2],
+    state: State,
+    tokens: Tokens,
+    accepted: Vec<u8>,
+    placement: Vec<u8>,
+}
+
+impl Contents {
+    fn of(backup: &Backup) -> Result<Self, BackupError> {
+        let must = |name| {
+            let missing = || BackupError::Content(name, "missing".to_owned());
+            backup.file(name)?.ok_or_else(missing)
+        };
+        let (key, der) = (must(CA_KEY)?, must(CA_DER)?);
+        Ca::check(&key, &der).map_err(|error: CaError| wrong(CA_KEY)(error))?;
+        let state = serde_json::from_slice(&must(NODES)?).map_err(wrong(NODES))?;
+        let tokens = backup.file(TOKENS)?.unwrap_or_else(|| b"{}".to_vec());
+        let tokens = serde_json::from_slice(&tokens).map_err(wrong(TOKENS))?;
+        let accepted = backup.file(ACCEPTED)?.unwrap_or_else(|| b"[]".to_vec());
+        saved::check(&accepted).map_err(wrong(ACCEPTED))?;
+        let empty = || br#"{"nodes":{},"pods":[]}"#.to_vec();
+        let placement = backup.file(PLACEMENT)?.unwrap_or_else(empty);
+        let placement = saved::restored(&placement).map_err(wrong(PLACEMENT))?;
+        Ok(Self {
+            ca: [(CA_KEY, key), (CA_DER, der)],
+            state,
+            tokens,
+            accepted,
+            placement,
+        })
+    }
+
+    fn write(&self, data: &Path) -> io::Result<()> {
+        replace(&data.join(RESTORING), b"")?;
+        std::fs::create_dir_all(data.join("ca"))?;
+        for (name, bytes) in &self.ca {
+            replace(&data.join(name), bytes)?;
+        }
+        replace(&data.join(NODES), &serde_json::to_vec(&self.state)?)?;
+        replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
+        replace(&data.join(ACCEPTED), &self.accepted)?;
+        replace(&data.join(PLACEMENT), &self.placement)?;
+        std::fs::remove_file(data.join(RESTORING))?;
+        File::open(data)?.sync_all()
+    }
+}
+
+fn wrong<E: std::fmt::Display>(name: &'static str) -> impl FnOnce(E) -> BackupError {
+    move |error| BackupError::Content(name, error.to_string())
+}
+
+/// Puts a backup into the data folder. A power cut leaves a folder that serve refuses, and the
+/// restore can be repeated.
+///
+/// # Errors
+/// See [`BackupError`].
+pub fn restore(
+    backup: &Backup,
+    data: &Path,
+    options: Options,
+    unix_s: u64,
+) -> Result<Report, BackupError> {
+    let mut contents = Contents::of(backup)?;
+    if unix_s < backup.unix_s {
+        return Err(BackupError::Clock);
+    }
+    let failed = |error| at(data.display())(error);
+    std::fs::create_dir_all(data).map_err(failed)?;
+    let lock = File::create(data.join(LOCK)).map_err(failed)?;
+    lock.try_lock()
+        .map_err(|_| BackupError::Running(data.to_owned()))?;
+    if !options.force && !is_empty(data).map_err(failed)? {
+        return Err(BackupError::NotEmpty(data.to_owned()));
+    }
+
+    let mut report = Report {
+        made_unix_s: backup.unix_s,
+        ..Report::default()
+    };
+    // After a restore that was cut off, the folder holds a mixture that nobody needs.
+    if let Ok(before) = Backup::of(data, unix_s) {
+        let path = data.join(format!("replaced-{unix_s}.backup"));
+        before.write(&path)?;
+        report.replaced = Some(path);
+    }
+    let live = Live::of(data, &contents).filter(|_| report.replaced.is_some());
+    tokens(
+        &mut contents.tokens,
+        live.as_ref(),
+        options,
+        unix_s,
+        &mut report,
+    );
+    registry(
+        &mut contents.state,
+        live.as_ref(),
+        options,
+        unix_s,
+        &mut report,
+    );
+
+    contents.write(data).map_err(failed)?;
+    Ok(report)
+}
+
+/// Nothing but what a stopped or a failed run leaves behind.
+fn is_empty(data: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(data)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let harmless = name == LOCK
+            || name == SOCKET
+            || (name == "ca" && std::fs::read_dir(entry.path())?.next().is_none());
+        if !harmless {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What the folder knew until now, when it is of the same CA: newer than the backup.
+struct Live {
+    state: State,
+    tokens: Tokens,
+}
+
+impl Live {
+    fn of(data: &Path, contents: &Contents) -> Option<Self> {
+        let read = |name| std::fs::read(data.join(name)).ok();
+        let [_, (_, der)] = &contents.ca;
+        if read(CA_DER)? != *der {
+            return None;
+        }
+        Some(Self {
+            state: serde_json::from_slice(&read(NODES)?).ok()?,
+            tokens: serde_json::from_slice(&read(TOKENS).unwrap_or_else(|| b"{}".to_vec())).ok()?,
+        })
+    }
+}
+
+/// A used token stays used. The folder knows what was used; without it nobody does, and every
+/// token of the backup is void unless the operator vouches for them.
+fn tokens(
+    tokens: &mut Tokens,
+    live: Option<&Live>,
+    options: Options,
+    unix_s: u64,
+    report: &mut Report,
+) {
+    let mut kept = Tokens::new();
+    for (id, token) in std::mem::take(tokens) {
+        let usable = token.uses_left > 0 && token.expires_unix_s > unix_s;
+        let known = live.is_some_and(|live| live.tokens.contains_key(&id));
+        if usable && !known && !options.keep_tokens {
+            report.tokens_void.push(id);
+        } else if usable {
+            kept.insert(id, token);
+        }
+    }
+    for (id, token) in live.iter().flat_map(|live| &live.tokens) {
+        let mut token = token.clone();
+        if let Some(old) = kept.get(id) {
+            token.uses_left = token.uses_left.min(old.uses_left);
+        }
+        kept.insert(id.clone(), token);
+    }
+    let valid = kept
+        .values()
+        .filter(|token| token.uses_left > 0 && token.expires_unix_s > unix_s);
+    report.tokens_valid = valid.count();
+    *tokens = kept;
+}
+
+/// The nodes of both; of two certificates the newer one counts, and revoked stays revoked.
+fn registry(
+    state: &mut State,
+    live: Option<&Live>,
+    options: Options,
+    unix_s: u64,
+    report: &mut Report,
+) {
+    let made = report.made_unix_s;
+    if let Some(live) = live {
+        for (name, record) in &live.state.nodes {
+            let Some(old) = state.nodes.get_mut(name) else {
+                report.nodes_kept.push(name.clone());
+                state.nodes.insert(name.clone(), record.clone());
+                continue;
+            };
+            merge(old, record);
+        }
+        for (name, deleted) in &live.state.deleted {
+            let at = state.deleted.entry(name.clone()).or_default();
+            *at = (*at).max(*deleted);
+        }
+        state.epoch = state.epoch.max(live.state.epoch);
+    }
+    state.epoch = state.epoch.max(unix_s).saturating_add(EPOCH_LEAD_S);
+    // A grace that was open when the backup was made goes on: its nodes may still be away.
+    let open = state.grace.filter(|grace| made < grace.until_unix_s);
+    if options.grace_s == 0 {
+        state.deleted.clear();
+    }
+    state.grace = (options.grace_s > 0).then(|| Grace {
+        issued_from_unix_s: open.map_or(made, |grace| grace.issued_from_unix_s.min(made)),
+        until_unix_s: unix_s.saturating_add(options.grace_s),
+    });
+    let revoked = state.nodes.iter().filter(|(_, record)| record.revoked);
+    report.revoked = revoked.map(|(name, _)| name.clone()).collect();
+    report.nodes = state.nodes.len();
+    report.grace_until_unix_s = state.grace.map_or(0, |grace| grace.until_unix_s);
+}
+
+fn merge(old: &mut NodeRecord, live: &NodeRecord) {
+    if old.serial == live.serial {
+        old.revoked |= live.revoked;
+    } else if old.joined_unix_s <= live.joined_unix_s {
+        *old = live.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::registry::Registry;
+    use crate::token::{TokenError, TokenStore};
+
+    const OPTIONS: Options = Options {
+        force: false,
+        keep_tokens: false,
+        grace_s: 3_600,
+    };
+    const FORCE: Options = Options {
+        force: true,
+        ..OPTIONS
+    };
+
+    /// A data folder with a CA, the node `old` and a token of two uses, as of the time 1000.
+    struct Cloud {
+        folder: tempfile::TempDir,
+        token: (String, String),
+    }
+
+    impl Cloud {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let ca = Ca::open(folder.path()).unwrap();
+            let tokens = TokenStore::open(folder.path()).unwrap();
+            let token = tokens.create(ca.der(), 2, 10_000, 1_000).unwrap();
+            let mut parts = token.split('.').skip(1).map(str::to_owned);
+            let token = (parts.next().unwrap(), parts.next().unwrap());
+            let cloud = Self { folder, token };
+            cloud.join("old", 900);
+            cloud
+        }
+
+        fn path(&self) -> &Path {
+            self.folder.path()
+        }
+
+        fn registry(&self) -> Registry {
+            Registry::open(self.path(), 1_000).unwrap()
+        }
+
+        fn join(&self, name: &str, joined_unix_s: u64) {
+            let record = NodeRecord {
+                serial: format!("{name}-{joined_unix_s}"),
+                joined_unix_s,
+                ..NodeRecord::default()
+            };
+            self.registry().add(name, record).unwrap();
+        }
+
+        fn spend(&self, unix_s: u64) -> Result<(), TokenError> {
+            let tokens = TokenStore::open(self.path()).unwrap();
+            tokens.spend(&self.token.0, &self.token.1, unix_s)
+        }
+
+        fn backup(&self) -> Backup {
+            let file = self.path().join("backup");
+            Backup::of(self.path(), 1_100)
+                .unwrap()
+                .write(&file)
+                .unwrap();
+            let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let backup = Backup::read(&file).unwrap();
+            std::fs::remove_file(file).unwrap();
+            backup
+        }
+
+        /// The backup on another machine.
+        fn elsewhere(&self, backup: &Backup, options: Options) -> (Self, Report) {
+            let folder = tempfile::tempdir().unwrap();
+            let report = restore(backup, folder.path(), options, 2_000).unwrap();
+            let token = self.token.clone();
+            (Self { folder, token }, report)
+        }
+    }
+
+    #[test]
+    fn a_token_does_not_come_back_to_life_on_another_machine() {
+        let cloud = Cloud::new();
+        let backup = cloud.backup();
+        cloud.spend(1_200).unwrap();
+        cloud.spend(1_200).unwrap();
+        let (restored, report) = cloud.elsewhere(&backup, OPTIONS);
+        assert_eq!(report.tokens_void, [cloud.token.0.as_str()]);
+        assert_eq!(report.tokens_valid, 0);
+        assert!(matches!(restored.spend(2_000), Err(TokenError::Invalid)));
+        // Who vouches for it gets what the backup knew.
+        let vouched = Options {
+            keep_tokens: true,
+            ..OPTIONS
+        };
+        let (restored, report) = cloud.elsewhere(&backup, vouched);
+        assert_eq!(report.tokens_valid, 1);
+        restored.spend(2_000).unwrap();
+    }
+
+    #[test]
+    fn the_folder_remembers_what_happened_after_the_backup() {
+        let cloud = Cloud::new();
+        let backup = cloud.backup();
+        cloud.spend(1_200).unwrap();
+        cloud.join("new", 1_200);
+        cloud.registry().revoke("old").unwrap();
+        let report = restore(&backup, cloud.path(), FORCE, 2_000).unwrap();
+        assert_eq!(report.nodes_kept, ["new"]);
+        assert_eq!(report.revoked, ["old"]);
+        assert_eq!((report.tokens_void.len(), report.tokens_valid), (0, 1));
+        assert!(cloud.registry().find("old").unwrap().revoked);
+        cloud.spend(2_000).unwrap();
+        assert!(matches!(cloud.spend(2_000), Err(TokenError::Used)));
+        // What was there before can be had back.
+        let before = Backup::read(&report.replaced.unwrap()).unwrap();
+        assert!(Contents::of(&before).unwrap().state.grace.is_none());
+    }
+
+    #[test]
+    fn the_epoch_leads_and_the_grace_is_recorded() {
+        let cloud = Cloud::new();
+        let backup = cloud.backup();
+        let (restored, report) = cloud.elsewhere(&backup, OPTIONS);
+        assert_eq!(report.grace_until_unix_s, 5_600);
+        assert!(restored.registry().epoch() > 2_000 + EPOCH_LEAD_S);
+        let grace = restored.registry().grace(2_000).unwrap();
+        assert_eq!(grace.issued_from_unix_s, 1_100);
+        // A second restore from a backup of the first one still waits for the same nodes.
+        let second = restored.backup();
+        let (restored, _) = cloud.elsewhere(&second, OPTIONS);
+        let grace = restored.registry().grace(2_000).unwrap();
+        assert_eq!(grace.issued_from_unix_s, 1_100);
+    }
+
+    #[test]
+    fn nothing_is_touched_without_force_or_while_serving_or_before_its_time() {
+        let cloud = Cloud::new();
+        let backup = cloud.backup();
+        let try_again = |options, unix_s| restore(&backup, cloud.path(), options, unix_s);
+        assert!(matches!(
+            try_again(OPTIONS, 2_000),
+            Err(BackupError::NotEmpty(_))
+        ));
+        assert!(matches!(try_again(FORCE, 1_099), Err(BackupError::Clock)));
+        let lock = File::create(cloud.path().join(LOCK)).unwrap();
+        lock.lock().unwrap();
+        assert!(matches!(
+            try_again(FORCE, 2_000),
+            Err(BackupError::Running(_))
+        ));
+        drop(lock);
+        std::fs::write(cloud.path().join(RESTORING), b"").unwrap();
+        let cut_off = Backup::of(cloud.path(), 2_000);
+        assert!(matches!(cut_off, Err(BackupError::Unfinished(_))));
+        assert!(try_again(FORCE, 2_000).unwrap().replaced.is_none());
+        assert!(Backup::of(cloud.path(), 2_000).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_or_a_foreign_file_is_refused() {
+        let cloud = Cloud::new();
+        let file = cloud.path().join("backup");
+        Backup::of(cloud.path(), 1_100)
+            .unwrap()
+            .write(&file)
+            .unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        for index in [0, 20, 30, 100, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[index] ^= 1;
+            assert!(Backup::parse(&bytes).is_err(), "{index}");
+        }
+        for cut in [0, 10, 90, whole.len() - 1] {
+            assert!(Backup::parse(&whole[..cut]).is_err(), "{cut}");
+        }
+        let text = String::from_utf8(whole).unwrap();
+        let newer = text.replacen("backup 1 ", "backup 2 ", 1);
+        assert!(matches!(
+            Backup::parse(newer.as_bytes()),
+            Err(BackupError::Format)
+        ));
+        // Whole, but the key is another CA's.
+        let mut mixed = Backup::parse(text.as_bytes()).unwrap();
+        let other = Cloud::new().backup();
+        mixed
+            .files
+            .insert(CA_KEY.to_owned(), other.files[CA_KEY].clone());
+        let folder = tempfile::tempdir().unwrap();
+        let refused = restore(&mixed, folder.path(), OPTIONS, 2_000);
+        assert!(matches!(refused, Err(BackupError::Content(CA_KEY, _))));
+        assert!(!folder.path().join(NODES).exists());
+    }
+}
