@@ -1,13 +1,13 @@
 //! The loop: what happens on the board and on the link goes into the core and the session, what
 //! comes out is done. No policy here: no retry count, no ordering, no "if offline".
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_channel::{Receiver, Sender, TrySendError};
+use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, Input, Output, Signal};
@@ -31,10 +31,8 @@ use crate::resolve;
 use crate::runtime::{self, Runtime};
 use crate::status::{self, Status};
 use crate::store::Store;
-use crate::workers::{self, RuntimeJob, StoreDone, StoreJob};
+use crate::workers::{self, Jobs, RuntimeJob, StoreDone, StoreJob};
 
-/// Messages in each channel of the driver.
-const CHANNEL_MAX: usize = 64;
 /// How often the logs of running containers are cut to their tail.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// Version with what `git describe` said at the build.
@@ -76,43 +74,6 @@ struct Driver {
     trim_at: u64,
 }
 
-/// A bounded channel to a worker, and what did not fit: at most what the core and the session
-/// have outstanding, which their own caps bound.
-struct Jobs<T> {
-    sender: Sender<T>,
-    waiting: VecDeque<T>,
-}
-
-impl<T> Jobs<T> {
-    fn new() -> (Self, Receiver<T>) {
-        let (sender, receiver) = async_channel::bounded(CHANNEL_MAX);
-        (
-            Self {
-                sender,
-                waiting: VecDeque::new(),
-            },
-            receiver,
-        )
-    }
-
-    fn push(&mut self, job: T) {
-        self.waiting.push_back(job);
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        while let Some(job) = self.waiting.pop_front() {
-            match self.sender.try_send(job) {
-                Ok(()) => {}
-                Err(TrySendError::Full(job) | TrySendError::Closed(job)) => {
-                    self.waiting.push_front(job);
-                    return;
-                }
-            }
-        }
-    }
-}
-
 /// Runs the agent until the process is ended.
 ///
 /// # Errors
@@ -124,7 +85,8 @@ pub fn run(config: Config) -> Result<(), String> {
         .map_err(io::Error::from)
         .map_err(failed("subreaper"))?;
     std::fs::create_dir_all(&config.run_dir).map_err(failed("run-dir"))?;
-    let (store, objects, damage) = Store::open(&config.state_dir).map_err(failed("state-dir"))?;
+    let (store, objects, damage) =
+        Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
     let clock = Clock::open(&config.state_dir);
     let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
     let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
@@ -158,9 +120,9 @@ pub fn run(config: Config) -> Result<(), String> {
 
     let (runtime_jobs, runtime_receiver) = Jobs::new();
     let (store_jobs, store_receiver) = Jobs::new();
-    let (runtime_done, runtime_events) = async_channel::bounded(CHANNEL_MAX);
-    let (store_done, store_events) = async_channel::bounded(CHANNEL_MAX);
-    let (link_sender, link_events) = async_channel::bounded(CHANNEL_MAX);
+    let (runtime_done, runtime_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (store_done, store_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (link_sender, link_events) = async_channel::bounded(workers::CHANNEL_MAX);
     let (requests, local_requests) = async_channel::bounded(local::CONNECTIONS_MAX);
     let (joined_sender, joined) = async_channel::bounded(1);
     workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
@@ -760,6 +722,8 @@ impl Driver {
             session::Output::InSync { desired, reported } => {
                 self.in_sync = desired && reported;
                 if desired {
+                    // The cloud has sent again what was lost.
+                    self.condition("StoreDamaged", false, "");
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
             }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("launch") => edge_min::launch::main(),
+        Some("state-cache") => edge_min::store::cache::main(),
         _ => edge_min::cli::main(),
     }
 }

@@ -364,6 +364,14 @@ impl Runtime {
             };
             let hash = Hash16(hash.0);
             let pid = self.pid_of(uid, &container, hash);
+            if pid.is_none() && !self.pod_dir(uid).exists() {
+                // The run folder was lost and nothing tells what this was: no second one may run
+                // beside it.
+                let path = self.cgroup(uid, &container, hash);
+                self.cgroups.kill(&path);
+                self.cgroups.remove(&path);
+                continue;
+            }
             found.push(Found {
                 uid,
                 container,

@@ -24,24 +24,25 @@ impl Sealer {
     /// Loads the board key, or makes it at the first start.
     ///
     /// # Errors
-    /// Those of the file system, or a key file of the wrong size.
+    /// Those of the file system. A key file of the wrong size is put aside.
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = state.join("board.key");
         let random = SystemRandom::new();
         let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+            Ok(bytes) if bytes.len() == KEY_BYTES => bytes,
+            Ok(_) => {
+                // What it sealed is lost with it; the rest of the set is not, so the agent starts.
+                log::error!("board_key_damaged kept_as=board.key.bad");
+                fs::rename(&path, state.join("board.key.bad"))?;
+                new_key(state, &path, &random)?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut bytes = vec![0; KEY_BYTES];
-                random
-                    .fill(&mut bytes)
-                    .map_err(|_| io::Error::other("no random bytes"))?;
-                write_durably(state, &path, &bytes)?;
-                bytes
+                new_key(state, &path, &random)?
             }
             Err(error) => return Err(error),
         };
         let key = UnboundKey::new(&AES_256_GCM, &bytes)
-            .map_err(|_| io::Error::other("board.key is not 32 bytes: run `edge-min reset`"))?;
+            .map_err(|_| io::Error::other("board.key is not 32 bytes"))?;
         Ok(Self {
             key: LessSafeKey::new(key),
             random,
@@ -81,6 +82,15 @@ impl Sealer {
 }
 
 /// What the tag covers besides the text.
+fn new_key(state: &Path, path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; KEY_BYTES];
+    random
+        .fill(&mut bytes)
+        .map_err(|_| io::Error::other("no random bytes"))?;
+    write_durably(state, path, &bytes)?;
+    Ok(bytes)
+}
+
 fn bound_to(key: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([[VERSION].as_slice(), key].concat())
 }

@@ -2,6 +2,7 @@
 //! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/`), kept as long as
 //! one of the two names it.
 //! With these alone every workload starts again, whatever the uplink and the clock do.
+//! The [`cache`] holds the same once more; it is asked only when these are damaged.
 //!
 //! A change is written whole (tmp, fsync, rename, fsync of the directory) over the older
 //! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
@@ -15,11 +16,14 @@ use std::path::{Path, PathBuf};
 
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
-use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX};
+use edge_proto::limits::{CONFIG_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX};
 use edge_proto::session::{Payload, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::seal::Sealer;
+use crate::store::cache::{Cache, Loaded, Meta};
+
+pub mod cache;
 
 /// First bytes of a snapshot.
 const MAGIC: &[u8; 4] = b"EMD1";
@@ -66,16 +70,18 @@ pub struct Store {
     snapshot: Snapshot,
     /// Files in `objects/` that the older generation on the medium names.
     older: BTreeSet<String>,
+    cache: Cache,
     /// Bytes written since the start, for the flash budget.
     pub bytes_written: u64,
 }
 
 impl Store {
-    /// Opens the store and returns what it holds, with the epoch, and a word on damage.
+    /// Opens the store and returns what it holds, with the epoch, and a word on damage. `program`
+    /// is the agent's own binary, which the cache runs in.
     ///
     /// # Errors
     /// Only when the directory or the board key cannot be made; damage is not an error.
-    pub fn open(state: &Path) -> io::Result<(Self, Vec<Stored>, Option<String>)> {
+    pub fn open(state: &Path, program: &Path) -> io::Result<(Self, Vec<Stored>, Option<String>)> {
         fs::create_dir_all(state.join("objects"))?;
         let sealer = Sealer::open(state)?;
         let mut damage = None;
@@ -102,19 +108,17 @@ impl Store {
             sealer,
             snapshot: newest.unwrap_or_default(),
             older,
+            cache: Cache::new(state, program),
             bytes_written: 0,
         };
-        let mut objects = Vec::with_capacity(store.snapshot.records.len());
-        let mut lost = Vec::new();
-        for (key, record) in &store.snapshot.records {
-            match store.read(key, record) {
-                Some((hash, payload)) => objects.push(Stored {
-                    key: key.clone(),
-                    hash,
-                    payload,
-                }),
-                None => lost.push(key.clone()),
-            }
+        let (mut objects, mut lost) = store.read_all();
+        let whole = damage.is_none() && lost.is_empty() && store.snapshot.generation > 0;
+        if !whole && let Some(loaded) = store.cache.load() {
+            let newer = store.recover(loaded, &lost);
+            let what = if newer { "the set" } else { "lost objects" };
+            let text = damage.unwrap_or_else(|| "desired.a, desired.b: not whole".to_owned());
+            damage = Some(text + "; " + what + " taken from the state cache");
+            (objects, lost) = store.read_all();
         }
         // Left out of the set, so that the roots differ and the cloud sends it again.
         for key in lost {
@@ -123,6 +127,112 @@ impl Store {
         }
         store.sweep();
         Ok((store, objects, damage))
+    }
+
+    /// Objects that can be read, and keys of those that cannot.
+    fn read_all(&self) -> (Vec<Stored>, Vec<Key>) {
+        let mut objects = Vec::with_capacity(self.snapshot.records.len());
+        let mut lost = Vec::new();
+        for (key, record) in &self.snapshot.records {
+            match self.read(key, record) {
+                Some((hash, payload)) => objects.push(Stored {
+                    key: key.clone(),
+                    hash,
+                    payload,
+                }),
+                None => lost.push(key.clone()),
+            }
+        }
+        (objects, lost)
+    }
+
+    /// Takes from the cache what the files lack: the whole set if it is newer, which it returns,
+    /// else the objects that were lost. Then the files are written again, if the medium lets us.
+    fn recover(&mut self, loaded: Loaded, lost: &[Key]) -> bool {
+        let none = self.snapshot.generation == 0;
+        let newer = none || (loaded.complete && loaded.meta.generation > self.snapshot.generation);
+        let mut records = BTreeMap::new();
+        for (key, record) in loaded.entries {
+            let key = postcard::from_bytes::<Key>(&key);
+            let record = postcard::from_bytes::<Record>(&record);
+            if let (Ok(key), Ok(record)) = (key, record)
+                && (newer || lost.contains(&key))
+                && let Some(record) = self.uncached(&key, record)
+            {
+                records.insert(key, record);
+            }
+        }
+        if newer {
+            self.snapshot = Snapshot {
+                generation: loaded.meta.generation,
+                epoch: loaded.meta.epoch,
+                records,
+            };
+        }
+        // Both generations, so that the damaged one is gone too.
+        for _ in GENERATIONS {
+            let snapshot = Snapshot {
+                generation: self.snapshot.generation + 1,
+                epoch: self.snapshot.epoch,
+                records: self.snapshot.records.clone(),
+            };
+            if let Err(error) = self.write_snapshot(&snapshot) {
+                log::warn!("store_not_mended error={error}");
+                break;
+            }
+            self.snapshot = snapshot;
+        }
+        newer
+    }
+
+    /// A record of the cache, where every payload is inline, as the snapshot has it.
+    fn uncached(&mut self, key: &Key, record: Record) -> Option<Record> {
+        match record {
+            Record::Inline(at_rest) if at_rest.len() > INLINE_BYTES_MAX => {
+                let plain = self.opened(key, at_rest.clone())?;
+                let hash = sha256(&plain);
+                let objects = self.dir.join("objects");
+                let path = objects.join(object_name(key, hash));
+                write_durably(&objects, &path, &at_rest).ok()?;
+                self.bytes_written += at_rest.len() as u64;
+                Some(Record::Large(hash))
+            }
+            record => Some(record),
+        }
+    }
+
+    /// Whether the cache has yet to be made.
+    #[must_use]
+    pub fn cache_missing(&self) -> bool {
+        self.snapshot.generation > 0 && !self.cache.exists()
+    }
+
+    /// Brings the cache up to the snapshot.
+    ///
+    /// # Errors
+    /// Why not; nothing depends on it.
+    pub fn write_cache(&mut self) -> Result<(), String> {
+        let meta = Meta {
+            generation: self.snapshot.generation,
+            epoch: self.snapshot.epoch,
+        };
+        let entries = || {
+            let inline = |key, record: &Record| match record {
+                Record::Large(hash) => {
+                    let path = self.dir.join("objects").join(object_name(key, *hash));
+                    // One that was lost is missing here too; the cloud sends it again.
+                    fs::read(path).ok().map(Record::Inline)
+                }
+                record => Some(record.clone()),
+            };
+            let records = self.snapshot.records.iter().filter_map(|(key, record)| {
+                let record = inline(key, record)?;
+                Some((edge_proto::encode(key), edge_proto::encode(&record)))
+            });
+            records.collect()
+        };
+        self.bytes_written += self.cache.store(meta, entries)?;
+        Ok(())
     }
 
     /// Epoch of the last accepted change.
@@ -272,20 +382,23 @@ impl Store {
             .ok_or_else(|| io::Error::other("no random bytes"))
     }
 
+    fn opened(&self, key: &Key, at_rest: Vec<u8>) -> Option<Vec<u8>> {
+        match key.kind() {
+            Kind::Secret => self.sealer.open_sealed(&key.to_bytes(), &at_rest),
+            _ => Some(at_rest),
+        }
+    }
+
     fn read(&self, key: &Key, record: &Record) -> Option<(Hash16, Result<Vec<u8>, Reason>)> {
-        let open = |bytes: Vec<u8>| match key.kind() {
-            Kind::Secret => self.sealer.open_sealed(&key.to_bytes(), &bytes),
-            _ => Some(bytes),
-        };
         match record {
             Record::Stub(hash, reason) => Some((*hash, Err(*reason))),
             Record::Inline(bytes) => {
-                let bytes = open(bytes.clone())?;
+                let bytes = self.opened(key, bytes.clone())?;
                 Some((Hash16::of(&bytes), Ok(bytes)))
             }
             Record::Large(hash) => {
                 let path = self.dir.join("objects").join(object_name(key, *hash));
-                let bytes = open(fs::read(path).ok()?)?;
+                let bytes = self.opened(key, fs::read(path).ok()?)?;
                 (sha256(&bytes) == *hash).then(|| (hash.short(), Ok(bytes)))
             }
         }
@@ -387,13 +500,18 @@ pub fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// No test here has a cache, so its program is never started.
+    fn open(dir: &Path) -> io::Result<(Store, Vec<Stored>, Option<String>)> {
+        Store::open(dir, Path::new("/nonexistent"))
+    }
+
     fn put(name: &str, bytes: &[u8]) -> (Key, Option<Payload>) {
         let key = Key::Name(Kind::Secret, "toll".into(), name.into());
         (key, Some(Payload::Inline(bytes.to_vec())))
     }
 
     fn load(dir: &Path) -> (Vec<Vec<u8>>, u64, Option<String>) {
-        let (store, objects, damage) = Store::open(dir).unwrap();
+        let (store, objects, damage) = open(dir).unwrap();
         let payloads = objects
             .into_iter()
             .map(|object| object.payload.unwrap())
@@ -404,7 +522,7 @@ mod tests {
     #[test]
     fn what_was_applied_is_there_again_and_secrets_are_not_in_the_clear() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, objects, damage) = Store::open(dir.path()).unwrap();
+        let (mut store, objects, damage) = open(dir.path()).unwrap();
         assert_eq!((objects.len(), damage), (0, None));
         store
             .apply(vec![put("a", b"plain-a"), put("b", b"plain-b")], 7)
@@ -420,7 +538,7 @@ mod tests {
     #[test]
     fn any_damage_to_the_newer_generation_falls_back_to_the_older() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         store.apply(vec![put("a", b"one")], 1).unwrap();
         store.apply(vec![put("a", b"two")], 2).unwrap();
         let newer = dir.path().join("desired.a");
@@ -442,7 +560,7 @@ mod tests {
     #[test]
     fn large_objects_resume_and_count_only_with_their_hash() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         let bytes: Vec<u8> = (0..10_000_u32)
             .map(|index| index.to_le_bytes()[0])
             .collect();
@@ -458,7 +576,7 @@ mod tests {
                 .unwrap(),
             4096
         );
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         assert_eq!(
             store.blob_have(hash, 10_000),
             4096,
@@ -492,7 +610,7 @@ mod tests {
         );
         let mut wrong = bytes;
         wrong[5] ^= 1;
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         store.blob_chunk(hash, 0, &wrong[..5000], 10_000).unwrap();
         assert_eq!(
             store
@@ -517,7 +635,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let key = Key::Name(kind, "toll".into(), "big".into());
             let [one, two, three] = [vec![1; 5000], vec![2; 5000], vec![3; 5000]];
-            let (mut store, ..) = Store::open(dir.path()).unwrap();
+            let (mut store, ..) = open(dir.path()).unwrap();
             put_large(&mut store, &key, &one, 1);
             put_large(&mut store, &key, &two, 2);
             assert_eq!(load(dir.path()), (vec![two.clone()], 2, None));
@@ -527,7 +645,7 @@ mod tests {
             let (payloads, epoch, damage) = load(dir.path());
             assert_eq!((payloads, epoch), (vec![one], 1));
             assert!(damage.is_some());
-            let (mut store, ..) = Store::open(dir.path()).unwrap();
+            let (mut store, ..) = open(dir.path()).unwrap();
             put_large(&mut store, &key, &two, 2);
             put_large(&mut store, &key, &three, 3);
             assert_eq!(load(dir.path()), (vec![three], 3, None));
@@ -541,7 +659,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let named = |kind, name: &str| Key::Name(kind, "toll".into(), name.into());
         let bytes = vec![7; 5000];
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         put_large(&mut store, &named(Kind::Secret, "a"), &bytes, 1);
         let large = || Payload::Large {
             sha256: sha256(&bytes),
@@ -558,7 +676,7 @@ mod tests {
     #[test]
     fn a_sealed_payload_does_not_open_under_another_key() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut store, ..) = Store::open(dir.path()).unwrap();
+        let (mut store, ..) = open(dir.path()).unwrap();
         store
             .apply(vec![put("a", b"one"), put("b", b"two")], 1)
             .unwrap();

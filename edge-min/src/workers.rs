@@ -1,11 +1,12 @@
 //! The two threads that block so that the driver need not: one for the store, one for containers.
 //! Each takes jobs in order from a bounded channel and answers each once.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use async_channel::{Receiver, Sender};
+use async_channel::{Receiver, RecvError, Sender, TrySendError};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Uid};
@@ -23,6 +24,54 @@ use crate::store::{Applied, Store};
 const STACK_BYTES: usize = 512 * 1024;
 /// Pause before a failed write is tried again: a full disk needs somebody to make room.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
+/// The cache follows the set after this much quiet...
+const CACHE_QUIET: Duration = Duration::from_secs(2);
+/// ...or at the latest this long after the first change, so that a burst costs one write.
+const CACHE_LATEST: Duration = Duration::from_secs(30);
+
+/// Messages in each channel between a worker and the driver.
+pub const CHANNEL_MAX: usize = 64;
+
+/// A bounded channel to a worker, and what did not fit: at most what the core and the session
+/// have outstanding, which their own caps bound.
+pub struct Jobs<T> {
+    sender: Sender<T>,
+    waiting: VecDeque<T>,
+}
+
+impl<T> Jobs<T> {
+    /// The channel's two ends.
+    #[must_use]
+    pub fn new() -> (Self, Receiver<T>) {
+        let (sender, receiver) = async_channel::bounded(CHANNEL_MAX);
+        (
+            Self {
+                sender,
+                waiting: VecDeque::new(),
+            },
+            receiver,
+        )
+    }
+
+    /// Hands over a job, now or as soon as there is room.
+    pub fn push(&mut self, job: T) {
+        self.waiting.push_back(job);
+        self.flush();
+    }
+
+    /// Hands over what waits, as far as there is room.
+    pub fn flush(&mut self) {
+        while let Some(job) = self.waiting.pop_front() {
+            match self.sender.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job) | TrySendError::Closed(job)) => {
+                    self.waiting.push_front(job);
+                    return;
+                }
+            }
+        }
+    }
+}
 
 /// A job for the store.
 pub enum StoreJob {
@@ -67,7 +116,19 @@ pub fn spawn_store(
 ) -> io::Result<()> {
     let run = move || {
         let mut wanted = 0;
-        while let Ok(job) = jobs.recv_blocking() {
+        let mut cache = CacheTimer::default();
+        if store.cache_missing() {
+            cache.changed();
+        }
+        loop {
+            let Some(job) = cache.wait(&jobs) else {
+                cache = CacheTimer::default();
+                if let Err(error) = store.write_cache() {
+                    log::warn!("cache_not_written error={error}");
+                }
+                continue;
+            };
+            let Ok(job) = job else { return };
             let answer = match job {
                 StoreJob::Apply {
                     ticket,
@@ -75,6 +136,7 @@ pub fn spawn_store(
                     epoch,
                 } => {
                     let applied = insist(&done, || store.apply(changes.clone(), epoch));
+                    cache.changed();
                     StoreDone::Applied { ticket, applied }
                 }
                 StoreJob::BlobWanted(hash, length) => {
@@ -96,6 +158,31 @@ pub fn spawn_store(
         .stack_size(STACK_BYTES)
         .spawn(run)
         .map(drop)
+}
+
+/// When the cache is due: never while nothing has changed.
+#[derive(Default)]
+struct CacheTimer {
+    due: Option<(Instant, Instant)>,
+}
+
+impl CacheTimer {
+    fn changed(&mut self) {
+        let now = Instant::now();
+        let latest = self.due.map_or(now + CACHE_LATEST, |(_, latest)| latest);
+        self.due = Some((latest.min(now + CACHE_QUIET), latest));
+    }
+
+    /// The next job, or `None` when the cache is due before one comes.
+    fn wait<T>(&self, jobs: &Receiver<T>) -> Option<Result<T, RecvError>> {
+        let Some((at, _)) = self.due else {
+            return Some(jobs.recv_blocking());
+        };
+        smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
+            smol::Timer::at(at).await;
+            None
+        }))
+    }
 }
 
 /// Tries until it succeeds: nothing is acknowledged that is not on the medium.

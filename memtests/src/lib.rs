@@ -271,6 +271,36 @@ impl Gate {
         kill(&mut self.agent)
     }
 
+    /// What a power cut leaves: the state folder. Agent and workloads are gone at once, and so is
+    /// everything in memory.
+    ///
+    /// # Errors
+    /// The agent does not run.
+    pub fn power_cut(&mut self) -> Result<()> {
+        let pids = self.pids()?;
+        self.kill_agent()?;
+        for pid in pids {
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status()?;
+        }
+        self.unmount()?;
+        fs::remove_dir_all(self.dir.join("run"))?;
+        Ok(())
+    }
+
+    /// Takes away what is mounted in the gate's folder.
+    fn unmount(&self) -> Result<()> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let ours = self.dir.display().to_string();
+        for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+            if path.starts_with(&ours) {
+                Command::new("umount").args(["-l", path]).status()?;
+            }
+        }
+        Ok(())
+    }
+
     /// SIGKILL to edge-cloud.
     ///
     /// # Errors
@@ -398,13 +428,7 @@ impl Drop for Gate {
                 .status()
                 .ok();
         }
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let ours = self.dir.display().to_string();
-        for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-            if path.starts_with(&ours) {
-                Command::new("umount").args(["-l", path]).status().ok();
-            }
-        }
+        self.unmount().ok();
         fs::remove_dir_all(&self.dir).ok();
     }
 }

@@ -37,7 +37,7 @@ fn manifests(count: usize) -> String {
 }
 
 /// Goal: no death of the agent touches a workload. Method: kill -9 again and again, in every
-/// third round the stored set is wiped; the processes must stay the same.
+/// third round the stored set is wiped, in every sixth its cache too; the processes must stay the same.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn killing_the_agent_restarts_and_duplicates_nothing() {
@@ -55,6 +55,10 @@ fn killing_the_agent_restarts_and_duplicates_nothing() {
             for name in ["desired.a", "desired.b"] {
                 fs::remove_file(gate.state_dir().join(name)).ok();
             }
+            fs::remove_dir_all(gate.state_dir().join("objects")).ok();
+        }
+        if round % 6 == 5 {
+            fs::remove_dir_all(gate.state_dir().join("cache")).ok();
         }
         gate.start_agent().unwrap();
         gate.until_converged(3).unwrap();

@@ -1,0 +1,476 @@
+//! The state cache: the desired set once more, record by record, in sled. This is the only user of
+//! sled, and it runs in a process of its own (`edge-min state-cache`) that lives only while there
+//! is something to write or to recover. So sled's panics, its memory and its seven threads that
+//! wake each second are never the agent's; docs/adr/0006-state-cache-process.md has the numbers.
+//!
+//! Both directions over the pipes are [`Frame`]s, each behind its length. An entry is cut into
+//! pieces of [`PIECE_BYTES`], each with a checksum of its own, since sled puts larger values into
+//! files that it never syncs; a `meta` record says how many pieces there are, because a truncated
+//! database opens without an error and without records.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use edge_proto::hash::Hash16;
+use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX, SET_OBJECTS_MAX};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of an entry in one value of the database. With its header a value stays under 1/64 of the
+/// segment size, the size up to which no value was seen to leave the log.
+const PIECE_BYTES: usize = 4000;
+/// sled's segment size; fixed for the life of a database.
+const SEGMENT_BYTES: usize = 256 * 1024;
+/// sled's page cache.
+const PAGES_BYTES: u64 = 1 << 20;
+/// Life of the process; the kernel ends it then, whatever sled waits for.
+const LIFE_S: u32 = 20;
+/// Another process may hold the lock of the database for a moment after its end.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// Free bytes of the medium under which the cache is not written: it is the first to be shed.
+const FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Bytes of one frame: the largest object, sealed, with its key.
+const FRAME_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
+/// Entries and bytes of one set over a pipe; a set may stand at its caps before and after a change.
+const ENTRIES_MAX: usize = 2 * SET_OBJECTS_MAX;
+const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
+/// Layout of the database.
+const VERSION: u8 = 1;
+/// Key of the one record that is no piece; the others have 18 bytes.
+const META: &[u8] = b"meta";
+
+/// What the cached set is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Generation of the snapshot that it copies.
+    pub generation: u64,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
+/// A message over a pipe.
+#[derive(Debug, Serialize, Deserialize)]
+enum Frame {
+    /// Key and record, opaque here.
+    Entry(Vec<u8>, Vec<u8>),
+    /// The end of a set: what it is, and whether all of it came.
+    Set(Meta, bool),
+    /// The set is on the medium; bytes that this wrote.
+    Stored(u64),
+    /// It failed; `true` when the database itself is damaged.
+    Failed(bool, String),
+}
+
+/// `meta` of the database.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u8,
+    meta: Meta,
+    pieces: u32,
+}
+
+/// A set read back.
+pub struct Loaded {
+    /// What it is.
+    pub meta: Meta,
+    /// Nothing is missing.
+    pub complete: bool,
+    /// Keys and records whose checksums fit.
+    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The agent's end: starts the process and talks to it.
+pub struct Cache {
+    dir: PathBuf,
+    program: PathBuf,
+}
+
+impl Cache {
+    /// The cache in `state`; `program` is the agent's own binary.
+    #[must_use]
+    pub fn new(state: &Path, program: &Path) -> Self {
+        Self {
+            dir: state.join("cache"),
+            program: program.to_owned(),
+        }
+    }
+
+    /// Whether there is a database.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.join("db").exists()
+    }
+
+    /// Reads the set back. A database that cannot be read is tried once without sled's snapshots,
+    /// from which alone it may be damaged, and then put aside.
+    #[must_use]
+    pub fn load(&self) -> Option<Loaded> {
+        if !self.exists() {
+            return None;
+        }
+        for mode in ["load", "load-log"] {
+            match self.run(mode, |_| Ok(()), read_set) {
+                Ok(loaded) => return Some(loaded),
+                Err((damaged, reason)) => {
+                    log::warn!("cache_unreadable mode={mode} error={reason}");
+                    if !damaged {
+                        return None;
+                    }
+                }
+            }
+        }
+        self.put_aside();
+        None
+    }
+
+    /// Writes the set, only what differs from what is there; returns the bytes that this wrote. A
+    /// damaged database is put aside and made anew.
+    ///
+    /// # Errors
+    /// Why it is not written; the cache may be lost, so there is nothing to undo.
+    pub fn store(
+        &self,
+        meta: Meta,
+        entries: impl Fn() -> Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<u64, String> {
+        let parent = self.dir.parent().unwrap_or(&self.dir);
+        let free = rustix::fs::statvfs(parent)
+            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        if free < FREE_BYTES_MIN {
+            return Err("the medium is almost full".to_owned());
+        }
+        let send = |pipe: &mut dyn Write| {
+            for (key, record) in entries() {
+                write_frame(pipe, &Frame::Entry(key, record))?;
+            }
+            write_frame(pipe, &Frame::Set(meta, true))
+        };
+        let answer = |pipe: &mut dyn Read| match read_frame(pipe)? {
+            Frame::Stored(bytes) => Ok(bytes),
+            Frame::Failed(damaged, reason) => Err((damaged, reason)),
+            _ => Err(unexpected()),
+        };
+        match self.run("store", send, answer) {
+            Err((true, reason)) => {
+                log::warn!("cache_damaged error={reason}");
+                self.put_aside();
+                self.run("store", send, answer)
+                    .map_err(|(_, reason)| reason)
+            }
+            other => other.map_err(|(_, reason)| reason),
+        }
+    }
+
+    /// Keeps the latest damaged database for whoever wants to look at it.
+    fn put_aside(&self) {
+        let bad = self.dir.with_extension("bad");
+        fs::remove_dir_all(&bad).ok();
+        if fs::rename(&self.dir, &bad).is_err() {
+            fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+
+    fn run<T>(
+        &self,
+        mode: &str,
+        send: impl Fn(&mut dyn Write) -> io::Result<()>,
+        answer: impl Fn(&mut dyn Read) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let not_started = |error: io::Error| (false, error.to_string());
+        let mut child = Command::new(&self.program)
+            .args(["state-cache", mode])
+            .arg(&self.dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(not_started)?;
+        let sent = child.stdin.take().map(|pipe| {
+            let mut pipe = BufWriter::new(pipe);
+            send(&mut pipe).and_then(|()| pipe.flush())
+        });
+        let result = match child.stdout.take() {
+            Some(pipe) => answer(&mut BufReader::new(pipe)),
+            None => Err(unexpected()),
+        };
+        end(child);
+        match (result, sent) {
+            // It said itself what is wrong, or it died in the middle.
+            (Ok(value), _) => Ok(value),
+            (Err(failure), Some(Ok(()))) => Err(failure),
+            (Err((damaged, reason)), _) => Err((damaged, ["not taken: ", &reason].concat())),
+        }
+    }
+}
+
+/// Whether the database is damaged, and a word on it.
+type Failure = (bool, String);
+
+/// A process that ends without its last word has panicked in sled.
+fn unexpected() -> Failure {
+    (true, "the state cache ended without an answer".to_owned())
+}
+
+fn end(mut child: Child) {
+    child.kill().ok();
+    // The answer is what counts; without this the process would stay a zombie.
+    child.wait().ok();
+}
+
+fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
+    let mut entries = Vec::new();
+    let mut total = 0;
+    loop {
+        match read_frame(pipe)? {
+            Frame::Entry(key, record) => {
+                total += key.len() + record.len();
+                if entries.len() >= ENTRIES_MAX || total > TOTAL_BYTES_MAX {
+                    return Err((true, "more than a node holds".to_owned()));
+                }
+                entries.push((key, record));
+            }
+            Frame::Set(meta, complete) => {
+                return Ok(Loaded {
+                    meta,
+                    complete,
+                    entries,
+                });
+            }
+            Frame::Failed(damaged, reason) => return Err((damaged, reason)),
+            Frame::Stored(_) => return Err(unexpected()),
+        }
+    }
+}
+
+fn write_frame(pipe: &mut dyn Write, frame: &Frame) -> io::Result<()> {
+    let bytes = edge_proto::encode(frame);
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    pipe.write_all(&length.to_be_bytes())?;
+    pipe.write_all(&bytes)
+}
+
+fn read_frame(pipe: &mut dyn Read) -> Result<Frame, Failure> {
+    let mut length = [0; 4];
+    pipe.read_exact(&mut length).map_err(|_| unexpected())?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > FRAME_BYTES_MAX {
+        return Err(unexpected());
+    }
+    let mut bytes = vec![0; length];
+    pipe.read_exact(&mut bytes).map_err(|_| unexpected())?;
+    postcard::from_bytes(&bytes).map_err(|_| unexpected())
+}
+
+/// The process: `edge-min state-cache load|load-log|store DIR`, for the agent only.
+#[must_use]
+pub fn main() -> ExitCode {
+    nix::unistd::alarm::set(LIFE_S);
+    let mut args = std::env::args_os().skip(2);
+    let (mode, dir) = (args.next(), args.next().map(PathBuf::from));
+    let (Some(mode), Some(dir)) = (mode, dir) else {
+        return ExitCode::FAILURE;
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let result = match mode.to_str() {
+        Some("load") => load(&dir, true, &mut out),
+        Some("load-log") => load(&dir, false, &mut out),
+        Some("store") => store(&dir, &mut io::stdin().lock()).map(|()| Frame::Stored(written())),
+        _ => Err((false, "no such mode".to_owned())),
+    };
+    let last = result.unwrap_or_else(|(damaged, reason)| Frame::Failed(damaged, reason));
+    match write_frame(&mut out, &last).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Bytes that this process caused to be written; 0 where the kernel does not count them.
+fn written() -> u64 {
+    let text = fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let field = text
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
+    field.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}
+
+fn failed(error: &sled::Error) -> Failure {
+    // A full or failing medium says nothing against the database.
+    (!matches!(error, sled::Error::Io(_)), error.to_string())
+}
+
+fn io_failed(error: io::Error) -> Failure {
+    (false, error.to_string())
+}
+
+fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
+    fs::create_dir_all(dir).map_err(io_failed)?;
+    for entry in fs::read_dir(dir).map_err(io_failed)?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // sled takes a half-written snapshot for a whole one, and then fails for ever.
+        if name.starts_with("snap.") && (!with_snapshots || name.ends_with(".generating")) {
+            fs::remove_file(entry.path()).map_err(io_failed)?;
+        }
+    }
+    let config = sled::Config::new()
+        .path(dir)
+        .mode(sled::Mode::LowSpace)
+        .cache_capacity(PAGES_BYTES)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(None);
+    let mut tries = LOCK_TRIES;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains("lock") && tries > 0 => {
+                tries -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other.map_err(|error| failed(&error)),
+        }
+    }
+}
+
+fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, Failure> {
+    let db = open(dir, with_snapshots)?;
+    let record = db.get(META).map_err(|error| failed(&error))?;
+    let record: Record = record
+        .as_deref()
+        .and_then(checked)
+        .and_then(|body| postcard::from_bytes(body).ok())
+        .ok_or_else(|| (true, "no meta record".to_owned()))?;
+    if record.version != VERSION {
+        return Err((true, "another layout".to_owned()));
+    }
+    let mut pieces = 0;
+    let mut entry = Pieces::default();
+    for item in db.iter() {
+        // What was read until here is still good.
+        let Ok((key, value)) = item else { break };
+        if key == META {
+            continue;
+        }
+        if let Some((whole, count)) = entry.add(&key, &value) {
+            pieces += count;
+            write_frame(out, &whole).map_err(io_failed)?;
+        }
+    }
+    Ok(Frame::Set(record.meta, pieces == record.pieces))
+}
+
+/// Pieces of the entry that is being put together.
+#[derive(Default)]
+struct Pieces {
+    id: Vec<u8>,
+    next: u16,
+    bytes: Vec<u8>,
+}
+
+impl Pieces {
+    /// Takes the next piece in the order of keys; returns an entry that is whole, and its pieces.
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Option<(Frame, u32)> {
+        let (id, index) = key.split_last_chunk::<2>()?;
+        let (count, bytes) = checked(value)?.split_first_chunk::<2>()?;
+        let (index, count) = (u16::from_be_bytes(*index), u16::from_be_bytes(*count));
+        if index == 0 {
+            *self = Self {
+                id: id.to_vec(),
+                ..Self::default()
+            };
+        }
+        if self.id != id || self.next != index {
+            return None;
+        }
+        self.next += 1;
+        self.bytes.extend_from_slice(bytes);
+        if self.next != count {
+            return None;
+        }
+        let frame: Frame = postcard::from_bytes(&self.bytes).ok()?;
+        match &frame {
+            Frame::Entry(key, _) if Hash16::of(key).0 == *id => Some((frame, count.into())),
+            _ => None,
+        }
+    }
+}
+
+fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
+    let gone = |_| (false, "the agent went away".to_owned());
+    let mut wanted = BTreeMap::new();
+    let meta = loop {
+        match read_frame(input).map_err(gone)? {
+            frame @ Frame::Entry(..) => {
+                let Frame::Entry(key, _) = &frame else {
+                    continue;
+                };
+                pieces(key, &frame, &mut wanted)?;
+            }
+            Frame::Set(meta, _) => break meta,
+            _ => return Err((false, "not a set".to_owned())),
+        }
+    };
+    let record = Record {
+        version: VERSION,
+        meta,
+        pieces: u32::try_from(wanted.len()).map_err(|_| (false, "too many pieces".to_owned()))?,
+    };
+    wanted.insert(META.to_vec(), with_checksum(&edge_proto::encode(&record)));
+
+    let db = open(dir, true)?;
+    // Opened before the first write, so that the kernel reports a failed write-back here.
+    let file = File::open(dir.join("db")).map_err(io_failed)?;
+    let mut batch = sled::Batch::default();
+    for item in db.iter() {
+        let (key, value) = item.map_err(|error| failed(&error))?;
+        match wanted.get(key.as_ref()) {
+            Some(new) if value == new.as_slice() => {
+                wanted.remove(key.as_ref());
+            }
+            Some(_) => {}
+            None => batch.remove(key),
+        }
+    }
+    for (key, value) in wanted {
+        batch.insert(key, value);
+    }
+    db.apply_batch(batch).map_err(|error| failed(&error))?;
+    db.flush().map_err(|error| failed(&error))?;
+    // sled's flush calls sync_file_range, which promises nothing for a power cut.
+    file.sync_data().map_err(io_failed)?;
+    drop(db);
+    let blobs = dir.join("blobs");
+    if fs::read_dir(&blobs).is_ok_and(|mut files| files.next().is_some()) {
+        return Err((true, "a value left the log for a file".to_owned()));
+    }
+    for folder in [Some(dir), dir.parent()].into_iter().flatten() {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io_failed)?;
+    }
+    Ok(())
+}
+
+/// Cuts an entry; each value is checksum, number of pieces, bytes.
+fn pieces(key: &[u8], entry: &Frame, into: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), Failure> {
+    let body = edge_proto::encode(entry);
+    let too_large = |_| (false, "an entry is too large".to_owned());
+    let count = u16::try_from(body.chunks(PIECE_BYTES).len()).map_err(too_large)?;
+    let id = Hash16::of(key);
+    for (index, bytes) in (0_u16..).zip(body.chunks(PIECE_BYTES)) {
+        let name = [id.0.as_slice(), &index.to_be_bytes()].concat();
+        let value = with_checksum(&[count.to_be_bytes().as_slice(), bytes].concat());
+        into.insert(name, value);
+    }
+    Ok(())
+}
+
+fn with_checksum(body: &[u8]) -> Vec<u8> {
+    [crc32fast::hash(body).to_be_bytes().as_slice(), body].concat()
+}
+
+fn checked(value: &[u8]) -> Option<&[u8]> {
+    let (crc, body) = value.split_first_chunk::<4>()?;
+    (crc32fast::hash(body).to_be_bytes() == *crc).then_some(body)
+}

@@ -1,0 +1,396 @@
+//! The damage matrix: the state cache is a real sled database in a real process, and the files of
+//! the store are cut, flipped, emptied and taken away. Whatever happens, the store opens, never
+//! returns bytes that were not stored, and is whole again after the next write.
+#![cfg(test)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use edge_min::store::Store;
+use edge_proto::hash::{Hash32, sha256};
+use edge_proto::key::{Key, Kind};
+use edge_proto::session::Payload;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-min");
+const FLAT: [&str; 2] = ["desired.a", "desired.b"];
+
+/// Hashes instead of bytes, so that a failed comparison can be read.
+type Set = BTreeMap<Key, Hash32>;
+
+/// Rounds of each kind of random damage.
+fn rounds() -> u64 {
+    match std::env::var("EDGE_MIN_LONG") {
+        Ok(long) if !long.is_empty() => 60,
+        _ => 4,
+    }
+}
+
+fn open(state: &Path) -> (Store, Set, Option<String>) {
+    let (store, objects, damage) = Store::open(state, Path::new(PROGRAM)).unwrap();
+    let set = objects
+        .into_iter()
+        .map(|object| (object.key, sha256(&object.payload.unwrap())))
+        .collect();
+    (store, set, damage)
+}
+
+fn key(kind: Kind, name: &str) -> Key {
+    Key::Name(kind, "toll".into(), name.into())
+}
+
+/// Stores payloads of `length` bytes, which differ by `salt`.
+fn put(store: &mut Store, kind: Kind, name: &str, length: usize, salt: u8) -> (Key, Hash32) {
+    let bytes: Vec<u8> = (0..=250_u8)
+        .cycle()
+        .take(length)
+        .map(|at| at ^ salt)
+        .collect();
+    let hash = sha256(&bytes);
+    let payload = if length <= 4096 {
+        Payload::Inline(bytes)
+    } else {
+        let len = u32::try_from(length).unwrap();
+        store.blob_chunk(hash, 0, &bytes, len).unwrap();
+        Payload::Large { sha256: hash, len }
+    };
+    let key = key(kind, name);
+    store.apply(vec![(key.clone(), Some(payload))], 1).unwrap();
+    (key, hash)
+}
+
+/// A store with small and large, open and sealed objects, and a cache that is up to date.
+fn filled(state: &Path) -> Set {
+    let (mut store, ..) = open(state);
+    let mut set = Set::new();
+    for index in 0..40_u8 {
+        let name = format!("config-{index}");
+        set.extend([put(&mut store, Kind::ConfigMap, &name, 900, index)]);
+    }
+    set.extend([put(&mut store, Kind::Secret, "small", 700, 3)]);
+    set.extend([put(&mut store, Kind::Secret, "large", 20_000, 5)]);
+    set.extend([put(&mut store, Kind::ConfigMap, "large", 100_000, 7)]);
+    store.write_cache().unwrap();
+    set
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn remove_flat(state: &Path) {
+    for name in FLAT {
+        fs::remove_file(state.join(name)).ok();
+    }
+    fs::remove_dir_all(state.join("objects")).ok();
+}
+
+/// Splitmix64: seeds that anyone can replay.
+fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn below(seed: &mut u64, bound: usize) -> usize {
+    usize::try_from(random(seed) % bound.max(1) as u64).unwrap()
+}
+
+fn snapshots(cache: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(cache).unwrap().flatten().map(|one| one.path());
+    files
+        .filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with("snap.")
+        })
+        .collect()
+}
+
+/// Kinds of damage to one database; each is a row of the matrix.
+const DAMAGE: [&str; 12] = [
+    "none",
+    "db truncated",
+    "db truncated, no snapshot",
+    "bit flip",
+    "bit flip, no snapshot",
+    "block zeroed",
+    "db emptied",
+    "conf emptied",
+    "conf gone",
+    "snapshot emptied",
+    "snapshot half-written",
+    "folder emptied",
+];
+
+fn damage(cache: &Path, kind: &str, seed: &mut u64) {
+    let db = cache.join("db");
+    let mut bytes = fs::read(&db).unwrap();
+    if kind.ends_with("no snapshot") {
+        snapshots(cache)
+            .into_iter()
+            .for_each(|path| fs::remove_file(path).unwrap());
+    }
+    match kind.split(',').next().unwrap() {
+        "db truncated" => bytes.truncate(below(seed, bytes.len())),
+        "bit flip" => {
+            let at = below(seed, bytes.len());
+            bytes[at] ^= 1 << below(seed, 8);
+        }
+        "block zeroed" => {
+            let at = below(seed, bytes.len() / 4096) * 4096;
+            let end = bytes.len().min(at + 4096);
+            bytes[at..end].fill(0);
+        }
+        "db emptied" => bytes.clear(),
+        "conf emptied" => fs::write(cache.join("conf"), "").unwrap(),
+        "conf gone" => fs::remove_file(cache.join("conf")).unwrap(),
+        "snapshot emptied" => fs::write(cache.join("snap.00000000000000FF"), "").unwrap(),
+        "snapshot half-written" => {
+            let whole = snapshots(cache)
+                .pop()
+                .map_or_else(Vec::new, |path| fs::read(path).unwrap());
+            let name = cache.join("snap.00000000000000FF.generating");
+            fs::write(name, &whole[..whole.len() / 2]).unwrap();
+        }
+        "folder emptied" => {
+            fs::remove_dir_all(cache).unwrap();
+            fs::create_dir(cache).unwrap();
+            return;
+        }
+        _ => {}
+    }
+    fs::write(&db, bytes).unwrap();
+}
+
+/// Goal: no damage to the cache is fatal, and none hides. Method: each kind of damage in several
+/// places, with the files of the store whole and without them.
+#[test]
+fn a_damaged_cache_loses_at_most_itself() {
+    let master = tempfile::tempdir().unwrap();
+    let set = filled(master.path());
+    let mut recovered = BTreeMap::new();
+    for (row, kind) in DAMAGE.into_iter().enumerate() {
+        for round in 0..rounds() {
+            let mut seed = (row as u64) << 32 | round;
+            let context = format!("{kind}, round {round}");
+            let dir = tempfile::tempdir().unwrap();
+            copy(master.path(), dir.path());
+            damage(&dir.path().join("cache"), kind, &mut seed);
+
+            // With its files whole the store does not even look.
+            let (mut store, found, word) = open(dir.path());
+            assert_eq!((found, word), (set.clone(), None), "{context}");
+            drop(store);
+
+            // Without them the cache gives what it has, unaltered.
+            remove_flat(dir.path());
+            let (reopened, found, word) = open(dir.path());
+            store = reopened;
+            for (key, hash) in &found {
+                assert_eq!(Some(hash), set.get(key), "{context}: {key} altered");
+            }
+            assert!(found.is_empty() || word.is_some(), "{context}: unsaid");
+            *recovered.entry(kind).or_insert(0) += usize::from(found == set);
+
+            // The next write makes everything whole, the cache too.
+            let (key, hash) = put(&mut store, Kind::ConfigMap, "after", 100, 1);
+            store
+                .write_cache()
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            drop(store);
+            let mut wanted = found;
+            wanted.insert(key, hash);
+            assert_eq!(open(dir.path()).1, wanted, "{context}: from the files");
+            remove_flat(dir.path());
+            assert_eq!(open(dir.path()).1, wanted, "{context}: from the cache");
+        }
+    }
+    for kind in [
+        "none",
+        "conf emptied",
+        "conf gone",
+        "snapshot emptied",
+        "snapshot half-written",
+    ] {
+        let whole = recovered[kind];
+        assert_eq!(whole as u64, rounds(), "{kind}: everything comes back");
+    }
+}
+
+/// Goal: the newest set wins, wherever it is. Method: the newer file is damaged, so that the older
+/// one and the cache compete.
+#[test]
+fn the_cache_stands_in_for_a_damaged_newer_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut set = filled(dir.path());
+    let (mut store, ..) = open(dir.path());
+    set.extend([put(&mut store, Kind::Secret, "small", 650, 9)]);
+    store.write_cache().unwrap();
+    drop(store);
+    // 43 changes and one more: the newer generation has an even number.
+    let newer = dir.path().join("desired.a");
+    let bytes = fs::read(&newer).unwrap();
+    fs::write(&newer, &bytes[..bytes.len() - 1]).unwrap();
+    let (store, found, word) = open(dir.path());
+    assert_eq!(found, set);
+    assert!(word.unwrap().contains("the set taken from the state cache"));
+    drop(store);
+    let (_, found, word) = open(dir.path());
+    assert_eq!((found, word), (set, None), "mended on the medium");
+}
+
+/// Goal: a stale cache never wins over a newer file. Method: change after the cache was written,
+/// then lose a large object, which the cache still has.
+#[test]
+fn a_stale_cache_gives_back_only_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut set = filled(dir.path());
+    let (mut store, ..) = open(dir.path());
+    set.extend([put(&mut store, Kind::ConfigMap, "config-0", 800, 99)]);
+    drop(store);
+    for entry in fs::read_dir(dir.path().join("objects")).unwrap() {
+        fs::write(entry.unwrap().path(), "not what it was").unwrap();
+    }
+    let (_, found, word) = open(dir.path());
+    assert_eq!(found, set);
+    assert!(
+        word.unwrap()
+            .contains("lost objects taken from the state cache")
+    );
+}
+
+/// Goal: a damaged board key costs the Secrets and nothing else. Method: it is cut to half.
+#[test]
+fn a_damaged_board_key_costs_only_the_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut set = filled(dir.path());
+    let path = dir.path().join("board.key");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..16]).unwrap();
+    let (_, found, word) = open(dir.path());
+    set.retain(|key, _| key.kind() != Kind::Secret);
+    assert_eq!(found, set);
+    assert!(word.is_some());
+}
+
+/// Goal: a cache process that dies while it writes costs nothing. Method: SIGKILL as soon as it is
+/// seen; the agent's end makes the cache whole.
+#[test]
+fn a_killed_cache_process_is_made_up_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut set = filled(dir.path());
+    for round in 0..4 {
+        let (mut store, ..) = open(dir.path());
+        set.extend([put(
+            &mut store,
+            Kind::ConfigMap,
+            "config-1",
+            800,
+            100 + round,
+        )]);
+        let (done, ended) = std::sync::mpsc::channel();
+        let state = dir.path().to_owned();
+        let killer = std::thread::Builder::new().spawn(move || {
+            // Until the write has ended, whether a kill came in time or not.
+            while ended.try_recv().is_err() {
+                if let Some(pid) = cache_process(&state) {
+                    let pid = nix::unistd::Pid::from_raw(pid);
+                    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
+                    return;
+                }
+            }
+        });
+        let killer = killer.unwrap();
+        let written = store.write_cache().or_else(|_| store.write_cache());
+        done.send(()).ok();
+        killer.join().unwrap();
+        written.unwrap();
+        drop(store);
+        remove_flat(dir.path());
+        assert_eq!(open(dir.path()).1, set, "round {round}");
+    }
+}
+
+fn cache_process(state: &Path) -> Option<i32> {
+    let state = state.join("cache");
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        let ours = words
+            .split(|byte| *byte == 0)
+            .any(|word| word == state.as_os_str().as_encoded_bytes());
+        ours.then_some(pid)
+    })
+}
+
+/// Goal: a full medium loses nothing that was acknowledged. Method: a small tmpfs is filled by
+/// changes; the failed one leaves the set as it was, and there is room again after a deletion.
+#[test]
+#[ignore = "needs root: mounts a tmpfs"]
+fn a_full_medium_keeps_the_last_accepted_set() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let dir = tempfile::tempdir().unwrap();
+    let options = Some("size=1m");
+    mount(
+        Some("tmpfs"),
+        dir.path(),
+        Some("tmpfs"),
+        MsFlags::empty(),
+        options,
+    )
+    .unwrap();
+    let outcome = std::panic::catch_unwind(|| {
+        let (mut store, ..) = open(dir.path());
+        let mut set = Set::new();
+        let mut failed = 0;
+        for index in 0..20_u8 {
+            let bytes = vec![index; 100_000];
+            let hash = sha256(&bytes);
+            let key = key(Kind::ConfigMap, &format!("large-{index}"));
+            let taken = store.blob_chunk(hash, 0, &bytes, 100_000).and_then(|_| {
+                let payload = Payload::Large {
+                    sha256: hash,
+                    len: 100_000,
+                };
+                store.apply(vec![(key.clone(), Some(payload))], 1)
+            });
+            match taken {
+                Ok(_) => drop(set.insert(key, hash)),
+                Err(_) => failed += 1,
+            }
+        }
+        assert!(
+            failed > 0 && set.len() > 3,
+            "{failed} failed, {} kept",
+            set.len()
+        );
+        assert!(store.write_cache().is_err(), "the cache is shed first");
+        drop(store);
+        let (mut store, found, word) = open(dir.path());
+        assert_eq!((&found, word), (&set, None));
+        let first = set.keys().next().unwrap().clone();
+        // The older generation still names it, so two changes are needed until there is room.
+        store.apply(vec![(first.clone(), None)], 1).unwrap();
+        store.apply(Vec::new(), 1).unwrap();
+        set.remove(&first);
+        drop(store);
+        assert_eq!(open(dir.path()).1, set);
+    });
+    umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
+    if let Err(failure) = outcome {
+        std::panic::resume_unwind(failure);
+    }
+}
