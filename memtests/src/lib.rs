@@ -61,7 +61,10 @@ impl Default for Setup {
 }
 
 /// The program `name` that `cargo build` made beside this one, or beside the folder of tests.
-fn program(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// It was not built.
+pub fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folders = own.ancestors().skip(1).take(2);
     let found = folders
