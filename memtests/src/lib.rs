@@ -433,5 +433,22 @@ impl Drop for Gate {
         }
         self.unmount().ok();
         fs::remove_dir_all(&self.dir).ok();
+        // The agent clears the hierarchies that it uses; runc makes the path in every one.
+        if let Some(name) = self.dir.file_name() {
+            for line in mounts.lines().filter(|line| line.contains(" cgroup")) {
+                if let Some(at) = line.split(' ').nth(1) {
+                    remove_cgroups(&Path::new(at).join(name));
+                }
+            }
+        }
     }
+}
+
+fn remove_cgroups(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroups(&entry.path());
+        }
+    }
+    fs::remove_dir(dir).ok();
 }

@@ -167,3 +167,54 @@ impl Drop for PacketCounter {
         Command::new("nft").args(delete).status().ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that answers each connection's first byte with two, on a port of its own.
+    fn doubling() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() {
+                    stream.write_all(&[byte[0]; 2]).unwrap();
+                }
+            }
+        };
+        std::thread::Builder::new().spawn(serve).unwrap();
+        port
+    }
+
+    #[test]
+    fn every_byte_is_counted_over_all_connections_and_a_cut_ends_them() {
+        let proxy = Proxy::start(doubling()).unwrap();
+        for round in 1..=3 {
+            let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+            let mut answer = [0; 2];
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"xx");
+            assert_eq!(proxy.bytes(), (round, 2 * round));
+            proxy.cut();
+            assert_eq!(stream.read(&mut answer).unwrap(), 0);
+        }
+        assert_eq!(proxy.total(), 9);
+    }
+
+    #[test]
+    #[ignore = "needs root and nft"]
+    fn the_kernel_counts_ip_and_tcp_as_well() {
+        let port = doubling();
+        let counter = PacketCounter::start(port).unwrap();
+        let other = PacketCounter::start(1).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 2]).unwrap();
+        // Three packets to open, one each way: at least 40 bytes of headers in each.
+        assert!(counter.bytes().unwrap() >= 5 * 40 + 3);
+        assert_eq!(other.bytes().unwrap(), 0);
+    }
+}
