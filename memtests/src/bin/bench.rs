@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -183,6 +183,39 @@ impl Stand {
         Ok(ms(self.said(name)? - killed))
     }
 
+    /// How long runc alone takes to create and start one of the containers that run here, whose
+    /// root filesystem it shares.
+    fn runc_alone(&self) -> Result<f64> {
+        let bundles = self.gate.dir().join("run/bundles");
+        let bundle = fs::read_dir(bundles)?.next().context("no bundle")??.path();
+        let own = self.signal.join("bundle");
+        fs::create_dir_all(&own)?;
+        let mut config: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
+        config["root"]["path"] = bundle.join("rootfs").to_string_lossy().into();
+        config["linux"]["cgroupsPath"] = format!("/edge-min-bench-{}", std::process::id()).into();
+        config["process"]["args"] = serde_json::json!(["/bin/sleep", "100000"]);
+        fs::write(own.join("config.json"), config.to_string())?;
+        let runc = |words: &[&str]| -> Result<()> {
+            let mut command = Command::new("runc");
+            command.arg("--root").arg(self.signal.join("runc"));
+            // What is a pipe here would be held open by the container.
+            let silent = command
+                .args(words)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            if !silent.status()?.success() {
+                bail!("runc {words:?} failed");
+            }
+            Ok(())
+        };
+        let start = Instant::now();
+        runc(&["create", "--bundle", &own.to_string_lossy(), "alone"])?;
+        runc(&["start", "alone"])?;
+        let took = ms(start.elapsed());
+        runc(&["delete", "--force", "alone"])?;
+        Ok(took)
+    }
+
     /// Starts the agent again; how long until the cloud sees the node connected.
     fn ready(&mut self) -> Result<f64> {
         self.gate.kill_agent()?;
@@ -243,10 +276,16 @@ fn timings(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
             ),
         ]);
     }
-    let mut starts = Vec::new();
+    let (mut alone, mut starts) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        alone.push(stand.runc_alone()?);
         starts.push(stand.ready()?);
     }
+    figures.push(Figure::recorded(
+        "runc alone creates and starts such a container",
+        median(alone),
+        "ms",
+    ));
     figures.push(Figure::new(
         "agent start, 10 runc pods -> Ready in the cloud",
         median(starts),
