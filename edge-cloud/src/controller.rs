@@ -60,7 +60,17 @@ pub async fn run<N: Nodes>(
             changed = changes.changed() => if changed.is_err() {
                 return;
             },
-            () = source.changed() => manifests = source.read(Arc::clone(&manifests)).await,
+            () = source.changed() => {
+                let read = source.read(Arc::clone(&manifests)).await;
+                if read.objects != manifests.objects || read.problems != manifests.problems {
+                    log::info!(
+                        "manifests_accepted objects={} problems={}",
+                        read.objects.len(),
+                        read.problems.len()
+                    );
+                }
+                manifests = read;
+            }
             () = tokio::time::sleep_until(settled), if memory.restored.settling => {}
         }
     }

@@ -435,6 +435,7 @@ impl Drop for Gate {
         fs::remove_dir_all(&self.dir).ok();
         // The agent clears the hierarchies that it uses; runc makes the path in every one.
         if let Some(name) = self.dir.file_name() {
+            let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
             for line in mounts.lines().filter(|line| line.contains(" cgroup")) {
                 if let Some(at) = line.split(' ').nth(1) {
                     remove_cgroups(&Path::new(at).join(name));
