@@ -4,12 +4,28 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Controllers that limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Rounds of killing before giving up on a cgroup whose processes fork as fast as they die.
-const KILL_ROUNDS_MAX: u32 = 50;
+/// Hierarchies of v1 that are used. `pids` first: discovery walks the first root. The freezer is
+/// v1's way to kill what forks as fast as it dies.
+const V1_CONTROLLERS: [&str; 4] = ["pids", "memory", "cpu", "freezer"];
+/// How long killed processes get to end. One that takes longer sits in the kernel, mostly on a
+/// medium that does not answer.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// Processes signalled with one look at the cgroup, and descriptors held meanwhile.
+const KILL_CHUNK: usize = 256;
+/// Attempts to remove an empty cgroup, which is busy for a moment after its last process.
+const REMOVE_ATTEMPTS_MAX: u32 = 50;
+/// Pause between two of them, and before a killed process that has no descriptor is looked for
+/// again.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -49,22 +65,7 @@ impl Cgroups {
                 top: top.to_owned(),
             });
         }
-        let mut roots: Vec<PathBuf> = Vec::new();
-        // `pids` first: discovery walks the first root.
-        for wanted in ["pids", "memory", "cpu"] {
-            for line in fs::read_to_string("/proc/mounts")?.lines() {
-                let mut words = line.split(' ').skip(1);
-                let (Some(at), Some("cgroup"), Some(options)) =
-                    (words.next(), words.next(), words.next())
-                else {
-                    continue;
-                };
-                let has = options.split(',').any(|option| option == wanted);
-                if has && !roots.iter().any(|root| root == Path::new(at)) {
-                    roots.push(PathBuf::from(at));
-                }
-            }
-        }
+        let roots = v1_roots(&fs::read_to_string("/proc/mounts")?);
         if roots.is_empty() {
             return Err(io::Error::other("no cgroup hierarchy with pids is mounted"));
         }
@@ -86,32 +87,46 @@ impl Cgroups {
     /// # Errors
     /// Those of the kernel, with the file.
     pub fn create(&self, path: &Path, limits: &Limits) -> io::Result<()> {
+        let mut refused = None;
         for root in &self.roots {
             if self.v2 {
-                delegate(root, path)?;
+                refused = delegate(root, path)?;
             }
-            fs::create_dir_all(root.join(path))?;
+            let dir = root.join(path);
+            fs::create_dir_all(&dir).map_err(|error| named(&dir, &error))?;
         }
+        let set = |file: &str, value: Option<String>| self.set(path, file, value, refused.as_ref());
         let cpu_us = limits
             .cpu_millis
             .map(|millis| u64::from(millis) * CPU_PERIOD_US / 1000);
         if self.v2 {
             let cpu = cpu_us.map(|us| [&us.to_string(), " ", &CPU_PERIOD_US.to_string()].concat());
-            self.set(path, "cpu.max", cpu)?;
-            self.set(
-                path,
+            set("cpu.max", cpu)?;
+            set(
                 "memory.max",
                 limits.memory_bytes.map(|bytes| bytes.to_string()),
             )?;
+            // As Kubernetes: half a container is worth nothing. Not there before Linux 4.19.
+            for root in &self.roots {
+                drop(fs::write(root.join(path).join("memory.oom.group"), "1"));
+            }
         } else {
-            self.set(path, "cpu.cfs_quota_us", cpu_us.map(|us| us.to_string()))?;
-            let memory = limits.memory_bytes.map(|bytes| bytes.to_string());
-            self.set(path, "memory.limit_in_bytes", memory)?;
+            set("cpu.cfs_quota_us", cpu_us.map(|us| us.to_string()))?;
+            set(
+                "memory.limit_in_bytes",
+                limits.memory_bytes.map(|bytes| bytes.to_string()),
+            )?;
         }
-        self.set(path, "pids.max", limits.pids.map(|count| count.to_string()))
+        set("pids.max", limits.pids.map(|count| count.to_string()))
     }
 
-    fn set(&self, path: &Path, file: &str, value: Option<String>) -> io::Result<()> {
+    fn set(
+        &self,
+        path: &Path,
+        file: &str,
+        value: Option<String>,
+        refused: Option<&String>,
+    ) -> io::Result<()> {
         let Some(value) = value else { return Ok(()) };
         for root in &self.roots {
             let file = root.join(path).join(file);
@@ -119,9 +134,8 @@ impl Cgroups {
                 return fs::write(&file, &value).map_err(|error| named(&file, &error));
             }
         }
-        Err(io::Error::other(
-            [file, ": the kernel has no such controller"].concat(),
-        ))
+        let why = refused.map_or("the kernel has no such controller", String::as_str);
+        Err(io::Error::other([file, ": ", why].concat()))
     }
 
     /// The files that a process writes its pid to, to enter the cgroup.
@@ -150,22 +164,82 @@ impl Cgroups {
         found
     }
 
-    /// Kills every process in the cgroup and below.
-    pub fn kill(&self, path: &Path) {
-        for _ in 0..KILL_ROUNDS_MAX {
-            let pids = self.pids(path);
-            if pids.is_empty() {
-                return;
+    /// Kills every process in the cgroup and below, and waits until they have ended.
+    ///
+    /// # Errors
+    /// The processes that are still there after [`KILL_PATIENCE`].
+    pub fn kill(&self, path: &Path) -> io::Result<()> {
+        let deadline = Instant::now() + KILL_PATIENCE;
+        loop {
+            let dying = self.strike(path);
+            let left = self.pids(path);
+            if left.is_empty() {
+                return Ok(());
             }
-            for pid in pids {
-                // One that ended meanwhile is what we want.
-                nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                )
-                .ok();
+            let patience = deadline.saturating_duration_since(Instant::now());
+            if patience.is_zero() {
+                let left: Vec<String> = left.iter().take(4).map(i32::to_string).collect();
+                let text = ["not ended after SIGKILL: process ", &left.join(", ")].concat();
+                return Err(io::Error::other(text));
             }
-            std::thread::yield_now();
+            if dying.is_empty() {
+                std::thread::sleep(PAUSE);
+            }
+            wait_for_ends(&dying, deadline);
+        }
+    }
+
+    /// Sends SIGKILL to every process in the cgroup and below. Returns descriptors of some that
+    /// have not ended yet.
+    pub fn strike(&self, path: &Path) -> Vec<OwnedFd> {
+        // The kernel's own way takes the children that are born meanwhile along (Linux 5.14).
+        let at_once = self.v2
+            && self
+                .roots
+                .iter()
+                .all(|root| fs::write(root.join(path).join("cgroup.kill"), "1").is_ok());
+        if !at_once {
+            self.freeze(path, true);
+        }
+        let mut dying = Vec::new();
+        for chunk in self.pids(path).chunks(KILL_CHUNK) {
+            let open = |pid: &i32| {
+                let fd = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
+                Some((*pid, fd))
+            };
+            let opened: Vec<(i32, OwnedFd)> = chunk.iter().filter_map(open).collect();
+            if !at_once {
+                // A number that is still listed now belonged to a member when it was opened, or
+                // that one has ended and the descriptor signals nobody.
+                let members = self.pids(path);
+                for (_, fd) in opened.iter().filter(|(pid, _)| members.contains(pid)) {
+                    pidfd_send_signal(fd, Signal::KILL).ok();
+                }
+            }
+            dying = opened.into_iter().map(|(_, fd)| fd).collect();
+        }
+        if !at_once {
+            // A frozen process of v1 dies only when it is thawed.
+            self.freeze(path, false);
+        }
+        dying
+    }
+
+    /// Stops or resumes all below `path`, where the kernel can. Not waited for: what is not
+    /// stopped yet is met by the next round.
+    fn freeze(&self, path: &Path, frozen: bool) {
+        let (file, value) = match (self.v2, frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        for root in &self.roots {
+            let file = root.join(path).join(file);
+            if file.exists() {
+                // Gone in between: nothing is left to stop.
+                drop(fs::write(file, value));
+            }
         }
     }
 
@@ -199,30 +273,88 @@ impl Cgroups {
 
     /// Removes the cgroup and its parents up to the top that are empty then. Processes must be
     /// gone.
-    pub fn remove(&self, path: &Path) {
+    ///
+    /// # Errors
+    /// The cgroup that stays, and why.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
         for root in &self.roots {
-            remove_tree(&root.join(path));
+            remove_tree(&root.join(path))?;
             for parent in path.ancestors().skip(1).take(2) {
                 // Not empty: another container of the pod is there.
                 drop(fs::remove_dir(root.join(parent)));
             }
         }
+        Ok(())
     }
 }
 
-/// Enables the controllers for every cgroup on the way down to `path`.
-fn delegate(root: &Path, path: &Path) -> io::Result<()> {
+/// The mount points of the hierarchies that are used, from the text of `/proc/mounts`.
+fn v1_roots(mounts: &str) -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = Vec::new();
+    for wanted in V1_CONTROLLERS {
+        for line in mounts.lines() {
+            let mut words = line.split(' ').skip(1);
+            let (Some(at), Some("cgroup"), Some(options)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            let has = options.split(',').any(|option| option == wanted);
+            if has && !roots.iter().any(|root| root == Path::new(at)) {
+                roots.push(PathBuf::from(at));
+            }
+        }
+    }
+    roots
+}
+
+/// Enables the controllers for every cgroup on the way down to `path`. A cgroup with processes of
+/// its own cannot give controllers to its children, unless it is the root of all: that is why
+/// workloads are never below the agent. Returns why a controller that the kernel has could not be
+/// enabled; a limit that needs it says so.
+fn delegate(root: &Path, path: &Path) -> io::Result<Option<String>> {
+    let mut refused = None;
     let mut at = root.to_owned();
     for component in path.components() {
         let file = at.join("cgroup.subtree_control");
-        for controller in CONTROLLERS {
-            // A controller that is missing shows when its limit is set.
-            drop(fs::write(&file, ["+", controller].concat()));
+        for controller in to_enable(
+            &fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default(),
+            &fs::read_to_string(&file).unwrap_or_default(),
+        ) {
+            if let Err(error) = fs::write(&file, ["+", controller].concat()) {
+                let mut why = named(&file, &error).to_string();
+                if error.raw_os_error() == Some(nix::libc::EBUSY) {
+                    why += "; processes in this cgroup are in the way: start the agent in another";
+                }
+                refused = refused.or(Some(why));
+            }
         }
         at.push(component);
-        fs::create_dir_all(&at).map_err(|error| named(&at, &error))?;
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(named(&at, &error));
+            }
+            _ => {}
+        }
     }
-    Ok(())
+    Ok(refused)
+}
+
+/// Controllers that limits need, the kernel offers and nobody has enabled yet.
+fn to_enable<'a>(offered: &'a str, enabled: &'a str) -> impl Iterator<Item = &'static str> + 'a {
+    let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
+    CONTROLLERS
+        .into_iter()
+        .filter(move |name| has(offered, name) && !has(enabled, name))
+}
+
+fn wait_for_ends(dying: &[OwnedFd], deadline: Instant) {
+    for fd in dying {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        // Interrupted or not, the caller looks again.
+        poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout).ok();
+    }
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
@@ -251,10 +383,102 @@ fn collect_pids(dir: &Path, pids: &mut Vec<i32>) {
     }
 }
 
-fn remove_tree(dir: &Path) {
+fn remove_tree(dir: &Path) -> io::Result<()> {
     for child in children(dir) {
-        remove_tree(&dir.join(child));
+        remove_tree(&dir.join(child))?;
     }
-    // A zombie may hold it for a moment; the next removal or start takes it along.
-    drop(fs::remove_dir(dir));
+    let mut attempts = 0;
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if attempts >= REMOVE_ATTEMPTS_MAX => return Err(named(dir, &error)),
+            Err(_) => {
+                attempts += 1;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+tmpfs /sys/fs/cgroup tmpfs ro,nosuid 0 0
+cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nosuid 0 0
+cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,nosuid,cpu,cpuacct 0 0
+cgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0
+cgroup /sys/fs/cgroup/all cgroup rw,memory,freezer 0 0
+cgroup /sys/fs/cgroup/devices cgroup rw,devices 0 0
+";
+
+    #[test]
+    fn hierarchies_of_v1_are_found_once_each_with_pids_first() {
+        let roots = v1_roots(HYBRID);
+        let names: Vec<_> = roots.iter().filter_map(|root| root.to_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "/sys/fs/cgroup/pids",
+                "/sys/fs/cgroup/all",
+                "/sys/fs/cgroup/cpu,cpuacct"
+            ]
+        );
+        assert!(v1_roots("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n").is_empty());
+    }
+
+    #[test]
+    fn only_controllers_that_are_offered_and_off_are_enabled() {
+        let enable = |offered, enabled| to_enable(offered, enabled).collect::<Vec<_>>();
+        assert_eq!(
+            enable("cpuset cpu io memory pids\n", "cpu\n"),
+            ["memory", "pids"]
+        );
+        assert!(enable("cpuset io", "").is_empty(), "cpuset is no cpu");
+        assert!(enable("cpu memory pids", "memory pids cpu").is_empty());
+    }
+
+    /// Goal: the way of a container's cgroup gets its controllers and its limits. Method: a tree
+    /// of plain files, for the values only; what the kernel makes of them is tested on a board.
+    #[test]
+    fn limits_are_written_in_the_words_of_v2() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Path::new("edge-min/pod/main/hash");
+        let mut at = dir.path().to_owned();
+        for component in path.components() {
+            fs::write(at.join("cgroup.controllers"), "cpu memory pids").unwrap();
+            at.push(component);
+            fs::create_dir(&at).unwrap();
+        }
+        for file in ["cpu.max", "memory.max", "pids.max"] {
+            fs::write(at.join(file), "max").unwrap();
+        }
+        let cgroups = Cgroups {
+            roots: vec![dir.path().to_owned()],
+            v2: true,
+            top: "edge-min".to_owned(),
+        };
+        let limits = Limits {
+            cpu_millis: Some(1500),
+            memory_bytes: Some(64 << 20),
+            pids: Some(32),
+        };
+        cgroups.create(path, &limits).unwrap();
+        let read = |file: &str| fs::read_to_string(at.join(file)).unwrap();
+        assert_eq!(read("cpu.max"), "150000 100000");
+        assert_eq!(read("memory.max"), "67108864");
+        assert_eq!(read("pids.max"), "32");
+        assert_eq!(read("memory.oom.group"), "1");
+        let top = dir.path().join("cgroup.subtree_control");
+        assert_eq!(
+            fs::read_to_string(top).unwrap(),
+            "+pids",
+            "the last of three"
+        );
+        fs::remove_file(at.join("pids.max")).unwrap();
+        let error = cgroups.create(path, &limits).unwrap_err().to_string();
+        assert!(error.contains("pids.max: the kernel has no"), "{error}");
+    }
 }

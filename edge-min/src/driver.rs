@@ -26,7 +26,7 @@ use crate::join;
 use crate::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
 use crate::local::{self, Request};
 use crate::logs::LogCalls;
-use crate::reaper::Reaper;
+use crate::reaper::{Process, Reaper};
 use crate::resolve;
 use crate::runtime::{self, Runtime};
 use crate::status::{self, Status};
@@ -65,7 +65,8 @@ struct Driver {
     link_error: String,
     live: bool,
     in_sync: bool,
-    running: BTreeMap<(Uid, String), (Hash16, u32)>,
+    /// Spec hash of what runs.
+    running: BTreeMap<(Uid, String), Hash16>,
     reaper: Reaper,
     runtime: Runtime,
     runtime_jobs: Jobs<RuntimeJob>,
@@ -89,6 +90,8 @@ pub fn run(config: Config) -> Result<(), String> {
         Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
     let clock = Clock::open(&config.state_dir);
     let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
+    // Before any thread: it blocks a signal for all of them.
+    let reaper = Reaper::new(runtime.newborns()).map_err(failed("reaper"))?;
     let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
 
     let mut device = Device::new(
@@ -150,7 +153,7 @@ pub fn run(config: Config) -> Result<(), String> {
         live: false,
         in_sync: false,
         running: BTreeMap::new(),
-        reaper: Reaper::new().map_err(failed("reaper"))?,
+        reaper,
         runtime,
         runtime_jobs,
         store_jobs,
@@ -312,9 +315,10 @@ impl Driver {
             .into_iter()
             .map(|one| {
                 let key = (one.uid, one.container.clone());
-                if let Some(pid) = one.pid {
-                    self.running.insert(key.clone(), (one.hash, pid));
-                    if self.reaper.watch(one.uid, &one.container, pid).is_err() {
+                let pid = one.process.as_ref().map(Process::pid);
+                if let Some(process) = one.process {
+                    self.running.insert(key.clone(), one.hash);
+                    if self.reaper.hold(one.uid, &one.container, process).is_err() {
                         gone.push(key);
                     }
                 }
@@ -322,7 +326,7 @@ impl Driver {
                     uid: one.uid,
                     container: one.container,
                     spec: one.hash,
-                    pid: one.pid,
+                    pid,
                 }
             })
             .collect();
@@ -474,11 +478,11 @@ impl Driver {
 
     fn handle_started(&mut self, uid: Uid, container: String, pid: u32, input: Input) {
         let hash = self.agent.spec_hash(&uid, &container).unwrap_or_default();
-        self.running.insert((uid, container.clone()), (hash, pid));
+        self.running.insert((uid, container.clone()), hash);
         let watched = self.reaper.watch(uid, &container, pid);
         self.agent.handle(self.now(), input);
-        if watched.is_err() {
-            self.exited(uid, container, None);
+        if let Err(code) = watched {
+            self.exited(uid, container, code);
         }
     }
 
@@ -486,7 +490,7 @@ impl Driver {
         let key = (uid, container);
         let ran = self.running.remove(&key);
         let (uid, container) = key;
-        let oom = ran.is_some_and(|(hash, _)| self.runtime.oom_killed(uid, &container, hash));
+        let oom = ran.is_some_and(|hash| self.runtime.oom_killed(uid, &container, hash));
         self.agent.handle(
             self.now(),
             Input::Exited {
@@ -652,17 +656,13 @@ impl Driver {
                 container,
                 signal,
             } => {
-                let Some((hash, pid)) = self.running.get(&(uid, container.clone())).copied() else {
-                    return;
-                };
-                let kill = signal == Signal::Kill;
-                self.runtime_jobs.push(RuntimeJob::Signal {
-                    uid,
-                    container,
-                    hash,
-                    pid,
-                    kill,
-                });
+                if signal == Signal::Terminate {
+                    return self.reaper.terminate(uid, &container);
+                }
+                if let Some(hash) = self.running.get(&(uid, container.clone())).copied() {
+                    let job = RuntimeJob::Kill(uid, container, hash);
+                    self.runtime_jobs.push(job);
+                }
             }
             Output::Remove { uid, container } => {
                 self.runtime_jobs.push(RuntimeJob::Remove(uid, container));

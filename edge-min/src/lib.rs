@@ -24,6 +24,7 @@ pub mod runtime;
 pub mod seal;
 pub mod status;
 pub mod store;
+pub mod sys;
 pub mod tls;
 pub mod tree;
 pub mod workers;

@@ -1,17 +1,33 @@
-//! Ends of containers: one epoll over the pidfds of all of them, which the executor watches as
-//! one descriptor. Children give their exit code; a container of an earlier agent only its end.
+//! Ends of processes. Containers: one epoll over the pidfds of all of them, which the executor
+//! watches as one descriptor. Children give their exit code; a container of an earlier agent only
+//! its end. Orphans: the agent is a subreaper, so what a workload leaves behind becomes its child
+//! and stays a zombie, charged to the pod, until it is waited for.
+//!
+//! Whose child is whose: orphans, and with them the first processes of runc's containers, are
+//! children of the main thread, because the kernel gives them to the first thread of a subreaper
+//! (`find_new_reaper`). What another thread forks (runc itself, `edge-min launch`) is that
+//! thread's child. So a wait with `__WNOTHREAD` on the main thread takes every orphan, and never
+//! the status that a `Command` of a worker waits for. This must therefore live on the main
+//! thread, which may itself fork only what it waits for at once.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge_proto::key::Uid;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
-/// Ends taken from the kernel at once.
+/// Ends of containers taken from the kernel at once.
 const EVENTS_MAX: usize = 32;
+/// Orphans reaped at once: a pod that forks without end must not hold up the driver.
+const ORPHANS_MAX: u32 = 256;
+/// Key of the signal descriptor in the epoll; containers count up from 0.
+const SIGNALS: u64 = u64::MAX;
 
 /// A container's process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,30 +40,94 @@ pub struct Exit {
     pub code: Option<i32>,
 }
 
+/// A process held by a descriptor: its number alone may come to name another.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// Holds the process that has this number now. Whether it is the one that was meant has to be
+    /// looked at afterwards.
+    ///
+    /// # Errors
+    /// No such process, or out of descriptors.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let fd = pidfd_open(number.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+        Ok(Self { pid, fd })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// SIGTERM to it, and to nobody else.
+    pub fn terminate(&self) {
+        // It may have ended by itself.
+        pidfd_send_signal(&self.fd, rustix::process::Signal::TERM).ok();
+    }
+}
+
+/// First processes of containers that runc has made and that the reaper does not watch yet, with
+/// the code of those that have ended meanwhile. At most one for each start under way.
+#[derive(Clone, Debug, Default)]
+pub struct Newborns(Arc<Mutex<BTreeMap<u32, Option<i32>>>>);
+
+impl Newborns {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Option<i32>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before the process may run and end.
+    pub fn announce(&self, pid: u32) {
+        self.lock().insert(pid, None);
+    }
+
+    /// The process will not be watched.
+    pub fn forget(&self, pid: u32) {
+        self.lock().remove(&pid);
+    }
+}
+
 struct Watched {
     uid: Uid,
     container: String,
-    pidfd: OwnedFd,
+    process: Process,
 }
 
-/// Watches processes.
+/// Watches containers and reaps orphans.
 pub struct Reaper {
     epoll: Epoll,
+    signals: SignalFd,
     watched: BTreeMap<u64, Watched>,
     next: u64,
+    newborns: Newborns,
 }
 
 impl Reaper {
-    /// Watches nothing yet.
+    /// Watches nothing yet. Blocks SIGCHLD in this thread and those that it starts from now on: a
+    /// thread that does not block it would swallow it.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(newborns: Newborns) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&mask, flags)?;
+        epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
         Ok(Self {
             epoll,
+            signals,
             watched: BTreeMap::new(),
             next: 0,
+            newborns,
         })
     }
 
@@ -59,60 +139,108 @@ impl Reaper {
         self.epoll.0.as_fd().try_clone_to_owned()
     }
 
-    /// Watches a process until it ends. One that is gone already ends at once.
+    /// Watches a process that was started just now until it ends. It cannot be another one: only
+    /// this reaper frees its number.
     ///
     /// # Errors
-    /// No such process, or out of descriptors.
-    pub fn watch(&mut self, uid: Uid, container: &str, pid: u32) -> io::Result<()> {
-        let pid = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or(io::ErrorKind::NotFound)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        self.epoll
-            .add(&pidfd, EpollEvent::new(EpollFlags::EPOLLIN, self.next))?;
+    /// Its code when it has ended already; `None` when nothing can be known of it.
+    pub fn watch(&mut self, uid: Uid, container: &str, pid: u32) -> Result<(), Option<i32>> {
+        // The lock is gone before the branch.
+        let ended = self.newborns.lock().remove(&pid).flatten();
+        if ended.is_some() {
+            return Err(ended);
+        }
+        let process = Process::open(pid).map_err(|_| None)?;
+        self.hold(uid, container, process).map_err(|_| None)
+    }
+
+    /// Watches a process that is held already.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn hold(&mut self, uid: Uid, container: &str, process: Process) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.next);
+        self.epoll.add(&process.fd, event)?;
         let watched = Watched {
             uid,
             container: container.to_owned(),
-            pidfd,
+            process,
         };
         self.watched.insert(self.next, watched);
         self.next += 1;
         Ok(())
     }
 
-    /// Ends since the last time, at most [`EVENTS_MAX`].
+    /// SIGTERM to a container's first process, if it is watched still.
+    pub fn terminate(&self, uid: Uid, container: &str) {
+        let mut all = self.watched.values();
+        if let Some(watched) = all.find(|one| one.uid == uid && one.container == container) {
+            watched.process.terminate();
+        }
+    }
+
+    /// Ends since the last time. What is left over makes the descriptor readable again.
     pub fn drain(&mut self) -> Vec<Exit> {
+        let mut exits = Vec::new();
+        self.reap(&mut exits);
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
-        let count = self
-            .epoll
-            .wait(&mut events, EpollTimeout::ZERO)
-            .unwrap_or(0);
-        let mut exits = Vec::with_capacity(count);
-        for event in events.iter().take(count) {
+        let count = self.epoll.wait(&mut events, EpollTimeout::ZERO);
+        for event in events.iter().take(count.unwrap_or(0)) {
             let Some(watched) = self.watched.remove(&event.data()) else {
                 continue;
             };
-            let code = exit_code(watched.pidfd.as_fd());
-            // Closing the descriptor takes it out as well; this only makes it certain.
-            self.epoll.delete(&watched.pidfd).ok();
-            exits.push(Exit {
-                uid: watched.uid,
-                container: watched.container,
-                code,
-            });
+            let code = exit_code(watched.process.fd.as_fd());
+            exits.push(self.exit(watched, code));
         }
         exits
+    }
+
+    /// Waits for children of the main thread: orphans, and containers of runc.
+    fn reap(&mut self, exits: &mut Vec<Exit>) {
+        // Before the waiting: who ends after it signals again. It says no more than "somebody".
+        self.signals.read_signal().ok();
+        let any = nix::unistd::Pid::from_raw(-1);
+        for _ in 0..ORPHANS_MAX {
+            let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
+            let Ok(status) = waitpid(any, Some(flags)) else {
+                return;
+            };
+            let (Some(pid), code) = (status.pid(), code_of(status)) else {
+                return;
+            };
+            let pid = u32::try_from(pid.as_raw()).unwrap_or(0);
+            let mut all = self.watched.iter();
+            let known = all.find_map(|(key, one)| (one.process.pid == pid).then_some(*key));
+            if let Some(watched) = known.and_then(|key| self.watched.remove(&key)) {
+                exits.push(self.exit(watched, code));
+            } else if let Some(ended) = self.newborns.lock().get_mut(&pid) {
+                *ended = code;
+            }
+        }
+        // There may be more, and their signal was read above.
+        kill(nix::unistd::Pid::this(), Signal::SIGCHLD).ok();
+    }
+
+    fn exit(&self, watched: Watched, code: Option<i32>) -> Exit {
+        // Closing the descriptor takes it out as well; this only makes it certain.
+        self.epoll.delete(&watched.process.fd).ok();
+        Exit {
+            uid: watched.uid,
+            container: watched.container,
+            code,
+        }
     }
 }
 
 fn exit_code(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    match waitid(
-        Id::PIDFd(pidfd),
-        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-    ) {
-        Ok(WaitStatus::Exited(_, code)) => Some(code),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    waitid(Id::PIDFd(pidfd), flags).ok().and_then(code_of)
+}
+
+fn code_of(status: WaitStatus) -> Option<i32> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(code),
+        WaitStatus::Signaled(_, signal, _) => Some(128 + signal as i32),
         _ => None,
     }
 }

@@ -36,7 +36,7 @@ pub fn running(config: &Config) -> Result<usize, String> {
         return Err("the agent runs; stop it first".to_owned());
     }
     let found = runtime(config)?.discover();
-    Ok(found.iter().filter(|one| one.pid.is_some()).count())
+    Ok(found.iter().filter(|one| one.process.is_some()).count())
 }
 
 /// Ends every container, then wipes identity and state.
@@ -46,12 +46,12 @@ pub fn running(config: &Config) -> Result<usize, String> {
 pub fn reset(config: &Config) -> Result<(), String> {
     let runtime = runtime(config)?;
     for one in runtime.discover() {
-        if let Some(pid) = one.pid {
-            runtime.signal(one.uid, &one.container, one.hash, pid, false);
+        if let Some(process) = one.process {
+            process.terminate();
         }
     }
     let start = Instant::now();
-    while start.elapsed() < GRACE && runtime.discover().iter().any(|one| one.pid.is_some()) {
+    while start.elapsed() < GRACE && runtime.discover().iter().any(|one| one.process.is_some()) {
         std::thread::sleep(POLL);
     }
     for one in runtime.discover() {
@@ -61,7 +61,7 @@ pub fn reset(config: &Config) -> Result<(), String> {
         };
         runtime.remove(one.uid, &one.container).map_err(failed)?;
     }
-    if runtime.discover().iter().any(|one| one.pid.is_some()) {
+    if runtime.discover().iter().any(|one| one.process.is_some()) {
         return Err("a container does not end; nothing was wiped".to_owned());
     }
     for uid in runtime.pods() {

@@ -12,7 +12,7 @@ pub mod volume;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
@@ -22,6 +22,7 @@ use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
 pub use crate::launch::Bind;
 use crate::launch::Plan;
+use crate::reaper::{Newborns, Process};
 use crate::tree;
 
 /// Bytes of one container's log ring without a memory limit.
@@ -68,7 +69,7 @@ pub struct Rootfs {
 }
 
 /// A container that is on the board.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Found {
     /// Pod.
     pub uid: Uid,
@@ -77,7 +78,7 @@ pub struct Found {
     /// Spec that it was started with.
     pub hash: Hash16,
     /// Its process; `None` when only remains are there.
-    pub pid: Option<u32>,
+    pub process: Option<Process>,
 }
 
 /// The runtime; clones share nothing but the board.
@@ -87,6 +88,7 @@ pub struct Runtime {
     state: PathBuf,
     runc: PathBuf,
     cgroups: Cgroups,
+    newborns: Newborns,
 }
 
 impl Runtime {
@@ -109,7 +111,14 @@ impl Runtime {
             state: state.clone(),
             runc: config.runc.clone(),
             cgroups: Cgroups::detect(&config.cgroup)?,
+            newborns: Newborns::default(),
         })
+    }
+
+    /// What the reaper has to know of containers that are being started.
+    #[must_use]
+    pub fn newborns(&self) -> Newborns {
+        self.newborns.clone()
     }
 
     /// Makes the pod's directory with log space for `containers`.
@@ -202,19 +211,16 @@ impl Runtime {
             .spawn()
             .map_err(failed)?;
         let pid = child.id();
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(&plan).map_err(failed)?;
-        }
         let mut reason = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout
-                .take(MESSAGE_BYTES_MAX)
-                .read_to_string(&mut reason)
-                .map_err(failed)?;
-        }
-        if reason.is_empty() {
+        match hand_over(&mut child, &plan, &mut reason) {
             // It runs; the reaper waits for it, so std must not.
-            return Ok(pid);
+            Ok(()) if reason.is_empty() => return Ok(pid),
+            Ok(()) => {}
+            Err(error) => {
+                reason = ["launch: ", &error.to_string()].concat();
+                // It ended by itself, mostly.
+                child.kill().ok();
+            }
         }
         child.wait().map_err(failed)?;
         Err(reason)
@@ -269,11 +275,15 @@ impl Runtime {
             .trim()
             .parse()
             .map_err(|_| "runc wrote no pid".to_owned())?;
-        let started = self.runc(&["start", &id]).map_err(failed)?;
-        if !started.status.success() {
-            return Err(String::from_utf8_lossy(&started.stderr).trim().to_owned());
-        }
-        Ok(pid)
+        // From here on it may run and end, before anybody knows of it.
+        self.newborns.announce(pid);
+        let failed = match self.runc(&["start", &id]) {
+            Ok(started) if started.status.success() => return Ok(pid),
+            Ok(started) => String::from_utf8_lossy(&started.stderr).trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.newborns.forget(pid);
+        Err(failed)
     }
 
     fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> Result<(), String> {
@@ -312,20 +322,9 @@ impl Runtime {
         .map_err(|error| ["mount overlay: ", error.desc()].concat())
     }
 
-    /// Signals a container: SIGTERM to its first process, or SIGKILL to all of it.
-    pub fn signal(&self, uid: Uid, container: &str, hash: Hash16, pid: u32, kill: bool) {
-        let path = self.cgroup(uid, container, hash);
-        if kill {
-            self.cgroups.kill(&path);
-            return;
-        }
-        // The cgroup tells whether this pid is still the container's.
-        let Ok(pid) = i32::try_from(pid) else { return };
-        if self.cgroups.pids(&path).contains(&pid) {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            // It may end by itself in between.
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
-        }
+    /// SIGKILL to all processes of a container; their ends are not waited for.
+    pub fn kill(&self, uid: Uid, container: &str, hash: Hash16) {
+        drop(self.cgroups.strike(&self.cgroup(uid, container, hash)));
     }
 
     /// Whether the OOM killer struck in the container.
@@ -337,21 +336,26 @@ impl Runtime {
     /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Processes that do not end, or those of runc and the file system. What is left can be
+    /// cleared again.
     pub fn remove(&self, uid: Uid, container: &str) -> io::Result<()> {
         let base = self.cgroups.path(&uid.to_string(), container);
-        self.cgroups.kill(&base);
+        self.cgroups.kill(&base)?;
         let id = container_id(uid, container);
-        if self.run.join("runc").join(&id).exists() {
-            self.runc(&["delete", "--force", &id])?;
+        let known = self.run.join("runc").join(&id);
+        if known.exists() {
+            let deleted = self.runc(&["delete", "--force", &id])?;
+            if !deleted.status.success() && known.exists() {
+                let words = String::from_utf8_lossy(&deleted.stderr);
+                return Err(io::Error::other(["runc delete: ", words.trim()].concat()));
+            }
         }
         let bundle = self.bundle_dir(uid, container);
         unmount(&bundle.join("rootfs"));
         tree::remove(&bundle)?;
         tree::remove(&self.rw_dir(uid, container))?;
         drop(fs::remove_file(self.state_file(uid, container)));
-        self.cgroups.remove(&base);
-        Ok(())
+        self.cgroups.remove(&base)
     }
 
     /// What an earlier agent left on the board, running or not.
@@ -363,45 +367,51 @@ impl Runtime {
                 continue;
             };
             let hash = Hash16(hash.0);
-            let pid = self.pid_of(uid, &container, hash);
-            if pid.is_none() && !self.pod_dir(uid).exists() {
+            let process = self.process_of(uid, &container, hash);
+            if process.is_none() && !self.pod_dir(uid).exists() {
                 // The run folder was lost and nothing tells what this was: no second one may run
                 // beside it.
                 let path = self.cgroup(uid, &container, hash);
-                self.cgroups.kill(&path);
-                self.cgroups.remove(&path);
+                let cleared = self.cgroups.kill(&path);
+                if let Err(error) = cleared.and_then(|()| self.cgroups.remove(&path)) {
+                    log::warn!("remains pod={uid} container={container} error={error}");
+                }
                 continue;
             }
             found.push(Found {
                 uid,
                 container,
                 hash,
-                pid,
+                process,
             });
         }
         found
     }
 
-    fn pid_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<u32> {
+    /// The process is held first and looked at then: what was seen is true of what is held.
+    fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
         let id = container_id(uid, container);
-        let pid = if self.run.join("runc").join(&id).exists() {
-            let state = self.runc(&["state", &id]).ok()?;
-            let state: serde_json::Value = serde_json::from_slice(&state.stdout).ok()?;
-            if state.get("status")?.as_str()? != "running" {
-                return None;
-            }
-            u32::try_from(state.get("pid")?.as_u64()?).ok()?
+        let process = if self.run.join("runc").join(&id).exists() {
+            // runc compares the start time itself.
+            let pid = || {
+                let state = self.runc(&["state", &id]).ok()?;
+                let state: serde_json::Value = serde_json::from_slice(&state.stdout).ok()?;
+                let running = state.get("status")?.as_str()? == "running";
+                let pid = u32::try_from(state.get("pid")?.as_u64()?).ok()?;
+                running.then_some(pid)
+            };
+            let process = Process::open(pid()?).ok()?;
+            (pid() == Some(process.pid())).then_some(process)?
         } else {
             let text = fs::read_to_string(self.state_file(uid, container)).ok()?;
             let (pid, start) = text.split_once(' ')?;
-            let pid = pid.parse().ok()?;
-            if start_time(pid)?.to_string() != start {
-                return None;
-            }
-            pid
+            let process = Process::open(pid.parse().ok()?).ok()?;
+            let same = start_time(process.pid())?.to_string() == start;
+            same.then_some(process)?
         };
         let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
-        in_cgroup.contains(&i32::try_from(pid).ok()?).then_some(pid)
+        let pid = i32::try_from(process.pid()).ok()?;
+        in_cgroup.contains(&pid).then_some(process)
     }
 
     fn runc(&self, args: &[&str]) -> io::Result<Output> {
@@ -453,6 +463,17 @@ pub fn start_time(pid: u32) -> Option<u64> {
     // The second field is the name in brackets and may hold anything, even brackets.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Gives the plan to `launch` and reads why it failed; nothing when it became the program.
+fn hand_over(child: &mut Child, plan: &[u8], reason: &mut String) -> io::Result<()> {
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(plan)?;
+    }
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MESSAGE_BYTES_MAX).read_to_string(reason)?;
+    }
+    Ok(())
 }
 
 fn container_id(uid: Uid, container: &str) -> String {

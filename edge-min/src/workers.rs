@@ -245,19 +245,8 @@ pub enum RuntimeJob {
     UpdateConfig(Uid, Vec<(String, Content)>),
     /// Start a container.
     Start(Box<Start>),
-    /// Signal a container.
-    Signal {
-        /// Pod.
-        uid: Uid,
-        /// Container.
-        container: String,
-        /// Spec hash of what runs.
-        hash: Hash16,
-        /// Its process.
-        pid: u32,
-        /// SIGKILL instead of SIGTERM.
-        kill: bool,
-    },
+    /// SIGKILL to a container; the hash is of what runs.
+    Kill(Uid, String, Hash16),
     /// Clear a container.
     Remove(Uid, String),
     /// Clear a pod; these are the images of the pods that stay.
@@ -344,21 +333,14 @@ fn perform(
                 result,
             })
         }
-        RuntimeJob::Signal {
-            uid,
-            container,
-            hash,
-            pid,
-            kill,
-        } => {
-            runtime.signal(uid, &container, hash, pid, kill);
+        RuntimeJob::Kill(uid, container, hash) => {
+            runtime.kill(uid, &container, hash);
             None
         }
         RuntimeJob::Remove(uid, container) => {
-            if let Err(error) = runtime.remove(uid, &container) {
-                log::warn!("remains pod={uid} container={container} error={error}");
-            }
-            Some(Input::Removed(uid, container))
+            let result = runtime.remove(uid, &container);
+            let result = result.map_err(|error| error.to_string());
+            Some(Input::Removed(uid, container, result))
         }
         RuntimeJob::RemovePod(uid, in_use) => {
             if let Err(error) = runtime.remove_pod(uid) {

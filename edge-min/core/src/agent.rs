@@ -85,11 +85,18 @@ impl Agent {
             } => {
                 self.handle_exited(now, uid, &container, code, oom);
             }
-            Input::Removed(uid, name) => {
-                if let Some(container) =
-                    self.pods.get_mut(&uid).and_then(|pod| pod.container(&name))
-                {
-                    container.removed();
+            Input::Removed(uid, name, result) => {
+                let pod = self.pods.get_mut(&uid);
+                match (pod.and_then(|pod| pod.container(&name)), result) {
+                    (Some(container), Ok(())) => container.removed(),
+                    (Some(container), Err(error)) => {
+                        // Once is enough for the log; the status says it as long as it lasts.
+                        if container.remove_failed(now, &error) {
+                            let event = Event::RemoveFailed(uid, name, error);
+                            self.outputs.push_back(Output::Event(event));
+                        }
+                    }
+                    (None, _) => {}
                 }
             }
             Input::PodRemoved(uid) => {

@@ -18,6 +18,10 @@ pub enum Event {
     Exited(Uid, String, Option<i32>),
     /// A container will be started again after this delay.
     Restart(Uid, String, Millis),
+    /// A container did not end after SIGKILL.
+    KillFailed(Uid, String, u32),
+    /// Remains of a container could not be cleared.
+    RemoveFailed(Uid, String, String),
     /// A container that nobody wants is stopped.
     Orphan(Uid, String),
     /// A pod is gone.
@@ -44,6 +48,12 @@ impl core::fmt::Display for Event {
             }
             Self::Restart(uid, name, delay_ms) => {
                 write!(f, "restart pod={uid} container={name} delay_ms={delay_ms}")
+            }
+            Self::KillFailed(uid, name, pid) => {
+                write!(f, "kill_failed pod={uid} container={name} pid={pid}")
+            }
+            Self::RemoveFailed(uid, name, reason) => {
+                write!(f, "remove_failed pod={uid} container={name} error={reason}")
             }
             Self::Orphan(uid, name) => write!(f, "orphan pod={uid} container={name}"),
             Self::PodGone(uid) => write!(f, "pod_gone pod={uid}"),

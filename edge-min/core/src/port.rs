@@ -66,8 +66,8 @@ pub enum Input {
         /// The kernel's OOM killer did it.
         oom: bool,
     },
-    /// Answer to `Remove`.
-    Removed(Uid, String),
+    /// Answer to `Remove`; the error is for a person, and it is asked again.
+    Removed(Uid, String, Result<(), String>),
     /// Answer to `RemovePod`.
     PodRemoved(Uid),
     /// A node condition was evaluated.

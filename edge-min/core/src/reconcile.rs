@@ -129,11 +129,21 @@ fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeq
                     signal: Signal::Terminate,
                 });
             }
-            Some(Step::Kill) => {
+            Some(Step::Kill { again }) => {
+                if let Some(pid) = again {
+                    let event = Event::KillFailed(uid, name.clone(), pid);
+                    outputs.push_back(Output::Event(event));
+                }
                 outputs.push_back(Output::Signal {
                     uid,
                     container: name,
                     signal: Signal::Kill,
+                });
+            }
+            Some(Step::Remove) => {
+                outputs.push_back(Output::Remove {
+                    uid,
+                    container: name,
                 });
             }
             None => {}

@@ -1,9 +1,10 @@
 //! One container: what we want of it, what it is, and the one step between.
 //!
 //! `wanted` is the disposition; [`State`] is what is. A state that waits for the shell has no
-//! timer but `Stopping`: the shell always answers.
+//! timer but `Stopping`: the shell always answers. What cannot be killed or cleared is tried again
+//! for ever, and says so: a second copy beside it would be worse.
 
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 
 use edge_proto::Millis;
 use edge_proto::hash::Hash16;
@@ -34,10 +35,18 @@ pub(crate) enum State {
     Starting { ended: Option<(Option<i32>, bool)> },
     /// Runs.
     Running { pid: u32, since: Millis },
-    /// SIGTERM or SIGKILL was sent; SIGKILL follows (again) at this time.
-    Stopping { pid: u32, kill_at: Millis },
-    /// Ended; the shell clears its remains, then `next` holds.
-    Removing { next: Next },
+    /// SIGTERM was sent, and SIGKILL so many times; SIGKILL follows (again) at this time.
+    Stopping {
+        pid: u32,
+        kill_at: Millis,
+        kills: u32,
+    },
+    /// Ended; the shell clears its remains, then `next` holds. It could not at `again_at`'s last
+    /// try, if there is one.
+    Removing {
+        next: Next,
+        again_at: Option<Millis>,
+    },
     /// Ended for good; `stopped` when we made it end, so it may come back if it is wanted again.
     Ended {
         code: Option<i32>,
@@ -60,7 +69,11 @@ pub(crate) enum Next {
 pub(crate) enum Step {
     Start,
     Terminate,
-    Kill,
+    /// With the process when an earlier one did not help, once.
+    Kill {
+        again: Option<u32>,
+    },
+    Remove,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +89,8 @@ pub(crate) struct Supervisor {
     restarts: u32,
     last_exit_code: Option<i32>,
     failure: Option<StartFailure>,
+    /// Why its remains could not be cleared, the last time.
+    remains: Option<String>,
 }
 
 impl Supervisor {
@@ -90,6 +105,7 @@ impl Supervisor {
             restarts: 0,
             last_exit_code: None,
             failure: None,
+            remains: None,
         }
     }
 
@@ -115,7 +131,7 @@ impl Supervisor {
                 Next::Start(now)
             }
         };
-        self.state = State::Removing { next };
+        self.state = removing(next);
     }
 
     /// The one thing to do now, if any.
@@ -131,15 +147,31 @@ impl Supervisor {
                 self.state = State::Stopping {
                     pid,
                     kill_at: now.saturating_add(grace_ms),
+                    kills: 0,
                 };
                 Some(Step::Terminate)
             }
-            State::Stopping { pid, kill_at } if kill_at <= now => {
+            State::Stopping {
+                pid,
+                kill_at,
+                kills,
+            } if kill_at <= now => {
                 self.state = State::Stopping {
                     pid,
                     kill_at: now.saturating_add(KILL_AGAIN_MS),
+                    kills: kills.saturating_add(1),
                 };
-                Some(Step::Kill)
+                Some(Step::Kill {
+                    again: (kills == 1).then_some(pid),
+                })
+            }
+            State::Removing {
+                again_at: Some(at), ..
+            } if at <= now => {
+                if let State::Removing { again_at, .. } = &mut self.state {
+                    *again_at = None;
+                }
+                Some(Step::Remove)
             }
             // A spec that changed after the end starts anew, and so does what we stopped.
             State::Ended { stopped, .. }
@@ -161,6 +193,7 @@ impl Supervisor {
         if let State::Idle { start_at: at }
         | State::Removing {
             next: Next::Start(at),
+            ..
         } = &mut self.state
         {
             *at = 0;
@@ -173,6 +206,7 @@ impl Supervisor {
         match self.state {
             State::Idle { start_at } if wanted => Some(start_at),
             State::Stopping { kill_at, .. } => Some(kill_at),
+            State::Removing { again_at, .. } => again_at,
             _ => None,
         }
     }
@@ -191,9 +225,7 @@ impl Supervisor {
             reason: clip_reason(&failure.reason).into(),
             message: clip(&failure.message).into(),
         });
-        self.state = State::Removing {
-            next: Next::Start(now.saturating_add(delay)),
-        };
+        self.state = removing(Next::Start(now.saturating_add(delay)));
         delay
     }
 
@@ -234,12 +266,34 @@ impl Supervisor {
             Next::Start(at) => Some(at.saturating_sub(now)),
             Next::End { .. } => None,
         };
-        self.state = State::Removing { next };
+        self.state = removing(next);
         delay
     }
 
+    /// Returns whether this is the first failure in a row.
+    pub(crate) fn remove_failed(&mut self, now: Millis, error: &str) -> bool {
+        let State::Removing { again_at, .. } = &mut self.state else {
+            return false;
+        };
+        *again_at = Some(now.saturating_add(KILL_AGAIN_MS));
+        self.remains.replace(clip(error).into()).is_none()
+    }
+
+    /// Why it does not go away, for a person; `None` when all takes its course.
+    pub(crate) fn stuck(&self) -> Option<String> {
+        match &self.state {
+            State::Stopping { pid, kills, .. } if *kills > 1 => {
+                let pid = pid.to_string();
+                Some(["process ", &pid, " does not end after SIGKILL"].concat())
+            }
+            State::Removing { .. } => self.remains.clone(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn removed(&mut self) {
-        if let State::Removing { next } = &self.state {
+        self.remains = None;
+        if let State::Removing { next, .. } = &self.state {
             self.state = match *next {
                 Next::Start(start_at) => State::Idle { start_at },
                 Next::End { code, oom, stopped } => State::Ended { code, oom, stopped },
@@ -276,6 +330,7 @@ impl Supervisor {
             State::Ended { code, oom, .. }
             | State::Removing {
                 next: Next::End { code, oom, .. },
+                ..
             } => ContainerState::Terminated {
                 exit_code: *code,
                 reason: match (oom, code) {
@@ -286,6 +341,10 @@ impl Supervisor {
             },
             State::Idle { .. } | State::Starting { .. } | State::Removing { .. } => {
                 match &self.failure {
+                    _ if self.remains.is_some() => waiting(
+                        "RemoveContainerError",
+                        self.remains.as_deref().unwrap_or(""),
+                    ),
                     Some(failure) => waiting(&failure.reason, &failure.message),
                     None if self.failures > 1 => waiting("CrashLoopBackOff", ""),
                     None => waiting("ContainerCreating", ""),
@@ -298,6 +357,13 @@ impl Supervisor {
             restarts: self.restarts,
             last_exit_code: self.last_exit_code,
         }
+    }
+}
+
+const fn removing(next: Next) -> State {
+    State::Removing {
+        next,
+        again_at: None,
     }
 }
 

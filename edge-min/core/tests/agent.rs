@@ -2,186 +2,19 @@
 //! come late, and an agent that is replaced in the middle.
 #![cfg(test)]
 
-use std::collections::{BTreeMap, VecDeque};
+mod board;
 
-use edge_core::{Agent, AgentConfig, Discovered, Input, Output, Signal, StartFailure};
-use edge_proto::Millis;
+use std::collections::BTreeMap;
+
+use board::{Board, agent};
+
+use edge_core::{Agent, AgentConfig, Discovered, Input, Output, StartFailure};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{
-    ConfigMap, Container, ContainerState, EnvValue, EnvVar, NodeStatus, Phase, Pod, PodStatus,
-    RestartPolicy,
+    ConfigMap, Container, ContainerState, EnvValue, EnvVar, NodeStatus, Phase, Pod, RestartPolicy,
 };
 use proptest::prelude::*;
-
-/// A board whose containers run until told otherwise.
-struct Board {
-    agent: Agent,
-    now: Millis,
-    running: BTreeMap<(Uid, String), (u32, Hash16)>,
-    answers: VecDeque<Input>,
-    starts: u32,
-    pids: u32,
-    ignores_term: bool,
-    broken_image: bool,
-    reported: BTreeMap<Key, Vec<u8>>,
-}
-
-fn agent() -> Agent {
-    let facts = NodeStatus {
-        pods_max: 20,
-        ..NodeStatus::default()
-    };
-    Agent::new(AgentConfig {
-        facts,
-        unconfirmed: false,
-    })
-}
-
-impl Board {
-    fn new() -> Self {
-        let mut board = Self {
-            agent: agent(),
-            now: 1000,
-            running: BTreeMap::new(),
-            answers: VecDeque::new(),
-            starts: 0,
-            pids: 0,
-            ignores_term: false,
-            broken_image: false,
-            reported: BTreeMap::new(),
-        };
-        board.tell(Input::Discovered(Vec::new()));
-        board
-    }
-
-    fn tell(&mut self, input: Input) {
-        self.agent.handle(self.now, input);
-        while let Some(output) = self.agent.poll() {
-            self.perform(output);
-        }
-    }
-
-    fn perform(&mut self, output: Output) {
-        match output {
-            Output::PreparePod(uid) => self.answers.push_back(Input::PodPrepared(uid, Ok(()))),
-            Output::Start {
-                uid,
-                container,
-                run,
-            } => {
-                self.starts += 1;
-                let result = if self.broken_image {
-                    Err(StartFailure {
-                        reason: "ErrImageNeverPull".into(),
-                        message: "no".into(),
-                    })
-                } else {
-                    self.pids += 1;
-                    let spec = self.agent.spec_hash(&uid, &container).unwrap();
-                    let before = self
-                        .running
-                        .insert((uid, container.clone()), (self.pids, spec));
-                    assert_eq!(before, None, "two runs at once");
-                    Ok(self.pids)
-                };
-                self.answers.push_back(Input::Started {
-                    uid,
-                    container,
-                    run,
-                    result,
-                });
-            }
-            Output::Signal {
-                uid,
-                container,
-                signal,
-            } => {
-                if signal == Signal::Kill || !self.ignores_term {
-                    self.exit(uid, &container, Some(143));
-                }
-            }
-            Output::Remove { uid, container } => {
-                assert!(!self.running.contains_key(&(uid, container.clone())));
-                self.answers.push_back(Input::Removed(uid, container));
-            }
-            Output::RemovePod(uid) => {
-                assert!(!self.running.keys().any(|(running, _)| *running == uid));
-                self.answers.push_back(Input::PodRemoved(uid));
-            }
-            Output::Report(key, Some(payload)) => {
-                let before = self.reported.insert(key, payload.clone());
-                assert_ne!(before, Some(payload), "reported without a change");
-            }
-            Output::Report(key, None) => drop(self.reported.remove(&key)),
-            Output::UpdateConfig(_) | Output::Event(_) => {}
-        }
-    }
-
-    fn exit(&mut self, uid: Uid, container: &str, code: Option<i32>) {
-        if self.running.remove(&(uid, container.into())).is_some() {
-            let container = container.into();
-            self.answers.push_back(Input::Exited {
-                uid,
-                container,
-                code,
-                oom: false,
-            });
-        }
-    }
-
-    /// Answers until quiet, without letting time pass.
-    fn settle(&mut self) {
-        while let Some(answer) = self.answers.pop_front() {
-            self.tell(answer);
-        }
-    }
-
-    /// Lets time pass to the deadline, at most `limit` times.
-    fn advance(&mut self, limit: u32) {
-        self.settle();
-        for _ in 0..limit {
-            let Some(deadline) = self.agent.deadline() else {
-                return;
-            };
-            self.now = self.now.max(deadline);
-            self.tell(Input::Tick);
-            self.settle();
-            assert!(
-                self.agent.deadline().is_none_or(|next| next > self.now),
-                "deadline passed"
-            );
-        }
-    }
-
-    /// The agent is replaced: answers under way are lost, what runs runs on.
-    fn restart_agent<'a>(&mut self, desired: impl Iterator<Item = &'a Pod>) {
-        self.agent = agent();
-        self.answers.clear();
-        self.reported.clear();
-        for pod in desired {
-            self.put(pod);
-        }
-        let found = self.running.iter();
-        let found = found.map(|((uid, container), (pid, spec))| Discovered {
-            uid: *uid,
-            container: container.clone(),
-            spec: *spec,
-            pid: Some(*pid),
-        });
-        let found = found.collect();
-        self.tell(Input::Discovered(found));
-    }
-
-    fn put(&mut self, pod: &Pod) {
-        self.tell(Input::Desired(Key::pod(pod.uid), Some(pod.encode())));
-    }
-
-    fn status(&self, uid: Uid) -> Option<PodStatus> {
-        let payload = self.reported.get(&Key::pod_status(uid))?;
-        Some(PodStatus::decode(payload).unwrap())
-    }
-}
 
 fn pod(id: u8, policy: RestartPolicy) -> Pod {
     Pod {
@@ -290,6 +123,68 @@ fn a_stubborn_container_is_killed_after_its_grace() {
     assert_eq!(board.status(UID), None, "gone is told by a missing status");
     board.tell(Input::Desired(Key::pod(UID), None));
     assert_eq!(board.agent.statuses().count(), 0);
+}
+
+/// Goal: nothing hangs in silence. Method: a process that survives SIGKILL; the pod must say so,
+/// the log once, and all must end when the process does.
+#[test]
+fn a_container_that_cannot_be_killed_is_named_and_tried_for_ever() {
+    let mut board = Board::new();
+    let pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    board.settle();
+    (board.ignores_term, board.survives_kill) = (true, true);
+    board.tell(Input::Desired(Key::pod(pod.uid), None));
+    board.advance(10);
+    let status = board.status(pod.uid).unwrap();
+    assert_eq!(status.reason, "Terminating");
+    assert_eq!(status.message, "process 1 does not end after SIGKILL");
+    let said = board.events.iter().filter(|e| e.starts_with("kill_failed"));
+    assert_eq!(said.count(), 1);
+    board.exit(pod.uid, "main", Some(137));
+    board.advance(10);
+    assert!(board.status(pod.uid).is_none());
+}
+
+/// Goal: remains never lead to two runs at once, nor to silence. Method: clearing fails; the
+/// restart must wait and say why, and go on as soon as it succeeds.
+#[test]
+fn remains_that_cannot_be_cleared_hold_back_the_restart_and_say_so() {
+    let mut board = Board::new();
+    let pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    board.settle();
+    board.keeps_remains = true;
+    board.exit(pod.uid, "main", Some(1));
+    board.advance(5);
+    assert_eq!((board.starts, board.removals), (1, 6));
+    let status = board.status(pod.uid).unwrap();
+    let ContainerState::Waiting { reason, message } = &status.containers[0].state else {
+        panic!("{status:?}");
+    };
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("RemoveContainerError", "rmdir: busy")
+    );
+    let said = board
+        .events
+        .iter()
+        .filter(|e| e.starts_with("remove_failed"));
+    assert_eq!(said.count(), 1);
+    board.keeps_remains = false;
+    board.advance(1);
+    assert_eq!(board.starts, 2);
+    board.keeps_remains = true;
+    board.tell(Input::Desired(Key::pod(pod.uid), None));
+    board.advance(3);
+    let status = board.status(pod.uid).unwrap();
+    assert_eq!(
+        (status.reason.as_str(), status.message.as_str()),
+        ("Terminating", "rmdir: busy")
+    );
+    board.keeps_remains = false;
+    board.advance(1);
+    assert!(board.status(pod.uid).is_none());
 }
 
 #[test]

@@ -110,7 +110,9 @@ fn any_input() -> impl Strategy<Value = Input> {
                 oom,
             }
         ),
-        2 => (uid(), name()).prop_map(|(uid, container)| Input::Removed(uid, container)),
+        2 => (uid(), name(), proptest::option::of(".{0,300}")).prop_map(|(uid, container, error)| {
+            Input::Removed(uid, container, error.map_or(Ok(()), Err))
+        }),
         1 => uid().prop_map(Input::PodRemoved),
         1 => Just(Input::Shutdown),
         2 => Just(Input::Tick),
