@@ -19,7 +19,7 @@ pub trait Source: Send + 'static {
     fn read(&mut self, before: Arc<Manifests>) -> impl Future<Output = Arc<Manifests>> + Send;
 
     /// Returns when `read` may give something new. Nothing that happened since the last `read`
-    /// began is missed.
+    /// began is missed, also when an earlier wait was given up.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
@@ -51,6 +51,9 @@ const RESCAN: Duration = Duration::from_secs(30);
 pub struct Folder {
     path: PathBuf,
     touched: Arc<Notify>,
+    /// Something changed, and is read at the latest now: a caller that gives up waiting must not
+    /// make us forget it.
+    due: Option<Instant>,
     /// Kept for its thread; `None` when the system gives no watch, then only the rescan works.
     _watcher: Option<notify::RecommendedWatcher>,
 }
@@ -82,6 +85,7 @@ impl Folder {
         Self {
             path,
             touched,
+            due: None,
             _watcher: watcher.ok(),
         }
     }
@@ -89,6 +93,7 @@ impl Folder {
 
 impl Source for Folder {
     async fn read(&mut self, before: Arc<Manifests>) -> Arc<Manifests> {
+        self.due = None;
         let path = self.path.clone();
         let last = Arc::clone(&before);
         let read = tokio::task::spawn_blocking(move || {
@@ -101,11 +106,16 @@ impl Source for Folder {
     }
 
     async fn changed(&mut self) {
-        let first = Instant::now() + RESCAN;
-        if timeout_at(first, self.touched.notified()).await.is_err() {
-            return;
-        }
-        let end = Instant::now() + QUIET_MAX;
+        let end = match self.due {
+            Some(end) => end,
+            None => {
+                let first = Instant::now() + RESCAN;
+                if timeout_at(first, self.touched.notified()).await.is_err() {
+                    return;
+                }
+                *self.due.insert(Instant::now() + QUIET_MAX)
+            }
+        };
         while Instant::now() < end {
             let quiet = (Instant::now() + QUIET).min(end);
             if timeout_at(quiet, self.touched.notified()).await.is_err() {
@@ -119,5 +129,24 @@ impl Source for Folder {
 impl Sink for watch::Sender<Arc<Status>> {
     fn publish(&mut self, status: Arc<Status>) {
         self.send_replace(status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a wait that is given up forgets nothing. Method: give up as soon as the change is
+    /// seen, and wait again; virtual time stands in for the quiet time.
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_not_forgotten_when_a_wait_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = Folder::new(folder.path().to_owned());
+        let start = Instant::now();
+        source.touched.notify_one();
+        let given_up = timeout_at(start + QUIET / 2, source.changed()).await;
+        assert!(given_up.is_err());
+        source.changed().await;
+        assert!(start.elapsed() < QUIET_MAX, "only the rescan found it");
     }
 }
