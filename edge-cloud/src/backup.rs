@@ -416,6 +416,11 @@ fn registry(
             let at = state.deleted.entry(name.clone()).or_default();
             *at = (*at).max(*deleted);
         }
+        for retired in &live.state.retired {
+            if !state.retired.contains(retired) {
+                state.retired.push(retired.clone());
+            }
+        }
         state.epoch = state.epoch.max(live.state.epoch);
     }
     state.epoch = state.epoch.max(unix_s).saturating_add(EPOCH_LEAD_S);

@@ -7,11 +7,13 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
 use rcgen::PublicKeyData as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams,
+    SanType, SerialNumber, date_time_ymd,
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls_pki_types::{
@@ -133,12 +135,34 @@ impl Ca {
         &self,
         names: &[String],
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
+        let params = CertificateParams::new(names.to_vec())?;
+        self.own(params, "edge-cloud", ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// Issues a client certificate with a new key, for a user of an external broker that is no
+    /// node: `common` must not be a name that a node could have.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn client(
+        &self,
+        common: &str,
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
+        let params = CertificateParams::default();
+        self.own(params, common, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn own(
+        &self,
+        mut params: CertificateParams,
+        common: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::new(names.to_vec())?;
-        params.distinguished_name = name("edge-cloud");
+        params.distinguished_name = name(common);
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2100, 1, 1);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![usage];
         params.serial_number = Some(SerialNumber::from_slice(&serial()?));
         let certificate = params.signed_by(&key, &self.issuer)?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
@@ -177,6 +201,38 @@ impl Ca {
             serial: hex(&serial),
         })
     }
+
+    /// The list of certificates that are refused before they expire, PEM: serial numbers in hex
+    /// with when each was retired. It says that it is valid for ever, because a broker would let
+    /// nobody in by a list that has run out.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn crl(
+        &self,
+        retired: impl IntoIterator<Item = (String, u64)>,
+        unix_s: u64,
+    ) -> Result<String, CaError> {
+        let at = |unix_s| date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s);
+        let revoked = retired.into_iter().filter_map(|(serial, unix_s)| {
+            Some(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&unhex(&serial)?),
+                revocation_time: at(unix_s),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(unix_s),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer)?;
+        Ok(pem("X509 CRL", list.der()))
+    }
 }
 
 fn ca_params() -> Result<CertificateParams, CaError> {
@@ -187,6 +243,7 @@ fn ca_params() -> Result<CertificateParams, CaError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
     params.serial_number = Some(SerialNumber::from_slice(&serial()?));
@@ -228,6 +285,17 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
         *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
     }
     Some(bytes)
+}
+
+/// PEM of one DER value.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem + &format!("-----END {label}-----\n")
 }
 
 fn file(what: &str) -> impl FnOnce(io::Error) -> CaError + use<> {

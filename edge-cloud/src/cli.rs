@@ -16,10 +16,13 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
 use crate::backup::{self, Backup, BackupError, Report};
+use crate::broker::{self, files::FILES};
+use crate::ca::Ca;
 use crate::client::{self, ClientError};
 use crate::enrol::unix_s;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
+use crate::registry::{self, NODES};
 use crate::serve;
 use table::{ago, table, yes};
 
@@ -84,6 +87,17 @@ enum Command {
     },
     /// Puts a backup into the data folder. edge-cloud must not serve from it.
     Restore(Restore),
+    /// Writes what an external broker needs: certificates, access control, a mosquitto.conf.
+    BrokerConfig {
+        /// Folder for the files.
+        dir: PathBuf,
+        /// Names and addresses under which the broker is reached, separated by commas.
+        #[arg(long, value_delimiter = ',', required = true)]
+        name: Vec<String>,
+        /// Port of the broker.
+        #[arg(long, default_value_t = 8883)]
+        port: u16,
+    },
     /// Checks a folder of manifests, without a server. Exit code 1 if anything is refused.
     Check {
         /// The folder.
@@ -105,6 +119,34 @@ struct Serve {
     /// Serves the read-only API and /metrics here, without authentication.
     #[arg(long)]
     http: Option<SocketAddr>,
+    /// Serves the nodes through this MQTT broker, mqtts://HOST[:PORT]; --listen is then for
+    /// enrolment only.
+    #[arg(long)]
+    broker: Option<String>,
+    /// PEM with the CAs of the broker's certificate, also for the nodes; edge-cloud's own CA when
+    /// absent.
+    #[arg(long, requires = "broker")]
+    broker_ca: Option<PathBuf>,
+    /// PEM with edge-cloud's certificate for the broker; issued by its own CA when absent.
+    #[arg(long, requires_all = ["broker", "broker_key"])]
+    broker_cert: Option<PathBuf>,
+    /// PEM with its key.
+    #[arg(long, requires = "broker_cert")]
+    broker_key: Option<PathBuf>,
+    /// Keeps the list of refused certificates for the broker here.
+    #[arg(long, requires = "broker")]
+    broker_crl: Option<PathBuf>,
+}
+
+impl Serve {
+    fn broker(&self) -> Option<broker::Config> {
+        Some(broker::Config {
+            url: self.broker.clone()?,
+            ca: self.broker_ca.clone(),
+            identity: self.broker_cert.clone().zip(self.broker_key.clone()),
+            crl: self.broker_crl.clone(),
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -203,6 +245,9 @@ pub enum CliError {
     /// The server could not start or go on.
     #[error("{0}")]
     Serve(io::Error),
+    /// Files could not be read or written.
+    #[error("{0}")]
+    Files(io::Error),
     /// An argument that clap cannot judge.
     #[error("{0}")]
     Usage(String),
@@ -217,7 +262,10 @@ impl CliError {
             Self::Client(ClientError::Refused(_)) => Exit::Refused,
             Self::Backup(BackupError::File { .. }) => Exit::Failed,
             Self::Backup(_) => Exit::Refused,
-            Self::Client(ClientError::Answer(_)) | Self::Output(_) | Self::Serve(_) => Exit::Failed,
+            Self::Client(ClientError::Answer(_))
+            | Self::Output(_)
+            | Self::Serve(_)
+            | Self::Files(_) => Exit::Failed,
             Self::Usage(_) => Exit::Usage,
         }
     }
@@ -234,14 +282,16 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     };
     match cli.command {
         Command::Serve(serve) => {
+            let broker = serve.broker();
             let config = serve::Config {
                 data: cli.data,
+                broker,
                 manifests: serve.manifests,
                 listen: serve.listen,
                 names: serve.name,
                 http: serve.http,
             };
-            serve::embedded(config).await.map_err(CliError::Serve)?;
+            serve::run(config).await.map_err(CliError::Serve)?;
             Ok(Exit::Done)
         }
         Command::Token(Token::Create { uses, ttl }) => ctx.create_token(out, uses, ttl).await,
@@ -272,8 +322,30 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         }
         Command::Backup { file } => ctx.backup(out, &file),
         Command::Restore(restore) => ctx.restore(out, &restore),
+        Command::BrokerConfig { dir, name, port } => {
+            broker_config(&cli.data, &dir, &name, port).map_err(CliError::Files)?;
+            ctx.print(out, &FILES, || {
+                let row = |(file, what): &(&str, &str)| {
+                    let file = dir.join(file).display().to_string();
+                    vec![file, (*what).to_owned()]
+                };
+                table(&["FILE", "WHAT"], FILES.iter().map(row))
+            })?;
+            Ok(Exit::Done)
+        }
         Command::Check { manifests } => ctx.check(out, &manifests),
     }
+}
+
+/// Works beside a running server, but for the first start, which makes the CA.
+fn broker_config(data: &Path, dir: &Path, names: &[String], port: u16) -> io::Result<()> {
+    let _lock = if data.join(NODES).exists() {
+        None
+    } else {
+        Some(serve::lock(data)?)
+    };
+    let ca = Ca::open(data).map_err(io::Error::other)?;
+    broker::files::write(dir, &ca, names, port, registry::retired(data)?)
 }
 
 const fn found(count: usize) -> Exit {

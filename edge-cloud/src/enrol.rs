@@ -1,10 +1,19 @@
 //! Enrolment: one length-capped request, one answer, close; all within [`DEADLINE`].
 
+use std::convert::Infallible;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use edge_proto::enrol::{JoinAnswer, JoinRequest};
+use axum::http::{Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use edge_proto::enrol::{Broker, HTTP_PATH, JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
@@ -25,33 +34,109 @@ enum Refusal {
     Request(#[from] CaError),
 }
 
-/// Serves one enrolment. Returns the node that joined, or `None` when one was refused.
-///
-/// # Errors
-/// Those of the connection, a request that is not one, and the deadline.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
-    ca: &Ca,
-    tokens: &TokenStore,
-    registry: &Registry,
-) -> io::Result<Option<String>> {
-    let work = async {
-        let len = usize::from(stream.read_u16().await?);
-        if len > ENROL_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
+/// Where nodes enrol: what an enrolment reads and writes.
+#[derive(Clone, Copy)]
+pub struct Desk<'a> {
+    /// Signs the certificates.
+    pub ca: &'a Ca,
+    /// Spends the tokens.
+    pub tokens: &'a TokenStore,
+    /// Keeps the nodes.
+    pub registry: &'a Registry,
+    /// The external broker to which nodes are sent, if any.
+    pub broker: Option<&'a Broker>,
+}
+
+impl Desk<'_> {
+    /// Serves one enrolment. Returns the node that joined, or `None` when one was refused.
+    ///
+    /// # Errors
+    /// Those of the connection, a request that is not one, and the deadline.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        mut stream: S,
+    ) -> io::Result<Option<String>> {
+        let work = async {
+            let len = usize::from(stream.read_u16().await?);
+            if len > ENROL_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let mut bytes = vec![0; len];
+            stream.read_exact(&mut bytes).await?;
+            let (answer, joined) = self.answer(&bytes).ok_or(io::ErrorKind::InvalidData)?;
+            let len = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+            stream.write_u16(len).await?;
+            stream.write_all(&answer).await?;
+            stream.shutdown().await?;
+            Ok(joined)
+        };
+        tokio::time::timeout(DEADLINE, work).await?
+    }
+
+    /// Serves one HTTP connection, which may enrol one node: `POST` of the request to [`HTTP_PATH`].
+    ///
+    /// # Errors
+    /// Those of the connection, and the deadline. A request that is not one gets its HTTP status.
+    pub async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        stream: S,
+    ) -> io::Result<Option<String>> {
+        let joined = Mutex::new(None);
+        let service = service_fn(|request: Request<Incoming>| async {
+            let (status, body) = match self.answer_http(request).await {
+                Ok((answer, node)) => {
+                    *joined.lock().unwrap_or_else(PoisonError::into_inner) = node;
+                    (StatusCode::OK, answer)
+                }
+                Err(status) => (status, Vec::new()),
+            };
+            let mut response = Response::new(Full::<Bytes>::from(body));
+            *response.status_mut() = status;
+            Ok::<_, Infallible>(response)
+        });
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::time::timeout(DEADLINE, connection)
+            .await?
+            .map_err(io::Error::other)?;
+        Ok(joined.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn answer_http(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Vec<u8>, Option<String>), StatusCode> {
+        if request.uri().path() != HTTP_PATH {
+            return Err(StatusCode::NOT_FOUND);
         }
-        let mut bytes = vec![0; len];
-        stream.read_exact(&mut bytes).await?;
-        let request = postcard::from_bytes::<JoinRequest>(&bytes)
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        if request.method() != Method::POST {
+            return Err(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        let body = Limited::new(request.into_body(), ENROL_BYTES_MAX).collect();
+        let body = body.await.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+        self.answer(&body.to_bytes()).ok_or(StatusCode::BAD_REQUEST)
+    }
+
+    /// The answer to a request, with the node that joined; `None` when it is no request.
+    fn answer(&self, bytes: &[u8]) -> Option<(Vec<u8>, Option<String>)> {
+        let request = postcard::from_bytes::<JoinRequest>(bytes).ok()?;
         let unix_s = unix_s();
-        let (answer, joined) = match join(&request, unix_s, ca, tokens, registry) {
+        let (answer, joined) = match self.join(&request, unix_s) {
             Ok(certificate) => {
-                let ca = ca.der().to_vec();
-                let accepted = JoinAnswer::Accepted {
-                    certificate,
-                    ca,
-                    unix_s,
+                let ca = self.ca.der().to_vec();
+                let accepted = match self.broker {
+                    None => JoinAnswer::Accepted {
+                        certificate,
+                        ca,
+                        unix_s,
+                    },
+                    Some(broker) => JoinAnswer::Behind {
+                        certificate,
+                        ca,
+                        unix_s,
+                        broker: broker.clone(),
+                    },
                 };
                 (accepted, Some(request.node))
             }
@@ -60,54 +145,50 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 (JoinAnswer::Refused(refusal.to_string()), None)
             }
         };
-        let bytes = edge_proto::encode(&answer);
-        let len = u16::try_from(bytes.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-        stream.write_u16(len).await?;
-        stream.write_all(&bytes).await?;
-        stream.shutdown().await?;
-        Ok(joined)
-    };
-    tokio::time::timeout(DEADLINE, work).await?
-}
-
-/// The name and the request are checked before the token is spent; a crash after that costs the
-/// use, never gives a second one. A node that asks again with the key that it has joined with did
-/// not get our answer: it gets the same certificate, and with the same token that costs nothing.
-fn join(
-    request: &JoinRequest,
-    unix_s: u64,
-    ca: &Ca,
-    tokens: &TokenStore,
-    registry: &Registry,
-) -> Result<Vec<u8>, Refusal> {
-    let (id, secret) = (&request.token_id, &request.token_secret);
-    let csr = ca::Request::read(&request.csr)?;
-    let key_sha256 = csr.key_sha256();
-    let known = registry.find(&request.node);
-    if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256) {
-        let (serial, issued) = (Some(known.serial.as_str()), known.joined_unix_s);
-        let again = ca.node(&request.node, &csr, serial, issued, NODE_LIFE_S)?;
-        if known.token_id == *id {
-            tokens.verify(id, secret)?;
-        } else {
-            tokens.spend(id, secret, unix_s)?;
-            registry.joined_with(&request.node, id)?;
-        }
-        log::info!("join_answer_repeated node={}", request.node);
-        return Ok(again.der);
+        Some((edge_proto::encode(&answer), joined))
     }
-    registry.check(&request.node)?;
-    let issued = ca.node(&request.node, &csr, None, unix_s, NODE_LIFE_S)?;
-    tokens.spend(id, secret, unix_s)?;
-    let record = NodeRecord {
-        serial: issued.serial,
-        revoked: false,
-        joined_unix_s: unix_s,
-        key_sha256,
-        token_id: id.clone(),
-    };
-    registry.add(&request.node, record)?;
-    Ok(issued.der)
+
+    /// The name and the request are checked before the token is spent; a crash after that costs
+    /// the use, never gives a second one. A node that asks again with the key that it has joined
+    /// with did not get our answer: it gets the same certificate, and with the same token that
+    /// costs nothing.
+    fn join(&self, request: &JoinRequest, unix_s: u64) -> Result<Vec<u8>, Refusal> {
+        let Self {
+            ca,
+            tokens,
+            registry,
+            ..
+        } = *self;
+        let (id, secret) = (&request.token_id, &request.token_secret);
+        let csr = ca::Request::read(&request.csr)?;
+        let key_sha256 = csr.key_sha256();
+        let known = registry.find(&request.node);
+        if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256)
+        {
+            let (serial, issued) = (Some(known.serial.as_str()), known.joined_unix_s);
+            let again = ca.node(&request.node, &csr, serial, issued, NODE_LIFE_S)?;
+            if known.token_id == *id {
+                tokens.verify(id, secret)?;
+            } else {
+                tokens.spend(id, secret, unix_s)?;
+                registry.joined_with(&request.node, id)?;
+            }
+            log::info!("join_answer_repeated node={}", request.node);
+            return Ok(again.der);
+        }
+        registry.check(&request.node)?;
+        let issued = ca.node(&request.node, &csr, None, unix_s, NODE_LIFE_S)?;
+        tokens.spend(id, secret, unix_s)?;
+        let record = NodeRecord {
+            serial: issued.serial,
+            revoked: false,
+            joined_unix_s: unix_s,
+            key_sha256,
+            token_id: id.clone(),
+        };
+        registry.add(&request.node, record)?;
+        Ok(issued.der)
+    }
 }
 
 /// Seconds since 1970.

@@ -1,5 +1,5 @@
 //! The one port of an embedded edge-cloud: TLS, then by ALPN either one enrolment or MQTT 5 for
-//! one node. It speaks only as much MQTT as a link needs: one subscription, QoS 0, no retained
+//! one node. Behind an external broker it is for enrolment only, bare or by HTTPS. It speaks only as much MQTT as a link needs: one subscription, QoS 0, no retained
 //! messages. Who a node is comes from its certificate and nowhere else.
 
 use std::io;
@@ -80,8 +80,9 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, links: &Arc<Links>) -> 
     stream.set_nodelay(true)?;
     let stream = timely(OPENING, tls.accept(stream)).await?;
     let (_, session) = stream.get_ref();
-    if session.alpn_protocol() == Some(ALPN_JOIN) {
-        return links.enrol(stream).await;
+    let joins = session.alpn_protocol() == Some(ALPN_JOIN);
+    if joins || links.is_behind_broker() {
+        return links.enrol(stream, !joins).await;
     }
     let unix_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod backup;
+pub mod broker;
 pub mod ca;
 pub mod cli;
 pub mod client;

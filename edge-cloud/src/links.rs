@@ -1,8 +1,11 @@
-//! The links of an embedded edge-cloud: one session for each node, whatever connection carries it
-//! just now. Sockets are [`crate::hub`]'s; this decides nothing that `edge-proto`'s session does not.
+//! The links to all nodes: one session for each, whatever carries it just now. That is a socket of
+//! [`crate::hub`]'s for each node, or the one connection of [`crate::broker`] for all of them. This
+//! decides nothing that `edge-proto`'s session does not.
 //!
 //! Bound: [`crate::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for the
 //! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
+
+mod behind;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -11,25 +14,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
-
 use edge_proto::object::{NodeStatus, PodStatus};
 use edge_proto::session::{Cloud, CloudConfig, Input, Output, Payload};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::broker::Publisher;
 use crate::ca::Ca;
-use crate::enrol;
+use crate::enrol::Desk;
 use crate::nodes::{Event, NodeView, Nodes};
 use crate::placement::Desired;
 use crate::registry::{Admission, Registry};
 use crate::takeover::{Takeovers, Verdict};
 use crate::tls::Peer;
 use crate::token::TokenStore;
+
+pub use behind::Behind;
 
 /// Frames on the way to one socket; the session repeats what does not fit.
 pub const FRAMES_MAX: usize = 256;
@@ -51,12 +55,30 @@ enum Heard {
     Broken(&'static str),
 }
 
-/// A connection as the session sees it: frames go in, and dropping it closes the socket.
+/// A connection as the session sees it: frames go in.
 struct Connection {
     id: u64,
-    frames: mpsc::Sender<Vec<u8>>,
+    frames: Frames,
     /// When the last frame came through it.
     heard: u64,
+}
+
+/// The way of a frame to its node.
+enum Frames {
+    /// To the task of its socket; dropping this closes the socket.
+    Socket(mpsc::Sender<Vec<u8>>),
+    /// To the broker.
+    Broker(Publisher, String),
+}
+
+impl Frames {
+    /// One that does not fit is lost like one on the way: the session repeats.
+    fn send(&self, frame: Vec<u8>) {
+        match self {
+            Self::Socket(frames) => drop(frames.try_send(frame)),
+            Self::Broker(publisher, node) => publisher.send(node, frame),
+        }
+    }
 }
 
 struct Node {
@@ -70,6 +92,8 @@ struct Node {
     in_sync: bool,
     /// The whole reported set was here once since our start.
     heard: bool,
+    /// Boot ids that the node has reported, newest first.
+    boots: [String; 2],
     changed_unix_s: u64,
     takeovers: Takeovers,
     calls: BTreeMap<u32, mpsc::Sender<Heard>>,
@@ -81,6 +105,8 @@ struct State {
     events: VecDeque<Event>,
     connections: u64,
     calls: u32,
+    /// While the connection to an external broker is up.
+    broker: Option<Publisher>,
 }
 
 /// All links.
@@ -89,9 +115,11 @@ pub struct Links {
     tokens: TokenStore,
     state: Mutex<State>,
     ca: Ca,
+    behind: Option<Behind>,
     start: Instant,
     changes: watch::Sender<u64>,
     wake: Notify,
+    unasked: Notify,
 }
 
 fn now_unix_s() -> u64 {
@@ -121,15 +149,17 @@ impl Links {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(data: &Path, ca: Ca) -> io::Result<Arc<Self>> {
+    pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
         let registry = Registry::open(data, now_unix_s())?;
         let links = Arc::new(Self {
             state: Mutex::new(State::default()),
             tokens: TokenStore::open(data)?,
             ca,
+            behind,
             start: Instant::now(),
             changes: watch::Sender::new(0),
             wake: Notify::new(),
+            unasked: Notify::new(),
             registry,
         });
         {
@@ -146,6 +176,7 @@ impl Links {
                 state.add(name, links.registry.epoch(), links.now());
             }
         }
+        links.keep_crl()?;
         Ok(links)
     }
 
@@ -187,12 +218,27 @@ impl Links {
         }
     }
 
-    /// Serves one enrolment.
+    /// Serves one enrolment, as HTTP or bare.
     ///
     /// # Errors
     /// Those of the connection.
-    pub async fn enrol<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<()> {
-        if let Some(name) = enrol::serve(stream, &self.ca, &self.tokens, &self.registry).await? {
+    pub async fn enrol<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        http: bool,
+    ) -> io::Result<()> {
+        let desk = Desk {
+            ca: &self.ca,
+            tokens: &self.tokens,
+            registry: &self.registry,
+            broker: self.behind.as_ref().map(|behind| &behind.broker),
+        };
+        let joined = if http {
+            desk.serve_http(stream).await?
+        } else {
+            desk.serve(stream).await?
+        };
+        if let Some(name) = joined {
             let mut state = self.lock();
             state.add(&name, self.registry.epoch(), self.now());
             state.event(&name, "Joined", "certificate issued");
@@ -237,7 +283,7 @@ impl Links {
         let node = state.nodes.get_mut(name)?;
         let connection = Connection {
             id,
-            frames,
+            frames: Frames::Socket(frames),
             heard: self.now(),
         };
         if node.connection.replace(connection).is_some() {
@@ -267,7 +313,7 @@ impl Links {
                     let unix_s = now_unix_s();
                     let probe = Frame::Probe { epoch, unix_s }.encode();
                     // A full channel belongs to a connection that does not read: it stays silent.
-                    let _sent = connection.frames.try_send(probe);
+                    connection.frames.send(probe);
                 }
                 if proven {
                     let text = "two boards use this identity, and the one that is connected keeps \
@@ -309,6 +355,25 @@ impl Links {
             self.handle(&mut state, name, Input::TransportDown);
             drop(state);
             self.changed();
+        }
+    }
+
+    /// A node is refused from now on. A socket closes when its `Connection` is dropped; behind a
+    /// broker the node is told that its session is over.
+    fn end(&self, state: &mut State, name: &str) {
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        let connection = node.connection.take();
+        if let (Some(connection), Some(session)) = (connection, node.session.session()) {
+            let epoch = self.registry.epoch();
+            connection
+                .frames
+                .send(Frame::Reset { session, epoch }.encode());
+        }
+        self.handle(state, name, Input::TransportDown);
+        if let Err(error) = self.keep_crl() {
+            state.event(name, "CrlNotWritten", &error.to_string());
         }
     }
 
@@ -358,8 +423,7 @@ impl Node {
             Output::Send(frame) => {
                 let held = self.desired.is_none() && carries_desired(&frame);
                 if let Some(connection) = self.connection.as_ref().filter(|_| !held) {
-                    // One that does not fit is lost like one on the way: the session repeats.
-                    let _sent = connection.frames.try_send(frame);
+                    connection.frames.send(frame);
                 }
                 false
             }
@@ -368,7 +432,14 @@ impl Node {
             } => {
                 for (key, payload) in changes {
                     match payload {
-                        Some(Payload::Inline(bytes)) => drop(self.reported.insert(key, bytes)),
+                        Some(Payload::Inline(bytes)) => {
+                            if key == Key::node_status() && self.saw_boot(now, &bytes) {
+                                let text = "two boards use this identity, and end each other's \
+                                            link: delete the node and join each by a name of its own";
+                                events.push(("Cloned", text.to_owned()));
+                            }
+                            self.reported.insert(key, bytes);
+                        }
                         // No status is that large; what a node sends beyond is not kept.
                         _ => drop(self.reported.remove(&key)),
                     }
@@ -447,6 +518,19 @@ impl Node {
         }
     }
 
+    /// A boot id that comes back after another one is a second board, for a reboot makes a new
+    /// one. Behind a broker nothing else tells two boards from one that reconnects.
+    fn saw_boot(&mut self, now: u64, status: &[u8]) -> bool {
+        let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);
+        let [newest, other] = &mut self.boots;
+        if boot.is_empty() || boot == *newest {
+            return false;
+        }
+        let back = boot == *other;
+        *other = std::mem::replace(newest, boot);
+        back && self.takeovers.prove(now)
+    }
+
     fn view(&self, name: &str, revoked: bool, now: u64) -> NodeView {
         let pods = self
             .reported
@@ -491,6 +575,7 @@ impl State {
             live: false,
             in_sync: false,
             heard: false,
+            boots: Default::default(),
             changed_unix_s: 0,
             takeovers: Takeovers::default(),
             calls: BTreeMap::new(),
@@ -553,6 +638,7 @@ impl Nodes for Arc<Links> {
                 if node.connection.is_some() || was_live {
                     self.handle(&mut state, name, Input::TransportUp);
                 }
+                self.unasked.notify_one();
             }
             Some(before) => {
                 for key in before.keys().filter(|key| !desired.contains_key(*key)) {
@@ -600,7 +686,7 @@ impl Nodes for Arc<Links> {
             .delete(name, now_unix_s())
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
-        // Dropping the node drops its connection, which closes the socket.
+        self.end(&mut state, name);
         state.nodes.remove(name);
         if found {
             state.event(name, "Deleted", "its certificate is refused from now on");
@@ -616,9 +702,8 @@ impl Nodes for Arc<Links> {
             .revoke(name)
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
-        if let Some(node) = state.nodes.get_mut(name).filter(|_| found) {
-            node.connection = None;
-            self.handle(&mut state, name, Input::TransportDown);
+        if found {
+            self.end(&mut state, name);
             state.event(name, "Revoked", "its certificate is refused from now on");
         }
         drop(state);

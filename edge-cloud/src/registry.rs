@@ -19,6 +19,9 @@ use crate::tls::Peer;
 pub const NODES: &str = "nodes.json";
 /// Nodes of one edge-cloud.
 pub const NODES_MAX: usize = 10_000;
+/// Certificates that are refused before they expire. The oldest ones make room, which matters only
+/// behind an external broker, and there only with more than this many in a certificate's life.
+pub const RETIRED_MAX: usize = 50_000;
 
 /// One node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,14 @@ pub enum RegistryError {
     Store(#[from] io::Error),
 }
 
+/// A certificate that was revoked, or whose node was deleted: an external broker cannot look into
+/// the registry, so it is told what is no longer valid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retired {
+    serial: String,
+    unix_s: u64,
+}
+
 /// The file.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct State {
@@ -85,6 +96,23 @@ pub(crate) struct State {
     /// When nodes were deleted during the grace: without this they would come back.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) deleted: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) retired: Vec<Retired>,
+}
+
+impl State {
+    fn retire(&mut self, serial: &str) {
+        if self.retired.iter().any(|one| one.serial == serial) {
+            return;
+        }
+        let unix_s = crate::enrol::unix_s();
+        self.retired
+            .retain(|one| one.unix_s.saturating_add(NODE_LIFE_S) > unix_s);
+        let over = (self.retired.len() + 1).saturating_sub(RETIRED_MAX);
+        self.retired.drain(..over);
+        let serial = serial.to_owned();
+        self.retired.push(Retired { serial, unix_s });
+    }
 }
 
 /// All nodes, in memory and on disk.
@@ -100,11 +128,7 @@ impl Registry {
     /// Those of the file system; a damaged file is one, too.
     pub fn open(data: &Path, unix_s: u64) -> io::Result<Self> {
         let path = data.join(NODES);
-        let mut state = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
-            Err(error) => return Err(error),
-        };
+        let mut state = load(&path)?;
         state.epoch = state.epoch.saturating_add(1).max(unix_s);
         if state
             .grace
@@ -182,6 +206,22 @@ impl Registry {
         })
     }
 
+    /// Whether a node of this name has joined and is not revoked: all that can be said when an
+    /// external broker has looked at the certificate.
+    pub fn knows(&self, node: &str) -> bool {
+        self.read(|state| state.nodes.get(node).is_some_and(|record| !record.revoked))
+    }
+
+    /// Serial numbers, hex, of the certificates that are refused, with when that began.
+    pub fn retired(&self) -> Vec<(String, u64)> {
+        self.read(|state| {
+            let retired = state.retired.iter();
+            retired
+                .map(|one| (one.serial.clone(), one.unix_s))
+                .collect()
+        })
+    }
+
     /// Whether a node of this name could join.
     ///
     /// # Errors
@@ -222,8 +262,11 @@ impl Registry {
     /// See [`RegistryError`].
     pub fn delete(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let found = state.nodes.remove(node).is_some();
-            if found && state.grace.is_some() {
+            let Some(record) = state.nodes.remove(node) else {
+                return Ok(false);
+            };
+            state.retire(&record.serial);
+            if state.grace.is_some() {
                 state.deleted.insert(node.to_owned(), unix_s);
                 if state.deleted.len() > NODES_MAX {
                     // Nobody comes back unseen because we have forgotten that it must not.
@@ -231,7 +274,7 @@ impl Registry {
                     state.deleted.clear();
                 }
             }
-            Ok(found)
+            Ok(true)
         })
     }
 
@@ -241,8 +284,13 @@ impl Registry {
     /// See [`RegistryError`].
     pub fn revoke(&self, node: &str) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let record = state.nodes.get_mut(node);
-            Ok(record.map(|record| record.revoked = true).is_some())
+            let Some(record) = state.nodes.get_mut(node) else {
+                return Ok(false);
+            };
+            record.revoked = true;
+            let serial = record.serial.clone();
+            state.retire(&serial);
+            Ok(true)
         })
     }
 
@@ -264,6 +312,23 @@ impl Registry {
             *state = next;
         }
         Ok(changed)
+    }
+}
+
+/// Serial numbers of the certificates that are refused, read beside a running server.
+///
+/// # Errors
+/// Those of the file system; a damaged file is one, too.
+pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
+    let retired = load(&data.join(NODES))?.retired.into_iter();
+    Ok(retired.map(|one| (one.serial, one.unix_s)).collect())
+}
+
+fn load(path: &Path) -> io::Result<State> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
+        Err(error) => Err(error),
     }
 }
 
@@ -322,6 +387,7 @@ mod tests {
         let state = State {
             epoch: 7,
             nodes: [("old".to_owned(), old), ("revoked".to_owned(), revoked)].into(),
+            retired: Vec::new(),
             grace: Some(Grace {
                 issued_from_unix_s: 100,
                 until_unix_s: 2_000,
@@ -397,6 +463,10 @@ mod tests {
         assert!(!admits(&registry, "b", "02"));
         registry.add("b", record("04")).unwrap();
         assert!(admits(&registry, "b", "04"));
+        assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
+        assert!(registry.delete("a", 60).unwrap());
+        let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
+        assert_eq!(retired, ["01", "02"], "each once, also when deleted later");
     }
 
     #[test]

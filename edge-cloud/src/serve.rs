@@ -1,5 +1,7 @@
-//! `edge-cloud serve`: one process, one port for the nodes, one folder of data.
+//! `edge-cloud serve`: one process, one port for the nodes, one folder of data; with `--broker`, a
+//! client of that broker instead, and the port is for enrolment only.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::broker::{self, Broker};
 use crate::ca::Ca;
 use crate::links::Links;
 use crate::nodes::Nodes;
@@ -43,32 +46,26 @@ pub struct Config {
     pub data: PathBuf,
     /// Folder of manifests.
     pub manifests: PathBuf,
-    /// Where nodes connect.
+    /// Where nodes connect, or only enrol when there is a broker.
     pub listen: SocketAddr,
     /// Names and addresses under which nodes reach it: they stand in its certificate.
     pub names: Vec<String>,
     /// Where the read-only API and the metrics are served, if anywhere.
     pub http: Option<SocketAddr>,
+    /// The external broker that carries the links, if any.
+    pub broker: Option<broker::Config>,
 }
 
-/// Runs an embedded edge-cloud until SIGINT or SIGTERM.
+/// Runs edge-cloud until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// What keeps it from starting, with the file or address.
-pub async fn embedded(config: Config) -> io::Result<()> {
+pub async fn run(config: Config) -> io::Result<()> {
     let at = |what: String| {
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
     };
     let data = &config.data;
-    std::fs::create_dir_all(data).map_err(at(data.display().to_string()))?;
-    let lock =
-        std::fs::File::create(data.join(backup::LOCK)).map_err(at(data.display().to_string()))?;
-    lock.try_lock().map_err(|_| {
-        io::Error::other(format!(
-            "{}: another edge-cloud uses this folder",
-            data.display()
-        ))
-    })?;
+    let _lock = lock(data)?;
     if data.join(backup::RESTORING).exists() {
         let unfinished = backup::BackupError::Unfinished(data.clone());
         return Err(io::Error::other(unfinished));
@@ -80,8 +77,19 @@ pub async fn embedded(config: Config) -> io::Result<()> {
         )));
     }
     let ca = Ca::open(data).map_err(io::Error::other)?;
-    let tls = tls::server_config(&ca, &config.names, NODES_MAX).map_err(io::Error::other)?;
-    let links = Links::open(data, ca)?;
+    let tls = match config.broker {
+        None => tls::server_config(&ca, &config.names, NODES_MAX),
+        Some(_) => tls::enrol_config(&ca, &config.names),
+    };
+    let tls = tls.map_err(io::Error::other)?;
+    let (broker, behind) = match &config.broker {
+        None => (None, None),
+        Some(config) => {
+            let (broker, behind) = Broker::open(config, &ca)?;
+            (Some(broker), Some(behind))
+        }
+    };
+    let links = Links::open(data, ca, behind)?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(at(config.listen.to_string()))?;
@@ -103,11 +111,32 @@ pub async fn embedded(config: Config) -> io::Result<()> {
         signal(SignalKind::terminate())?,
     );
     let nodes = Arc::new(Arc::clone(&links));
+    let brokered = async {
+        match broker {
+            None => std::future::pending().await,
+            Some(broker) => broker::run(broker, Arc::clone(&links)).await,
+        }
+    };
     tokio::select! {
+        () = brokered => Ok(()),
         () = hub::serve(listener, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&links)) => Ok(()),
         () = links.tick() => Ok(()),
         result = serve(nodes, data, config.manifests, http) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// Takes the data folder, making it if need be. The file is the lock.
+///
+/// # Errors
+/// Another edge-cloud has it; those of the file system.
+pub fn lock(data: &Path) -> io::Result<File> {
+    let at =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", data.display()));
+    std::fs::create_dir_all(data).map_err(at)?;
+    let lock = File::create(data.join(backup::LOCK)).map_err(at)?;
+    lock.try_lock()
+        .map_err(|_| at(io::Error::other("another edge-cloud uses this folder")))?;
+    Ok(lock)
 }

@@ -69,6 +69,13 @@ impl Takeovers {
         }
     }
 
+    /// Two boards were seen by other means. Whether that is news.
+    pub fn prove(&mut self, now: u64) -> bool {
+        let proven = !self.cloned(now);
+        self.proof = Some(now);
+        proven
+    }
+
     /// The live connection has ended by itself: the next one is welcome.
     pub const fn vacant(&mut self) {
         self.asked = None;

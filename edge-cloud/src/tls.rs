@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT};
+use edge_proto::enrol::{ALPN_HTTP, ALPN_JOIN, ALPN_MQTT};
 use rustls::server::{
     ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
 };
@@ -74,6 +74,23 @@ pub fn server_config(ca: &Ca, names: &[String], nodes: usize) -> Result<ServerCo
     config.alpn_protocols = vec![ALPN_MQTT.to_vec(), ALPN_JOIN.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(nodes.saturating_mul(2));
     config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// The configuration for enrolment alone, for a server behind an external broker: nobody shows a
+/// certificate, and everybody gets the CA with the server's own.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn enrol_config(ca: &Ca, names: &[String]) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let (certificate, key) = ca.server(names)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate, ca.der().clone()], key)?;
+    config.alpn_protocols = vec![ALPN_HTTP.to_vec(), ALPN_JOIN.to_vec()];
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::ca::{Ca, Request};
+use edge_cloud::enrol::Desk;
 use edge_cloud::registry::{Admission, Registry};
+use edge_cloud::tls;
 use edge_cloud::token::TokenStore;
-use edge_cloud::{enrol, tls};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -51,7 +52,13 @@ async fn cloud(data: &Path) -> Cloud {
                 continue;
             };
             if stream.get_ref().1.alpn_protocol() == Some(ALPN_JOIN) {
-                let _result = enrol::serve(stream, &ca2, &tokens2, &registry).await;
+                let desk = Desk {
+                    ca: &ca2,
+                    tokens: &tokens2,
+                    registry: &registry,
+                    broker: None,
+                };
+                let _result = desk.serve(stream).await;
                 continue;
             }
             let peer = tls::peer(stream.get_ref().1, now());

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use edge_proto::enrol::Endpoint;
+
 use crate::name::{SYSFS, Template};
 
 /// Bytes of a config file.
@@ -66,7 +68,8 @@ impl core::error::Error for ConfigError {}
 pub struct Config {
     /// What the node is called at its join, if the config says so.
     pub node: Option<Template>,
-    /// `mqtts://HOST[:PORT]` of the cloud; `None` is the one that the node joined.
+    /// `mqtts://HOST[:PORT]` of the cloud, or `https://HOST[:PORT]` of its enrolment; `None` is the
+    /// one that the node joined.
     pub cloud: Option<String>,
     /// File with a join token, for joining at first boot.
     pub token_file: Option<PathBuf>,
@@ -169,11 +172,11 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         .map_err(|reason| (line(table, "node"), ["node: ", &reason].concat()))?;
     let cloud = text(table, "cloud")?;
     if let Some(cloud) = &cloud
-        && crate::join::host_and_port(cloud).is_none()
+        && Endpoint::parse(cloud).is_none()
     {
         return Err((
             line(table, "cloud"),
-            "cloud: not of the form mqtts://HOST[:PORT]".to_owned(),
+            "cloud: not of the form mqtts://HOST[:PORT] or https://HOST[:PORT]".to_owned(),
         ));
     }
     let cgroup = text(table, "cgroup")?.unwrap_or_else(|| "edge-min".to_owned());

@@ -11,6 +11,7 @@ use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, Input, Output, Signal};
+use edge_proto::enrol::Endpoint;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::object::{Condition, NodeStatus};
@@ -343,15 +344,15 @@ impl Driver {
         events: &Sender<LinkEvent>,
     ) -> Result<(), String> {
         // Moving the cloud is a line in the config.
-        let url = self.config.cloud.as_ref().unwrap_or(&identity.cloud);
-        let (host, port) = join::host_and_port(url).ok_or("cloud is missing in the config")?;
+        let url = identity.link_url(self.config.cloud.as_deref());
+        let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
         let tls = crate::tls::link_config(identity, self.clock.source())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;
         self.node.clone_from(&identity.node);
         let (connects, receiver) = async_channel::bounded(1);
         let link = LinkConfig {
-            host,
-            port,
+            host: end.host,
+            port: end.port,
             node: identity.node.clone(),
             keepalive: self.config.keepalive,
             tls,

@@ -1,11 +1,14 @@
 //! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
-//! DER but for the last two. Written once by a join, whole or not at all: into `identity.new`, then renamed.
-//! The key is there from the join's first try on.
+//! DER but for the last two, and `broker`, postcard, if the join named one. Written once by a
+//! join, whole or not at all: into `identity.new`, then renamed. The key is there from the join's
+//! first try on.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use edge_proto::enrol::Broker;
 
 /// Bytes of one identity file; larger is refused before reading.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
@@ -18,10 +21,12 @@ pub struct Identity {
     pub key: Vec<u8>,
     /// Certificate.
     pub certificate: Vec<u8>,
-    /// The one CA that is trusted.
+    /// The CA of the cloud, the one that is trusted unless the broker has its own.
     pub ca: Vec<u8>,
     /// URL of the cloud that was joined; empty in an identity that is older than this field.
     pub cloud: String,
+    /// The external broker, if the link goes to one.
+    pub broker: Option<Broker>,
 }
 
 /// Directory of the identity below the state directory.
@@ -31,6 +36,24 @@ pub fn dir(state: &Path) -> PathBuf {
 }
 
 impl Identity {
+    /// Where the link goes: to the broker that the join named, else to the cloud that was joined;
+    /// another one in the config moves it.
+    #[must_use]
+    pub fn link_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
+        let moved = config.filter(|url| *url != self.cloud && !url.starts_with("https://"));
+        let broker = self.broker.as_ref().map(|broker| broker.url.as_str());
+        moved.or(broker).unwrap_or(&self.cloud)
+    }
+
+    /// The CAs, DER, against which the other end of the link is checked.
+    #[must_use]
+    pub fn anchors(&self) -> &[Vec<u8>] {
+        match &self.broker {
+            Some(broker) if !broker.anchors.is_empty() => &broker.anchors,
+            _ => core::slice::from_ref(&self.ca),
+        }
+    }
+
     /// Loads the identity; `None` when the board has not joined.
     ///
     /// # Errors
@@ -49,12 +72,20 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             other => other?,
         };
+        let broker = match read(&dir.join("broker")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            bytes => {
+                let broken = |_| io::Error::other("identity/broker is damaged: join again");
+                Some(postcard::from_bytes(&bytes?).map_err(broken)?)
+            }
+        };
         Ok(Some(Self {
             node: text("node.name")?,
             cloud,
             key: read(&dir.join("node.key"))?,
             certificate: read(&dir.join("node.crt"))?,
             ca: read(&dir.join("ca.crt"))?,
+            broker,
         }))
     }
 
@@ -68,6 +99,9 @@ impl Identity {
         write(&new.join("node.crt"), &self.certificate)?;
         write(&new.join("ca.crt"), &self.ca)?;
         write(&new.join("cloud.url"), self.cloud.as_bytes())?;
+        if let Some(broker) = &self.broker {
+            write(&new.join("broker"), &edge_proto::encode(broker))?;
+        }
         write(&new.join("node.name"), self.node.as_bytes())?;
         fs::File::open(&new)?.sync_all()?;
         remove(&dir)?;
@@ -146,11 +180,40 @@ mod tests {
             certificate: vec![2],
             ca: vec![3],
             cloud: "mqtts://cloud:1".into(),
+            broker: None,
         };
         identity.save(state.path()).unwrap();
         let cloud = || Identity::load(state.path()).unwrap().unwrap().cloud;
         assert_eq!(cloud(), "mqtts://cloud:1");
         fs::remove_file(dir(state.path()).join("cloud.url")).unwrap();
         assert_eq!(cloud(), "");
+    }
+
+    /// Goal: the link goes to the broker that the join named, and trusts that broker's CA alone.
+    #[test]
+    fn an_identity_remembers_the_broker_until_the_config_moves_it() {
+        let state = tempfile::tempdir().unwrap();
+        let mut identity = Identity {
+            node: "gate-7".into(),
+            key: vec![1],
+            certificate: vec![2],
+            ca: vec![3],
+            cloud: "https://cloud:1".into(),
+            broker: Some(Broker {
+                url: "mqtts://broker:1".into(),
+                anchors: vec![vec![4], vec![5]],
+            }),
+        };
+        identity.save(state.path()).unwrap();
+        let loaded = Identity::load(state.path()).unwrap().unwrap();
+        assert_eq!(loaded.broker, identity.broker);
+        assert_eq!(loaded.anchors(), [vec![4], vec![5]]);
+        for same in [None, Some("https://cloud:1"), Some("https://cloud:2")] {
+            assert_eq!(loaded.link_url(same), "mqtts://broker:1");
+        }
+        assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
+        identity.broker = None;
+        assert_eq!(identity.anchors(), [vec![3]]);
+        assert_eq!(identity.link_url(None), "https://cloud:1");
     }
 }

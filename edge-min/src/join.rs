@@ -1,4 +1,5 @@
-//! Enrolment: one TLS connection, one request, one answer. `docs/wire.md` has the bytes.
+//! Enrolment: one TLS connection, one request, one answer, bare or as HTTP. `docs/wire.md` has the
+//! bytes.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use async_channel::Sender;
 use edge_core::reconnect::Reconnect;
-use edge_proto::enrol::{JoinAnswer, JoinRequest};
+use edge_proto::enrol::{Endpoint, HTTP_PATH, JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
@@ -23,13 +24,15 @@ use crate::tls::{self, TimeSource};
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
 const STACK_BYTES: usize = 512 * 1024;
+/// Bytes of the head of an HTTP answer.
+const HEAD_BYTES_MAX: usize = 2 * 1024;
 
 /// Why a join failed, for a person.
 #[derive(Debug)]
 pub enum JoinError {
     /// The token's text is not `em1.ID.SECRET.CAHASH`.
     Token,
-    /// The URL is not `mqtts://HOST[:PORT]`.
+    /// The URL is neither `mqtts://HOST[:PORT]` nor `https://HOST[:PORT]`.
     Url,
     /// Network or TLS.
     Io(&'static str, io::Error),
@@ -39,6 +42,8 @@ pub enum JoinError {
     Random,
     /// The cloud's reason.
     Refused(String),
+    /// HTTP, but not a join's: the status line.
+    Http(String),
     /// The answer is not one.
     Answer,
 }
@@ -47,29 +52,18 @@ impl core::fmt::Display for JoinError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Token => f.write_str("token: not of the form em1.ID.SECRET.CAHASH; make one with `edge-cloud token create`"),
-            Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT]"),
+            Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT] or https://HOST[:PORT]"),
             Self::Io(what, error) => write!(f, "{what}: {error}"),
             Self::Tls(error) => write!(f, "tls: {error}"),
             Self::Random => f.write_str("the system's random source failed"),
             Self::Refused(reason) => write!(f, "refused by the cloud: {reason}"),
+            Self::Http(status) => write!(f, "the server answers {status}: is this port edge-cloud's?"),
             Self::Answer => f.write_str("the cloud's answer is not one of edge-join/1: is this port edge-cloud's?"),
         }
     }
 }
 
 impl core::error::Error for JoinError {}
-
-/// Host and port of `mqtts://HOST[:PORT]`, port 8883 when absent; brackets of IPv6 removed.
-#[must_use]
-pub fn host_and_port(url: &str) -> Option<(String, u16)> {
-    let rest = url.strip_prefix("mqtts://")?.trim_end_matches('/');
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && !port.contains(']') => (host, port.parse().ok()?),
-        _ => (rest, 8883),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    (!host.is_empty() && !host.contains('/')).then(|| (host.to_owned(), port))
-}
 
 struct Token<'a> {
     id: &'a str,
@@ -106,7 +100,7 @@ pub fn join(
     time: TimeSource,
 ) -> Result<(Identity, u64), JoinError> {
     let token = token(token_text).ok_or(JoinError::Token)?;
-    let (host, port) = host_and_port(url).ok_or(JoinError::Url)?;
+    let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
     let (key, csr) = key_and_csr(node, state)?;
     let message = postcard::to_allocvec(&JoinRequest {
         token_id: token.id.to_owned(),
@@ -115,31 +109,42 @@ pub fn join(
         csr,
     })
     .map_err(|_| JoinError::Answer)?;
-    let config = tls::join_config(token.ca_sha256, time).map_err(JoinError::Tls)?;
-    let name = ServerName::try_from(host.clone()).map_err(|_| JoinError::Url)?;
+    let config = tls::join_config(token.ca_sha256, end.https, time).map_err(JoinError::Tls)?;
+    let name = ServerName::try_from(end.host.clone()).map_err(|_| JoinError::Url)?;
     let connection = ClientConnection::new(config, name).map_err(JoinError::Tls)?;
-    let mut stream = StreamOwned::new(connection, connect(&host, port)?);
-    let answer = exchange(&mut stream, &message)?;
-    match postcard::from_bytes(&answer).map_err(|_| JoinError::Answer)? {
-        JoinAnswer::Refused(reason) => Err(JoinError::Refused(reason)),
+    let mut stream = StreamOwned::new(connection, connect(&end.host, end.port)?);
+    let answer = if end.https {
+        exchange_http(&mut stream, &end.host, &message)?
+    } else {
+        exchange(&mut stream, &message)?
+    };
+    let answer = postcard::from_bytes(&answer).map_err(|_| JoinError::Answer)?;
+    let (certificate, ca, unix_s, broker) = match answer {
+        JoinAnswer::Refused(reason) => return Err(JoinError::Refused(reason)),
         JoinAnswer::Accepted {
             certificate,
             ca,
             unix_s,
-        } => {
-            let identity = Identity {
-                node: node.to_owned(),
-                key,
-                certificate,
-                ca,
-                cloud: url.to_owned(),
-            };
-            identity
-                .save(state)
-                .map_err(|error| JoinError::Io("store the identity", error))?;
-            Ok((identity, unix_s))
-        }
-    }
+        } => (certificate, ca, unix_s, None),
+        JoinAnswer::Behind {
+            certificate,
+            ca,
+            unix_s,
+            broker,
+        } => (certificate, ca, unix_s, Some(broker)),
+    };
+    let identity = Identity {
+        node: node.to_owned(),
+        key,
+        certificate,
+        ca,
+        cloud: url.to_owned(),
+        broker,
+    };
+    identity
+        .save(state)
+        .map_err(|error| JoinError::Io("store the identity", error))?;
+    Ok((identity, unix_s))
 }
 
 /// Starts a thread that joins by itself, with the token of the config and a name from its template;
@@ -240,19 +245,83 @@ fn exchange(
     Ok(answer)
 }
 
+/// The same two messages as the bodies of one HTTP request and its answer.
+fn exchange_http(
+    stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    host: &str,
+    message: &[u8],
+) -> Result<Vec<u8>, JoinError> {
+    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let length = message.len().to_string();
+    let head = [
+        "POST ",
+        HTTP_PATH,
+        " HTTP/1.1\r\nhost: ",
+        host,
+        "\r\nconnection: close\r\ncontent-type: application/octet-stream\r\ncontent-length: ",
+        &length,
+        "\r\n\r\n",
+    ];
+    let request = [head.concat().as_bytes(), message].concat();
+    stream.write_all(&request).map_err(failed)?;
+    stream.flush().map_err(failed)?;
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    while answer.len() <= HEAD_BYTES_MAX + ENROL_BYTES_MAX {
+        if let Some(body) = body(&answer)? {
+            return Ok(body.to_vec());
+        }
+        let count = stream.read(&mut piece).map_err(failed)?;
+        let piece = piece.get(..count).filter(|piece| !piece.is_empty());
+        answer.extend_from_slice(piece.ok_or(JoinError::Answer)?);
+    }
+    Err(JoinError::Answer)
+}
+
+/// The body of an HTTP answer, once all of it is there. Anything but a 200 with its length is
+/// none of edge-cloud's.
+fn body(answer: &[u8]) -> Result<Option<&[u8]>, JoinError> {
+    const END: &[u8] = b"\r\n\r\n";
+    let Some(end) = answer.windows(END.len()).position(|bytes| bytes == END) else {
+        return Ok(None);
+    };
+    let (head, rest) = answer.split_at(end);
+    let head = core::str::from_utf8(head).map_err(|_| JoinError::Answer)?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    if !status.starts_with("HTTP/1.1 200") {
+        return Err(JoinError::Http(status.to_owned()));
+    }
+    let length = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse::<usize>().ok())
+        .filter(|length| *length <= ENROL_BYTES_MAX)
+        .ok_or(JoinError::Answer)?;
+    Ok(rest.get(END.len()..END.len() + length))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn urls_name_host_and_port_or_are_refused() {
-        assert_eq!(host_and_port("mqtts://a.b:1"), Some(("a.b".into(), 1)));
-        assert_eq!(host_and_port("mqtts://a.b"), Some(("a.b".into(), 8883)));
-        assert_eq!(host_and_port("mqtts://[::1]:9"), Some(("::1".into(), 9)));
-        assert_eq!(host_and_port("mqtts://[::1]"), Some(("::1".into(), 8883)));
-        for wrong in ["mqtt://a", "mqtts://", "mqtts://a:x", "mqtts://a:70000", ""] {
-            assert_eq!(host_and_port(wrong), None, "{wrong}");
+    fn an_http_answer_counts_when_it_is_whole() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\ndate: x\r\n\r\nabc";
+        for end in 0..whole.len() {
+            assert!(matches!(body(&whole[..end]), Ok(None)), "{end}");
         }
+        assert_eq!(body(whole).unwrap(), Some(b"abc".as_slice()));
+        for wrong in [
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nabc",
+            "HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+            "\r\n\r\n",
+        ] {
+            assert!(body(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert!(body(b"\xff\r\n\r\n").is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT};
+use edge_proto::enrol::{ALPN_HTTP, ALPN_JOIN, ALPN_MQTT};
 
 use crate::identity::Identity;
 
@@ -38,7 +38,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// The usual chain check against one CA, with one exception: while the board's time is untrusted,
+/// The usual chain check against the CAs, with one exception: while the board's time is untrusted,
 /// a certificate that is "not yet valid" is judged at its own NotBefore.
 struct Clockproof {
     inner: Arc<WebPkiServerVerifier>,
@@ -126,7 +126,7 @@ impl ServerCertVerifier for PinnedHash {
         if digest::digest(&digest::SHA256, ca).as_ref() != self.ca_sha256 {
             return Err(unknown);
         }
-        clockproof(ca, &self.provider, &self.time)?
+        clockproof(core::slice::from_ref(ca), &self.provider, &self.time)?
             .verify_server_cert(leaf, between, name, ocsp, now)
     }
 
@@ -158,12 +158,14 @@ impl ServerCertVerifier for PinnedHash {
 }
 
 fn clockproof(
-    ca: &CertificateDer<'_>,
+    anchors: &[CertificateDer<'_>],
     provider: &Arc<CryptoProvider>,
     time: &TimeSource,
 ) -> Result<Clockproof, Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(ca.clone().into_owned())?;
+    for ca in anchors {
+        roots.add(ca.clone().into_owned())?;
+    }
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
@@ -173,15 +175,18 @@ fn clockproof(
     })
 }
 
-/// Configuration of the link: this node's certificate, the one CA, ALPN `mqtt`. Keep it for the
+/// Configuration of the link: this node's certificate, the trusted CAs, ALPN `mqtt`. Keep it for the
 /// life of the process: it holds the resumption ticket, which halves a reconnect.
 ///
 /// # Errors
 /// A key or certificate that rustls refuses.
 pub fn link_config(identity: &Identity, time: TimeSource) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let ca = CertificateDer::from(identity.ca.as_slice());
-    let verifier = clockproof(&ca, &provider, &time)?;
+    let anchors = identity.anchors().iter();
+    let anchors: Vec<_> = anchors
+        .map(|ca| CertificateDer::from(ca.as_slice()))
+        .collect();
+    let verifier = clockproof(&anchors, &provider, &time)?;
     let key = PrivateKeyDer::try_from(identity.key.clone())
         .map_err(|text| Error::General(text.to_owned()))?;
     let chain = vec![CertificateDer::from(identity.certificate.clone())];
@@ -195,11 +200,16 @@ pub fn link_config(identity: &Identity, time: TimeSource) -> Result<Arc<ClientCo
     Ok(Arc::new(config))
 }
 
-/// Configuration of a join: no client certificate, the CA known by its SHA-256 only.
+/// Configuration of a join, by HTTPS or not: no client certificate, the CA known by its SHA-256
+/// only.
 ///
 /// # Errors
 /// None in practice; rustls' own checks of the protocol versions.
-pub fn join_config(ca_sha256: [u8; 32], time: TimeSource) -> Result<Arc<ClientConfig>, Error> {
+pub fn join_config(
+    ca_sha256: [u8; 32],
+    https: bool,
+    time: TimeSource,
+) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = PinnedHash {
         ca_sha256,
@@ -211,7 +221,8 @@ pub fn join_config(ca_sha256: [u8; 32], time: TimeSource) -> Result<Arc<ClientCo
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN_JOIN.to_vec()];
+    let alpn = if https { ALPN_HTTP } else { ALPN_JOIN };
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

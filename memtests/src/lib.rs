@@ -12,8 +12,11 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 pub mod board;
+pub mod broker;
 pub mod measure;
+pub mod scenario;
 
+use broker::Broker;
 use measure::Proxy;
 
 /// Patience with any state; a test that waits longer has failed.
@@ -27,6 +30,7 @@ pub struct Gate {
     port: u16,
     program: PathBuf,
     proxy: Option<Proxy>,
+    broker: Option<Broker>,
     cloud: Option<Child>,
     agent: Option<Child>,
 }
@@ -43,6 +47,8 @@ pub struct Setup {
     pub config: String,
     /// The link goes through a [`Proxy`] that counts its bytes.
     pub counted: bool,
+    /// The link goes through an external [`Broker`], and the join is by HTTPS.
+    pub broker: bool,
     /// Name of an image with busybox in the preload folder.
     pub image: Option<&'static str>,
 }
@@ -55,6 +61,7 @@ impl Default for Setup {
             keepalive: Duration::from_secs(5),
             config: String::new(),
             counted: false,
+            broker: false,
             image: None,
         }
     }
@@ -137,12 +144,20 @@ impl Gate {
         if let Some(image) = setup.image {
             make_image(&dir.join("state/preload/image"), image)?;
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
-        let proxy = setup.counted.then(|| Proxy::start(port)).transpose()?;
-        let entrance = proxy.as_ref().map_or(port, Proxy::port);
-        let url = format!("mqtts://localhost:{entrance}");
+        let port = free_port()?;
+        let broker_port = setup.broker.then(free_port).transpose()?;
+        let link_port = broker_port.unwrap_or(port);
+        let proxy = setup.counted.then(|| Proxy::start(link_port)).transpose()?;
+        let entrance = proxy.as_ref().map_or(link_port, Proxy::port);
+        // A gate behind a broker gets its address by the join, unless the config moves the link.
+        let joins = match setup.broker {
+            true => format!("https://localhost:{port}"),
+            false => format!("mqtts://localhost:{entrance}"),
+        };
+        let url = match setup.broker && !setup.counted {
+            true => joins.clone(),
+            false => format!("mqtts://localhost:{entrance}"),
+        };
         let config = format!(
             "version = 1\nnode = \"gate\"\ncloud = \"{url}\"\n\
              state-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\ncgroup = \"{name}\"\n\
@@ -157,14 +172,29 @@ impl Gate {
             port,
             program: setup.agent.map_or_else(|| program("edge-min"), Ok)?,
             proxy,
+            broker: None,
             cloud: None,
             agent: None,
         };
         gate.manifests(&setup.manifests)?;
+        if let Some(port) = broker_port {
+            let dir = gate.dir.join("broker");
+            let place = dir.display().to_string();
+            let port_text = port.to_string();
+            gate.cloud_text(&[
+                "broker-config",
+                &place,
+                "--name",
+                "localhost",
+                "--port",
+                &port_text,
+            ])?;
+            gate.broker.insert(Broker::new(dir, port)?).start()?;
+        }
         gate.start_cloud()?;
         let token = gate.cloud_text(&["token", "create"])?;
         text(
-            gate.agent_command(&["join", &url, "--token", token.trim()])?
+            gate.agent_command(&["join", &joins, "--token", token.trim()])?
                 .stdin(Stdio::null()),
         )?;
         gate.start_agent()?;
@@ -201,6 +231,50 @@ impl Gate {
     /// The gate is not [`Setup::counted`].
     pub fn proxy(&self) -> Result<&Proxy> {
         self.proxy.as_ref().context("the link is not counted")
+    }
+
+    /// The broker.
+    ///
+    /// # Errors
+    /// The gate is not behind one.
+    pub fn broker(&mut self) -> Result<&mut Broker> {
+        self.broker.as_mut().context("there is no broker")
+    }
+
+    /// Port of the broker.
+    ///
+    /// # Errors
+    /// The gate is not behind one.
+    pub fn broker_port(&self) -> Result<u16> {
+        Ok(self.broker.as_ref().context("there is no broker")?.port())
+    }
+
+    /// Joins another node that has no agent, and returns the folder of its identity.
+    ///
+    /// # Errors
+    /// The cloud's words.
+    pub fn join_another(&self, node: &str) -> Result<PathBuf> {
+        let state = self.dir.join(node);
+        let file = state.with_extension("toml");
+        let config = format!(
+            "version = 1\nnode = \"{node}\"\nstate-dir = \"{0}\"\nrun-dir = \"{0}\"\n",
+            state.display()
+        );
+        fs::write(&file, config)?;
+        let scheme = if self.broker.is_some() {
+            "https"
+        } else {
+            "mqtts"
+        };
+        let url = format!("{scheme}://localhost:{}", self.port);
+        let token = self.cloud_text(&["token", "create"])?;
+        text(Command::new(&self.program).arg("--config").arg(file).args([
+            "join",
+            &url,
+            "--token",
+            token.trim(),
+        ]))?;
+        Ok(state.join("identity"))
     }
 
     /// The agent's state folder.
@@ -245,11 +319,20 @@ impl Gate {
             .create(true)
             .append(true)
             .open(self.dir.join("cloud.log"))?;
-        let child = Command::new(program("edge-cloud")?)
+        let mut command = Command::new(program("edge-cloud")?);
+        if let Some(broker) = &self.broker {
+            command
+                .args(["serve", "--broker"])
+                .arg(format!("mqtts://localhost:{}", broker.port()))
+                .arg("--broker-crl")
+                .arg(broker.dir().join("broker.crl"));
+        } else {
+            command.arg("serve");
+        }
+        let child = command
             .arg("--data")
             .arg(self.dir.join("cloud"))
             .args([
-                "serve",
                 "--name",
                 "localhost",
                 "--listen",
@@ -397,6 +480,11 @@ impl Gate {
             tail.join("\n")
         )
     }
+}
+
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    Ok(listener.local_addr()?.port())
 }
 
 fn kill(child: &mut Option<Child>) -> Result<()> {

@@ -117,6 +117,12 @@ impl Cloud {
         self.link.session.is_some()
     }
 
+    /// The live session.
+    #[must_use]
+    pub const fn session(&self) -> Option<SessionId> {
+        self.link.session
+    }
+
     /// One thing happened at `now`; drain `poll` afterwards.
     pub fn handle(&mut self, now: Millis, input: Input<'_>) {
         match input {

@@ -1,0 +1,293 @@
+//! edge-cloud as a client of an external MQTT broker: one connection carries the frames of all
+//! nodes. Who a node is comes from the topic, which the broker's access control ties to the
+//! node's certificate; [`files`] writes that configuration for mosquitto.
+//!
+//! Nothing is trusted to the broker: QoS 0 and a clean start, and after each connect every node is
+//! probed, at [`PROBES_AT_ONCE`] per [`PROBE_PACE`]. Each connection is a new client, because
+//! rumqttc would carry old requests and a stuck state over.
+//!
+//! Bound: [`REQUESTS_MAX`] frames wait for the socket; further ones are dropped and repeated by
+//! their session.
+
+pub mod files;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edge_proto::enrol::{ALPN_MQTT, Endpoint};
+use edge_proto::limits::{ENROL_BYTES_MAX, FRAME_BYTES_MAX};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use rumqttc::{TlsConfiguration, Transport};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::ca::Ca;
+use crate::links::{Behind, Links};
+
+pub use files::write_crl;
+
+/// The user that edge-cloud is at the broker, the common name of its certificate. No node can have
+/// it: a node's name has no dot.
+pub const USER: &str = "edge-cloud.controller";
+/// Frames that wait for the socket: an inventory's answer for hundreds of nodes at once.
+pub const REQUESTS_MAX: usize = 8_192;
+/// Nodes that are probed in one go after a connect.
+pub const PROBES_AT_ONCE: usize = 50;
+/// Time between two of them: 10,000 nodes are probed in 20 seconds.
+pub const PROBE_PACE: Duration = Duration::from_millis(100);
+/// Time for the controller to give each node its set, before those without one are probed, too.
+pub const UNPLACED: Duration = Duration::from_secs(2);
+/// Bytes of all trust anchors of the broker together; they travel in each join answer.
+pub const ANCHORS_BYTES_MAX: usize = 4 * 1024;
+const _: () = assert!(ANCHORS_BYTES_MAX + 3 * 1024 < ENROL_BYTES_MAX);
+
+/// What all nodes send.
+const FILTER_UP: &str = "m1/u/+/+";
+/// Bytes of one MQTT packet: a frame with its topic. The broker keeps larger ones from us.
+const PACKET_BYTES_MAX: u32 = 9 * 1024;
+const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
+/// rumqttc allocates room for each; QoS 0 needs none.
+const INFLIGHT_MAX: u16 = 8;
+/// A broker that is gone is noticed within two.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Patience with TCP, TLS and CONNACK.
+const CONNECT: Duration = Duration::from_secs(20);
+/// First wait before a new connection; doubles up to [`WAIT_MAX`].
+const WAIT_MIN: Duration = Duration::from_millis(250);
+/// See [`WAIT_MIN`].
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// A connection that lived so long starts the waits anew.
+const GOOD: Duration = Duration::from_secs(60);
+
+/// What `edge-cloud serve` is told of the broker.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `mqtts://HOST[:PORT]`, as edge-cloud and the nodes reach it.
+    pub url: String,
+    /// PEM with the CAs that its certificate is checked against; `None`: edge-cloud's own.
+    pub ca: Option<PathBuf>,
+    /// PEM with edge-cloud's client certificate and its key; `None`: issued at each start.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Where the list of refused certificates is kept for the broker.
+    pub crl: Option<PathBuf>,
+}
+
+/// A broker, ready to connect to.
+pub struct Broker {
+    endpoint: Endpoint,
+    tls: Arc<ClientConfig>,
+}
+
+impl Broker {
+    /// Reads the files, and says what the nodes are told.
+    ///
+    /// # Errors
+    /// What is wrong with the URL or a file.
+    pub fn open(config: &Config, ca: &Ca) -> io::Result<(Self, Behind)> {
+        let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
+        let endpoint = Endpoint::parse(&config.url)
+            .filter(|endpoint| !endpoint.https)
+            .ok_or_else(|| invalid("--broker: not of the form mqtts://HOST[:PORT]"))?;
+        let anchors = config
+            .ca
+            .as_deref()
+            .map_or_else(|| Ok(Vec::new()), certificates)?;
+        if anchors.iter().map(|anchor| anchor.len()).sum::<usize>() > ANCHORS_BYTES_MAX {
+            return Err(invalid("--broker-ca: more than 4 KiB of certificates"));
+        }
+        let own = [ca.der().clone()];
+        let mut roots = RootCertStore::empty();
+        for anchor in if anchors.is_empty() {
+            &own[..]
+        } else {
+            &anchors
+        } {
+            roots.add(anchor.clone()).map_err(io::Error::other)?;
+        }
+        let (chain, key) = match &config.identity {
+            Some((chain, key)) => {
+                let at = |error| named(key, error);
+                (
+                    certificates(chain)?,
+                    PrivateKeyDer::from_pem_file(key).map_err(at)?,
+                )
+            }
+            None => {
+                let (certificate, key) = ca.client(USER).map_err(io::Error::other)?;
+                (vec![certificate], key)
+            }
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .map_err(io::Error::other)?;
+        tls.alpn_protocols = vec![ALPN_MQTT.to_vec()];
+        let behind = Behind {
+            broker: edge_proto::enrol::Broker {
+                url: config.url.clone(),
+                anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
+            },
+            crl: config.crl.clone(),
+        };
+        let tls = Arc::new(tls);
+        Ok((Self { endpoint, tls }, behind))
+    }
+
+    fn options(&self) -> MqttOptions {
+        let mut options = MqttOptions::new(USER, &self.endpoint.host, self.endpoint.port);
+        options
+            .set_keep_alive(KEEPALIVE)
+            .set_clean_start(true)
+            .set_connection_timeout(CONNECT.as_secs())
+            .set_max_packet_size(Some(PACKET_BYTES_MAX))
+            .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
+            .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::clone(
+                &self.tls,
+            ))));
+        options
+    }
+}
+
+fn named(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
+}
+
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| named(path, error))?;
+    if found.is_empty() {
+        return Err(named(path, "no certificate in it"));
+    }
+    Ok(found)
+}
+
+/// Sends frames to nodes over one connection.
+#[derive(Clone)]
+pub struct Publisher {
+    client: AsyncClient,
+}
+
+impl Publisher {
+    /// Hands a frame to the socket; it is lost when [`REQUESTS_MAX`] wait already.
+    pub fn send(&self, node: &str, frame: Vec<u8>) {
+        let topic = format!("m1/d/{node}");
+        let sent = self
+            .client
+            .try_publish(topic, QoS::AtMostOnce, false, frame);
+        if sent.is_err() {
+            log::debug!("frame_dropped node={node}");
+        }
+    }
+}
+
+/// Keeps the connection, for ever.
+pub async fn run(broker: Broker, links: Arc<Links>) {
+    let mut wait = WAIT_MIN;
+    loop {
+        let start = Instant::now();
+        let reason = connection(&broker, &links).await;
+        links.broker_down(&reason);
+        if start.elapsed() >= GOOD {
+            wait = WAIT_MIN;
+        }
+        log::warn!("broker_away error={reason} retry_ms={}", wait.as_millis());
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(WAIT_MAX);
+    }
+}
+
+/// One connection from attempt to end; returns why it ended.
+async fn connection(broker: &Broker, links: &Links) -> String {
+    let (client, mut events) = AsyncClient::new(broker.options(), REQUESTS_MAX);
+    tokio::select! {
+        reason = receive(&mut events, &client, links) => reason,
+        never = probe(links) => match never {},
+    }
+}
+
+/// Never cancelled but with the whole connection: half a connect of rumqttc's would start anew.
+async fn receive(events: &mut EventLoop, client: &AsyncClient, links: &Links) -> String {
+    // rumqttc has no flush deadline, but pings make an event per keepalive: silence over two
+    // means that its loop is stuck.
+    let mut patience = CONNECT + Duration::from_secs(5);
+    loop {
+        let event = match tokio::time::timeout(patience, events.poll()).await {
+            Err(_) => return "no progress within two keepalives".to_owned(),
+            Ok(Err(error)) => return error.to_string(),
+            Ok(Ok(event)) => event,
+        };
+        match event {
+            Event::Incoming(Packet::ConnAck(_)) => {
+                patience = KEEPALIVE * 2;
+                if client.try_subscribe(FILTER_UP, QoS::AtMostOnce).is_err() {
+                    return "cannot subscribe".to_owned();
+                }
+            }
+            Event::Incoming(Packet::SubAck(ack)) => {
+                let granted = |code| matches!(code, &SubscribeReasonCode::Success(_));
+                if !ack.return_codes.iter().all(granted) {
+                    return format!("the broker does not let {USER} read {FILTER_UP}");
+                }
+                let client = client.clone();
+                links.broker_up(Publisher { client });
+            }
+            // A retained message is none of a node's: it is old, and nobody may make one.
+            Event::Incoming(Packet::Publish(publish)) if !publish.retain => {
+                let topic = std::str::from_utf8(&publish.topic).ok();
+                if let Some(node) = topic.and_then(node_of) {
+                    links.frame_from_broker(node, &publish.payload);
+                }
+            }
+            Event::Incoming(Packet::Disconnect(goodbye)) => {
+                return format!("closed by the broker: {:?}", goodbye.reason_code);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Asks all nodes, paced, once the frames of their answers can come.
+async fn probe(links: &Links) -> std::convert::Infallible {
+    loop {
+        links.unasked().await;
+        // A node whose set is not known yet would be asked again when it is.
+        for unplaced in [false, true] {
+            while links.probe(PROBES_AT_ONCE, unplaced) {
+                tokio::time::sleep(PROBE_PACE).await;
+            }
+            tokio::time::sleep(UNPLACED).await;
+        }
+    }
+}
+
+/// The node that a topic is for, if the topic is one: its shard must be that of the name.
+fn node_of(topic: &str) -> Option<&str> {
+    let (shard, node) = topic.strip_prefix("m1/u/")?.split_once('/')?;
+    let [first, ..] = edge_proto::hash::sha256(node.as_bytes()).0;
+    (shard == format!("{first:02x}")).then_some(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_names_its_node_only_under_the_right_shard() {
+        let [first, ..] = edge_proto::hash::sha256(b"gate").0;
+        assert_eq!(node_of(&format!("m1/u/{first:02x}/gate")), Some("gate"));
+        let wrong = first.wrapping_add(1);
+        assert_eq!(node_of(&format!("m1/u/{wrong:02x}/gate")), None);
+        for topic in ["m1/u/gate", "m1/d/gate", "m1/u//gate", "", "m1/u/"] {
+            assert_eq!(node_of(topic), None, "{topic}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Files for the operator of the broker: certificates of our CA, the access control list, and a
+//! mosquitto configuration that uses them.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use rustls_pki_types::PrivateKeyDer;
+
+use super::USER;
+use crate::ca::{Ca, pem};
+
+/// What `edge-cloud broker-config` has written, for a person.
+pub const FILES: [(&str, &str); 8] = [
+    ("ca.crt", "the CA: the broker trusts it for clients"),
+    ("broker.crt", "the broker's certificate"),
+    ("broker.key", "its key"),
+    (
+        "edge-cloud.crt",
+        "edge-cloud's client certificate, for --broker-cert",
+    ),
+    ("edge-cloud.key", "its key, for --broker-key"),
+    ("broker.crl", "the certificates that are refused"),
+    ("acl", "who may read and write what"),
+    ("mosquitto.conf", "a listener that uses all of these"),
+];
+
+/// Who may do what. `%u` is the common name of the client's certificate.
+fn acl() -> String {
+    format!(
+        "# A node reads its own topic and writes its own, its will included.\n\
+         pattern read m1/d/%u\n\
+         pattern write m1/u/+/%u\n\
+         \n\
+         # edge-cloud reads what all nodes write, and the other way round.\n\
+         user {USER}\n\
+         topic read m1/u/+/+\n\
+         topic write m1/d/+\n"
+    )
+}
+
+/// For mosquitto 2.0. `use_username_as_clientid` keeps a node from taking another's session away.
+fn mosquitto(dir: &Path, port: u16) -> String {
+    let dir = dir.display();
+    format!(
+        "per_listener_settings false\n\
+         persistence false\n\
+         retain_available false\n\
+         message_size_limit 8192\n\
+         max_queued_messages 20000\n\
+         allow_anonymous false\n\
+         acl_file {dir}/acl\n\
+         \n\
+         listener {port}\n\
+         tls_version tlsv1.3\n\
+         cafile {dir}/ca.crt\n\
+         certfile {dir}/broker.crt\n\
+         keyfile {dir}/broker.key\n\
+         crlfile {dir}/broker.crl\n\
+         require_certificate true\n\
+         use_identity_as_username true\n\
+         use_username_as_clientid true\n"
+    )
+}
+
+/// Writes [`FILES`] into `dir`, for a broker that is reached under `names`. Keys are for their
+/// owner only.
+///
+/// # Errors
+/// Those of the file system and of the CA.
+pub fn write(
+    dir: &Path,
+    ca: &Ca,
+    names: &[String],
+    port: u16,
+    retired: Vec<(String, u64)>,
+) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let dir = &dir.canonicalize()?;
+    let identity = |name: &str, certificate: &[u8], key: &PrivateKeyDer<'_>| {
+        let public = pem("CERTIFICATE", certificate);
+        replace(&dir.join(format!("{name}.crt")), &public, 0o644)?;
+        let secret = pem("PRIVATE KEY", key.secret_der());
+        replace(&dir.join(format!("{name}.key")), &secret, 0o600)
+    };
+    let (certificate, key) = ca.server(names).map_err(io::Error::other)?;
+    identity("broker", &certificate, &key)?;
+    let (certificate, key) = ca.client(USER).map_err(io::Error::other)?;
+    identity("edge-cloud", &certificate, &key)?;
+    replace(&dir.join("ca.crt"), &pem("CERTIFICATE", ca.der()), 0o644)?;
+    write_crl(&dir.join("broker.crl"), ca, retired)?;
+    replace(&dir.join("acl"), &acl(), 0o644)?;
+    replace(&dir.join("mosquitto.conf"), &mosquitto(dir, port), 0o644)
+}
+
+/// Replaces the list of refused certificates.
+///
+/// # Errors
+/// Those of the file system and of the CA.
+pub fn write_crl(path: &Path, ca: &Ca, retired: Vec<(String, u64)>) -> io::Result<()> {
+    let list = ca
+        .crl(retired, crate::enrol::unix_s())
+        .map_err(io::Error::other)?;
+    replace(path, &list, 0o644)
+}
+
+/// A reader of the file sees the old or the new one.
+fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let at =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder.unwrap_or_else(|| Path::new("."))).map_err(at)?;
+    file.write_all(text.as_bytes()).map_err(at)?;
+    let permissions = Permissions::from_mode(mode);
+    file.as_file().set_permissions(permissions).map_err(at)?;
+    file.as_file().sync_all().map_err(at)?;
+    file.persist(path).map_err(|error| at(error.error))?;
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! The links when an external broker carries them: all nodes share one connection, which says
+//! nothing of who is there. So a node counts as connected by its session alone.
+
+use std::io;
+use std::path::PathBuf;
+
+use edge_proto::frame::Frame;
+use edge_proto::session::Input;
+
+use super::{Connection, Frames, Links, Node, State};
+use crate::broker::{Publisher, write_crl};
+
+/// What an edge-cloud behind an external broker is told.
+#[derive(Clone, Debug)]
+pub struct Behind {
+    /// What a joining node is told of the broker.
+    pub broker: edge_proto::enrol::Broker,
+    /// Where the list of refused certificates is kept for the broker.
+    pub crl: Option<PathBuf>,
+}
+
+impl Links {
+    /// Whether an external broker carries the links.
+    #[must_use]
+    pub const fn is_behind_broker(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    /// The connection to the broker is up. What was lost while it was away, the answers to
+    /// [`Self::probe`] will show.
+    pub fn broker_up(&self, publisher: Publisher) {
+        let mut state = self.lock();
+        state.broker = Some(publisher);
+        state.event("", "BrokerConnected", "every node is asked for its state");
+        self.unasked.notify_one();
+    }
+
+    /// Returns when there may be nodes to [`Self::probe`].
+    pub async fn unasked(&self) {
+        self.unasked.notified().await;
+    }
+
+    /// Asks up to `count` nodes that were not asked since the broker came up, those without a
+    /// desired set only if `unplaced`. `false` when there are none left.
+    #[must_use]
+    pub fn probe(&self, count: usize, unplaced: bool) -> bool {
+        let mut state = self.lock();
+        let silent = |(name, node): (&String, &Node)| {
+            let waits = node.connection.is_none() && (unplaced || node.desired.is_some());
+            (waits && self.registry.knows(name)).then(|| name.clone())
+        };
+        let names: Vec<String> = state.nodes.iter().filter_map(silent).take(count).collect();
+        for name in &names {
+            self.attach(&mut state, name);
+        }
+        !names.is_empty() && state.broker.is_some()
+    }
+
+    /// A node can be reached through the broker, if that is connected: its session asks for it.
+    fn attach(&self, state: &mut State, name: &str) {
+        let Some(publisher) = state.broker.clone() else {
+            return;
+        };
+        state.connections += 1;
+        let id = state.connections;
+        if let Some(node) = state.nodes.get_mut(name) {
+            node.connection = Some(Connection {
+                id,
+                frames: Frames::Broker(publisher, name.to_owned()),
+                heard: self.now(),
+            });
+            self.handle(state, name, Input::TransportUp);
+        }
+    }
+
+    /// A frame that came by the broker, under the name that the broker's access control has let
+    /// it use. What a node says that has not joined, or is revoked, is not heard.
+    pub fn frame_from_broker(&self, name: &str, frame: &[u8]) {
+        let mut state = self.lock();
+        if state.broker.is_none() {
+            return;
+        }
+        if !self.registry.knows(name) {
+            if matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
+                let why = "it is revoked, deleted or has never joined, but the broker lets it in";
+                state.event(name, "Refused", why);
+            }
+            return;
+        }
+        let node = state.nodes.get(name);
+        if node.is_some_and(|node| node.connection.is_none()) {
+            self.attach(&mut state, name);
+        }
+        self.handle(&mut state, name, Input::Frame(frame));
+    }
+
+    /// The connection to the broker is gone, and with it all that was known of presence.
+    pub fn broker_down(&self, reason: &str) {
+        let mut state = self.lock();
+        if state.broker.take().is_none() {
+            return;
+        }
+        state.event("", "BrokerLost", reason);
+        let names: Vec<String> = state.nodes.keys().cloned().collect();
+        for name in names {
+            if let Some(node) = state.nodes.get_mut(&name) {
+                node.connection = None;
+            }
+            self.handle(&mut state, &name, Input::TransportDown);
+        }
+        drop(state);
+        self.changed();
+    }
+
+    /// Writes the list of refused certificates for the broker.
+    pub(super) fn keep_crl(&self) -> io::Result<()> {
+        match self.behind.as_ref().and_then(|behind| behind.crl.as_ref()) {
+            Some(path) => write_crl(path, &self.ca, self.registry.retired()),
+            None => Ok(()),
+        }
+    }
+}
