@@ -191,6 +191,39 @@ fn check_the_board(board: &mut Board, arch: Arch) {
     }
 }
 
+/// A container by runc is killed: the agent is its reaper, knows how it ended, and starts it again.
+/// Then the agent is killed: its init script starts it again, and it takes over all that runs.
+fn kill_container_and_agent(board: &mut Board) {
+    let container = |status: &Value, name: &str| {
+        let pods = status["pods"].as_array().map_or(&[][..], Vec::as_slice);
+        let pod = pods.iter().find(|pod| pod["name"] == name);
+        pod.map_or(Value::Null, |pod| pod["containers"][0].clone())
+    };
+    let camera = container(&board.status().unwrap(), "camera");
+    board.shell(&format!("kill -9 {}", camera["pid"])).unwrap();
+    let status = board
+        .until_status("the container runs again", |status| {
+            let again = container(status, "camera");
+            again["restarts"] == 1 && again["pid"].is_u64() && again["pid"] != camera["pid"]
+        })
+        .unwrap();
+    let camera = container(&status, "camera");
+    assert_eq!(camera["exit_code"], 137, "killed, and the agent saw it");
+    in_sync(board);
+
+    let pids = |status: &Value| -> Vec<u64> {
+        let pods = status["pods"].as_array().map_or(&[][..], Vec::as_slice);
+        let pid = |pod: &Value| pod["containers"][0]["pid"].as_u64();
+        pods.iter().filter_map(pid).collect()
+    };
+    let before = pids(&board.status().unwrap());
+    assert_eq!(before.len(), PODS);
+    let kill = "kill -9 $(ps | awk '/[e]dge-min run$/ {print $1}')";
+    board.shell(kill).unwrap();
+    in_sync(board);
+    assert_eq!(pids(&board.status().unwrap()), before);
+}
+
 /// Changes the ConfigMap and waits until the board has taken the change; returns the root before.
 fn change(board: &mut Board, version: u32) -> Value {
     let older = board.status().unwrap()["desired_root"].clone();
@@ -246,7 +279,8 @@ fn power_cut(board: &mut Board, harm: Option<(&Damage, Value)>, offline: bool) {
 }
 
 /// Goal: the whole path on one board. Method: boot, join, one container by runc and nine processes,
-/// the agent's memory within the board's budget. Then a change arrives and the power is cut at
+/// the agent's memory within the board's budget; a killed container starts again, a killed agent
+/// takes all over. Then a change arrives and the power is cut at
 /// once; the board boots with no cloud at 1970, and all pods run from the medium, by the changed
 /// set. When the cloud is back the roots are equal.
 fn whole_path(arch: Arch, long: bool) {
@@ -255,6 +289,7 @@ fn whole_path(arch: Arch, long: bool) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut board = deploy(arch);
     check_the_board(&mut board, arch);
+    kill_container_and_agent(&mut board);
     change(&mut board, 2);
     power_cut(&mut board, None, false);
     if !long {
