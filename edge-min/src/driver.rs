@@ -83,9 +83,10 @@ struct Driver {
 pub fn run(config: Config) -> Result<(), String> {
     let failed =
         |what: &'static str| move |error: io::Error| [what, ": ", &error.to_string()].concat();
-    nix::sys::prctl::set_child_subreaper(true)
-        .map_err(io::Error::from)
-        .map_err(failed("subreaper"))?;
+    // Without it exit codes of containers by runc are unknown, which is no reason to run none.
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        log::warn!("subreaper_failed error={}", error.desc());
+    }
     std::fs::create_dir_all(&config.run_dir).map_err(failed("run-dir"))?;
     let (store, objects, damage) =
         Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
