@@ -15,9 +15,11 @@ pub mod board;
 pub mod broker;
 pub mod measure;
 pub mod scenario;
+pub mod wan;
 
 use broker::Broker;
 use measure::Proxy;
+use wan::Wan;
 
 /// Patience with any state; a test that waits longer has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,6 +33,8 @@ pub struct Gate {
     program: PathBuf,
     proxy: Option<Proxy>,
     broker: Option<Broker>,
+    wan: Option<Wan>,
+    wrapper: Vec<String>,
     cloud: Option<Child>,
     agent: Option<Child>,
 }
@@ -51,6 +55,14 @@ pub struct Setup {
     pub broker: bool,
     /// Name of an image with busybox in the preload folder.
     pub image: Option<&'static str>,
+    /// Name of the node, or its template.
+    pub node: &'static str,
+    /// The agent joins by itself, with a token in its image.
+    pub joins_itself: bool,
+    /// What runs the agent: a program with its arguments.
+    pub wrapper: Vec<String>,
+    /// The line between agent and cloud; `None` is this host's own loopback.
+    pub wan: Option<Wan>,
 }
 
 impl Default for Setup {
@@ -63,6 +75,10 @@ impl Default for Setup {
             counted: false,
             broker: false,
             image: None,
+            node: "gate",
+            joins_itself: false,
+            wrapper: Vec::new(),
+            wan: None,
         }
     }
 }
@@ -145,6 +161,7 @@ impl Gate {
             make_image(&dir.join("state/preload/image"), image)?;
         }
         let port = free_port()?;
+        let host = setup.wan.as_ref().map_or("localhost", |_| wan::CLOUD);
         let broker_port = setup.broker.then(free_port).transpose()?;
         let link_port = broker_port.unwrap_or(port);
         let proxy = setup.counted.then(|| Proxy::start(link_port)).transpose()?;
@@ -152,19 +169,25 @@ impl Gate {
         // A gate behind a broker gets its address by the join, unless the config moves the link.
         let joins = match setup.broker {
             true => format!("https://localhost:{port}"),
-            false => format!("mqtts://localhost:{entrance}"),
+            false => format!("mqtts://{host}:{entrance}"),
         };
         let url = match setup.broker && !setup.counted {
             true => joins.clone(),
-            false => format!("mqtts://localhost:{entrance}"),
+            false => format!("mqtts://{host}:{entrance}"),
+        };
+        let token_file = dir.join("token");
+        let token_line = match setup.joins_itself {
+            true => format!("token-file = \"{}\"\n", token_file.display()),
+            false => String::new(),
         };
         let config = format!(
-            "version = 1\nnode = \"gate\"\ncloud = \"{url}\"\n\
+            "version = 1\nnode = \"{3}\"\ncloud = \"{url}\"\n{token_line}\
              state-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\ncgroup = \"{name}\"\n\
              keepalive-ms = {1}\n{2}",
             dir.display(),
             setup.keepalive.as_millis(),
             setup.config,
+            setup.node,
         );
         fs::write(dir.join("edge-min.toml"), config)?;
         let mut gate = Self {
@@ -173,6 +196,8 @@ impl Gate {
             program: setup.agent.map_or_else(|| program("edge-min"), Ok)?,
             proxy,
             broker: None,
+            wan: setup.wan,
+            wrapper: setup.wrapper,
             cloud: None,
             agent: None,
         };
@@ -193,10 +218,11 @@ impl Gate {
         }
         gate.start_cloud()?;
         let token = gate.cloud_text(&["token", "create"])?;
-        text(
-            gate.agent_command(&["join", &joins, "--token", token.trim()])?
-                .stdin(Stdio::null()),
-        )?;
+        if setup.joins_itself {
+            fs::write(token_file, token)?;
+        } else {
+            text(&mut gate.agent_command(&["join", &joins, "--token", token.trim()])?)?;
+        }
         gate.start_agent()?;
         Ok(gate)
     }
@@ -283,8 +309,24 @@ impl Gate {
         self.dir.join("state")
     }
 
+    /// The line to the cloud.
+    ///
+    /// # Errors
+    /// The gate was set up without one.
+    pub fn wan(&self) -> Result<&Wan> {
+        self.wan.as_ref().context("the gate has no line")
+    }
+
+    /// The cloud's port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     fn agent_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = Command::new(&self.program);
+        let mut words = self.wan.as_ref().map(Wan::at_gate).unwrap_or_default();
+        words.extend_from_slice(&self.wrapper);
+        let mut command = wrapped(words, &self.program);
         command
             .arg("--config")
             .arg(self.dir.join("edge-min.toml"))
@@ -319,7 +361,11 @@ impl Gate {
             .create(true)
             .append(true)
             .open(self.dir.join("cloud.log"))?;
-        let mut command = Command::new(program("edge-cloud")?);
+        let (name, address, words) = match &self.wan {
+            Some(wan) => (wan::CLOUD, wan::CLOUD, wan.at_cloud()),
+            None => ("localhost", "127.0.0.1", Vec::new()),
+        };
+        let mut command = wrapped(words, &program("edge-cloud")?);
         if let Some(broker) = &self.broker {
             command
                 .args(["serve", "--broker"])
@@ -334,9 +380,9 @@ impl Gate {
             .arg(self.dir.join("cloud"))
             .args([
                 "--name",
-                "localhost",
+                name,
                 "--listen",
-                &format!("127.0.0.1:{}", self.port),
+                &format!("{address}:{}", self.port),
             ])
             .arg("--manifests")
             .arg(self.dir.join("manifests"))
@@ -417,14 +463,22 @@ impl Gate {
         measure::get(&self.dir.join("cloud/api.sock"), target)
     }
 
+    /// What `edge-min ARGS` prints.
+    ///
+    /// # Errors
+    /// Its own words.
+    pub fn agent_text(&self, args: &[&str]) -> Result<String> {
+        text(&mut self.agent_command(args)?)
+    }
+
     /// What `edge-min status --json` says.
     ///
     /// # Errors
     /// The agent does not answer.
     pub fn status(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&text(
-            &mut self.agent_command(&["status", "--json"])?,
-        )?)?)
+        Ok(serde_json::from_str(
+            &self.agent_text(&["status", "--json"])?,
+        )?)
     }
 
     /// Process ids of all running containers, sorted.
@@ -448,7 +502,15 @@ impl Gate {
     /// # Errors
     /// It does not happen.
     pub fn until_converged(&self, pods: usize) -> Result<()> {
-        self.until("the gate converges", |gate| {
+        self.converged_within(PATIENCE, pods)
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// It does not happen.
+    pub fn converged_within(&self, patience: Duration, pods: usize) -> Result<()> {
+        self.until_within(patience, "the gate converges", |gate| {
             let live = gate
                 .status()
                 .is_ok_and(|status| status["connected"] == true && status["in_sync"] == true);
@@ -461,8 +523,21 @@ impl Gate {
     /// # Errors
     /// It does not come; the logs are in the message.
     pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
+        self.until_within(PATIENCE, what, reached)
+    }
+
+    /// Waits for a state with another patience.
+    ///
+    /// # Errors
+    /// It does not come; the logs are in the message.
+    pub fn until_within(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut reached: impl FnMut(&Self) -> bool,
+    ) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < patience {
             if reached(self) {
                 return Ok(());
             }
@@ -476,7 +551,7 @@ impl Gate {
         }
         let tail: Vec<&str> = logs.lines().rev().take(40).collect();
         bail!(
-            "{what}: not within {PATIENCE:?}; newest first:\n{}",
+            "{what}: not within {patience:?}; newest first:\n{}",
             tail.join("\n")
         )
     }
@@ -485,6 +560,19 @@ impl Gate {
 fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     Ok(listener.local_addr()?.port())
+}
+
+/// `program`, run by `words` if there are some.
+fn wrapped(words: Vec<String>, program: &Path) -> Command {
+    let mut words = words.into_iter();
+    match words.next() {
+        None => Command::new(program),
+        Some(first) => {
+            let mut command = Command::new(first);
+            command.args(words).arg(program);
+            command
+        }
+    }
 }
 
 fn kill(child: &mut Option<Child>) -> Result<()> {
