@@ -497,6 +497,29 @@ impl Gate {
         Ok(pids)
     }
 
+    /// Every process in the cgroups of this gate's workloads, sorted.
+    ///
+    /// # Errors
+    /// The hierarchy cannot be read.
+    pub fn cgroup_pids(&self) -> Result<Vec<u64>> {
+        let name = self.dir.file_name().context("a gate has a folder")?;
+        let mut pids = std::collections::BTreeSet::new();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
+            let mut folders = vec![hierarchy.path().join(name)];
+            while let Some(folder) = folders.pop() {
+                let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+                pids.extend(procs.lines().filter_map(|pid| pid.parse::<u64>().ok()));
+                let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+                folders.extend(
+                    entries
+                        .map(|entry| entry.path())
+                        .filter(|path| path.is_dir()),
+                );
+            }
+        }
+        Ok(pids.into_iter().collect())
+    }
+
     /// Waits until `pods` containers run, the link is live and both roots are equal.
     ///
     /// # Errors

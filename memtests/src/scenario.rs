@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::Gate;
 
@@ -17,12 +18,18 @@ kind: ConfigMap
 metadata: {name: lane}
 data: {LANE: \"3\"}
 ";
-    let pod = |index| {
-        format!(
-            "---
+    let pods: Vec<String> = (0..count)
+        .map(|index| pod(&format!("pod-{index}")))
+        .collect();
+    config.to_owned() + &pods.concat()
+}
+
+fn pod(name: &str) -> String {
+    format!(
+        "---
 apiVersion: v1
 kind: Pod
-metadata: {{name: pod-{index}}}
+metadata: {{name: {name}}}
 spec:
   runtimeClassName: process
   terminationGracePeriodSeconds: 1
@@ -31,22 +38,28 @@ spec:
       command: [/bin/sh, -c, 'echo lane $LANE; exec sleep 100000']
       env: [{{name: LANE, valueFrom: {{configMapKeyRef: {{name: lane, key: LANE}}}}}}]
 "
-        )
-    };
-    let pods: Vec<String> = (0..count).map(pod).collect();
-    config.to_owned() + &pods.concat()
+    )
 }
 
-/// No death of the agent touches a workload. kill -9 again and again, in every third round the
-/// stored set is wiped, in every sixth its cache too; the processes must stay the same.
+/// No death of the agent touches a workload, whatever it was doing. In each round other pods come
+/// and go, and the agent is killed at some moment of that; in every third round the stored set is
+/// wiped, in every sixth its cache too. The pods that stay must keep their processes, and nothing
+/// may run that no pod accounts for.
 ///
 /// # Errors
 /// Where it does not hold.
 pub fn agent_killed(mut gate: Gate, rounds: u32) -> Result<()> {
-    gate.manifests(&manifests(3))?;
+    let stay = manifests(3);
+    gate.manifests(&stay)?;
     gate.until_converged(3)?;
     let before = gate.pids()?;
     for round in 0..rounds {
+        let come: Vec<String> = (0..round % 3)
+            .map(|index| pod(&format!("round-{round}-{index}")))
+            .collect();
+        gate.manifests(&[stay.as_str(), &come.concat()].concat())?;
+        // The moment of the kill, spread over the second in which the change is carried out.
+        std::thread::sleep(Duration::from_millis(u64::from(round * 137 % 1000)));
         gate.kill_agent()?;
         if round % 3 == 2 {
             for name in ["desired.a", "desired.b"] {
@@ -58,9 +71,18 @@ pub fn agent_killed(mut gate: Gate, rounds: u32) -> Result<()> {
             fs::remove_dir_all(gate.state_dir().join("cache")).ok();
         }
         gate.start_agent()?;
-        gate.until_converged(3)?;
-        ensure!(gate.pids()? == before, "round {round}");
+        gate.until_converged(3 + come.len())?;
+        let now = gate.pids()?;
+        let kept = before.iter().all(|pid| now.contains(pid));
+        ensure!(kept, "round {round}: {before:?} became {now:?}");
+        gate.until("every process belongs to a pod", |gate| {
+            gate.cgroup_pids().ok() == gate.pids().ok()
+        })?;
     }
+    let status = gate.status()?;
+    let pods = status["pods"].as_array().context("no pods in the status")?;
+    let restarted = pods.iter().find(|pod| pod["restarts"] != 0);
+    ensure!(restarted.is_none(), "{restarted:?}");
     Ok(())
 }
 
