@@ -42,6 +42,14 @@ pub const PROBES_AT_ONCE: usize = 50;
 pub const PROBE_PACE: Duration = Duration::from_millis(100);
 /// Time for the controller to give each node its set, before those without one are probed, too.
 pub const UNPLACED: Duration = Duration::from_secs(2);
+/// Signs of life that a silent node is asked for before it counts as not connected.
+pub const ASKS_MAX: u32 = 3;
+/// Nodes that are asked at once, so that those who were heard at once do not answer at once.
+pub const ASKS_AT_ONCE: usize = 1_000;
+/// Silent nodes are looked for this many times in the allowed silence.
+const ASK_PARTS: u32 = 30;
+/// But not more often than this.
+const ASK_PACE_MIN: Duration = Duration::from_secs(1);
 /// Bytes of all trust anchors of the broker together; they travel in each join answer.
 pub const ANCHORS_BYTES_MAX: usize = 4 * 1024;
 const _: () = assert!(ANCHORS_BYTES_MAX + 3 * 1024 < ENROL_BYTES_MAX);
@@ -75,12 +83,15 @@ pub struct Config {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Where the list of refused certificates is kept for the broker.
     pub crl: Option<PathBuf>,
+    /// A node that is silent for so long is asked for a sign of life, see [`ASKS_MAX`].
+    pub silence: Duration,
 }
 
 /// A broker, ready to connect to.
 pub struct Broker {
     endpoint: Endpoint,
     tls: Arc<ClientConfig>,
+    silence: Duration,
 }
 
 impl Broker {
@@ -137,8 +148,12 @@ impl Broker {
             },
             crl: config.crl.clone(),
         };
-        let tls = Arc::new(tls);
-        Ok((Self { endpoint, tls }, behind))
+        let broker = Self {
+            endpoint,
+            tls: Arc::new(tls),
+            silence: config.silence,
+        };
+        Ok((broker, behind))
     }
 
     fn options(&self) -> MqttOptions {
@@ -211,6 +226,7 @@ async fn connection(broker: &Broker, links: &Links) -> String {
     tokio::select! {
         reason = receive(&mut events, &client, links) => reason,
         never = probe(links) => match never {},
+        never = watch(links, broker.silence) => match never {},
     }
 }
 
@@ -266,6 +282,17 @@ async fn probe(links: &Links) -> std::convert::Infallible {
             }
             tokio::time::sleep(UNPLACED).await;
         }
+    }
+}
+
+/// Asks silent nodes for a sign of life: a broker that is a cluster can lose a will without
+/// losing us.
+async fn watch(links: &Links, silence: Duration) -> std::convert::Infallible {
+    let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+    let pace = (silence / ASK_PARTS).max(ASK_PACE_MIN);
+    loop {
+        tokio::time::sleep(pace).await;
+        links.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);
     }
 }
 

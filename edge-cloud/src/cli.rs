@@ -7,6 +7,7 @@ mod table;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
@@ -136,6 +137,9 @@ struct Serve {
     /// Keeps the list of refused certificates for the broker here.
     #[arg(long, requires = "broker")]
     broker_crl: Option<PathBuf>,
+    /// Asks a node for a sign of life when it was silent for so long: a number with s, m, h or d.
+    #[arg(long, default_value = "30m", value_parser = duration_s)]
+    broker_silence: u64,
 }
 
 impl Serve {
@@ -145,6 +149,7 @@ impl Serve {
             ca: self.broker_ca.clone(),
             identity: self.broker_cert.clone().zip(self.broker_key.clone()),
             crl: self.broker_crl.clone(),
+            silence: Duration::from_secs(self.broker_silence),
         })
     }
 }

@@ -61,6 +61,8 @@ struct Connection {
     frames: Frames,
     /// When the last frame came through it.
     heard: u64,
+    /// Signs of life that were asked for since then, behind a broker.
+    asked: u32,
 }
 
 /// The way of a frame to its node.
@@ -285,6 +287,7 @@ impl Links {
             id,
             frames: Frames::Socket(frames),
             heard: self.now(),
+            asked: 0,
         };
         if node.connection.replace(connection).is_some() {
             self.handle(&mut state, name, Input::TransportDown);
@@ -309,11 +312,8 @@ impl Links {
             Verdict::TakesOver => true,
             Verdict::Refused { ask, proven } => {
                 if ask {
-                    let epoch = self.registry.epoch();
-                    let unix_s = now_unix_s();
-                    let probe = Frame::Probe { epoch, unix_s }.encode();
                     // A full channel belongs to a connection that does not read: it stays silent.
-                    connection.frames.send(probe);
+                    connection.frames.send(self.probe_frame());
                 }
                 if proven {
                     let text = "two boards use this identity, and the one that is connected keeps \
@@ -375,6 +375,12 @@ impl Links {
         if let Err(error) = self.keep_crl() {
             state.event(name, "CrlNotWritten", &error.to_string());
         }
+    }
+
+    fn probe_frame(&self) -> Vec<u8> {
+        let epoch = self.registry.epoch();
+        let unix_s = now_unix_s();
+        Frame::Probe { epoch, unix_s }.encode()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -19,7 +19,7 @@ usage: edge-min [--config FILE] COMMAND
 
 commands:
   run                       runs the agent in the foreground
-  join URL --token TOKEN    joins the cloud at mqtts://HOST[:PORT]; --node NAME or TEMPLATE if the config has none
+  join URL --token TOKEN    joins the cloud at mqtts:// or https://HOST[:PORT]; --node NAME or TEMPLATE if the config has none
   status [--json]           the node, its roots, conditions, pods and memory
   pods [--json]             the pods only
   logs [-f] [--tail BYTES] POD [-c CONTAINER]

@@ -35,6 +35,7 @@ pub struct Gate {
     broker: Option<Broker>,
     wan: Option<Wan>,
     wrapper: Vec<String>,
+    cloud_args: Vec<String>,
     cloud: Option<Child>,
     agent: Option<Child>,
 }
@@ -52,7 +53,9 @@ pub struct Setup {
     /// The link goes through a [`Proxy`] that counts its bytes.
     pub counted: bool,
     /// The link goes through an external [`Broker`], and the join is by HTTPS.
-    pub broker: bool,
+    pub broker: Option<BrokerCa>,
+    /// Further arguments of `edge-cloud serve`.
+    pub cloud: Vec<String>,
     /// Name of an image with busybox in the preload folder.
     pub image: Option<&'static str>,
     /// Name of the node, or its template.
@@ -65,6 +68,15 @@ pub struct Setup {
     pub wan: Option<Wan>,
 }
 
+/// Who has signed a broker's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokerCa {
+    /// edge-cloud's own CA.
+    Own,
+    /// Another one, which edge-cloud is told.
+    Other,
+}
+
 impl Default for Setup {
     fn default() -> Self {
         Self {
@@ -73,7 +85,8 @@ impl Default for Setup {
             keepalive: Duration::from_secs(5),
             config: String::new(),
             counted: false,
-            broker: false,
+            broker: None,
+            cloud: Vec::new(),
             image: None,
             node: "gate",
             joins_itself: false,
@@ -162,16 +175,16 @@ impl Gate {
         }
         let port = free_port()?;
         let host = setup.wan.as_ref().map_or("localhost", |_| wan::CLOUD);
-        let broker_port = setup.broker.then(free_port).transpose()?;
+        let broker_port = setup.broker.map(|_| free_port()).transpose()?;
         let link_port = broker_port.unwrap_or(port);
         let proxy = setup.counted.then(|| Proxy::start(link_port)).transpose()?;
         let entrance = proxy.as_ref().map_or(link_port, Proxy::port);
         // A gate behind a broker gets its address by the join, unless the config moves the link.
-        let joins = match setup.broker {
+        let joins = match setup.broker.is_some() {
             true => format!("https://localhost:{port}"),
             false => format!("mqtts://{host}:{entrance}"),
         };
-        let url = match setup.broker && !setup.counted {
+        let url = match setup.broker.is_some() && !setup.counted {
             true => joins.clone(),
             false => format!("mqtts://{host}:{entrance}"),
         };
@@ -198,6 +211,7 @@ impl Gate {
             broker: None,
             wan: setup.wan,
             wrapper: setup.wrapper,
+            cloud_args: setup.cloud,
             cloud: None,
             agent: None,
         };
@@ -214,6 +228,11 @@ impl Gate {
                 "--port",
                 &port_text,
             ])?;
+            if setup.broker == Some(BrokerCa::Other) {
+                let other = gate.certify_broker("other-ca")?.join("ca.crt");
+                gate.cloud_args.push("--broker-ca".to_owned());
+                gate.cloud_args.push(other.display().to_string());
+            }
             gate.broker.insert(Broker::new(dir, port)?).start()?;
         }
         gate.start_cloud()?;
@@ -259,12 +278,39 @@ impl Gate {
         self.proxy.as_ref().context("the link is not counted")
     }
 
+    /// Gives the broker a certificate of the CA in the folder `data` of the gate's, which may be a
+    /// new one, and returns the folder with that CA's files. The broker reads it when it starts.
+    ///
+    /// # Errors
+    /// edge-cloud's words.
+    pub fn certify_broker(&self, data: &str) -> Result<PathBuf> {
+        let data = self.dir.join(data);
+        let files = data.join("files");
+        text(
+            Command::new(program("edge-cloud")?)
+                .args(["broker-config", "--name", "localhost", "--data"])
+                .args([&data, &files]),
+        )?;
+        for name in ["broker.crt", "broker.key"] {
+            fs::copy(files.join(name), self.dir.join("broker").join(name))?;
+        }
+        Ok(files)
+    }
+
     /// The broker.
     ///
     /// # Errors
     /// The gate is not behind one.
     pub fn broker(&mut self) -> Result<&mut Broker> {
         self.broker.as_mut().context("there is no broker")
+    }
+
+    /// What the broker has logged.
+    ///
+    /// # Errors
+    /// The gate is not behind one; those of the file system.
+    pub fn broker_log(&self) -> Result<String> {
+        self.broker.as_ref().context("there is no broker")?.log()
     }
 
     /// Port of the broker.
@@ -376,6 +422,7 @@ impl Gate {
             command.arg("serve");
         }
         let child = command
+            .args(&self.cloud_args)
             .arg("--data")
             .arg(self.dir.join("cloud"))
             .args([

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_proto::enrol::ALPN_MQTT;
 use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
-use memtests::{Gate, PATIENCE, Setup, scenario};
+use memtests::{BrokerCa, Gate, PATIENCE, Setup, scenario};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet, Publish};
 use rumqttc::v5::{Client, Connection, Event, MqttOptions};
@@ -23,7 +24,7 @@ use serde_json::Value;
 
 fn start() -> Gate {
     Gate::set_up(Setup {
-        broker: true,
+        broker: Some(BrokerCa::Own),
         ..Setup::default()
     })
     .unwrap()
@@ -82,7 +83,7 @@ fn one_probe_after_edge_cloud_was_away_is_enough() {
     gate.until_converged(2).unwrap();
     let before = gate.pids().unwrap();
     gate.kill_cloud().unwrap();
-    std::process::Command::new("kill")
+    Command::new("kill")
         .args(["-9", &before[0].to_string()])
         .status()
         .unwrap();
@@ -108,16 +109,20 @@ fn one_probe_after_edge_cloud_was_away_is_enough() {
         node(gate, "gate")["in_sync"] == true && restarts.any(|count| count == Some(1))
     })
     .unwrap();
-    let log = gate.broker().unwrap().log().unwrap();
+    let log = gate.broker_log().unwrap();
+    assert_eq!(probes(&log[seen..]), 1, "{}", &log[seen..]);
+}
+
+/// Probes that the gate was sent, by this part of mosquitto's log. No other frame is as short.
+fn probes(log: &str) -> usize {
     let probe = Frame::Probe {
         epoch: now(),
         unix_s: now(),
     };
     let size = format!("({} bytes)", probe.encode().len());
     let to_gate = |line: &&str| line.contains("Sending PUBLISH to gate ");
-    let sent = log[seen..].lines().filter(to_gate);
-    let probes = sent.filter(|line| line.contains(&size)).count();
-    assert_eq!(probes, 1, "{}", &log[seen..]);
+    let sent = log.lines().filter(to_gate);
+    sent.filter(|line| line.contains(&size)).count()
 }
 
 fn now() -> u64 {
@@ -191,6 +196,86 @@ fn the_will_of_a_dead_agent_ends_its_session() {
     .unwrap();
     gate.start_agent().unwrap();
     gate.until_converged(1).unwrap();
+}
+
+/// Goal: a node that dies unseen by the broker is found out, and one that is only quiet is left in
+/// peace. Method: the agent stops with its connection open, under a keepalive that is longer than
+/// the test.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_silent_node_is_asked_and_a_dead_one_found_out() {
+    let mut gate = Gate::set_up(Setup {
+        broker: Some(BrokerCa::Own),
+        keepalive: Duration::from_secs(600),
+        cloud: vec!["--broker-silence".to_owned(), "2s".to_owned()],
+        ..Setup::default()
+    })
+    .unwrap();
+    gate.manifests(&scenario::manifests(1)).unwrap();
+    gate.until_converged(1).unwrap();
+    let before = gate.pids().unwrap();
+    let seen = gate.broker().unwrap().log().unwrap().len();
+    gate.until("it is asked three times", |gate| {
+        probes(&gate.broker_log().unwrap()[seen..]) >= 3
+    })
+    .unwrap();
+    assert!(!has_event(&gate, "gate", "Disconnected"));
+    let signal = |name: &str| {
+        let pid = gate.agent_pid().unwrap().to_string();
+        let status = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(status.success());
+    };
+    signal("-STOP");
+    gate.until("edge-cloud sees it go", |gate| {
+        node(gate, "gate")["connected"] == false
+    })
+    .unwrap();
+    signal("-CONT");
+    gate.until("edge-cloud sees it again", |gate| {
+        node(gate, "gate")["in_sync"] == true
+    })
+    .unwrap();
+    assert_eq!(gate.pids().unwrap(), before);
+}
+
+/// Goal: the broker is trusted by the CA that edge-cloud was told, and by no other, by both ends.
+/// Method: a broker of another CA; then it shows a certificate of edge-cloud's own CA, which is
+/// good for enrolment only; then its own again.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_broker_is_trusted_by_the_ca_that_was_told_alone() {
+    let mut gate = Gate::set_up(Setup {
+        broker: Some(BrokerCa::Other),
+        ..Setup::default()
+    })
+    .unwrap();
+    gate.manifests(&scenario::manifests(1)).unwrap();
+    gate.until_converged(1).unwrap();
+    let before = gate.pids().unwrap();
+
+    gate.broker().unwrap().kill().unwrap();
+    gate.certify_broker("cloud").unwrap();
+    let lost = events(&gate).len();
+    gate.broker().unwrap().start().unwrap();
+    gate.until("both refuse it", |gate| {
+        let why = "invalid peer certificate";
+        let node = gate.status().unwrap()["link_error"].to_string();
+        let cloud = fs::read_to_string(gate.dir().join("cloud.log")).unwrap();
+        node.contains(why) && cloud.contains(why)
+    })
+    .unwrap();
+    assert_eq!(gate.status().unwrap()["connected"], false);
+    let connects = events(&gate)[lost..].to_vec();
+    let connects = connects
+        .iter()
+        .filter(|event| event["reason"] == "BrokerConnected");
+    assert_eq!(connects.count(), 0);
+
+    gate.broker().unwrap().kill().unwrap();
+    gate.certify_broker("other-ca").unwrap();
+    gate.broker().unwrap().start().unwrap();
+    gate.until_converged(1).unwrap();
+    assert_eq!(gate.pids().unwrap(), before);
 }
 
 /// Goal: revocation ends a live session, and with the list of refused certificates the broker lets

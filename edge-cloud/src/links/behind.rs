@@ -68,6 +68,7 @@ impl Links {
                 id,
                 frames: Frames::Broker(publisher, name.to_owned()),
                 heard: self.now(),
+                asked: 0,
             });
             self.handle(state, name, Input::TransportUp);
         }
@@ -91,7 +92,38 @@ impl Links {
         if node.is_some_and(|node| node.connection.is_none()) {
             self.attach(&mut state, name);
         }
+        let now = self.now();
+        let connection = state.nodes.get_mut(name);
+        if let Some(connection) = connection.and_then(|node| node.connection.as_mut()) {
+            connection.heard = now;
+            connection.asked = 0;
+        }
         self.handle(&mut state, name, Input::Frame(frame));
+    }
+
+    /// Asks up to `count` nodes for a sign of life that have a live session and were silent for
+    /// `silence_ms`. One that has not answered `asks` times is not connected: its will was lost.
+    pub fn ask_silent(&self, silence_ms: u64, asks: u32, count: usize) {
+        let now = self.now();
+        let mut state = self.lock();
+        let mut gone = Vec::new();
+        let silent = state.nodes.iter_mut().filter_map(|(name, node)| {
+            let connection = node.connection.as_mut().filter(|_| node.live)?;
+            let silent = now.saturating_sub(connection.heard) >= silence_ms;
+            silent.then_some((name, connection))
+        });
+        for (name, connection) in silent.take(count) {
+            if connection.asked < asks {
+                connection.asked += 1;
+                connection.frames.send(self.probe_frame());
+            } else {
+                gone.push(name.clone());
+            }
+        }
+        for name in gone {
+            self.handle(&mut state, &name, Input::TransportDown);
+            self.handle(&mut state, &name, Input::TransportUp);
+        }
     }
 
     /// The connection to the broker is gone, and with it all that was known of presence.
