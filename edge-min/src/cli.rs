@@ -127,6 +127,9 @@ fn command(options: &Options) -> Result<ExitCode, Failure> {
     match words.as_slice() {
         ["run"] => {
             crate::logger::init();
+            crate::sys::ignore_for_this_process_only();
+            // Whatever init has: others read volumes, and nobody else writes state.
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
             crate::driver::run(load(options)?)?;
         }
         ["join", url] => join(options, url)?,

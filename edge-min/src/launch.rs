@@ -1,6 +1,7 @@
 //! `edge-min launch`: the last steps of a `process` container, in a process of its own with one
 //! thread. Reads a [`Plan`] from stdin, enters the cgroup, leaves its state for a later agent,
-//! mounts, drops privileges and becomes the program. Stdout is a pipe to the agent that closes on
+//! mounts, drops privileges and becomes the program. Nothing of the agent's own is passed on: not
+//! its session, signals, umask, descriptors, OOM score, groups or capabilities. Stdout is a pipe to the agent that closes on
 //! exec: what comes through it is why there was none.
 
 use std::fs::{self, File, OpenOptions};
@@ -12,12 +13,24 @@ use std::process::{Command, ExitCode, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
+
+use crate::{exec, sys};
 
 /// Bytes of a plan: environment and arguments are the bulk.
 const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Exit code when the program could not be started; as in a shell.
 const EXIT_NOT_STARTED: u8 = 127;
+/// Files and directories that a program makes are not for others to write, as in containers.
+const UMASK: u32 = 0o022;
+/// Soft limit of open files: more breaks programs with select(2). A program may raise it to the
+/// hard limit, which stays as the board has it.
+const FILES_SOFT: u64 = 1024;
+/// Numbers of capabilities that the kernel's masks have room for.
+const CAPABILITIES_MAX: u32 = 64;
 
 /// A bind mount.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +41,17 @@ pub struct Bind {
     pub target: PathBuf,
     /// Mounted read-only.
     pub read_only: bool,
+}
+
+/// Rights of root that a container keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Capabilities, as the kernel's bits: all that it can ever have.
+    pub granted: u64,
+    /// Those of them that a user other than root gets too.
+    pub for_users: u64,
+    /// It may gain more, by setuid programs.
+    pub privileged: bool,
 }
 
 /// Everything about the process.
@@ -43,6 +67,8 @@ pub struct Plan {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
+    /// What it may ever have of root's rights.
+    pub rights: Rights,
     /// Files to write the own pid to.
     pub procs_files: Vec<PathBuf>,
     /// Bind mounts.
@@ -73,6 +99,8 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .map_err(because("read the plan"))?;
     let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let pid = std::process::id();
+    sys::close_on_exec().map_err(because("descriptors"))?;
+    forget_the_agent().map_err(because("process attributes"))?;
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
@@ -101,22 +129,94 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .args(args)
         .env_clear()
         .envs(plan.env.iter().map(|(name, value)| (name, value)))
-        .current_dir(&plan.cwd)
         .stdin(Stdio::null())
         .stdout(Stdio::from(log))
         .stderr(Stdio::from(errors));
     let pipe = keep_pipe()?;
-    if let Some(gid) = plan.gid.or(plan.uid) {
-        command.gid(gid);
-    }
-    if let Some(uid) = plan.uid {
-        command.uid(uid);
+    drop_privileges(&plan).map_err(because("drop privileges"))?;
+    if let Err(error) = std::env::set_current_dir(&plan.cwd) {
+        return Err(because(
+            &["workingDir ", &plan.cwd.to_string_lossy()].concat(),
+        )(error));
     }
     let error = command.exec();
-    let reason = [program, ": ", &error.to_string()].concat();
+    let mut env = plan.env.iter();
+    let search = env.find(|(name, _)| name == "PATH");
+    let search = search.map_or("", |(_, value)| value);
+    let reason = exec::explain(&error, program, search, &plan.cwd);
     // Stdout may be the log by now; the kept pipe is not.
     drop(File::from(pipe).write_all(reason.as_bytes()));
     Err(String::new())
+}
+
+/// Undoes what the agent, or whoever started it, has set for itself.
+fn forget_the_agent() -> io::Result<()> {
+    sys::default_signals();
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));
+    fs::write("/proc/self/oom_score_adj", oom_score_adj().to_string())?;
+    // Cores fill the medium. A program may raise it.
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, hard)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(FILES_SOFT), hard)?;
+    Ok(())
+}
+
+/// OOM score of workloads: the agent's own, without its protection.
+#[must_use]
+pub fn oom_score_adj() -> i32 {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse::<i32>().unwrap_or(0).max(0)
+}
+
+/// Becomes the plan's user with no right but those of the plan, for good.
+fn drop_privileges(plan: &Plan) -> io::Result<()> {
+    let Rights {
+        granted,
+        for_users,
+        privileged,
+    } = plan.rights;
+    let user = plan.uid.unwrap_or(0);
+    let group = Gid::from_raw(plan.gid.unwrap_or(user));
+    setgroups(&[])?;
+    setresgid(group, group, group)?;
+    for number in 0..CAPABILITIES_MAX {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        // A number that this kernel does not know is the end of the list.
+        let Ok(have) = thread::capability_is_in_bounding_set(one) else {
+            break;
+        };
+        if have && granted >> number & 1 == 0 {
+            thread::remove_capability_from_bounding_set(one)?;
+        }
+    }
+    let (keep, ambient) = if user == 0 {
+        (granted, 0)
+    } else {
+        thread::set_keep_capabilities(true)?;
+        (for_users, for_users)
+    };
+    let user = Uid::from_raw(user);
+    setresuid(user, user, user)?;
+    let have = thread::capabilities(None)?.permitted;
+    let keep = have & CapabilitySet::from_bits_retain(keep);
+    let ambient = have & CapabilitySet::from_bits_retain(ambient);
+    let sets = CapabilitySets {
+        effective: keep,
+        permitted: keep,
+        inheritable: ambient,
+    };
+    thread::set_capabilities(None, sets)?;
+    // Before Linux 4.3 there is no such set, and nothing to clear.
+    thread::clear_ambient_capability_set().ok();
+    for one in ambient.iter() {
+        thread::configure_capability_in_ambient_set(one, true)?;
+    }
+    if !privileged {
+        thread::set_no_new_privs(true)?;
+    }
+    Ok(())
 }
 
 /// The pipe to the agent under a number that closes on exec.

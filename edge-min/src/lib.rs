@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod csr;
 pub mod driver;
+pub mod exec;
 pub mod identity;
 pub mod image;
 pub mod join;

@@ -20,8 +20,8 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
-pub use crate::launch::Bind;
 use crate::launch::Plan;
+pub use crate::launch::{Bind, Rights};
 use crate::reaper::{Newborns, Process};
 use crate::tree;
 
@@ -51,6 +51,8 @@ pub struct Spec {
     pub uid_number: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
+    /// What it may have of root's rights.
+    pub rights: Rights,
     /// Bind mounts.
     pub binds: Vec<Bind>,
     /// Limits.
@@ -195,6 +197,7 @@ impl Runtime {
             cwd: spec.cwd.clone(),
             uid: spec.uid_number,
             gid: spec.gid,
+            rights: spec.rights,
             procs_files: self.cgroups.procs_files(path),
             binds: spec.binds.clone(),
             log,

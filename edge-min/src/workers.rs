@@ -10,14 +10,14 @@ use async_channel::{Receiver, RecvError, Sender, TrySendError};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Uid};
-use edge_proto::object::{Container, RuntimeClass};
+use edge_proto::object::{CAPABILITIES_ALL, Container, RuntimeClass, granted};
 use edge_proto::session::Payload;
 
 use crate::cgroup::Limits;
 use crate::image::Images;
 use crate::launch::Bind;
 use crate::runtime::volume::{self, Content};
-use crate::runtime::{Rootfs, Runtime, Spec};
+use crate::runtime::{Rights, Rootfs, Runtime, Spec};
 use crate::store::{Applied, Store};
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
@@ -429,6 +429,10 @@ fn spec(
             "neither the Pod nor its image names a command".to_owned(),
         ));
     }
+    let rights = rights(container);
+    if rights.privileged && rootfs.is_some() {
+        return Err(config("privileged is for processes only".to_owned()));
+    }
     let cwd = container.working_dir.clone().unwrap_or(cwd);
     let resources = &container.resources;
     Ok(Spec {
@@ -441,6 +445,7 @@ fn spec(
         cwd: PathBuf::from(if cwd.is_empty() { "/" } else { &cwd }),
         uid_number: container.user.or(user),
         gid: container.group,
+        rights,
         binds,
         limits: Limits {
             cpu_millis: resources.cpu_millis,
@@ -450,6 +455,26 @@ fn spec(
         hostname: start.pod.clone(),
         read_only_root: container.read_only_root,
     })
+}
+
+fn rights(container: &Container) -> Rights {
+    let (add, drop) = (container.add_capabilities, container.drop_capabilities);
+    if container.privileged {
+        return Rights {
+            granted: CAPABILITIES_ALL,
+            for_users: 0,
+            privileged: true,
+        };
+    }
+    let granted = granted(add, drop);
+    // Whoever asks for one by name means it for the container's user, whoever that is. `ALL` is
+    // what a container of root may have.
+    let for_users = if add == CAPABILITIES_ALL { 0 } else { add };
+    Rights {
+        granted,
+        for_users: granted & for_users,
+        privileged: false,
+    }
 }
 
 fn default_path() -> Vec<(String, String)> {

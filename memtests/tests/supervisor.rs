@@ -162,3 +162,154 @@ fn a_container_that_cannot_be_cleared_says_so_and_is_cleared_later() {
     drop(gate);
     fs::remove_dir_all(&dir).unwrap();
 }
+
+/// Value of a line of `/proc/PID/status`.
+fn status_line(pid: u64, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap().trim().to_owned()
+}
+
+/// The same as a mask.
+fn mask(pid: u64, name: &str) -> u64 {
+    u64::from_str_radix(&status_line(pid, name), 16).unwrap()
+}
+
+/// Goal: a container has the documented rights and nothing of the agent's own, in both runtimes.
+/// Method: an agent that was started with everything set wrongly (signals ignored and blocked, a
+/// group, an open file, a umask, an OOM score); the kernel says what its containers have.
+#[test]
+#[ignore = "needs root, runc and umoci"]
+fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
+    /// The default set of containerd.
+    const DEFAULT: u64 = 0xa804_25fb;
+    const SYS_TIME: u64 = 1 << 25;
+    let contexts = [
+        ("plain", "{}"),
+        ("user", "{runAsUser: 1234, runAsGroup: 4321}"),
+        (
+            "named",
+            "{runAsUser: 1234, capabilities: {add: [SYS_TIME], drop: [CHOWN]}}",
+        ),
+        ("none", "{capabilities: {drop: [ALL]}}"),
+        ("all", "{privileged: true}"),
+    ];
+    let script = "umask; ls /proc/self/fd | wc -l; ulimit -c; exec sleep 100000";
+    let mut manifests = String::new();
+    for (name, context) in contexts {
+        for process in [true, false] {
+            if name == "all" && !process {
+                continue;
+            }
+            let name = format!("{name}-{}", if process { "process" } else { "box" });
+            let pod = pod(&name, process, "Always", script);
+            manifests += &pod.replace(
+                "{name: main,",
+                &format!("{{name: main, securityContext: {context},"),
+            );
+        }
+    }
+    // The shell of Debian cannot block a signal, but ignore it.
+    let dir = std::env::temp_dir().join(format!("edge-min-agent-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let agent = dir.join("agent");
+    let real = memtests::program("edge-min").unwrap();
+    fs::write(
+        &agent,
+        format!(
+            "#!/bin/sh\ntrap '' HUP INT QUIT USR1 ALRM\numask 077\nexec 7</etc/passwd\n\
+             echo 300 >/proc/self/oom_score_adj\nexec setpriv --groups 5,6 {} \"$@\"\n",
+            real.display()
+        ),
+    )
+    .unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    let gate = Gate::set_up(Setup {
+        agent: Some(agent),
+        manifests,
+        image: Some(IMAGE),
+        ..Setup::default()
+    })
+    .unwrap();
+    gate.until_converged(9).unwrap();
+    let own = u64::from(gate.agent_pid().unwrap());
+    assert_eq!(
+        status_line(own, "Groups:"),
+        "5 6",
+        "the agent is not as set up"
+    );
+    let all = mask(own, "CapBnd:");
+    for (name, _) in contexts {
+        for runtime in ["process", "box"] {
+            let name = format!("{name}-{runtime}");
+            let Some(found) = container(&gate, &name) else {
+                assert_eq!(name, "all-box");
+                continue;
+            };
+            let pid = found["pid"].as_u64().unwrap();
+            let sets = ["CapBnd:", "CapPrm:", "CapEff:", "CapInh:", "CapAmb:"];
+            let sets = sets.map(|set| mask(pid, set));
+            let named = (DEFAULT | SYS_TIME) & !1 & all;
+            let (wanted, no_new_privs) = match name.split('-').next().unwrap() {
+                "plain" => ([DEFAULT, DEFAULT, DEFAULT, 0, 0], "1"),
+                "user" => ([DEFAULT, 0, 0, 0, 0], "1"),
+                "named" => {
+                    let time = SYS_TIME & all;
+                    ([named, time, time, time, time], "1")
+                }
+                "none" => ([0; 5], "1"),
+                _ => ([all, all, all, 0, 0], "0"),
+            };
+            assert_eq!(sets, wanted.map(|set| set & all), "{name}");
+            assert_eq!(status_line(pid, "NoNewPrivs:"), no_new_privs, "{name}");
+            assert_eq!(status_line(pid, "Groups:"), "", "{name}");
+            let (user, group) = match name.split('-').next().unwrap() {
+                "user" => ("1234", "4321"),
+                "named" => ("1234", "1234"),
+                _ => ("0", "0"),
+            };
+            assert_eq!(status_line(pid, "Uid:"), [user; 4].join("\t"), "{name}");
+            assert_eq!(status_line(pid, "Gid:"), [group; 4].join("\t"), "{name}");
+            // Signals 32 and 33 are the C library's own, which it lets nobody set.
+            let ignored = mask(pid, "SigIgn:") & !(0b11 << 31);
+            assert_eq!(ignored, 0, "{name}");
+            assert_eq!(mask(pid, "SigBlk:"), 0, "{name}");
+            let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+            assert_eq!(score, "300\n", "{name}");
+            let log = gate.cloud_text(&["logs", &format!("gate/{name}")]).unwrap();
+            let said: Vec<&str> = log.split_whitespace().collect();
+            // Standard three and the list itself.
+            assert_eq!(said[..2], ["0022", "4"], "{name}");
+            if runtime == "process" {
+                assert_eq!(said[2], "0", "{name}");
+            }
+        }
+    }
+    drop(gate);
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Goal: a program that cannot be executed says why, and leaves nothing behind.
+#[test]
+#[ignore = "needs root"]
+fn a_program_that_cannot_run_says_why_in_the_status() {
+    let command = |name: &str, program: &str| {
+        pod(name, true, "Always", "").replace("[/bin/sh, -c, '']", &format!("[{program}]"))
+    };
+    let missing = command("missing", "/nowhere/toll");
+    let plain = command("plain", "/etc/passwd");
+    let gate = Gate::start(&(missing + &plain)).unwrap();
+    let says = |gate: &Gate, pod: &str, words: &str| {
+        container(gate, pod).is_some_and(|one| {
+            let message = one["message"].as_str().unwrap_or_default();
+            one["reason"] == "RunContainerError" && message.contains(words)
+        })
+    };
+    gate.until("both say why", |gate| {
+        says(gate, "missing", "/nowhere/toll: there is no such file")
+            && says(gate, "plain", "/etc/passwd: is not executable: chmod +x")
+    })
+    .unwrap();
+    let agent = gate.agent_pid().unwrap();
+    assert_eq!(children(agent), []);
+}

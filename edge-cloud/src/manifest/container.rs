@@ -1,6 +1,7 @@
 //! Containers of a pod.
 
 use edge_proto::limits::{ARGV_MAX, ENV_MAX};
+use edge_proto::object::{CAPABILITY_NAMES, capability};
 use edge_proto::object::{Container, EnvFrom, EnvValue, EnvVar, Pod, Resources, RuntimeClass};
 
 use super::expand::expand;
@@ -297,8 +298,23 @@ fn security(
                 "is not supported for a process: it runs on the node's own root",
             );
         }
-        context.only("privileged", false, "is not supported");
-        context.only("allowPrivilegeEscalation", true, "is not supported");
+        container.privileged = context.flag("privileged");
+        if container.privileged && runtime == RuntimeClass::Runc {
+            context.refuse("privileged", "is supported for a process only");
+        }
+        // No container gains privileges after its start, so that asking for it changes nothing.
+        let escalation = context.take("allowPrivilegeEscalation");
+        if let Some(field) = escalation
+            && field.boolean() == Some(false)
+            && container.privileged
+        {
+            field.refuse("must not be false for a privileged container");
+        }
+        if let Some(mut lists) = context.take("capabilities").and_then(|f| f.object()) {
+            container.add_capabilities = capabilities(&mut lists, "add");
+            container.drop_capabilities = capabilities(&mut lists, "drop");
+            lists.finish(&[]);
+        }
         context.finish(&[]);
     }
     if non_root && container.user.unwrap_or_default() == 0 {
@@ -307,6 +323,22 @@ fn security(
             "must be a user above 0 because of runAsNonRoot: the image's own user is not known here",
         );
     }
+}
+
+/// The bits of a list of capabilities.
+fn capabilities(lists: &mut Object<'_>, key: &str) -> u64 {
+    let items = lists.take(key).map(|f| f.list(CAPABILITY_NAMES.len() + 1));
+    let mut bits = 0;
+    for item in items.unwrap_or_default() {
+        match item.text().map(capability) {
+            Some(Some(bit)) => bits |= bit,
+            Some(None) => {
+                item.refuse("must be ALL or a capability without CAP_, such as NET_ADMIN")
+            }
+            None => {}
+        }
+    }
+    bits
 }
 
 /// Ports say what a container listens on; on the node's own network that changes nothing, as

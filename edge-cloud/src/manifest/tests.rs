@@ -53,7 +53,9 @@ spec:
     resources:
       requests: {cpu: 50m}
       limits: {cpu: 100m, memory: 64Mi, edge-min.io/pids: 16}
-    securityContext: {runAsUser: 1000, runAsGroup: 1000, runAsNonRoot: true}
+    securityContext:
+      {runAsUser: 1000, runAsGroup: 1000, runAsNonRoot: true, allowPrivilegeEscalation: false,
+       capabilities: {add: [SYS_TIME, NET_ADMIN], drop: [ALL]}}
     volumeMounts:
     - {name: lane, mountPath: /etc/lane, readOnly: true}
     - {name: tmp, mountPath: /scratch, subPath: a/b}
@@ -113,6 +115,8 @@ fn every_kind_is_read() {
     assert_eq!(container.resources.memory_bytes, Some(64 << 20));
     assert_eq!(container.resources.pids, Some(16));
     assert_eq!(container.user, Some(1000));
+    assert_eq!(container.add_capabilities, 1 << 25 | 1 << 12);
+    assert_eq!(container.drop_capabilities, u64::MAX);
     assert_eq!(container.mounts[1].sub_path, "a/b");
     assert!(matches!(
         &pod.volumes[0].source,
@@ -178,6 +182,11 @@ fn each_refusal_names_its_field() {
             "",
             "    securityContext: {privileged: true}",
             format!("{c}.securityContext.privileged"),
+        ),
+        (
+            "",
+            "    securityContext: {capabilities: {add: [NET_ADMIN, CAP_SYS_TIME]}}",
+            format!("{c}.securityContext.capabilities.add[1]"),
         ),
         (
             "",

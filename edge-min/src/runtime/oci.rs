@@ -1,26 +1,11 @@
-//! runc's `config.json`, as data. Capabilities, masked and read-only paths are those that Docker
-//! and containerd give by default.
+//! runc's `config.json`, as data. Masked and read-only paths are those that Docker and containerd
+//! give by default.
 
+use edge_proto::object::CAPABILITY_NAMES;
 use serde_json::{Value, json};
 
 use super::Spec;
 
-const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
 const MASKED: [&str; 8] = [
     "/proc/acpi",
     "/proc/kcore",
@@ -47,6 +32,8 @@ pub(super) fn config(spec: &Spec, cgroups_path: &str) -> Value {
         .map(|(name, value)| [name, "=", value].concat())
         .collect();
     let uid = spec.uid_number.unwrap_or(0);
+    let granted = names(spec.rights.granted);
+    let for_users = names(if uid == 0 { 0 } else { spec.rights.for_users });
     json!({
         "ociVersion": "1.0.2",
         "process": {
@@ -56,11 +43,14 @@ pub(super) fn config(spec: &Spec, cgroups_path: &str) -> Value {
             "env": env,
             "cwd": spec.cwd,
             "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
+                "bounding": granted,
+                "effective": granted,
+                "permitted": granted,
+                "inheritable": for_users,
+                "ambient": for_users,
             },
             "noNewPrivileges": true,
+            "oomScoreAdj": crate::launch::oom_score_adj(),
         },
         "root": { "path": "rootfs", "readonly": spec.read_only_root },
         "hostname": spec.hostname,
@@ -75,6 +65,16 @@ pub(super) fn config(spec: &Spec, cgroups_path: &str) -> Value {
             "readonlyPaths": READ_ONLY,
         },
     })
+}
+
+fn names(capabilities: u64) -> Vec<String> {
+    let mut names = Vec::new();
+    for (number, name) in CAPABILITY_NAMES.iter().enumerate() {
+        if capabilities >> number & 1 == 1 {
+            names.push(["CAP_", name].concat());
+        }
+    }
+    names
 }
 
 fn mounts(spec: &Spec) -> Vec<Value> {

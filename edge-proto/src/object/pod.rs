@@ -85,6 +85,12 @@ pub struct Container {
     pub group: Option<u32>,
     /// The root filesystem is read-only.
     pub read_only_root: bool,
+    /// Capabilities beyond the default set, as bits; all ones is `ALL`.
+    pub add_capabilities: u64,
+    /// Capabilities of the default set that are taken away, as bits; all ones is `ALL`.
+    pub drop_capabilities: u64,
+    /// Every privilege of the agent; for processes only.
+    pub privileged: bool,
 }
 
 /// One environment variable.
@@ -321,6 +327,9 @@ impl Container {
         fields.put(10, Skip::Refused, &self.user);
         fields.put(11, Skip::Refused, &self.group);
         fields.put(12, Skip::Refused, &self.read_only_root);
+        fields.put(13, Skip::Refused, &self.add_capabilities);
+        fields.put(14, Skip::Refused, &self.drop_capabilities);
+        fields.put(15, Skip::Refused, &self.privileged);
         fields.into_bytes()
     }
 
@@ -341,6 +350,9 @@ impl Container {
                 10 => container.user = field.read()?,
                 11 => container.group = field.read()?,
                 12 => container.read_only_root = field.read()?,
+                13 => container.add_capabilities = field.read()?,
+                14 => container.drop_capabilities = field.read()?,
+                15 => container.privileged = field.read()?,
                 _ => field.unknown()?,
             }
         }
