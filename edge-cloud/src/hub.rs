@@ -1,6 +1,7 @@
 //! The one port of an embedded edge-cloud: TLS, then by ALPN either one enrolment or MQTT 5 for
-//! one node. Behind an external broker it is for enrolment only, bare or by HTTPS. It speaks only as much MQTT as a link needs: one subscription, QoS 0, no retained
-//! messages. Who a node is comes from its certificate and nowhere else.
+//! one node. Behind an external broker it is for enrolment only, bare or by HTTPS. It speaks only
+//! as much MQTT as a link needs: one subscription, QoS 0, no retained messages. Who a node is comes
+//! from its certificate and nowhere else.
 
 use std::io;
 use std::sync::Arc;
@@ -102,18 +103,17 @@ struct Mqtt<S> {
     sending: BytesMut,
     /// Bytes wait in `sending`, or in TLS below it.
     unsent: bool,
-    /// When the socket last took something, or there was nothing to take.
+    /// When the socket last took something, or there was first something to take.
     taken: Instant,
     topic_up: String,
     topic_down: String,
 }
 
 impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
-    async fn open(stream: S, peer: &Peer, links: &Arc<Links>) -> io::Result<()> {
-        let node = peer.node.as_str();
+    fn new(stream: S, node: &str) -> Self {
         let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
         let (reader, writer) = tokio::io::split(stream);
-        let mut mqtt = Self {
+        Self {
             reader,
             writer,
             received: BytesMut::with_capacity(1024),
@@ -122,7 +122,12 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
             taken: Instant::now(),
             topic_up: format!("m1/u/{shard:02x}/{node}"),
             topic_down: format!("m1/d/{node}"),
-        };
+        }
+    }
+
+    async fn open(stream: S, peer: &Peer, links: &Arc<Links>) -> io::Result<()> {
+        let node = peer.node.as_str();
+        let mut mqtt = Self::new(stream, node);
         let Packet::Connect(connect, will, _) = timely(OPENING, mqtt.read()).await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
         };
@@ -303,10 +308,124 @@ async fn drain(
     loop {
         // First, so that no more than one round waits inside TLS.
         writer.flush().await?;
-        *taken = Instant::now();
         if sending.is_empty() {
             return Ok(());
         }
         writer.write_buf(sending).await?;
+        *taken = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::v5::mqttbytes::v5::{Filter, PingReq, Subscribe};
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::ca::Ca;
+
+    const KEEPALIVE: Duration = Duration::from_secs(60);
+
+    /// A node's end of a connection that the hub serves, and the way of frames to the node.
+    struct Served {
+        stream: DuplexStream,
+        frames: mpsc::Sender<Vec<u8>>,
+        start: Instant,
+        end: tokio::task::JoinHandle<io::Result<()>>,
+        _data: tempfile::TempDir,
+    }
+
+    /// `buffer` bytes lie between the ends, as in the buffers of two kernels.
+    async fn serve(buffer: usize) -> Served {
+        let data = tempfile::tempdir().unwrap();
+        let links = Links::open(data.path(), Ca::open(data.path()).unwrap(), None).unwrap();
+        let (stream, far) = tokio::io::duplex(buffer);
+        let (frames, mut receiver) = mpsc::channel(FRAMES_MAX);
+        let mut served = Served {
+            stream,
+            frames,
+            start: Instant::now(),
+            end: tokio::spawn(async move {
+                let silence = KEEPALIVE * SILENCE_PERCENT / 100;
+                let mut mqtt = Mqtt::new(far, "gate");
+                mqtt.run("gate", 1, silence, &mut receiver, &links).await
+            }),
+            _data: data,
+        };
+        let filter = Filter::new("m1/d/gate", QoS::AtMostOnce);
+        served
+            .send(&Packet::Subscribe(Subscribe::new(filter, None)))
+            .await;
+        served
+    }
+
+    impl Served {
+        async fn send(&mut self, packet: &Packet) {
+            let mut bytes = BytesMut::new();
+            packet.write(&mut bytes, None).unwrap();
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+
+        async fn reason(self) -> (String, Duration) {
+            let error = self.end.await.unwrap().unwrap_err();
+            (error.to_string(), self.start.elapsed())
+        }
+    }
+
+    /// Goal: that the hub can still send does not keep a dead node alive. Method: room for all
+    /// that is sent, virtual time.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_dropped_within_two_keepalives_whatever_is_sent_to_it() {
+        let served = serve(1 << 20).await;
+        let frames = served.frames.clone();
+        tokio::spawn(async move {
+            while frames.send(vec![0; 100]).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        });
+        let (reason, after) = served.reason().await;
+        assert_eq!(reason, "silent over its keepalive");
+        assert!(after > KEEPALIVE && after <= KEEPALIVE * 2, "{after:?}");
+    }
+
+    /// Goal: a node that lives and reads nothing holds neither memory nor its place.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_pings_and_reads_nothing_is_dropped() {
+        let mut served = serve(1024).await;
+        served.frames.send(vec![0; 4096]).await.unwrap();
+        while !served.end.is_finished() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let mut bytes = BytesMut::new();
+            Packet::PingReq(PingReq).write(&mut bytes, None).unwrap();
+            // The last one may find the connection closed.
+            served.stream.write_all(&bytes).await.ok();
+        }
+        let (reason, after) = served.reason().await;
+        assert_eq!(reason, "reads nothing");
+        assert!(after <= WRITE + KEEPALIVE, "{after:?}");
+    }
+
+    /// Goal: two ends that both have much to say do not wait for each other. Method: a node that
+    /// reads only when it has written all, over buffers that hold half a frame.
+    #[tokio::test(start_paused = true)]
+    async fn the_hub_reads_while_it_cannot_write() {
+        let mut served = serve(4096).await;
+        for _ in 0..FRAMES_MAX {
+            served.frames.send(vec![0; FRAME_BYTES_MAX]).await.unwrap();
+        }
+        let shard = edge_proto::hash::sha256(b"gate").0[0];
+        let topic = format!("m1/u/{shard:02x}/gate");
+        for _ in 0..FRAMES_MAX {
+            let frame = vec![0; FRAME_BYTES_MAX];
+            let publish = Publish::new(topic.as_str(), QoS::AtMostOnce, frame, None);
+            served.send(&Packet::Publish(publish)).await;
+        }
+        let mut came = 0;
+        let mut buffer = vec![0; 65_536];
+        while came < FRAMES_MAX * FRAME_BYTES_MAX {
+            came += served.stream.read(&mut buffer).await.unwrap();
+        }
+        assert!(!served.end.is_finished());
+        assert_eq!(served.start.elapsed(), Duration::ZERO);
     }
 }
