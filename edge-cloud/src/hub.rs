@@ -11,8 +11,8 @@ use bytes::BytesMut;
 use edge_proto::enrol::ALPN_JOIN;
 use edge_proto::limits::{FRAME_BYTES_MAX, KEEPALIVE_S_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, PingResp, Publish,
-    SubAck, SubscribeReasonCode,
+    ConnAck, ConnectReturnCode, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet,
+    PingResp, Publish, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
 use tokio::io::{
@@ -216,8 +216,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 }
                 frame = frames.recv(), if self.sending.len() < AHEAD_BYTES_MAX => {
                     let Some(frame) = frame else {
-                        let goodbye = Disconnect::new(DisconnectReasonCode::SessionTakenOver);
-                        self.put(&Packet::Disconnect(goodbye))?;
+                        self.put(&goodbye(DisconnectReasonCode::SessionTakenOver, "taken over"))?;
                         return self.drain().await;
                     };
                     if subscribed {
@@ -240,8 +239,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     }
 
     async fn end(&mut self, why: &'static str) -> io::Result<()> {
-        let goodbye = Disconnect::new(DisconnectReasonCode::NotAuthorized);
-        self.put(&Packet::Disconnect(goodbye))?;
+        self.put(&goodbye(DisconnectReasonCode::NotAuthorized, why))?;
         self.drain().await?;
         Err(io::Error::other(why))
     }
@@ -297,6 +295,18 @@ fn acknowledge(code: ConnectReturnCode) -> Packet {
         code,
         properties: None,
     })
+}
+
+/// With a reason: rumqttc writes a wrong length for a DISCONNECT that has a code and nothing else.
+fn goodbye(code: DisconnectReasonCode, why: &str) -> Packet {
+    let mut goodbye = Disconnect::new(code);
+    goodbye.properties = Some(DisconnectProperties {
+        reason_string: Some(why.to_owned()),
+        session_expiry_interval: None,
+        user_properties: Vec::new(),
+        server_reference: None,
+    });
+    Packet::Disconnect(goodbye)
 }
 
 /// Writes and flushes all of `sending`. Cancel-safe: what was taken has left `sending`.

@@ -59,7 +59,7 @@ enum Heard {
 struct Connection {
     id: u64,
     frames: Frames,
-    /// When the last frame came through it.
+    /// When the last frame came through it, behind a broker.
     heard: u64,
     /// Signs of life that were asked for since then, behind a broker.
     asked: u32,
@@ -308,7 +308,7 @@ impl Links {
             node.takeovers.vacant();
             return true;
         };
-        match node.takeovers.newcomer(now, connection.heard) {
+        match node.takeovers.newcomer(now) {
             Verdict::TakesOver => true,
             Verdict::Refused { ask, proven } => {
                 if ask {
@@ -327,15 +327,11 @@ impl Links {
 
     /// A frame from a node's connection.
     pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
-        let now = self.now();
         let mut state = self.lock();
-        let current = state
-            .nodes
-            .get_mut(name)
-            .and_then(|node| node.connection.as_mut());
         // A connection that was taken over may still have frames in its buffer.
-        if let Some(connection) = current.filter(|connection| connection.id == id) {
-            connection.heard = now;
+        let current = |node: &&mut Node| node.connection.as_ref().is_some_and(|one| one.id == id);
+        if let Some(node) = state.nodes.get_mut(name).filter(current) {
+            node.takeovers.heard();
             self.handle(&mut state, name, Input::Frame(frame));
         }
     }

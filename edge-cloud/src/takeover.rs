@@ -37,35 +37,35 @@ pub struct Takeovers {
     at: Vec<u64>,
     /// When the live connection was asked for a sign of life.
     asked: Option<u64>,
+    /// It has given one since.
+    answered: bool,
     proof: Option<u64>,
 }
 
 impl Takeovers {
-    /// A newcomer is there while another connection is live, which was last heard at `heard`.
-    pub fn newcomer(&mut self, now: u64, heard: u64) -> Verdict {
+    /// A newcomer is there while another connection is live.
+    pub fn newcomer(&mut self, now: u64) -> Verdict {
         self.at.retain(|at| now.saturating_sub(*at) < WINDOW_MS);
         if self.at.len() < TAKEOVERS_MAX && !self.cloned(now) {
             self.at.push(now);
+            self.asked = None;
             return Verdict::TakesOver;
         }
         match self.asked {
-            Some(asked) if heard > asked => {
+            Some(_) if self.answered => {
                 let proven = !self.cloned(now);
                 self.proof = Some(now);
-                self.asked = Some(now);
-                Verdict::Refused { ask: true, proven }
+                self.ask(now, proven)
             }
             Some(asked) if now.saturating_sub(asked) >= ANSWER_MS => {
                 self.asked = None;
                 Verdict::TakesOver
             }
-            asked => {
-                self.asked = asked.or(Some(now));
-                Verdict::Refused {
-                    ask: asked.is_none(),
-                    proven: false,
-                }
-            }
+            Some(_) => Verdict::Refused {
+                ask: false,
+                proven: false,
+            },
+            None => self.ask(now, false),
         }
     }
 
@@ -74,6 +74,17 @@ impl Takeovers {
         let proven = !self.cloned(now);
         self.proof = Some(now);
         proven
+    }
+
+    const fn ask(&mut self, now: u64, proven: bool) -> Verdict {
+        self.asked = Some(now);
+        self.answered = false;
+        Verdict::Refused { ask: true, proven }
+    }
+
+    /// The live connection was heard.
+    pub const fn heard(&mut self) {
+        self.answered = true;
     }
 
     /// The live connection has ended by itself: the next one is welcome.
@@ -102,7 +113,8 @@ mod tests {
     fn suspicious() -> Takeovers {
         let mut takeovers = Takeovers::default();
         for now in [0, 1_000, 2_000] {
-            assert_eq!(takeovers.newcomer(now, 0), Verdict::TakesOver);
+            assert_eq!(takeovers.newcomer(now), Verdict::TakesOver);
+            takeovers.heard();
         }
         takeovers
     }
@@ -114,42 +126,51 @@ mod tests {
     #[test]
     fn a_silent_connection_gives_its_place_away_and_is_no_clone() {
         let mut takeovers = suspicious();
-        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
-        assert_eq!(takeovers.newcomer(5_000, 2_500), WAITS);
-        assert_eq!(takeovers.newcomer(13_000, 2_500), Verdict::TakesOver);
+        assert_eq!(takeovers.newcomer(3_000), asks(false));
+        assert_eq!(takeovers.newcomer(5_000), WAITS);
+        assert_eq!(takeovers.newcomer(13_000), Verdict::TakesOver);
         assert!(!takeovers.cloned(13_000));
     }
 
     #[test]
     fn an_answer_proves_a_clone_and_keeps_the_place_for_as_long_as_answers_come() {
         let mut takeovers = suspicious();
-        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
-        assert_eq!(takeovers.newcomer(5_000, 3_050), asks(true));
+        assert_eq!(takeovers.newcomer(3_000), asks(false));
+        takeovers.heard();
+        assert_eq!(takeovers.newcomer(3_000), asks(true));
         // The window of takeovers is long over, and still it is refused.
-        let mut heard = 5_050;
         for now in (600_000..6_000_000).step_by(600_000) {
-            assert_eq!(takeovers.newcomer(now, heard), asks(false), "{now}");
+            takeovers.heard();
+            assert_eq!(takeovers.newcomer(now), asks(false), "{now}");
             assert!(takeovers.cloned(now));
-            heard = now + 50;
         }
+        takeovers.heard();
         // The live board is switched off without a word.
-        assert_eq!(takeovers.newcomer(6_000_000, heard), asks(false));
-        assert_eq!(takeovers.newcomer(6_005_000, heard), WAITS);
-        assert_eq!(takeovers.newcomer(6_010_000, heard), Verdict::TakesOver);
+        assert_eq!(takeovers.newcomer(6_000_000), asks(false));
+        assert_eq!(takeovers.newcomer(6_005_000), WAITS);
+        assert_eq!(takeovers.newcomer(6_010_000), Verdict::TakesOver);
     }
 
     #[test]
     fn a_lone_board_is_free_again_after_the_window() {
         let mut takeovers = suspicious();
-        assert_eq!(takeovers.newcomer(400_000, 2_500), Verdict::TakesOver);
+        assert_eq!(takeovers.newcomer(3_000), asks(false));
+        for now in [400_000, 410_000, 420_000] {
+            assert_eq!(takeovers.newcomer(now), Verdict::TakesOver);
+            takeovers.heard();
+        }
+        // The question of then proves nothing now.
+        assert_eq!(takeovers.newcomer(430_000), asks(false));
+        assert!(!takeovers.cloned(430_000));
     }
 
     #[test]
     fn an_earlier_question_says_nothing_of_the_next_connection() {
         let mut takeovers = suspicious();
-        assert_eq!(takeovers.newcomer(3_000, 2_500), asks(false));
+        assert_eq!(takeovers.newcomer(3_000), asks(false));
         takeovers.vacant();
-        assert_eq!(takeovers.newcomer(4_000, 3_500), asks(false));
+        takeovers.heard();
+        assert_eq!(takeovers.newcomer(4_000), asks(false));
         assert!(!takeovers.cloned(4_000));
     }
 }

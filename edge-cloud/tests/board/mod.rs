@@ -1,0 +1,432 @@
+//! A whole edge-cloud port, and boards that speak real TLS and MQTT to it, well or badly.
+#![allow(dead_code, reason = "each test uses a part")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use edge_cloud::ca::{Ca, Request};
+use edge_cloud::links::Links;
+use edge_cloud::nodes::{NodeView, Nodes as _};
+use edge_cloud::registry::{NodeRecord, Registry};
+use edge_cloud::{hub, tls};
+use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
+use edge_proto::session::{Device, DeviceConfig, Input, Output};
+use rcgen::KeyPair;
+use rumqttc::v5::mqttbytes::v5::{
+    Connect, ConnectReturnCode, Filter, LastWill, Packet, Publish, Subscribe,
+};
+use rumqttc::v5::mqttbytes::{Error, QoS};
+use rustls::client::Resumption;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Patience with any state.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+}
+
+/// Certificate and key of a board.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    certificate: CertificateDer<'static>,
+    key: Vec<u8>,
+    pub(crate) serial: String,
+}
+
+/// A certificate of `ca` that lives for so many seconds from `unix_s` on.
+pub(crate) fn identity(ca: &Ca, node: &str, unix_s: u64, life_s: u64) -> Identity {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let request = Request::read(csr.der()).unwrap();
+    let issued = ca.node(node, &request, None, unix_s, life_s).unwrap();
+    Identity {
+        certificate: issued.der.into(),
+        key: key.serialize_der(),
+        serial: issued.serial,
+    }
+}
+
+/// An edge-cloud that serves nodes; no controller gives them anything.
+pub(crate) struct Cloud {
+    pub(crate) links: Arc<Links>,
+    pub(crate) ca: Ca,
+    address: SocketAddr,
+    _data: tempfile::TempDir,
+}
+
+impl Cloud {
+    /// With these nodes, whose certificates live for an hour.
+    pub(crate) async fn with<const N: usize>(nodes: [&str; N]) -> (Self, [Identity; N]) {
+        Self::with_lives(nodes.map(|node| (node, 3_600))).await
+    }
+
+    /// With these nodes, whose certificates live for so many seconds.
+    pub(crate) async fn with_lives<const N: usize>(
+        nodes: [(&str, u64); N],
+    ) -> (Self, [Identity; N]) {
+        let data = tempfile::tempdir().unwrap();
+        let ca = Ca::open(data.path()).unwrap();
+        let registry = Registry::open(data.path(), now()).unwrap();
+        let identities = nodes.map(|(node, life_s)| {
+            let identity = identity(&ca, node, now(), life_s);
+            let record = NodeRecord {
+                serial: identity.serial.clone(),
+                ..NodeRecord::default()
+            };
+            registry.add(node, record).unwrap();
+            identity
+        });
+        drop(registry);
+        let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
+        let links = Links::open(data.path(), Ca::open(data.path()).unwrap(), None).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (serving, ticking) = (Arc::clone(&links), Arc::clone(&links));
+        tokio::spawn(async move {
+            hub::serve(listener, TlsAcceptor::from(Arc::new(config)), serving).await;
+        });
+        tokio::spawn(async move { ticking.tick().await });
+        let cloud = Self {
+            links,
+            ca,
+            address,
+            _data: data,
+        };
+        (cloud, identities)
+    }
+
+    pub(crate) fn view(&self, node: &str) -> Option<NodeView> {
+        self.links
+            .views()
+            .into_iter()
+            .find(|view| view.name == node)
+    }
+
+    pub(crate) fn is_live(&self, node: &str) -> bool {
+        self.view(node).is_some_and(|view| view.connected)
+    }
+
+    pub(crate) fn events(&self, node: &str, reason: &str) -> usize {
+        let events = self.links.events().into_iter();
+        events
+            .filter(|event| event.node == node && event.reason == reason)
+            .count()
+    }
+
+    /// Waits for a state of the links.
+    pub(crate) async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
+        let mut changes = self.links.changes();
+        let wait = async {
+            while !reached(self) {
+                changes.changed().await.unwrap();
+            }
+        };
+        let result = tokio::time::timeout(PATIENCE, wait).await;
+        assert!(result.is_ok(), "{what}: {:?}", self.links.events());
+    }
+
+    /// One TLS connection. Whether the client's certificate is taken shows only when it is read.
+    pub(crate) async fn tls(&self, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let tcp = TcpStream::connect(self.address).await?;
+        tcp.set_nodelay(true)?;
+        TlsConnector::from(Arc::clone(config))
+            .connect(name, tcp)
+            .await
+    }
+
+    /// Connects and waits for the answer; the reason when there is no link.
+    pub(crate) async fn client(&self, node: &str, identity: &Identity) -> Result<Client, String> {
+        let config = self.config(ALPN_MQTT, Some(identity));
+        self.client_with(node, &config, None).await
+    }
+
+    pub(crate) async fn client_with(
+        &self,
+        id: &str,
+        config: &Arc<ClientConfig>,
+        will: Option<LastWill>,
+    ) -> Result<Client, String> {
+        let stream = self.tls(config).await.map_err(|error| error.to_string())?;
+        let mut client = Client {
+            stream,
+            buffer: BytesMut::new(),
+        };
+        let connect = Connect {
+            keep_alive: 60,
+            client_id: id.to_owned(),
+            clean_start: true,
+            properties: None,
+        };
+        client
+            .write(&Packet::Connect(connect, will, None))
+            .await
+            .map_err(|error| error.to_string())?;
+        match client.read().await.map_err(|error| error.to_string())? {
+            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => Ok(client),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    pub(crate) fn config(&self, alpn: &[u8], identity: Option<&Identity>) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => builder
+                .with_client_auth_cert(
+                    vec![identity.certificate.clone()],
+                    PrivatePkcs8KeyDer::from(identity.key.clone()).into(),
+                )
+                .unwrap(),
+        };
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.resumption = Resumption::in_memory_sessions(2);
+        Arc::new(config)
+    }
+
+    pub(crate) fn mqtt_config(&self, identity: Option<&Identity>) -> Arc<ClientConfig> {
+        self.config(ALPN_MQTT, identity)
+    }
+
+    /// Joins with a token.
+    pub(crate) async fn join(&self, token: &str, node: &str) -> Result<Identity, String> {
+        let mut stream = self.tls(&self.config(ALPN_JOIN, None)).await.unwrap();
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        let parts: Vec<_> = token.split('.').collect();
+        let bytes = edge_proto::encode(&JoinRequest {
+            token_id: parts[1].to_owned(),
+            token_secret: parts[2].to_owned(),
+            node: node.to_owned(),
+            csr: csr.der().to_vec(),
+        });
+        stream.write_u16(bytes.len() as u16).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut answer).await.unwrap();
+        let answer = postcard::from_bytes(&answer).unwrap();
+        if let JoinAnswer::Refused(reason) = answer {
+            return Err(reason);
+        }
+        let JoinAnswer::Accepted { certificate, .. } = answer else {
+            panic!("{answer:?}");
+        };
+        Ok(Identity {
+            certificate: certificate.into(),
+            key: key.serialize_der(),
+            serial: String::new(),
+        })
+    }
+}
+
+pub(crate) fn topic_up(node: &str) -> String {
+    let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
+    format!("m1/u/{shard:02x}/{node}")
+}
+
+pub(crate) fn topic_down(node: &str) -> String {
+    format!("m1/d/{node}")
+}
+
+/// One MQTT connection.
+pub(crate) struct Client {
+    stream: TlsStream<TcpStream>,
+    buffer: BytesMut,
+}
+
+impl Client {
+    pub(crate) async fn write(&mut self, packet: &Packet) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        packet.write(&mut bytes, None).unwrap();
+        self.stream.write_all(&bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// The next packet.
+    pub(crate) async fn read(&mut self) -> io::Result<Packet> {
+        loop {
+            match Packet::read(&mut self.buffer, None) {
+                Ok(packet) => return Ok(packet),
+                Err(Error::InsufficientBytes(_)) => {}
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            }
+            let read = self.stream.read_buf(&mut self.buffer);
+            match tokio::time::timeout(PATIENCE, read).await {
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => drop(count?),
+            }
+        }
+    }
+
+    /// What the cloud says until it closes; fails if it does not close.
+    pub(crate) async fn last_words(&mut self) -> Vec<Packet> {
+        let mut packets = Vec::new();
+        loop {
+            match self.read().await {
+                Ok(packet) => packets.push(packet),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    panic!("still open: {packets:?}")
+                }
+                Err(_) => return packets,
+            }
+        }
+    }
+
+    pub(crate) async fn subscribe(&mut self, topic: &str) -> io::Result<()> {
+        let mut subscribe = Subscribe::new(Filter::new(topic, QoS::AtMostOnce), None);
+        subscribe.pkid = 1;
+        self.write(&Packet::Subscribe(subscribe)).await
+    }
+
+    pub(crate) async fn publish(
+        &mut self,
+        topic: &str,
+        qos: QoS,
+        frame: Vec<u8>,
+    ) -> io::Result<()> {
+        let mut publish = Publish::new(topic, qos, frame, None);
+        publish.pkid = if qos == QoS::AtMostOnce { 0 } else { 1 };
+        self.write(&Packet::Publish(publish)).await
+    }
+}
+
+/// How a board answers a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// At once and whole.
+    Whole,
+    /// Never.
+    Never,
+    /// With a first piece, and then never again.
+    Half,
+}
+
+/// A board with a session, as the agent runs it.
+pub(crate) struct Board {
+    client: Client,
+    device: Device,
+    node: String,
+    answers: Answers,
+    start: Instant,
+}
+
+impl Board {
+    /// Connects and subscribes.
+    pub(crate) async fn open(
+        cloud: &Cloud,
+        node: &str,
+        identity: &Identity,
+        answers: Answers,
+    ) -> Result<Self, String> {
+        let mut client = cloud.client(node, identity).await?;
+        let broke = |error: io::Error| error.to_string();
+        client.subscribe(&topic_down(node)).await.map_err(broke)?;
+        match client.read().await.map_err(broke)? {
+            Packet::SubAck(_) => {}
+            other => return Err(format!("{other:?}")),
+        }
+        let seed: [u8; 8] = rand();
+        let config = DeviceConfig {
+            kinds: u32::MAX,
+            agent: "test".to_owned(),
+        };
+        let mut board = Self {
+            client,
+            device: Device::new(config, u64::from_le_bytes(seed)),
+            node: node.to_owned(),
+            answers,
+            start: Instant::now(),
+        };
+        board.handle(Input::TransportUp).await.map_err(broke)?;
+        Ok(board)
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    pub(crate) fn will(&self) -> Vec<u8> {
+        self.device.will()
+    }
+
+    async fn handle(&mut self, input: Input<'_>) -> io::Result<()> {
+        self.device.handle(self.now(), input);
+        while let Some(output) = self.device.poll() {
+            match output {
+                Output::Send(frame) => {
+                    let topic = topic_up(&self.node);
+                    self.client.publish(&topic, QoS::AtMostOnce, frame).await?;
+                }
+                Output::Apply { ticket, .. } => {
+                    let refused = Vec::new();
+                    let now = self.now();
+                    self.device.handle(now, Input::Applied { ticket, refused });
+                }
+                Output::CallRequest { id, .. } if self.answers != Answers::Never => {
+                    let bytes = b"\0line\n".to_vec();
+                    let end = self.answers == Answers::Whole;
+                    let now = self.now();
+                    self.device
+                        .handle(now, Input::CallAnswer { id, bytes, end });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until the connection ends.
+    pub(crate) async fn run(&mut self) -> io::Result<()> {
+        loop {
+            let wait = self.device.deadline().unwrap_or(u64::MAX);
+            let wait = Duration::from_millis(wait.saturating_sub(self.now()).min(60_000));
+            // Reading again after the deadline loses nothing: the bytes are in the buffer.
+            match tokio::time::timeout(wait, self.client.read()).await {
+                Err(_) => self.handle(Input::Tick).await?,
+                Ok(Ok(Packet::Publish(publish))) => {
+                    self.handle(Input::Frame(&publish.payload)).await?;
+                }
+                Ok(Ok(Packet::Disconnect(_))) => return Ok(()),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {}
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives the bare connection back.
+    pub(crate) fn into_client(self) -> Client {
+        self.client
+    }
+}
+
+fn rand<const N: usize>() -> [u8; N] {
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0; N];
+    ring::rand::SystemRandom::new().fill(&mut bytes).unwrap();
+    bytes
+}

@@ -1,0 +1,335 @@
+//! Goal: who a node is, what it may do, and when its link ends, is as promised. Method: the real
+//! port with real certificates, and boards that speak real MQTT over TLS, badly where it matters.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod board;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use board::{Answers, Board, Cloud, Identity, identity, now, topic_down, topic_up};
+use edge_cloud::ca::Ca;
+use edge_cloud::metrics;
+use edge_cloud::nodes::Nodes as _;
+use edge_cloud::source::Status;
+use edge_proto::call::{LogsRequest, METHOD_LOGS};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Packet};
+use rustls::HandshakeKind;
+
+/// A board that comes back whenever its link ends, until it is switched off. It counts its links.
+struct Restless {
+    links: Arc<AtomicU32>,
+    refusals: Arc<AtomicU32>,
+    off: Arc<AtomicBool>,
+}
+
+impl Restless {
+    fn switch_on(cloud: &Arc<Cloud>, node: &'static str, identity: &Identity) -> Self {
+        let new = Self {
+            links: Arc::default(),
+            refusals: Arc::default(),
+            off: Arc::default(),
+        };
+        let (links, refusals) = (Arc::clone(&new.links), Arc::clone(&new.refusals));
+        let off = Arc::clone(&new.off);
+        let (cloud, identity) = (Arc::clone(cloud), identity.clone());
+        tokio::spawn(async move {
+            while !off.load(Ordering::SeqCst) {
+                match Board::open(&cloud, node, &identity, Answers::Whole).await {
+                    Ok(mut board) => {
+                        links.fetch_add(1, Ordering::SeqCst);
+                        tokio::select! {
+                            _ended = board.run() => {}
+                            () = switched_off(&off) => {}
+                        }
+                    }
+                    Err(_) => drop(refusals.fetch_add(1, Ordering::SeqCst)),
+                }
+                // The agent's own shortest wait is 500 ms.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        new
+    }
+}
+
+async fn switched_off(off: &AtomicBool) {
+    while !off.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A call as the API makes one: its pieces until it ends.
+async fn logs(cloud: &Cloud, node: &str, follow: bool) -> Vec<Result<String, String>> {
+    let request = LogsRequest {
+        follow,
+        ..LogsRequest::default()
+    };
+    let mut pieces = cloud.links.call(node, METHOD_LOGS, request.encode());
+    let mut all = Vec::new();
+    while let Some(piece) = pieces.recv().await {
+        all.push(piece.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()));
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_node_reads_and_writes_nothing_but_its_own_topics() {
+    let (cloud, [a, b]) = Cloud::with(["a", "b"]).await;
+    let mut other = Board::open(&cloud, "b", &b, Answers::Whole).await.unwrap();
+    let running = tokio::spawn(async move { other.run().await });
+    cloud.until("b is live", |cloud| cloud.is_live("b")).await;
+
+    for topic in [
+        "m1/d/b", "m1/d/+", "m1/d/#", "#", "+/+/a", "m1/u/+/a", "$SYS/#",
+    ] {
+        let mut client = cloud.client("a", &a).await.unwrap();
+        client.subscribe(topic).await.unwrap();
+        assert_refused(&client.last_words().await, topic);
+    }
+    let wrong_shard = topic_up("a").replace("m1/u/", "m1/u/0");
+    for (topic, qos) in [
+        (topic_up("b"), QoS::AtMostOnce),
+        (topic_down("b"), QoS::AtMostOnce),
+        (topic_down("a"), QoS::AtMostOnce),
+        (wrong_shard, QoS::AtMostOnce),
+        ("x".to_owned(), QoS::AtMostOnce),
+        (topic_up("a"), QoS::AtLeastOnce),
+    ] {
+        let mut client = cloud.client("a", &a).await.unwrap();
+        client.publish(&topic, qos, vec![1, 2, 3]).await.unwrap();
+        assert_refused(&client.last_words().await, &topic);
+    }
+    let config = cloud.mqtt_config(Some(&a));
+    let refused = cloud.client_with("b", &config, None).await;
+    assert!(refused.err().unwrap().contains("NotAuthorized"));
+    let will = LastWill::new(topic_up("b"), vec![1], QoS::AtMostOnce, false, None);
+    let refused = cloud.client_with("a", &config, Some(will)).await;
+    assert!(refused.err().unwrap().contains("NotAuthorized"));
+
+    assert!(!running.is_finished(), "b was not touched");
+    assert!(cloud.is_live("b"));
+    assert_eq!(cloud.events("b", "Disconnected"), 0);
+}
+
+fn assert_refused(last_words: &[Packet], what: &str) {
+    let [Packet::Disconnect(disconnect)] = last_words else {
+        panic!("{what}: {last_words:?}");
+    };
+    let code = disconnect.reason_code;
+    assert_eq!(code, DisconnectReasonCode::NotAuthorized, "{what}");
+}
+
+#[tokio::test]
+async fn foreign_expired_unlisted_and_missing_certificates_get_no_link() {
+    let (cloud, [a]) = Cloud::with(["a"]).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let foreign = identity(&Ca::open(elsewhere.path()).unwrap(), "a", now(), 3_600);
+    let expired = identity(&cloud.ca, "a", now() - 61, 60);
+    let unlisted = identity(&cloud.ca, "a", now(), 3_600);
+    let stranger = identity(&cloud.ca, "c", now(), 3_600);
+    for (what, wrong) in [("foreign", foreign), ("expired", expired)] {
+        let error = cloud.client("a", &wrong).await.err().expect(what);
+        assert!(error.contains("fatal alert"), "{what}: {error}");
+    }
+    for (node, wrong) in [("a", unlisted), ("c", stranger)] {
+        let error = cloud.client(node, &wrong).await.err().expect(node);
+        assert!(error.contains("NotAuthorized"), "{node}: {error}");
+    }
+    let config = cloud.mqtt_config(None);
+    assert!(cloud.client_with("a", &config, None).await.is_err());
+    assert!(cloud.client("a", &a).await.is_ok());
+}
+
+/// A resumed TLS session does not check the certificate again, so its end has to be.
+#[tokio::test]
+async fn an_expired_certificate_does_not_come_back_by_resumption() {
+    let start = now();
+    let (cloud, [a]) = Cloud::with_lives([("a", 3)]).await;
+    let end = now() + 3;
+    let config = cloud.mqtt_config(Some(&a));
+    // The ticket comes behind the handshake; each link leaves one for the next.
+    while cloud.client_with("a", &config, None).await.is_ok() {
+        assert!(now() <= end, "expired");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(now() >= start + 3, "not expired yet");
+    let stream = cloud.tls(&config).await.unwrap();
+    let kind = stream.get_ref().1.handshake_kind();
+    assert_eq!(kind, Some(HandshakeKind::Resumed));
+    assert!(cloud.client_with("a", &config, None).await.is_err());
+}
+
+#[tokio::test]
+async fn revocation_and_deletion_end_live_links_for_good() {
+    let (cloud, [a, b, c]) = Cloud::with(["a", "b", "c"]).await;
+    let mut boards = Vec::new();
+    for (node, identity) in [("a", &a), ("b", &b), ("c", &c)] {
+        let mut board = Board::open(&cloud, node, identity, Answers::Whole)
+            .await
+            .unwrap();
+        boards.push(tokio::spawn(async move { board.run().await }));
+        cloud.until("live", |cloud| cloud.is_live(node)).await;
+    }
+    assert!(cloud.links.revoke("a").await.unwrap());
+    assert!(cloud.links.delete("b").await.unwrap());
+    let third = boards.pop().unwrap();
+    for ended in boards {
+        let ended = tokio::time::timeout(board::PATIENCE, ended).await;
+        assert!(ended.is_ok(), "the link goes on");
+    }
+    assert!(!cloud.is_live("a"));
+    assert!(cloud.view("a").unwrap().revoked);
+    assert!(cloud.view("b").is_none());
+    for (node, identity) in [("a", &a), ("b", &b)] {
+        let error = cloud.client(node, identity).await.err().expect(node);
+        assert!(error.contains("NotAuthorized"), "{error}");
+    }
+    assert!(cloud.is_live("c") && !third.is_finished());
+}
+
+#[tokio::test]
+async fn a_token_works_its_count_of_times_until_it_expires() {
+    let (cloud, []) = Cloud::with([]).await;
+    let token = cloud.links.create_token(2, 3_600).await.unwrap();
+    for node in ["a", "b"] {
+        let joined = cloud.join(&token, node).await.unwrap();
+        let mut board = Board::open(&cloud, node, &joined, Answers::Whole)
+            .await
+            .unwrap();
+        tokio::spawn(async move { board.run().await });
+        cloud.until("live", |cloud| cloud.is_live(node)).await;
+    }
+    assert!(cloud.join(&token, "c").await.is_err());
+    let short = cloud.links.create_token(1_000, 2).await.unwrap();
+    let end = now() + 2;
+    let mut count = 0;
+    while now() <= end {
+        let early = now() < end - 1;
+        let joined = cloud.join(&short, &format!("n{count}")).await;
+        assert!(joined.is_ok() || !early);
+        count += 1;
+    }
+    assert!(cloud.join(&short, "late").await.is_err());
+    assert!(
+        cloud
+            .client("late", &identity(&cloud.ca, "late", now(), 60))
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_late_close_of_an_old_connection_does_not_touch_the_new_one() {
+    let (cloud, [a]) = Cloud::with(["a"]).await;
+    let old = Board::open(&cloud, "a", &a, Answers::Whole).await.unwrap();
+    let will = old.will();
+    let mut old = old.into_client();
+    let mut new = Board::open(&cloud, "a", &a, Answers::Whole).await.unwrap();
+    tokio::spawn(async move { new.run().await });
+    cloud
+        .until("the new one is live", |cloud| cloud.is_live("a"))
+        .await;
+    // The old one still talks, says goodbye, and closes at last.
+    for _ in 0..3 {
+        // The cloud may have closed it by now.
+        let _sent = old
+            .publish(&topic_up("a"), QoS::AtMostOnce, will.clone())
+            .await;
+    }
+    let words = old.last_words().await;
+    let taken_over = words.iter().any(|packet| {
+        matches!(packet, Packet::Disconnect(goodbye)
+            if goodbye.reason_code == DisconnectReasonCode::SessionTakenOver)
+    });
+    assert!(taken_over, "{words:?}");
+    drop(old);
+    let answer = logs(&cloud, "a", false).await;
+    assert_eq!(answer, [Ok("\0line\n".to_owned())]);
+    assert!(cloud.is_live("a"));
+    assert!(!cloud.view("a").unwrap().cloned);
+}
+
+#[tokio::test]
+async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reported() {
+    let (cloud, [a]) = Cloud::with(["a"]).await;
+    let cloud = Arc::new(cloud);
+    let boards = [0, 1].map(|_| Restless::switch_on(&cloud, "a", &a));
+    cloud
+        .until("the clone is reported", |cloud| {
+            cloud.view("a").is_some_and(|view| view.cloned)
+        })
+        .await;
+    let text = metrics::text(&cloud.links.views(), &Status::default()).unwrap();
+    assert!(
+        text.contains("edge_cloud_node_cloned{node=\"a\"} 1"),
+        "{text}"
+    );
+    let count = |what: fn(&Restless) -> &AtomicU32| {
+        boards
+            .each_ref()
+            .map(|board| what(board).load(Ordering::SeqCst))
+    };
+    let links = count(|board| &board.links);
+    let refusals = count(|board| &board.refusals);
+    let more = async {
+        while count(|board| &board.refusals).iter().sum::<u32>() < refusals.iter().sum::<u32>() + 20
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(board::PATIENCE, more).await.unwrap();
+    assert_eq!(
+        count(|board| &board.links),
+        links,
+        "nobody's link has ended"
+    );
+    assert!(cloud.is_live("a"));
+    assert_eq!(cloud.events("a", "Cloned"), 1);
+    assert_eq!(logs(&cloud, "a", false).await, [Ok("\0line\n".to_owned())]);
+
+    // The one that had the link is switched off: the other gets it.
+    let holder = usize::from(count(|board| &board.refusals)[1] == refusals[1]);
+    boards[holder].off.store(true, Ordering::SeqCst);
+    let other = &boards[1 - holder].links;
+    let before = other.load(Ordering::SeqCst);
+    cloud
+        .until("the other one is live", |cloud| {
+            cloud.is_live("a") && other.load(Ordering::SeqCst) > before
+        })
+        .await;
+}
+
+/// 30 s of silence are waited for in earnest.
+#[tokio::test]
+async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
+    let (cloud, [never, half, follow]) = Cloud::with(["never", "half", "follow"]).await;
+    let mut tasks = Vec::new();
+    for (node, identity, answers) in [
+        ("never", never, Answers::Never),
+        ("half", half, Answers::Half),
+        ("follow", follow, Answers::Half),
+    ] {
+        let mut board = Board::open(&cloud, node, &identity, answers).await.unwrap();
+        tasks.push(tokio::spawn(async move { board.run().await }));
+        cloud.until("live", |cloud| cloud.is_live(node)).await;
+    }
+    let cloud = Arc::new(cloud);
+    let following = {
+        let cloud = Arc::clone(&cloud);
+        tokio::spawn(async move { logs(&cloud, "follow", true).await })
+    };
+    let silent = Err("the node does not answer".to_owned());
+    let (never, half) = tokio::join!(logs(&cloud, "never", false), logs(&cloud, "half", false));
+    assert_eq!(never, std::slice::from_ref(&silent));
+    assert_eq!(half, [Ok("\0line\n".to_owned()), silent]);
+    assert!(!following.is_finished());
+    // Its link breaks, which is no end of a log.
+    tasks.pop().unwrap().abort();
+    let followed = tokio::time::timeout(board::PATIENCE, following).await;
+    let followed = followed.unwrap().unwrap();
+    assert_eq!(followed.len(), 2);
+    assert!(followed[1].is_err(), "{followed:?}");
+}
