@@ -312,6 +312,9 @@ impl Driver {
                 self.runtime_jobs.push(resolve::removal(&self.agent, pod));
             }
         }
+        for end in self.runtime.ends() {
+            self.agent.handle(self.now(), end);
+        }
         let mut gone = Vec::new();
         let discovered = found
             .into_iter()
@@ -493,6 +496,9 @@ impl Driver {
         let ran = self.running.remove(&key);
         let (uid, container) = key;
         let oom = ran.is_some_and(|hash| self.runtime.oom_killed(uid, &container, hash));
+        if let Some(hash) = ran {
+            self.runtime.note_end(uid, &container, hash, code, oom);
+        }
         self.agent.handle(
             self.now(),
             Input::Exited {

@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use edge_core::Input;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use nix::mount::{MntFlags, umount2};
@@ -27,6 +28,8 @@ use crate::tree;
 
 /// Bytes of one container's log ring without a memory limit.
 pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// Suffix of the file that says how a run ended.
+const END: &str = ".end";
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
 
@@ -181,6 +184,7 @@ impl Runtime {
     pub fn start(&self, spec: &Spec) -> Result<u32, String> {
         let path = self.cgroup(spec.uid, &spec.container, spec.hash);
         let log = log_file(&self.run, spec.uid, &spec.container);
+        drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
         self.cgroups
             .create(&path, &spec.limits)
             .map_err(|error| error.to_string())?;
@@ -336,6 +340,40 @@ impl Runtime {
         self.cgroups.oom_killed(&self.cgroup(uid, container, hash))
     }
 
+    /// Notes how a run ended, for an agent that comes after this one: in the run folder, so a boot
+    /// of the board forgets it.
+    pub fn note_end(&self, uid: Uid, container: &str, hash: Hash16, code: Option<i32>, oom: bool) {
+        let code = code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
+        let note = [
+            hash.to_string().as_str(),
+            &code,
+            if oom { "oom" } else { "" },
+        ]
+        .join(" ");
+        // Lost, a later agent takes the end for unknown or runs the container again.
+        if let Err(error) = fs::write(self.end_file(uid, container), note) {
+            log::warn!("end_not_noted pod={uid} container={container} error={error}");
+        }
+    }
+
+    /// What [`Self::note_end`] noted of the latest runs.
+    #[must_use]
+    pub fn ends(&self) -> Vec<Input> {
+        let mut ends = Vec::new();
+        for uid in self.pods() {
+            let files = fs::read_dir(self.pod_dir(uid).join("state"));
+            for file in files.into_iter().flatten().flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                if let Some(container) = name.strip_suffix(END)
+                    && let Ok(note) = fs::read_to_string(file.path())
+                {
+                    ends.extend(end(uid, container, &note));
+                }
+            }
+        }
+        ends
+    }
+
     /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
     ///
     /// # Errors
@@ -445,9 +483,27 @@ impl Runtime {
         self.state.join("rw").join(container_id(uid, container))
     }
 
+    fn end_file(&self, uid: Uid, container: &str) -> PathBuf {
+        // A container's name has no dot.
+        let name = [container, END].concat();
+        self.pod_dir(uid).join("state").join(name)
+    }
+
     fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
         self.pod_dir(uid).join("state").join(container)
     }
+}
+
+fn end(uid: Uid, container: &str, note: &str) -> Option<Input> {
+    let mut words = note.split(' ');
+    let (hash, code) = (words.next()?, words.next()?);
+    Some(Input::Ended {
+        uid,
+        container: container.to_owned(),
+        spec: Hash16(Uid::parse(hash)?.0),
+        code: code.parse().ok(),
+        oom: words.next()? == "oom",
+    })
 }
 
 /// File that holds a container's output.

@@ -67,6 +67,13 @@ impl Agent {
     pub fn handle(&mut self, now: Millis, input: Input) {
         match input {
             Input::Desired(key, payload) => self.handle_desired(key, payload),
+            Input::Ended {
+                uid,
+                container,
+                spec,
+                code,
+                oom,
+            } => self.handle_ended(&uid, &container, spec, code, oom),
             Input::Discovered(found) => self.handle_discovered(now, found),
             Input::PodPrepared(uid, result) => self.handle_prepared(now, uid, result),
             Input::Started {
@@ -342,6 +349,26 @@ impl Agent {
             // Their files may be older than the stored ConfigMaps.
             if pod.directory == Directory::Ready && pod.wanted() && pod.mounts_any_config() {
                 self.outputs.push_back(Output::UpdateConfig(*uid));
+            }
+        }
+    }
+
+    /// What has ended for good must not run again because the agent does.
+    fn handle_ended(
+        &mut self,
+        uid: &Uid,
+        container: &str,
+        spec: Hash16,
+        code: Option<i32>,
+        oom: bool,
+    ) {
+        if self.discovered || self.spec_hash(uid, container) != Some(spec) {
+            return;
+        }
+        if let Some(pod) = self.pods.get_mut(uid) {
+            let policy = pod.policy();
+            if let Some(container) = pod.container(container) {
+                container.recall(code, oom, policy);
             }
         }
     }

@@ -38,6 +38,20 @@ pub struct Discovered {
 pub enum Input {
     /// An object of the desired set was put, or removed (`None`).
     Desired(Key, Option<Vec<u8>>),
+    /// How the latest run of a container ended, as an earlier agent noted it; comes after the
+    /// stored desired set and before `Discovered`.
+    Ended {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Spec that it was started with.
+        spec: Hash16,
+        /// Exit code, `None` when unknown.
+        code: Option<i32>,
+        /// The kernel's OOM killer did it.
+        oom: bool,
+    },
     /// All that was on the board at start; comes once, after the stored desired set.
     Discovered(Vec<Discovered>),
     /// The cloud has confirmed the whole desired set.

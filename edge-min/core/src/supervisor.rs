@@ -116,19 +116,34 @@ impl Supervisor {
         self.state = State::Running { pid, since: now };
     }
 
+    /// How the latest run ended, as an earlier agent noted it.
+    pub(crate) fn recall(&mut self, code: Option<i32>, oom: bool, policy: RestartPolicy) {
+        self.last_exit_code = code;
+        if !restarts(policy, code) {
+            self.run = 1;
+            self.state = State::Ended {
+                code,
+                oom,
+                stopped: false,
+            };
+        }
+    }
+
     /// Remains of a run that ended while nobody looked: clear them; the unknown code counts as a
     /// failure.
     pub(crate) fn clear_remains(&mut self, now: Millis, policy: RestartPolicy) {
         self.run = 1;
-        let next = match policy {
-            RestartPolicy::Never => Next::End {
+        let next = if let State::Ended { code, oom, stopped } = self.state {
+            // Noted, and not cleared any more.
+            Next::End { code, oom, stopped }
+        } else if restarts(policy, None) {
+            self.restarts = 1;
+            Next::Start(now)
+        } else {
+            Next::End {
                 code: None,
                 oom: false,
                 stopped: false,
-            },
-            _ => {
-                self.restarts = 1;
-                Next::Start(now)
             }
         };
         self.state = removing(next);
@@ -247,11 +262,7 @@ impl Supervisor {
             self.failures = 0;
         }
         self.last_exit_code = code;
-        let again = match policy {
-            RestartPolicy::Always => true,
-            RestartPolicy::OnFailure => code != Some(0),
-            RestartPolicy::Never => false,
-        };
+        let again = restarts(policy, code);
         let next = if replaced {
             self.failures = 0;
             Next::Start(now)
@@ -357,6 +368,15 @@ impl Supervisor {
             restarts: self.restarts,
             last_exit_code: self.last_exit_code,
         }
+    }
+}
+
+/// An unknown code counts as a failure.
+fn restarts(policy: RestartPolicy, code: Option<i32>) -> bool {
+    match policy {
+        RestartPolicy::Always => true,
+        RestartPolicy::OnFailure => code != Some(0),
+        RestartPolicy::Never => false,
     }
 }
 

@@ -451,6 +451,52 @@ fn an_exit_told_before_its_start_is_not_lost() {
     assert_eq!(board.status(UID).unwrap().phase, Phase::Succeeded);
 }
 
+/// Goal: a new agent runs nothing twice. Method: a note for each policy and code, of this spec and
+/// of another, with remains and without.
+#[test]
+fn what_has_ended_for_good_is_not_run_by_a_new_agent() {
+    for (policy, code, same, remains, starts) in [
+        (RestartPolicy::Never, Some(3), true, false, 0),
+        (RestartPolicy::Never, Some(3), true, true, 0),
+        (RestartPolicy::Never, Some(3), false, false, 1),
+        (RestartPolicy::OnFailure, Some(0), true, false, 0),
+        (RestartPolicy::OnFailure, Some(0), true, true, 0),
+        (RestartPolicy::OnFailure, Some(3), true, false, 1),
+        (RestartPolicy::Always, Some(0), true, false, 1),
+    ] {
+        let mut board = Board::new();
+        board.agent = agent();
+        board.reported.clear();
+        board.put(&pod(1, policy));
+        let spec = board.agent.spec_hash(&UID, "main").unwrap();
+        board.tell(Input::Ended {
+            uid: UID,
+            container: "main".into(),
+            spec: if same { spec } else { Hash16::default() },
+            code,
+            oom: false,
+        });
+        let found = Discovered {
+            uid: UID,
+            container: "main".into(),
+            spec,
+            pid: None,
+        };
+        let found = if remains { vec![found] } else { Vec::new() };
+        board.tell(Input::Discovered(found));
+        board.settle();
+        assert_eq!(board.starts, starts, "{policy:?} {code:?} {same} {remains}");
+        if starts == 0 {
+            let status = board.status(UID).unwrap();
+            let state = &status.containers[0].state;
+            assert!(
+                matches!(state, ContainerState::Terminated { exit_code, .. } if *exit_code == code)
+            );
+            assert_ne!(status.phase, Phase::Running);
+        }
+    }
+}
+
 #[test]
 fn a_running_container_is_adopted_whatever_is_found_beside_it() {
     let mut board = Board::new();

@@ -92,6 +92,15 @@ fn any_input() -> impl Strategy<Value = Input> {
                 pid: runs.then_some(9),
             }])
         }),
+        1 => (uid(), name(), proptest::option::of(any::<i32>()), any::<bool>()).prop_map(
+            |(uid, container, code, oom)| Input::Ended {
+                uid,
+                container,
+                spec: Hash16::default(),
+                code,
+                oom,
+            }
+        ),
         3 => (uid(), proptest::option::of(".{0,300}"))
             .prop_map(|(uid, error)| Input::PodPrepared(uid, error.map_or(Ok(()), Err))),
         3 => (uid(), name(), 0_u32..5, proptest::result::maybe_err(1_u32..9, ".{0,300}")).prop_map(
