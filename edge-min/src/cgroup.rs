@@ -401,6 +401,23 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the cgroups at `path` and above that are empty, in every hierarchy of the board: runc
+/// makes them in all, and removes the lowest alone.
+pub fn sweep(path: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        if let (Some(root), Some("cgroup" | "cgroup2")) = (words.next(), words.next()) {
+            // What is busy shows when the agent's own hierarchies are cleared.
+            drop(remove_tree(&Path::new(root).join(path)));
+            for parent in path.ancestors().skip(1).take(2) {
+                // Not empty: another container of the pod is there.
+                drop(fs::remove_dir(Path::new(root).join(parent)));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -392,6 +392,9 @@ impl Runtime {
             }
         }
         let bundle = self.bundle_dir(uid, container);
+        if bundle.exists() {
+            crate::cgroup::sweep(&base);
+        }
         unmount(&bundle.join("rootfs"));
         tree::remove(&bundle)?;
         tree::remove(&self.rw_dir(uid, container))?;
