@@ -32,7 +32,6 @@ impl Root {
     }
 
     /// Never asks the kernel to resolve.
-    #[cfg(test)]
     pub(super) fn walking(self) -> Self {
         self.walks.set(true);
         self

@@ -26,8 +26,8 @@ use super::root::{self, Root};
 const ENTRIES_MAX: usize = 100_000;
 /// Unpacked bytes of a layer: more would fill a board's flash.
 pub const BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
-/// Bytes of a path, the kernel's own limit.
-const PATH_BYTES_MAX: usize = 4096;
+/// Bytes of a path, the kernel's own limit without the zero at its end.
+const PATH_BYTES_MAX: usize = 4095;
 /// Names of a path.
 const DEPTH_MAX: usize = 256;
 const WHITEOUT: &[u8] = b".wh.";
@@ -40,6 +40,15 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub fn unpack(reader: impl Read, target: &Path, bytes_max: u64) -> Result<(), String> {
     let root = Root::open(target).map_err(|error| error.to_string())?;
     unpack_into(root, reader, bytes_max)
+}
+
+/// The same as on a kernel without `openat2`: tests compare both.
+///
+/// # Errors
+/// Those of [`unpack`].
+pub fn unpack_walking(reader: impl Read, target: &Path, bytes_max: u64) -> Result<(), String> {
+    let root = Root::open(target).map_err(|error| error.to_string())?;
+    unpack_into(root.walking(), reader, bytes_max)
 }
 
 fn unpack_into(root: Root, reader: impl Read, bytes_max: u64) -> Result<(), String> {

@@ -93,9 +93,12 @@ fn unpacked(items: &[Item]) -> (tempfile::TempDir, Result<(), String>) {
         fs::write(dir.path().join("outside"), "untouched").unwrap();
         let path = dir.path().join("root");
         fs::create_dir(&path).unwrap();
-        let root = Root::open(&path).unwrap();
-        let root = if walk { root.walking() } else { root };
-        let result = unpack_into(root, tar(items).as_slice(), BYTES_MAX);
+        let tar = tar(items);
+        let result = if walk {
+            unpack_walking(tar.as_slice(), &path, BYTES_MAX)
+        } else {
+            unpack(tar.as_slice(), &path, BYTES_MAX)
+        };
         let outside = fs::read_to_string(dir.path().join("outside")).unwrap();
         assert_eq!(outside, "untouched", "{caller}");
         let outside = fs::metadata(dir.path().join("outside")).unwrap();
