@@ -41,6 +41,9 @@ pub const FRAMES_MAX: usize = 256;
 const PIECES_MAX: usize = 64;
 /// Events kept for people.
 const EVENTS_MAX: usize = 1_000;
+/// Why an unknown node was let in.
+const READMITTED: &str =
+    "it joined after the backup that was restored; revoke it if it must not be here";
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
 const CALL_FIRST: Duration = Duration::from_secs(30);
 /// The same once it has begun to answer, for an answer that has an end.
@@ -260,8 +263,7 @@ impl Links {
         match admission {
             Ok(Admission::Known) => {}
             Ok(Admission::Readmitted) => {
-                let why = "it joined after the backup that was restored; revoke it if it must not be here";
-                state.event(name, "Readmitted", why);
+                state.event(name, "Readmitted", READMITTED);
             }
             Ok(Admission::Refused) => {
                 let why = "its certificate is revoked, replaced or not known here";

@@ -102,7 +102,8 @@ pub(crate) struct State {
 
 impl State {
     fn retire(&mut self, serial: &str) {
-        if self.retired.iter().any(|one| one.serial == serial) {
+        // A node that was readmitted by its name has none that we know.
+        if serial.is_empty() || self.retired.iter().any(|one| one.serial == serial) {
             return;
         }
         let unix_s = crate::enrol::unix_s();
@@ -210,6 +211,30 @@ impl Registry {
     /// external broker has looked at the certificate.
     pub fn knows(&self, node: &str) -> bool {
         self.read(|state| state.nodes.get(node).is_some_and(|record| !record.revoked))
+    }
+
+    /// Readmits a node by its name, see [`Grace`]: an external broker has looked at its
+    /// certificate, and refuses those that were deleted before the backup. `false` when it is not
+    /// to be. It is durable when this returns.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; the node is to be refused then.
+    pub fn readmit(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
+        if self.grace(unix_s).is_none() {
+            return Ok(false);
+        }
+        self.change(|state| {
+            if state.nodes.contains_key(node) || state.deleted.contains_key(node) {
+                return Ok(false);
+            }
+            room(state, node)?;
+            let record = NodeRecord {
+                joined_unix_s: unix_s,
+                ..NodeRecord::default()
+            };
+            state.nodes.insert(node.to_owned(), record);
+            Ok(true)
+        })
     }
 
     /// Serial numbers, hex, of the certificates that are refused, with when that began.
@@ -467,6 +492,21 @@ mod tests {
         assert!(registry.delete("a", 60).unwrap());
         let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
         assert_eq!(retired, ["01", "02"], "each once, also when deleted later");
+    }
+
+    #[test]
+    fn behind_a_broker_a_node_comes_back_by_name_within_the_grace_unless_deleted_or_revoked() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = restored(folder.path());
+        assert!(registry.readmit("late", 1_999).unwrap());
+        assert!(registry.knows("late"));
+        assert!(!registry.readmit("later", 2_000).unwrap(), "too late");
+        for name in ["late", "old", "revoked"] {
+            assert!(!registry.readmit(name, 1_000).unwrap(), "{name} is listed");
+        }
+        assert!(registry.delete("late", 1_500).unwrap());
+        assert!(!registry.readmit("late", 1_600).unwrap());
+        assert!(registry.retired().is_empty(), "its serial is not known");
     }
 
     #[test]

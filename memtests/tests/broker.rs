@@ -130,6 +130,43 @@ fn now() -> u64 {
     since.unwrap().as_secs()
 }
 
+/// Goal: a cloud that is restored from a backup takes its nodes back, also one that joined after it:
+/// one `Probe` for what the node runs, one more for the set that follows from it. Method: the data is deleted and restored; the late node is a client of
+/// ours with its real certificate.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_restored_cloud_takes_its_nodes_back() {
+    let mut gate = start();
+    gate.manifests(&scenario::manifests(2)).unwrap();
+    gate.until_converged(2).unwrap();
+    let before = gate.pids().unwrap();
+    let backup = gate.dir().join("backup").display().to_string();
+    gate.cloud_text(&["backup", &backup]).unwrap();
+    let late = gate.join_another("late").unwrap();
+    gate.kill_cloud().unwrap();
+    fs::remove_dir_all(gate.dir().join("cloud")).unwrap();
+    gate.cloud_text(&["restore", &backup]).unwrap();
+    let seen = gate.broker_log().unwrap().len();
+    gate.start_cloud().unwrap();
+    gate.until("edge-cloud knows the state", |gate| {
+        node(gate, "gate")["in_sync"] == true
+    })
+    .unwrap();
+    gate.until_converged(2).unwrap();
+    assert_eq!(gate.pids().unwrap(), before);
+    assert!(probes(&gate.broker_log().unwrap()[seen..]) <= 2);
+    let mut tap = Tap::connect(&gate, &late, "late", None).unwrap();
+    tap.subscribe("m1/d/late");
+    tap.publish(&topic_up("late"), false, hello());
+    tap.until(|event| match event {
+        Event::Incoming(Packet::Publish(publish)) => Some(publish),
+        _ => None,
+    });
+    assert!(has_event(&gate, "late", "Readmitted"));
+    let log = gate.cloud_text(&["logs", "gate/pod-0"]).unwrap();
+    assert_eq!(log, "lane 3\n");
+}
+
 /// Goal: the broker may die at any time. Method: it is killed, so that no will is sent; a change is
 /// made meanwhile; in the second round the agent dies with it, which nobody tells edge-cloud.
 #[test]

@@ -82,11 +82,10 @@ impl Links {
             return;
         }
         if !self.registry.knows(name) {
-            if matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
-                let why = "it is revoked, deleted or has never joined, but the broker lets it in";
-                state.event(name, "Refused", why);
+            let hello = matches!(Frame::decode(frame), Ok(Frame::Hello { .. }));
+            if !hello || !self.readmits(&mut state, name) {
+                return;
             }
-            return;
         }
         let node = state.nodes.get(name);
         if node.is_some_and(|node| node.connection.is_none()) {
@@ -99,6 +98,32 @@ impl Links {
             connection.asked = 0;
         }
         self.handle(&mut state, name, Input::Frame(frame));
+    }
+
+    /// Whether a node that is not known comes back after a restore. That is safe only if the broker
+    /// has the list of those that must not.
+    fn readmits(&self, state: &mut State, name: &str) -> bool {
+        let listed = self
+            .behind
+            .as_ref()
+            .is_some_and(|behind| behind.crl.is_some());
+        let unix_s = super::now_unix_s();
+        match listed.then(|| self.registry.readmit(name, unix_s)) {
+            Some(Ok(true)) => {
+                state.add(name, self.registry.epoch(), self.now());
+                state.event(name, "Readmitted", super::READMITTED);
+                true
+            }
+            Some(Err(error)) => {
+                state.event(name, "Refused", &error.to_string());
+                false
+            }
+            Some(Ok(false)) | None => {
+                let why = "it is revoked, deleted or has never joined, but the broker lets it in";
+                state.event(name, "Refused", why);
+                false
+            }
+        }
     }
 
     /// Asks up to `count` nodes for a sign of life that have a live session and were silent for

@@ -1,0 +1,24 @@
+//! Any bytes as the two messages of an enrolment, and as a URL: what decodes must encode and decode
+//! to the same.
+#![no_main]
+
+use edge_proto::enrol::{Endpoint, JoinAnswer, JoinRequest};
+use libfuzzer_sys::fuzz_target;
+
+macro_rules! check {
+    ($bytes:expr, $($message:ty),*) => {
+        $(if let Ok(message) = postcard::from_bytes::<$message>($bytes) {
+            let again = postcard::from_bytes(&edge_proto::encode(&message));
+            assert!(again == Ok(message));
+        })*
+    };
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    check!(bytes, JoinAnswer, JoinRequest);
+    if let Ok(text) = core::str::from_utf8(bytes) {
+        if let Some(end) = Endpoint::parse(text) {
+            assert!(!end.host.is_empty() && !end.host.contains('/'));
+        }
+    }
+});
