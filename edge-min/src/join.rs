@@ -18,7 +18,7 @@ use crate::csr;
 use crate::identity::{self, Identity};
 use crate::link::LinkEvent;
 use crate::name::SYSFS;
-use crate::tls::{self, TimeSource};
+use crate::tls::{self, NO_TLS, TimeSource};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -53,6 +53,11 @@ impl core::fmt::Display for JoinError {
         match self {
             Self::Token => f.write_str("token: not of the form em1.ID.SECRET.CAHASH; make one with `edge-cloud token create`"),
             Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT] or https://HOST[:PORT]"),
+            Self::Io(what, error) if tls::is_no_tls(error) => write!(f, "{what}: {NO_TLS}"),
+            // What a read says whose patience is over.
+            Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
+                write!(f, "{what}: no answer within 90 s")
+            }
             Self::Io(what, error) => write!(f, "{what}: {error}"),
             Self::Tls(error) => write!(f, "tls: {error}"),
             Self::Random => f.write_str("the system's random source failed"),

@@ -17,6 +17,8 @@ use rumqttc::v5::{Client, Connection, ConnectionError, Event as MqttEvent, MqttO
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
+use crate::tls::{self, NO_TLS};
+
 /// Frames that wait for the socket: the largest inventory has 69 pages, and all must fit.
 const REQUESTS_MAX: usize = 128;
 /// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
@@ -212,15 +214,7 @@ fn run(
 fn reason(error: &ConnectionError) -> String {
     match error {
         ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
-        // Only a handshake meets bytes that are no TLS: afterwards they would be forged.
-        ConnectionError::Tls(TlsError::Io(error))
-            if error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref())
-                .is_some_and(|error| matches!(error, rustls::Error::InvalidMessage(_))) =>
-        {
-            "the answer is not TLS: is there a proxy or a login page in between?".to_owned()
-        }
+        ConnectionError::Tls(TlsError::Io(error)) if tls::is_no_tls(error) => NO_TLS.to_owned(),
         other => other.to_string(),
     }
 }

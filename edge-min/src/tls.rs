@@ -1,6 +1,7 @@
 //! TLS 1.3 by rustls and ring: the link's mutual configuration, and the join's, which knows only
 //! the hash of the CA. A wrong clock never keeps a board out: see [`Clockproof`].
 
+use std::io;
 use std::sync::Arc;
 
 use ring::digest;
@@ -20,6 +21,16 @@ use crate::identity::Identity;
 /// The clock as TLS sees it: seconds since 1970 (never below the trusted floor), and whether it
 /// is to be trusted.
 pub type TimeSource = Arc<dyn Fn() -> (u64, bool) + Send + Sync>;
+
+/// What to say of [`is_no_tls`].
+pub const NO_TLS: &str = "the answer is not TLS: is there a proxy or a login page in between?";
+
+/// Whether a handshake failed on bytes that are no TLS at all. Later ones would be forged.
+#[must_use]
+pub fn is_no_tls(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    inner.is_some_and(|error| matches!(error, Error::InvalidMessage(_)))
+}
 
 struct Clock(TimeSource);
 
