@@ -421,6 +421,11 @@ fn registry(
                 state.retired.push(retired.clone());
             }
         }
+        for one in &live.state.retired {
+            if state.retired.iter().all(|old| old.serial != one.serial) {
+                state.retired.push(one.clone());
+            }
+        }
         state.epoch = state.epoch.max(live.state.epoch);
     }
     state.epoch = state.epoch.max(unix_s).saturating_add(EPOCH_LEAD_S);

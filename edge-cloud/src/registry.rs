@@ -82,7 +82,7 @@ pub enum RegistryError {
 /// the registry, so it is told what is no longer valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retired {
-    serial: String,
+    pub(crate) serial: String,
     unix_s: u64,
 }
 
