@@ -4,12 +4,23 @@ use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::identity::Identity;
 
 /// Free bytes of the state directory below which a store and one image do not fit.
 const DISK_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Free RAM below which workloads will not start reliably.
 const MEMORY_FREE_KIB_MIN: u64 = 32 * 1024;
+/// Seconds of validity left below which a certificate is worth a warning: 30 days.
+const CERTIFICATE_LEFT_S_MIN: u64 = 30 * 86_400;
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
+/// `f_type` of tmpfs.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// 2024-01-01: a clock before it was never set.
 const CLOCK_UNIX_S_MIN: u64 = 1_704_067_200;
 
@@ -72,22 +83,35 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at the board.
+/// Looks at the board as this config describes it; without one, at the default places.
 #[must_use]
-pub fn check(state: &Path, runc: &Path) -> Report {
+pub fn check(config: &Result<Config, String>) -> Report {
+    let (state, run, runc) = match config {
+        Ok(config) => (&*config.state_dir, &*config.run_dir, &*config.runc),
+        Err(_) => (
+            Path::new("/var/lib/edge-min"),
+            Path::new("/run/edge-min"),
+            Path::new("runc"),
+        ),
+    };
+    let identity = Identity::load(state);
     let findings = vec![
-        check_runc(runc),
+        check_root(),
+        check_config(config),
+        check_kernel(),
         check_cgroups(),
+        check_runc(runc),
         check_filesystem(
             "overlay",
             "load the kernel module `overlay`, or build it in; process pods work without",
         ),
         check_filesystem("tmpfs", "build the kernel with CONFIG_TMPFS"),
-        check_clock(),
+        check_run_dir(run),
         check_disk(state),
-        check_identity(state),
         check_memory(),
-        check_root(),
+        check_clock(state),
+        check_identity(&identity),
+        check_certificate(&identity, Clock::open(state).now().0),
     ];
     Report { findings }
 }
@@ -113,10 +137,9 @@ fn check_runc(runc: &Path) -> Finding {
     let (verdict, seen) = match output {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
-            (
-                Verdict::Ok,
-                text.lines().next().unwrap_or("runc").to_owned(),
-            )
+            let first = text.lines().next().unwrap_or("runc").to_owned();
+            let verdict = ok_or(is_new_enough(&first), Verdict::Warning);
+            (verdict, first)
         }
         Ok(output) => (
             Verdict::Warning,
@@ -133,6 +156,70 @@ fn check_runc(runc: &Path) -> Finding {
         seen,
         "install runc 1.1 or newer, or set `runc` in the config; process pods work without",
     )
+}
+
+/// Whether the first line of `runc --version` names 1.1 or newer.
+fn is_new_enough(line: &str) -> bool {
+    let version = line.split_whitespace().last().unwrap_or_default();
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (1, 1),
+        _ => false,
+    }
+}
+
+fn check_config(config: &Result<Config, String>) -> Finding {
+    let fix = "write it: `version = 1` alone is a config; docs/operations.md has the keys. The rest \
+               of this list is of the default places";
+    match config {
+        Ok(config) => finding(
+            "config",
+            Verdict::Ok,
+            ["read; board ", &config.board].concat(),
+            fix,
+        ),
+        Err(error) => finding("config", Verdict::Missing, error.clone(), fix),
+    }
+}
+
+fn check_kernel() -> Finding {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // Asked for with the own process: the answer is that of the kernel, whatever its number.
+    let own = Pid::from_raw(std::process::id().try_into().unwrap_or(0));
+    let has = own.is_some_and(|own| pidfd_open(own, PidfdFlags::empty()).is_ok());
+    let seen = if has {
+        ["Linux ", release.trim()].concat()
+    } else {
+        ["Linux ", release.trim(), " has no pidfd_open"].concat()
+    };
+    let fix = "use Linux 5.3 or newer: the agent holds its containers by pidfd";
+    finding("kernel", ok_or(has, Verdict::Missing), seen, fix)
+}
+
+fn check_run_dir(run: &Path) -> Finding {
+    let fix = "put run-dir on a tmpfs: what stands there is written often and need not survive";
+    let there = existing(run);
+    let (verdict, seen) = match rustix::fs::statfs(there) {
+        Ok(stat) => {
+            let tmpfs = u64::try_from(stat.f_type) == Ok(TMPFS_MAGIC);
+            let what = if tmpfs {
+                " is on tmpfs"
+            } else {
+                " is not on tmpfs"
+            };
+            let seen = [&*there.to_string_lossy(), what].concat();
+            (ok_or(tmpfs, Verdict::Warning), seen)
+        }
+        Err(error) => (Verdict::Missing, error.to_string()),
+    };
+    finding("run-dir", verdict, seen, fix)
+}
+
+/// The path, or its nearest ancestor that is there: nothing may stand before the first start.
+fn existing(path: &Path) -> &Path {
+    let mut ancestors = path.ancestors();
+    let found = ancestors.find(|path| path.exists());
+    found.unwrap_or_else(|| Path::new("/"))
 }
 
 fn check_cgroups() -> Finding {
@@ -182,26 +269,27 @@ fn check_filesystem(name: &'static str, fix: &'static str) -> Finding {
     finding(name, ok_or(have, Verdict::Warning), seen.to_owned(), fix)
 }
 
-fn check_clock() -> Finding {
+fn check_clock(state: &Path) -> Finding {
     let unix_s = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
-    let set = unix_s >= CLOCK_UNIX_S_MIN;
+    let floor = Clock::open(state).now().0;
+    let set = unix_s >= CLOCK_UNIX_S_MIN.max(floor);
+    let mut seen = [&unix_s.to_string(), " s since 1970"].concat();
+    if !set {
+        seen += &[", the trusted floor is ", &floor.to_string()].concat();
+    }
     finding(
         "clock",
         ok_or(set, Verdict::Warning),
-        [&unix_s.to_string(), " s since 1970"].concat(),
+        seen,
         "set the clock (NTP or RTC); until then the trusted floor and the cloud's time are used",
     )
 }
 
 fn check_disk(state: &Path) -> Finding {
     let fix = "make room, or move state-dir to a larger partition";
-    // The directory may not exist before the first start: its nearest ancestor tells.
-    let there = state
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or_else(|| Path::new("/"));
+    let there = existing(state);
     match rustix::fs::statvfs(there) {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
@@ -222,19 +310,105 @@ fn check_disk(state: &Path) -> Finding {
     }
 }
 
-fn check_identity(state: &Path) -> Finding {
+fn check_identity(identity: &std::io::Result<Option<Identity>>) -> Finding {
     let fix =
         "join: edge-min join mqtts://HOST --token TOKEN (make one with `edge-cloud token create`)";
-    match crate::identity::Identity::load(state) {
-        Ok(Some(identity)) => finding(
-            "identity",
-            Verdict::Ok,
-            ["joined as ", &identity.node].concat(),
-            fix,
+    let (verdict, seen) = match identity {
+        Ok(Some(identity)) => (Verdict::Ok, ["joined as ", &identity.node].concat()),
+        Ok(None) => (Verdict::Warning, "not joined".to_owned()),
+        Err(error) => (Verdict::Warning, error.to_string()),
+    };
+    finding("identity", verdict, seen, fix)
+}
+
+fn check_certificate(identity: &std::io::Result<Option<Identity>>, now_s: u64) -> Finding {
+    let fix =
+        "join again: `edge-cloud node delete NAME`, then edge-min join; pods run on meanwhile";
+    let end = match identity {
+        Ok(Some(identity)) => not_after(&identity.certificate),
+        _ => {
+            let seen = "none before the join".to_owned();
+            return finding("certificate", Verdict::Warning, seen, "join first");
+        }
+    };
+    let (verdict, seen) = match end {
+        None => (
+            Verdict::Warning,
+            "identity/node.crt is no certificate".to_owned(),
         ),
-        Ok(None) => finding("identity", Verdict::Warning, "not joined".to_owned(), fix),
-        Err(error) => finding("identity", Verdict::Warning, error.to_string(), fix),
+        Some(end) if end <= now_s => (Verdict::Warning, "has expired".to_owned()),
+        Some(end) => {
+            let left = end - now_s;
+            let days = (left / DAY_S).to_string();
+            let verdict = ok_or(left >= CERTIFICATE_LEFT_S_MIN, Verdict::Warning);
+            (verdict, ["valid for ", &days, " days"].concat())
+        }
+    };
+    finding("certificate", verdict, seen, fix)
+}
+
+/// The end of a certificate's validity in seconds since 1970 (RFC 5280, section 4.1).
+fn not_after(der: &[u8]) -> Option<u64> {
+    let (_, certificate, _) = element(der)?;
+    let (_, body, _) = element(certificate)?;
+    let mut rest = body;
+    // Version, which may be missing, then serial number, algorithm and issuer.
+    if element(rest)?.0 == 0xa0 {
+        rest = element(rest)?.2;
     }
+    for _ in 0..3 {
+        rest = element(rest)?.2;
+    }
+    let (_, validity, _) = element(rest)?;
+    let (tag, time, _) = element(element(validity)?.2)?;
+    let text = std::str::from_utf8(time).ok()?.strip_suffix('Z')?;
+    // UTCTime has two digits of the year: those from 50 on are of the last century.
+    let (year, text) = match tag {
+        0x17 => {
+            let (year, text) = text.split_at_checked(2)?;
+            let year: u64 = year.parse().ok()?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, text)
+        }
+        0x18 => {
+            let (year, text) = text.split_at_checked(4)?;
+            (year.parse().ok()?, text)
+        }
+        _ => return None,
+    };
+    let two = |at: usize| text.get(at..at + 2)?.parse::<u64>().ok();
+    let day = days_since_1970(year, two(0)?, two(2)?)?;
+    Some(day * DAY_S + two(4)? * 3600 + two(6)? * 60 + two(8)?)
+}
+
+/// Days from 1970-01-01 to a date of the Gregorian calendar.
+fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Years begin in March here, so that the leap day is their last.
+    let year = if month <= 2 { year - 1 } else { year };
+    let month = (month + 9) % 12;
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
+    // 719,468 is 1970-01-01 by the same count.
+    days.checked_sub(719_468)
+}
+
+/// The first DER element: tag, content, and what follows it.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (tag, rest) = bytes.split_first()?;
+    let (first, rest) = rest.split_first()?;
+    let (length, rest) = if *first < 0x80 {
+        (usize::from(*first), rest)
+    } else {
+        let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if digits.len() > 3 {
+            return None;
+        }
+        let join = |length: usize, byte: &u8| length << 8 | usize::from(*byte);
+        (digits.iter().fold(0, join), rest)
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((*tag, content, rest))
 }
 
 fn check_memory() -> Finding {
@@ -269,10 +443,14 @@ mod tests {
 
     #[test]
     fn a_missing_runc_is_named_with_its_fix() {
-        let report = check(
-            Path::new("/nonexistent/state"),
-            Path::new("/nonexistent/runc"),
-        );
+        let file = Path::new("/nonexistent/config");
+        let text =
+            "version = 1\nstate-dir = \"/nonexistent/state\"\nrunc = \"/nonexistent/runc\"\n";
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("edge-min.toml");
+        std::fs::write(&there, text).unwrap();
+        let config = crate::config::load(&there).map_err(|error| error.to_string());
+        let report = check(&config);
         let text = report.to_string();
         assert!(text.contains("/nonexistent/runc"), "{text}");
         assert!(text.contains("fix: install runc"), "{text}");
@@ -282,5 +460,58 @@ mod tests {
                 .iter()
                 .any(|finding| finding.name == "disk" && finding.verdict == Verdict::Ok)
         );
+        let missing = crate::config::load(file).map_err(|error| error.to_string());
+        let report = check(&missing);
+        assert!(!report.passes(), "no config: {report}");
+        for one in &report.findings {
+            let named = one.verdict == Verdict::Ok || !one.fix.is_empty() && !one.seen.is_empty();
+            assert!(named, "{}", one.name);
+        }
+    }
+
+    #[test]
+    fn versions_of_runc_are_compared_as_numbers() {
+        assert!(is_new_enough("runc version 1.1.5+ds1"));
+        assert!(is_new_enough("runc version 1.10.0"));
+        assert!(is_new_enough("runc version 2.0.0-rc1"));
+        assert!(!is_new_enough("runc version 1.0.3"));
+        assert!(!is_new_enough("crun"));
+    }
+
+    #[test]
+    fn dates_are_counted_from_1970() {
+        assert_eq!(days_since_1970(1970, 1, 1), Some(0));
+        assert_eq!(days_since_1970(2000, 2, 29), Some(11_016));
+        assert_eq!(days_since_1970(2024, 3, 1), Some(19_783));
+        assert_eq!(days_since_1970(2024, 13, 1), None);
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_read_in_both_forms() {
+        let with = |tag: u8, time: &str| {
+            let wrap = |tag: u8, content: &[u8]| {
+                let length = u8::try_from(content.len()).unwrap();
+                [&[tag, length], content].concat()
+            };
+            let start = wrap(0x17, b"240101000000Z");
+            let validity = wrap(0x30, &[start, wrap(tag, time.as_bytes())].concat());
+            let head = [
+                wrap(0xa0, &[2, 1, 2]),
+                wrap(2, &[9]),
+                wrap(0x30, &[]),
+                wrap(0x30, &[]),
+            ];
+            wrap(0x30, &wrap(0x30, &[head.concat(), validity].concat()))
+        };
+        let der = with(0x17, "240301000001Z");
+        assert_eq!(not_after(&der), Some(19_783 * DAY_S + 1));
+        assert_eq!(
+            not_after(&with(0x18, "20240301000001Z")),
+            Some(19_783 * DAY_S + 1)
+        );
+        assert_eq!(not_after(&with(0x17, "24")), None);
+        for length in 0..der.len() {
+            assert_eq!(not_after(&der[..length]), None, "{length}");
+        }
     }
 }

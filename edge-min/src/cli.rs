@@ -1,6 +1,6 @@
 //! The command line. Every line that a person reads goes through [`say`].
 
-use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,25 +12,87 @@ use crate::config::{self, Config};
 use crate::name::{SYSFS, Template};
 use crate::status::Status;
 
-const HELP: &str = "\
-edge-min: a Kubernetes-managed node that keeps working alone
+/// A command: its name, how it is called, the options that it takes, and what it does: the first
+/// line for the list of all commands, the rest for its own help.
+struct Command(
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static str,
+);
 
-usage: edge-min [--config FILE] COMMAND
-
-commands:
-  run                       runs the agent in the foreground
-  join URL --token TOKEN    joins the cloud at mqtts:// or https://HOST[:PORT]; --node NAME or TEMPLATE if the config has none
-  status [--json]           the node, its roots, conditions, pods and memory
-  pods [--json]             the pods only
-  logs [-f] [--tail BYTES] POD [-c CONTAINER]
-                            a container's output; POD is NAME or NAMESPACE/NAME
-  check [--json]            what this board lacks, and how to mend it
-  reset [--yes]             stops all containers, wipes identity and state; asks first
-  version                   the version
-
+const COMMANDS: [Command; 8] = [
+    Command(
+        "run",
+        "run",
+        &[],
+        "runs the agent in the foreground
+It ends at SIGTERM, and leaves the pods running. Services for it are in scripts/init.
+",
+    ),
+    Command(
+        "join",
+        "join URL --token TOKEN [--node NAME]",
+        &["token", "node"],
+        "joins the cloud at mqtts:// or https://HOST[:PORT]
+  --token TOKEN   from `edge-cloud token create`
+  --node NAME     the node's name or its template, if the config has none
+The agent has to be restarted afterwards, if it runs.
+",
+    ),
+    Command(
+        "status",
+        "status [--json]",
+        &["json"],
+        "shows the node, its roots, conditions, pods and memory
+",
+    ),
+    Command(
+        "pods",
+        "pods [--json]",
+        &["json"],
+        "shows the pods only
+",
+    ),
+    Command(
+        "logs",
+        "logs [-f] [--tail BYTES] POD [-c CONTAINER]",
+        &["follow", "tail", "container"],
+        "shows the output of a container
+POD is NAME, or NAMESPACE/NAME.
+  -f, --follow               goes on until the container has ended for good or the pod is gone
+  --tail BYTES               only the end
+  -c, --container CONTAINER  which, when the pod has several
+",
+    ),
+    Command(
+        "check",
+        "check [--json]",
+        &["json"],
+        "says what this board lacks, and how to mend it
+It looks only, and needs no agent. Exit code 1 when pods cannot run; warnings do not count.
+",
+    ),
+    Command(
+        "reset",
+        "reset [--yes]",
+        &["yes"],
+        "stops all containers, wipes identity and state
+The agent must not run. It asks first; --yes is the answer when there is no terminal to ask at.
+",
+    ),
+    Command(
+        "version",
+        "version",
+        &[],
+        "shows the version
+",
+    ),
+];
+const HELP_TAIL: &str = "
 options:
-  --config FILE             default /etc/edge-min/edge-min.toml
-  -h, --help                this text
+  --config FILE   default /etc/edge-min/edge-min.toml
+  -h, --help      this text; after a command, that of the command
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
 ";
@@ -65,6 +127,15 @@ struct Options {
     node: Option<String>,
     container: Option<String>,
     tail: Option<u64>,
+    /// Options that not every command takes, as given.
+    given: Vec<&'static str>,
+}
+
+impl Options {
+    fn give(&mut self, option: &'static str) -> bool {
+        self.given.push(option);
+        true
+    }
 }
 
 /// Runs the command line of this process.
@@ -91,15 +162,25 @@ fn options() -> Result<Options, Failure> {
     while let Some(argument) = parser.next()? {
         match argument {
             Long("config") => options.config = Some(PathBuf::from(parser.value()?)),
-            Long("json") => options.json = true,
-            Long("follow") | Short('f') => options.follow = true,
-            Long("yes") => options.yes = true,
             Long("help") | Short('h') => options.help = true,
             Long("version") => options.words = vec!["version".to_owned()],
-            Long("token") => options.token = Some(text(parser.value()?)?),
-            Long("node") => options.node = Some(text(parser.value()?)?),
-            Long("container") | Short('c') => options.container = Some(text(parser.value()?)?),
+            Long("json") => options.json = options.give("json"),
+            Long("follow") | Short('f') => options.follow = options.give("follow"),
+            Long("yes") => options.yes = options.give("yes"),
+            Long("token") => {
+                options.give("token");
+                options.token = Some(text(parser.value()?)?);
+            }
+            Long("node") => {
+                options.give("node");
+                options.node = Some(text(parser.value()?)?);
+            }
+            Long("container") | Short('c') => {
+                options.give("container");
+                options.container = Some(text(parser.value()?)?);
+            }
             Long("tail") => {
+                options.give("tail");
                 let bytes = text(parser.value()?)?;
                 let bytes = bytes
                     .parse()
@@ -119,10 +200,29 @@ fn text(word: std::ffi::OsString) -> Result<String, Failure> {
 }
 
 fn command(options: &Options) -> Result<ExitCode, Failure> {
-    let words: Vec<&str> = options.words.iter().map(String::as_str).collect();
-    if options.help {
-        say(HELP);
+    let mut words: Vec<&str> = options.words.iter().map(String::as_str).collect();
+    let asked = options.help || words.first() == Some(&"help");
+    words.retain(|word| *word != "help" || !asked);
+    let known = COMMANDS
+        .iter()
+        .find(|command| Some(&command.0) == words.first());
+    if asked {
+        say(&known.map_or_else(help, help_of));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(Command(name, _, takes, _)) = known
+        && let Some(odd) = options.given.iter().find(|given| !takes.contains(given))
+    {
+        let text = [
+            "--",
+            odd,
+            " is not for `",
+            name,
+            "`; see edge-min ",
+            name,
+            " --help",
+        ];
+        return Err(Failure(EXIT_USAGE, text.concat()));
     }
     match words.as_slice() {
         ["run"] => {
@@ -154,17 +254,40 @@ fn command(options: &Options) -> Result<ExitCode, Failure> {
         ["check"] => return check(options),
         ["reset"] => reset(options)?,
         ["version"] => say(&["edge-min ", crate::driver::VERSION, "\n"].concat()),
-        [] => return Err(Failure(EXIT_USAGE, ["no command\n\n", HELP].concat())),
+        [] => return Err(Failure(EXIT_USAGE, ["no command\n\n", &help()].concat())),
         [word, ..] => {
-            let text = [
-                "`",
-                word,
-                "`: unknown command or wrong arguments; see edge-min --help",
-            ];
-            return Err(Failure(EXIT_USAGE, text.concat()));
+            let text = match known {
+                Some(command) => ["`", word, "`: wrong arguments\n\n", &help_of(command)].concat(),
+                None => ["`", word, "`: unknown command; see edge-min --help"].concat(),
+            };
+            return Err(Failure(EXIT_USAGE, text));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn help() -> String {
+    let mut text = "edge-min: a Kubernetes-managed node that keeps working alone\n\n\
+        usage: edge-min [--config FILE] COMMAND\n\ncommands:\n"
+        .to_owned();
+    for Command(_, usage, _, about) in &COMMANDS {
+        let first = about.lines().next().unwrap_or_default();
+        let pad = " ".repeat(46_usize.saturating_sub(usage.len()));
+        text += &["  ", usage, &pad, first, "\n"].concat();
+    }
+    text + HELP_TAIL
+}
+
+fn help_of(command: &Command) -> String {
+    let Command(_, usage, _, about) = command;
+    [
+        "usage: edge-min [--config FILE] ",
+        usage,
+        "\n\n",
+        about,
+        HELP_TAIL,
+    ]
+    .concat()
 }
 
 fn load(options: &Options) -> Result<Config, Failure> {
@@ -268,20 +391,20 @@ fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
         target += "follow=1";
     }
     let mut reader = request(&load(options)?, &target)?;
-    io::copy(&mut reader, &mut io::stdout()).map_err(|error| error.to_string())?;
-    Ok(())
+    match io::copy(&mut reader, &mut io::stdout()) {
+        // Whoever reads has seen enough, `head` for example.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(["the log broke off: ", &error.to_string()].concat().into()),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn check(options: &Options) -> Result<ExitCode, Failure> {
     // A board without a config yet is just where this is needed.
-    let (state, runc) = match load(options) {
-        Ok(config) => (config.state_dir, config.runc),
-        Err(Failure(_, text)) => {
-            writeln!(io::stderr(), "edge-min: {text}; checking with defaults").ok();
-            (PathBuf::from("/var/lib/edge-min"), PathBuf::from("runc"))
-        }
+    let report = match load(options) {
+        Ok(config) => crate::check::check(&Ok(config)),
+        Err(Failure(_, text)) => crate::check::check(&Err(text)),
     };
-    let report = crate::check::check(&state, &runc);
     let json = || serde_json::to_string(&report).unwrap_or_default() + "\n";
     say(&if options.json {
         json()
@@ -304,6 +427,10 @@ fn reset(options: &Options) -> Result<(), Failure> {
     };
     let state = config.state_dir.to_string_lossy().into_owned();
     if !options.yes {
+        if !io::stdin().is_terminal() {
+            let text = "reset: nobody can be asked here; --yes goes ahead";
+            return Err(Failure(EXIT_USAGE, text.to_owned()));
+        }
         say(&[
             "This stops ",
             &containers,

@@ -14,7 +14,7 @@ use edge_core::{Agent, AgentConfig, Input, Output, Signal};
 use edge_proto::enrol::Endpoint;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
-use edge_proto::object::{Condition, NodeStatus};
+use edge_proto::object::{Condition, ContainerState, NodeStatus};
 use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
 use smol::{Async, Timer};
@@ -530,32 +530,33 @@ impl Driver {
         }
     }
 
+    /// The file with a container's output, and whether the container has ended for good.
     fn log_path(
         &self,
         namespace: &str,
         pod: &str,
         container: Option<&str>,
-    ) -> Result<PathBuf, String> {
+    ) -> Result<(PathBuf, bool), String> {
         let status = self
             .agent
             .statuses()
             .find(|status| status.namespace == namespace && status.name == pod)
             .ok_or_else(|| ["no pod ", namespace, "/", pod, " on this node"].concat())?;
-        let names: Vec<&str> = status
-            .containers
-            .iter()
-            .map(|one| one.name.as_str())
-            .collect();
-        let name = match (container, names.as_slice()) {
-            (None, [only]) => *only,
-            (Some(name), names) if names.contains(&name) => name,
-            _ => return Err(["choose a container: ", &names.join(", ")].concat()),
+        let all = status.containers.as_slice();
+        let found = match (container, all) {
+            (None, [only]) => Some(only),
+            (name, all) => all.iter().find(|one| Some(one.name.as_str()) == name),
         };
-        let file = runtime::log_file(&self.config.run_dir, status.uid, name);
+        let Some(found) = found else {
+            let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
+            return Err(["choose a container: ", &names.join(", ")].concat());
+        };
+        let file = runtime::log_file(&self.config.run_dir, status.uid, &found.name);
+        let over = matches!(found.state, ContainerState::Terminated { .. });
         if file.exists() {
-            Ok(file)
+            Ok((file, over))
         } else {
-            Err(["container ", name, " has not started yet"].concat())
+            Err(["container ", &found.name, " has not started yet"].concat())
         }
     }
 
@@ -740,7 +741,7 @@ impl Driver {
                 let file = LogCalls::request(method, &body).and_then(|request| {
                     let container =
                         (!request.container.is_empty()).then_some(request.container.as_str());
-                    let file = self.log_path(&request.namespace, &request.pod, container)?;
+                    let (file, _) = self.log_path(&request.namespace, &request.pod, container)?;
                     Ok((file, request))
                 });
                 self.log_calls.open(id, file);

@@ -23,6 +23,8 @@ const HEAD_BYTES_MAX: usize = 2048;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
+/// Looks at a quiet log after which its container is asked for.
+const QUIET_LOOKS: u32 = 4;
 
 /// A question to the driver.
 pub enum Request {
@@ -36,8 +38,8 @@ pub enum Request {
         pod: String,
         /// Container; `None` is the only one.
         container: Option<String>,
-        /// The path, or what is wrong.
-        reply: Sender<Result<PathBuf, String>>,
+        /// The path and whether the container has ended for good, or what is wrong.
+        reply: Sender<Result<(PathBuf, bool), String>>,
     },
 }
 
@@ -105,19 +107,14 @@ async fn answer(mut stream: UnixStream, requests: &Sender<Request>) -> io::Resul
             reply(&mut stream, "200 OK", &text).await
         }
         (Some("v1"), Some("logs"), Some(namespace), Some(pod), Some(container), None) => {
-            let (sender, receiver) = async_channel::bounded(1);
-            let request = Request::LogFile {
-                namespace: namespace.to_owned(),
-                pod: pod.to_owned(),
-                container: (container != "-").then(|| container.to_owned()),
-                reply: sender,
+            let log = Log {
+                requests,
+                namespace,
+                pod,
+                container: (container != "-").then_some(container),
             };
-            let answer = match requests.send(request).await {
-                Ok(()) => receiver.recv().await.ok(),
-                Err(_) => None,
-            };
-            match answer.unwrap_or_else(|| Err("the agent stops".to_owned())) {
-                Ok(file) => logs(&mut stream, &file, query).await,
+            match log.find().await {
+                Ok((file, _)) => logs(&mut stream, &log, &file, query).await,
                 Err(reason) => reply(&mut stream, "404 Not Found", &(reason + "\n")).await,
             }
         }
@@ -156,7 +153,51 @@ async fn reply(stream: &mut UnixStream, code: &str, body: &str) -> io::Result<()
     stream.write_all(body.as_bytes()).await
 }
 
-async fn logs(stream: &mut UnixStream, file: &Path, query: &str) -> io::Result<()> {
+/// The log that a client asked for.
+struct Log<'a> {
+    requests: &'a Sender<Request>,
+    namespace: &'a str,
+    pod: &'a str,
+    container: Option<&'a str>,
+}
+
+impl Log<'_> {
+    async fn find(&self) -> Result<(PathBuf, bool), String> {
+        let (sender, receiver) = async_channel::bounded(1);
+        let request = Request::LogFile {
+            namespace: self.namespace.to_owned(),
+            pod: self.pod.to_owned(),
+            container: self.container.map(str::to_owned),
+            reply: sender,
+        };
+        let stops = || Err("the agent stops".to_owned());
+        if self.requests.send(request).await.is_err() {
+            return stops();
+        }
+        receiver.recv().await.unwrap_or_else(|_| stops())
+    }
+
+    /// Whether nothing more will be written to `file`: its container has ended for good, its pod
+    /// is gone, or another has taken its name.
+    async fn is_over(&self, file: &Path) -> bool {
+        !matches!(self.find().await, Ok((now, false)) if now == file)
+    }
+}
+
+/// Returns after a while, or at once and with `true` when the client went away: it sends nothing,
+/// so all there is to read is its end. Without this a quiet log would hold its connection forever.
+async fn is_left(stream: &UnixStream) -> bool {
+    let mut stream = stream.clone();
+    let mut byte = [0; 1];
+    let gone = async { !matches!(stream.read(&mut byte).await, Ok(1..)) };
+    or(gone, async {
+        Timer::after(FOLLOW_INTERVAL).await;
+        false
+    })
+    .await
+}
+
+async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) -> io::Result<()> {
     let value = |name: &str| {
         query
             .split('&')
@@ -170,14 +211,21 @@ async fn logs(stream: &mut UnixStream, file: &Path, query: &str) -> io::Result<(
         .write_all(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n")
         .await?;
     let mut at = crate::runtime::logs::start_of_tail(file, tail)?;
+    let (mut quiet, mut over) = (0, !follow);
     loop {
         let bytes = crate::runtime::logs::read_from(file, at)?;
         if bytes.is_empty() {
-            if !follow || !file.exists() {
+            if over || !file.exists() || is_left(stream).await {
                 return Ok(());
             }
-            Timer::after(FOLLOW_INTERVAL).await;
+            quiet += 1;
+            if quiet % QUIET_LOOKS == 0 {
+                // Before the last look, so that nothing written meanwhile is lost.
+                over = log.is_over(file).await;
+            }
+            continue;
         }
+        quiet = 0;
         at += bytes.len() as u64;
         stream.write_all(&bytes).await?;
     }
