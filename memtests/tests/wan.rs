@@ -327,3 +327,36 @@ fn a_gate_joins_by_itself_under_the_name_of_its_board() {
     drop(gate);
     fs::remove_dir_all(firmware).unwrap();
 }
+
+/// Goal: an identity that cannot be read costs the link, never the work. Method: bytes of the
+/// certificate are altered, as failing flash does; the workload is killed, too.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_damaged_identity_stops_no_workload() {
+    let mut gate = Gate::start(&pods(1, 0)).unwrap();
+    gate.until_converged(1).unwrap();
+    let before = gate.pids().unwrap();
+    let file = gate.state_dir().join("identity/node.crt");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, vec![0xff; whole.len()]).unwrap();
+    gate.kill_agent().unwrap();
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &before[0].to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    gate.start_agent().unwrap();
+    gate.until("the pod runs again, and the reason is told", |gate| {
+        let why = gate.status().map(|status| status["link_error"].to_string());
+        why.is_ok_and(|why| why.contains("identity"))
+            && gate
+                .pids()
+                .is_ok_and(|pids| pids.len() == 1 && pids != before)
+    })
+    .unwrap();
+    let alone = gate.pids().unwrap();
+    fs::write(&file, whole).unwrap();
+    gate.kill_agent().unwrap();
+    gate.start_agent().unwrap();
+    gate.until_converged(1).unwrap();
+    assert_eq!(gate.pids().unwrap(), alone);
+}
