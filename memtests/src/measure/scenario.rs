@@ -13,8 +13,10 @@ use crate::{Gate, PATIENCE, Setup};
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_METERED: Duration = Duration::from_secs(600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Silence on the link or in the agent after which a state counts as reached.
+/// Silence on the link after which a state counts as reached.
 const SETTLED: Duration = Duration::from_secs(1);
+/// The same in the agent: its state cache follows two seconds after the last change.
+const QUIET: Duration = Duration::from_secs(4);
 /// A ping within this of the ends of a window could count twice or not at all.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Reconnects that are measured; the largest counts.
@@ -275,7 +277,7 @@ fn settled(gate: &Gate) -> Result<u64> {
 fn until_quiet(pid: u32) -> Result<()> {
     let start = Instant::now();
     let mut since = (activity(pid)?.cpu, Instant::now());
-    while since.1.elapsed() < SETTLED {
+    while since.1.elapsed() < QUIET {
         if start.elapsed() > PATIENCE {
             bail!("the agent is never quiet");
         }
