@@ -151,8 +151,12 @@ async fn an_expired_certificate_does_not_come_back_by_resumption() {
     let end = now() + 3;
     let config = cloud.mqtt_config(Some(&a));
     // The ticket comes behind the handshake; each link leaves one for the next.
-    while cloud.client_with("a", &config, None).await.is_ok() {
-        assert!(now() <= end, "expired");
+    loop {
+        let tried = now();
+        if cloud.client_with("a", &config, None).await.is_err() {
+            break;
+        }
+        assert!(tried <= end, "expired");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(now() >= start + 3, "not expired yet");
@@ -203,14 +207,11 @@ async fn a_token_works_its_count_of_times_until_it_expires() {
         cloud.until("live", |cloud| cloud.is_live(node)).await;
     }
     assert!(cloud.join(&token, "c").await.is_err());
-    let short = cloud.links.create_token(1_000, 2).await.unwrap();
-    let end = now() + 2;
-    let mut count = 0;
+    let short = cloud.links.create_token(1_000, 4).await.unwrap();
+    let end = now() + 4;
+    assert!(cloud.join(&short, "early").await.is_ok());
     while now() <= end {
-        let early = now() < end - 1;
-        let joined = cloud.join(&short, &format!("n{count}")).await;
-        assert!(joined.is_ok() || !early);
-        count += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(cloud.join(&short, "late").await.is_err());
     assert!(
