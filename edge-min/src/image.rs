@@ -4,7 +4,7 @@
 
 pub mod layout;
 mod records;
-mod root;
+pub(crate) mod root;
 pub mod unpack;
 
 use std::collections::BTreeSet;

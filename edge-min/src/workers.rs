@@ -379,7 +379,7 @@ fn spec(
         ),
     };
     let mut binds = Vec::with_capacity(container.mounts.len());
-    for mount in &container.mounts {
+    for (index, mount) in container.mounts.iter().enumerate() {
         let known = start.volumes.iter().find(|(name, _)| *name == mount.volume);
         let (name, content) =
             known.ok_or_else(|| config(["no volume ", &mount.volume].concat()))?;
@@ -387,8 +387,19 @@ fn spec(
             .as_ref()
             .map_err(|message| config(message.clone()))?;
         let dir = runtime.volume_dir(start.uid, name);
-        let source = volume::prepare(&dir, content, host_paths).map_err(config)?;
-        let source = volume::sub_path(&source, &mount.sub_path).map_err(config)?;
+        let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
+        if !mount.sub_path.is_empty() {
+            // A volume's name begins with no dot. Unmounted with the volumes of the pod.
+            let place = [".", &container.name, ".", &index.to_string()].concat();
+            let place = runtime.volume_dir(start.uid, &place);
+            let new_mode = match content {
+                Content::Empty { .. } => Some(0o777),
+                Content::Host { .. } => Some(0o755),
+                Content::Files { .. } => None,
+            };
+            volume::sub_path(&source, &mount.sub_path, new_mode, &place).map_err(config)?;
+            source = place;
+        }
         let files = matches!(content, Content::Files { .. });
         let target = PathBuf::from(&mount.path);
         binds.push(Bind {

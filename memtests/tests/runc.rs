@@ -107,7 +107,9 @@ fn lives(pid: u64) -> bool {
 
 fn logs(gate: &Gate, pod: &str, container: &str) -> String {
     let pod = format!("gate/{pod}");
-    gate.cloud_text(&["logs", &pod, "-c", container]).unwrap()
+    // Nothing yet while there is no container.
+    gate.cloud_text(&["logs", &pod, "-c", container])
+        .unwrap_or_default()
 }
 
 /// A file of the cgroup that this process is in, in whichever hierarchy has it.
@@ -257,6 +259,100 @@ fn a_container_gets_what_its_pod_says() {
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_process_gets_what_its_pod_says() {
     a_pod_gets_what_it_says(Process);
+}
+
+const VOLUMES: &str = r#"
+echo here > $V/part/file
+echo "part $(cat $V/whole/made/part/file)"
+echo "key $(cat $V/key)"
+echo "mode $(busybox stat -Lc %a $V/config/LANE)"
+echo "optional $(ls $V/optional)$MISSING"
+busybox dd if=/dev/zero of=$V/memory/file bs=64k count=64 2>/dev/null || echo "memory is full"
+echo "created $(ls $V/created)" > $V/created/file
+until [ "$(cat $V/config/LANE)" = 4 ]; do sleep 0.05; done
+echo "changed to $(cat $V/config/LANE), and $(cat $V/key) stays"
+exec sleep 100000
+"#;
+
+/// Goal: the finer points of volumes hold. Method: parts of volumes, modes, caps, what is optional
+/// and what is made, and a ConfigMap that changes under a running container.
+fn volumes_do_what_they_say(class: Class) {
+    let gate = gate();
+    let volumes = class.volumes(&gate);
+    let mut main = class.container("main", VOLUMES);
+    let missing = json!({"name": "none", "key": "k", "optional": true});
+    main["env"] = json!([
+        {"name": "V", "value": volumes},
+        {"name": "MISSING", "valueFrom": {"configMapKeyRef": missing}},
+    ]);
+    let mount = |path: &str, volume: &str, part: &str| {
+        let path = format!("{volumes}/{path}");
+        let mut mount = json!({"name": volume, "mountPath": path});
+        if !part.is_empty() {
+            mount["subPath"] = part.into();
+        }
+        mount
+    };
+    main["volumeMounts"] = json!([
+        mount("whole", "shared", ""),
+        mount("part", "shared", "made/part"),
+        mount("config", "config", ""),
+        mount("key", "config", "LANE"),
+        mount("optional", "optional", ""),
+        mount("memory", "memory", ""),
+        mount("created", "created", ""),
+    ]);
+    let created = gate.dir().join("host/created/here");
+    let pod = class.pod(
+        "volumes",
+        json!({
+            "terminationGracePeriodSeconds": 1,
+            "volumes": [
+                {"name": "shared", "emptyDir": {}},
+                {"name": "config", "configMap": {"name": "lane", "defaultMode": 256}},
+                {"name": "optional", "configMap": {"name": "none", "optional": true}},
+                {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                {"name": "created", "hostPath": {"path": created, "type": "DirectoryOrCreate"}},
+            ],
+            "containers": [main],
+        }),
+    );
+    let [config, _] = objects();
+    apply(&gate, &[config.clone(), pod.clone()]);
+    let first = "part here\nkey 3\nmode 400\noptional \nmemory is full\n";
+    until(&gate, "the container has printed", |gate| {
+        logs(gate, "volumes", "main") == first
+    });
+    until(&gate, "the folder of the board is written", |_| {
+        fs::read_to_string(created.join("file")).is_ok_and(|text| text == "created \n")
+    });
+    let before = gate.pids().unwrap();
+    let mut config = config;
+    config["data"]["LANE"] = "4".into();
+    apply(&gate, &[config, pod]);
+    let second = format!("{first}changed to 4, and 3 stays\n");
+    until(&gate, "the container sees the change", |gate| {
+        logs(gate, "volumes", "main") == second
+    });
+    assert_eq!(gate.pids().unwrap(), before, "no restart");
+    gate.manifests("").unwrap();
+    until(&gate, "the pod ends", |gate| {
+        gate.status()
+            .is_ok_and(|status| status["pods"] == json!([]))
+    });
+    assert_eq!(remains(&gate), Vec::<PathBuf>::new());
+}
+
+#[test]
+#[ignore = "needs root and runc"]
+fn volumes_of_a_container_do_what_they_say() {
+    volumes_do_what_they_say(Runc);
+}
+
+#[test]
+#[ignore = "needs root: mounts and namespaces"]
+fn volumes_of_a_process_do_what_they_say() {
+    volumes_do_what_they_say(Process);
 }
 
 const POLITE: &str = "trap 'echo bye > $V/host/bye; exit 0' TERM

@@ -17,14 +17,14 @@ use rustix::io::Errno;
 const LINKS_MAX: u32 = 40;
 
 /// A directory that nothing is reached outside of.
-pub(super) struct Root {
+pub(crate) struct Root {
     dir: OwnedFd,
     walks: Cell<bool>,
 }
 
 impl Root {
     /// Opens the root.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self {
             dir: File::open(path)?.into(),
             walks: Cell::new(false),
@@ -32,36 +32,45 @@ impl Root {
     }
 
     /// Never asks the kernel to resolve.
-    pub(super) fn walking(self) -> Self {
+    pub(crate) fn walking(self) -> Self {
         self.walks.set(true);
         self
     }
 
     /// The directory at `path`; links are followed, and `/` and the parent of the root are the
     /// root.
-    pub(super) fn dir(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub(crate) fn dir(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_with(path, directory())
+    }
+
+    /// Whatever is at `path`, a file too, as a descriptor that can only be named.
+    pub(crate) fn any(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_with(path, OFlags::PATH | OFlags::CLOEXEC)
+    }
+
+    fn open_with(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         if self.walks.get() {
-            return self.walk(path);
+            return self.walk(path, flags);
         }
         let path = match path.as_os_str().is_empty() {
             true => Path::new("."),
             false => path,
         };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&self.dir, path, directory(), Mode::empty(), resolve) {
-            Ok(dir) => Ok(dir),
+        match rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve) {
+            Ok(found) => Ok(found),
             // An old kernel, or a sandbox that does not know the call.
             Err(Errno::NOSYS | Errno::PERM) => {
                 self.walks.set(true);
-                self.walk(path)
+                self.walk(path, flags)
             }
             // Something was renamed or mounted meanwhile, anywhere: `..` cannot be trusted now.
-            Err(Errno::AGAIN) => self.walk(path),
+            Err(Errno::AGAIN) => self.walk(path, flags),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn walk(&self, path: &Path) -> io::Result<OwnedFd> {
+    fn walk(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let mut links = 0;
         // Names from the root to `at`, all of them real directories.
         let mut done: Vec<OsString> = Vec::new();
@@ -91,7 +100,12 @@ impl Root {
                         }
                         let target = match rustix::fs::readlinkat(&at, &part, Vec::new()) {
                             Ok(target) => OsString::from_vec(target.into_bytes()),
-                            // Not a link, so a file.
+                            // Not a link, so a file: at the end, it may be what is looked for.
+                            Err(Errno::INVAL) if ahead.is_empty() => {
+                                let flags = flags | OFlags::NOFOLLOW;
+                                let mode = Mode::empty();
+                                return Ok(rustix::fs::openat(&at, &part, flags, mode)?);
+                            }
                             Err(Errno::INVAL) => return Err(Errno::NOTDIR.into()),
                             Err(error) => return Err(error.into()),
                         };
@@ -130,8 +144,28 @@ fn parts(path: &Path) -> Vec<OsString> {
     names.collect()
 }
 
+/// Makes directories along `path`, with this mode where they are new, inside the root like all
+/// else.
+pub(crate) fn make_dirs(root: &Root, path: &Path, mode: u32) -> io::Result<()> {
+    let mut done = PathBuf::new();
+    for name in path {
+        let at = root.dir(&done)?;
+        match rustix::fs::mkdirat(&at, name, Mode::from(0o700)) {
+            Ok(()) => {
+                // Whatever the umask is.
+                let mode = Mode::from_raw_mode(mode);
+                rustix::fs::fchmod(open_real(at.as_fd(), name)?, mode)?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        done.push(name);
+    }
+    Ok(())
+}
+
 /// The path without `.`, refused with `..`; an absolute one counts from the root.
-pub(super) fn relative(path: &Path, depth_max: usize, bytes_max: usize) -> io::Result<PathBuf> {
+pub(crate) fn relative(path: &Path, depth_max: usize, bytes_max: usize) -> io::Result<PathBuf> {
     let mut plain = PathBuf::new();
     let mut depth = 0;
     for component in path.components() {
@@ -181,6 +215,7 @@ mod tests {
             for (at, target) in made {
                 // Some cannot be made, because another is in the way.
                 match target {
+                    Some(target) if target == "a" => fs::write(root.join(at), "file").ok(),
                     None => fs::create_dir_all(root.join(at)).ok(),
                     Some(target) => symlink(target, root.join(at)).ok(),
                 };
@@ -190,6 +225,8 @@ mod tests {
             let path = Path::new(&path);
             let found = inode(kernel.dir(path));
             prop_assert_eq!(found, inode(walk.dir(path)), "{:?}", path);
+            let any = inode(kernel.any(path));
+            prop_assert_eq!(any, inode(walk.any(path)), "{:?}", path);
             prop_assert!(!kernel.walks.get(), "this kernel has no openat2");
         }
     }

@@ -4,11 +4,14 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use edge_proto::object::Data;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::image::root::{self, Root};
 
 /// Cap of a tmpfs for an emptyDir with medium Memory that names none, bytes.
 const MEMORY_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
@@ -143,23 +146,58 @@ pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<Pat
     }
 }
 
-/// A path inside a volume, which must be there and stay inside, links included.
+/// Mounts what is at `sub` inside a volume at `place`. It is resolved and mounted by descriptor:
+/// containers that have the volume may exchange any part of the path for a link meanwhile.
+/// `new_mode` is that of directories that are made when they are missing; `None` makes none.
 ///
 /// # Errors
-/// For a person.
-pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
-    if sub.is_empty() {
-        return Ok(volume.to_owned());
+/// For a person: it is not there, leaves the volume, or cannot be mounted.
+pub fn sub_path(
+    volume: &Path,
+    sub: &str,
+    new_mode: Option<u32>,
+    place: &Path,
+) -> Result<(), String> {
+    if !is_inside(sub) {
+        return Err(["subPath ", sub, " leaves the volume"].concat());
     }
-    let path = volume.join(sub);
-    let real = fs::canonicalize(&path);
-    let real = real.map_err(|error| ["subPath ", sub, ": ", &error.to_string()].concat())?;
-    let inside = fs::canonicalize(volume).is_ok_and(|root| real.starts_with(root));
-    if inside && is_inside(sub) {
-        Ok(real)
+    mount_sub_path(volume, Path::new(sub), new_mode, place)
+        .map_err(|error| ["subPath ", sub, ": ", &error.to_string()].concat())
+}
+
+fn mount_sub_path(
+    volume: &Path,
+    sub: &Path,
+    new_mode: Option<u32>,
+    place: &Path,
+) -> io::Result<()> {
+    let root = Root::open(volume)?;
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let found = match (root.any(sub), new_mode) {
+        (Err(error), Some(mode)) if missing(&error) => {
+            root::make_dirs(&root, sub, mode)?;
+            root.any(sub)?
+        }
+        (found, _) => found?,
+    };
+    // Of an earlier run.
+    umount2(place, MntFlags::MNT_DETACH).ok();
+    fs::remove_file(place)
+        .or_else(|_| fs::remove_dir(place))
+        .ok();
+    let found = fs::File::from(found);
+    if found.metadata()?.is_dir() {
+        fs::create_dir_all(place)?;
     } else {
-        Err(["subPath ", sub, " leaves the volume"].concat())
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(place)?;
     }
+    let source = ["/proc/self/fd/", &found.as_raw_fd().to_string()].concat();
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    Ok(mount(Some(source.as_str()), place, none, flags, none)?)
 }
 
 /// Writes the files of a volume that is mounted already, switching all at once.
@@ -287,6 +325,53 @@ mod tests {
         assert!(is_inside("a/b.txt"));
         let items = [("missing".to_owned(), "x".to_owned())];
         assert!(select(&data(&[("a", "")]), &items).is_err());
+    }
+
+    /// Goal: a part of a volume is that part, whatever links the containers put there. Method:
+    /// parts that are there, that are not, and links out of the volume.
+    #[test]
+    #[ignore = "needs root: mounts"]
+    fn a_part_of_a_volume_stays_inside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(dir.path().join("secret"), "outside").unwrap();
+        fs::write(volume.join("file"), "inside").unwrap();
+        symlink("..", volume.join("up")).unwrap();
+        symlink("/", volume.join("slash")).unwrap();
+        symlink("file", volume.join("link")).unwrap();
+        let place = dir.path().join("place");
+        let mounted = |sub: &str, mode: Option<u32>| {
+            fs::remove_file(&place).ok();
+            fs::remove_dir(&place).ok();
+            let result = sub_path(&volume, sub, mode, &place);
+            let seen = fs::read_to_string(&place).or_else(|_| {
+                let names = fs::read_dir(&place)?.map(|entry| entry.unwrap().file_name());
+                let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+                names.sort();
+                io::Result::Ok(names.join(" "))
+            });
+            umount2(&place, MntFlags::MNT_DETACH).ok();
+            result.map(|()| seen.unwrap())
+        };
+        assert_eq!(mounted("file", None).unwrap(), "inside");
+        assert_eq!(mounted("link", None).unwrap(), "inside");
+        assert!(mounted("new/er", None).is_err());
+        assert_eq!(mounted("new/er", Some(0o777)).unwrap(), "");
+        let made = fs::metadata(volume.join("new/er")).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, 0o777);
+        // Both are the volume itself.
+        assert_eq!(mounted("up", None).unwrap(), "file link new slash up");
+        assert_eq!(mounted("slash", None).unwrap(), "file link new slash up");
+        assert!(mounted("up/secret", None).is_err());
+        assert_eq!(mounted("up/secret", Some(0o755)).unwrap(), "");
+        assert!(volume.join("secret").is_dir());
+        assert!(mounted("../secret", None).is_err());
+        // Of an earlier run, and still mounted.
+        sub_path(&volume, "file", None, &place).unwrap();
+        sub_path(&volume, "file", None, &place).unwrap();
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+        assert!(!is_mount(&place));
     }
 
     #[test]
