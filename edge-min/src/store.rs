@@ -91,7 +91,7 @@ impl Store {
             match read_snapshot(&state.join(name)) {
                 Ok(Some(snapshot)) => {
                     let (newer, other) = match newest.take() {
-                        Some(best) if best.generation >= snapshot.generation => {
+                        Some(best) if best.generation > snapshot.generation => {
                             (best, Some(snapshot))
                         }
                         best => (snapshot, best),
@@ -172,7 +172,7 @@ impl Store {
         // Both generations, so that the damaged one is gone too.
         for _ in GENERATIONS {
             let snapshot = Snapshot {
-                generation: self.snapshot.generation + 1,
+                generation: self.snapshot.generation.saturating_add(1),
                 epoch: self.snapshot.epoch,
                 records: self.snapshot.records.clone(),
             };
@@ -276,7 +276,7 @@ impl Store {
             applied.push((key, taken));
         }
         let snapshot = Snapshot {
-            generation: self.snapshot.generation + 1,
+            generation: self.snapshot.generation.saturating_add(1),
             epoch,
             records,
         };
