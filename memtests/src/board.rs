@@ -293,6 +293,23 @@ impl Board {
         }
     }
 
+    /// Waits until a command succeeds in the guest's shell.
+    ///
+    /// # Errors
+    /// It does not; the last answer and the logs are in the message.
+    pub fn until_shell(&mut self, what: &str, command: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match self.shell(command) {
+                Ok(_) => return Ok(()),
+                Err(error) if start.elapsed() > PATIENCE || self.qemu.is_none() => {
+                    bail!("{what}: not within {PATIENCE:?}\n{error}\n{}", self.logs());
+                }
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+    }
+
     /// Waits for a state that the cloud sees.
     ///
     /// # Errors

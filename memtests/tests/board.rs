@@ -10,6 +10,8 @@ use serde_json::Value;
 
 /// Pods on the board: one container by runc, the rest plain processes.
 const PODS: usize = 10;
+/// Where the data disk is mounted.
+const STATE: &str = "/var/lib/edge-min";
 /// Power cuts of the long run, each this much later after its boot than the one before. From the
 /// start of the agent to all pods running it takes some ten seconds.
 const ROUNDS: u32 = 16;
@@ -65,38 +67,63 @@ fn running(status: &Value) -> usize {
     pods.iter().filter(runs).count()
 }
 
+/// The container of the pod with this name; null when there is none.
+fn container(status: &Value, name: &str) -> Value {
+    let pods = status["pods"].as_array().map_or(&[][..], Vec::as_slice);
+    let pod = pods.iter().find(|pod| pod["name"] == name);
+    pod.map_or(Value::Null, |pod| pod["containers"][0].clone())
+}
+
 /// What happens to the store between a power cut and the next boot, as the shell of the board
-/// does it to the mounted disk. `$new` is the newest file of the desired set.
+/// does it in the state directory. `$new` is the newest file of the desired set.
 struct Damage {
     name: &'static str,
     command: &'static str,
+    /// The state cache is no help, so the set before the newest change runs. Else the newest does.
+    no_cache: bool,
+    /// The agent can tell: a file that is gone is like one that never was.
+    noticed: bool,
 }
 
-const DAMAGES: [Damage; 4] = [
+const DAMAGES: [Damage; 5] = [
     Damage {
-        name: "truncated",
-        command: "truncate -s $(( $(stat -c %s $new) / 2 )) $new",
+        name: "newest truncated, cache deleted",
+        command: "truncate -s $(( $(stat -c %s $new) / 2 )) $new && rm -r cache",
+        no_cache: true,
+        noticed: true,
     },
     Damage {
-        name: "emptied",
-        command: ": > $new",
+        name: "newest emptied, cache emptied",
+        command: ": > $new && rm -r cache && mkdir cache",
+        no_cache: true,
+        noticed: true,
     },
     Damage {
-        name: "one byte altered",
+        name: "newest deleted, cache truncated",
+        command: "rm $new && truncate -s 1000 cache/db",
+        no_cache: true,
+        noticed: false,
+    },
+    Damage {
+        name: "one byte of the newest altered, cache whole",
         command: "printf X | dd of=$new bs=1 seek=40 conv=notrunc",
+        no_cache: false,
+        noticed: true,
     },
     Damage {
-        name: "deleted",
-        command: "rm $new",
+        name: "both emptied, cache whole",
+        command: ": > desired.a && : > desired.b",
+        no_cache: false,
+        noticed: true,
     },
 ];
 
-/// Harms the newest change in the way of `damage`, and makes that durable.
-fn damage(board: &mut Board, damage: &Damage) {
+/// Name of the newest file of the desired set.
+fn newest(board: &mut Board) -> &'static str {
     // The clock has stood at 1970 before, so times say nothing; the generation does, a varint
     // behind magic and checksum.
     let mut generation = |name: &str| {
-        let command = format!("od -An -v -tu1 -j8 -N2 /var/lib/edge-min/{name}");
+        let command = format!("od -An -v -tu1 -j8 -N2 {STATE}/{name}");
         let bytes = board.shell(&command).unwrap();
         let bytes: Vec<u32> = bytes
             .split_whitespace()
@@ -108,15 +135,17 @@ fn damage(board: &mut Board, damage: &Damage) {
             bytes[0] - 128 + 128 * bytes[1]
         }
     };
-    let new = if generation("desired.a") > generation("desired.b") {
+    if generation("desired.a") > generation("desired.b") {
         "desired.a"
     } else {
         "desired.b"
-    };
-    let command = format!(
-        "cd /var/lib/edge-min; new={new}; {} && sync; cd /",
-        damage.command
-    );
+    }
+}
+
+/// Harms the newest change in the way of `damage`, and makes that durable.
+fn damage(board: &mut Board, damage: &Damage) {
+    let new = newest(board);
+    let command = format!("cd {STATE}; new={new}; {} && sync; cd /", damage.command);
     board.shell(&command).unwrap();
 }
 
@@ -202,14 +231,41 @@ fn check_the_board(board: &mut Board, arch: Arch) {
     }
 }
 
+/// A process over its memory limit ends as such: cgroup v2 counts it elsewhere than v1.
+fn outgrow_the_limit(board: &mut Board) {
+    let glutton = "---
+apiVersion: v1
+kind: Pod
+metadata: {name: glutton}
+spec:
+  runtimeClassName: process
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      command: [/bin/sh, -c, 'exec tail /dev/zero']
+      resources: {limits: {memory: 8Mi}}
+";
+    board.manifests(&(manifests(1) + glutton)).unwrap();
+    let status = board
+        .until_status("the glutton ends", |status| {
+            container(status, "glutton")["state"] == "terminated"
+        })
+        .unwrap();
+    let glutton = container(&status, "glutton");
+    assert_eq!(glutton["reason"], "OOMKilled", "{glutton}");
+    assert_eq!(glutton["exit_code"], 137, "{glutton}");
+    board.manifests(&manifests(1)).unwrap();
+    board
+        .until_status("the glutton goes", |status| {
+            container(status, "glutton").is_null()
+        })
+        .unwrap();
+}
+
 /// A container by runc is killed: the agent is its reaper, knows how it ended, and starts it again.
 /// Then the agent is killed: its init script starts it again, and it takes over all that runs.
 fn kill_container_and_agent(board: &mut Board) {
-    let container = |status: &Value, name: &str| {
-        let pods = status["pods"].as_array().map_or(&[][..], Vec::as_slice);
-        let pod = pods.iter().find(|pod| pod["name"] == name);
-        pod.map_or(Value::Null, |pod| pod["containers"][0].clone())
-    };
     let camera = container(&board.status().unwrap(), "camera");
     board.shell(&format!("kill -9 {}", camera["pid"])).unwrap();
     let status = board
@@ -229,7 +285,7 @@ fn kill_container_and_agent(board: &mut Board) {
     };
     let before = pids(&board.status().unwrap());
     assert_eq!(before.len(), PODS);
-    let kill = "kill -9 $(ps | awk '/[e]dge-min run$/ {print $1}')";
+    let kill = "kill -9 $(ps | awk '/[e]dge-min --config .* run$/ {print $1}')";
     board.shell(kill).unwrap();
     in_sync(board);
     assert_eq!(pids(&board.status().unwrap()), before);
@@ -271,11 +327,20 @@ fn power_cut(board: &mut Board, harm: Option<(&Damage, Value)>, offline: bool) {
     assert_eq!(board.shell("date +%Y").unwrap(), "1970", "{name}");
     assert_eq!(alone["connected"], false, "{name}");
     assert_eq!(alone["time_trusted"], false, "{name}");
-    let damaged = alone["conditions"].to_string().contains("StoreDamaged");
-    let missing = harm.is_some_and(|harm| harm.name == "deleted");
-    assert_eq!(damaged, harm.is_some() && !missing, "{name}: {alone}");
-    let expected = older.as_ref().unwrap_or(&before["desired_root"]);
-    assert_eq!(alone["desired_root"], *expected, "{name}");
+    let noticed = alone["conditions"].to_string().contains("StoreDamaged");
+    assert_eq!(
+        noticed,
+        harm.is_some_and(|harm| harm.noticed),
+        "{name}: {alone}"
+    );
+    let expected = match (harm, older) {
+        (Some(harm), Some(older)) if harm.no_cache => older,
+        _ => before["desired_root"].clone(),
+    };
+    let log = board
+        .shell("dmesg | grep -v '\\] \\[' | tail -n 40")
+        .unwrap();
+    assert_eq!(alone["desired_root"], expected, "{name}: {alone}\n{log}");
     board.start_cloud().unwrap();
     if offline {
         board.cut_power().unwrap();
@@ -298,6 +363,7 @@ fn whole_path(arch: Arch, long: bool) {
     let _one = one_at_a_time();
     let mut board = deploy(arch);
     check_the_board(&mut board, arch);
+    outgrow_the_limit(&mut board);
     kill_container_and_agent(&mut board);
     change(&mut board, 2);
     power_cut(&mut board, None, false);
@@ -309,6 +375,12 @@ fn whole_path(arch: Arch, long: bool) {
         // A generation of its own, so that the one before it names all pods as well.
         let older = change(&mut board, version);
         in_sync(&mut board);
+        // Both were written since the last boot, so here their times can be compared. The process
+        // that writes the cache is done when it is gone.
+        let new = newest(&mut board);
+        let written =
+            format!("test {STATE}/cache/db -nt {STATE}/{new} && ! ps | grep '[s]tate-cache'");
+        board.until_shell("the cache follows", &written).unwrap();
         power_cut(&mut board, Some((harm, older)), false);
     }
 }
@@ -337,7 +409,7 @@ fn cuts_at_any_moment(arch: Arch) {
     }
     board.boot(Boot::default()).unwrap();
     in_sync(&mut board);
-    let layers = board.shell("ls /var/lib/edge-min/layers").unwrap();
+    let layers = board.shell(&format!("ls {STATE}/layers")).unwrap();
     assert!(!layers.contains(".tmp"), "{layers}");
     assert_eq!(layers.lines().count(), 1, "{layers}");
     power_cut(&mut board, None, false);
