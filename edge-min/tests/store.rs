@@ -175,6 +175,32 @@ fn damage(cache: &Path, kind: &str, seed: &mut u64) {
     fs::write(&db, bytes).unwrap();
 }
 
+/// Goal: a write leaves a cache that can be read, whatever it was written onto. Method: damage
+/// that nothing has noticed, as the files of the store are whole; a change; then the files go.
+#[test]
+fn a_write_onto_a_damaged_cache_is_not_lost() {
+    let master = tempfile::tempdir().unwrap();
+    let set = filled(master.path());
+    for (row, kind) in DAMAGE.into_iter().enumerate() {
+        for round in 0..rounds() {
+            let mut seed = (row as u64) << 32 | round | 1 << 63;
+            let context = format!("{kind}, round {round}");
+            let dir = tempfile::tempdir().unwrap();
+            copy(master.path(), dir.path());
+            damage(&dir.path().join("cache"), kind, &mut seed);
+            let (mut store, ..) = open(dir.path());
+            let mut wanted = set.clone();
+            wanted.extend([put(&mut store, Kind::ConfigMap, "after", 100, 1)]);
+            store
+                .write_cache()
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            drop(store);
+            remove_flat(dir.path());
+            assert_eq!(open(dir.path()).1, wanted, "{context}: from the cache");
+        }
+    }
+}
+
 /// Goal: no damage to the cache is fatal, and none hides. Method: each kind of damage in several
 /// places, with the files of the store whole and without them.
 #[test]
