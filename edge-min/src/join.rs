@@ -4,7 +4,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::Sender;
 use edge_core::reconnect::Reconnect;
@@ -22,6 +22,8 @@ use crate::tls::{self, NO_TLS, TimeSource};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
+const EXCHANGE: Duration = Duration::from_secs(180);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
 const STACK_BYTES: usize = 512 * 1024;
 /// Bytes of the head of an HTTP answer.
@@ -56,7 +58,7 @@ impl core::fmt::Display for JoinError {
             Self::Io(what, error) if tls::is_no_tls(error) => write!(f, "{what}: {NO_TLS}"),
             // What a read says whose patience is over.
             Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
-                write!(f, "{what}: no answer within 90 s")
+                write!(f, "{what}: no answer in time")
             }
             Self::Io(what, error) => write!(f, "{what}: {error}"),
             Self::Tls(error) => write!(f, "tls: {error}"),
@@ -214,16 +216,51 @@ fn key_and_csr(node: &str, state: &Path) -> Result<(Vec<u8>, Vec<u8>), JoinError
     Ok((key, csr))
 }
 
-fn connect(host: &str, port: u16) -> Result<TcpStream, JoinError> {
+/// A connection with an end: one that sends a byte now and then would be waited for for ever.
+struct Bounded {
+    stream: TcpStream,
+    end: Instant,
+}
+
+impl Bounded {
+    fn new(stream: TcpStream, limit: Duration) -> Self {
+        let end = Instant::now() + limit;
+        Self { stream, end }
+    }
+
+    /// How long one read or write may take now.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::WouldBlock.into()),
+            left => Ok(Some(left.min(PATIENCE))),
+        }
+    }
+}
+
+impl io::Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn connect(host: &str, port: u16) -> Result<Bounded, JoinError> {
     let failed = |error| JoinError::Io("connect to the cloud", error);
     let mut last = io::Error::other("the name has no address");
     for address in (host, port).to_socket_addrs().map_err(failed)? {
         match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-                stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-                return Ok(stream);
-            }
+            Ok(stream) => return Ok(Bounded::new(stream, EXCHANGE)),
             Err(error) => last = error,
         }
     }
@@ -231,7 +268,7 @@ fn connect(host: &str, port: u16) -> Result<TcpStream, JoinError> {
 }
 
 fn exchange(
-    stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    stream: &mut StreamOwned<ClientConnection, Bounded>,
     message: &[u8],
 ) -> Result<Vec<u8>, JoinError> {
     let failed = |error| JoinError::Io("talk to the cloud", error);
@@ -252,7 +289,7 @@ fn exchange(
 
 /// The same two messages as the bodies of one HTTP request and its answer.
 fn exchange_http(
-    stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    stream: &mut StreamOwned<ClientConnection, Bounded>,
     host: &str,
     message: &[u8],
 ) -> Result<Vec<u8>, JoinError> {
@@ -309,6 +346,20 @@ fn body(answer: &[u8]) -> Result<Option<&[u8]>, JoinError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a server that sends a byte now and then, and never the last one, is given up.
+    #[test]
+    fn a_server_that_trickles_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        std::thread::Builder::new()
+            .spawn(move || while far.write_all(b"x").is_ok() {})
+            .unwrap();
+        let mut bounded = Bounded::new(stream, Duration::from_millis(200));
+        let error = io::copy(&mut bounded, &mut io::sink()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn an_http_answer_counts_when_it_is_whole() {
