@@ -5,7 +5,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use memtests::measure::scenario::{Kind, idle, link_bytes, ten_pods_in_memory};
+use memtests::measure::scenario::{
+    Kind, idle, link_bytes, link_bytes_behind_broker, ten_pods_in_memory,
+};
 use memtests::measure::{Board, Figure, all_kept};
 
 /// One gate at a time: two of them share the pages of their program, and wait for each other.
@@ -50,4 +52,5 @@ fn an_idle_gate_hardly_wakes_and_writes_nothing() {
 fn the_link_fits_its_byte_budget() {
     let _alone = alone();
     check(&link_bytes(&Board::here().unwrap()).unwrap());
+    check(&link_bytes_behind_broker(&Board::here().unwrap()).unwrap());
 }

@@ -70,6 +70,7 @@ fn bench(json: bool, long: bool) -> Result<bool> {
         print(scenario::ten_pods_in_memory(&board, kind)?);
     }
     print(scenario::link_bytes(&board)?);
+    print(scenario::link_bytes_behind_broker(&board)?);
     print(scenario::idle(&board, if long { 10 } else { 2 })?);
     Ok(kept)
 }
