@@ -59,10 +59,12 @@ impl Identity {
     /// # Errors
     /// A file that is unreadable or over 16 KiB.
     pub fn load(state: &Path) -> io::Result<Option<Self>> {
-        let dir = dir(state);
-        if !dir.join("node.name").exists() {
+        // A power cut between the last two steps of a join leaves the new one, which is whole once
+        // its name is there.
+        let dirs = [dir(state), new_dir(state)];
+        let Some(dir) = dirs.iter().find(|dir| dir.join("node.name").exists()) else {
             return Ok(None);
-        }
+        };
         let text = |name: &str| {
             let text = String::from_utf8(read(&dir.join(name))?);
             text.map(|text| text.trim().to_owned())
@@ -99,9 +101,16 @@ impl Identity {
         write(&new.join("node.crt"), &self.certificate)?;
         write(&new.join("ca.crt"), &self.ca)?;
         write(&new.join("cloud.url"), self.cloud.as_bytes())?;
-        if let Some(broker) = &self.broker {
-            write(&new.join("broker"), &edge_proto::encode(broker))?;
+        match &self.broker {
+            Some(broker) => write(&new.join("broker"), &edge_proto::encode(broker))?,
+            // One that a power cut has left from an earlier join would move the link.
+            None => match fs::remove_file(new.join("broker")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            },
         }
+        // The name last: with it, all is there.
+        fs::File::open(&new)?.sync_all()?;
         write(&new.join("node.name"), self.node.as_bytes())?;
         fs::File::open(&new)?.sync_all()?;
         remove(&dir)?;
@@ -185,7 +194,9 @@ mod tests {
         identity.save(state.path()).unwrap();
         let cloud = || Identity::load(state.path()).unwrap().unwrap().cloud;
         assert_eq!(cloud(), "mqtts://cloud:1");
-        fs::remove_file(dir(state.path()).join("cloud.url")).unwrap();
+        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        assert_eq!(cloud(), "mqtts://cloud:1", "cut off before the rename");
+        fs::remove_file(new_dir(state.path()).join("cloud.url")).unwrap();
         assert_eq!(cloud(), "");
     }
 
@@ -213,6 +224,13 @@ mod tests {
         }
         assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
         identity.broker = None;
+        // A join of before was cut off just before its end; this one has another key, or the same.
+        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        assert_eq!(pending_key(state.path()).unwrap(), Some(vec![1]));
+        identity.save(state.path()).unwrap();
+        let loaded = Identity::load(state.path()).unwrap().unwrap();
+        assert_eq!(loaded.broker, None);
+        assert_eq!(pending_key(state.path()).unwrap(), None);
         assert_eq!(identity.anchors(), [vec![3]]);
         assert_eq!(identity.link_url(None), "https://cloud:1");
     }
