@@ -614,6 +614,9 @@ fn restored(report: &Report) -> String {
         lines.push(format!("what was there before: {}", path.display()));
         lines.push(format!("nodes kept from it: {}", list(&report.nodes_kept)));
     }
+    lines.push(
+        "put the folder of manifests back before you serve: what is not in it ends".to_owned(),
+    );
     lines.push(format!("revoked nodes: {}", list(&report.revoked)));
     lines.push("  revoke again what was revoked after the backup and is not among them".to_owned());
     lines.push(format!(

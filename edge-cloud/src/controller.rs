@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::manifest::{Origin, Problem};
 use crate::nodes::{NodeView, Nodes};
 use crate::placement::{Desired, Node, place};
 use crate::saved::{Memory, Saved};
@@ -24,23 +25,28 @@ pub async fn run<N: Nodes>(
     links: Arc<N>,
     data: &Path,
 ) {
-    let (mut saved, manifests, mut memory) = Saved::load(data);
+    let (mut saved, accepted, mut memory) = Saved::load(data);
+    let accepted = Arc::new(accepted);
     let mut given: BTreeMap<String, Desired> = BTreeMap::new();
     let mut changes = links.changes();
-    let mut manifests = source.read(Arc::new(manifests)).await;
+    let mut manifests = source.read(Arc::clone(&accepted)).await;
+    let mut seen = !memory.restored.settling || accepted.objects.is_empty();
     let settled = Instant::now() + SETTLE;
     loop {
         changes.borrow_and_update();
         let mut nodes = observe(&mut memory, links.views());
-        memory.restored.settling &= Instant::now() < settled;
+        // After a restore an empty folder was rather forgotten than meant: it would end every pod.
+        seen |= !manifests.objects.is_empty();
+        let wanted = if seen { &manifests } else { &accepted };
+        memory.restored.settling &= !seen || Instant::now() < settled;
         let restored = &memory.restored;
-        let placement = place(&manifests, &nodes, &memory.pods, !restored.settling);
+        let placement = place(wanted, &nodes, &memory.pods, !restored.settling);
         memory.pods.clone_from(&placement.pods);
         // What nodes report is theirs to remember, not ours.
         nodes.values_mut().for_each(|node| node.reported.clear());
         memory.nodes = nodes;
         // Saved first: after a crash the same pods are asked for.
-        if let Err(error) = saved.store(&manifests, &memory) {
+        if let Err(error) = saved.store(wanted, &memory) {
             log::error!("placement_not_saved error={error}");
         }
         given.retain(|node, _| placement.desired.contains_key(node));
@@ -51,9 +57,11 @@ pub async fn run<N: Nodes>(
                 given.insert(node.clone(), desired.clone());
             }
         }
+        let mut problems = manifests.problems.clone();
+        problems.extend((!seen).then(forgotten));
         sink.publish(Arc::new(Status {
-            problems: manifests.problems.clone(),
-            objects: manifests.objects.len(),
+            problems,
+            objects: wanted.objects.len(),
             placement,
         }));
         tokio::select! {
@@ -71,8 +79,19 @@ pub async fn run<N: Nodes>(
                 }
                 manifests = read;
             }
-            () = tokio::time::sleep_until(settled), if memory.restored.settling => {}
+            () = tokio::time::sleep_until(settled), if memory.restored.settling && seen => {}
         }
+    }
+}
+
+fn forgotten() -> Problem {
+    Problem {
+        origin: Origin::default(),
+        object: None,
+        path: String::new(),
+        reason: "the folder is empty after the restore: the manifests of the backup hold until it \
+                 has one"
+            .to_owned(),
     }
 }
 

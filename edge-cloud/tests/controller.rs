@@ -164,6 +164,68 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
     assert_eq!(links.desired("gate-1").unwrap().len(), 0);
 }
 
+/// Goal: who restores the data and forgets the manifests ends no pod. Method: an empty folder, and
+/// then one with a single object.
+#[tokio::test]
+async fn after_a_restore_an_empty_folder_ends_no_pod() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    Ca::open(data.path()).unwrap();
+    Registry::open(data.path(), 0).unwrap();
+    copy_example(folder.path());
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    let has = |links: &Recorder, count: usize| {
+        links
+            .desired("gate-1")
+            .is_some_and(|desired| desired.len() == count)
+    };
+    run(folder.path(), data.path(), &links, |_, links| has(links, 4)).await;
+    let before = links.desired("gate-1").unwrap();
+    let backup = Backup::of(data.path(), 10).unwrap();
+    let options = backup::Options {
+        force: true,
+        keep_tokens: false,
+        grace_s: 0,
+    };
+    backup::restore(&backup, data.path(), options, 20).unwrap();
+
+    let empty = tempfile::tempdir().unwrap();
+    let again = Arc::new(Recorder::default());
+    again.join("gate-1");
+    run(empty.path(), data.path(), &again, |status, links| {
+        if !links.is_heard("gate-1") {
+            for payload in before.values() {
+                if let Ok(pod) = Pod::decode(payload) {
+                    let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
+                    let status = PodStatus {
+                        uid,
+                        namespace,
+                        name,
+                        ..PodStatus::default()
+                    };
+                    links.report_pod("gate-1", status);
+                }
+            }
+            links.report("gate-1");
+        }
+        let told = status
+            .problems
+            .iter()
+            .any(|one| one.reason.contains("is empty"));
+        told && has(links, 4)
+    })
+    .await;
+    assert_eq!(again.desired("gate-1").unwrap(), before);
+    // Meant: what the folder holds counts from its first object on.
+    let lane = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\ndata: {a: b}\n";
+    std::fs::write(empty.path().join("lane.yaml"), lane).unwrap();
+    run(empty.path(), data.path(), &again, |status, _| {
+        status.problems.is_empty() && status.objects == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_change_of_the_folder_is_seen() {
     let folder = tempfile::tempdir().unwrap();
