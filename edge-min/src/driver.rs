@@ -305,6 +305,7 @@ impl Driver {
 
     /// What runs already, and what an earlier agent left half-done.
     fn adopt(&mut self) {
+        self.runtime.clear_strays();
         let found = self.runtime.discover();
         for pod in self.runtime.pods() {
             let known = self.agent.pod(&pod).is_some() || found.iter().any(|one| one.uid == pod);
@@ -732,6 +733,7 @@ impl Driver {
                 self.in_sync = desired && reported;
                 if desired {
                     // The cloud has sent again what was lost.
+                    self.store_jobs.push(StoreJob::Mend);
                     self.condition("StoreDamaged", false, "");
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
@@ -751,7 +753,12 @@ impl Driver {
             session::Output::PutRefused { key, reason } => {
                 log::error!("report_refused key={key} reason={reason}");
             }
-            session::Output::PeerProblem(problem) => log::warn!("peer_problem {problem}"),
+            session::Output::PeerProblem(problem) => {
+                log::warn!("peer_problem {problem}");
+                if !self.live {
+                    self.link_error = problem.to_string();
+                }
+            }
             _ => {}
         }
     }

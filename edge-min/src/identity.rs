@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use edge_proto::enrol::Broker;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// Bytes of one identity file; larger is refused before reading.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
@@ -113,7 +114,12 @@ impl Identity {
         fs::File::open(&new)?.sync_all()?;
         write(&new.join("node.name"), self.node.as_bytes())?;
         fs::File::open(&new)?.sync_all()?;
-        remove(&dir)?;
+        if dir.exists() {
+            // At no moment is there none.
+            renameat_with(CWD, &new, CWD, &dir, RenameFlags::EXCHANGE)?;
+            fs::File::open(state)?.sync_all()?;
+            return remove(&new);
+        }
         fs::rename(&new, &dir)?;
         fs::File::open(state)?.sync_all()
     }

@@ -10,7 +10,7 @@ pub mod unpack;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
@@ -93,10 +93,7 @@ impl Images {
     /// Those of the file system.
     pub fn new(state: &Path, preload: &Path) -> io::Result<Self> {
         let layers = state.join("layers");
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&layers)?;
-        // Set-user-id programs of an image are for its containers alone.
-        fs::set_permissions(&layers, fs::Permissions::from_mode(0o700))?;
+        tree::private(&layers)?;
         for entry in fs::read_dir(&layers)?.flatten() {
             if entry.file_name().to_string_lossy().ends_with(TEMPORARY)
                 && let Err(error) = tree::remove(&entry.path())

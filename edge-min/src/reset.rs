@@ -1,6 +1,7 @@
 //! `edge-min reset`: a board without identity and state, as before its first join. The containers
 //! end first: their root filesystems stand on what is wiped.
 
+use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -15,15 +16,18 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 /// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 9] = [
+const STATE: [&str; 12] = [
     "identity",
     "identity.new",
     "objects",
+    "cache",
+    "cache.bad",
     "layers",
     "rw",
     "desired.a",
     "desired.b",
     "board.key",
+    "board.key.bad",
     "time.floor",
 ];
 
@@ -45,6 +49,7 @@ pub fn running(config: &Config) -> Result<usize, String> {
 /// What could not be ended or wiped; the identity is still there when a container is.
 pub fn reset(config: &Config) -> Result<(), String> {
     let runtime = runtime(config)?;
+    runtime.clear_strays();
     for one in runtime.discover() {
         if let Some(process) = one.process {
             process.terminate();
@@ -62,7 +67,7 @@ pub fn reset(config: &Config) -> Result<(), String> {
         runtime.remove(one.uid, &one.container).map_err(failed)?;
     }
     if runtime.discover().iter().any(|one| one.process.is_some()) {
-        return Err("a container does not end; nothing was wiped".to_owned());
+        return Err("a container does not end; identity and state are still there".to_owned());
     }
     for uid in runtime.pods() {
         runtime
@@ -72,7 +77,9 @@ pub fn reset(config: &Config) -> Result<(), String> {
     for name in STATE {
         remove(&config.state_dir.join(name))?;
     }
-    Ok(())
+    // A power cut brings nothing back.
+    let synced = fs::File::open(&config.state_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    synced.map_err(|error| ["sync: ", &error.to_string()].concat())
 }
 
 fn runtime(config: &Config) -> Result<Runtime, String> {

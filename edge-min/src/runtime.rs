@@ -103,13 +103,12 @@ impl Runtime {
     /// No cgroups, or a directory that cannot be made.
     pub fn new(config: &Config) -> io::Result<Self> {
         let (run, state) = (&config.run_dir, &config.state_dir);
-        for dir in [
-            run.join("pods"),
-            run.join("bundles"),
-            run.join("runc"),
-            state.join("rw"),
-        ] {
-            fs::create_dir_all(dir)?;
+        for dir in ["pods", "bundles", "runc"] {
+            tree::private(&run.join(dir))?;
+        }
+        // Only containers of runc need it, and the others run on a medium that cannot be written.
+        if let Err(error) = tree::private(&state.join("rw")) {
+            log::warn!("no_writable_layers error={error}");
         }
         Ok(Self {
             run: run.clone(),
@@ -405,7 +404,25 @@ impl Runtime {
     /// What an earlier agent left on the board, running or not.
     #[must_use]
     pub fn discover(&self) -> Vec<Found> {
-        let mut found = Vec::new();
+        let (found, _) = self.look_around();
+        found
+    }
+
+    /// Ends what has no run folder any more: nothing tells what it was, and no second one may run
+    /// beside it.
+    pub fn clear_strays(&self) {
+        let (_, strays) = self.look_around();
+        for path in strays {
+            let cleared = self.cgroups.kill(&path);
+            if let Err(error) = cleared.and_then(|()| self.cgroups.remove(&path)) {
+                log::warn!("remains cgroup={} error={error}", path.to_string_lossy());
+            }
+        }
+    }
+
+    /// Containers, and cgroups without one.
+    fn look_around(&self) -> (Vec<Found>, Vec<PathBuf>) {
+        let (mut found, mut strays) = (Vec::new(), Vec::new());
         for (uid, container, hash) in self.cgroups.list() {
             let (Some(uid), Some(hash)) = (Uid::parse(&uid), Uid::parse(&hash)) else {
                 continue;
@@ -413,13 +430,7 @@ impl Runtime {
             let hash = Hash16(hash.0);
             let process = self.process_of(uid, &container, hash);
             if process.is_none() && !self.pod_dir(uid).exists() {
-                // The run folder was lost and nothing tells what this was: no second one may run
-                // beside it.
-                let path = self.cgroup(uid, &container, hash);
-                let cleared = self.cgroups.kill(&path);
-                if let Err(error) = cleared.and_then(|()| self.cgroups.remove(&path)) {
-                    log::warn!("remains pod={uid} container={container} error={error}");
-                }
+                strays.push(self.cgroup(uid, &container, hash));
                 continue;
             }
             found.push(Found {
@@ -429,7 +440,7 @@ impl Runtime {
                 process,
             });
         }
-        found
+        (found, strays)
     }
 
     /// The process is held first and looked at then: what was seen is true of what is held.

@@ -24,7 +24,8 @@ impl Sealer {
     /// Loads the board key, or makes it at the first start.
     ///
     /// # Errors
-    /// Those of the file system. A key file of the wrong size is put aside.
+    /// It cannot be read. One of the wrong size is put aside; on a medium that cannot be written
+    /// a new key lives as long as the agent.
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = state.join("board.key");
         let random = SystemRandom::new();
@@ -33,7 +34,9 @@ impl Sealer {
             Ok(_) => {
                 // What it sealed is lost with it; the rest of the set is not, so the agent starts.
                 log::error!("board_key_damaged kept_as=board.key.bad");
-                fs::rename(&path, state.join("board.key.bad"))?;
+                if let Err(error) = fs::rename(&path, state.join("board.key.bad")) {
+                    log::warn!("board_key_not_kept error={error}");
+                }
                 new_key(state, &path, &random)?
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -87,7 +90,10 @@ fn new_key(state: &Path, path: &Path, random: &SystemRandom) -> io::Result<Vec<u
     random
         .fill(&mut bytes)
         .map_err(|_| io::Error::other("no random bytes"))?;
-    write_durably(state, path, &bytes)?;
+    if let Err(error) = write_durably(state, path, &bytes) {
+        // On such a medium nothing is stored that would need it later.
+        log::error!("board_key_not_stored error={error}");
+    }
     Ok(bytes)
 }
 

@@ -71,6 +71,8 @@ pub struct Store {
     /// Files in `objects/` that the older generation on the medium names.
     older: BTreeSet<String>,
     cache: Cache,
+    /// A file is damaged or missing, and stays so until the cloud has confirmed the set.
+    damaged: bool,
     /// Bytes written since the start, for the flash budget.
     pub bytes_written: u64,
 }
@@ -86,6 +88,7 @@ impl Store {
         let sealer = Sealer::open(state)?;
         let mut damage = None;
         let mut newest: Option<Snapshot> = None;
+        let mut missing = None;
         let mut older = BTreeSet::new();
         for name in GENERATIONS {
             match read_snapshot(&state.join(name)) {
@@ -99,9 +102,15 @@ impl Store {
                     older = other.map_or_else(BTreeSet::new, |other| object_names(&other.records));
                     newest = Some(newer);
                 }
-                Ok(None) => {}
+                Ok(None) => missing = Some(name),
                 Err(reason) => damage = Some([name, ": ", &reason].concat()),
             }
+        }
+        // The first generation stands alone; later ones never do.
+        if let Some(name) = missing
+            && newest.as_ref().is_some_and(|one| one.generation > 1)
+        {
+            damage.get_or_insert_with(|| [name, ": missing"].concat());
         }
         let mut store = Self {
             dir: state.to_owned(),
@@ -109,15 +118,17 @@ impl Store {
             snapshot: newest.unwrap_or_default(),
             older,
             cache: Cache::new(state, program),
+            damaged: false,
             bytes_written: 0,
         };
         let (mut objects, mut lost) = store.read_all();
         let whole = damage.is_none() && lost.is_empty() && store.snapshot.generation > 0;
         if !whole && let Some(loaded) = store.cache.load() {
-            let newer = store.recover(loaded, &lost);
-            let what = if newer { "the set" } else { "lost objects" };
             let text = damage.unwrap_or_else(|| "desired.a, desired.b: not whole".to_owned());
-            damage = Some(text + "; " + what + " taken from the state cache");
+            damage = Some(match store.recover(loaded, &lost) {
+                Some(what) => text + "; " + what + " taken from the state cache",
+                None => text,
+            });
             (objects, lost) = store.read_all();
         }
         // Left out of the set, so that the roots differ and the cloud sends it again.
@@ -125,6 +136,7 @@ impl Store {
             damage = Some([&key.to_string(), ": lost or altered"].concat());
             store.snapshot.records.remove(&key);
         }
+        store.damaged = damage.is_some();
         store.sweep();
         Ok((store, objects, damage))
     }
@@ -146,9 +158,9 @@ impl Store {
         (objects, lost)
     }
 
-    /// Takes from the cache what the files lack: the whole set if it is newer, which it returns,
-    /// else the objects that were lost. Then the files are written again, if the medium lets us.
-    fn recover(&mut self, loaded: Loaded, lost: &[Key]) -> bool {
+    /// Takes from the cache what the files lack, and says what that was: the whole set if it is
+    /// newer, else the objects that were lost.
+    fn recover(&mut self, loaded: Loaded, lost: &[Key]) -> Option<&'static str> {
         let none = self.snapshot.generation == 0;
         let newer = none || (loaded.complete && loaded.meta.generation > self.snapshot.generation);
         let mut records = BTreeMap::new();
@@ -158,31 +170,36 @@ impl Store {
             if let (Ok(key), Ok(record)) = (key, record)
                 && (newer || lost.contains(&key))
                 && let Some(record) = self.uncached(&key, record)
+                && (newer || self.snapshot.records.get(&key) == Some(&record))
             {
                 records.insert(key, record);
             }
         }
-        if newer {
-            self.snapshot = Snapshot {
-                generation: loaded.meta.generation,
-                epoch: loaded.meta.epoch,
-                records,
-            };
+        if !newer {
+            return (!records.is_empty()).then_some("lost objects");
         }
-        // Both generations, so that the damaged one is gone too.
-        for _ in GENERATIONS {
-            let snapshot = Snapshot {
-                generation: self.snapshot.generation.saturating_add(1),
-                epoch: self.snapshot.epoch,
-                records: self.snapshot.records.clone(),
-            };
-            if let Err(error) = self.write_snapshot(&snapshot) {
-                log::warn!("store_not_mended error={error}");
-                break;
+        self.snapshot = Snapshot {
+            generation: loaded.meta.generation,
+            epoch: loaded.meta.epoch,
+            records,
+        };
+        Some("the set")
+    }
+
+    /// Writes both generations anew if one was damaged. Only for a set that the cloud has
+    /// confirmed: until then the damage must be seen by the next start too, because the set may be
+    /// older than what was accepted.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn mend(&mut self) -> io::Result<()> {
+        if self.damaged {
+            for _ in GENERATIONS {
+                self.apply(Vec::new(), self.snapshot.epoch)?;
             }
-            self.snapshot = snapshot;
+            self.damaged = false;
         }
-        newer
+        Ok(())
     }
 
     /// A record of the cache, where every payload is inline, as the snapshot has it.
@@ -201,10 +218,11 @@ impl Store {
         }
     }
 
-    /// Whether the cache has yet to be made.
+    /// Whether the cache is not there, or holds another generation.
     #[must_use]
-    pub fn cache_missing(&self) -> bool {
-        self.snapshot.generation > 0 && !self.cache.exists()
+    pub fn cache_behind(&self) -> bool {
+        let generation = self.snapshot.generation;
+        generation > 0 && self.cache.generation() != Some(generation)
     }
 
     /// Brings the cache up to the snapshot.
@@ -219,8 +237,9 @@ impl Store {
         let entries = || {
             let inline = |key, record: &Record| match record {
                 Record::Large(hash) => {
+                    // One that was lost or altered is missing here too; the cloud sends it again.
+                    drop(self.read(key, record)?);
                     let path = self.dir.join("objects").join(object_name(key, *hash));
-                    // One that was lost is missing here too; the cloud sends it again.
                     fs::read(path).ok().map(Record::Inline)
                 }
                 record => Some(record.clone()),

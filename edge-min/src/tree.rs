@@ -1,9 +1,28 @@
-//! Removes directory trees that others have made: a container or an image may nest directories as
-//! deep as it likes, so nothing here recurses or holds a descriptor for each level.
+//! Directory trees. Those that others have made are removed here: a container or an image may nest
+//! directories as deep as it likes, so nothing here recurses or holds a descriptor for each level.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// Makes a directory that only root may enter: Secrets, and set-user-id programs of images, are
+/// below. One that exists is closed, if the medium can be written.
+///
+/// # Errors
+/// It cannot be made.
+pub fn private(dir: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir)?;
+    let open = fs::metadata(dir)?.permissions().mode() & 0o077 != 0;
+    if open && let Err(error) = fs::set_permissions(dir, fs::Permissions::from_mode(0o700)) {
+        log::warn!(
+            "directory_stays_open path={} error={error}",
+            dir.to_string_lossy()
+        );
+    }
+    Ok(())
+}
 
 /// Removes `top` and all below it; one that is not there is removed already. Nothing is followed.
 ///

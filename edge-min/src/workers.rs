@@ -28,6 +28,8 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 const CACHE_QUIET: Duration = Duration::from_secs(2);
 /// ...or at the latest this long after the first change, so that a burst costs one write.
 const CACHE_LATEST: Duration = Duration::from_secs(30);
+/// Pause before a cache that could not be written is tried again.
+const CACHE_AGAIN: Duration = Duration::from_secs(600);
 
 /// Messages in each channel between a worker and the driver.
 pub const CHANNEL_MAX: usize = 64;
@@ -86,6 +88,8 @@ pub enum StoreJob {
     },
     /// A large object is wanted.
     BlobWanted(Hash32, u32),
+    /// The cloud has confirmed the set: what damage left is to be written over.
+    Mend,
     /// A piece of it.
     Chunk(Hash32, u32, Vec<u8>),
 }
@@ -117,7 +121,7 @@ pub fn spawn_store(
     let run = move || {
         let mut wanted = 0;
         let mut cache = CacheTimer::default();
-        if store.cache_missing() {
+        if store.cache_behind() {
             cache.changed();
         }
         loop {
@@ -125,6 +129,7 @@ pub fn spawn_store(
                 cache = CacheTimer::default();
                 if let Err(error) = store.write_cache() {
                     log::warn!("cache_not_written error={error}");
+                    cache.again();
                 }
                 continue;
             };
@@ -138,6 +143,12 @@ pub fn spawn_store(
                     let applied = insist(&done, || store.apply(changes.clone(), epoch));
                     cache.changed();
                     StoreDone::Applied { ticket, applied }
+                }
+                StoreJob::Mend => {
+                    if let Err(error) = store.mend() {
+                        log::warn!("store_not_mended error={error}");
+                    }
+                    continue;
                 }
                 StoreJob::BlobWanted(hash, length) => {
                     wanted = length;
@@ -171,6 +182,11 @@ impl CacheTimer {
         let now = Instant::now();
         let latest = self.due.map_or(now + CACHE_LATEST, |(_, latest)| latest);
         self.due = Some((latest.min(now + CACHE_QUIET), latest));
+    }
+
+    fn again(&mut self) {
+        let at = Instant::now() + CACHE_AGAIN;
+        self.due = Some((at, at));
     }
 
     /// The next job, or `None` when the cache is due before one comes.

@@ -155,3 +155,32 @@ fn a_power_cut_and_damage_stop_no_workload() {
         "{status}"
     );
 }
+
+/// Goal: a reset board knows nothing of its past. Method: reset after everything was stored, then
+/// start the agent again.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_reset_board_is_as_before_its_first_join() {
+    let mut gate = Gate::start(PODS).unwrap();
+    gate.until_converged(2).unwrap();
+    gate.until("the cache is written", |gate| {
+        gate.state_dir().join("cache/db").exists()
+    })
+    .unwrap();
+    let refused = gate.agent_text(&["reset", "--yes"]).unwrap_err();
+    assert!(refused.to_string().contains("stop it first"), "{refused}");
+    gate.kill_agent().unwrap();
+    gate.agent_text(&["reset", "--yes"]).unwrap();
+    assert_eq!(gate.cgroup_pids().unwrap(), Vec::<u64>::new());
+    let left: Vec<_> = fs::read_dir(gate.state_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["preload"]);
+    gate.start_agent().unwrap();
+    gate.until("the agent answers", |gate| gate.status().is_ok())
+        .unwrap();
+    let status = gate.status().unwrap();
+    assert_eq!(status["pods"].as_array().map(Vec::len), Some(0), "{status}");
+    assert_eq!(status["connected"], false);
+}

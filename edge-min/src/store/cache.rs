@@ -11,12 +11,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use edge_proto::hash::Hash16;
 use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX, SET_OBJECTS_MAX};
+use nix::sys::signal::Signal::{SIGABRT, SIGALRM};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of an entry in one value of the database. With its header a value stays under 1/64 of the
@@ -38,6 +40,10 @@ const FRAME_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
 /// Entries and bytes of one set over a pipe; a set may stand at its caps before and after a change.
 const ENTRIES_MAX: usize = 2 * SET_OBJECTS_MAX;
 const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
+/// File beside the database that tells its generation without opening it.
+const GENERATION: &str = "generation";
+/// Exit code of a panic that unwinds, in builds where it does.
+const EXIT_PANIC: i32 = 101;
 /// Layout of the database.
 const VERSION: u8 = 1;
 /// Key of the one record that is no piece; the others have 18 bytes.
@@ -105,6 +111,13 @@ impl Cache {
         self.dir.join("db").exists()
     }
 
+    /// Generation that the database holds, if it was written to its end.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.dir.join(GENERATION)).ok()?;
+        text.parse().ok().filter(|_| self.exists())
+    }
+
     /// Reads the set back. A database that cannot be read is tried once without sled's snapshots,
     /// from which alone it may be damaged, and then put aside.
     #[must_use]
@@ -128,7 +141,7 @@ impl Cache {
     }
 
     /// Writes the set, only what differs from what is there; returns the bytes that this wrote. A
-    /// damaged database is put aside and made anew.
+    /// damaged database is put aside, and the next call makes a new one.
     ///
     /// # Errors
     /// Why it is not written; the cache may be lost, so there is nothing to undo.
@@ -151,18 +164,16 @@ impl Cache {
         };
         let answer = |pipe: &mut dyn Read| match read_frame(pipe)? {
             Frame::Stored(bytes) => Ok(bytes),
-            Frame::Failed(damaged, reason) => Err((damaged, reason)),
-            _ => Err(unexpected()),
+            Frame::Failed(damaged, reason) => Err(Failure::Said(damaged, reason)),
+            _ => Err(Failure::Died),
         };
-        match self.run("store", send, answer) {
-            Err((true, reason)) => {
-                log::warn!("cache_damaged error={reason}");
-                self.put_aside();
-                self.run("store", send, answer)
-                    .map_err(|(_, reason)| reason)
-            }
-            other => other.map_err(|(_, reason)| reason),
-        }
+        self.run("store", send, answer)
+            .map_err(|(damaged, reason)| {
+                if damaged {
+                    self.put_aside();
+                }
+                reason
+            })
     }
 
     /// Keeps the latest damaged database for whoever wants to look at it.
@@ -179,7 +190,7 @@ impl Cache {
         mode: &str,
         send: impl Fn(&mut dyn Write) -> io::Result<()>,
         answer: impl Fn(&mut dyn Read) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, (bool, String)> {
         let not_started = |error: io::Error| (false, error.to_string());
         let mut child = Command::new(&self.program)
             .args(["state-cache", mode])
@@ -194,30 +205,39 @@ impl Cache {
         });
         let result = match child.stdout.take() {
             Some(pipe) => answer(&mut BufReader::new(pipe)),
-            None => Err(unexpected()),
+            None => Err(Failure::Died),
         };
-        end(child);
-        match (result, sent) {
-            // It said itself what is wrong, or it died in the middle.
-            (Ok(value), _) => Ok(value),
-            (Err(failure), Some(Ok(()))) => Err(failure),
-            (Err((damaged, reason)), _) => Err((damaged, ["not taken: ", &reason].concat())),
-        }
+        let at_fault = end(child);
+        result.map_err(|failure| match failure {
+            Failure::Said(damaged, reason) => (damaged, reason),
+            Failure::Died => {
+                let sent = sent.is_some_and(|sent| sent.is_ok());
+                let when = if sent { "" } else { " before it had all" };
+                let reason = ["the state cache ended without an answer", when].concat();
+                (at_fault, reason)
+            }
+        })
     }
 }
 
-/// Whether the database is damaged, and a word on it.
-type Failure = (bool, String);
-
-/// A process that ends without its last word has panicked in sled.
-fn unexpected() -> Failure {
-    (true, "the state cache ended without an answer".to_owned())
+/// Why the process did not do it.
+enum Failure {
+    /// In its own words; `true` when the database is damaged.
+    Said(bool, String),
+    /// It ended, or talked nonsense.
+    Died,
 }
 
-fn end(mut child: Child) {
+/// Whether the database is at fault for the end of the process: a panic or a hang of sled is, but
+/// not a kill, for example for want of memory.
+fn end(mut child: Child) -> bool {
+    // One that has ended keeps its status; one that has not would never.
     child.kill().ok();
-    // The answer is what counts; without this the process would stay a zombie.
-    child.wait().ok();
+    child.wait().is_ok_and(|status| {
+        let panicked = status.code() == Some(EXIT_PANIC);
+        let signal = status.signal();
+        panicked || signal == Some(SIGABRT as i32) || signal == Some(SIGALRM as i32)
+    })
 }
 
 fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
@@ -228,7 +248,7 @@ fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
             Frame::Entry(key, record) => {
                 total += key.len() + record.len();
                 if entries.len() >= ENTRIES_MAX || total > TOTAL_BYTES_MAX {
-                    return Err((true, "more than a node holds".to_owned()));
+                    return Err(said(true, "more than a node holds"));
                 }
                 entries.push((key, record));
             }
@@ -239,8 +259,8 @@ fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
                     entries,
                 });
             }
-            Frame::Failed(damaged, reason) => return Err((damaged, reason)),
-            Frame::Stored(_) => return Err(unexpected()),
+            Frame::Failed(damaged, reason) => return Err(Failure::Said(damaged, reason)),
+            Frame::Stored(_) => return Err(Failure::Died),
         }
     }
 }
@@ -254,14 +274,14 @@ fn write_frame(pipe: &mut dyn Write, frame: &Frame) -> io::Result<()> {
 
 fn read_frame(pipe: &mut dyn Read) -> Result<Frame, Failure> {
     let mut length = [0; 4];
-    pipe.read_exact(&mut length).map_err(|_| unexpected())?;
+    pipe.read_exact(&mut length).map_err(|_| Failure::Died)?;
     let length = u32::from_be_bytes(length) as usize;
     if length > FRAME_BYTES_MAX {
-        return Err(unexpected());
+        return Err(Failure::Died);
     }
     let mut bytes = vec![0; length];
-    pipe.read_exact(&mut bytes).map_err(|_| unexpected())?;
-    postcard::from_bytes(&bytes).map_err(|_| unexpected())
+    pipe.read_exact(&mut bytes).map_err(|_| Failure::Died)?;
+    postcard::from_bytes(&bytes).map_err(|_| Failure::Died)
 }
 
 /// The process: `edge-min state-cache load|load-log|store DIR`, for the agent only.
@@ -278,9 +298,12 @@ pub fn main() -> ExitCode {
         Some("load") => load(&dir, true, &mut out),
         Some("load-log") => load(&dir, false, &mut out),
         Some("store") => store(&dir, &mut io::stdin().lock()).map(|()| Frame::Stored(written())),
-        _ => Err((false, "no such mode".to_owned())),
+        _ => Err(said(false, "no such mode")),
     };
-    let last = result.unwrap_or_else(|(damaged, reason)| Frame::Failed(damaged, reason));
+    let last = result.unwrap_or_else(|failure| match failure {
+        Failure::Said(damaged, reason) => Frame::Failed(damaged, reason),
+        Failure::Died => Frame::Failed(false, "the agent went away".to_owned()),
+    });
     match write_frame(&mut out, &last).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
@@ -298,11 +321,15 @@ fn written() -> u64 {
 
 fn failed(error: &sled::Error) -> Failure {
     // A full or failing medium says nothing against the database.
-    (!matches!(error, sled::Error::Io(_)), error.to_string())
+    Failure::Said(!matches!(error, sled::Error::Io(_)), error.to_string())
 }
 
 fn io_failed(error: io::Error) -> Failure {
-    (false, error.to_string())
+    Failure::Said(false, error.to_string())
+}
+
+fn said(damaged: bool, reason: &str) -> Failure {
+    Failure::Said(damaged, reason.to_owned())
 }
 
 fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
@@ -340,9 +367,9 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, 
         .as_deref()
         .and_then(checked)
         .and_then(|body| postcard::from_bytes(body).ok())
-        .ok_or_else(|| (true, "no meta record".to_owned()))?;
+        .ok_or_else(|| said(true, "no meta record"))?;
     if record.version != VERSION {
-        return Err((true, "another layout".to_owned()));
+        return Err(said(true, "another layout"));
     }
     let mut pieces = 0;
     let mut entry = Pieces::default();
@@ -397,10 +424,9 @@ impl Pieces {
 }
 
 fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
-    let gone = |_| (false, "the agent went away".to_owned());
     let mut wanted = BTreeMap::new();
     let meta = loop {
-        match read_frame(input).map_err(gone)? {
+        match read_frame(input)? {
             frame @ Frame::Entry(..) => {
                 let Frame::Entry(key, _) = &frame else {
                     continue;
@@ -408,13 +434,13 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
                 pieces(key, &frame, &mut wanted)?;
             }
             Frame::Set(meta, _) => break meta,
-            _ => return Err((false, "not a set".to_owned())),
+            _ => return Err(said(false, "not a set")),
         }
     };
     let record = Record {
         version: VERSION,
         meta,
-        pieces: u32::try_from(wanted.len()).map_err(|_| (false, "too many pieces".to_owned()))?,
+        pieces: u32::try_from(wanted.len()).map_err(|_| said(false, "too many pieces"))?,
     };
     wanted.insert(META.to_vec(), with_checksum(&edge_proto::encode(&record)));
 
@@ -449,20 +475,21 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     drop(db);
     let blobs = dir.join("blobs");
     if fs::read_dir(&blobs).is_ok_and(|mut files| files.next().is_some()) {
-        return Err((true, "a value left the log for a file".to_owned()));
+        return Err(said(true, "a value left the log for a file"));
     }
     for folder in [Some(dir), dir.parent()].into_iter().flatten() {
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(io_failed)?;
     }
-    Ok(())
+    let generation = meta.generation.to_string();
+    fs::write(dir.join(GENERATION), generation).map_err(io_failed)
 }
 
 /// Cuts an entry; each value is checksum, number of pieces, bytes.
 fn pieces(key: &[u8], entry: &Frame, into: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), Failure> {
     let body = edge_proto::encode(entry);
-    let too_large = |_| (false, "an entry is too large".to_owned());
+    let too_large = |_| said(false, "an entry is too large");
     let count = u16::try_from(body.chunks(PIECE_BYTES).len()).map_err(too_large)?;
     let id = Hash16::of(key);
     for (index, bytes) in (0_u16..).zip(body.chunks(PIECE_BYTES)) {
