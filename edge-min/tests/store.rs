@@ -87,16 +87,6 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A damaged database is put aside by the first call, and made anew by the second.
-fn write_cache(store: &mut Store, context: &str) {
-    if store.write_cache().is_err() {
-        store
-            .write_cache()
-            .unwrap_or_else(|error| panic!("{context}: {error}"));
-    }
-    assert!(!store.cache_behind(), "{context}");
-}
-
 fn remove_flat(state: &Path) {
     for name in FLAT {
         fs::remove_file(state.join(name)).ok();
@@ -243,7 +233,10 @@ fn a_damaged_cache_loses_at_most_itself() {
 
             // The next write makes everything whole, the cache too.
             let (key, hash) = put(&mut store, Kind::ConfigMap, "after", 100, 1);
-            write_cache(&mut store, &context);
+            store
+                .write_cache()
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert!(!store.cache_behind(), "{context}");
             drop(store);
             let mut wanted = found;
             wanted.insert(key, hash);
@@ -347,7 +340,8 @@ fn a_damaged_board_key_costs_only_the_secrets() {
 fn a_killed_cache_process_is_made_up_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut set = filled(dir.path());
-    for round in 0..4 {
+    let mut kills = 0;
+    for round in 0..8 {
         let (mut store, ..) = open(dir.path());
         set.extend([put(
             &mut store,
@@ -363,20 +357,21 @@ fn a_killed_cache_process_is_made_up_for() {
             while ended.try_recv().is_err() {
                 if let Some(pid) = cache_process(&state) {
                     let pid = nix::unistd::Pid::from_raw(pid);
-                    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).ok();
-                    return;
+                    return nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).is_ok();
                 }
             }
+            false
         });
         let killer = killer.unwrap();
         let written = store.write_cache().or_else(|_| store.write_cache());
         done.send(()).ok();
-        killer.join().unwrap();
+        kills += u32::from(killer.join().unwrap());
         written.unwrap();
         drop(store);
         remove_flat(dir.path());
         assert_eq!(open(dir.path()).1, set, "round {round}");
     }
+    assert!(kills > 0, "no kill came in time");
 }
 
 fn cache_process(state: &Path) -> Option<i32> {

@@ -551,8 +551,11 @@ impl Gate {
     pub fn cgroup_pids(&self) -> Result<Vec<u64>> {
         let name = self.dir.file_name().context("a gate has a folder")?;
         let mut pids = std::collections::BTreeSet::new();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
-            let mut folders = vec![hierarchy.path().join(name)];
+        // The one hierarchy of v2, or the several of v1.
+        let top = PathBuf::from("/sys/fs/cgroup");
+        let several = fs::read_dir(&top)?.flatten().map(|one| one.path());
+        for hierarchy in several.chain([top.clone()]) {
+            let mut folders = vec![hierarchy.join(name)];
             while let Some(folder) = folders.pop() {
                 let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
                 pids.extend(procs.lines().filter_map(|pid| pid.parse::<u64>().ok()));

@@ -141,7 +141,7 @@ impl Cache {
     }
 
     /// Writes the set, only what differs from what is there; returns the bytes that this wrote. A
-    /// damaged database is put aside, and the next call makes a new one.
+    /// damaged database is put aside and made anew.
     ///
     /// # Errors
     /// Why it is not written; the cache may be lost, so there is nothing to undo.
@@ -167,13 +167,15 @@ impl Cache {
             Frame::Failed(damaged, reason) => Err(Failure::Said(damaged, reason)),
             _ => Err(Failure::Died),
         };
-        self.run("store", send, answer)
-            .map_err(|(damaged, reason)| {
-                if damaged {
-                    self.put_aside();
-                }
-                reason
-            })
+        match self.run("store", send, answer) {
+            Err((true, reason)) => {
+                log::warn!("cache_damaged error={reason}");
+                self.put_aside();
+                self.run("store", send, answer)
+                    .map_err(|(_, reason)| reason)
+            }
+            other => other.map_err(|(_, reason)| reason),
+        }
     }
 
     /// Keeps the latest damaged database for whoever wants to look at it.
@@ -449,8 +451,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     if known && !db.contains_key(META).map_err(|error| failed(&error))? {
         // A truncated database opens without an error and without records. What is put on top of
         // it was seen to be unreadable after a power cut, so it is made anew.
-        let reason = sled::Error::Unsupported("a database without its meta record".to_owned());
-        return Err(failed(&reason));
+        return Err(said(true, "a database without its meta record"));
     }
     // Opened before the first write, so that the kernel reports a failed write-back here.
     let file = File::open(dir.join("db")).map_err(io_failed)?;
