@@ -50,12 +50,14 @@ fn register(target: &Target) {
             .arg(folder)
             .status()
             .unwrap();
-        assert!(mounted.success(), "binfmt_misc does not mount");
+        // The other test may have been faster.
+        let there = mounted.success() || folder.join("register").exists();
+        assert!(there, "binfmt_misc does not mount");
     }
     let rule = format!("/usr/lib/binfmt.d/{}.conf", target.emulator);
     let rule = fs::read(&rule).unwrap_or_else(|error| panic!("{rule}: {error}"));
     let registered = fs::write(folder.join("register"), rule);
-    // The other test may have been faster.
+    // Here too.
     assert!(registered.is_ok() || folder.join(target.emulator).exists());
 }
 

@@ -1,6 +1,6 @@
 //! The agent's file on a board: its size against the board's budget, static, and
-//! position-independent. Looks at what `scripts/build` left in `dist/`; a target that was not
-//! built is named and passed over, and `scripts/test` builds all of them first.
+//! position-independent. Looks at what `scripts/build` left in `dist/`: `scripts/test`
+//! builds all targets first, and a checkout where nothing was built has nothing to show.
 
 use std::path::{Path, PathBuf};
 
@@ -23,12 +23,15 @@ fn agent_fits_the_budget_of_every_board() {
     for figure in &figures {
         println!("{figure}");
     }
+    assert!(!figures.is_empty(), "dist/ is empty: scripts/build");
     all_kept(&figures).unwrap();
 }
 
 #[test]
 fn agent_is_static_and_position_independent() {
-    for folder in entries(&root().join("dist")) {
+    let folders = entries(&root().join("dist"));
+    assert!(!folders.is_empty(), "dist/ is empty: scripts/build");
+    for folder in folders {
         let Ok(image) = std::fs::read(folder.join("edge-min")) else {
             continue;
         };
