@@ -16,19 +16,23 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 /// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 12] = [
+const STATE: [&str; 15] = [
     "identity",
     "identity.new",
-    "objects",
     "cache",
     "cache.bad",
-    "layers",
-    "rw",
     "desired.a",
     "desired.b",
+    "objects",
+    "layers",
+    "rw",
     "board.key",
     "board.key.bad",
     "time.floor",
+    // What a power cut may leave of a write.
+    "desired.tmp",
+    "board.tmp",
+    "time.tmp",
 ];
 
 /// Containers that run, with or without an agent.
