@@ -6,6 +6,8 @@
 //! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
 
 mod behind;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -245,7 +247,10 @@ impl Links {
         };
         if let Some(name) = joined {
             let mut state = self.lock();
-            state.add(&name, self.registry.epoch(), self.now());
+            // It may have been deleted again meanwhile.
+            if self.registry.find(&name).is_some() {
+                state.add(&name, self.registry.epoch(), self.now());
+            }
             state.event(&name, "Joined", "certificate issued");
             drop(state);
             self.changed();
@@ -258,9 +263,9 @@ impl Links {
     #[must_use]
     pub fn connect(&self, peer: &Peer) -> Option<(u64, mpsc::Receiver<Vec<u8>>)> {
         let name = peer.node.as_str();
-        let admission = self.registry.admit(peer, now_unix_s());
         let mut state = self.lock();
-        match admission {
+        // Under the lock: a revocation is in the registry before it takes the lock to end the link.
+        match self.registry.admit(peer, now_unix_s()) {
             Ok(Admission::Known) => {}
             Ok(Admission::Readmitted) => {
                 state.event(name, "Readmitted", READMITTED);
