@@ -559,7 +559,7 @@ mod tests {
         let backup = cloud.backup();
         cloud.spend(1_200).unwrap();
         cloud.join("new", 1_200);
-        cloud.registry().revoke("old").unwrap();
+        cloud.registry().revoke("old", 1_200).unwrap();
         let report = restore(&backup, cloud.path(), FORCE, 2_000).unwrap();
         assert_eq!(report.nodes_kept, ["new"]);
         assert_eq!(report.revoked, ["old"]);

@@ -696,9 +696,9 @@ impl Nodes for Arc<Links> {
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
         self.end(&mut state, name);
-        state.nodes.remove(name);
+        let known = state.nodes.remove(name).is_some();
         if found {
-            state.event(name, "Deleted", "its certificate is refused from now on");
+            state.event(name, "Deleted", refused_from_now_on(known));
         }
         drop(state);
         self.changed();
@@ -708,12 +708,14 @@ impl Nodes for Arc<Links> {
     async fn revoke(&self, name: &str) -> Result<bool, String> {
         let found = self
             .registry
-            .revoke(name)
+            .revoke(name, now_unix_s())
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
         if found {
+            let known = state.nodes.contains_key(name);
+            state.add(name, self.registry.epoch(), self.now());
             self.end(&mut state, name);
-            state.event(name, "Revoked", "its certificate is refused from now on");
+            state.event(name, "Revoked", refused_from_now_on(known));
         }
         drop(state);
         self.changed();
@@ -728,6 +730,14 @@ impl Nodes for Arc<Links> {
 
     fn events(&self) -> Vec<Event> {
         self.lock().events.iter().cloned().collect()
+    }
+}
+
+const fn refused_from_now_on(known: bool) -> &'static str {
+    if known {
+        "its certificate is refused from now on"
+    } else {
+        "not known since the restore: it is refused if it comes"
     }
 }
 

@@ -101,6 +101,10 @@ pub(crate) struct State {
 }
 
 impl State {
+    fn grace_at(&self, unix_s: u64) -> Option<Grace> {
+        self.grace.filter(|grace| unix_s < grace.until_unix_s)
+    }
+
     fn retire(&mut self, serial: &str) {
         // A node that was readmitted by its name has none that we know.
         if serial.is_empty() || self.retired.iter().any(|one| one.serial == serial) {
@@ -160,7 +164,7 @@ impl Registry {
 
     /// The grace, while it lasts.
     pub fn grace(&self, unix_s: u64) -> Option<Grace> {
-        self.read(|state| state.grace.filter(|grace| unix_s < grace.until_unix_s))
+        self.read(|state| state.grace_at(unix_s))
     }
 
     /// Whether a node may come with this certificate. A node that is readmitted is durable when
@@ -281,17 +285,20 @@ impl Registry {
         })
     }
 
-    /// Forgets a node. `false` when there is none of this name.
+    /// Forgets a node. `false` when there is none of this name. During a [`Grace`] a name that is
+    /// not known is noted, so that it does not come back with a certificate of before.
     ///
     /// # Errors
     /// See [`RegistryError`].
     pub fn delete(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let Some(record) = state.nodes.remove(node) else {
-                return Ok(false);
-            };
-            state.retire(&record.serial);
-            if state.grace.is_some() {
+            let grace = state.grace_at(unix_s).is_some();
+            match state.nodes.remove(node) {
+                Some(record) => state.retire(&record.serial),
+                None if grace && is_label(node) => {}
+                None => return Ok(false),
+            }
+            if grace {
                 state.deleted.insert(node.to_owned(), unix_s);
                 if state.deleted.len() > NODES_MAX {
                     // Nobody comes back unseen because we have forgotten that it must not.
@@ -303,18 +310,29 @@ impl Registry {
         })
     }
 
-    /// Refuses a node from now on. `false` when there is none of this name.
+    /// Refuses a node from now on. `false` when there is none of this name. During a [`Grace`] a
+    /// name that is not known is listed as revoked: its node may have joined after the backup.
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn revoke(&self, node: &str) -> Result<bool, RegistryError> {
+    pub fn revoke(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let Some(record) = state.nodes.get_mut(node) else {
+            if let Some(record) = state.nodes.get_mut(node) {
+                record.revoked = true;
+                let serial = record.serial.clone();
+                state.retire(&serial);
+                return Ok(true);
+            }
+            if state.grace_at(unix_s).is_none() || !is_label(node) {
                 return Ok(false);
+            }
+            room(state, node)?;
+            let record = NodeRecord {
+                revoked: true,
+                joined_unix_s: unix_s,
+                ..NodeRecord::default()
             };
-            record.revoked = true;
-            let serial = record.serial.clone();
-            state.retire(&serial);
+            state.nodes.insert(node.to_owned(), record);
             Ok(true)
         })
     }
@@ -443,7 +461,7 @@ mod tests {
         assert_eq!(admit(peer("new", "03", 100), 1_004), Admission::Refused);
         let rejoined = peer("new", "06", 1_004);
         assert_eq!(admit(rejoined, 1_005), Admission::Readmitted);
-        registry.revoke("old").unwrap();
+        registry.revoke("old", 1_003).unwrap();
         assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Refused);
     }
 
@@ -459,6 +477,31 @@ mod tests {
         assert_eq!(admit(peer("late", "0b", 200), 2_000), Admission::Refused);
         assert_eq!(registry.nodes().len(), 2);
         assert!(registry.admit(&peer("a/b", "0c", 200), 1_000).is_err());
+    }
+
+    /// Goal: a board that joined after the backup and was stolen can be shut out before it shows up.
+    #[test]
+    fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = restored(folder.path());
+        assert!(registry.revoke("stolen", 1_000).unwrap());
+        assert!(registry.delete("gone", 1_000).unwrap());
+        assert!(!registry.revoke("a/b", 1_000).unwrap());
+        assert!(!registry.delete("a/b", 1_000).unwrap());
+        assert!(!registry.revoke("late", 2_000).unwrap());
+        assert!(!registry.delete("late", 2_000).unwrap());
+        let registry = Registry::open(folder.path(), 1_001).unwrap();
+        for name in ["stolen", "gone"] {
+            let refused = registry.admit(&peer(name, "0d", 200), 1_002).unwrap();
+            assert_eq!(refused, Admission::Refused, "{name}");
+            assert!(!registry.readmit(name, 1_002).unwrap(), "{name}");
+        }
+        assert!(registry.retired().is_empty(), "their serials are not known");
+        // A new join is no return, and what was revoked has to be deleted first.
+        registry.add("gone", record("0e")).unwrap();
+        assert!(registry.add("stolen", record("0f")).is_err());
+        assert!(registry.delete("stolen", 1_003).unwrap());
+        registry.add("stolen", record("0f")).unwrap();
     }
 
     #[test]
@@ -480,7 +523,7 @@ mod tests {
         assert!(matches!(taken, Err(RegistryError::Taken)));
         assert!(admits(&registry, "a", "01"));
         assert!(!admits(&registry, "a", "02"));
-        assert!(registry.revoke("a").unwrap());
+        assert!(registry.revoke("a", 0).unwrap());
         assert!(registry.delete("b", 0).unwrap());
         assert!(!registry.delete("b", 0).unwrap());
         let registry = Registry::open(folder.path(), 0).unwrap();

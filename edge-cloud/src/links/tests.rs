@@ -48,7 +48,7 @@ fn a_node_that_is_refused_while_it_connects_gets_no_link() {
             thread::yield_now();
         }
         let found = match round % 2 {
-            0 => links.registry.revoke(&name),
+            0 => links.registry.revoke(&name, now_unix_s()),
             _ => links.registry.delete(&name, now_unix_s()),
         };
         assert!(found.unwrap());
