@@ -417,13 +417,8 @@ fn registry(
             *at = (*at).max(*deleted);
         }
         for retired in &live.state.retired {
-            if !state.retired.contains(retired) {
+            if state.retired.iter().all(|old| !old.is_same(retired)) {
                 state.retired.push(retired.clone());
-            }
-        }
-        for one in &live.state.retired {
-            if state.retired.iter().all(|old| old.serial != one.serial) {
-                state.retired.push(one.clone());
             }
         }
         state.epoch = state.epoch.max(live.state.epoch);

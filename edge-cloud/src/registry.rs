@@ -82,8 +82,22 @@ pub enum RegistryError {
 /// the registry, so it is told what is no longer valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retired {
-    pub(crate) serial: String,
+    /// Empty when it was not seen.
+    serial: String,
     unix_s: u64,
+    /// Whose it was; empty when that was not noted.
+    #[serde(default)]
+    node: String,
+}
+
+impl Retired {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.serial == other.serial && (!self.serial.is_empty() || self.node == other.node)
+    }
+
+    fn listed(self) -> Option<(String, u64)> {
+        (!self.serial.is_empty()).then_some((self.serial, self.unix_s))
+    }
 }
 
 /// The file.
@@ -105,9 +119,14 @@ impl State {
         self.grace.filter(|grace| unix_s < grace.until_unix_s)
     }
 
-    fn retire(&mut self, serial: &str) {
-        // A node that was readmitted by its name has none that we know.
-        if serial.is_empty() || self.retired.iter().any(|one| one.serial == serial) {
+    fn retire(&mut self, node: &str, serial: &str) {
+        let known = |one: &Retired| match serial {
+            // A node that was readmitted by its name has none that we know.
+            "" => one.node == node,
+            serial => one.serial == serial,
+        };
+        if let Some(one) = self.retired.iter_mut().find(|one| known(one)) {
+            node.clone_into(&mut one.node);
             return;
         }
         let unix_s = crate::enrol::unix_s();
@@ -115,8 +134,11 @@ impl State {
             .retain(|one| one.unix_s.saturating_add(NODE_LIFE_S) > unix_s);
         let over = (self.retired.len() + 1).saturating_sub(RETIRED_MAX);
         self.retired.drain(..over);
-        let serial = serial.to_owned();
-        self.retired.push(Retired { serial, unix_s });
+        self.retired.push(Retired {
+            serial: serial.to_owned(),
+            unix_s,
+            node: node.to_owned(),
+        });
     }
 }
 
@@ -218,8 +240,8 @@ impl Registry {
     }
 
     /// Readmits a node by its name, see [`Grace`]: an external broker has looked at its
-    /// certificate, and refuses those that were deleted before the backup. `false` when it is not
-    /// to be. It is durable when this returns.
+    /// certificate. It may not have read the list of refused ones yet, so a name that has one is
+    /// not readmitted. `false` when it is not to be. It is durable when this returns.
     ///
     /// # Errors
     /// See [`RegistryError`]; the node is to be refused then.
@@ -228,7 +250,8 @@ impl Registry {
             return Ok(false);
         }
         self.change(|state| {
-            if state.nodes.contains_key(node) || state.deleted.contains_key(node) {
+            let retired = state.retired.iter().any(|one| one.node == node);
+            if retired || state.nodes.contains_key(node) || state.deleted.contains_key(node) {
                 return Ok(false);
             }
             room(state, node)?;
@@ -244,10 +267,8 @@ impl Registry {
     /// Serial numbers, hex, of the certificates that are refused, with when that began.
     pub fn retired(&self) -> Vec<(String, u64)> {
         self.read(|state| {
-            let retired = state.retired.iter();
-            retired
-                .map(|one| (one.serial.clone(), one.unix_s))
-                .collect()
+            let retired = state.retired.iter().cloned();
+            retired.filter_map(Retired::listed).collect()
         })
     }
 
@@ -294,7 +315,7 @@ impl Registry {
         self.change(|state| {
             let grace = state.grace_at(unix_s).is_some();
             match state.nodes.remove(node) {
-                Some(record) => state.retire(&record.serial),
+                Some(record) => state.retire(node, &record.serial),
                 None if grace && is_label(node) => {}
                 None => return Ok(false),
             }
@@ -320,7 +341,7 @@ impl Registry {
             if let Some(record) = state.nodes.get_mut(node) {
                 record.revoked = true;
                 let serial = record.serial.clone();
-                state.retire(&serial);
+                state.retire(node, &serial);
                 return Ok(true);
             }
             if state.grace_at(unix_s).is_none() || !is_label(node) {
@@ -364,7 +385,7 @@ impl Registry {
 /// Those of the file system; a damaged file is one, too.
 pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
     let retired = load(&data.join(NODES))?.retired.into_iter();
-    Ok(retired.map(|one| (one.serial, one.unix_s)).collect())
+    Ok(retired.filter_map(Retired::listed).collect())
 }
 
 fn load(path: &Path) -> io::Result<State> {
@@ -550,6 +571,23 @@ mod tests {
         assert!(registry.delete("late", 1_500).unwrap());
         assert!(!registry.readmit("late", 1_600).unwrap());
         assert!(registry.retired().is_empty(), "its serial is not known");
+        assert!(registry.delete("old", 1_500).unwrap());
+        // A later restore, from a backup that was made after these two were deleted.
+        let mut state = load(&folder.path().join(NODES)).unwrap();
+        state.deleted.clear();
+        std::fs::write(
+            folder.path().join(NODES),
+            serde_json::to_vec(&state).unwrap(),
+        )
+        .unwrap();
+        let registry = Registry::open(folder.path(), 1_600).unwrap();
+        for name in ["late", "old"] {
+            assert!(
+                !registry.readmit(name, 1_700).unwrap(),
+                "{name} was deleted"
+            );
+        }
+        assert_eq!(registry.retired()[0].0, "01");
     }
 
     #[test]
