@@ -212,9 +212,10 @@ pub struct Report {
     pub tokens_void: Vec<String>,
     /// Tokens with uses left.
     pub tokens_valid: usize,
-    /// Until when nodes that joined after the backup may come back, seconds since 1970; 0 is not
-    /// at all.
+    /// Until when nodes that are not known may come back, seconds since 1970; 0 is not at all.
     pub grace_until_unix_s: u64,
+    /// The folder knew every node that had joined after the backup.
+    pub all_known: bool,
     /// Backup of what the folder held before.
     pub replaced: Option<PathBuf>,
 }
@@ -253,18 +254,44 @@ impl Contents {
         })
     }
 
+    /// Cut off anywhere, it leaves a folder from which [`Live`] takes nothing that is wrong: tokens are
+    /// there before the nodes, because those say how new the folder is.
     fn write(&self, data: &Path) -> io::Result<()> {
-        replace(&data.join(RESTORING), b"")?;
-        std::fs::create_dir_all(data.join("ca"))?;
-        for (name, bytes) in &self.ca {
-            replace(&data.join(name), bytes)?;
-        }
-        replace(&data.join(NODES), &serde_json::to_vec(&self.state)?)?;
+        self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
+        replace(&data.join(NODES), &serde_json::to_vec(&self.state)?)?;
         replace(&data.join(ACCEPTED), &self.accepted)?;
         replace(&data.join(PLACEMENT), &self.placement)?;
         std::fs::remove_file(data.join(RESTORING))?;
         File::open(data)?.sync_all()
+    }
+
+    /// Marks the folder and writes the CA. Nodes and tokens of another CA go before.
+    fn begin(&self, data: &Path) -> io::Result<()> {
+        replace(&data.join(RESTORING), b"")?;
+        if !self.is_of_ca(data) {
+            remove(&data.join(NODES))?;
+            remove(&data.join(TOKENS))?;
+            File::open(data)?.sync_all()?;
+        }
+        std::fs::create_dir_all(data.join("ca"))?;
+        for (name, bytes) in &self.ca {
+            replace(&data.join(name), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the folder holds the same CA.
+    fn is_of_ca(&self, data: &Path) -> bool {
+        let [_, (_, der)] = &self.ca;
+        std::fs::read(data.join(CA_DER)).is_ok_and(|live| live == *der)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -300,13 +327,17 @@ pub fn restore(
         made_unix_s: backup.unix_s,
         ..Report::default()
     };
-    // After a restore that was cut off, the folder holds a mixture that nobody needs.
-    if let Ok(before) = Backup::of(data, unix_s) {
-        let path = data.join(format!("replaced-{unix_s}.backup"));
-        before.write(&path)?;
-        report.replaced = Some(path);
+    match Backup::of(data, unix_s) {
+        Ok(before) => {
+            let path = data.join(format!("replaced-{unix_s}.backup"));
+            before.write(&path)?;
+            report.replaced = Some(path);
+        }
+        // Of a mixture no backup is of use; what it still knows is not lost all the same.
+        Err(BackupError::NoData(_) | BackupError::Unfinished(_)) => {}
+        Err(error) => return Err(error),
     }
-    let live = Live::of(data, &contents).filter(|_| report.replaced.is_some());
+    let live = Live::of(data, &contents);
     tokens(
         &mut contents.tokens,
         live.as_ref(),
@@ -341,22 +372,28 @@ fn is_empty(data: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What the folder knew until now, when it is of the same CA: newer than the backup.
+/// What the folder knew until now, when it is of the same CA.
 struct Live {
     state: State,
     tokens: Tokens,
+    /// It is newer than the backup: it knows all that has happened since.
+    newer: bool,
 }
 
 impl Live {
+    /// `None` also when a file is damaged: then nobody knows what has happened since.
     fn of(data: &Path, contents: &Contents) -> Option<Self> {
-        let read = |name| std::fs::read(data.join(name)).ok();
-        let [_, (_, der)] = &contents.ca;
-        if read(CA_DER)? != *der {
+        if !contents.is_of_ca(data) {
             return None;
         }
+        let read = |name| std::fs::read(data.join(name)).ok();
+        let state: State = serde_json::from_slice(&read(NODES)?).ok()?;
+        let tokens = read(TOKENS).unwrap_or_else(|| b"{}".to_vec());
         Some(Self {
-            state: serde_json::from_slice(&read(NODES)?).ok()?,
-            tokens: serde_json::from_slice(&read(TOKENS).unwrap_or_else(|| b"{}".to_vec())).ok()?,
+            tokens: serde_json::from_slice(&tokens).ok()?,
+            // Each start of an edge-cloud takes a higher one.
+            newer: state.epoch >= contents.state.epoch,
+            state,
         })
     }
 }
@@ -373,7 +410,7 @@ fn tokens(
     let mut kept = Tokens::new();
     for (id, token) in std::mem::take(tokens) {
         let usable = token.uses_left > 0 && token.expires_unix_s > unix_s;
-        let known = live.is_some_and(|live| live.tokens.contains_key(&id));
+        let known = live.is_some_and(|live| live.newer && live.tokens.contains_key(&id));
         if usable && !known && !options.keep_tokens {
             report.tokens_void.push(id);
         } else if usable {
@@ -381,11 +418,13 @@ fn tokens(
         }
     }
     for (id, token) in live.iter().flat_map(|live| &live.tokens) {
-        let mut token = token.clone();
-        if let Some(old) = kept.get(id) {
-            token.uses_left = token.uses_left.min(old.uses_left);
+        match kept.get_mut(id) {
+            Some(kept) => kept.uses_left = kept.uses_left.min(token.uses_left),
+            None if live.is_some_and(|live| live.newer) => {
+                drop(kept.insert(id.clone(), token.clone()))
+            }
+            None => {}
         }
-        kept.insert(id.clone(), token);
     }
     let valid = kept
         .values()
@@ -424,15 +463,25 @@ fn registry(
         state.epoch = state.epoch.max(live.state.epoch);
     }
     state.epoch = state.epoch.max(unix_s).saturating_add(EPOCH_LEAD_S);
-    // A grace that was open when the backup was made goes on: its nodes may still be away.
-    let open = state.grace.filter(|grace| made < grace.until_unix_s);
-    if options.grace_s == 0 {
-        state.deleted.clear();
+    state.grace = match live.filter(|live| live.newer) {
+        // Who joined after the backup is known; a grace that is open goes on.
+        Some(live) => live.state.grace_at(unix_s),
+        // A grace that was open when the backup was made goes on: its nodes may still be away.
+        None => {
+            let open = state.grace_at(made);
+            Some(Grace {
+                issued_from_unix_s: open.map_or(made, |grace| grace.issued_from_unix_s.min(made)),
+                until_unix_s: unix_s,
+            })
+        }
+    };
+    report.all_known = state.grace.is_none();
+    let until_unix_s = unix_s.saturating_add(options.grace_s);
+    state.grace = state.grace.filter(|_| options.grace_s > 0);
+    match &mut state.grace {
+        Some(grace) => grace.until_unix_s = until_unix_s,
+        None => state.deleted.clear(),
     }
-    state.grace = (options.grace_s > 0).then(|| Grace {
-        issued_from_unix_s: open.map_or(made, |grace| grace.issued_from_unix_s.min(made)),
-        until_unix_s: unix_s.saturating_add(options.grace_s),
-    });
     let revoked = state.nodes.iter().filter(|(_, record)| record.revoked);
     report.revoked = revoked.map(|(name, _)| name.clone()).collect();
     report.nodes = state.nodes.len();
@@ -559,12 +608,96 @@ mod tests {
         assert_eq!(report.nodes_kept, ["new"]);
         assert_eq!(report.revoked, ["old"]);
         assert_eq!((report.tokens_void.len(), report.tokens_valid), (0, 1));
+        assert!(report.all_known);
+        assert!(cloud.registry().grace(2_000).is_none(), "nobody is missing");
         assert!(cloud.registry().find("old").unwrap().revoked);
         cloud.spend(2_000).unwrap();
         assert!(matches!(cloud.spend(2_000), Err(TokenError::Used)));
         // What was there before can be had back.
         let before = Backup::read(&report.replaced.unwrap()).unwrap();
         assert!(Contents::of(&before).unwrap().state.grace.is_none());
+    }
+
+    /// Goal: what the folder knew outlives a restore that is cut off. Method: the marker of a restore
+    /// stands there, alone and after each of its steps.
+    #[test]
+    fn a_repeated_restore_remembers_what_the_folder_knew() {
+        for cut in 0..3 {
+            let cloud = Cloud::new();
+            let backup = cloud.backup();
+            cloud.spend(1_200).unwrap();
+            cloud.spend(1_200).unwrap();
+            cloud.join("new", 1_200);
+            cloud.registry().revoke("old", 1_200).unwrap();
+            let first = Contents::of(&backup).unwrap();
+            std::fs::write(cloud.path().join(RESTORING), b"").unwrap();
+            // As far as the restore came: the CA is the same, then its tokens, then its nodes.
+            let options = Options {
+                keep_tokens: true,
+                ..FORCE
+            };
+            if cut > 0 {
+                let live = Live::of(cloud.path(), &first).unwrap();
+                let (mut written, mut report) = (first.tokens, Report::default());
+                tokens(&mut written, Some(&live), options, 2_000, &mut report);
+                let bytes = serde_json::to_vec(&written).unwrap();
+                std::fs::write(cloud.path().join(TOKENS), bytes).unwrap();
+            }
+            if cut > 1 {
+                let live = Live::of(cloud.path(), &Contents::of(&backup).unwrap()).unwrap();
+                let (mut written, mut report) = (first.state, Report::default());
+                registry(&mut written, Some(&live), options, 2_000, &mut report);
+                let bytes = serde_json::to_vec(&written).unwrap();
+                std::fs::write(cloud.path().join(NODES), bytes).unwrap();
+            }
+            let report = restore(&backup, cloud.path(), options, 2_000).unwrap();
+            assert!(report.replaced.is_none());
+            assert_eq!(report.revoked, ["old"], "cut {cut}");
+            assert!(cloud.registry().find("new").is_some(), "cut {cut}");
+            assert!(cloud.registry().grace(2_000).is_none(), "cut {cut}");
+            let used = cloud.spend(2_000);
+            assert!(matches!(used, Err(TokenError::Used)), "cut {cut}");
+        }
+    }
+
+    /// Goal: a folder that is older than the backup vouches for nothing.
+    #[test]
+    fn a_folder_that_is_older_than_the_backup_does_not_know_what_came_after_it() {
+        let cloud = Cloud::new();
+        let before = cloud.backup();
+        cloud.registry();
+        let backup = cloud.backup();
+        let (old, _) = cloud.elsewhere(&before, OPTIONS);
+        for (name, text) in &before.files {
+            std::fs::write(old.path().join(name), STANDARD.decode(text).unwrap()).unwrap();
+        }
+        let report = restore(&backup, old.path(), FORCE, 2_000).unwrap();
+        assert!(!report.all_known);
+        assert_eq!(report.tokens_void, [cloud.token.0.as_str()]);
+        let grace = old.registry().grace(2_000).unwrap();
+        assert_eq!(grace.issued_from_unix_s, 1_100);
+    }
+
+    #[test]
+    fn nothing_of_another_ca_is_taken_over_when_a_restore_is_cut_off() {
+        let (cloud, other) = (Cloud::new(), Cloud::new());
+        let backup = other.backup();
+        let contents = Contents::of(&backup).unwrap();
+        contents.begin(cloud.path()).unwrap();
+        let report = restore(&backup, cloud.path(), FORCE, 2_000).unwrap();
+        assert!(matches!(cloud.spend(2_000), Err(TokenError::Invalid)));
+        assert_eq!(report.nodes, 1);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_not_replaced() {
+        let cloud = Cloud::new();
+        let backup = cloud.backup();
+        std::fs::create_dir(cloud.path().join(ACCEPTED)).unwrap();
+        let nodes = std::fs::read(cloud.path().join(NODES)).unwrap();
+        let failed = restore(&backup, cloud.path(), FORCE, 2_000);
+        assert!(matches!(failed, Err(BackupError::File { .. })));
+        assert_eq!(std::fs::read(cloud.path().join(NODES)).unwrap(), nodes);
     }
 
     #[test]

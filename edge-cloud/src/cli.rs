@@ -625,6 +625,7 @@ fn restored(report: &Report) -> String {
     ));
     lines.push(format!("tokens that are valid: {}", report.tokens_valid));
     lines.push(match report.grace_until_unix_s.saturating_sub(unix_s()) {
+        _ if report.all_known => "nodes that joined after the backup are known".to_owned(),
         0 => "nodes that joined after the backup have to join again".to_owned(),
         left => format!(
             "nodes that joined after the backup come back by themselves within {} days; see the events",

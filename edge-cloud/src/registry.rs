@@ -115,7 +115,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn grace_at(&self, unix_s: u64) -> Option<Grace> {
+    pub(crate) fn grace_at(&self, unix_s: u64) -> Option<Grace> {
         self.grace.filter(|grace| unix_s < grace.until_unix_s)
     }
 
