@@ -54,6 +54,8 @@ pub struct Folder {
     /// Something changed, and is read at the latest now: a caller that gives up waiting must not
     /// make us forget it.
     due: Option<Instant>,
+    /// The next read without any event, for the same reason kept here.
+    rescan: Instant,
     /// Kept for its thread; `None` when the system gives no watch, then only the rescan works.
     _watcher: Option<notify::RecommendedWatcher>,
 }
@@ -86,6 +88,7 @@ impl Folder {
             path,
             touched,
             due: None,
+            rescan: Instant::now() + RESCAN,
             _watcher: watcher.ok(),
         }
     }
@@ -94,6 +97,7 @@ impl Folder {
 impl Source for Folder {
     async fn read(&mut self, before: Arc<Manifests>) -> Arc<Manifests> {
         self.due = None;
+        self.rescan = Instant::now() + RESCAN;
         let path = self.path.clone();
         let last = Arc::clone(&before);
         let read = tokio::task::spawn_blocking(move || {
@@ -109,8 +113,10 @@ impl Source for Folder {
         let end = match self.due {
             Some(end) => end,
             None => {
-                let first = Instant::now() + RESCAN;
-                if timeout_at(first, self.touched.notified()).await.is_err() {
+                if timeout_at(self.rescan, self.touched.notified())
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 *self.due.insert(Instant::now() + QUIET_MAX)
@@ -148,5 +154,22 @@ mod tests {
         assert!(given_up.is_err());
         source.changed().await;
         assert!(start.elapsed() < QUIET_MAX, "only the rescan found it");
+    }
+
+    /// Goal: a folder whose file system sends no events is read all the same, however often the wait
+    /// is given up. Method: virtual time; nothing touches the folder.
+    #[tokio::test(start_paused = true)]
+    async fn the_rescan_comes_although_each_wait_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = Folder::new(folder.path().to_owned());
+        let _manifests = source.read(Arc::default()).await;
+        let start = Instant::now();
+        while timeout_at(Instant::now() + RESCAN / 4, source.changed())
+            .await
+            .is_err()
+        {
+            assert!(start.elapsed() < RESCAN * 2);
+        }
+        assert!(start.elapsed() >= RESCAN);
     }
 }
