@@ -20,7 +20,7 @@ use crate::backup::{self, Backup, BackupError, Report};
 use crate::broker::{self, files::FILES};
 use crate::ca::Ca;
 use crate::client::{self, ClientError};
-use crate::enrol::unix_s;
+use crate::clock::unix_s;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
 use crate::registry::{self, NODES};

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
@@ -17,11 +17,15 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
+use crate::clock::unix_s;
 use crate::registry::{NodeRecord, Registry, RegistryError};
 use crate::token::{TokenError, TokenStore};
 
 /// Time for a whole enrolment after the TLS handshake: TCP at 30 % loss needs up to 70 s.
 pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Bytes of an HTTP request that wait to be understood, its head above all.
+const HTTP_BUFFER_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a node was refused.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,7 @@ impl Desk<'_> {
         });
         let connection = http1::Builder::new()
             .keep_alive(false)
+            .max_buf_size(HTTP_BUFFER_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
         tokio::time::timeout(DEADLINE, connection)
             .await?
@@ -189,10 +194,4 @@ impl Desk<'_> {
         registry.add(&request.node, record)?;
         Ok(issued.der)
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_s() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

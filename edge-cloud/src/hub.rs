@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use edge_proto::enrol::ALPN_JOIN;
@@ -19,15 +19,20 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use crate::links::{FRAMES_MAX, Links};
+use crate::clock::unix_s;
+use crate::links::{FRAMES_MAX, Links, Refused};
 use crate::tls::{self, Peer};
 
 /// Connections at once, those that still shake hands included.
 const CONNECTIONS_MAX: usize = 8_192;
+/// Those of them that have shown no certificate of ours yet, enrolments included: however many come,
+/// there is room for nodes. A whole fleet comes back at several hundred a second.
+const STRANGERS_MAX: usize = 2_048;
+const _: () = assert!(STRANGERS_MAX < CONNECTIONS_MAX);
 /// Patience with TLS, an enrolment and CONNECT: TCP and TLS took 70 s at 30 % loss.
 const OPENING: Duration = Duration::from_secs(90);
 /// Patience with a node that reads nothing, although it may go on to ping.
@@ -47,8 +52,12 @@ const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 /// Accepts connections, for ever.
 pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let Ok(stranger) = Arc::clone(&strangers).acquire_owned().await else {
             return;
         };
         let stream = match listener.accept().await {
@@ -62,7 +71,7 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
         };
         let (tls, links) = (tls.clone(), Arc::clone(&links));
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, tls, &links).await {
+            if let Err(error) = connection(stream, tls, &links, stranger).await {
                 log::debug!("connection_ended error={error}");
             }
             drop(permit);
@@ -76,7 +85,12 @@ async fn timely<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, links: &Arc<Links>) -> io::Result<()> {
+async fn connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    links: &Arc<Links>,
+    stranger: OwnedSemaphorePermit,
+) -> io::Result<()> {
     // Frames are few and whole: waiting for more would only add a delay.
     stream.set_nodelay(true)?;
     let stream = timely(OPENING, tls.accept(stream)).await?;
@@ -85,12 +99,10 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, links: &Arc<Links>) -> 
     if joins || links.is_behind_broker() {
         return links.enrol(stream, !joins).await;
     }
-    let unix_s = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
-    let Some(peer) = tls::peer(session, unix_s) else {
+    let Some(peer) = tls::peer(session, unix_s()) else {
         return Err(io::Error::other("no valid client certificate"));
     };
+    drop(stranger);
     Mqtt::open(stream, &peer, links).await
 }
 
@@ -136,8 +148,10 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         if refused {
             return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
         }
-        let Some((id, mut frames)) = links.connect(peer) else {
-            return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
+        let (id, mut frames) = match links.connect(peer) {
+            Ok(link) => link,
+            Err(Refused::ForGood) => return mqtt.refuse(ConnectReturnCode::NotAuthorized).await,
+            Err(Refused::ForNow) => return mqtt.refuse(ConnectReturnCode::ServerBusy).await,
         };
         let keepalive = match connect.keep_alive {
             0 => KEEPALIVE_S_MAX,

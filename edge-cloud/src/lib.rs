@@ -9,6 +9,7 @@ pub mod broker;
 pub mod ca;
 pub mod cli;
 pub mod client;
+mod clock;
 pub mod controller;
 pub mod enrol;
 pub mod hub;

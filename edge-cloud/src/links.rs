@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::broker::Publisher;
 use crate::ca::Ca;
+use crate::clock::unix_s;
 use crate::enrol::Desk;
 use crate::nodes::{Event, NodeView, Nodes};
 use crate::placement::Desired;
@@ -116,6 +117,15 @@ struct State {
     broker: Option<Publisher>,
 }
 
+/// Why a node gets no link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its certificate is not admitted.
+    ForGood,
+    /// It may try again: another connection has its place, or the registry cannot be written.
+    ForNow,
+}
+
 /// All links.
 pub struct Links {
     registry: Registry,
@@ -129,25 +139,14 @@ pub struct Links {
     unasked: Notify,
 }
 
-fn now_unix_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
-}
-
 fn session(epoch: u64, now: u64) -> Cloud {
     let mut seed = [0; 8];
     // Without randomness the nonces repeat after a restart, and an old frame could fit by chance.
     if SystemRandom::new().fill(&mut seed).is_err() {
-        seed = now_unix_s().to_le_bytes();
+        seed = unix_s().to_le_bytes();
     }
     let mut session = Cloud::new(CloudConfig { epoch }, u64::from_le_bytes(seed));
-    session.handle(
-        now,
-        Input::Clock {
-            unix_s: now_unix_s(),
-        },
-    );
+    session.handle(now, Input::Clock { unix_s: unix_s() });
     session
 }
 
@@ -157,7 +156,7 @@ impl Links {
     /// # Errors
     /// Those of the file system.
     pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
-        let registry = Registry::open(data, now_unix_s())?;
+        let registry = Registry::open(data, unix_s())?;
         let links = Arc::new(Self {
             state: Mutex::new(State::default()),
             tokens: TokenStore::open(data)?,
@@ -171,7 +170,7 @@ impl Links {
         });
         {
             let mut state = links.lock();
-            if let Some(grace) = links.registry.grace(now_unix_s()) {
+            if let Some(grace) = links.registry.grace(unix_s()) {
                 let text = format!(
                     "from a backup made at {}: nodes that joined after it are readmitted until {} \
                      (seconds since 1970)",
@@ -259,13 +258,15 @@ impl Links {
     }
 
     /// A node's connection is open. The frames for it come from the channel; when that ends, the
-    /// connection is to be closed. `None` refuses it.
-    #[must_use]
-    pub fn connect(&self, peer: &Peer) -> Option<(u64, mpsc::Receiver<Vec<u8>>)> {
+    /// connection is to be closed.
+    ///
+    /// # Errors
+    /// The connection is to be refused.
+    pub fn connect(&self, peer: &Peer) -> Result<(u64, mpsc::Receiver<Vec<u8>>), Refused> {
         let name = peer.node.as_str();
         let mut state = self.lock();
         // Under the lock: a revocation is in the registry before it takes the lock to end the link.
-        match self.registry.admit(peer, now_unix_s()) {
+        match self.registry.admit(peer, unix_s()) {
             Ok(Admission::Known) => {}
             Ok(Admission::Readmitted) => {
                 state.event(name, "Readmitted", READMITTED);
@@ -273,23 +274,23 @@ impl Links {
             Ok(Admission::Refused) => {
                 let why = "its certificate is revoked, replaced or not known here";
                 state.event(name, "Refused", why);
-                return None;
+                return Err(Refused::ForGood);
             }
             Err(error) => {
                 state.event(name, "Refused", &error.to_string());
-                return None;
+                return Err(Refused::ForNow);
             }
         }
         state.add(name, self.registry.epoch(), self.now());
         if !self.welcomes(&mut state, name) {
             drop(state);
             self.changed();
-            return None;
+            return Err(Refused::ForNow);
         }
         state.connections += 1;
         let id = state.connections;
         let (frames, receiver) = mpsc::channel(FRAMES_MAX);
-        let node = state.nodes.get_mut(name)?;
+        let node = state.nodes.get_mut(name).ok_or(Refused::ForNow)?;
         let connection = Connection {
             id,
             frames: Frames::Socket(frames),
@@ -302,7 +303,7 @@ impl Links {
         self.handle(&mut state, name, Input::TransportUp);
         drop(state);
         self.changed();
-        Some((id, receiver))
+        Ok((id, receiver))
     }
 
     /// Whether a new connection of this node may take the place of the live one, if there is one.
@@ -338,7 +339,10 @@ impl Links {
         // A connection that was taken over may still have frames in its buffer.
         let current = |node: &&mut Node| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
-            node.takeovers.heard();
+            // Anything else may have been on its way for long, over a link that is broken since.
+            if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
+                node.takeovers.heard();
+            }
             self.handle(&mut state, name, Input::Frame(frame));
         }
     }
@@ -382,7 +386,7 @@ impl Links {
 
     fn probe_frame(&self) -> Vec<u8> {
         let epoch = self.registry.epoch();
-        let unix_s = now_unix_s();
+        let unix_s = unix_s();
         Frame::Probe { epoch, unix_s }.encode()
     }
 
@@ -466,7 +470,7 @@ impl Node {
                 // A session may follow another without a break.
                 if !self.live {
                     self.live = true;
-                    self.changed_unix_s = now_unix_s();
+                    self.changed_unix_s = unix_s();
                     events.push(("Connected", "session live".to_owned()));
                 }
                 true
@@ -474,7 +478,7 @@ impl Node {
             Output::Down => {
                 self.live = false;
                 self.in_sync = false;
-                self.changed_unix_s = now_unix_s();
+                self.changed_unix_s = unix_s();
                 for reader in std::mem::take(&mut self.calls).into_values() {
                     let _told = reader.try_send(Heard::Broken("the link to the node broke"));
                 }
@@ -597,7 +601,7 @@ impl State {
             self.events.pop_front();
         }
         self.events.push_back(Event {
-            unix_s: now_unix_s(),
+            unix_s: unix_s(),
             node: node.to_owned(),
             reason: reason.to_owned(),
             message: message.to_owned(),
@@ -692,7 +696,7 @@ impl Nodes for Arc<Links> {
     async fn delete(&self, name: &str) -> Result<bool, String> {
         let found = self
             .registry
-            .delete(name, now_unix_s())
+            .delete(name, unix_s())
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
         self.end(&mut state, name);
@@ -708,7 +712,7 @@ impl Nodes for Arc<Links> {
     async fn revoke(&self, name: &str) -> Result<bool, String> {
         let found = self
             .registry
-            .revoke(name, now_unix_s())
+            .revoke(name, unix_s())
             .map_err(|error| error.to_string())?;
         let mut state = self.lock();
         if found {
@@ -724,7 +728,7 @@ impl Nodes for Arc<Links> {
 
     async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
         self.tokens
-            .create(self.ca.der(), uses, ttl_s, now_unix_s())
+            .create(self.ca.der(), uses, ttl_s, unix_s())
             .map_err(|error| error.to_string())
     }
 

@@ -129,7 +129,7 @@ impl State {
             node.clone_into(&mut one.node);
             return;
         }
-        let unix_s = crate::enrol::unix_s();
+        let unix_s = crate::clock::unix_s();
         self.retired
             .retain(|one| one.unix_s.saturating_add(NODE_LIFE_S) > unix_s);
         let over = (self.retired.len() + 1).saturating_sub(RETIRED_MAX);

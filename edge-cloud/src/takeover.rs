@@ -82,7 +82,13 @@ impl Takeovers {
         Verdict::Refused { ask: true, proven }
     }
 
-    /// The live connection was heard.
+    /// The live connection was asked for a sign of life and has given none yet.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.asked.is_some() && !self.answered
+    }
+
+    /// The live connection has answered.
     pub const fn heard(&mut self) {
         self.answered = true;
     }

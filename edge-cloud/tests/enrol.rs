@@ -276,3 +276,35 @@ async fn foreign_expired_and_unlisted_certificates_are_refused() {
     let unlisted = admitted(&cloud, Some(&identity(&cloud.ca, now()))).await;
     assert_eq!(unlisted.unwrap(), "-");
 }
+
+/// Goal: who has no token yet cannot make us keep much. Method: the head of a request that never
+/// ends, over one connection.
+#[tokio::test]
+async fn a_request_with_an_endless_head_is_refused_soon() {
+    let data = tempfile::tempdir().unwrap();
+    let ca = Ca::open(data.path()).unwrap();
+    let tokens = TokenStore::open(data.path()).unwrap();
+    let registry = Registry::open(data.path(), now()).unwrap();
+    let desk = Desk {
+        ca: &ca,
+        tokens: &tokens,
+        registry: &registry,
+        broker: None,
+    };
+    let (mut stream, far) = tokio::io::duplex(1024);
+    let client = async move {
+        stream
+            .write_all(b"POST /v1/join HTTP/1.1\r\nx: ")
+            .await
+            .unwrap();
+        let mut sent = 0;
+        // The server closes, or it would take all of it.
+        while sent < 64 * 1024 && stream.write_all(&[b'a'; 1024]).await.is_ok() {
+            sent += 1024;
+        }
+        sent
+    };
+    let (served, sent) = tokio::join!(desk.serve_http(far), client);
+    assert!(served.is_err());
+    assert!(sent < 32 * 1024, "{sent}");
+}

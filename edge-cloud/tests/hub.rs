@@ -45,7 +45,11 @@ impl Restless {
                             () = switched_off(&off) => {}
                         }
                     }
-                    Err(_) => drop(refusals.fetch_add(1, Ordering::SeqCst)),
+                    // It is told to try again, not to join again.
+                    Err(error) if error.contains("ServerBusy") => {
+                        refusals.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Err(_) => {}
                 }
                 // The agent's own shortest wait is 500 ms.
                 tokio::time::sleep(Duration::from_millis(50)).await;

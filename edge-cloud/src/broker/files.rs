@@ -100,7 +100,7 @@ pub fn write(
 /// Those of the file system and of the CA.
 pub fn write_crl(path: &Path, ca: &Ca, retired: Vec<(String, u64)>) -> io::Result<()> {
     let list = ca
-        .crl(retired, crate::enrol::unix_s())
+        .crl(retired, crate::clock::unix_s())
         .map_err(io::Error::other)?;
     replace(path, &list, 0o644)
 }

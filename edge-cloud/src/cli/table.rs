@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use crate::clock;
 
 /// Columns as wide as their widest cell, two blanks between. Control characters, which may come
 /// from a node, are shown as `?` so that they cannot drive the terminal.
@@ -36,8 +36,7 @@ pub(super) fn ago(unix_s: u64) -> String {
     if unix_s == 0 {
         return "-".to_owned();
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = now.map_or(0, |now| now.as_secs()).saturating_sub(unix_s);
+    let seconds = clock::unix_s().saturating_sub(unix_s);
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -107,7 +107,7 @@ impl Links {
             .behind
             .as_ref()
             .is_some_and(|behind| behind.crl.is_some());
-        let unix_s = super::now_unix_s();
+        let unix_s = crate::clock::unix_s();
         match listed.then(|| self.registry.readmit(name, unix_s)) {
             Some(Ok(true)) => {
                 state.add(name, self.registry.epoch(), self.now());
