@@ -171,11 +171,12 @@ impl Cgroups {
     pub fn kill(&self, path: &Path) -> io::Result<()> {
         let deadline = Instant::now() + KILL_PATIENCE;
         loop {
-            let dying = self.strike(path);
+            // The usual case when a container has ended by itself: its restart waits for this.
             let left = self.pids(path);
             if left.is_empty() {
                 return Ok(());
             }
+            let dying = self.strike(path);
             let patience = deadline.saturating_duration_since(Instant::now());
             if patience.is_zero() {
                 let left: Vec<String> = left.iter().take(4).map(i32::to_string).collect();

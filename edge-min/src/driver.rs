@@ -669,9 +669,9 @@ impl Driver {
                 if signal == Signal::Terminate {
                     return self.reaper.terminate(uid, &container);
                 }
+                // Here and not by the worker, which may be busy with an image for minutes.
                 if let Some(hash) = self.running.get(&(uid, container.clone())).copied() {
-                    let job = RuntimeJob::Kill(uid, container, hash);
-                    self.runtime_jobs.push(job);
+                    self.runtime.kill(uid, &container, hash);
                 }
             }
             Output::Remove { uid, container } => {

@@ -57,6 +57,8 @@ pub struct Rights {
 /// Everything about the process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
+    /// Process of the agent.
+    pub agent: u32,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// The whole environment.
@@ -99,15 +101,16 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .map_err(because("read the plan"))?;
     let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let pid = std::process::id();
+    die_with(plan.agent).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
     forget_the_agent().map_err(because("process attributes"))?;
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
-    // After the cgroup, before exec: a new agent never sees one without the other for long.
     let start = crate::runtime::start_time(pid).ok_or("no start time in /proc")?;
-    let text = [pid.to_string(), start.to_string()].join(" ");
-    fs::write(&plan.state, text).map_err(because("write the state"))?;
+    let identity = [pid.to_string(), start.to_string()].join(" ");
+    // Opened while that is allowed; what it says is the last thing before exec.
+    let mut state = File::create(&plan.state).map_err(because("make the state"))?;
     nix::unistd::setsid()
         .map_err(io::Error::from)
         .map_err(because("setsid"))?;
@@ -139,6 +142,12 @@ fn launch() -> Result<std::convert::Infallible, String> {
             &["workingDir ", &plan.cwd.to_string_lossy()].concat(),
         )(error));
     }
+    // From here on it outlives its agent, and the next one finds it.
+    let written = state.write_all(identity.as_bytes());
+    written.map_err(because("write the state"))?;
+    nix::sys::prctl::set_pdeathsig(None)
+        .map_err(io::Error::from)
+        .map_err(because("agent"))?;
     let error = command.exec();
     let mut env = plan.env.iter();
     let search = env.find(|(name, _)| name == "PATH");
@@ -147,6 +156,18 @@ fn launch() -> Result<std::convert::Infallible, String> {
     // Stdout may be the log by now; the kept pipe is not.
     drop(File::from(pipe).write_all(reason.as_bytes()));
     Err(String::new())
+}
+
+/// Ends this process with its agent, which may be gone already: a later agent must not meet a
+/// start that it knows nothing of.
+fn die_with(agent: u32) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    let parent = u32::try_from(nix::unistd::getppid().as_raw());
+    if parent == Ok(agent) {
+        Ok(())
+    } else {
+        Err(io::Error::other("has ended"))
+    }
 }
 
 /// Undoes what the agent, or whoever started it, has set for itself.

@@ -195,6 +195,7 @@ impl Runtime {
 
     fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, String> {
         let plan = Plan {
+            agent: std::process::id(),
             argv: spec.argv.clone(),
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
@@ -408,8 +409,8 @@ impl Runtime {
         found
     }
 
-    /// Ends what has no run folder any more: nothing tells what it was, and no second one may run
-    /// beside it.
+    /// Ends what has no run folder any more, and starts in whose middle an agent died: nothing
+    /// tells what it was, or it was no run, and no second one may run beside it.
     pub fn clear_strays(&self) {
         let (_, strays) = self.look_around();
         for path in strays {
@@ -429,7 +430,10 @@ impl Runtime {
             };
             let hash = Hash16(hash.0);
             let process = self.process_of(uid, &container, hash);
-            if process.is_none() && !self.pod_dir(uid).exists() {
+            let began = self.bundle_dir(uid, &container).exists()
+                || fs::metadata(self.state_file(uid, &container))
+                    .is_ok_and(|state| state.len() > 0);
+            if process.is_none() && !(began && self.pod_dir(uid).exists()) {
                 strays.push(self.cgroup(uid, &container, hash));
                 continue;
             }

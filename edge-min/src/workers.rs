@@ -261,8 +261,6 @@ pub enum RuntimeJob {
     UpdateConfig(Uid, Vec<(String, Content)>),
     /// Start a container.
     Start(Box<Start>),
-    /// SIGKILL to a container; the hash is of what runs.
-    Kill(Uid, String, Hash16),
     /// Clear a container.
     Remove(Uid, String),
     /// Clear a pod; these are the images of the pods that stay.
@@ -348,10 +346,6 @@ fn perform(
                 run,
                 result,
             })
-        }
-        RuntimeJob::Kill(uid, container, hash) => {
-            runtime.kill(uid, &container, hash);
-            None
         }
         RuntimeJob::Remove(uid, container) => {
             let result = runtime.remove(uid, &container);

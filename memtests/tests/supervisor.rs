@@ -313,3 +313,28 @@ fn a_program_that_cannot_run_says_why_in_the_status() {
     let agent = gate.agent_pid().unwrap();
     assert_eq!(children(agent), []);
 }
+
+/// Goal: a pod that forks faster than its processes can be killed one by one ends whole. Method:
+/// loops that orphan loops, up to the pod's own limit of processes; none handles SIGTERM.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_pod_that_forks_without_end_is_killed_whole() {
+    let script = "trap \"\" TERM; while :; do (while :; do (true &); done &); done 2>/dev/null";
+    let manifests = pod("bomb", true, "Always", script).replace(
+        "{name: main,",
+        "{name: main, resources: {limits: {cpu: 500m, edge-min.io/pids: 60}},",
+    );
+    let gate = Gate::start(&manifests).unwrap();
+    gate.until_converged(1).unwrap();
+    let agent = gate.agent_pid().unwrap();
+    gate.until("orphans abound", |_| children(agent).len() > 20)
+        .unwrap();
+    gate.manifests("").unwrap();
+    gate.until("the pod is gone", |gate| {
+        gate.status()
+            .is_ok_and(|status| status["pods"] == Value::Array(Vec::new()))
+    })
+    .unwrap();
+    gate.until("nothing of it is left", |_| children(agent).is_empty())
+        .unwrap();
+}

@@ -376,7 +376,7 @@ impl Agent {
     fn take_over(&mut self, now: Millis, item: Discovered, wanted: bool) {
         let pod = self.pods.entry(item.uid).or_insert_with(PodState::new);
         pod.directory = Directory::Ready;
-        let policy = pod.policy();
+        let policy = pod.spec.as_ref().map(|spec| spec.restart_policy);
         if pod.container(&item.container).is_none() {
             pod.containers
                 .push(Supervisor::new(item.container.clone(), item.spec));
@@ -477,6 +477,7 @@ impl Agent {
             return;
         };
         let (policy, wanted) = (pod.policy(), pod.wants(name));
+        let unknown = pod.spec.is_none();
         let Some(container) = pod.container(name) else {
             return;
         };
@@ -489,6 +490,9 @@ impl Agent {
             _ => return,
         }
         let restart = container.exited(now, code, oom, policy, wanted);
+        if unknown {
+            container.leave_undecided();
+        }
         self.outputs
             .push_back(Output::Event(Event::Exited(uid, name.into(), code)));
         if let Some(delay_ms) = restart {

@@ -101,7 +101,10 @@ impl PodState {
         for container in &pod.containers {
             let spec = spec_hash(&pod, &container.name).unwrap_or_default();
             match self.container(&container.name) {
-                Some(known) => known.set_spec(spec),
+                Some(known) => {
+                    known.set_spec(spec);
+                    known.decide(pod.restart_policy);
+                }
                 None => self
                     .containers
                     .push(Supervisor::new(container.name.clone(), spec)),

@@ -91,6 +91,8 @@ pub(crate) struct Supervisor {
     failure: Option<StartFailure>,
     /// Why its remains could not be cleared, the last time.
     remains: Option<String>,
+    /// It ended unseen, and whether it runs again hangs on a spec that is not known yet.
+    undecided: bool,
 }
 
 impl Supervisor {
@@ -106,6 +108,7 @@ impl Supervisor {
             last_exit_code: None,
             failure: None,
             remains: None,
+            undecided: false,
         }
     }
 
@@ -130,16 +133,17 @@ impl Supervisor {
     }
 
     /// Remains of a run that ended while nobody looked: clear them; the unknown code counts as a
-    /// failure.
-    pub(crate) fn clear_remains(&mut self, now: Millis, policy: RestartPolicy) {
+    /// failure. Without a policy it is decided when the pod's spec arrives.
+    pub(crate) fn clear_remains(&mut self, now: Millis, policy: Option<RestartPolicy>) {
         self.run = 1;
         let next = if let State::Ended { code, oom, stopped } = self.state {
             // Noted, and not cleared any more.
             Next::End { code, oom, stopped }
-        } else if restarts(policy, None) {
+        } else if policy.is_some_and(|policy| restarts(policy, None)) {
             self.restarts = 1;
             Next::Start(now)
         } else {
+            self.undecided = policy.is_none();
             Next::End {
                 code: None,
                 oom: false,
@@ -147,6 +151,24 @@ impl Supervisor {
             }
         };
         self.state = removing(next);
+    }
+
+    /// The policy has become known: what ended unseen before may have to run again.
+    pub(crate) fn decide(&mut self, policy: RestartPolicy) {
+        if !core::mem::take(&mut self.undecided) {
+            return;
+        }
+        match &mut self.state {
+            State::Removing {
+                next: next @ Next::End { .. },
+                ..
+            } if restarts(policy, self.last_exit_code) => *next = Next::Start(0),
+            State::Ended { code, .. } if restarts(policy, *code) => {
+                self.state = State::Idle { start_at: 0 };
+            }
+            _ => return,
+        }
+        self.restarts = self.restarts.saturating_add(1);
     }
 
     /// The one thing to do now, if any.
@@ -242,6 +264,11 @@ impl Supervisor {
         });
         self.state = removing(Next::Start(now.saturating_add(delay)));
         delay
+    }
+
+    /// Its end was told before its pod's spec.
+    pub(crate) const fn leave_undecided(&mut self) {
+        self.undecided = true;
     }
 
     /// Returns the delay before the restart, `None` when there will be none.

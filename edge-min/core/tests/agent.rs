@@ -634,6 +634,49 @@ fn shutdown_stops_and_removes_every_pod() {
     assert_eq!(board.agent.statuses().count(), 0);
 }
 
+/// Goal: what ends while its pod is unknown comes back as the pod's policy says. Method: an agent
+/// without its desired set finds remains of one container, and another ends before its eyes.
+#[test]
+fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
+    for (policy, restarts) in [
+        (RestartPolicy::Always, 1),
+        (RestartPolicy::OnFailure, 1),
+        (RestartPolicy::Never, 0),
+    ] {
+        for remains in [true, false] {
+            let mut board = Board::new();
+            board.agent = Agent::new(AgentConfig {
+                facts: NodeStatus {
+                    pods_max: 20,
+                    ..NodeStatus::default()
+                },
+                unconfirmed: true,
+            });
+            board.reported.clear();
+            let pod = pod(1, policy);
+            let mut knows = agent();
+            knows.handle(0, Input::Desired(Key::pod(UID), Some(pod.encode())));
+            let key = (UID, "main".to_owned());
+            if !remains {
+                board.running.insert(key, (9, Hash16([1; 16])));
+            }
+            board.tell(Input::Discovered(vec![Discovered {
+                uid: UID,
+                container: "main".into(),
+                spec: knows.spec_hash(&UID, "main").unwrap(),
+                pid: (!remains).then_some(9),
+            }]));
+            board.exit(UID, "main", Some(3));
+            board.settle();
+            board.put(&pod);
+            board.settle();
+            let status = board.status(UID).unwrap();
+            assert_eq!(board.starts, restarts, "{policy:?} {remains}");
+            assert_eq!(status.containers[0].restarts, restarts);
+        }
+    }
+}
+
 /// Goal: a damaged store costs no workload. Method: an agent without its desired set finds a
 /// container, leaves it alone, adopts it when the pod comes, and stops others once confirmed.
 #[test]
