@@ -446,13 +446,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     };
     wanted.insert(META.to_vec(), with_checksum(&edge_proto::encode(&record)));
 
-    let known = dir.join("db").exists();
     let db = open(dir, true)?;
-    if known && !db.contains_key(META).map_err(|error| failed(&error))? {
-        // A truncated database opens without an error and without records. What is put on top of
-        // it was seen to be unreadable after a power cut, so it is made anew.
-        return Err(said(true, "a database without its meta record"));
-    }
     // Opened before the first write, so that the kernel reports a failed write-back here.
     let file = File::open(dir.join("db")).map_err(io_failed)?;
     let mut batch = sled::Batch::default();
