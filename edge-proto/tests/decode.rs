@@ -1,5 +1,6 @@
 //! Bytes of frames: pinned for every variant, and nothing that comes in can panic.
 
+use edge_proto::enrol::{Broker, JoinAnswer, JoinRequest};
 use edge_proto::fields::{FieldError, Reader, Skip, Writer};
 use edge_proto::frame::{Frame, FrameError, Item, SessionId, Set};
 use edge_proto::hash::{Hash16, Hash32};
@@ -115,6 +116,44 @@ fn hex(bytes: &[u8]) -> String {
         run => run.iter().map(|byte| format!("{byte:02x}")).collect(),
     });
     runs.collect::<Vec<_>>().join(" ")
+}
+
+/// The two messages of an enrolment, one of each kind.
+#[test]
+fn every_message_of_an_enrolment_keeps_its_bytes() {
+    let request = JoinRequest {
+        token_id: "t".into(),
+        token_secret: "s".into(),
+        node: "gate".into(),
+        csr: vec![1, 2],
+    };
+    let bytes = edge_proto::encode(&request);
+    assert_eq!(hex(&bytes), "01 74 01 73 04 67 61 74 65 02 01 02");
+    assert_eq!(postcard::from_bytes(&bytes), Ok(request));
+    let (certificate, ca, unix_s) = (vec![7], vec![8], 300);
+    let accepted = JoinAnswer::Accepted {
+        certificate: certificate.clone(),
+        ca: ca.clone(),
+        unix_s,
+    };
+    let behind = JoinAnswer::Behind {
+        certificate,
+        ca,
+        unix_s,
+        broker: Broker {
+            url: "u".into(),
+            anchors: vec![vec![9]],
+        },
+    };
+    for (answer, golden) in [
+        (accepted, "00 01 07 01 08 ac 02"),
+        (JoinAnswer::Refused("no".into()), "01 02 6e 6f"),
+        (behind, "02 01 07 01 08 ac 02 01 75 0101 09"),
+    ] {
+        let bytes = edge_proto::encode(&answer);
+        assert_eq!(hex(&bytes), golden, "{answer:?}");
+        assert_eq!(postcard::from_bytes(&bytes), Ok(answer));
+    }
 }
 
 #[test]
