@@ -139,10 +139,7 @@ impl Backup {
         let mut bytes =
             format!("{FORMAT} {VERSION} {}\n", hex(&Sha256::digest(&body))).into_bytes();
         bytes.extend(body);
-        // A bare file name has an empty parent.
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        let whole = folder.map_or_else(|| Path::new(".").join(path), |_| path.to_owned());
-        replace(&whole, &bytes).map_err(failed)
+        replace(path, &bytes).map_err(failed)
     }
 
     /// Reads `path`, and checks version and checksum.

@@ -3,7 +3,9 @@
 //!
 //! `NotBefore` is backdated: boards boot with their clock at 1970 or at a build date.
 
+use std::fs::Permissions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,6 +44,12 @@ pub enum CaError {
     /// The certificate of the CA is none, or of another key.
     #[error("key and certificate of the CA do not belong together")]
     Pair,
+    /// The CA is older than lists of refused certificates.
+    #[error(
+        "this CA was made by an edge-cloud that knew no lists of refused certificates, and may not \
+         sign one: it cannot serve behind a broker with --broker-crl"
+    )]
+    NoList,
     /// The system gives no random numbers.
     #[error("no random numbers")]
     Random,
@@ -230,7 +238,12 @@ impl Ca {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let list = params.signed_by(&self.issuer)?;
+        let list = params
+            .signed_by(&self.issuer)
+            .map_err(|error| match error {
+                rcgen::Error::IssuerNotCrlSigner => CaError::NoList,
+                error => error.into(),
+            })?;
         Ok(pem("X509 CRL", list.der()))
     }
 }
@@ -320,9 +333,18 @@ fn read_or(
 
 /// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    replace_with_mode(path, bytes, 0o600)
+}
+
+/// The same with another mode.
+pub(crate) fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    // A bare file name has an empty parent.
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = folder.unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;
+    file.as_file()
+        .set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     std::fs::File::open(folder)?.sync_all()
@@ -362,6 +384,18 @@ mod tests {
     }
 
     #[test]
+    fn an_older_ca_says_that_it_may_not_sign_a_list() {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = ca_params().unwrap();
+        params
+            .key_usages
+            .retain(|usage| *usage != KeyUsagePurpose::CrlSign);
+        let der = params.self_signed(&pair).unwrap().der().to_vec();
+        let ca = Ca::check(&pair.serialize_der(), &der).unwrap();
+        assert!(matches!(ca.crl([], 1_000), Err(CaError::NoList)));
+    }
+
+    #[test]
     fn a_request_with_a_wrong_signature_is_refused() {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default()
@@ -374,7 +408,6 @@ mod tests {
 
     #[test]
     fn the_key_is_for_its_owner_only() {
-        use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         Ca::open(folder.path()).unwrap();
         let key = std::fs::metadata(folder.path().join("ca/ca.key")).unwrap();

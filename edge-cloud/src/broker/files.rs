@@ -1,15 +1,14 @@
 //! Files for the operator of the broker: certificates of our CA, the access control list, and a
 //! mosquitto configuration that uses them.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use rustls_pki_types::PrivateKeyDer;
 
 use super::USER;
-use crate::ca::{Ca, pem};
+use crate::ca::{Ca, pem, replace_with_mode};
 
 /// What `edge-cloud broker-config` has written, for a person.
 pub const FILES: [(&str, &str); 8] = [
@@ -105,17 +104,7 @@ pub fn write_crl(path: &Path, ca: &Ca, retired: Vec<(String, u64)>) -> io::Resul
     replace(path, &list, 0o644)
 }
 
-/// A reader of the file sees the old or the new one.
 fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let at =
-        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder.unwrap_or_else(|| Path::new("."))).map_err(at)?;
-    file.write_all(text.as_bytes()).map_err(at)?;
-    let permissions = Permissions::from_mode(mode);
-    file.as_file().set_permissions(permissions).map_err(at)?;
-    file.as_file().sync_all().map_err(at)?;
-    file.persist(path).map_err(|error| at(error.error))?;
-    Ok(())
+    replace_with_mode(path, text.as_bytes(), mode)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
