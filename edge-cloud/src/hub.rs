@@ -30,7 +30,7 @@ use crate::tls::{self, Peer};
 /// Connections at once, those that still shake hands included.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Those of them that have shown no certificate of ours yet, enrolments included: however many come,
-/// there is room for nodes. A whole fleet comes back at several hundred a second.
+/// there is room for nodes. With all of them taken, a further one waits to be accepted.
 const STRANGERS_MAX: usize = 2_048;
 const _: () = assert!(STRANGERS_MAX < CONNECTIONS_MAX);
 /// Patience with TLS, an enrolment and CONNECT: TCP and TLS took 70 s at 30 % loss.
