@@ -120,7 +120,7 @@ struct Serve {
     /// Serves the read-only API and /metrics here, without authentication.
     #[arg(long)]
     http: Option<SocketAddr>,
-    /// Serves the nodes through this MQTT broker, mqtts://HOST[:PORT]; --listen is then for
+    /// Serves the nodes through this MQTT broker, mqtts://HOST:PORT; --listen is then for
     /// enrolment only.
     #[arg(long)]
     broker: Option<String>,
