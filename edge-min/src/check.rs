@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, PSS_KIB_DEFAULT};
 use crate::identity::Identity;
 
 /// Free bytes of the state directory below which a store and one image do not fit.
@@ -108,7 +108,11 @@ pub fn check(config: &Result<Config, String>) -> Report {
         check_filesystem("tmpfs", "build the kernel with CONFIG_TMPFS"),
         check_run_dir(run),
         check_disk(state),
-        check_memory(),
+        check_memory(
+            config
+                .as_ref()
+                .map_or(PSS_KIB_DEFAULT, |config| config.pss_kib),
+        ),
         check_clock(state),
         check_identity(&identity),
         check_certificate(&identity, Clock::open(state).now().0),
@@ -411,7 +415,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((*tag, content, rest))
 }
 
-fn check_memory() -> Finding {
+fn check_memory(pss_kib: u32) -> Finding {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let available: u64 = text
         .lines()
@@ -421,9 +425,18 @@ fn check_memory() -> Finding {
         .unwrap_or(0);
     finding(
         "memory",
-        ok_or(available >= MEMORY_FREE_KIB_MIN, Verdict::Warning),
-        [&(available / 1024).to_string(), " MiB available"].concat(),
-        "stop what is not needed; the agent itself takes 5 MiB",
+        ok_or(
+            available >= MEMORY_FREE_KIB_MIN + u64::from(pss_kib),
+            Verdict::Warning,
+        ),
+        [
+            &(available / 1024).to_string(),
+            " MiB available; the agent may take ",
+            &pss_kib.to_string(),
+            " KiB",
+        ]
+        .concat(),
+        "stop what is not needed: pods need what the agent leaves",
     )
 }
 

@@ -12,10 +12,13 @@ use std::time::Duration;
 
 use edge_proto::enrol::Endpoint;
 
+use crate::board;
 use crate::name::{SYSFS, Template};
 
 /// Bytes of a config file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// What the agent may take where no board file says it: the bar of every board today.
+pub const PSS_KIB_DEFAULT: u32 = 5 * 1024;
 /// Keepalive when the config names none: a dead link is noticed within two.
 const KEEPALIVE_MS_DEFAULT: u64 = 60_000;
 /// Bounds of the keepalive: under 5 s a slow line flaps, and edge-cloud waits no longer than for
@@ -91,6 +94,12 @@ pub struct Config {
     pub pods_max: u32,
     /// Name of the board.
     pub board: String,
+    /// What the type of board is, see [`board`].
+    pub board_file: Option<PathBuf>,
+    /// Memory that the board offers to pods, MiB; `None` is all of it.
+    pub memory_mib: Option<u32>,
+    /// What the agent itself may take, resident, KiB.
+    pub pss_kib: u32,
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
 }
@@ -100,6 +109,33 @@ pub struct Config {
 /// # Errors
 /// The first thing that is wrong, with its line.
 pub fn load(file: &Path) -> Result<Config, ConfigError> {
+    let (mut config, own_pods_max, own_name) = read(file, |table| {
+        let own = |key| table.contains_key(key);
+        Ok((config(table)?, own("pods-max"), own("board")))
+    })?;
+    if let Some(file) = &config.board_file {
+        let board = board::load(file)?;
+        // What the config says for itself goes before.
+        if !own_pods_max {
+            config.pods_max = board.pods_max;
+        }
+        if !own_name {
+            config.board.clone_from(&board.name);
+        }
+        config.memory_mib = Some(board.memory_mib);
+        config.pss_kib = board.pss_kib;
+    }
+    Ok(config)
+}
+
+/// Reads a file of the TOML subset as what `meaning` makes of it.
+///
+/// # Errors
+/// The first thing that is wrong, with its line.
+pub fn read<T>(
+    file: &Path,
+    meaning: impl FnOnce(&Table) -> Result<T, Wrong>,
+) -> Result<T, ConfigError> {
     let whole = |reason: String| ConfigError {
         file: file.to_owned(),
         line: 0,
@@ -111,7 +147,7 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
     }
     let text = fs::read_to_string(file).map_err(|error| whole(error.to_string()))?;
     parse(&text)
-        .and_then(|table| config(&table))
+        .and_then(|table| meaning(&table))
         .map_err(|(line, reason)| ConfigError {
             file: file.to_owned(),
             line,
@@ -119,7 +155,8 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
         })
 }
 
-type Wrong = (usize, String);
+/// Line and reason.
+pub type Wrong = (usize, String);
 
 fn config(table: &Table) -> Result<Config, Wrong> {
     let known = [
@@ -136,6 +173,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         "keepalive-ms",
         "pods-max",
         "board",
+        "board-file",
     ];
     for (key, (line, _)) in table {
         if !known.contains(&key.as_str()) && !key.starts_with("labels.") {
@@ -152,11 +190,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
             ));
         }
     }
-    match table.get("version") {
-        Some((_, Value::Number(1))) => {}
-        Some((line, _)) => return Err((*line, "version: this agent reads version = 1".to_owned())),
-        None => return Err((0, "version is missing: add `version = 1`".to_owned())),
-    }
+    version(table)?;
     let path = |key: &str, default: &str| {
         Ok(PathBuf::from(
             text(table, key)?.unwrap_or_else(|| default.to_owned()),
@@ -217,8 +251,20 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         keepalive: Duration::from_millis(keepalive_ms),
         pods_max: u32::try_from(pods_max).unwrap_or(1),
         board: text(table, "board")?.unwrap_or_else(|| "unnamed".to_owned()),
+        board_file: text(table, "board-file")?.map(PathBuf::from),
+        memory_mib: None,
+        pss_kib: PSS_KIB_DEFAULT,
         labels,
     })
+}
+
+/// Checks the version that each file begins with.
+pub(crate) fn version(table: &Table) -> Result<(), Wrong> {
+    match table.get("version") {
+        Some((_, Value::Number(1))) => Ok(()),
+        Some((line, _)) => Err((*line, "version: this agent reads version = 1".to_owned())),
+        None => Err((0, "version is missing: add `version = 1`".to_owned())),
+    }
 }
 
 impl Config {
@@ -240,11 +286,11 @@ pub fn is_label(name: &str) -> bool {
         && bytes.last().copied().is_some_and(plain)
 }
 
-fn line(table: &Table, key: &str) -> usize {
+pub(crate) fn line(table: &Table, key: &str) -> usize {
     table.get(key).map_or(0, |(line, _)| *line)
 }
 
-fn text(table: &Table, key: &str) -> Result<Option<String>, Wrong> {
+pub(crate) fn text(table: &Table, key: &str) -> Result<Option<String>, Wrong> {
     match table.get(key) {
         None => Ok(None),
         Some((_, Value::Text(text))) if !text.is_empty() => Ok(Some(text.clone())),

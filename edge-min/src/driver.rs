@@ -275,7 +275,9 @@ fn facts(config: &Config) -> NodeStatus {
         board: config.board.clone(),
         cpus: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
-        memory_bytes: memory_kib * 1024,
+        memory_bytes: config.memory_mib.map_or(memory_kib * 1024, |mib| {
+            (u64::from(mib) << 20).min(memory_kib * 1024)
+        }),
         pods_max: config.pods_max,
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         labels: config.labels.clone(),

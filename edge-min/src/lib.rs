@@ -1,6 +1,7 @@
 //! The agent's shell: everything that touches the board. Decisions are `edge-core`'s and
 //! `edge-proto`'s; here sockets are opened, processes forked, file systems mounted, files written.
 
+pub mod board;
 pub mod cgroup;
 pub mod check;
 pub mod cli;

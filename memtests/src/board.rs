@@ -109,9 +109,8 @@ impl Board {
             commands: 0,
         };
         let config = format!(
-            "version = 1\nnode = \"board\"\nboard = \"qemu-virt-{}\"\ncloud = \"{}\"\n\
-             keepalive-ms = 5000\npods-max = 16\n",
-            arch.name(),
+            "version = 1\nnode = \"board\"\nboard-file = \"/etc/edge-min/board.toml\"\n\
+             cloud = \"{}\"\nkeepalive-ms = 5000\n",
             board.url()
         );
         fs::write(board.dir.join("edge-min.toml"), config)?;
