@@ -118,7 +118,7 @@ mod tests {
                 0,
                 "budget.pss-kib is missing",
             ),
-            ("[limits]", "[limit]", 5, "unknown key"),
+            ("[limits]", "[limit]", 6, "unknown key"),
             ("version = 1", "version = 2", 1, "version"),
         ] {
             fs::write(&file, whole.replace(from, to)).unwrap();
