@@ -426,8 +426,10 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     made.index(&[named(&desired, "desired"), named(&running, "running")]);
     made.into_dir(&board.preload("x"));
     let images = board.images();
-    let desired = images.ensure("desired", &[]).unwrap().layers.remove(0);
-    let running = images.ensure("running", &[]).unwrap().layers.remove(0);
+    // Both desired meanwhile: on a full medium the second would make room for itself.
+    let both = ["desired".to_owned(), "running".to_owned()];
+    let desired = images.ensure("desired", &both).unwrap().layers.remove(0);
+    let running = images.ensure("running", &both).unwrap().layers.remove(0);
     for number in 0..UNUSED_MAX + 8 {
         let name = format!("{number:064x}");
         fs::create_dir_all(board.dir.path().join("state/layers").join(name).join("sub")).unwrap();
