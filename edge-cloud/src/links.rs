@@ -6,6 +6,8 @@
 //! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
 
 mod behind;
+mod call;
+mod node;
 #[cfg(test)]
 mod tests;
 
@@ -15,16 +17,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
-use edge_proto::key::{Key, Kind};
-use edge_proto::object::{NodeStatus, PodStatus};
-use edge_proto::session::{Cloud, CloudConfig, Input, Output, Payload};
+use edge_proto::session::{Cloud, CloudConfig, Input};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
 
+use self::call::{PIECES_MAX, Piece, relay};
+use self::node::{Connection, Frames, Node};
 use crate::broker::Publisher;
 use crate::ca::Ca;
 use crate::clock::unix_s;
@@ -40,72 +41,11 @@ pub use behind::Behind;
 
 /// Frames on the way to one socket; the session repeats what does not fit.
 pub const FRAMES_MAX: usize = 256;
-/// Pieces of a call's answer on the way to its reader: more than its window holds.
-const PIECES_MAX: usize = 64;
 /// Events kept for people.
 const EVENTS_MAX: usize = 1_000;
 /// Why an unknown node was let in.
 const READMITTED: &str =
     "it joined after the backup that was restored; revoke it if it must not be here";
-/// A call whose node says nothing at all for this long has failed: frames can be lost.
-const CALL_FIRST: Duration = Duration::from_secs(30);
-/// The same once it has begun to answer, for an answer that has an end.
-const CALL_NEXT: Duration = Duration::from_secs(30);
-
-type Piece = Result<Bytes, String>;
-
-/// What a call's session says to its reader.
-enum Heard {
-    Bytes(Bytes),
-    End,
-    Broken(&'static str),
-}
-
-/// A connection as the session sees it: frames go in.
-struct Connection {
-    id: u64,
-    frames: Frames,
-    /// When the last frame came through it, behind a broker.
-    heard: u64,
-    /// Signs of life that were asked for since then, behind a broker.
-    asked: u32,
-}
-
-/// The way of a frame to its node.
-enum Frames {
-    /// To the task of its socket; dropping this closes the socket.
-    Socket(mpsc::Sender<Vec<u8>>),
-    /// To the broker.
-    Broker(Publisher, String),
-}
-
-impl Frames {
-    /// One that does not fit is lost like one on the way: the session repeats.
-    fn send(&self, frame: Vec<u8>) {
-        match self {
-            Self::Socket(frames) => drop(frames.try_send(frame)),
-            Self::Broker(publisher, node) => publisher.send(node, frame),
-        }
-    }
-}
-
-struct Node {
-    session: Cloud,
-    connection: Option<Connection>,
-    /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
-    /// empty set would stop every pod of a node that we have merely forgotten.
-    desired: Option<Desired>,
-    reported: BTreeMap<Key, Vec<u8>>,
-    live: bool,
-    in_sync: bool,
-    /// The whole reported set was here once since our start.
-    heard: bool,
-    /// Boot ids that the node has reported, newest first.
-    boots: [String; 2],
-    changed_unix_s: u64,
-    takeovers: Takeovers,
-    calls: BTreeMap<u32, mpsc::Sender<Heard>>,
-}
 
 #[derive(Default)]
 struct State {
@@ -424,160 +364,6 @@ impl Links {
     }
 }
 
-impl Node {
-    /// Does what the session asks; true when the node's view has changed.
-    fn perform(
-        &mut self,
-        now: u64,
-        output: Output,
-        events: &mut Vec<(&'static str, String)>,
-    ) -> bool {
-        match output {
-            Output::Send(frame) => {
-                let held = self.desired.is_none() && carries_desired(&frame);
-                if let Some(connection) = self.connection.as_ref().filter(|_| !held) {
-                    connection.frames.send(frame);
-                }
-                false
-            }
-            Output::Apply {
-                ticket, changes, ..
-            } => {
-                for (key, payload) in changes {
-                    match payload {
-                        Some(Payload::Inline(bytes)) => {
-                            if key == Key::node_status() && self.saw_boot(now, &bytes) {
-                                let text = "two boards use this identity, and end each other's \
-                                            link: delete the node and join each by a name of its own";
-                                events.push(("Cloned", text.to_owned()));
-                            }
-                            self.reported.insert(key, bytes);
-                        }
-                        // No status is that large; what a node sends beyond is not kept.
-                        _ => drop(self.reported.remove(&key)),
-                    }
-                }
-                self.session.handle(
-                    now,
-                    Input::Applied {
-                        ticket,
-                        refused: Vec::new(),
-                    },
-                );
-                true
-            }
-            Output::Live { .. } => {
-                // A session may follow another without a break.
-                if !self.live {
-                    self.live = true;
-                    self.changed_unix_s = unix_s();
-                    events.push(("Connected", "session live".to_owned()));
-                }
-                true
-            }
-            Output::Down => {
-                self.live = false;
-                self.in_sync = false;
-                self.changed_unix_s = unix_s();
-                for reader in std::mem::take(&mut self.calls).into_values() {
-                    let _told = reader.try_send(Heard::Broken("the link to the node broke"));
-                }
-                events.push(("Disconnected", "session over".to_owned()));
-                true
-            }
-            Output::InSync { desired, reported } => {
-                self.in_sync = desired && reported;
-                self.heard |= reported;
-                true
-            }
-            Output::CallBytes { id, bytes, end } => {
-                if let Some(reader) = self.calls.get(&id) {
-                    // The window is smaller than the channel, so a piece that does not fit is a
-                    // node that breaks the contract: its call ends.
-                    let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
-                    if end {
-                        failed |= reader.try_send(Heard::End).is_err();
-                    }
-                    if end || failed {
-                        self.calls.remove(&id);
-                    }
-                    if failed {
-                        self.session.handle(now, Input::CallCancel { id });
-                    }
-                }
-                false
-            }
-            Output::CallCancelled { id } => {
-                if let Some(reader) = self.calls.remove(&id) {
-                    let why = "the node is not connected, or its answer broke off";
-                    let _told = reader.try_send(Heard::Broken(why));
-                }
-                false
-            }
-            Output::BlobWanted { sha256, .. } => {
-                self.session
-                    .handle(now, Input::BlobHave { sha256, bytes: 0 });
-                false
-            }
-            Output::PeerProblem(problem) => {
-                events.push(("PeerProblem", problem.to_string()));
-                false
-            }
-            Output::PutRefused { key, reason } => {
-                events.push(("ObjectRefused", format!("{key}: {reason}")));
-                false
-            }
-            _ => false,
-        }
-    }
-
-    /// A boot id that comes back after another one is a second board, for a reboot makes a new
-    /// one. Behind a broker nothing else tells two boards from one that reconnects.
-    fn saw_boot(&mut self, now: u64, status: &[u8]) -> bool {
-        let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);
-        let [newest, other] = &mut self.boots;
-        if boot.is_empty() || boot == *newest {
-            return false;
-        }
-        let back = boot == *other;
-        *other = std::mem::replace(newest, boot);
-        back && self.takeovers.prove(now)
-    }
-
-    fn view(&self, name: &str, revoked: bool, now: u64) -> NodeView {
-        let pods = self
-            .reported
-            .iter()
-            .filter(|(key, _)| key.kind() == Kind::PodStatus)
-            .filter_map(|(_, bytes)| PodStatus::decode(bytes).ok());
-        let status = self.reported.get(&Key::node_status());
-        NodeView {
-            name: name.to_owned(),
-            connected: self.live,
-            in_sync: self.live && self.in_sync,
-            heard: self.heard,
-            desired_root: self.session.desired_root().to_string(),
-            reported_root: self.session.reported().root().to_string(),
-            revoked,
-            cloned: self.takeovers.cloned(now),
-            changed_unix_s: self.changed_unix_s,
-            status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
-            pods: pods.collect(),
-        }
-    }
-}
-
-/// Whether a frame of ours would change the node's desired set.
-fn carries_desired(frame: &[u8]) -> bool {
-    matches!(
-        Frame::decode(frame),
-        Ok(Frame::Change {
-            set: edge_proto::frame::Set::Desired,
-            ..
-        })
-    )
-}
-
 impl State {
     fn add(&mut self, name: &str, epoch: u64, now: u64) {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
@@ -743,52 +529,4 @@ const fn refused_from_now_on(known: bool) -> &'static str {
     } else {
         "not known since the restore: it is refused if it comes"
     }
-}
-
-/// Passes a call's pieces on as they are read, which gives the node its credit. An answer without
-/// an end is an error: the link broke, or the node went silent. `follows` is an answer that may be
-/// silent for as long as it likes once it has begun.
-async fn relay(
-    links: Arc<Links>,
-    name: String,
-    id: u32,
-    follows: bool,
-    mut pieces: mpsc::Receiver<Heard>,
-    answer: mpsc::Sender<Piece>,
-) {
-    let mut patience = Some(CALL_FIRST);
-    loop {
-        let heard = tokio::select! {
-            heard = pieces.recv() => heard,
-            () = answer.closed() => break,
-            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
-                Some(Heard::Broken("the node does not answer"))
-            }
-        };
-        patience = (!follows).then_some(CALL_NEXT);
-        let bytes = match heard {
-            Some(Heard::Bytes(bytes)) => bytes,
-            Some(Heard::End) => return,
-            Some(Heard::Broken(why)) => {
-                // A reader that is gone needs no reason.
-                let _told = answer.send(Err(why.to_owned())).await;
-                break;
-            }
-            None => {
-                let _told = answer.send(Err("the answer broke off".to_owned())).await;
-                break;
-            }
-        };
-        let taken = u32::try_from(bytes.len()).unwrap_or(0);
-        if answer.send(Ok(bytes)).await.is_err() {
-            break;
-        }
-        let mut state = links.lock();
-        links.handle(&mut state, &name, Input::CallTaken { id, bytes: taken });
-    }
-    let mut state = links.lock();
-    if let Some(node) = state.nodes.get_mut(&name) {
-        node.calls.remove(&id);
-    }
-    links.handle(&mut state, &name, Input::CallCancel { id });
 }

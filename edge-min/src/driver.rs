@@ -1,9 +1,12 @@
 //! The loop: what happens on the board and on the link goes into the core and the session, what
 //! comes out is done. No policy here: no retry count, no ordering, no "if offline".
 
+mod answers;
+mod uplink;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +14,9 @@ use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, Input, Output, Signal};
-use edge_proto::enrol::Endpoint;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
-use edge_proto::object::{Condition, ContainerState, NodeStatus};
+use edge_proto::object::{Condition, NodeStatus};
 use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
 use smol::{Async, Timer};
@@ -24,13 +26,12 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::image::Images;
 use crate::join;
-use crate::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
+use crate::link::{Connect, LinkEvent, LinkSender};
 use crate::local::{self, Request};
 use crate::logs::LogCalls;
 use crate::reaper::{Process, Reaper};
 use crate::resolve;
 use crate::runtime::{self, Runtime};
-use crate::status::{self, Status};
 use crate::store::Store;
 use crate::workers::{self, Jobs, RuntimeJob, StoreDone, StoreJob};
 
@@ -345,37 +346,6 @@ impl Driver {
         self.settle();
     }
 
-    fn start_link(
-        &mut self,
-        identity: &Identity,
-        events: &Sender<LinkEvent>,
-    ) -> Result<(), String> {
-        // Moving the cloud is a line in the config.
-        let url = identity.link_url(self.config.cloud.as_deref());
-        let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
-        let tls = crate::tls::link_config(identity, self.clock.source())
-            .map_err(|error| ["identity: ", &error.to_string()].concat())?;
-        self.node.clone_from(&identity.node);
-        let (connects, receiver) = async_channel::bounded(1);
-        let link = LinkConfig {
-            host: end.host,
-            port: end.port,
-            node: identity.node.clone(),
-            keepalive: self.config.keepalive,
-            tls,
-        };
-        link::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
-        self.connects = Some(connects);
-        self.connect_at = Some(self.now());
-        Ok(())
-    }
-
-    /// Why there is no link, for people: the agent goes on without one.
-    fn unlinked(&mut self, reason: String) {
-        log::warn!("no_link reason={reason}");
-        self.link_error = reason;
-    }
-
     fn handle(&mut self, event: Event, link_events: &Sender<LinkEvent>) {
         let now = self.now();
         match event {
@@ -432,27 +402,6 @@ impl Driver {
                 // A container that has written nothing yet has no file.
                 runtime::logs::trim(&file, resolve::log_bytes(&self.agent, *uid)).ok();
             }
-        }
-    }
-
-    fn handle_link(&mut self, now: u64, event: LinkEvent) {
-        match event {
-            LinkEvent::Up(sender) => {
-                self.reconnect.up(now);
-                self.link_error.clear();
-                self.link = Some(sender);
-                self.device.handle(now, session::Input::TransportUp);
-            }
-            LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
-            LinkEvent::Down(reason) => {
-                self.link = None;
-                self.device.handle(now, session::Input::TransportDown);
-                let at = self.reconnect.down(now);
-                log::info!("link_down again_ms={} reason={reason}", at - now);
-                self.connect_at = Some(at);
-                self.link_error = reason;
-            }
-            LinkEvent::NotJoined(reason) => self.unlinked(reason),
         }
     }
 
@@ -513,93 +462,6 @@ impl Driver {
         );
     }
 
-    fn handle_local(&self, request: Request) {
-        match request {
-            Request::Status(reply) => {
-                let text = serde_json::to_string(&self.status()).unwrap_or_default();
-                // The client may be gone.
-                reply.try_send(text + "\n").ok();
-            }
-            Request::LogFile {
-                namespace,
-                pod,
-                container,
-                reply,
-            } => {
-                reply
-                    .try_send(self.log_path(&namespace, &pod, container.as_deref()))
-                    .ok();
-            }
-        }
-    }
-
-    /// The file with a container's output, and whether the container has ended for good.
-    fn log_path(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: Option<&str>,
-    ) -> Result<(PathBuf, bool), String> {
-        let status = self
-            .agent
-            .statuses()
-            .find(|status| status.namespace == namespace && status.name == pod)
-            .ok_or_else(|| ["no pod ", namespace, "/", pod, " on this node"].concat())?;
-        let all = status.containers.as_slice();
-        let found = match (container, all) {
-            (None, [only]) => Some(only),
-            (name, all) => all.iter().find(|one| Some(one.name.as_str()) == name),
-        };
-        let Some(found) = found else {
-            let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
-            return Err(["choose a container: ", &names.join(", ")].concat());
-        };
-        let file = runtime::log_file(&self.config.run_dir, status.uid, &found.name);
-        let over = matches!(found.state, ContainerState::Terminated { .. });
-        if file.exists() {
-            Ok((file, over))
-        } else {
-            Err(["container ", &found.name, " has not started yet"].concat())
-        }
-    }
-
-    fn status(&self) -> Status {
-        let node = self.agent.node_status();
-        let mut status = Status {
-            node: self.node.clone(),
-            agent: VERSION.to_owned(),
-            connected: self.live,
-            link_error: self.link_error.clone(),
-            in_sync: self.live && self.in_sync,
-            desired_root: self.device.desired().root().to_string(),
-            reported_root: self.device.reported_root().to_string(),
-            time_trusted: self.clock.now().1,
-            conditions: node
-                .conditions
-                .into_iter()
-                .filter(|condition| condition.holds)
-                .map(|condition| status::Condition {
-                    name: condition.name,
-                    message: condition.message,
-                })
-                .collect(),
-            refused: node
-                .refused
-                .into_iter()
-                .map(|one| status::Refused {
-                    key: one.key.to_string(),
-                    reason: one.reason,
-                })
-                .collect(),
-            pods: Vec::new(),
-            memory: status::Memory::own(),
-        };
-        for pod in self.agent.statuses() {
-            status.add_pod(&pod);
-        }
-        status
-    }
-
     fn condition(&mut self, name: &str, holds: bool, message: &str) {
         let condition = Condition {
             name: name.to_owned(),
@@ -622,15 +484,6 @@ impl Driver {
                 return;
             }
         }
-    }
-
-    fn pump_log_calls(&mut self) -> bool {
-        let now = self.now();
-        let Some(answer) = self.log_calls.next(now) else {
-            return false;
-        };
-        self.device.handle(now, answer);
-        true
     }
 
     fn perform(&mut self, output: Output) {
@@ -692,76 +545,6 @@ impl Driver {
                 self.device.handle(now, input);
             }
             Output::Event(event) => log::info!("{event}"),
-        }
-    }
-
-    fn perform_session(&mut self, output: session::Output) {
-        match output {
-            session::Output::Send(frame) => {
-                // A frame that does not fit is lost like one on the way: the session repeats.
-                let _sent = self.link.as_ref().is_some_and(|link| link.send(frame));
-            }
-            session::Output::Apply {
-                ticket,
-                changes,
-                epoch,
-            } => {
-                self.store_jobs.push(StoreJob::Apply {
-                    ticket,
-                    changes,
-                    epoch,
-                });
-            }
-            session::Output::BlobWanted { sha256, len } => {
-                self.store_jobs.push(StoreJob::BlobWanted(sha256, len));
-            }
-            session::Output::ChunkReceived {
-                sha256,
-                offset,
-                bytes,
-            } => {
-                self.store_jobs.push(StoreJob::Chunk(sha256, offset, bytes));
-            }
-            session::Output::Live { .. } => {
-                self.live = true;
-                log::info!("session_live");
-            }
-            session::Output::Down => {
-                self.live = false;
-                self.log_calls.clear();
-                log::info!("session_down");
-            }
-            session::Output::InSync { desired, reported } => {
-                self.in_sync = desired && reported;
-                if desired {
-                    // The cloud has sent again what was lost.
-                    self.store_jobs.push(StoreJob::Mend);
-                    self.condition("StoreDamaged", false, "");
-                    self.agent.handle(self.now(), Input::Confirmed);
-                }
-            }
-            session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
-            session::Output::CallRequest { id, method, body } => {
-                let file = LogCalls::request(method, &body).and_then(|request| {
-                    let container =
-                        (!request.container.is_empty()).then_some(request.container.as_str());
-                    let (file, _) = self.log_path(&request.namespace, &request.pod, container)?;
-                    Ok((file, request))
-                });
-                self.log_calls.open(id, file);
-            }
-            session::Output::CallWindow { id, bytes } => self.log_calls.window(id, bytes),
-            session::Output::CallCancelled { id } => self.log_calls.close(id),
-            session::Output::PutRefused { key, reason } => {
-                log::error!("report_refused key={key} reason={reason}");
-            }
-            session::Output::PeerProblem(problem) => {
-                log::warn!("peer_problem {problem}");
-                if !self.live {
-                    self.link_error = problem.to_string();
-                }
-            }
-            _ => {}
         }
     }
 }

@@ -1,0 +1,216 @@
+//! One node: its session, whatever carries it just now, and what it has said.
+
+use std::collections::BTreeMap;
+
+use edge_proto::frame::Frame;
+use edge_proto::key::{Key, Kind};
+use edge_proto::object::{NodeStatus, PodStatus};
+use edge_proto::session::{Cloud, Input, Output, Payload};
+use tokio::sync::mpsc;
+
+use super::call::Heard;
+use crate::broker::Publisher;
+use crate::clock::unix_s;
+use crate::nodes::NodeView;
+use crate::placement::Desired;
+use crate::takeover::Takeovers;
+
+/// A connection as the session sees it: frames go in.
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) frames: Frames,
+    /// When the last frame came through it, behind a broker.
+    pub(super) heard: u64,
+    /// Signs of life that were asked for since then, behind a broker.
+    pub(super) asked: u32,
+}
+
+/// The way of a frame to its node.
+pub(super) enum Frames {
+    /// To the task of its socket; dropping this closes the socket.
+    Socket(mpsc::Sender<Vec<u8>>),
+    /// To the broker.
+    Broker(Publisher, String),
+}
+
+impl Frames {
+    /// One that does not fit is lost like one on the way: the session repeats.
+    pub(super) fn send(&self, frame: Vec<u8>) {
+        match self {
+            Self::Socket(frames) => drop(frames.try_send(frame)),
+            Self::Broker(publisher, node) => publisher.send(node, frame),
+        }
+    }
+}
+
+pub(super) struct Node {
+    pub(super) session: Cloud,
+    pub(super) connection: Option<Connection>,
+    /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
+    /// empty set would stop every pod of a node that we have merely forgotten.
+    pub(super) desired: Option<Desired>,
+    pub(super) reported: BTreeMap<Key, Vec<u8>>,
+    pub(super) live: bool,
+    pub(super) in_sync: bool,
+    /// The whole reported set was here once since our start.
+    pub(super) heard: bool,
+    /// Boot ids that the node has reported, newest first.
+    pub(super) boots: [String; 2],
+    pub(super) changed_unix_s: u64,
+    pub(super) takeovers: Takeovers,
+    pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
+}
+
+impl Node {
+    /// Does what the session asks; true when the node's view has changed.
+    pub(super) fn perform(
+        &mut self,
+        now: u64,
+        output: Output,
+        events: &mut Vec<(&'static str, String)>,
+    ) -> bool {
+        match output {
+            Output::Send(frame) => {
+                let held = self.desired.is_none() && carries_desired(&frame);
+                if let Some(connection) = self.connection.as_ref().filter(|_| !held) {
+                    connection.frames.send(frame);
+                }
+                false
+            }
+            Output::Apply {
+                ticket, changes, ..
+            } => {
+                for (key, payload) in changes {
+                    match payload {
+                        Some(Payload::Inline(bytes)) => {
+                            if key == Key::node_status() && self.saw_boot(now, &bytes) {
+                                let text = "two boards use this identity, and end each other's \
+                                            link: delete the node and join each by a name of its own";
+                                events.push(("Cloned", text.to_owned()));
+                            }
+                            self.reported.insert(key, bytes);
+                        }
+                        // No status is that large; what a node sends beyond is not kept.
+                        _ => drop(self.reported.remove(&key)),
+                    }
+                }
+                self.session.handle(
+                    now,
+                    Input::Applied {
+                        ticket,
+                        refused: Vec::new(),
+                    },
+                );
+                true
+            }
+            Output::Live { .. } => {
+                // A session may follow another without a break.
+                if !self.live {
+                    self.live = true;
+                    self.changed_unix_s = unix_s();
+                    events.push(("Connected", "session live".to_owned()));
+                }
+                true
+            }
+            Output::Down => {
+                self.live = false;
+                self.in_sync = false;
+                self.changed_unix_s = unix_s();
+                for reader in std::mem::take(&mut self.calls).into_values() {
+                    let _told = reader.try_send(Heard::Broken("the link to the node broke"));
+                }
+                events.push(("Disconnected", "session over".to_owned()));
+                true
+            }
+            Output::InSync { desired, reported } => {
+                self.in_sync = desired && reported;
+                self.heard |= reported;
+                true
+            }
+            Output::CallBytes { id, bytes, end } => {
+                if let Some(reader) = self.calls.get(&id) {
+                    // The window is smaller than the channel, so a piece that does not fit is a
+                    // node that breaks the contract: its call ends.
+                    let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
+                    if end {
+                        failed |= reader.try_send(Heard::End).is_err();
+                    }
+                    if end || failed {
+                        self.calls.remove(&id);
+                    }
+                    if failed {
+                        self.session.handle(now, Input::CallCancel { id });
+                    }
+                }
+                false
+            }
+            Output::CallCancelled { id } => {
+                if let Some(reader) = self.calls.remove(&id) {
+                    let why = "the node is not connected, or its answer broke off";
+                    let _told = reader.try_send(Heard::Broken(why));
+                }
+                false
+            }
+            Output::BlobWanted { sha256, .. } => {
+                self.session
+                    .handle(now, Input::BlobHave { sha256, bytes: 0 });
+                false
+            }
+            Output::PeerProblem(problem) => {
+                events.push(("PeerProblem", problem.to_string()));
+                false
+            }
+            Output::PutRefused { key, reason } => {
+                events.push(("ObjectRefused", format!("{key}: {reason}")));
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// A boot id that comes back after another one is a second board, for a reboot makes a new
+    /// one. Behind a broker nothing else tells two boards from one that reconnects.
+    pub(super) fn saw_boot(&mut self, now: u64, status: &[u8]) -> bool {
+        let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);
+        let [newest, other] = &mut self.boots;
+        if boot.is_empty() || boot == *newest {
+            return false;
+        }
+        let back = boot == *other;
+        *other = std::mem::replace(newest, boot);
+        back && self.takeovers.prove(now)
+    }
+
+    pub(super) fn view(&self, name: &str, revoked: bool, now: u64) -> NodeView {
+        let pods = self
+            .reported
+            .iter()
+            .filter(|(key, _)| key.kind() == Kind::PodStatus)
+            .filter_map(|(_, bytes)| PodStatus::decode(bytes).ok());
+        let status = self.reported.get(&Key::node_status());
+        NodeView {
+            name: name.to_owned(),
+            connected: self.live,
+            in_sync: self.live && self.in_sync,
+            heard: self.heard,
+            desired_root: self.session.desired_root().to_string(),
+            reported_root: self.session.reported().root().to_string(),
+            revoked,
+            cloned: self.takeovers.cloned(now),
+            changed_unix_s: self.changed_unix_s,
+            status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
+            pods: pods.collect(),
+        }
+    }
+}
+
+/// Whether a frame of ours would change the node's desired set.
+fn carries_desired(frame: &[u8]) -> bool {
+    matches!(
+        Frame::decode(frame),
+        Ok(Frame::Change {
+            set: edge_proto::frame::Set::Desired,
+            ..
+        })
+    )
+}

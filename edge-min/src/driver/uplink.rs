@@ -1,0 +1,145 @@
+//! The driver's side of the link: its events into the session, what the session asks is done.
+
+use async_channel::Sender;
+use edge_core::Input;
+use edge_proto::enrol::Endpoint;
+use edge_proto::session;
+
+use super::Driver;
+use crate::identity::Identity;
+use crate::link::{self, LinkConfig, LinkEvent};
+use crate::logs::LogCalls;
+use crate::workers::StoreJob;
+
+impl Driver {
+    pub(super) fn start_link(
+        &mut self,
+        identity: &Identity,
+        events: &Sender<LinkEvent>,
+    ) -> Result<(), String> {
+        // Moving the cloud is a line in the config.
+        let url = identity.link_url(self.config.cloud.as_deref());
+        let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
+        let tls = crate::tls::link_config(identity, self.clock.source())
+            .map_err(|error| ["identity: ", &error.to_string()].concat())?;
+        self.node.clone_from(&identity.node);
+        let (connects, receiver) = async_channel::bounded(1);
+        let link = LinkConfig {
+            host: end.host,
+            port: end.port,
+            node: identity.node.clone(),
+            keepalive: self.config.keepalive,
+            tls,
+        };
+        link::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
+        self.connects = Some(connects);
+        self.connect_at = Some(self.now());
+        Ok(())
+    }
+
+    /// Why there is no link, for people: the agent goes on without one.
+    pub(super) fn unlinked(&mut self, reason: String) {
+        log::warn!("no_link reason={reason}");
+        self.link_error = reason;
+    }
+
+    pub(super) fn handle_link(&mut self, now: u64, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(sender) => {
+                self.reconnect.up(now);
+                self.link_error.clear();
+                self.link = Some(sender);
+                self.device.handle(now, session::Input::TransportUp);
+            }
+            LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
+            LinkEvent::Down(reason) => {
+                self.link = None;
+                self.device.handle(now, session::Input::TransportDown);
+                let at = self.reconnect.down(now);
+                log::info!("link_down again_ms={} reason={reason}", at - now);
+                self.connect_at = Some(at);
+                self.link_error = reason;
+            }
+            LinkEvent::NotJoined(reason) => self.unlinked(reason),
+        }
+    }
+
+    pub(super) fn perform_session(&mut self, output: session::Output) {
+        match output {
+            session::Output::Send(frame) => {
+                // A frame that does not fit is lost like one on the way: the session repeats.
+                let _sent = self.link.as_ref().is_some_and(|link| link.send(frame));
+            }
+            session::Output::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                self.store_jobs.push(StoreJob::Apply {
+                    ticket,
+                    changes,
+                    epoch,
+                });
+            }
+            session::Output::BlobWanted { sha256, len } => {
+                self.store_jobs.push(StoreJob::BlobWanted(sha256, len));
+            }
+            session::Output::ChunkReceived {
+                sha256,
+                offset,
+                bytes,
+            } => {
+                self.store_jobs.push(StoreJob::Chunk(sha256, offset, bytes));
+            }
+            session::Output::Live { .. } => {
+                self.live = true;
+                log::info!("session_live");
+            }
+            session::Output::Down => {
+                self.live = false;
+                self.log_calls.clear();
+                log::info!("session_down");
+            }
+            session::Output::InSync { desired, reported } => {
+                self.in_sync = desired && reported;
+                if desired {
+                    // The cloud has sent again what was lost.
+                    self.store_jobs.push(StoreJob::Mend);
+                    self.condition("StoreDamaged", false, "");
+                    self.agent.handle(self.now(), Input::Confirmed);
+                }
+            }
+            session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
+            session::Output::CallRequest { id, method, body } => {
+                let file = LogCalls::request(method, &body).and_then(|request| {
+                    let container =
+                        (!request.container.is_empty()).then_some(request.container.as_str());
+                    let (file, _) = self.log_path(&request.namespace, &request.pod, container)?;
+                    Ok((file, request))
+                });
+                self.log_calls.open(id, file);
+            }
+            session::Output::CallWindow { id, bytes } => self.log_calls.window(id, bytes),
+            session::Output::CallCancelled { id } => self.log_calls.close(id),
+            session::Output::PutRefused { key, reason } => {
+                log::error!("report_refused key={key} reason={reason}");
+            }
+            session::Output::PeerProblem(problem) => {
+                log::warn!("peer_problem {problem}");
+                if !self.live {
+                    self.link_error = problem.to_string();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn pump_log_calls(&mut self) -> bool {
+        let now = self.now();
+        let Some(answer) = self.log_calls.next(now) else {
+            return false;
+        };
+        self.device.handle(now, answer);
+        true
+    }
+}
