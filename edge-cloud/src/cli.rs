@@ -21,6 +21,7 @@ use crate::broker::{self, files::FILES};
 use crate::ca::Ca;
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
+use crate::links::ADMISSIONS_PER_S;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
 use crate::registry::{self, NODES};
@@ -120,6 +121,9 @@ struct Serve {
     /// Serves the read-only API and /metrics here, without authentication.
     #[arg(long)]
     http: Option<SocketAddr>,
+    /// Connections and sessions admitted a second. When more nodes come at once, each gets a turn.
+    #[arg(long, default_value_t = ADMISSIONS_PER_S, value_parser = clap::value_parser!(u32).range(1..))]
+    admissions: u32,
     /// Serves the nodes through this MQTT broker, mqtts://HOST:PORT; --listen is then for
     /// enrolment only.
     #[arg(long)]
@@ -295,6 +299,7 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
                 listen: serve.listen,
                 names: serve.name,
                 http: serve.http,
+                admissions_per_s: serve.admissions,
             };
             serve::run(config).await.map_err(CliError::Serve)?;
             Ok(Exit::Done)

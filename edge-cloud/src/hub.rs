@@ -69,8 +69,13 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
                 continue;
             }
         };
+        // Before TLS, which is what costs: after an outage all come at once.
+        let Some(turn) = links.accept_turn() else {
+            continue;
+        };
         let (tls, links) = (tls.clone(), Arc::clone(&links));
         tokio::spawn(async move {
+            tokio::time::sleep(turn).await;
             if let Err(error) = connection(stream, tls, &links, stranger).await {
                 log::debug!("connection_ended error={error}");
             }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
 use edge_proto::session::{Cloud, CloudConfig, Input};
+use edge_proto::turnstile::{Turn, Turnstile};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
@@ -41,15 +42,28 @@ pub use behind::Behind;
 
 /// Frames on the way to one socket; the session repeats what does not fit.
 pub const FRAMES_MAX: usize = 256;
+/// Openings a second, TLS handshakes and sessions, unless the operator says otherwise: about a
+/// quarter of what one core can do, so that live links stay quick. 5,000 nodes are back in 25 s.
+pub const ADMISSIONS_PER_S: u32 = 200;
+/// A connection waits no longer than this for its turn, milliseconds: a further one is closed, and
+/// its node comes back later, each time after a longer and random delay.
+const CONNECTION_WAIT_MS_MAX: u64 = 5_000;
+/// Pause between two events that tell of a crowd, milliseconds.
+const CROWDED_MS: u64 = 60_000;
 /// Events kept for people.
 const EVENTS_MAX: usize = 1_000;
 /// Why an unknown node was let in.
 const READMITTED: &str =
     "it joined after the backup that was restored; revoke it if it must not be here";
 
-#[derive(Default)]
 struct State {
     nodes: BTreeMap<String, Node>,
+    /// Turns of connections, whoever they are from.
+    accepts: Turnstile,
+    /// Turns of sessions.
+    openings: Turnstile,
+    /// Connections closed since the last event of it, and when the next one is due.
+    turned_away: (u64, u64),
     events: VecDeque<Event>,
     connections: u64,
     calls: u32,
@@ -98,7 +112,7 @@ impl Links {
     pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
         let registry = Registry::open(data, unix_s())?;
         let links = Arc::new(Self {
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State::new()),
             tokens: TokenStore::open(data)?,
             ca,
             behind,
@@ -124,6 +138,56 @@ impl Links {
         }
         links.keep_crl()?;
         Ok(links)
+    }
+
+    /// Admits so many connections and so many sessions a second.
+    pub fn set_admissions(&self, per_s: u32) {
+        let mut state = self.lock();
+        state.accepts = Turnstile::new(per_s);
+        state.openings = Turnstile::new(per_s);
+    }
+
+    /// How long a new connection has to wait for its turn; `None` when it is to be closed, for
+    /// there are too many.
+    pub(crate) fn accept_turn(&self) -> Option<Duration> {
+        let now = self.now();
+        let mut state = self.lock();
+        if state.accepts.wait_ms(now) <= CONNECTION_WAIT_MS_MAX {
+            return Some(Duration::from_millis(state.accepts.take(now)));
+        }
+        let (count, due) = &mut state.turned_away;
+        *count += 1;
+        if now >= *due {
+            let text = format!(
+                "more connections than the admission allows: {count} closed since the last such \
+                 event, their nodes come back after a pause"
+            );
+            state.turned_away = (0, now + CROWDED_MS);
+            state.event("", "Crowded", &text);
+        }
+        None
+    }
+
+    /// Whether a `Hello` has to wait; its node is told how long. One whose session is live here
+    /// does not: it only answers a question.
+    fn must_wait(&self, state: &mut State, name: &str, frame: &[u8]) -> bool {
+        let now = self.now();
+        let Some(node) = state.nodes.get_mut(name).filter(|node| !node.live) else {
+            return false;
+        };
+        let Ok(Frame::Hello { n, .. }) = Frame::decode(frame) else {
+            return false;
+        };
+        let wait_ms = state.openings.ask(now, &mut node.turn);
+        if wait_ms == 0 {
+            return false;
+        }
+        let epoch = self.registry.epoch();
+        if let Some(connection) = &node.connection {
+            let later = Frame::Later { n, epoch, wait_ms };
+            connection.frames.send(later.encode());
+        }
+        true
     }
 
     /// The authority.
@@ -283,7 +347,9 @@ impl Links {
             if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
                 node.takeovers.heard();
             }
-            self.handle(&mut state, name, Input::Frame(frame));
+            if !self.must_wait(&mut state, name, frame) {
+                self.handle(&mut state, name, Input::Frame(frame));
+            }
         }
     }
 
@@ -365,6 +431,19 @@ impl Links {
 }
 
 impl State {
+    fn new() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            accepts: Turnstile::new(ADMISSIONS_PER_S),
+            openings: Turnstile::new(ADMISSIONS_PER_S),
+            turned_away: (0, 0),
+            events: VecDeque::new(),
+            connections: 0,
+            calls: 0,
+            broker: None,
+        }
+    }
+
     fn add(&mut self, name: &str, epoch: u64, now: u64) {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
             session: session(epoch, now),
@@ -372,6 +451,7 @@ impl State {
             desired: None,
             reported: BTreeMap::new(),
             live: false,
+            turn: Turn::default(),
             in_sync: false,
             heard: false,
             boots: Default::default(),

@@ -52,6 +52,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Where the read-only API and the metrics are served, if anywhere.
     pub http: Option<SocketAddr>,
+    /// Connections and sessions admitted a second.
+    pub admissions_per_s: u32,
     /// The external broker that carries the links, if any.
     pub broker: Option<broker::Config>,
 }
@@ -90,6 +92,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         }
     };
     let links = Links::open(data, ca, behind)?;
+    links.set_admissions(config.admissions_per_s);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(at(config.listen.to_string()))?;

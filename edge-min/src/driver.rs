@@ -151,7 +151,7 @@ pub fn run(config: Config) -> Result<(), String> {
         link: None,
         connects: None,
         connect_at: None,
-        reconnect: Reconnect::new(random().unwrap_or(1)),
+        reconnect: Reconnect::new(1, 0),
         link_error: String::new(),
         live: false,
         in_sync: false,

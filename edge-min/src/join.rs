@@ -174,7 +174,7 @@ pub fn spawn(
         (.., None) => return Ok(Some("not joined: token-file needs node in the config")),
     };
     let state = config.state_dir.clone();
-    let mut reconnect = Reconnect::new(seed);
+    let mut reconnect = Reconnect::new(seed, 0);
     let attempt = move || {
         let token = std::fs::read_to_string(&file)
             .map_err(|error| [&file.to_string_lossy(), ": ", &error.to_string()].concat())?;
@@ -195,7 +195,7 @@ pub fn spawn(
                     }
                     Err(error) => events.send_blocking(LinkEvent::NotJoined(error)).ok(),
                 };
-                std::thread::sleep(Duration::from_millis(reconnect.down(0)));
+                std::thread::sleep(Duration::from_millis(reconnect.down(0, 0)));
             }
         })?;
     Ok(None)

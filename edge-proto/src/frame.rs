@@ -223,6 +223,16 @@ pub enum Frame {
         /// Id of the call.
         id: u32,
     },
+    /// Down: answers a `Hello` that has to wait for its turn.
+    Later {
+        /// The node's nonce.
+        n: Nonce,
+        /// Epoch of the shard's owner.
+        epoch: u64,
+        /// When to say `Hello` again, milliseconds from now; the node keeps to at most
+        /// `LATER_MS_MAX`.
+        wait_ms: u64,
+    },
 }
 
 /// Why bytes are not a frame.
@@ -292,7 +302,8 @@ impl Frame {
             | Self::Welcome { .. }
             | Self::Reset { .. }
             | Self::Probe { .. }
-            | Self::Gone { .. } => None,
+            | Self::Gone { .. }
+            | Self::Later { .. } => None,
             Self::Inventory { session, .. }
             | Self::Change { session, .. }
             | Self::Have { session, .. }

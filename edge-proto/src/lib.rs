@@ -25,6 +25,7 @@ pub mod limits;
 pub mod object;
 pub mod session;
 pub mod set;
+pub mod turnstile;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

@@ -106,6 +106,11 @@ fn all_frames() -> Vec<Frame> {
             upto: 16384,
         },
         Frame::CallCancel { session, id: 9 },
+        Frame::Later {
+            n: [1; 8],
+            epoch: 7,
+            wait_ms: 30_000,
+        },
     ]
 }
 

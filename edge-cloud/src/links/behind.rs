@@ -97,7 +97,9 @@ impl Links {
             connection.heard = now;
             connection.asked = 0;
         }
-        self.handle(&mut state, name, Input::Frame(frame));
+        if !self.must_wait(&mut state, name, frame) {
+            self.handle(&mut state, name, Input::Frame(frame));
+        }
     }
 
     /// Whether a node that is not known comes back after a restore. That is safe only if the broker

@@ -6,6 +6,7 @@ use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
 use edge_proto::object::{NodeStatus, PodStatus};
 use edge_proto::session::{Cloud, Input, Output, Payload};
+use edge_proto::turnstile::Turn;
 use tokio::sync::mpsc;
 
 use super::call::Heard;
@@ -51,6 +52,8 @@ pub(super) struct Node {
     pub(super) desired: Option<Desired>,
     pub(super) reported: BTreeMap<Key, Vec<u8>>,
     pub(super) live: bool,
+    /// Its turn to open a session.
+    pub(super) turn: Turn,
     pub(super) in_sync: bool,
     /// The whole reported set was here once since our start.
     pub(super) heard: bool,
@@ -104,6 +107,7 @@ impl Node {
                 true
             }
             Output::Live { .. } => {
+                self.turn = Turn::default();
                 // A session may follow another without a break.
                 if !self.live {
                     self.live = true;

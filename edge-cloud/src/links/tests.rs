@@ -95,3 +95,75 @@ fn only_an_answer_proves_a_clone() {
     assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
     assert!(cloned());
 }
+
+/// Goal: when many open a session at once, each is told its own turn, in the order of asking, and is
+/// let in then; a live one is never made to wait. Method: one opening a second, ten nodes that ask.
+#[test]
+fn openings_at_once_get_turns_one_after_the_other() {
+    let data = tempfile::tempdir().unwrap();
+    let links = open(data.path());
+    links.set_admissions(1);
+    let hello = Frame::Hello {
+        n: [1; 8],
+        wire: 1,
+        kinds: 0,
+        epoch: 0,
+        desired_root: Default::default(),
+        reported_root: Default::default(),
+        agent: String::new(),
+    };
+    let mut nodes: Vec<_> = (0..10)
+        .map(|number| {
+            let name = format!("gate-{number}");
+            let link = links.connect(&join(&links, &name)).unwrap();
+            (name, link)
+        })
+        .collect();
+    let mut ask = |index: usize| {
+        let (name, (id, frames)) = &mut nodes[index];
+        links.frame(name, *id, &hello.encode());
+        let answers = std::iter::from_fn(|| frames.try_recv().ok());
+        answers
+            .filter_map(|frame| match Frame::decode(&frame) {
+                Ok(Frame::Later { n, wait_ms, .. }) => {
+                    assert_eq!(n, [1; 8]);
+                    Some(wait_ms)
+                }
+                Ok(Frame::Welcome { .. }) => Some(0),
+                _ => None,
+            })
+            .last()
+            .unwrap()
+    };
+    let waits: Vec<u64> = (0..10).map(&mut ask).collect();
+    assert_eq!(waits[0], 0);
+    for (turn, wait) in waits.iter().enumerate().skip(1) {
+        let turn = turn as u64;
+        assert!(
+            (turn * 1_000 - 900..=turn * 1_000).contains(wait),
+            "{waits:?}"
+        );
+    }
+    // Asking again neither loses the turn nor takes another.
+    assert_eq!(ask(0), 0);
+    assert!(ask(9) <= waits[9]);
+    assert!(ask(1) <= waits[1]);
+}
+
+/// Goal: a crowd is held off before TLS, and people are told. Method: more connections at once than
+/// have a turn within the patience.
+#[test]
+fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
+    let data = tempfile::tempdir().unwrap();
+    let links = open(data.path());
+    links.set_admissions(2);
+    let turns: Vec<_> = (0..40).map(|_| links.accept_turn()).collect();
+    let admitted = turns.iter().flatten().count();
+    // Two at once, two a second for five seconds, and what a slow test takes.
+    assert!((12..40).contains(&admitted), "{turns:?}");
+    assert!(turns.iter().flatten().is_sorted());
+    assert_eq!(turns.last(), Some(&None));
+    let events = links.events();
+    let crowded = events.iter().filter(|event| event.reason == "Crowded");
+    assert_eq!(crowded.count(), 1, "{events:?}");
+}

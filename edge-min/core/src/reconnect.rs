@@ -2,6 +2,7 @@
 //! does not arrive as one wave.
 
 use edge_proto::Millis;
+use edge_proto::hash::sha256;
 
 /// First delay after a loss, milliseconds. Short, for most losses are a glitch.
 pub const DELAY_MS_MIN: Millis = 500;
@@ -10,6 +11,16 @@ pub const DELAY_MS_MAX: Millis = 120_000;
 /// A connection that lived this long starts the delays anew, milliseconds. A shorter one keeps
 /// them growing, or a cloud that accepts and drops would be hammered.
 pub const GOOD_MS: Millis = 60_000;
+/// Longest time over which a policy spreads the first attempts of a fleet, milliseconds.
+pub const SPREAD_MS_MAX: Millis = 600_000;
+
+/// A node's place in that time: its fleet comes back in the same even order each time, however
+/// many clocks and random sources agree.
+#[must_use]
+pub fn slot(node: &str) -> u16 {
+    let [high, low, ..] = sha256(node.as_bytes()).0;
+    u16::from_be_bytes([high, low])
+}
 
 /// The delays of one node.
 #[derive(Debug)]
@@ -17,17 +28,19 @@ pub struct Reconnect {
     random: u64,
     delay_ms: Millis,
     up_since: Option<Millis>,
+    slot: u16,
 }
 
 impl Reconnect {
-    /// Delays from a seed that differs from node to node.
+    /// Delays from a seed that differs from node to node, and the node's [`slot`].
     #[must_use]
-    pub const fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64, slot: u16) -> Self {
         // Xorshift has one fixed point.
         Self {
             random: if seed == 0 { 1 } else { seed },
             delay_ms: DELAY_MS_MIN,
             up_since: None,
+            slot,
         }
     }
 
@@ -36,18 +49,18 @@ impl Reconnect {
         self.up_since = Some(now);
     }
 
-    /// The link is gone or the attempt failed; returns when to try next.
-    pub fn down(&mut self, now: Millis) -> Millis {
-        if self
-            .up_since
-            .take()
-            .is_some_and(|since| now.saturating_sub(since) >= GOOD_MS)
-        {
+    /// The link is gone or the attempt failed; returns when to try next. After a good link, that
+    /// is in the node's slot of `spread_ms`.
+    pub fn down(&mut self, now: Millis, spread_ms: Millis) -> Millis {
+        let good = |since| now.saturating_sub(since) >= GOOD_MS;
+        let mut place_ms = 0;
+        if self.up_since.take().is_some_and(good) {
             self.delay_ms = DELAY_MS_MIN;
+            place_ms = spread_ms.min(SPREAD_MS_MAX) * u64::from(self.slot) / 65_536;
         }
         let top = self.delay_ms.saturating_mul(3).min(DELAY_MS_MAX);
         self.delay_ms = DELAY_MS_MIN + self.next_random() % (top - DELAY_MS_MIN + 1);
-        now.saturating_add(self.delay_ms)
+        now.saturating_add(self.delay_ms + place_ms)
     }
 
     const fn next_random(&mut self) -> u64 {
@@ -67,9 +80,9 @@ mod tests {
     #[test]
     fn delays_stay_within_their_bounds_for_ever() {
         for seed in 0..50 {
-            let mut reconnect = Reconnect::new(seed);
+            let mut reconnect = Reconnect::new(seed, 0);
             for _ in 0..1000 {
-                let delay = reconnect.down(7) - 7;
+                let delay = reconnect.down(7, SPREAD_MS_MAX) - 7;
                 assert!((DELAY_MS_MIN..=DELAY_MS_MAX).contains(&delay), "{delay}");
             }
         }
@@ -77,15 +90,46 @@ mod tests {
 
     #[test]
     fn a_good_connection_starts_the_delays_anew_and_a_short_one_does_not() {
-        let mut reconnect = Reconnect::new(3);
+        let mut reconnect = Reconnect::new(3, 0);
         for _ in 0..100 {
-            reconnect.down(0);
+            reconnect.down(0, 0);
         }
         let grown = reconnect.delay_ms;
         reconnect.up(0);
-        reconnect.down(1);
+        reconnect.down(1, 0);
         assert!(reconnect.delay_ms <= grown * 3);
         reconnect.up(0);
-        assert!(reconnect.down(GOOD_MS) <= GOOD_MS + DELAY_MS_MIN * 3);
+        assert!(reconnect.down(GOOD_MS, 0) <= GOOD_MS + DELAY_MS_MIN * 3);
+    }
+
+    #[test]
+    fn a_fleet_that_loses_its_link_at_once_comes_back_spread_evenly() {
+        let mut seconds = [0_u32; 60];
+        for node in 0..6_000 {
+            let name = std::format!("gate-{node}");
+            let mut reconnect = Reconnect::new(node, slot(&name));
+            reconnect.up(0);
+            let at = reconnect.down(GOOD_MS, 60_000) - GOOD_MS;
+            let second = usize::try_from(at / 1_000).unwrap().min(59);
+            seconds[second] += 1;
+        }
+        // 100 a second are meant; the jitter on top empties the first and fills the last.
+        let inner = &seconds[2..59];
+        assert!(
+            inner.iter().all(|count| (50..200).contains(count)),
+            "{seconds:?}"
+        );
+    }
+
+    #[test]
+    fn only_a_good_link_waits_for_its_slot() {
+        let mut reconnect = Reconnect::new(1, u16::MAX);
+        assert!(reconnect.down(0, 60_000) < 2_000);
+        reconnect.up(0);
+        assert!(reconnect.down(1, 60_000) < 60_000);
+        reconnect.up(0);
+        assert!(reconnect.down(GOOD_MS, 60_000) >= GOOD_MS + 59_000);
+        reconnect.up(0);
+        assert!(reconnect.down(GOOD_MS, u64::MAX) <= GOOD_MS + SPREAD_MS_MAX + 2_000);
     }
 }

@@ -2,6 +2,7 @@
 
 use async_channel::Sender;
 use edge_core::Input;
+use edge_core::reconnect::{self, Reconnect};
 use edge_proto::enrol::Endpoint;
 use edge_proto::session;
 
@@ -23,6 +24,8 @@ impl Driver {
         let tls = crate::tls::link_config(identity, self.clock.source())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;
         self.node.clone_from(&identity.node);
+        let seed = super::random().unwrap_or(1);
+        self.reconnect = Reconnect::new(seed, reconnect::slot(&self.node));
         let (connects, receiver) = async_channel::bounded(1);
         let link = LinkConfig {
             host: end.host,
@@ -55,7 +58,9 @@ impl Driver {
             LinkEvent::Down(reason) => {
                 self.link = None;
                 self.device.handle(now, session::Input::TransportDown);
-                let at = self.reconnect.down(now);
+                let at = self
+                    .reconnect
+                    .down(now, self.agent.policy().reconnect_spread_ms());
                 log::info!("link_down again_ms={} reason={reason}", at - now);
                 self.connect_at = Some(at);
                 self.link_error = reason;

@@ -85,14 +85,23 @@ impl Secret {
 pub struct NodePolicy {
     /// MQTT keepalive, seconds.
     pub keepalive_s: Option<u32>,
+    /// Time over which the fleet's first attempts after a lost link are spread, seconds.
+    pub reconnect_spread_s: Option<u32>,
 }
 
 impl NodePolicy {
+    /// [`Self::reconnect_spread_s`] in milliseconds; 0 when absent.
+    #[must_use]
+    pub fn reconnect_spread_ms(&self) -> u64 {
+        u64::from(self.reconnect_spread_s.unwrap_or(0)) * 1_000
+    }
+
     /// Payload bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Writer::default();
         fields.put(1, Skip::Allowed, &self.keepalive_s);
+        fields.put(2, Skip::Allowed, &self.reconnect_spread_s);
         fields.into_bytes()
     }
 
@@ -106,6 +115,7 @@ impl NodePolicy {
             let field = field?;
             match field.number {
                 1 => policy.keepalive_s = field.read()?,
+                2 => policy.reconnect_spread_s = field.read()?,
                 _ => field.unknown()?,
             }
         }

@@ -11,7 +11,7 @@ use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{LATER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, Reason, ReplicaSet};
 
 /// What a node says of itself when it opens a session.
@@ -31,6 +31,8 @@ pub struct Device {
     n: Nonce,
     transport_up: bool,
     opening: Option<Repeat>,
+    /// Until when the owner of this epoch has asked us to wait with `Hello`.
+    turn: Option<(Millis, u64)>,
     /// Epoch that the caller has on its medium.
     stored_epoch: u64,
     /// Epoch under which the live session was opened.
@@ -51,6 +53,7 @@ impl Device {
             rng,
             transport_up: false,
             opening: None,
+            turn: None,
             stored_epoch: 0,
             session_epoch: 0,
             link: Link::new(Set::Reported, Set::Desired),
@@ -114,6 +117,7 @@ impl Device {
             Input::TransportDown => {
                 self.transport_up = false;
                 self.opening = None;
+                self.turn = None;
                 self.end_session();
                 self.n = self.rng.nonce();
             }
@@ -176,6 +180,7 @@ impl Device {
     }
 
     fn open(&mut self, now: Millis) {
+        self.turn = None;
         self.opening = Some(Repeat::new());
         self.send_hello(now);
     }
@@ -221,8 +226,19 @@ impl Device {
             Frame::Welcome { .. } => self.handle_welcome(frame),
             // The session stays until the answer: a doubled probe costs nothing but a `Hello`.
             Frame::Probe { epoch, .. } => {
-                if self.admits(epoch) {
+                let waits = |(at, owner): (Millis, u64)| now < at && epoch <= owner;
+                if self.admits(epoch) && !self.turn.is_some_and(waits) {
                     self.open(now);
+                }
+            }
+            Frame::Later { n, epoch, wait_ms } => {
+                if n == self.n
+                    && self.admits(epoch)
+                    && let Some(repeat) = &mut self.opening
+                {
+                    let at = now.saturating_add(wait_ms.min(LATER_MS_MAX));
+                    repeat.arm_at(at);
+                    self.turn = Some((at, epoch));
                 }
             }
             Frame::Reset { session, epoch } => {

@@ -68,6 +68,12 @@ impl Repeat {
         self.arm(now.saturating_add(spread));
     }
 
+    /// The next time is this one, and the delays start anew.
+    pub(super) const fn arm_at(&mut self, at: Millis) {
+        self.at = Some(at);
+        self.delay = REPEAT_MS_MIN;
+    }
+
     /// Whether the time has come; it then counts as past.
     pub(super) fn is_due(&mut self, now: Millis) -> bool {
         let due = self.at.is_some_and(|at| at <= now);
