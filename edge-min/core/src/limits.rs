@@ -19,3 +19,13 @@ pub const BACKOFF_RESET_MS: Millis = 600_000;
 pub const GRACE_S_DEFAULT: u32 = 30;
 /// A killed container that does not end is killed again after this, milliseconds.
 pub const KILL_AGAIN_MS: Millis = 5_000;
+/// Pause before a failed write of an accepted change is tried again, milliseconds: a full disk
+/// needs somebody to make room.
+pub const WRITE_AGAIN_MS: Millis = 5_000;
+/// The state cache follows the set after this much quiet, milliseconds...
+pub const CACHE_QUIET_MS: Millis = 2_000;
+/// ...or at the latest this long after the first change, so that a burst costs one write. With it
+/// a write of the class *soon* is at most so late, as long as the flash budget lasts.
+pub const CACHE_LATEST_MS: Millis = 30_000;
+/// Pause before a cache that could not be written is tried again, milliseconds.
+pub const CACHE_AGAIN_MS: Millis = 600_000;
