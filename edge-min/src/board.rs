@@ -20,6 +20,8 @@ pub struct Board {
     pub memory_mib: u32,
     /// What the agent may take, resident, KiB.
     pub pss_kib: u32,
+    /// What the agent itself may write to the flash, MiB a day.
+    pub flash_mib_per_day: u32,
 }
 
 /// Reads a board file.
@@ -66,6 +68,7 @@ fn board(table: &Table) -> Result<Board, Wrong> {
         pods_max: number("limits.pods-max", edge_core::limits::PODS_MAX as u64)?,
         memory_mib: number("limits.memory-mib", u32::MAX.into())?,
         pss_kib: number("budget.pss-kib", u32::MAX.into())?,
+        flash_mib_per_day: number("budget.flash-mib-per-day", u32::MAX.into())?,
     })
 }
 
@@ -104,7 +107,8 @@ mod tests {
         let whole = [
             "version = 1\nname = \"b\"\ntarget = \"",
             &target,
-            "\"\n[limits]\npods-max = 8\nmemory-mib = 64\n[budget]\npss-kib = 5120\n",
+            "\"\n[limits]\npods-max = 8\nmemory-mib = 64\n[budget]\npss-kib = 5120\n\
+             flash-mib-per-day = 512\n",
         ]
         .concat();
         fs::write(&file, &whole).unwrap();

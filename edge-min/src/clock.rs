@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use edge_core::flash::Subsystem;
+
+use crate::medium::{self, Durability};
 use crate::tls::TimeSource;
 
 /// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
@@ -72,13 +75,9 @@ impl Clock {
         state.since = Instant::now();
         state.confirmed = true;
         if unix_s.saturating_sub(state.persisted) >= PERSIST_S {
-            let dir = state
-                .file
-                .parent()
-                .unwrap_or_else(|| Path::new("/"))
-                .to_owned();
             // Without it the next start only has a lower floor.
-            if crate::store::write_durably(&dir, &state.file, &to_file(unix_s)).is_ok() {
+            let must = Durability::Must(Subsystem::Time);
+            if medium::write(&state.file, &to_file(unix_s), must).is_ok() {
                 state.persisted = unix_s;
             }
         }

@@ -100,6 +100,8 @@ pub struct Config {
     pub memory_mib: Option<u32>,
     /// What the agent itself may take, resident, KiB.
     pub pss_kib: u32,
+    /// What the agent itself may write to the flash, MiB a day, if the board file says it.
+    pub flash_mib_per_day: Option<u32>,
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
 }
@@ -124,6 +126,7 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
         }
         config.memory_mib = Some(board.memory_mib);
         config.pss_kib = board.pss_kib;
+        config.flash_mib_per_day = Some(board.flash_mib_per_day);
     }
     Ok(config)
 }
@@ -254,6 +257,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         board_file: text(table, "board-file")?.map(PathBuf::from),
         memory_mib: None,
         pss_kib: PSS_KIB_DEFAULT,
+        flash_mib_per_day: None,
         labels,
     })
 }

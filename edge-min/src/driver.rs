@@ -2,6 +2,7 @@
 //! comes out is done. No policy here: no retry count, no ordering, no "if offline".
 
 mod answers;
+mod flash;
 mod uplink;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,7 @@ struct Driver {
     store_jobs: Jobs<StoreJob>,
     log_calls: LogCalls,
     trim_at: u64,
+    flash: flash::Flash,
 }
 
 /// Runs the agent until the process is ended.
@@ -141,6 +143,7 @@ pub fn run(config: Config) -> Result<(), String> {
     )
     .map_err(failed("runtime thread"))?;
 
+    let flash = flash::Flash::new(config.flash_mib_per_day);
     let mut driver = Driver {
         node: config.name().unwrap_or_default(),
         config,
@@ -162,12 +165,14 @@ pub fn run(config: Config) -> Result<(), String> {
         store_jobs,
         log_calls: LogCalls::default(),
         trim_at: 0,
+        flash,
     };
     driver.condition(
         "StoreDamaged",
         damage.is_some(),
         damage.as_deref().unwrap_or(""),
     );
+    driver.watch_flash();
     driver.adopt();
     // Without a link the agent still runs what it has.
     let unlinked = match Identity::load(&driver.config.state_dir) {
@@ -228,6 +233,7 @@ pub fn run(config: Config) -> Result<(), String> {
             )
             .await;
             driver.handle(event, &link_sender);
+            driver.watch_flash();
             driver.settle();
         }
     }))
@@ -301,6 +307,7 @@ impl Driver {
             connect,
             trim,
             calls,
+            self.flash.deadline(),
         ];
         let at = earliest.into_iter().flatten().min()?;
         self.start.checked_add(Duration::from_millis(at))

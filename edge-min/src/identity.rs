@@ -4,12 +4,15 @@
 //! first try on.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use edge_core::flash::Subsystem;
 use edge_proto::enrol::Broker;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::medium::{self, Durability, sync_dir};
 
 /// Bytes of one identity file; larger is refused before reading.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
@@ -111,17 +114,15 @@ impl Identity {
             },
         }
         // The name last: with it, all is there.
-        fs::File::open(&new)?.sync_all()?;
         write(&new.join("node.name"), self.node.as_bytes())?;
-        fs::File::open(&new)?.sync_all()?;
         if dir.exists() {
             // At no moment is there none.
             renameat_with(CWD, &new, CWD, &dir, RenameFlags::EXCHANGE)?;
-            fs::File::open(state)?.sync_all()?;
+            sync_dir(state, Subsystem::Identity)?;
             return remove(&new);
         }
         fs::rename(&new, &dir)?;
-        fs::File::open(state)?.sync_all()
+        sync_dir(state, Subsystem::Identity)
     }
 }
 
@@ -146,8 +147,8 @@ pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
         .mode(0o700)
         .recursive(true)
         .create(&new)?;
-    crate::store::write_durably(&new, &new.join("node.key"), key)?;
-    fs::File::open(state)?.sync_all()?;
+    write(&new.join("node.key"), key)?;
+    sync_dir(state, Subsystem::Identity)?;
     Ok(new)
 }
 
@@ -170,14 +171,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    medium::write(path, bytes, Durability::Must(Subsystem::Identity))
 }
 
 #[cfg(test)]

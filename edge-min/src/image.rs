@@ -13,9 +13,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use edge_core::flash::Subsystem;
 use layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 
-use crate::tree;
+use crate::{medium, tree};
 
 /// Layouts of the preload folder that are looked at.
 const LAYOUTS_MAX: usize = 256;
@@ -201,8 +202,9 @@ impl Images {
         }
         let dir = fs::File::open(&self.layers).map_err(failed)?;
         rustix::fs::syncfs(&dir).map_err(|error| failed(error.into()))?;
+        medium::count(Subsystem::Images, 0, 1);
         fs::rename(&temporary, &target).map_err(failed)?;
-        dir.sync_all().map_err(failed)?;
+        medium::sync(&dir, Subsystem::Images).map_err(failed)?;
         Ok(target)
     }
 

@@ -23,6 +23,7 @@ use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
 use crate::launch::Plan;
 pub use crate::launch::{Bind, Rights};
+use crate::medium::{self, Durability};
 use crate::reaper::{Newborns, Process};
 use crate::tree;
 
@@ -246,7 +247,13 @@ impl Runtime {
         self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))?;
         let cgroups_path = Path::new("/").join(path);
         let config = oci::config(spec, &cgroups_path.to_string_lossy());
-        fs::write(bundle.join("config.json"), config.to_string()).map_err(failed)?;
+        let text = config.to_string();
+        medium::write(
+            &bundle.join("config.json"),
+            text.as_bytes(),
+            Durability::Never,
+        )
+        .map_err(failed)?;
         let id = container_id(spec.uid, &spec.container);
         let pid_file = bundle.join("pid");
         let stdio = OpenOptions::new()
@@ -350,8 +357,9 @@ impl Runtime {
             if oom { "oom" } else { "" },
         ]
         .join(" ");
+        let file = self.end_file(uid, container);
         // Lost, a later agent takes the end for unknown or runs the container again.
-        if let Err(error) = fs::write(self.end_file(uid, container), note) {
+        if let Err(error) = medium::write(&file, note.as_bytes(), Durability::Never) {
             log::warn!("end_not_noted pod={uid} container={container} error={error}");
         }
     }

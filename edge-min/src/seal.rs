@@ -4,10 +4,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use edge_core::flash::Subsystem;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::store::write_durably;
+use crate::medium::{self, Durability};
 
 /// Bytes of the board key.
 const KEY_BYTES: usize = 32;
@@ -37,11 +38,9 @@ impl Sealer {
                 if let Err(error) = fs::rename(&path, state.join("board.key.bad")) {
                     log::warn!("board_key_not_kept error={error}");
                 }
-                new_key(state, &path, &random)?
+                new_key(&path, &random)?
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                new_key(state, &path, &random)?
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_key(&path, &random)?,
             Err(error) => return Err(error),
         };
         let key = UnboundKey::new(&AES_256_GCM, &bytes)
@@ -84,19 +83,19 @@ impl Sealer {
     }
 }
 
-/// What the tag covers besides the text.
-fn new_key(state: &Path, path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
+fn new_key(path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; KEY_BYTES];
     random
         .fill(&mut bytes)
         .map_err(|_| io::Error::other("no random bytes"))?;
-    if let Err(error) = write_durably(state, path, &bytes) {
+    if let Err(error) = medium::write(path, &bytes, Durability::Must(Subsystem::Identity)) {
         // On such a medium nothing is stored that would need it later.
         log::error!("board_key_not_stored error={error}");
     }
     Ok(bytes)
 }
 
+/// What the tag covers besides the text.
 fn bound_to(key: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([[VERSION].as_slice(), key].concat())
 }

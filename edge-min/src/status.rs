@@ -31,6 +31,79 @@ pub struct Status {
     pub pods: Vec<Pod>,
     /// The agent's own memory.
     pub memory: Memory,
+    /// What the agent has written to the flash, and how worn that is.
+    pub flash: Flash,
+}
+
+/// What the agent has written to the flash since its start; a day is 24 hours of its life.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Flash {
+    /// Budget of the board file for a day, bytes; null without one.
+    pub budget_bytes_per_day: Option<u64>,
+    /// The day is over it, or will be at the pace of the last hours.
+    pub at_risk: bool,
+    /// By subsystem.
+    pub subsystems: Vec<FlashRow>,
+    /// eMMCs of the board that tell their wear.
+    pub wear: Vec<Wear>,
+}
+
+/// What a subsystem has written.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct FlashRow {
+    /// `desired`, `objects`, `cache`, `identity`, `time`, `images` or `outbox`.
+    pub name: String,
+    /// Bytes today, whole blocks.
+    pub today_bytes: u64,
+    /// Syncs of files and directories today.
+    pub today_syncs: u64,
+    /// Bytes since the start.
+    pub bytes: u64,
+    /// Syncs since the start.
+    pub syncs: u64,
+}
+
+/// Wear of an eMMC, from its own registers.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Wear {
+    /// For example `mmcblk0`.
+    pub device: String,
+    /// Life used, percent, rounded up to tens; above 100 it may fail any day. Null when not told.
+    pub used_percent: Option<u8>,
+    /// Reserved blocks: 1 normal, 2 four fifths are used, 3 nine tenths. Null when not told.
+    pub reserve: Option<u8>,
+}
+
+impl fmt::Display for Flash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let today: u64 = self.subsystems.iter().map(|row| row.today_bytes).sum();
+        write!(f, "flash      {} KiB today", today / 1024)?;
+        if let Some(bytes) = self.budget_bytes_per_day {
+            write!(f, " of {} KiB", bytes / 1024)?;
+        }
+        f.write_char('\n')?;
+        for row in self
+            .subsystems
+            .iter()
+            .filter(|row| row.bytes + row.syncs > 0)
+        {
+            let (today, since) = (row.today_bytes / 1024, row.bytes / 1024);
+            writeln!(
+                f,
+                "           {} {today} KiB, {} syncs; since the start {since} KiB, {} syncs",
+                row.name, row.today_syncs, row.syncs
+            )?;
+        }
+        for wear in &self.wear {
+            let (used, reserve) = (or_dash(wear.used_percent), or_dash(wear.reserve));
+            writeln!(
+                f,
+                "wear       {} life {used} % used, reserve {reserve}",
+                wear.device
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// A node condition that holds.
@@ -279,6 +352,7 @@ impl fmt::Display for Status {
             "memory     {} KiB PSS, {} KiB anonymous",
             self.memory.pss_kib, self.memory.anon_kib
         )?;
+        self.flash.fmt(f)?;
         for condition in &self.conditions {
             writeln!(f, "condition  {}: {}", condition.name, condition.message)?;
         }
@@ -316,6 +390,22 @@ mod tests {
                 }],
                 ..Pod::default()
             }],
+            flash: Flash {
+                budget_bytes_per_day: Some(512 << 20),
+                subsystems: vec![FlashRow {
+                    name: "desired".into(),
+                    today_bytes: 8192,
+                    today_syncs: 4,
+                    bytes: 20480,
+                    syncs: 10,
+                }],
+                wear: vec![Wear {
+                    device: "mmcblk0".into(),
+                    used_percent: Some(20),
+                    reserve: None,
+                }],
+                ..Flash::default()
+            },
             ..Status::default()
         };
         let text = status.to_string();
@@ -326,6 +416,9 @@ mod tests {
             "main",
             "42",
             "untrusted",
+            "flash      8 KiB today of 524288 KiB",
+            "desired 8 KiB, 4 syncs; since the start 20 KiB, 10 syncs",
+            "mmcblk0 life 20 % used, reserve -",
         ] {
             assert!(text.contains(word), "{word} in {text}");
         }

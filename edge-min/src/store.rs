@@ -10,16 +10,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use edge_core::flash::Subsystem;
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CONFIG_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX};
 use edge_proto::session::{Payload, Reason};
 use serde::{Deserialize, Serialize};
 
+use crate::medium::{self, Durability};
 use crate::seal::Sealer;
 use crate::store::cache::{Cache, Loaded, Meta};
 
@@ -29,6 +30,8 @@ pub mod cache;
 const MAGIC: &[u8; 4] = b"EMD1";
 /// Bytes of a snapshot: a full node inline, with room for keys.
 const SNAPSHOT_BYTES_MAX: u64 = 2 * NODE_BYTES_MAX as u64;
+/// Syncs of one write of the cache: sled's own at its end, ours, and those of two directories.
+const CACHE_SYNCS: u64 = 4;
 const GENERATIONS: [&str; 2] = ["desired.a", "desired.b"];
 
 /// An applied change: the payload as it is now, why there is only a stub, or `None` for gone.
@@ -73,8 +76,6 @@ pub struct Store {
     cache: Cache,
     /// A file is damaged or missing, and stays so until the cloud has confirmed the set.
     damaged: bool,
-    /// Bytes written since the start, for the flash budget.
-    pub bytes_written: u64,
 }
 
 impl Store {
@@ -119,7 +120,6 @@ impl Store {
             older,
             cache: Cache::new(state, program),
             damaged: false,
-            bytes_written: 0,
         };
         let (mut objects, mut lost) = store.read_all();
         let whole = damage.is_none() && lost.is_empty() && store.snapshot.generation > 0;
@@ -203,15 +203,13 @@ impl Store {
     }
 
     /// A record of the cache, where every payload is inline, as the snapshot has it.
-    fn uncached(&mut self, key: &Key, record: Record) -> Option<Record> {
+    fn uncached(&self, key: &Key, record: Record) -> Option<Record> {
         match record {
             Record::Inline(at_rest) if at_rest.len() > INLINE_BYTES_MAX => {
                 let plain = self.opened(key, at_rest.clone())?;
                 let hash = sha256(&plain);
-                let objects = self.dir.join("objects");
-                let path = objects.join(object_name(key, hash));
-                write_durably(&objects, &path, &at_rest).ok()?;
-                self.bytes_written += at_rest.len() as u64;
+                let path = self.dir.join("objects").join(object_name(key, hash));
+                medium::write(&path, &at_rest, Durability::Must(Subsystem::Objects)).ok()?;
                 Some(Record::Large(hash))
             }
             record => Some(record),
@@ -250,7 +248,8 @@ impl Store {
             });
             records.collect()
         };
-        self.bytes_written += self.cache.store(meta, entries)?;
+        let bytes = self.cache.store(meta, entries)?;
+        medium::count(Subsystem::Cache, bytes, CACHE_SYNCS);
         Ok(())
     }
 
@@ -332,19 +331,16 @@ impl Store {
         bytes: &[u8],
         length: u32,
     ) -> io::Result<u32> {
-        let path = self.blob_part(sha256);
-        let mut file = fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)?;
-        let have = file.metadata()?.len();
-        if have != u64::from(offset) || have + bytes.len() as u64 > CONFIG_BYTES_MAX as u64 {
+        let end = u64::from(offset) + bytes.len() as u64;
+        if end > CONFIG_BYTES_MAX as u64 {
+            return Ok(self.blob_have(sha256, length));
+        }
+        // Lost to a power cut, it is fetched again.
+        let durability = Durability::Soon(Subsystem::Objects);
+        let have = medium::append(&self.blob_part(sha256), offset.into(), bytes, durability)?;
+        if have != end {
             return Ok(u32::try_from(have).unwrap_or(0));
         }
-        file.write_all(bytes)?;
-        self.bytes_written += bytes.len() as u64;
-        drop(file);
         Ok(self.blob_have(sha256, length))
     }
 
@@ -360,12 +356,11 @@ impl Store {
 
     /// Makes a whole received object durable under its name, sealed for a Secret.
     fn take_blob(
-        &mut self,
+        &self,
         hash: Hash32,
         key: &Key,
         records: &BTreeMap<Key, Record>,
     ) -> io::Result<Vec<u8>> {
-        let objects = self.dir.join("objects");
         let part = self.blob_part(hash);
         let wanted = Record::Large(hash);
         let stored = |key: &Key| self.read(key, &wanted)?.1.ok();
@@ -386,8 +381,8 @@ impl Store {
             return Err(io::Error::other("a received object does not have its hash"));
         }
         let at_rest = self.at_rest(key, &bytes)?;
-        write_durably(&objects, &objects.join(object_name(key, hash)), &at_rest)?;
-        self.bytes_written += at_rest.len() as u64;
+        let path = self.dir.join("objects").join(object_name(key, hash));
+        medium::write(&path, &at_rest, Durability::Must(Subsystem::Objects))?;
         fs::remove_file(&part).ok();
         Ok(bytes)
     }
@@ -423,7 +418,7 @@ impl Store {
         }
     }
 
-    fn write_snapshot(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+    fn write_snapshot(&self, snapshot: &Snapshot) -> io::Result<()> {
         let body = edge_proto::encode(snapshot);
         let crc = crc32fast::hash(&body).to_be_bytes();
         let bytes = [MAGIC.as_slice(), &crc, &body].concat();
@@ -433,9 +428,8 @@ impl Store {
         } else {
             odd
         };
-        write_durably(&self.dir, &self.dir.join(name), &bytes)?;
-        self.bytes_written += bytes.len() as u64;
-        Ok(())
+        let must = Durability::Must(Subsystem::Desired);
+        medium::write(&self.dir.join(name), &bytes, must)
     }
 
     /// Removes objects that neither generation names. Parts stay: they are a download that goes on.
@@ -495,24 +489,6 @@ fn read_snapshot(path: &Path) -> Result<Option<Snapshot>, String> {
     postcard::from_bytes(body)
         .map(Some)
         .map_err(|_| "unknown layout".to_owned())
-}
-
-/// Writes a file so that a power cut leaves the old one or the new one.
-///
-/// # Errors
-/// Those of the file system; the old file then still stands.
-pub fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, RecvError, Sender, TrySendError};
+use edge_core::pace::{self, Pace};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Uid};
@@ -22,15 +23,6 @@ use crate::store::{Applied, Store};
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
-/// Pause before a failed write is tried again: a full disk needs somebody to make room.
-const WRITE_AGAIN: Duration = Duration::from_secs(5);
-/// The cache follows the set after this much quiet...
-const CACHE_QUIET: Duration = Duration::from_secs(2);
-/// ...or at the latest this long after the first change, so that a burst costs one write.
-const CACHE_LATEST: Duration = Duration::from_secs(30);
-/// Pause before a cache that could not be written is tried again.
-const CACHE_AGAIN: Duration = Duration::from_secs(600);
-
 /// Messages in each channel between a worker and the driver.
 pub const CHANNEL_MAX: usize = 64;
 
@@ -90,6 +82,8 @@ pub enum StoreJob {
     BlobWanted(Hash32, u32),
     /// The cloud has confirmed the set: what damage left is to be written over.
     Mend,
+    /// Whether the flash budget of the day is used up.
+    OverBudget(bool),
     /// A piece of it.
     Chunk(Hash32, u32, Vec<u8>),
 }
@@ -114,113 +108,156 @@ pub enum StoreDone {
 /// # Errors
 /// The system's, when no thread can be made.
 pub fn spawn_store(
-    mut store: Store,
+    store: Store,
     jobs: Receiver<StoreJob>,
     done: Sender<StoreDone>,
 ) -> io::Result<()> {
-    let run = move || {
-        let mut wanted = 0;
-        let mut cache = CacheTimer::default();
-        if store.cache_behind() {
-            cache.changed();
-        }
-        loop {
-            let Some(job) = cache.wait(&jobs) else {
-                cache = CacheTimer::default();
-                if let Err(error) = store.write_cache() {
-                    log::warn!("cache_not_written error={error}");
-                    cache.again();
-                }
-                continue;
-            };
-            let Ok(job) = job else { return };
-            let answer = match job {
-                StoreJob::Apply {
-                    ticket,
-                    changes,
-                    epoch,
-                } => {
-                    let applied = insist(&done, || store.apply(changes.clone(), epoch));
-                    cache.changed();
-                    StoreDone::Applied { ticket, applied }
-                }
-                StoreJob::Mend => {
-                    if let Err(error) = store.mend() {
-                        log::warn!("store_not_mended error={error}");
-                    }
-                    continue;
-                }
-                StoreJob::BlobWanted(hash, length) => {
-                    wanted = length;
-                    StoreDone::Have(hash, store.blob_have(hash, length))
-                }
-                StoreJob::Chunk(hash, offset, bytes) => {
-                    let have = insist(&done, || store.blob_chunk(hash, offset, &bytes, wanted));
-                    StoreDone::Have(hash, have)
-                }
-            };
-            if done.send_blocking(answer).is_err() {
-                return;
-            }
-        }
+    let mut thread = StoreThread {
+        store,
+        pace: Pace::default(),
+        start: Instant::now(),
+        wanted: 0,
+        done,
     };
     std::thread::Builder::new()
         .name("store".to_owned())
         .stack_size(STACK_BYTES)
-        .spawn(run)
+        .spawn(move || thread.run(&jobs))
         .map(drop)
 }
 
-/// When the cache is due: never while nothing has changed.
-#[derive(Default)]
-struct CacheTimer {
-    due: Option<(Instant, Instant)>,
+/// Does what [`Pace`] decides.
+struct StoreThread {
+    store: Store,
+    pace: Pace,
+    start: Instant,
+    /// Length of the large object that comes.
+    wanted: u32,
+    done: Sender<StoreDone>,
 }
 
-impl CacheTimer {
-    fn changed(&mut self) {
-        let now = Instant::now();
-        let latest = self.due.map_or(now + CACHE_LATEST, |(_, latest)| latest);
-        self.due = Some((latest.min(now + CACHE_QUIET), latest));
+impl StoreThread {
+    /// Until there are no more jobs, or nobody to answer to.
+    fn run(&mut self, jobs: &Receiver<StoreJob>) {
+        if self.store.cache_behind() {
+            self.pace(pace::Input::Changed);
+        }
+        // A job whose write failed: nothing else is done before it.
+        let mut failed = None;
+        loop {
+            let job = if failed.is_some() {
+                self.sleep();
+                self.pace(pace::Input::Tick);
+                match self.pace.poll() {
+                    Some(pace::Output::Again) => failed.take(),
+                    _ => None,
+                }
+            } else {
+                match self.wait(jobs) {
+                    Some(Ok(job)) => Some(job),
+                    Some(Err(_)) => return,
+                    None => {
+                        self.pace(pace::Input::Tick);
+                        None
+                    }
+                }
+            };
+            let mut word = None;
+            if let Some(job) = job {
+                match self.perform(&job) {
+                    Ok(answer) => {
+                        self.pace(pace::Input::Written);
+                        if let Some(answer) = answer
+                            && self.done.send_blocking(answer).is_err()
+                        {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        word = Some(error.to_string());
+                        failed = Some(job);
+                        self.pace(pace::Input::Failed);
+                    }
+                }
+            }
+            match self.pace.poll() {
+                Some(pace::Output::Failing | pace::Output::Recovered) => {
+                    self.done.send_blocking(StoreDone::Trouble(word)).ok();
+                }
+                Some(pace::Output::Cache) => {
+                    if let Err(error) = self.store.write_cache() {
+                        log::warn!("cache_not_written error={error}");
+                        self.pace(pace::Input::CacheFailed);
+                    }
+                }
+                Some(pace::Output::Again) | None => {}
+            }
+        }
     }
 
-    fn again(&mut self) {
-        let at = Instant::now() + CACHE_AGAIN;
-        self.due = Some((at, at));
+    fn pace(&mut self, input: pace::Input) {
+        let now = self.start.elapsed().as_millis();
+        self.pace
+            .handle(u64::try_from(now).unwrap_or(u64::MAX), input);
     }
 
-    /// The next job, or `None` when the cache is due before one comes.
-    fn wait<T>(&self, jobs: &Receiver<T>) -> Option<Result<T, RecvError>> {
-        let Some((at, _)) = self.due else {
+    /// The answer, or why nothing has changed and the job has to be done again.
+    fn perform(&mut self, job: &StoreJob) -> io::Result<Option<StoreDone>> {
+        let answer = match job {
+            StoreJob::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                let applied = self.store.apply(changes.clone(), *epoch)?;
+                self.pace(pace::Input::Changed);
+                StoreDone::Applied {
+                    ticket: *ticket,
+                    applied,
+                }
+            }
+            StoreJob::Mend => {
+                if let Err(error) = self.store.mend() {
+                    log::warn!("store_not_mended error={error}");
+                }
+                return Ok(None);
+            }
+            StoreJob::BlobWanted(hash, length) => {
+                self.wanted = *length;
+                StoreDone::Have(*hash, self.store.blob_have(*hash, *length))
+            }
+            StoreJob::Chunk(hash, offset, bytes) => {
+                let have = self.store.blob_chunk(*hash, *offset, bytes, self.wanted)?;
+                StoreDone::Have(*hash, have)
+            }
+            StoreJob::OverBudget(over) => {
+                self.pace(pace::Input::OverBudget(*over));
+                return Ok(None);
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let at = Duration::from_millis(self.pace.deadline()?);
+        self.start.checked_add(at)
+    }
+
+    fn sleep(&self) {
+        if let Some(at) = self.deadline() {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// The next job, or `None` when something is due before one comes.
+    fn wait(&self, jobs: &Receiver<StoreJob>) -> Option<Result<StoreJob, RecvError>> {
+        let Some(at) = self.deadline() else {
             return Some(jobs.recv_blocking());
         };
         smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
             smol::Timer::at(at).await;
             None
         }))
-    }
-}
-
-/// Tries until it succeeds: nothing is acknowledged that is not on the medium.
-fn insist<T>(done: &Sender<StoreDone>, mut write: impl FnMut() -> io::Result<T>) -> T {
-    let mut failed = false;
-    loop {
-        match write() {
-            Ok(value) => {
-                if failed {
-                    done.send_blocking(StoreDone::Trouble(None)).ok();
-                }
-                return value;
-            }
-            Err(error) => {
-                if !failed {
-                    done.send_blocking(StoreDone::Trouble(Some(error.to_string())))
-                        .ok();
-                }
-                failed = true;
-                std::thread::sleep(WRITE_AGAIN);
-            }
-        }
     }
 }
 

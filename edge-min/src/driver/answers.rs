@@ -90,6 +90,7 @@ impl Driver {
                 .collect(),
             pods: Vec::new(),
             memory: status::Memory::own(),
+            flash: self.flash.status(),
         };
         for pod in self.agent.statuses() {
             status.add_pod(&pod);

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use edge_core::flash::Subsystem;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -21,6 +22,7 @@ use tar::{Archive, EntryType};
 
 use super::records::{Record, Records};
 use super::root::{self, Root};
+use crate::medium;
 
 /// Headers of a layer, and directories made for paths whose directories it does not name.
 const ENTRIES_MAX: usize = 100_000;
@@ -65,6 +67,7 @@ fn unpack_into(root: Root, reader: impl Read, bytes_max: u64) -> Result<(), Stri
             let text = ["more than ", &bytes_max.to_string(), " bytes unpacked"];
             text.concat()
         })?;
+        medium::count_file(Subsystem::Images, record.size);
         unpacking.entry(&mut record).map_err(|error| {
             let path = String::from_utf8_lossy(&record.path);
             [&path, ": ", &error.to_string()].concat()
