@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -19,6 +20,10 @@ use crate::nodes::Nodes;
 use crate::registry::NODES_MAX;
 use crate::source::Folder;
 use crate::{api, backup, controller, hub, tls};
+
+/// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
+/// ones can vanish in a tunnel without a word, and then no handshake would ever end.
+const SEGMENT_BYTES_MAX: u32 = 1_220;
 
 /// Runs the controller over a folder of manifests and the API, for ever.
 ///
@@ -96,6 +101,10 @@ pub async fn run(config: Config) -> io::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(at(config.listen.to_string()))?;
+    // Before the first connection, which inherits it, and tells it to the other end.
+    SockRef::from(&listener)
+        .set_tcp_mss(SEGMENT_BYTES_MAX)
+        .map_err(at("segment size".to_owned()))?;
     let http = match config.http {
         Some(address) => Some(
             TcpListener::bind(address)

@@ -36,6 +36,18 @@ impl Wan {
     /// # Errors
     /// Those of `ip` and of `scripts/wan.py`.
     pub fn start(delay_ms: u32, loss_percent: u32, rate_kbit: u32) -> Result<Self> {
+        Self::start_with(&[delay_ms, loss_percent, rate_kbit])
+    }
+
+    /// A quick line on which IP packets longer than this vanish without an ICMP message.
+    ///
+    /// # Errors
+    /// Those of `ip` and of `scripts/wan.py`.
+    pub fn start_narrow(packet_bytes_max: u32) -> Result<Self> {
+        Self::start_with(&[10, 0, 0, packet_bytes_max])
+    }
+
+    fn start_with(numbers: &[u32]) -> Result<Self> {
         static LINES: AtomicU32 = AtomicU32::new(0);
         let number = LINES.fetch_add(1, Ordering::Relaxed);
         let name = |end: &str| format!("edge-min-{end}-{}-{number}", std::process::id());
@@ -51,8 +63,7 @@ impl Wan {
         let mut line = Command::new(crate::root().join("scripts/wan.py"))
             .args([&wan.gate, &format!("{GATE}/24"), &wan.cloud])
             .arg(format!("{CLOUD}/24"))
-            .args([delay_ms, loss_percent].map(|number| number.to_string()))
-            .args((rate_kbit != 0).then(|| rate_kbit.to_string()))
+            .args(numbers.iter().map(ToString::to_string))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;

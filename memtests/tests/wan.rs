@@ -135,6 +135,24 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
     assert!(events(&gate, "Disconnected") <= 3);
 }
 
+/// Goal: a path that swallows long packets and tells nobody (a tunnel in a private network whose
+/// ICMP is filtered) keeps no gate from joining and deploying. Method: wan.py drops what is longer
+/// than the least that every path must carry; a ConfigMap is long enough to fill packets both ways.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_path_that_swallows_long_packets_carries_the_link() {
+    let gate = Gate::set_up(Setup {
+        joins_itself: true,
+        wan: Some(Wan::start_narrow(1280).unwrap()),
+        ..Setup::default()
+    })
+    .unwrap();
+    gate.manifests(&loaded(1, 1, 1 << 14)).unwrap();
+    gate.until_converged(1).unwrap();
+    gate.until("both ends hold the same", same_roots).unwrap();
+    assert_eq!(events(&gate, "Disconnected"), 0);
+}
+
 /// Goal: at 30 % loss each way, 3 Mbit/s and 150 ms a gate joins by itself, a deployment converges
 /// within 10 minutes and nothing flaps. Method: wan.py; the keepalive is the default.
 #[test]
