@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::hash::{Hash16, Hash32};
 use crate::key::Key;
 use crate::limits::{
-    AGENT_BYTES_MAX, CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INVENTORY_PAGE_MAX,
-    WIRE_VERSION, WIRE_VERSION_MIN,
+    AGENT_BYTES_MAX, CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, CLASSES_MAX, FRAME_BYTES_MAX,
+    INVENTORY_PAGE_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
 };
 
 /// Half of a session's name: random, never persisted.
@@ -68,6 +68,69 @@ impl Item {
             Self::Put { key, .. } | Self::Large { key, .. } | Self::Delete { key } => key,
         }
     }
+}
+
+/// Name of one outbox: random, made with its directory. A new one says that the old is lost.
+pub type Incarnation = [u8; 8];
+
+/// Why numbers of a stream carry no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GapReason {
+    /// Dropped for room: the quota was full.
+    Quota,
+    /// Older than the class keeps records.
+    Expired,
+    /// A newer record with the same coalescing key took its place.
+    Superseded,
+    /// Its bytes on the medium are not those that were written.
+    Damaged,
+}
+
+/// What stands at one number of a stream, or at several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// One record.
+    Record {
+        /// When it was written, milliseconds since 1970 by the node's clock.
+        unix_ms: u64,
+        /// At most `RECORD_BYTES_MAX`.
+        bytes: Vec<u8>,
+    },
+    /// Records that are lost.
+    Gap {
+        /// How many numbers, at least 1.
+        count: u64,
+        /// Why.
+        reason: GapReason,
+    },
+}
+
+impl Entry {
+    /// Numbers that it takes.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        match self {
+            Self::Record { .. } => 1,
+            Self::Gap { count, .. } => *count,
+        }
+    }
+
+    /// Bytes that it takes in a frame at most.
+    #[must_use]
+    pub const fn bytes_max(&self) -> usize {
+        match self {
+            Self::Record { bytes, .. } => bytes.len() + 14,
+            Self::Gap { .. } => 12,
+        }
+    }
+}
+
+/// The number after `entries` that start at `first`; `None` past the end of numbers.
+#[must_use]
+pub fn end_of(first: u64, entries: &[Entry]) -> Option<u64> {
+    entries
+        .iter()
+        .try_fold(first, |next, entry| next.checked_add(entry.count()))
 }
 
 /// One message of the link. The order of the variants is a wire constant: append, never reorder.
@@ -233,6 +296,35 @@ pub enum Frame {
         /// `LATER_MS_MAX`.
         wait_ms: u64,
     },
+    /// Up: records of one class, in order; without entries a question whether all before `first`
+    /// has come.
+    Records {
+        /// The session.
+        session: SessionId,
+        /// The outbox.
+        incarnation: Incarnation,
+        /// The class, below `CLASSES_MAX`.
+        class: u8,
+        /// Oldest number that the node still accounts for: all before it were acknowledged.
+        held: u64,
+        /// Number of the first entry, from 1.
+        first: u64,
+        /// At most `RECORD_ENTRIES_MAX`; their numbers follow on without holes.
+        entries: Vec<Entry>,
+    },
+    /// Down: everything before `next` is durable at the cloud's sink, or counted as lost there.
+    RecordsAck {
+        /// The session.
+        session: SessionId,
+        /// The outbox.
+        incarnation: Incarnation,
+        /// The class.
+        class: u8,
+        /// First number that is not yet durable.
+        next: u64,
+        /// Frames between `next` and what has come are lost: send again from `next`.
+        missing: bool,
+    },
 }
 
 /// Why bytes are not a frame.
@@ -312,7 +404,9 @@ impl Frame {
             | Self::CallOpen { session, .. }
             | Self::CallData { session, .. }
             | Self::CallCredit { session, .. }
-            | Self::CallCancel { session, .. } => Some(*session),
+            | Self::CallCancel { session, .. }
+            | Self::Records { session, .. }
+            | Self::RecordsAck { session, .. } => Some(*session),
         }
     }
 
@@ -326,7 +420,27 @@ impl Frame {
                 items.len() <= CHANGE_ITEMS_MAX && items.iter().all(|item| item.key().is_valid())
             }
             Self::Chunk { bytes, .. } => bytes.len() <= CHUNK_BYTES_MAX,
+            Self::Records {
+                class,
+                held,
+                first,
+                entries,
+                ..
+            } => {
+                usize::from(*class) < CLASSES_MAX
+                    && (1..=*first).contains(held)
+                    && entries.len() <= RECORD_ENTRIES_MAX
+                    && entries.iter().all(is_entry_within_caps)
+                    && end_of(*first, entries).is_some()
+            }
             _ => true,
         }
+    }
+}
+
+const fn is_entry_within_caps(entry: &Entry) -> bool {
+    match entry {
+        Entry::Record { bytes, .. } => bytes.len() <= RECORD_BYTES_MAX,
+        Entry::Gap { count, .. } => *count > 0,
     }
 }

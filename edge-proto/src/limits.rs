@@ -44,6 +44,35 @@ pub const CALLS_MAX: usize = 8;
 /// Bytes of a call's answer in flight without the caller's credit.
 pub const CALL_WINDOW_BYTES: u32 = 16 * 1024;
 
+/// Classes of an outbox: numbers below this; the lowest goes first.
+pub const CLASSES_MAX: usize = 16;
+/// Class of toll records.
+pub const CLASS_TOLL: u8 = 0;
+/// Class of events.
+pub const CLASS_EVENT: u8 = 1;
+/// Class of telemetry.
+pub const CLASS_TELEMETRY: u8 = 2;
+/// Bytes of one record; one always fits a frame.
+pub const RECORD_BYTES_MAX: usize = 4 * 1024;
+/// Entries of one records frame.
+pub const RECORD_ENTRIES_MAX: usize = 256;
+/// Bytes of the entries of one records frame: a frame without version, tags, session, outbox,
+/// class and numbers.
+pub const RECORDS_BYTES_MAX: usize = FRAME_BYTES_MAX - 64;
+/// Bytes of records frames of one node in flight. Nine tenths of a line of 3 Mbit/s with a round
+/// trip of 150 ms; what comes behind it waits for 130 ms there. A class that has nothing in flight
+/// may always send one frame, so that one whose sink stands does not hold up the others.
+pub const STREAM_WINDOW_BYTES: usize = 48 * 1024;
+/// Records frames of one node in flight. Few, so that small records go together when the round
+/// trip is long.
+pub const STREAM_FRAMES_MAX: usize = 16;
+/// Bytes of records that the cloud holds for one node until its sink has them; what comes beyond
+/// is not taken and comes again. All frames that may be in flight, full: a node that keeps to its
+/// window never reaches it.
+pub const STREAM_PENDING_BYTES_MAX: usize = (STREAM_FRAMES_MAX + CLASSES_MAX) * FRAME_BYTES_MAX;
+/// Streams (outbox, class) that the cloud's end of one node knows; the oldest is forgotten.
+pub const STREAMS_MAX: usize = 4 * CLASSES_MAX;
+
 /// Bytes of a node name: one RFC 1123 label.
 pub const NODE_NAME_BYTES_MAX: usize = 63;
 /// Bytes of an object's name or namespace: an RFC 1123 subdomain.
@@ -74,3 +103,5 @@ pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX + 256 < FRAME_BYTES_MAX);
 const _: () = assert!(CONFIG_BYTES_MAX < NODE_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX + 14 <= RECORDS_BYTES_MAX);
+const _: () = assert!(2 * FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);

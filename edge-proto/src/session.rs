@@ -15,6 +15,7 @@ mod link;
 mod opening;
 mod receiver;
 mod sender;
+mod stream;
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -23,7 +24,7 @@ use alloc::vec::Vec;
 pub use cloud::{Cloud, CloudConfig};
 pub use device::{Device, DeviceConfig};
 
-use crate::frame::FrameError;
+use crate::frame::{Entry, FrameError, Incarnation};
 use crate::hash::Hash32;
 use crate::key::Key;
 pub use crate::set::Reason;
@@ -98,6 +99,40 @@ pub enum Input<'a> {
     CallCancel {
         /// Id of the call.
         id: u32,
+    },
+    /// Device only: the numbers `held..end` of a class can be read from the outbox; all of them
+    /// are durable there. Given for each class at start, again whenever `end` has grown or reading
+    /// may work again, and with a new incarnation when the outbox has begun anew.
+    RecordsReady {
+        /// The class, below `CLASSES_MAX`.
+        class: u8,
+        /// The outbox.
+        incarnation: Incarnation,
+        /// Oldest number that the outbox accounts for, from 1.
+        held: u64,
+        /// Number that the next record gets.
+        end: u64,
+    },
+    /// Device only: answers `RecordsWanted`.
+    RecordsRead {
+        /// The class.
+        class: u8,
+        /// What `RecordsWanted` asked for.
+        first: u64,
+        /// What stands from there on. Empty: it cannot be read now; the class then waits for
+        /// `RecordsReady`.
+        entries: Vec<Entry>,
+    },
+    /// Cloud only: the sink has the records of this ticket, and their end as high-water mark.
+    RecordsDurable {
+        /// The ticket of `Output::Records`.
+        ticket: u32,
+    },
+    /// Cloud only: the sink does not have them and will not. They, and what came after them in
+    /// their stream, come again.
+    RecordsFailed {
+        /// The ticket of `Output::Records`.
+        ticket: u32,
     },
     /// Cloud only: the wall clock, seconds since 1970. Given once, it advances with `now`.
     Clock {
@@ -238,6 +273,51 @@ pub enum Output {
         key: Key,
         /// Why.
         reason: Reason,
+    },
+    /// Device only: read entries from the outbox, then answer `RecordsRead`.
+    RecordsWanted {
+        /// The class.
+        class: u8,
+        /// First number.
+        from: u64,
+        /// Sum of their `Entry::bytes_max` at most; one record always fits. At most
+        /// `RECORD_ENTRIES_MAX` of them; what is over is read again later.
+        bytes_max: usize,
+    },
+    /// Device only: everything before `next` may be deleted.
+    RecordsAcked {
+        /// The class.
+        class: u8,
+        /// First number that must be kept.
+        next: u64,
+    },
+    /// Device only: the cloud has numbers of this outbox that the outbox has never given. So the
+    /// medium went back in time, or another node has a copy of it: begin a new incarnation.
+    RecordsAhead {
+        /// The class.
+        class: u8,
+        /// The cloud's next number.
+        next: u64,
+    },
+    /// Cloud only: give this to the sink, then answer `RecordsDurable`. It follows on what came
+    /// before in its stream. The entries may be empty: then only `forgotten` is to be noted, or
+    /// that there is such an outbox.
+    Records {
+        /// For `RecordsDurable`.
+        ticket: u32,
+        /// The outbox. One never seen of this node says that the one before is lost.
+        incarnation: Incarnation,
+        /// The class.
+        class: u8,
+        /// Number of the first entry.
+        first: u64,
+        /// What the node still accounts for.
+        held: u64,
+        /// How many numbers right before `first` were acknowledged once and are not known any
+        /// more: this cloud was restored from a backup. Lost here, and to be reported.
+        forgotten: u64,
+        /// Records and gaps.
+        entries: Vec<Entry>,
     },
     /// Something is wrong with the peer; the frame was dropped.
     PeerProblem(Problem),

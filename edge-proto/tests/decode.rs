@@ -2,10 +2,10 @@
 
 use edge_proto::enrol::{Broker, JoinAnswer, JoinRequest};
 use edge_proto::fields::{FieldError, Reader, Skip, Writer};
-use edge_proto::frame::{Frame, FrameError, Item, SessionId, Set};
+use edge_proto::frame::{Entry, Frame, FrameError, GapReason, Item, SessionId, Set};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::limits::FRAME_BYTES_MAX;
+use edge_proto::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_BYTES_MAX};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input};
 use proptest::prelude::*;
 
@@ -111,7 +111,35 @@ fn all_frames() -> Vec<Frame> {
             epoch: 7,
             wait_ms: 30_000,
         },
+        Frame::Records {
+            session,
+            incarnation: [7; 8],
+            class: 2,
+            held: 300,
+            first: 301,
+            entries: vec![
+                Entry::Record {
+                    unix_ms: 1_800_000_000_000,
+                    bytes: b"toll".to_vec(),
+                },
+                gap(300, GapReason::Quota),
+                gap(1, GapReason::Expired),
+                gap(2, GapReason::Superseded),
+                gap(3, GapReason::Damaged),
+            ],
+        },
+        Frame::RecordsAck {
+            session,
+            incarnation: [7; 8],
+            class: 2,
+            next: 301,
+            missing: true,
+        },
     ]
+}
+
+const fn gap(count: u64, reason: GapReason) -> Entry {
+    Entry::Gap { count, reason }
 }
 
 /// Hex of `bytes`; runs of four or more equal bytes as `byte*count`.
@@ -195,7 +223,7 @@ fn frames_that_are_not_ours_are_refused() {
     assert_eq!(Frame::decode(&long), Err(FrameError::PeerLength));
     assert_eq!(Frame::decode(&[2, 4]), Err(FrameError::PeerVersion(2)));
     assert_eq!(Frame::decode(&[0, 4]), Err(FrameError::PeerVersion(0)));
-    assert_eq!(Frame::decode(&[1, 14]), Err(FrameError::PeerMalformed));
+    assert_eq!(Frame::decode(&[1, 100]), Err(FrameError::PeerMalformed));
     let mut trailing = Frame::Gone { n: [1; 8] }.encode();
     trailing.push(0);
     assert_eq!(Frame::decode(&trailing), Err(FrameError::PeerMalformed));
@@ -212,6 +240,53 @@ fn frames_that_are_not_ours_are_refused() {
         Frame::decode(&wrong_form.encode()),
         Err(FrameError::PeerLimit)
     );
+}
+
+/// Goal: numbers and lengths of records are within their caps once a frame is decoded, and the
+/// fullest frame that our end makes is one.
+#[test]
+fn records_out_of_their_caps_are_refused() {
+    let frame = |class, held, first, entries| Frame::Records {
+        session: SESSION,
+        incarnation: [7; 8],
+        class,
+        held,
+        first,
+        entries,
+    };
+    let record = |bytes| Entry::Record {
+        unix_ms: u64::MAX,
+        bytes: vec![7; bytes],
+    };
+    let fits = |frame: &Frame| Frame::decode(&frame.encode()) != Err(FrameError::PeerLimit);
+    let gap = |count| vec![gap(count, GapReason::Damaged)];
+    let last = u64::MAX;
+    for frame in [
+        frame(15, 1, 1, vec![record(RECORD_BYTES_MAX)]),
+        frame(0, last, last, Vec::new()),
+        frame(0, 1, last - 1, gap(1)),
+        frame(0, 1, 1, vec![record(0); 256]),
+    ] {
+        assert!(fits(&frame), "{frame:?}");
+    }
+    for frame in [
+        frame(16, 1, 1, Vec::new()),
+        frame(0, 0, 1, Vec::new()),
+        frame(0, 2, 1, Vec::new()),
+        frame(0, 1, last, gap(1)),
+        frame(0, 1, 1, gap(0)),
+        frame(0, 1, 1, vec![record(RECORD_BYTES_MAX + 1)]),
+        frame(0, 1, 1, vec![record(0); 257]),
+    ] {
+        assert!(!fits(&frame), "{frame:?}");
+    }
+    let rest = RECORDS_BYTES_MAX - record(RECORD_BYTES_MAX).bytes_max() - record(0).bytes_max();
+    let full = vec![record(RECORD_BYTES_MAX), record(rest)];
+    assert_eq!(
+        full.iter().map(Entry::bytes_max).sum::<usize>(),
+        RECORDS_BYTES_MAX
+    );
+    assert!(frame(15, last - 2, last - 2, full).encode().len() <= FRAME_BYTES_MAX);
 }
 
 /// What an encoder of a later version writes.

@@ -3,9 +3,10 @@
 use super::call::Requests;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
+use super::stream::StreamReceiver;
 use super::{Input, Output, Problem};
 use crate::Millis;
-use crate::frame::{Frame, SessionId, Set};
+use crate::frame::{Frame, Incarnation, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
 use crate::limits::{PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
@@ -61,6 +62,7 @@ pub struct Cloud {
     candidate: Option<Candidate>,
     link: Link,
     requests: Requests,
+    streams: StreamReceiver,
 }
 
 impl Cloud {
@@ -77,6 +79,7 @@ impl Cloud {
             candidate: None,
             link,
             requests: Requests::default(),
+            streams: StreamReceiver::default(),
         }
     }
 
@@ -87,6 +90,13 @@ impl Cloud {
             let refused = None;
             self.link.receiver.restore(key, Member { hash, refused })
         })
+    }
+
+    /// Takes the high-water mark of a stream from the sink: everything of it before `next` is
+    /// durable there. Call before the first `handle`, the oldest incarnation first. Returns false
+    /// if the stream is none, or if there are more than `STREAMS_MAX`.
+    pub fn restore_stream(&mut self, incarnation: Incarnation, class: u8, next: u64) -> bool {
+        self.streams.restore(incarnation, class, next)
     }
 
     /// This replica took the shard over (again): opens anew under `epoch`.
@@ -166,8 +176,14 @@ impl Cloud {
                 }
             }
             Input::Clock { unix_s } => self.clock = Some((now, unix_s)),
-            // The node's own input.
-            Input::CallAnswer { .. } => {}
+            Input::RecordsDurable { ticket } => {
+                let session = self.link.session;
+                self.streams
+                    .handle_durable(session, ticket, &mut self.link.out);
+            }
+            Input::RecordsFailed { ticket } => self.streams.handle_failed(ticket),
+            // The node's own inputs.
+            Input::CallAnswer { .. } | Input::RecordsReady { .. } | Input::RecordsRead { .. } => {}
         }
         self.link.pump(now);
     }
@@ -360,6 +376,20 @@ impl Cloud {
                 .requests
                 .handle_data(session, (id, offset, bytes, end), out),
             Frame::CallCancel { id, .. } => self.requests.handle_cancel(id, out),
+            Frame::Records {
+                incarnation,
+                class,
+                held,
+                first,
+                entries,
+                ..
+            } => self.streams.handle_records(
+                session,
+                (incarnation, class),
+                (held, first),
+                entries,
+                out,
+            ),
             frame => self.link.handle_frame(now, session, frame),
         }
     }

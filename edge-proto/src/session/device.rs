@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::call::Answers;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
+use super::stream::StreamSender;
 use super::{Input, Output, Problem};
 use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
@@ -39,6 +40,7 @@ pub struct Device {
     session_epoch: u64,
     link: Link,
     answers: Answers,
+    streams: StreamSender,
 }
 
 impl Device {
@@ -58,6 +60,7 @@ impl Device {
             session_epoch: 0,
             link: Link::new(Set::Reported, Set::Desired),
             answers: Answers::default(),
+            streams: StreamSender::default(),
         }
     }
 
@@ -135,6 +138,9 @@ impl Device {
                     self.send_hello(now);
                 }
                 self.link.tick(now);
+                if let Some(session) = self.link.session {
+                    self.streams.tick(now, session, &mut self.link.out);
+                }
             }
             Input::Put { key, payload } => self.link.put(key, payload),
             Input::Delete { key } => self.link.sender.delete(&key),
@@ -155,8 +161,29 @@ impl Device {
                     self.answers.cancel(session, id, &mut self.link.out);
                 }
             }
+            Input::RecordsReady {
+                class,
+                incarnation,
+                held,
+                end,
+            } => self.streams.handle_ready(class, incarnation, (held, end)),
+            Input::RecordsRead {
+                class,
+                first,
+                entries,
+            } => {
+                if let Some(session) = self.link.session {
+                    let read = (class, first, entries);
+                    self.streams
+                        .handle_read(now, session, read, &mut self.link.out);
+                }
+            }
             // The cloud's own inputs.
-            Input::CallStart { .. } | Input::CallTaken { .. } | Input::Clock { .. } => {}
+            Input::CallStart { .. }
+            | Input::CallTaken { .. }
+            | Input::RecordsDurable { .. }
+            | Input::RecordsFailed { .. }
+            | Input::Clock { .. } => {}
         }
         if self.stored_epoch < self.link.epoch && self.link.receiver.is_idle() {
             let epoch = self.link.epoch;
@@ -165,6 +192,10 @@ impl Device {
                 .apply(Vec::new(), epoch, &mut self.link.out);
         }
         self.link.pump(now);
+        // State goes before streams.
+        if let Some(session) = self.link.session {
+            self.streams.pump(now, session, &mut self.link.out);
+        }
     }
 
     /// The next thing to do; `None` until the next `handle`.
@@ -176,7 +207,7 @@ impl Device {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let opening = self.opening.as_ref().and_then(|repeat| repeat.at);
-        earliest([opening, self.link.deadline()])
+        earliest([opening, self.link.deadline(), self.streams.deadline()])
     }
 
     fn open(&mut self, now: Millis) {
@@ -203,6 +234,7 @@ impl Device {
 
     fn end_session(&mut self) {
         self.answers.close(&mut self.link.out);
+        self.streams.close();
         if self.link.close() {
             self.link.out.push_back(Output::Down);
         }
@@ -269,6 +301,15 @@ impl Device {
             } => self.answers.handle_open(session, (id, method, body), out),
             Frame::CallCredit { id, upto, .. } => self.answers.handle_credit(id, upto, out),
             Frame::CallCancel { id, .. } => self.answers.handle_cancel(id, out),
+            Frame::RecordsAck {
+                incarnation,
+                class,
+                next,
+                missing,
+                ..
+            } => self
+                .streams
+                .handle_ack(now, (incarnation, class), (next, missing), out),
             frame => self.link.handle_frame(now, session, frame),
         }
     }
@@ -307,6 +348,7 @@ impl Device {
         self.link.epoch = epoch;
         self.link
             .open(session, reported_root, desired_root, u32::MAX);
+        self.streams.open(epoch);
         self.link.receiver.send_have(session, &mut self.link.out);
         self.link.out.push_back(Output::Live { unix_s });
         if unix_s != 0 {

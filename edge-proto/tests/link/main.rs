@@ -5,6 +5,7 @@
 )]
 #![expect(
     clippy::panic,
+    clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "a test; a wrong index fails it"
@@ -14,4 +15,5 @@ mod basics;
 mod faults;
 mod network;
 mod opening;
+mod streams;
 mod support;

@@ -1,0 +1,518 @@
+//! Streams: numbered records from the node's outbox to the cloud's sink, go-back-N.
+//!
+//! Neither end keeps records. The node's end reads them from the outbox when it wants to send
+//! them, again for each repeat; the cloud's end hands them on and counts their bytes until the
+//! sink has them. An acknowledgement always means: on the sink's medium.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::Output;
+use super::opening::Repeat;
+use super::sender::send;
+use crate::Millis;
+use crate::frame::{Entry, Frame, Incarnation, SessionId, end_of};
+use crate::limits::{
+    CLASSES_MAX, FRAME_BYTES_MAX, RECORD_ENTRIES_MAX, RECORDS_BYTES_MAX, STREAM_FRAMES_MAX,
+    STREAM_PENDING_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
+};
+
+/// Bytes of a records frame around its entries.
+const FRAME_HEADER_BYTES: usize = FRAME_BYTES_MAX - RECORDS_BYTES_MAX;
+
+/// One class as the node's end sees it: `held <= sent <= end`.
+#[derive(Debug)]
+struct Class {
+    number: u8,
+    incarnation: Incarnation,
+    /// All before are acknowledged.
+    held: u64,
+    /// All before were sent in this session.
+    sent: u64,
+    /// Number that the outbox gives next.
+    end: u64,
+    /// The cloud is to hear of the outbox and its numbers even if there is nothing to send, and
+    /// has not answered yet.
+    announce: bool,
+    /// The outbox cannot read.
+    stalled: bool,
+    /// Sent again from `held` since it last moved or was last asked.
+    gone_back: bool,
+    repeat: Repeat,
+}
+
+/// A frame that was sent and not yet acknowledged.
+#[derive(Debug)]
+struct Flight {
+    class: u8,
+    end: u64,
+    bytes: usize,
+}
+
+/// The node's half. At most [`CLASSES_MAX`] classes, the lowest number first.
+#[derive(Debug, Default)]
+pub(super) struct StreamSender {
+    classes: Vec<Class>,
+    /// At most [`STREAM_FRAMES_MAX`], and one more for each class.
+    flights: Vec<Flight>,
+    /// Class and number that the outbox was asked for.
+    reading: Option<(u8, u64)>,
+    /// Epoch of the last session.
+    epoch: u64,
+}
+
+impl StreamSender {
+    /// What the outbox has.
+    pub(super) fn handle_ready(
+        &mut self,
+        number: u8,
+        incarnation: Incarnation,
+        (held, end): (u64, u64),
+    ) {
+        if usize::from(number) >= CLASSES_MAX || held == 0 || held > end {
+            return;
+        }
+        let place = self.classes.partition_point(|class| class.number < number);
+        let known = self.classes.get_mut(place);
+        if let Some(class) =
+            known.filter(|class| class.number == number && class.incarnation == incarnation)
+        {
+            class.end = class.end.max(end);
+            class.held = class.held.max(held);
+            class.sent = class.sent.max(class.held);
+            class.stalled = false;
+            return;
+        }
+        self.classes.retain(|class| class.number != number);
+        self.forget_flights(number);
+        let class = Class {
+            number,
+            incarnation,
+            held,
+            sent: held,
+            end,
+            announce: true,
+            stalled: false,
+            gone_back: false,
+            repeat: Repeat::new(),
+        };
+        self.classes.insert(place, class);
+    }
+
+    /// A session opens. A cloud with another epoch may have been restored from a backup, so it
+    /// hears our numbers.
+    pub(super) fn open(&mut self, epoch: u64) {
+        self.close();
+        let other = core::mem::replace(&mut self.epoch, epoch) != epoch;
+        for class in &mut self.classes {
+            class.announce |= other && class.end > 1;
+            class.stalled = false;
+        }
+    }
+
+    /// The session is over: what is not acknowledged goes again in the next.
+    pub(super) fn close(&mut self) {
+        self.flights.clear();
+        self.reading = None;
+        for class in &mut self.classes {
+            class.sent = class.held;
+            class.gone_back = false;
+            class.repeat.reset();
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        self.classes
+            .iter()
+            .filter_map(|class| class.repeat.at)
+            .min()
+    }
+
+    /// Asks, for each class without an answer for too long, whether what was sent has come.
+    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        for class in &mut self.classes {
+            if class.repeat.is_due(now) {
+                class.gone_back = false;
+                class.repeat.arm(now);
+                send(out, &records(session, class, class.sent, Vec::new()));
+            }
+        }
+    }
+
+    pub(super) fn handle_ack(
+        &mut self,
+        now: Millis,
+        (incarnation, number): (Incarnation, u8),
+        (next, missing): (u64, bool),
+        out: &mut VecDeque<Output>,
+    ) {
+        let mut classes = self.classes.iter_mut();
+        let Some(class) =
+            classes.find(|class| class.number == number && class.incarnation == incarnation)
+        else {
+            return;
+        };
+        if next > class.end {
+            let class = number;
+            out.push_back(Output::RecordsAhead { class, next });
+            return;
+        }
+        class.announce &= missing;
+        self.flights
+            .retain(|flight| flight.class != number || flight.end > next);
+        if next > class.held {
+            class.held = next;
+            class.sent = class.sent.max(next);
+            class.gone_back = false;
+            class.repeat.reset();
+            let class = number;
+            out.push_back(Output::RecordsAcked { class, next });
+        } else if missing && !class.gone_back && class.sent > class.held {
+            class.gone_back = true;
+            class.sent = class.held;
+            self.forget_flights(number);
+        }
+        self.arm(now, number);
+    }
+
+    fn forget_flights(&mut self, number: u8) {
+        self.flights.retain(|flight| flight.class != number);
+        self.reading.take_if(|(class, _)| *class == number);
+    }
+
+    /// A repeat is due exactly while something of the class is in flight.
+    fn arm(&mut self, now: Millis, number: u8) {
+        let flying = is_flying(&self.flights, number);
+        let mut classes = self.classes.iter_mut();
+        if let Some(class) = classes.find(|class| class.number == number) {
+            match (flying, class.repeat.at) {
+                (true, None) => class.repeat.arm(now),
+                (true, Some(_)) => {}
+                // The delay stays as it is after going back: a link that loses is not pressed.
+                (false, _) => class.repeat.at = None,
+            }
+        }
+    }
+
+    /// The outbox answers.
+    pub(super) fn handle_read(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        (number, first, mut entries): (u8, u64, Vec<Entry>),
+        out: &mut VecDeque<Output>,
+    ) {
+        if self.reading != Some((number, first)) {
+            return;
+        }
+        self.reading = None;
+        let mut classes = self.classes.iter_mut();
+        let Some(class) = classes.find(|class| class.number == number && class.sent == first)
+        else {
+            return;
+        };
+        let mut room = RECORDS_BYTES_MAX;
+        let fitting = entries.iter().take(RECORD_ENTRIES_MAX).take_while(|entry| {
+            let fits = entry.bytes_max() <= room;
+            room = room.saturating_sub(entry.bytes_max());
+            fits
+        });
+        entries.truncate(fitting.count());
+        match end_of(first, &entries) {
+            Some(end) if end > first && end <= class.end => {
+                let frame = records(session, class, first, entries);
+                class.sent = end;
+                self.launch(now, number, end, &frame, out);
+            }
+            _ => class.stalled = true,
+        }
+    }
+
+    fn launch(
+        &mut self,
+        now: Millis,
+        number: u8,
+        end: u64,
+        frame: &Frame,
+        out: &mut VecDeque<Output>,
+    ) {
+        let frame = frame.encode();
+        let flight = Flight {
+            class: number,
+            end,
+            bytes: frame.len(),
+        };
+        out.push_back(Output::Send(frame));
+        self.flights.push(flight);
+        self.arm(now, number);
+    }
+
+    /// Announces what is to be announced, and asks the outbox for what can be sent: one read at a
+    /// time, the lowest class first.
+    pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        // An outbox that was never written to is known by its first class alone.
+        let flights = &self.flights;
+        let announced = |(place, class): (usize, &Class)| {
+            let quiet = class.sent == class.end && !is_flying(flights, class.number);
+            let due = class.announce && quiet && (place == 0 || class.end > 1);
+            due.then(|| {
+                let frame = records(session, class, class.sent, Vec::new());
+                (class.number, class.sent, frame)
+            })
+        };
+        let classes = self.classes.iter().enumerate();
+        let frames: Vec<_> = classes.filter_map(announced).collect();
+        for (number, end, frame) in frames {
+            self.launch(now, number, end, &frame, out);
+        }
+        if self.reading.is_some() {
+            return;
+        }
+        let flying: usize = self.flights.iter().map(|flight| flight.bytes).sum();
+        let room = flying + FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES
+            && self.flights.len() < STREAM_FRAMES_MAX;
+        let next = self.classes.iter().find(|class| {
+            let idle = || {
+                !self
+                    .flights
+                    .iter()
+                    .any(|flight| flight.class == class.number)
+            };
+            class.sent < class.end && !class.stalled && (room || idle())
+        });
+        if let Some(class) = next {
+            self.reading = Some((class.number, class.sent));
+            out.push_back(Output::RecordsWanted {
+                class: class.number,
+                from: class.sent,
+                bytes_max: RECORDS_BYTES_MAX,
+            });
+        }
+    }
+}
+
+fn is_flying(flights: &[Flight], class: u8) -> bool {
+    flights.iter().any(|flight| flight.class == class)
+}
+
+const fn records(session: SessionId, class: &Class, first: u64, entries: Vec<Entry>) -> Frame {
+    Frame::Records {
+        session,
+        incarnation: class.incarnation,
+        class: class.number,
+        held: class.held,
+        first,
+        entries,
+    }
+}
+
+/// One stream as the cloud's end sees it: `durable <= received`.
+#[derive(Debug)]
+struct Stream {
+    incarnation: Incarnation,
+    class: u8,
+    /// All before were handed to the sink.
+    received: u64,
+    /// All before are durable in the sink.
+    durable: u64,
+    /// The sink knows of the stream.
+    stored: bool,
+}
+
+/// What the sink has not answered yet.
+#[derive(Debug)]
+struct Pending {
+    ticket: u32,
+    incarnation: Incarnation,
+    class: u8,
+    end: u64,
+    bytes: usize,
+    done: bool,
+}
+
+impl Pending {
+    fn is_of(&self, stream: &Stream) -> bool {
+        self.class == stream.class && self.incarnation == stream.incarnation
+    }
+}
+
+/// The cloud's half. At most [`STREAMS_MAX`] streams and [`STREAM_PENDING_BYTES_MAX`] bytes that
+/// wait for the sink.
+#[derive(Debug, Default)]
+pub(super) struct StreamReceiver {
+    /// In the order in which they were first seen.
+    streams: Vec<Stream>,
+    pending: Vec<Pending>,
+    ticket: u32,
+}
+
+impl StreamReceiver {
+    pub(super) fn restore(&mut self, incarnation: Incarnation, class: u8, next: u64) -> bool {
+        let fits = self.streams.len() < STREAMS_MAX;
+        let valid = usize::from(class) < CLASSES_MAX && next > 0;
+        if fits && valid {
+            self.streams.push(Stream {
+                incarnation,
+                class,
+                received: next,
+                durable: next,
+                stored: true,
+            });
+        }
+        fits && valid
+    }
+
+    /// Place of the stream, made if it is not known.
+    fn place(&mut self, incarnation: Incarnation, class: u8) -> usize {
+        let known = |stream: &Stream| stream.class == class && stream.incarnation == incarnation;
+        if let Some(place) = self.streams.iter().position(known) {
+            return place;
+        }
+        if self.streams.len() >= STREAMS_MAX {
+            let pending = &self.pending;
+            let idle = |stream: &Stream| !pending.iter().any(|pending| pending.is_of(stream));
+            let oldest = self.streams.iter().position(idle).unwrap_or(0);
+            self.streams.remove(oldest);
+        }
+        self.streams.push(Stream {
+            incarnation,
+            class,
+            received: 1,
+            durable: 1,
+            stored: false,
+        });
+        self.streams.len() - 1
+    }
+
+    /// A frame with records; its numbers are within the caps.
+    pub(super) fn handle_records(
+        &mut self,
+        session: SessionId,
+        (incarnation, class): (Incarnation, u8),
+        (held, first): (u64, u64),
+        mut entries: Vec<Entry>,
+        out: &mut VecDeque<Output>,
+    ) {
+        let Some(end) = end_of(first, &entries) else {
+            return;
+        };
+        let place = self.place(incarnation, class);
+        let Some(stream) = self.streams.get_mut(place) else {
+            return;
+        };
+        let next = stream.received.max(held);
+        if first > next {
+            acknowledge(session, stream, true, out);
+            return;
+        }
+        let forgotten = next - stream.received;
+        let fresh = !stream.stored && !self.pending.iter().any(|pending| pending.is_of(stream));
+        if end <= next && forgotten == 0 && !fresh {
+            // While the sink is still at it, its own acknowledgement follows.
+            if end <= stream.durable {
+                acknowledge(session, stream, false, out);
+            }
+            return;
+        }
+        skip(&mut entries, next - first);
+        let waiting: usize = self.pending.iter().map(|pending| pending.bytes).sum();
+        let bytes = entries.iter().map(Entry::bytes_max).sum::<usize>() + FRAME_HEADER_BYTES;
+        if waiting + bytes > STREAM_PENDING_BYTES_MAX {
+            return;
+        }
+        self.ticket = self.ticket.wrapping_add(1);
+        let ticket = self.ticket;
+        stream.received = end.max(next);
+        self.pending.push(Pending {
+            ticket,
+            incarnation,
+            class,
+            end: stream.received,
+            bytes,
+            done: false,
+        });
+        out.push_back(Output::Records {
+            ticket,
+            incarnation,
+            class,
+            first: next,
+            held,
+            forgotten,
+            entries,
+        });
+    }
+
+    /// The sink has what this ticket stands for. Acknowledged is what is durable without a hole.
+    pub(super) fn handle_durable(
+        &mut self,
+        session: Option<SessionId>,
+        ticket: u32,
+        out: &mut VecDeque<Output>,
+    ) {
+        let mut pending = self.pending.iter_mut();
+        let Some(done) = pending.find(|pending| pending.ticket == ticket) else {
+            return;
+        };
+        done.done = true;
+        let (incarnation, class) = (done.incarnation, done.class);
+        let place = self.place(incarnation, class);
+        let Some(stream) = self.streams.get_mut(place) else {
+            return;
+        };
+        let mut all = true;
+        let mut moved = false;
+        self.pending.retain(|pending| {
+            all &= !pending.is_of(stream) || pending.done;
+            let settled = all && pending.is_of(stream);
+            if settled {
+                moved = true;
+                stream.durable = pending.end;
+            }
+            !settled
+        });
+        stream.stored |= moved;
+        if let (true, Some(session)) = (moved, session) {
+            acknowledge(session, stream, false, out);
+        }
+    }
+
+    /// The sink will not have it: what was handed on since the last durable record comes again.
+    pub(super) fn handle_failed(&mut self, ticket: u32) {
+        let mut pending = self.pending.iter();
+        let Some(failed) = pending.find(|pending| pending.ticket == ticket) else {
+            return;
+        };
+        for stream in &mut self.streams {
+            if failed.is_of(stream) {
+                stream.received = stream.durable;
+            }
+        }
+        let (incarnation, class) = (failed.incarnation, failed.class);
+        self.pending
+            .retain(|pending| pending.class != class || pending.incarnation != incarnation);
+    }
+}
+
+fn acknowledge(session: SessionId, stream: &Stream, missing: bool, out: &mut VecDeque<Output>) {
+    let frame = Frame::RecordsAck {
+        session,
+        incarnation: stream.incarnation,
+        class: stream.class,
+        next: stream.durable,
+        missing,
+    };
+    send(out, &frame);
+}
+
+/// Takes the first `count` numbers off; of a gap what is left of it stays.
+fn skip(entries: &mut Vec<Entry>, mut count: u64) {
+    entries.retain_mut(|entry| {
+        let known = entry.count().min(count);
+        count -= known;
+        if let Entry::Gap { count, .. } = entry {
+            *count -= known;
+            return *count > 0;
+        }
+        known == 0
+    });
+}
