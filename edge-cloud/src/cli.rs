@@ -209,7 +209,7 @@ struct Logs {
     /// Container; may be left out when the pod has one.
     #[arg(short, long)]
     container: Option<String>,
-    /// Goes on until Ctrl-C.
+    /// Goes on until the container has ended for good, its pod is gone, or Ctrl-C.
     #[arg(short, long)]
     follow: bool,
     /// Bytes from the end; everything that the node keeps when absent.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::reconnect::Reconnect;
-use edge_core::{Agent, AgentConfig, Input, Output, Signal};
+use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::object::{Condition, NodeStatus};
@@ -358,19 +358,7 @@ impl Driver {
         match event {
             Event::Link(event) => self.handle_link(now, event),
             Event::Store(done) => self.handle_store(now, done),
-            Event::Runtime(input) => {
-                if let Input::Started {
-                    uid,
-                    container,
-                    result: Ok(pid),
-                    ..
-                } = &input
-                {
-                    self.handle_started(*uid, container.clone(), *pid, input.clone());
-                } else {
-                    self.agent.handle(now, input);
-                }
-            }
+            Event::Runtime(input) => self.handle_runtime(now, input),
             Event::Local(request) => self.handle_local(request),
             Event::Joined(joined) => {
                 let (identity, unix_s) = *joined;
@@ -438,6 +426,29 @@ impl Driver {
                 );
             }
         }
+    }
+
+    fn handle_runtime(&mut self, now: u64, input: Input) {
+        if let Input::Started {
+            uid,
+            container,
+            result,
+            ..
+        } = &input
+        {
+            match result {
+                Ok(pid) => {
+                    return self.handle_started(*uid, container.clone(), *pid, input.clone());
+                }
+                Err(failure) if failure.counts_as_run => {
+                    let hash = self.agent.spec_hash(uid, container).unwrap_or_default();
+                    let code = Some(EXIT_NOT_RUN);
+                    self.runtime.note_end(*uid, container, hash, code, false);
+                }
+                Err(_) => {}
+            }
+        }
+        self.agent.handle(now, input);
     }
 
     fn handle_started(&mut self, uid: Uid, container: String, pid: u32, input: Input) {

@@ -2,7 +2,7 @@
 //! again after a while.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
 use edge_proto::session::Input;
@@ -16,6 +16,8 @@ const FOLLOW_MS: u64 = 500;
 
 struct Call {
     file: PathBuf,
+    /// What was asked for.
+    request: LogsRequest,
     at: u64,
     follow: bool,
     window: u32,
@@ -55,6 +57,7 @@ impl LogCalls {
                 let (follow, head) = (request.follow, vec![ANSWER_OK]);
                 Call {
                     file,
+                    request,
                     at,
                     follow,
                     window: 0,
@@ -68,6 +71,7 @@ impl LogCalls {
                 let file = PathBuf::new();
                 Call {
                     file,
+                    request: LogsRequest::default(),
                     at: 0,
                     follow: false,
                     window: 0,
@@ -107,8 +111,14 @@ impl LogCalls {
             .min()
     }
 
-    /// The next piece of an answer that can go now.
-    pub fn next(&mut self, now: u64) -> Option<Input<'static>> {
+    /// The next piece of an answer that can go now. `is_over` says whether nothing more will be
+    /// written to a file: its container has ended for good, its pod is gone, or another has taken
+    /// its name.
+    pub fn next(
+        &mut self,
+        now: u64,
+        is_over: &dyn Fn(&LogsRequest, &Path) -> bool,
+    ) -> Option<Input<'static>> {
         for (id, call) in &mut self.calls {
             if call.window == 0 || call.look_at > now {
                 continue;
@@ -126,7 +136,9 @@ impl LogCalls {
             }
             call.window -= u32::try_from(bytes.len()).unwrap_or(call.window);
             if call.follow && bytes.is_empty() && call.file.exists() {
-                call.look_at = now + FOLLOW_MS;
+                // Asked before the last look, so that nothing written meanwhile is lost.
+                call.follow = !is_over(&call.request, &call.file);
+                call.look_at = if call.follow { now + FOLLOW_MS } else { now };
                 continue;
             }
             let whole = bytes.is_empty() || (call.refused && call.head.is_empty());
@@ -149,7 +161,7 @@ mod tests {
 
     fn drain(calls: &mut LogCalls, now: u64) -> (Vec<u8>, bool) {
         let (mut all, mut ended) = (Vec::new(), false);
-        while let Some(Input::CallAnswer { bytes, end, .. }) = calls.next(now) {
+        while let Some(Input::CallAnswer { bytes, end, .. }) = calls.next(now, &|_, _| false) {
             all.extend(bytes);
             ended = end;
         }
@@ -190,6 +202,33 @@ mod tests {
         std::fs::write(&file, "ab").unwrap();
         assert_eq!(calls.deadline(), Some(FOLLOW_MS));
         assert_eq!(drain(&mut calls, FOLLOW_MS), (vec![b'b'], false));
+    }
+
+    /// Goal: what a container says last is not lost when its end is noticed. Method: it writes
+    /// while the agent asks whether it is over.
+    #[test]
+    fn a_followed_log_ends_with_its_container_and_with_its_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        std::fs::write(&file, "").unwrap();
+        let mut calls = LogCalls::default();
+        let request = LogsRequest {
+            follow: true,
+            pod: "ends".to_owned(),
+            ..LogsRequest::default()
+        };
+        calls.open(1, Ok((file.clone(), request)));
+        calls.window(1, 100);
+        assert_eq!(drain(&mut calls, 0), (vec![ANSWER_OK], false));
+        let ends = |request: &LogsRequest, path: &Path| {
+            assert_eq!((request.pod.as_str(), path), ("ends", file.as_path()));
+            std::fs::write(path, "bye").unwrap();
+            true
+        };
+        assert!(calls.next(FOLLOW_MS, &ends).is_none());
+        assert_eq!(calls.deadline(), Some(FOLLOW_MS));
+        assert_eq!(drain(&mut calls, FOLLOW_MS), (b"bye".to_vec(), true));
+        assert_eq!(calls.deadline(), None);
     }
 
     #[test]

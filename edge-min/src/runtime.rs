@@ -14,7 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use edge_core::Input;
+use edge_core::{Input, StartFailure};
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use nix::mount::{MntFlags, umount2};
@@ -180,21 +180,22 @@ impl Runtime {
     /// Starts a container; returns its process.
     ///
     /// # Errors
-    /// For a person, in runc's or the kernel's words.
-    pub fn start(&self, spec: &Spec) -> Result<u32, String> {
+    /// In runc's or the kernel's words. Only what the container itself has to answer for counts as a
+    /// run: its program, user, mounts.
+    pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
         let path = self.cgroup(spec.uid, &spec.container, spec.hash);
         let log = log_file(&self.run, spec.uid, &spec.container);
         drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
         self.cgroups
             .create(&path, &spec.limits)
-            .map_err(|error| error.to_string())?;
+            .map_err(not_created)?;
         match &spec.rootfs {
             None => self.start_process(spec, &path, log),
             Some(rootfs) => self.start_runc(spec, rootfs, &path, &log),
         }
     }
 
-    fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, String> {
+    fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, StartFailure> {
         let plan = Plan {
             agent: std::process::id(),
             argv: spec.argv.clone(),
@@ -208,8 +209,7 @@ impl Runtime {
             log,
             state: self.state_file(spec.uid, &spec.container),
         };
-        let failed = |error: io::Error| error.to_string();
-        let plan = serde_json::to_vec(&plan).map_err(|error| error.to_string())?;
+        let plan = serde_json::to_vec(&plan).map_err(|error| not_created(error.into()))?;
         let mut child = Command::new("/proc/self/exe")
             .arg("launch")
             .env_clear()
@@ -217,21 +217,21 @@ impl Runtime {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(failed)?;
+            .map_err(not_created)?;
         let pid = child.id();
         let mut reason = String::new();
-        match hand_over(&mut child, &plan, &mut reason) {
+        let failure = match hand_over(&mut child, &plan, &mut reason) {
             // It runs; the reaper waits for it, so std must not.
             Ok(()) if reason.is_empty() => return Ok(pid),
-            Ok(()) => {}
+            Ok(()) => not_run(reason),
             Err(error) => {
-                reason = ["launch: ", &error.to_string()].concat();
                 // It ended by itself, mostly.
                 child.kill().ok();
+                because("launch", &error)
             }
-        }
-        child.wait().map_err(failed)?;
-        Err(reason)
+        };
+        child.wait().map_err(not_created)?;
+        Err(failure)
     }
 
     fn start_runc(
@@ -240,11 +240,11 @@ impl Runtime {
         rootfs: &Rootfs,
         path: &Path,
         log: &Path,
-    ) -> Result<u32, String> {
-        let failed = |error: io::Error| error.to_string();
+    ) -> Result<u32, StartFailure> {
         let bundle = self.bundle_dir(spec.uid, &spec.container);
-        fs::create_dir_all(bundle.join("rootfs")).map_err(failed)?;
-        self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))?;
+        fs::create_dir_all(bundle.join("rootfs")).map_err(not_created)?;
+        self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))
+            .map_err(not_created)?;
         let cgroups_path = Path::new("/").join(path);
         let config = oci::config(spec, &cgroups_path.to_string_lossy());
         let text = config.to_string();
@@ -253,14 +253,14 @@ impl Runtime {
             text.as_bytes(),
             Durability::Never,
         )
-        .map_err(failed)?;
+        .map_err(not_created)?;
         let id = container_id(spec.uid, &spec.container);
         let pid_file = bundle.join("pid");
         let stdio = OpenOptions::new()
             .append(true)
             .create(true)
             .open(log)
-            .map_err(failed)?;
+            .map_err(not_created)?;
         // runc hands its stdio to the container, so its own words need a file of their own.
         let words = bundle.join("runc.log");
         drop(fs::remove_file(&words));
@@ -277,38 +277,37 @@ impl Runtime {
             .arg(&id)
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
-            .stdout(stdio.try_clone().map_err(failed)?)
+            .stdout(stdio.try_clone().map_err(not_created)?)
             .stderr(stdio)
             .status()
-            .map_err(|error| [&self.runc.to_string_lossy(), ": ", &error.to_string()].concat())?;
+            .map_err(|error| because(&self.runc.to_string_lossy(), &error))?;
         if !created.success() {
-            return Err(runc_words(&words));
+            return Err(not_run(runc_words(&words)));
         }
-        let pid = fs::read_to_string(&pid_file).map_err(failed)?;
+        let pid = fs::read_to_string(&pid_file).map_err(not_created)?;
         let pid = pid
             .trim()
             .parse()
-            .map_err(|_| "runc wrote no pid".to_owned())?;
+            .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
         // From here on it may run and end, before anybody knows of it.
         self.newborns.announce(pid);
-        let failed = match self.runc(&["start", &id]) {
+        let failure = match self.runc(&["start", &id]) {
             Ok(started) if started.status.success() => return Ok(pid),
-            Ok(started) => String::from_utf8_lossy(&started.stderr).trim().to_owned(),
-            Err(error) => error.to_string(),
+            Ok(started) => not_run(String::from_utf8_lossy(&started.stderr).trim().to_owned()),
+            Err(error) => not_created(error),
         };
         self.newborns.forget(pid);
-        Err(failed)
+        Err(failure)
     }
 
-    fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> Result<(), String> {
+    fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> io::Result<()> {
         if volume::is_mount(target) {
             return Ok(());
         }
-        let failed = |error: io::Error| error.to_string();
         let rw = self.rw_dir(spec.uid, &spec.container);
         let (upper, work) = (rw.join("upper"), rw.join("work"));
-        fs::create_dir_all(&upper).map_err(failed)?;
-        fs::create_dir_all(&work).map_err(failed)?;
+        fs::create_dir_all(&upper)?;
+        fs::create_dir_all(&work)?;
         // The kernel wants the topmost layer first.
         let lower: Vec<String> = rootfs
             .layers
@@ -333,7 +332,7 @@ impl Runtime {
             flags,
             Some(options.as_str()),
         )
-        .map_err(|error| ["mount overlay: ", error.desc()].concat())
+        .map_err(|error| io::Error::other(["mount overlay: ", error.desc()].concat()))
     }
 
     /// SIGKILL to all processes of a container; their ends are not waited for.
@@ -517,6 +516,28 @@ impl Runtime {
 
     fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
         self.pod_dir(uid).join("state").join(container)
+    }
+}
+
+/// The board could not make the container. Whoever asks again may have better luck.
+fn not_created(error: io::Error) -> StartFailure {
+    StartFailure {
+        reason: "CreateContainerError".to_owned(),
+        message: error.to_string(),
+        counts_as_run: false,
+    }
+}
+
+fn because(what: &str, error: &io::Error) -> StartFailure {
+    not_created(io::Error::other([what, ": ", &error.to_string()].concat()))
+}
+
+/// The container could not run its program.
+fn not_run(message: String) -> StartFailure {
+    StartFailure {
+        reason: "RunContainerError".to_owned(),
+        message,
+        counts_as_run: true,
     }
 }
 

@@ -366,11 +366,8 @@ fn perform(
             None
         }
         RuntimeJob::Start(start) => {
-            let result = spec(runtime, images, host_paths, &start).and_then(|spec| {
-                runtime
-                    .start(&spec)
-                    .map_err(|message| failure("RunContainerError", message))
-            });
+            let result =
+                spec(runtime, images, host_paths, &start).and_then(|spec| runtime.start(&spec));
             let Start {
                 uid,
                 run,
@@ -405,6 +402,7 @@ fn failure(reason: &str, message: String) -> StartFailure {
     StartFailure {
         reason: reason.to_owned(),
         message,
+        counts_as_run: false,
     }
 }
 

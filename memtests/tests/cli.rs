@@ -193,8 +193,12 @@ fn a_followed_log_ends_with_its_container_pod_or_reader() {
             .all(|pod| matches!(run(gate, &["logs", pod]), (0, text) if !text.is_empty()))
     })
     .unwrap();
+    // Through the link first, so that both wait for the end.
+    let far = gate.cloud_text(&["logs", "-f", "gate/ends"]);
+    assert_eq!(far.unwrap(), "first\nlast\n");
     let (code, text) = run(&gate, &["logs", "-f", "ends"]);
     assert_eq!((code, text.as_str()), (0, "first\nlast\n"));
+    gate.cloud_text(&["logs", "-f", "gate/ends"]).unwrap();
 
     // As many as the agent serves at once, each killed while it waits.
     for _ in 0..8 {

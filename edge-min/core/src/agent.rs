@@ -441,7 +441,11 @@ impl Agent {
         run: u32,
         result: Result<u32, StartFailure>,
     ) {
-        let Some(container) = self.pods.get_mut(&uid).and_then(|pod| pod.container(name)) else {
+        let Some(pod) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        let (policy, wanted) = (pod.policy(), pod.wants(name));
+        let Some(container) = pod.container(name) else {
             return;
         };
         let State::Starting { ended } = container.state else {
@@ -461,7 +465,7 @@ impl Agent {
             }
             Err(failure) => {
                 let reason = failure.reason.clone();
-                container.start_failed(now, failure);
+                container.start_failed(now, failure, policy, wanted);
                 self.outputs.push_back(Output::Remove {
                     uid,
                     container: name.into(),

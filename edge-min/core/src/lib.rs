@@ -42,4 +42,4 @@ mod supervisor;
 pub use agent::Agent;
 pub use event::Event;
 pub use port::{AgentConfig, Discovered, Input, Output, Signal};
-pub use supervisor::StartFailure;
+pub use supervisor::{EXIT_NOT_RUN, StartFailure};

@@ -180,12 +180,13 @@ impl PodState {
     pub(crate) fn status(&self, uid: Uid) -> PodStatus {
         let stuck = self.containers.iter().find_map(Supervisor::stuck);
         let stuck = stuck.as_deref();
+        let never_ran = self.containers.iter().find_map(Supervisor::never_ran);
         let (reason, message) = match (&self.spec, &self.missing, &self.prepare_failure) {
             (Some(pod), ..) if pod.terminating => ("Terminating", stuck.unwrap_or_default()),
             _ if !self.desired => ("Terminating", stuck.unwrap_or("no longer desired")),
             (_, Some(missing), _) => ("WaitingForConfig", missing.as_str()),
             (_, _, Some((failure, _))) => ("FailedPrepare", failure.as_str()),
-            _ => ("", ""),
+            _ => ("", never_ran.unwrap_or_default()),
         };
         let order = |name: &str| {
             self.spec

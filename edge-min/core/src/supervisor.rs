@@ -17,6 +17,9 @@ use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS};
 /// long and without messages fit the payload of a status.
 const REASON_BYTES_MAX: usize = 64;
 
+/// Exit code of a run whose program could not be started, as containerd gives it.
+pub const EXIT_NOT_RUN: i32 = 128;
+
 /// Why a start failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartFailure {
@@ -24,6 +27,9 @@ pub struct StartFailure {
     pub reason: String,
     /// For a person.
     pub message: String,
+    /// The container was there and its program could not be run: to Kubernetes that is a run, which
+    /// ended with [`EXIT_NOT_RUN`]. What kept the container from being made is not.
+    pub counts_as_run: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,17 +259,39 @@ impl Supervisor {
         self.state = State::Running { pid, since: now };
     }
 
-    /// Returns the delay before the next attempt.
-    pub(crate) fn start_failed(&mut self, now: Millis, failure: StartFailure) -> Millis {
+    /// It starts again later, unless the failure counts as a run and the policy wants no other.
+    pub(crate) fn start_failed(
+        &mut self,
+        now: Millis,
+        failure: StartFailure,
+        policy: RestartPolicy,
+        wanted: bool,
+    ) {
         self.failures = self.failures.saturating_add(1);
-        // Unlike a crash, a failed start is not repeated at once: nothing has changed.
-        let delay = backoff::delay_ms(self.failures.saturating_add(1));
         self.failure = Some(StartFailure {
             reason: clip_reason(&failure.reason).into(),
             message: clip(&failure.message).into(),
+            counts_as_run: failure.counts_as_run,
         });
-        self.state = removing(Next::Start(now.saturating_add(delay)));
-        delay
+        let code = Some(EXIT_NOT_RUN);
+        if failure.counts_as_run {
+            self.last_exit_code = code;
+        }
+        let next = if failure.counts_as_run && !restarts(policy, code) {
+            Next::End {
+                code,
+                oom: false,
+                stopped: !wanted,
+            }
+        } else {
+            if failure.counts_as_run {
+                self.restarts = self.restarts.saturating_add(1);
+            }
+            // Unlike a crash, a failed start is not repeated at once: nothing has changed.
+            let delay = backoff::delay_ms(self.failures.saturating_add(1));
+            Next::Start(now.saturating_add(delay))
+        };
+        self.state = removing(next);
     }
 
     /// Its end was told before its pod's spec.
@@ -344,9 +372,9 @@ impl Supervisor {
         matches!(self.state, State::Idle { .. } | State::Ended { .. })
     }
 
-    pub(crate) const fn has_started(&self) -> bool {
-        self.run > 0 && self.failure.is_none() && !matches!(self.state, State::Starting { .. })
-            || self.restarts > 0
+    pub(crate) fn has_started(&self) -> bool {
+        let ran = self.failure.as_ref().is_none_or(|why| why.counts_as_run);
+        self.run > 0 && ran && !matches!(self.state, State::Starting { .. }) || self.restarts > 0
     }
 
     pub(crate) const fn ended(&self) -> Option<Option<i32>> {
@@ -354,6 +382,12 @@ impl Supervisor {
             State::Ended { code, .. } => Some(code),
             _ => None,
         }
+    }
+
+    /// Why it never ran, when that was its end: the state of what has ended has no words of its own.
+    pub(crate) fn never_ran(&self) -> Option<&str> {
+        let failure = self.failure.as_ref()?;
+        self.ended().map(|_| failure.message.as_str())
     }
 
     pub(crate) fn status(&self) -> ContainerStatus {
@@ -372,6 +406,7 @@ impl Supervisor {
             } => ContainerState::Terminated {
                 exit_code: *code,
                 reason: match (oom, code) {
+                    _ if self.failure.is_some() => "StartError".into(),
                     (true, _) => "OOMKilled".into(),
                     (false, Some(0)) => "Completed".into(),
                     (false, _) => "Error".into(),

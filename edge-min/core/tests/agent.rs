@@ -569,6 +569,62 @@ fn a_changed_container_does_not_wait_for_the_back_off_of_the_old_one() {
     assert_eq!(board.running.len(), 1);
 }
 
+/// Goal: a program that cannot be run is a run that failed, as to Kubernetes; a container that
+/// cannot be made is none. Method: both, under each policy, for a while.
+#[test]
+fn a_program_that_cannot_run_counts_as_a_failed_run_and_a_missing_image_does_not() {
+    for policy in [
+        RestartPolicy::Always,
+        RestartPolicy::OnFailure,
+        RestartPolicy::Never,
+    ] {
+        let mut board = Board::new();
+        board.broken_image = true;
+        board.put(&pod(1, policy));
+        board.advance(3);
+        let status = board.status(UID).unwrap();
+        assert_eq!(board.starts, 4, "{policy:?}");
+        assert_eq!(status.phase, Phase::Pending);
+        assert_eq!(status.containers[0].restarts, 0);
+        assert_eq!(status.containers[0].last_exit_code, None);
+
+        board.broken_image = false;
+        board.broken_program = true;
+        board.advance(3);
+        let status = board.status(UID).unwrap();
+        let main = &status.containers[0];
+        assert_eq!(main.last_exit_code, Some(128), "{policy:?}");
+        if policy == RestartPolicy::Never {
+            assert_eq!((board.starts, status.phase), (5, Phase::Failed));
+            assert_eq!(status.message, "there is no such file");
+            let ContainerState::Terminated { exit_code, reason } = &main.state else {
+                panic!("{main:?}");
+            };
+            assert_eq!((*exit_code, reason.as_str()), (Some(128), "StartError"));
+            assert_eq!(board.agent.deadline(), None, "never again");
+            // Another spec is another pod's worth of tries.
+            board.broken_program = false;
+            let mut changed = pod(1, policy);
+            changed.containers[0].image = "fixed".into();
+            board.put(&changed);
+            board.settle();
+            let status = board.status(UID).unwrap();
+            assert_eq!(
+                (status.phase, status.message.as_str()),
+                (Phase::Running, "")
+            );
+        } else {
+            assert_eq!((board.starts, main.restarts), (7, 3));
+            assert_eq!(status.phase, Phase::Running, "as Kubernetes counts it");
+            let ContainerState::Waiting { reason, message } = &main.state else {
+                panic!("{main:?}");
+            };
+            assert_eq!(reason, "RunContainerError");
+            assert_eq!(message, "there is no such file");
+        }
+    }
+}
+
 #[test]
 fn names_that_could_leave_their_directory_are_refused() {
     for name in ["..", "a/b", "", "A", "-a"] {
@@ -614,6 +670,7 @@ fn statuses_fit_their_cap_however_long_the_reasons() {
             result: Err(StartFailure {
                 reason: "CreateContainerError".into(),
                 message: "x".repeat(2000),
+                counts_as_run: false,
             }),
         });
     }

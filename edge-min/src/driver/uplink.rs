@@ -1,8 +1,11 @@
 //! The driver's side of the link: its events into the session, what the session asks is done.
 
+use std::path::PathBuf;
+
 use async_channel::Sender;
 use edge_core::Input;
 use edge_core::reconnect::{self, Reconnect};
+use edge_proto::call::LogsRequest;
 use edge_proto::enrol::Endpoint;
 use edge_proto::session;
 
@@ -117,9 +120,7 @@ impl Driver {
             session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
             session::Output::CallRequest { id, method, body } => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
-                    let container =
-                        (!request.container.is_empty()).then_some(request.container.as_str());
-                    let (file, _) = self.log_path(&request.namespace, &request.pod, container)?;
+                    let (file, _) = self.called_log(&request)?;
                     Ok((file, request))
                 });
                 self.log_calls.open(id, file);
@@ -141,10 +142,20 @@ impl Driver {
 
     pub(super) fn pump_log_calls(&mut self) -> bool {
         let now = self.now();
-        let Some(answer) = self.log_calls.next(now) else {
+        let mut calls = std::mem::take(&mut self.log_calls);
+        let answer = calls.next(now, &|request, file| {
+            !matches!(self.called_log(request), Ok((known, false)) if known == file)
+        });
+        self.log_calls = calls;
+        let Some(answer) = answer else {
             return false;
         };
         self.device.handle(now, answer);
         true
+    }
+
+    fn called_log(&self, request: &LogsRequest) -> Result<(PathBuf, bool), String> {
+        let container = (!request.container.is_empty()).then_some(request.container.as_str());
+        self.log_path(&request.namespace, &request.pod, container)
     }
 }

@@ -19,6 +19,7 @@ pub(crate) struct Board {
     pub(crate) pids: u32,
     pub(crate) ignores_term: bool,
     pub(crate) broken_image: bool,
+    pub(crate) broken_program: bool,
     pub(crate) survives_kill: bool,
     pub(crate) keeps_remains: bool,
     pub(crate) removals: u32,
@@ -48,6 +49,7 @@ impl Board {
             pids: 0,
             ignores_term: false,
             broken_image: false,
+            broken_program: false,
             survives_kill: false,
             keeps_remains: false,
             removals: 0,
@@ -78,6 +80,13 @@ impl Board {
                     Err(StartFailure {
                         reason: "ErrImageNeverPull".into(),
                         message: "no".into(),
+                        counts_as_run: false,
+                    })
+                } else if self.broken_program {
+                    Err(StartFailure {
+                        reason: "RunContainerError".into(),
+                        message: "there is no such file".into(),
+                        counts_as_run: true,
                     })
                 } else {
                     self.pids += 1;
