@@ -261,6 +261,41 @@ fn a_process_gets_what_its_pod_says() {
     a_pod_gets_what_it_says(Process);
 }
 
+const LEAVING: &str = r#"
+echo "own $(busybox find /sys -name cgroup.procs | busybox head -c 1)"
+for procs in $(busybox find /sys -name cgroup.procs); do
+    (echo 0 > $procs) 2>/dev/null && echo "moved to $procs"
+    busybox mkdir ${procs%/*}/made 2>/dev/null && echo "made $procs"
+done
+busybox mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo "remounted"
+echo "done"
+exec sleep 100000
+"#;
+
+/// Goal: a container of root stays in its cgroups, and so within its limits, its devices and the
+/// reach of the agent's SIGKILL. Method: it tries every cgroup that it can find; the kernel is
+/// asked afterwards where it is.
+#[test]
+#[ignore = "needs root and runc"]
+fn a_container_cannot_leave_its_cgroups() {
+    let gate = gate();
+    let mut main = Runc.container("main", LEAVING);
+    main["resources"] = json!({"limits": {"memory": "64Mi", "edge-min.io/pids": "40"}});
+    let spec = json!({"terminationGracePeriodSeconds": 1, "containers": [main]});
+    apply(&gate, &[Runc.pod("leaving", spec)]);
+    until(&gate, "it has tried", |gate| {
+        logs(gate, "leaving", "main").contains("done")
+    });
+    // It sees them, read-only.
+    assert_eq!(logs(&gate, "leaving", "main"), "own /\ndone\n");
+    let main = pid(&gate, "leaving");
+    assert_eq!(cgroup_file(main, ["pids.max", "pids.max"]), "40");
+    let memory = cgroup_file(main, ["memory.max", "memory.limit_in_bytes"]);
+    assert_eq!(memory, (64 << 20).to_string());
+    apply(&gate, &[]);
+    until(&gate, "it has ended", |_| !lives(main));
+}
+
 const VOLUMES: &str = r#"
 echo here > $V/part/file
 echo "part $(cat $V/whole/made/part/file)"

@@ -87,8 +87,12 @@ fn mounts(spec: &Spec) -> Vec<Value> {
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] }),
         json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] }),
-        json!({ "destination": "/sys", "type": "bind", "source": "/sys",
-            "options": ["rbind", "nosuid", "noexec", "nodev", "ro"] }),
+        // A new one: bound from the board, only the topmost mount would be read-only, and in those
+        // below a container of root could leave its cgroups and so its limits and devices.
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", "ro"] }),
+        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] }),
         // Host network: names resolve as on the board.
         json!({ "destination": "/etc/resolv.conf", "type": "bind", "source": "/etc/resolv.conf",
             "options": ["bind", "ro"] }),
