@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use edge_proto::enrol::ALPN_JOIN;
+use edge_proto::lanes::Lanes;
 use edge_proto::limits::{FRAME_BYTES_MAX, KEEPALIVE_S_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectReturnCode, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet,
     PingResp, Publish, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
+use socket2::SockRef;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
@@ -24,7 +26,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::clock::unix_s;
-use crate::links::{FRAMES_MAX, Links, Refused};
+use crate::links::{Links, Refused};
 use crate::tls::{self, Peer};
 
 /// Connections at once, those that still shake hands included.
@@ -39,9 +41,12 @@ const OPENING: Duration = Duration::from_secs(90);
 const WRITE: Duration = Duration::from_secs(90);
 /// Patience with the last words of a connection: nobody waits for them.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// Bytes on the way to the socket beyond which frames wait in their channel. Few, so that an
-/// answer to a ping is never far behind.
-const AHEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes given to the socket at once; with the frame that reaches it at most one more. What waits
+/// behind is in its lanes, where an urgent frame can still overtake it.
+const AHEAD_BYTES_MAX: usize = 4 * 1024;
+/// Bytes not yet sent beyond which the kernel takes no more of a connection: a queue in there would
+/// know no lanes either.
+const UNSENT_BYTES_MAX: u32 = 4 * 1024;
 /// Bytes on the way to the socket beyond which the node is not read: answers to pings alone get
 /// there, so it asks and does not read.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
@@ -51,6 +56,10 @@ const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 
 /// Accepts connections, for ever.
 pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
+    // What is accepted inherits it. Without it a frame only waits longer.
+    if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+        log::warn!("notsent_lowat_failed error={error}");
+    }
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
@@ -118,6 +127,9 @@ struct Mqtt<S> {
     writer: WriteHalf<S>,
     received: BytesMut,
     sending: BytesMut,
+    /// Frames that wait, by the clock that starts with the connection.
+    lanes: Lanes,
+    start: Instant,
     /// Bytes wait in `sending`, or in TLS below it.
     unsent: bool,
     /// When the socket last took something, or there was first something to take.
@@ -135,6 +147,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
             writer,
             received: BytesMut::with_capacity(1024),
             sending: BytesMut::new(),
+            lanes: Lanes::new(),
+            start: Instant::now(),
             unsent: false,
             taken: Instant::now(),
             topic_up: format!("m1/u/{shard:02x}/{node}"),
@@ -184,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         frames: &mut mpsc::Receiver<Vec<u8>>,
         links: &Arc<Links>,
     ) -> io::Result<()> {
-        let (mut subscribed, mut waiting) = (false, Vec::new());
+        let mut subscribed = false;
         let mut heard = Instant::now();
         loop {
             while let Some(packet) = self.packet()? {
@@ -208,9 +222,6 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                             properties: None,
                         }))?;
                         subscribed = true;
-                        for frame in waiting.drain(..) {
-                            self.publish(frame)?;
-                        }
                     }
                     Packet::Disconnect(_) => return Ok(()),
                     _ => {
@@ -218,6 +229,14 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                             .end("publishes to what is not its own, or speaks more MQTT than a link needs")
                             .await;
                     }
+                }
+            }
+            let mut free = None;
+            if subscribed && !self.unsent {
+                self.publish_next()?;
+                if !self.unsent {
+                    let at = self.lanes.deadline();
+                    free = at.map(|at| self.start + Duration::from_millis(at));
                 }
             }
             let (silent, stuck) = (heard + silence, self.taken + WRITE);
@@ -233,17 +252,19 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     result?;
                     self.unsent = false;
                 }
-                frame = frames.recv(), if self.sending.len() < AHEAD_BYTES_MAX => {
+                frame = frames.recv() => {
                     let Some(frame) = frame else {
+                        // The last words may be among what waits, and go first.
+                        if subscribed {
+                            self.publish_next()?;
+                        }
                         self.put(&goodbye(DisconnectReasonCode::SessionTakenOver, "taken over"))?;
                         return self.drain().await;
                     };
-                    if subscribed {
-                        self.publish(frame)?;
-                    } else if waiting.len() < FRAMES_MAX {
-                        waiting.push(frame);
-                    }
+                    // One that does not fit is lost like one on the way.
+                    self.lanes.push(frame);
                 }
+                () = tokio::time::sleep_until(free.unwrap_or(silent)), if free.is_some() => {}
                 () = tokio::time::sleep_until(silent) => {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "silent over its keepalive"));
                 }
@@ -284,9 +305,21 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         }
     }
 
-    fn publish(&mut self, frame: Vec<u8>) -> io::Result<()> {
-        let publish = Publish::new(self.topic_down.as_str(), QoS::AtMostOnce, frame, None);
-        self.put(&Packet::Publish(publish))
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Queues the frames whose turn it is, as many as go at once.
+    fn publish_next(&mut self) -> io::Result<()> {
+        let now = self.now();
+        while self.sending.len() < AHEAD_BYTES_MAX {
+            let Some(frame) = self.lanes.poll(now) else {
+                break;
+            };
+            let publish = Publish::new(self.topic_down.as_str(), QoS::AtMostOnce, frame, None);
+            self.put(&Packet::Publish(publish))?;
+        }
+        Ok(())
     }
 
     /// Queues a packet.
@@ -347,11 +380,13 @@ async fn drain(
 
 #[cfg(test)]
 mod tests {
+    use edge_proto::frame::Frame;
     use rumqttc::v5::mqttbytes::v5::{Filter, PingReq, Subscribe};
     use tokio::io::DuplexStream;
 
     use super::*;
     use crate::ca::Ca;
+    use crate::links::FRAMES_MAX;
 
     const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -388,6 +423,13 @@ mod tests {
         served
     }
 
+    /// A frame of the state lane, with nothing in it.
+    fn change(bytes: usize) -> Vec<u8> {
+        let mut frame = vec![0; bytes];
+        frame[1] = 6;
+        frame
+    }
+
     impl Served {
         async fn send(&mut self, packet: &Packet) {
             let mut bytes = BytesMut::new();
@@ -421,7 +463,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_that_pings_and_reads_nothing_is_dropped() {
         let mut served = serve(1024).await;
-        served.frames.send(vec![0; 4096]).await.unwrap();
+        served.frames.send(change(4096)).await.unwrap();
         while !served.end.is_finished() {
             tokio::time::sleep(Duration::from_secs(20)).await;
             let mut bytes = BytesMut::new();
@@ -434,24 +476,59 @@ mod tests {
         assert!(after <= WRITE + KEEPALIVE, "{after:?}");
     }
 
+    /// Goal: a control frame overtakes the chunks that wait for the same socket. Method: chunks
+    /// fill a socket that takes 4 KiB, then comes the control frame; what is read before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_control_frame_waits_for_no_chunk_but_those_under_way() {
+        const CHUNK: usize = 4096;
+        const BUFFER: usize = 4096;
+        let mut served = serve(BUFFER).await;
+        let urgent = Frame::Probe {
+            epoch: 0x1234_5678_9abc,
+            unix_s: 1,
+        };
+        let urgent = urgent.encode();
+        for _ in 0..20 {
+            let mut chunk = vec![0; CHUNK];
+            chunk[1] = 9;
+            served.frames.send(chunk).await.unwrap();
+        }
+        let mut received = vec![0; CHUNK];
+        served.stream.read_exact(&mut received).await.unwrap();
+        served.frames.send(urgent.clone()).await.unwrap();
+        // The task takes it before it writes on.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut before = 0;
+        let mut tail = Vec::new();
+        while !tail.windows(urgent.len()).any(|window| window == urgent) {
+            let mut buffer = [0; 512];
+            let count = served.stream.read(&mut buffer).await.unwrap();
+            before += count;
+            tail.extend_from_slice(&buffer[..count]);
+        }
+        let under_way = BUFFER + AHEAD_BYTES_MAX + CHUNK;
+        assert!(before <= under_way + 512, "{before}");
+    }
+
     /// Goal: two ends that both have much to say do not wait for each other. Method: a node that
     /// reads only when it has written all, over buffers that hold half a frame.
     #[tokio::test(start_paused = true)]
     async fn the_hub_reads_while_it_cannot_write() {
         let mut served = serve(4096).await;
-        for _ in 0..FRAMES_MAX {
-            served.frames.send(vec![0; FRAME_BYTES_MAX]).await.unwrap();
+        let count = 64;
+        for _ in 0..count {
+            served.frames.send(change(FRAME_BYTES_MAX)).await.unwrap();
         }
         let shard = edge_proto::hash::sha256(b"gate").0[0];
         let topic = format!("m1/u/{shard:02x}/gate");
-        for _ in 0..FRAMES_MAX {
+        for _ in 0..count {
             let frame = vec![0; FRAME_BYTES_MAX];
             let publish = Publish::new(topic.as_str(), QoS::AtMostOnce, frame, None);
             served.send(&Packet::Publish(publish)).await;
         }
         let mut came = 0;
         let mut buffer = vec![0; 65_536];
-        while came < FRAMES_MAX * FRAME_BYTES_MAX {
+        while came < count * FRAME_BYTES_MAX {
             came += served.stream.read(&mut buffer).await.unwrap();
         }
         assert!(!served.end.is_finished());

@@ -17,6 +17,7 @@ use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
+use edge_proto::lanes::Lanes;
 use edge_proto::object::{Condition, NodeStatus};
 use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
@@ -60,6 +61,8 @@ struct Driver {
     device: Device,
     node: String,
     link: Option<LinkSender>,
+    lanes: Lanes,
+    send_at: Option<u64>,
     connects: Option<Sender<Connect>>,
     /// `None` while a connection is up or being tried.
     connect_at: Option<u64>,
@@ -152,6 +155,8 @@ pub fn run(config: Config) -> Result<(), String> {
         agent,
         device,
         link: None,
+        lanes: Lanes::new(),
+        send_at: None,
         connects: None,
         connect_at: None,
         reconnect: Reconnect::new(1, 0),
@@ -305,6 +310,7 @@ impl Driver {
             self.agent.deadline(),
             self.device.deadline(),
             connect,
+            self.send_at,
             trim,
             calls,
             self.flash.deadline(),
@@ -499,9 +505,10 @@ impl Driver {
             } else if let Some(output) = self.device.poll() {
                 self.perform_session(output);
             } else if !self.pump_log_calls() {
-                return;
+                break;
             }
         }
+        self.pump_lanes();
     }
 
     fn perform(&mut self, output: Output) {

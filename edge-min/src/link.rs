@@ -2,11 +2,13 @@
 //! frames out. It never decides when to connect (the driver asks), and it never trusts MQTT with
 //! delivery: everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
 //!
-//! Bound: [`REQUESTS_MAX`] frames wait for the socket, further ones are dropped and repeated by
-//! the session.
+//! Bound: about [`AHEAD_BYTES_MAX`] wait for the socket, for rumqttc's queue knows no lanes; what
+//! comes after waits in the driver's.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
@@ -19,8 +21,10 @@ use rustls::ClientConfig;
 
 use crate::tls::{self, NO_TLS};
 
-/// Frames that wait for the socket: the largest inventory has 69 pages, and all must fit.
-const REQUESTS_MAX: usize = 128;
+/// Frames that wait for the socket.
+const REQUESTS_MAX: usize = 32;
+/// Bytes that wait for the socket before a further frame is kept back.
+const AHEAD_BYTES_MAX: usize = 4 * 1024;
 /// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
@@ -61,6 +65,8 @@ pub struct Connect {
 pub enum LinkEvent {
     /// Connected and subscribed; frames go through this client.
     Up(LinkSender),
+    /// There is room again; only after a [`LinkSender::has_room`] that said no.
+    Room,
     /// One frame from the cloud.
     Frame(Vec<u8>),
     /// The attempt or the connection ended, with the reason.
@@ -69,19 +75,56 @@ pub enum LinkEvent {
     NotJoined(String),
 }
 
+/// Frames that the socket has taken, and whether the driver waits to hear of it.
+#[derive(Default)]
+struct Taken {
+    frames: AtomicU32,
+    awaited: AtomicBool,
+}
+
 /// Sends frames of one connection.
 pub struct LinkSender {
     client: Client,
     topic: String,
+    taken: Arc<Taken>,
+    /// Bytes of each frame that was given away and of which it is not known that it was taken; the
+    /// first is number `heard`.
+    given: VecDeque<usize>,
+    heard: u32,
 }
 
 impl LinkSender {
-    /// Hands a frame to the socket; `false` when [`REQUESTS_MAX`] wait already.
-    #[must_use]
-    pub fn send(&self, frame: Vec<u8>) -> bool {
-        self.client
-            .try_publish(self.topic.as_str(), QoS::AtMostOnce, false, frame)
-            .is_ok()
+    /// Whether a further frame would go to the socket soon. If not, a [`LinkEvent::Room`] follows.
+    pub fn has_room(&mut self) -> bool {
+        if self.is_free() {
+            return true;
+        }
+        // Both in one order at both ends: either the thread sees this, or we see what it counted.
+        self.taken.awaited.store(true, Ordering::SeqCst);
+        let free = self.is_free();
+        if free {
+            self.taken.awaited.store(false, Ordering::SeqCst);
+        }
+        free
+    }
+
+    fn is_free(&mut self) -> bool {
+        let taken = self.taken.frames.load(Ordering::SeqCst);
+        while self.heard != taken && self.given.pop_front().is_some() {
+            self.heard = self.heard.wrapping_add(1);
+        }
+        self.given.len() < REQUESTS_MAX / 2 && self.given.iter().sum::<usize>() < AHEAD_BYTES_MAX
+    }
+
+    /// Gives a frame to the socket. One that finds no room is lost like one on the way.
+    pub fn send(&mut self, frame: Vec<u8>) {
+        let bytes = frame.len();
+        let sent = self
+            .client
+            .try_publish(self.topic.as_str(), QoS::AtMostOnce, false, frame);
+        if sent.is_ok() {
+            self.given.push_back(bytes);
+        }
     }
 
     /// Ends the connection in order.
@@ -149,17 +192,22 @@ fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) ->
             None,
         ));
     let (client, mut connection) = Client::new(options, REQUESTS_MAX);
+    let taken = Arc::new(Taken::default());
     let sender = LinkSender {
         client,
         topic: topic_up(&config.node),
+        taken: taken.clone(),
+        given: VecDeque::new(),
+        heard: 0,
     };
-    run(config, &mut connection, sender, events)
+    run(config, &mut connection, sender, &taken, events)
 }
 
 fn run(
     config: &LinkConfig,
     connection: &mut Connection,
     sender: LinkSender,
+    taken: &Taken,
     events: &Sender<LinkEvent>,
 ) -> String {
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
@@ -201,6 +249,14 @@ fn run(
                 LinkEvent::Frame(publish.payload.to_vec())
             }
             MqttEvent::Incoming(Packet::Disconnect(_)) => return "closed by the cloud".to_owned(),
+            // After the flush: the kernel has it.
+            MqttEvent::Outgoing(Outgoing::Publish(_)) => {
+                taken.frames.fetch_add(1, Ordering::SeqCst);
+                if !taken.awaited.swap(false, Ordering::SeqCst) {
+                    continue;
+                }
+                LinkEvent::Room
+            }
             MqttEvent::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
             _ => continue,
         };

@@ -21,6 +21,7 @@ pub mod fields;
 pub mod frame;
 pub mod hash;
 pub mod key;
+pub mod lanes;
 pub mod limits;
 pub mod object;
 pub mod session;

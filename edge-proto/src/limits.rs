@@ -72,6 +72,8 @@ pub const STREAM_FRAMES_MAX: usize = 16;
 pub const STREAM_PENDING_BYTES_MAX: usize = (STREAM_FRAMES_MAX + CLASSES_MAX) * FRAME_BYTES_MAX;
 /// Streams (outbox, class) that the cloud's end of one node knows; the oldest is forgotten.
 pub const STREAMS_MAX: usize = 4 * CLASSES_MAX;
+/// Bytes of chunks on their way at once: 3 Mbit/s over 150 ms, and a little that queues.
+pub const BLOB_WINDOW_BYTES: usize = 96 * 1024;
 
 /// Bytes of a node name: one RFC 1123 label.
 pub const NODE_NAME_BYTES_MAX: usize = 63;
@@ -102,6 +104,7 @@ pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 
 const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX + 256 < FRAME_BYTES_MAX);
+const _: () = assert!(BLOB_WINDOW_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
 const _: () = assert!(CONFIG_BYTES_MAX < NODE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + 14 <= RECORDS_BYTES_MAX);
 const _: () = assert!(2 * FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);

@@ -5,6 +5,7 @@ use edge_proto::fields::{FieldError, Reader, Skip, Writer};
 use edge_proto::frame::{Entry, Frame, FrameError, GapReason, Item, SessionId, Set};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::lanes::Lane;
 use edge_proto::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_BYTES_MAX};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input};
 use proptest::prelude::*;
@@ -200,6 +201,32 @@ fn every_frame_keeps_its_bytes() {
     for frame in all_frames() {
         assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
     }
+}
+
+/// Goal: a new variant gets its lane on purpose. Method: a match without a wildcard.
+#[test]
+fn every_frame_has_its_lane() {
+    for frame in all_frames() {
+        let lane = match &frame {
+            Frame::Hello { .. }
+            | Frame::Welcome { .. }
+            | Frame::Reset { .. }
+            | Frame::Probe { .. }
+            | Frame::Gone { .. }
+            | Frame::Later { .. } => Lane::Control,
+            Frame::Inventory { .. } | Frame::Change { .. } | Frame::Have { .. } => Lane::State,
+            Frame::Records { class: 0, .. } | Frame::RecordsAck { class: 0, .. } => Lane::Toll,
+            Frame::Records { .. } | Frame::RecordsAck { .. } => Lane::Stream,
+            Frame::ChunkGet { .. } | Frame::Chunk { .. } => Lane::Blob,
+            Frame::CallOpen { .. }
+            | Frame::CallData { .. }
+            | Frame::CallCredit { .. }
+            | Frame::CallCancel { .. } => Lane::Call,
+        };
+        assert_eq!(Lane::of(&frame.encode()), lane, "{frame:?}");
+    }
+    assert_eq!(Lane::of(&[]), Lane::Blob);
+    assert_eq!(Lane::of(&[1, 200]), Lane::Blob);
 }
 
 #[test]

@@ -57,9 +57,11 @@ impl Driver {
                 self.link = Some(sender);
                 self.device.handle(now, session::Input::TransportUp);
             }
+            LinkEvent::Room => {}
             LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
             LinkEvent::Down(reason) => {
                 self.link = None;
+                self.lanes.clear();
                 self.device.handle(now, session::Input::TransportDown);
                 let at = self
                     .reconnect
@@ -76,7 +78,7 @@ impl Driver {
         match output {
             session::Output::Send(frame) => {
                 // A frame that does not fit is lost like one on the way: the session repeats.
-                let _sent = self.link.as_ref().is_some_and(|link| link.send(frame));
+                self.lanes.push(frame);
             }
             session::Output::Apply {
                 ticket,
@@ -137,6 +139,24 @@ impl Driver {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Gives the link the frames whose turn it is, as long as it has room. The time of the next one
+    /// that is only kept back by a rate becomes [`Driver::send_at`].
+    pub(super) fn pump_lanes(&mut self) {
+        let now = self.now();
+        self.send_at = None;
+        let Some(link) = &mut self.link else {
+            self.lanes.clear();
+            return;
+        };
+        while !self.lanes.is_empty() && link.has_room() {
+            let Some(frame) = self.lanes.poll(now) else {
+                self.send_at = self.lanes.deadline();
+                return;
+            };
+            link.send(frame);
         }
     }
 
