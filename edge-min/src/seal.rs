@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use edge_core::flash::Subsystem;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -19,36 +19,60 @@ const VERSION: u8 = 1;
 pub struct Sealer {
     key: LessSafeKey,
     random: SystemRandom,
+    /// The key's file and bytes while they could not be stored.
+    unstored: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Sealer {
     /// Loads the board key, or makes it at the first start.
     ///
     /// # Errors
-    /// It cannot be read. One of the wrong size is put aside; on a medium that cannot be written
-    /// a new key lives as long as the agent.
+    /// It cannot be read. One of the wrong size is put aside; that a new key cannot be stored is
+    /// none, see [`Self::keep`].
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = state.join("board.key");
         let random = SystemRandom::new();
+        let mut new = true;
         let bytes = match fs::read(&path) {
-            Ok(bytes) if bytes.len() == KEY_BYTES => bytes,
+            Ok(bytes) if bytes.len() == KEY_BYTES => {
+                new = false;
+                bytes
+            }
             Ok(_) => {
                 // What it sealed is lost with it; the rest of the set is not, so the agent starts.
                 log::error!("board_key_damaged kept_as=board.key.bad");
                 if let Err(error) = fs::rename(&path, state.join("board.key.bad")) {
                     log::warn!("board_key_not_kept error={error}");
                 }
-                new_key(&path, &random)?
+                new_key(&random)?
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => new_key(&path, &random)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new_key(&random)?,
             Err(error) => return Err(error),
         };
         let key = UnboundKey::new(&AES_256_GCM, &bytes)
             .map_err(|_| io::Error::other("board.key is not 32 bytes"))?;
-        Ok(Self {
+        let mut sealer = Self {
             key: LessSafeKey::new(key),
             random,
-        })
+            unstored: new.then_some((path, bytes)),
+        };
+        if let Err(error) = sealer.keep() {
+            log::error!("board_key_not_stored error={error}");
+        }
+        Ok(sealer)
+    }
+
+    /// Stores a new key, if that has failed until now. To be called before anything is accepted:
+    /// what is sealed by a key that is nowhere is lost with the agent.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn keep(&mut self) -> io::Result<()> {
+        if let Some((path, bytes)) = &self.unstored {
+            medium::write(path, bytes, Durability::Must(Subsystem::Identity))?;
+            self.unstored = None;
+        }
+        Ok(())
     }
 
     /// Version, nonce, ciphertext and tag; opens only for the same `key` of an object. `None` when
@@ -83,15 +107,10 @@ impl Sealer {
     }
 }
 
-fn new_key(path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
+fn new_key(random: &SystemRandom) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; KEY_BYTES];
-    random
-        .fill(&mut bytes)
-        .map_err(|_| io::Error::other("no random bytes"))?;
-    if let Err(error) = medium::write(path, &bytes, Durability::Must(Subsystem::Identity)) {
-        // On such a medium nothing is stored that would need it later.
-        log::error!("board_key_not_stored error={error}");
-    }
+    let filled = random.fill(&mut bytes);
+    filled.map_err(|_| io::Error::other("no random bytes"))?;
     Ok(bytes)
 }
 

@@ -268,6 +268,7 @@ impl Store {
         changes: Vec<(Key, Option<Payload>)>,
         epoch: u64,
     ) -> io::Result<Vec<Applied>> {
+        self.sealer.keep()?;
         let mut records = self.snapshot.records.clone();
         let mut applied = Vec::with_capacity(changes.len());
         for (key, payload) in changes {

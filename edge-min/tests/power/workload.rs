@@ -1,0 +1,361 @@
+//! What runs under the recorder, and what must be there afterwards. A workload prints a line with
+//! `@` for what it would acknowledge, each in one write, and `@end` at its end; it goes on when a
+//! write fails, as the agent does.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use edge_min::clock::Clock;
+use edge_min::identity::{self, Identity};
+use edge_min::store::Store;
+use edge_min::workers::{CHANNEL_MAX, Jobs, StoreDone, StoreJob, spawn_store};
+use edge_proto::hash::{Hash32, sha256};
+use edge_proto::key::{Key, Kind};
+use edge_proto::session::Payload;
+
+/// The name of the workload, and its folder, for the process.
+pub(crate) const NAME: &str = "EDGE_MIN_WORKLOAD";
+pub(crate) const DIR: &str = "EDGE_MIN_WORKLOAD_DIR";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-min");
+/// Tries of a write: a single failing call may hit more than one step of it.
+const TRIES: u32 = 5;
+const CHUNK: usize = 4096;
+
+/// Hashes instead of bytes, so that a failed comparison can be read.
+type Set = BTreeMap<Key, Hash32>;
+
+/// A workload.
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    /// Runs in an empty folder.
+    pub(crate) run: fn(&Path),
+    /// Whether a folder holds all that was said, and nothing else; and goes on from there.
+    pub(crate) check: fn(&Path, &[&str]) -> Result<(), String>,
+}
+
+pub(crate) const ALL: [Workload; 2] = [
+    Workload {
+        name: "store",
+        run: run_store,
+        check: check_store,
+    },
+    Workload {
+        name: "identity",
+        run: run_identity,
+        check: check_identity,
+    },
+];
+
+/// The same accepts as of `ALL[0]`, through the agent's own thread: it tries every five seconds.
+pub(crate) const THREAD: Workload = Workload {
+    name: "thread",
+    run: run_thread,
+    check: check_thread,
+};
+
+pub(crate) fn named(name: &str) -> &'static Workload {
+    let mut all = ALL.iter().chain([&THREAD]);
+    all.find(|one| one.name == name).unwrap()
+}
+
+/// In one write, past the capture of tests.
+fn say(text: &str) {
+    let line = ["\n@", text, "\n"].concat();
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    std::io::stdout().flush().unwrap();
+}
+
+/// Until it succeeds.
+fn insist<T, E: std::fmt::Display>(mut write: impl FnMut() -> Result<T, E>) -> T {
+    for _ in 1..TRIES {
+        match write() {
+            Ok(value) => return value,
+            Err(error) => say(&format!("failed {error}")),
+        }
+    }
+    write().unwrap_or_else(|error| panic!("still fails: {error}"))
+}
+
+/// The largest number behind this word.
+fn number(said: &[&str], word: &str) -> u64 {
+    let numbers = said
+        .iter()
+        .filter_map(|line| line.strip_prefix(word)?.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+/// The changes that make up an accept: small and large, open and sealed, and removals.
+fn changes(epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
+    let key = |kind, name: &str| Key::Name(kind, "toll".into(), name.into());
+    let bytes = |length: u64| {
+        (0..length)
+            .map(|at| (at * 7 + epoch).to_le_bytes()[0])
+            .collect::<Vec<u8>>()
+    };
+    match epoch % 6 {
+        0 => vec![
+            (key(Kind::ConfigMap, "a"), None),
+            (key(Kind::Secret, "large"), None),
+        ],
+        1 => vec![
+            (key(Kind::ConfigMap, "a"), Some(bytes(900))),
+            (key(Kind::Secret, "s"), Some(bytes(300))),
+        ],
+        2 => vec![(key(Kind::ConfigMap, "large"), Some(bytes(10_000)))],
+        3 => vec![(key(Kind::Secret, "large"), Some(bytes(9_000)))],
+        // The same bytes under another key.
+        4 => vec![(
+            key(Kind::ConfigMap, "twin"),
+            Some(
+                (0..10_000)
+                    .map(|at| (at * 7 + epoch - 2).to_le_bytes()[0])
+                    .collect(),
+            ),
+        )],
+        _ => vec![
+            (key(Kind::ConfigMap, "b"), Some(bytes(4_000))),
+            (key(Kind::ConfigMap, "large"), None),
+        ],
+    }
+}
+
+/// Hashes of what must be there after an accept.
+fn set_of(epoch: u64) -> Set {
+    let mut set = BTreeMap::new();
+    for (key, bytes) in (1..=epoch).flat_map(changes) {
+        match bytes {
+            Some(bytes) => drop(set.insert(key, sha256(&bytes))),
+            None => drop(set.remove(&key)),
+        }
+    }
+    set
+}
+
+/// Accepts that the store's workload makes.
+const EPOCHS: u64 = 13;
+
+/// Takes an accept as the agent does: large objects in chunks, from where they stopped.
+fn accept(store: &mut Store, epoch: u64) -> std::io::Result<()> {
+    let mut wanted = Vec::new();
+    for (key, bytes) in changes(epoch) {
+        let payload = match bytes {
+            Some(bytes) if bytes.len() > CHUNK => {
+                let (hash, len) = (sha256(&bytes), u32::try_from(bytes.len()).unwrap());
+                let mut have = store.blob_have(hash, len);
+                // Damage to what was there is found at the end, and it starts over.
+                for _ in 0..20 {
+                    let at = have as usize;
+                    if at == bytes.len() {
+                        break;
+                    }
+                    let chunk = &bytes[at..bytes.len().min(at + CHUNK)];
+                    have = store.blob_chunk(hash, have, chunk, len)?;
+                }
+                Some(Payload::Large { sha256: hash, len })
+            }
+            other => other.map(Payload::Inline),
+        };
+        wanted.push((key, payload));
+    }
+    store.apply(wanted, epoch).map(drop)
+}
+
+fn open(dir: &Path) -> Result<(Store, Set, Option<String>), String> {
+    let (store, objects, damage) =
+        Store::open(dir, Path::new(PROGRAM)).map_err(|error| error.to_string())?;
+    let mut set = BTreeMap::new();
+    for object in objects {
+        set.insert(
+            object.key,
+            sha256(&object.payload.map_err(|reason| reason.to_string())?),
+        );
+    }
+    Ok((store, set, damage))
+}
+
+fn run_store(dir: &Path) {
+    let (mut store, ..) = insist(|| open(dir));
+    for epoch in 1..=EPOCHS {
+        insist(|| accept(&mut store, epoch));
+        say(&format!("accepted {epoch}"));
+        // The cache may fail: it is behind then.
+        if epoch % 5 == 0
+            && let Err(error) = store.write_cache()
+        {
+            say(&format!("cache {error}"));
+        }
+    }
+    say("end");
+}
+
+fn run_thread(dir: &Path) {
+    let (store, ..) = open(dir).unwrap();
+    let (mut jobs, receiver) = Jobs::new();
+    let (sender, done) = async_channel::bounded(CHANNEL_MAX);
+    spawn_store(store, receiver, sender).unwrap();
+    for epoch in [1, 7, 13] {
+        let inline = |bytes: Option<Vec<u8>>| bytes.map(Payload::Inline);
+        let changes = changes(epoch).into_iter();
+        jobs.push(StoreJob::Apply {
+            ticket: u32::try_from(epoch).unwrap(),
+            changes: changes.map(|(key, bytes)| (key, inline(bytes))).collect(),
+            epoch: epoch / 6 + 1,
+        });
+    }
+    let mut answers = 0;
+    while answers < 3 {
+        match done.recv_blocking().unwrap() {
+            StoreDone::Applied { ticket, .. } => {
+                say(&format!("applied {ticket}"));
+                answers += 1;
+            }
+            StoreDone::Trouble(Some(error)) => say(&format!("trouble {error}")),
+            StoreDone::Trouble(None) => say("well again"),
+            StoreDone::Have(..) => panic!("nobody asked"),
+        }
+    }
+    say("end");
+}
+
+fn check_thread(dir: &Path, said: &[&str]) -> Result<(), String> {
+    let answers: Vec<_> = said
+        .iter()
+        .filter(|line| line.starts_with("applied "))
+        .collect();
+    if answers != [&"applied 1", &"applied 7", &"applied 13"] {
+        return Err("not answered in order".to_owned());
+    }
+    let (store, set, damage) = open(dir)?;
+    let wanted: BTreeMap<_, _> = changes(13)
+        .into_iter()
+        .filter_map(|(key, bytes)| Some((key, sha256(&bytes?))))
+        .collect();
+    match (store.epoch(), damage) {
+        (3, None) if set == wanted => Ok(()),
+        (epoch, damage) => Err(format!("epoch {epoch}, {damage:?}, {set:?}")),
+    }
+}
+
+/// What the cache alone has is what was once accepted, and a damaged cache is no damage.
+pub(crate) fn check_cache(dir: &Path) -> Result<(), String> {
+    for name in ["desired.a", "desired.b"] {
+        std::fs::remove_file(dir.join(name)).ok();
+    }
+    std::fs::remove_dir_all(dir.join("objects")).ok();
+    let (mut store, set, _) = open(dir)?;
+    for (key, hash) in set {
+        let known = (1..=EPOCHS).flat_map(changes);
+        let known = known.filter(|(one, _)| *one == key);
+        if !known
+            .filter_map(|(_, bytes)| bytes)
+            .any(|bytes| sha256(&bytes) == hash)
+        {
+            return Err(format!("{key} in the cache was never accepted"));
+        }
+    }
+    accept(&mut store, 1).map_err(|error| error.to_string())?;
+    store.write_cache()
+}
+
+fn check_store(dir: &Path, said: &[&str]) -> Result<(), String> {
+    let accepted = number(said, "accepted ");
+    let (mut store, set, damage) = open(dir)?;
+    let epoch = store.epoch();
+    // The one after it may be there before it is acknowledged.
+    if epoch < accepted || epoch > accepted + 1 {
+        return Err(format!(
+            "epoch {epoch}, and {accepted} was acknowledged; {damage:?}"
+        ));
+    }
+    if set != set_of(epoch) {
+        return Err(format!("not the set of epoch {epoch}: {set:?}; {damage:?}"));
+    }
+    if let Some(damage) = damage {
+        return Err(format!("damage: {damage}"));
+    }
+    // Goes on: two more, so that both generations are written over.
+    for next in [epoch + 1, epoch + 2] {
+        accept(&mut store, next).map_err(|error| error.to_string())?;
+    }
+    drop(store);
+    let (store, set, damage) = open(dir)?;
+    if (store.epoch(), &damage) != (epoch + 2, &None) || set != set_of(epoch + 2) {
+        return Err(format!(
+            "does not go on: epoch {}, {damage:?}, {set:?}",
+            store.epoch()
+        ));
+    }
+    Ok(())
+}
+
+/// The node's identity at its `nth` join.
+fn joined(nth: u8) -> Identity {
+    Identity {
+        node: format!("gate-{nth}"),
+        key: vec![nth; 100],
+        certificate: vec![nth; 500],
+        ca: vec![nth; 400],
+        cloud: format!("mqtts://cloud-{nth}:1"),
+        broker: None,
+    }
+}
+
+const JOINS: u8 = 3;
+/// Far above the date of any build, and a day apart.
+const FLOOR: u64 = 4_000_000_000;
+const DAY: u64 = 86_400;
+
+fn run_identity(dir: &Path) {
+    for nth in 1..=JOINS {
+        let identity = joined(nth);
+        insist(|| identity::keep_key(dir, &identity.key));
+        say(&format!("key {nth}"));
+        insist(|| identity.save(dir));
+        say(&format!("joined {nth}"));
+        let time = FLOOR + u64::from(nth) * DAY;
+        let clock = Clock::open(dir);
+        // Tries once, and again when the cloud says the time the next time.
+        for _ in 0..TRIES {
+            clock.confirm(time);
+        }
+        say(&format!("time {time}"));
+    }
+    say("end");
+}
+
+fn check_identity(dir: &Path, said: &[&str]) -> Result<(), String> {
+    let last = number(said, "joined ");
+    let loaded = Identity::load(dir).map_err(|error| format!("joined {last}: {error}"))?;
+    let found = loaded.as_ref().map_or(0, |one| u64::from(one.key[0]));
+    if found < last || found > last + 1 {
+        return Err(format!("identity {found}, and {last} was acknowledged"));
+    }
+    if let Some(one) = loaded {
+        let wanted = joined(one.key[0]);
+        let same = one.node == wanted.node
+            && one.key == wanted.key
+            && one.certificate == wanted.certificate;
+        if !(same && one.ca == wanted.ca && one.cloud == wanted.cloud) {
+            return Err(format!("identity {found} is mixed with another"));
+        }
+    }
+    let key = number(said, "key ");
+    let pending = identity::pending_key(dir).map_err(|error| error.to_string())?;
+    let pending = pending.map_or(0, |key| u64::from(key[0]));
+    if key > last && found != key && pending != key {
+        return Err(format!("key {pending} waits, and {key} was acknowledged"));
+    }
+    let floor = number(said, "time ");
+    if floor > 0 && Clock::open(dir).now().0 < floor {
+        return Err(format!("the time is below {floor}"));
+    }
+    // Goes on: a join on top of whatever is left.
+    let next = joined(9);
+    next.save(dir)
+        .map_err(|error| format!("does not go on: {error}"))?;
+    match Identity::load(dir) {
+        Ok(Some(one)) if one.node == next.node && one.key == next.key => Ok(()),
+        _ => Err("does not go on".to_owned()),
+    }
+}
