@@ -304,7 +304,7 @@ impl Links {
         if node.connection.replace(connection).is_some() {
             self.handle(&mut state, name, Input::TransportDown);
         }
-        self.handle(&mut state, name, Input::TransportUp);
+        self.handle(&mut state, name, Input::NodeConnected);
         drop(state);
         self.changed();
         Ok((id, receiver))

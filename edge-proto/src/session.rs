@@ -35,6 +35,9 @@ pub use crate::set::Reason;
 pub enum Input<'a> {
     /// Frames can be sent now (MQTT connected and subscribed).
     TransportUp,
+    /// Cloud only: as `TransportUp`, when it is the node that has just connected. It says `Hello` by
+    /// itself, and is asked only if it does not.
+    NodeConnected,
     /// Frames can no longer be sent.
     TransportDown,
     /// A frame came from the other end.

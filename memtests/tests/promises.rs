@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memtests::measure::scenario::{
-    Kind, idle, link_bytes, link_bytes_behind_broker, ten_pods_in_memory,
+    Kind, idle, idle_metered, link_bytes, link_bytes_behind_broker, ten_pods_in_memory,
 };
 use memtests::measure::{Board, Figure, all_kept};
 
@@ -15,6 +15,10 @@ static GATE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     GATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_long() -> bool {
+    std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
 }
 
 fn check(figures: &[Figure]) {
@@ -41,9 +45,20 @@ fn ten_pods_fit_the_memory_budget() {
 #[ignore = "needs root, runc, nft, and scripts/build x86_64-unknown-linux-musl"]
 fn an_idle_gate_hardly_wakes_and_writes_nothing() {
     let _alone = alone();
-    let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
-    let minutes = if long { 10 } else { 1 };
+    let minutes = if is_long() { 10 } else { 1 };
     check(&idle(&Board::here().unwrap(), minutes).unwrap());
+}
+
+/// Goal: the metered profile costs what the minute's exchange says it does. Method: real time, in
+/// the long run only.
+#[test]
+#[ignore = "needs root, nft, and scripts/build x86_64-unknown-linux-musl"]
+fn an_idle_metered_gate_stays_within_its_month() {
+    if !is_long() {
+        println!("not run: needs half an hour, see scripts/test --long");
+        return;
+    }
+    check(&idle_metered(&Board::here().unwrap(), 3).unwrap());
 }
 
 /// Goal: the link is thrifty when it opens, opens again, and carries a pod.

@@ -51,13 +51,13 @@ impl Links {
         };
         let names: Vec<String> = state.nodes.iter().filter_map(silent).take(count).collect();
         for name in &names {
-            self.attach(&mut state, name);
+            self.attach(&mut state, name, Input::TransportUp);
         }
         !names.is_empty() && state.broker.is_some()
     }
 
-    /// A node can be reached through the broker, if that is connected: its session asks for it.
-    fn attach(&self, state: &mut State, name: &str) {
+    /// A node can be reached through the broker, if that is connected.
+    fn attach(&self, state: &mut State, name: &str, how: Input<'_>) {
         let Some(publisher) = state.broker.clone() else {
             return;
         };
@@ -70,7 +70,7 @@ impl Links {
                 heard: self.now(),
                 asked: 0,
             });
-            self.handle(state, name, Input::TransportUp);
+            self.handle(state, name, how);
         }
     }
 
@@ -89,7 +89,12 @@ impl Links {
         }
         let node = state.nodes.get(name);
         if node.is_some_and(|node| node.connection.is_none()) {
-            self.attach(&mut state, name);
+            let says_hello = matches!(Frame::decode(frame), Ok(Frame::Hello { .. }));
+            let how = match says_hello {
+                true => Input::NodeConnected,
+                false => Input::TransportUp,
+            };
+            self.attach(&mut state, name, how);
         }
         let now = self.now();
         let connection = state.nodes.get_mut(name);

@@ -142,6 +142,14 @@ impl Cloud {
                     self.probe_anew(now);
                 }
             }
+            Input::NodeConnected => {
+                self.transport_up = true;
+                if self.link.session.is_none() {
+                    let mut tries = Tries::new();
+                    tries.arm(now);
+                    self.probing = Some(tries);
+                }
+            }
             Input::TransportDown => {
                 self.transport_up = false;
                 self.probing = None;

@@ -179,7 +179,8 @@ impl Device {
                 }
             }
             // The cloud's own inputs.
-            Input::CallStart { .. }
+            Input::NodeConnected
+            | Input::CallStart { .. }
             | Input::CallTaken { .. }
             | Input::RecordsDurable { .. }
             | Input::RecordsFailed { .. }

@@ -62,6 +62,38 @@ fn a_node_waits_for_its_turn_and_a_probe_of_the_same_owner_does_not_change_that(
 }
 
 #[test]
+fn a_node_that_has_just_connected_is_asked_only_when_it_says_nothing() {
+    let mut pair = Pair::new();
+    pair.connect();
+    for input in [Input::TransportDown, Input::NodeConnected] {
+        pair.cloud(input);
+    }
+    assert!(pair.down.is_empty());
+    let before = (pair.seen_device.sent_frames, pair.seen_cloud.sent_frames);
+    pair.device(Input::TransportDown);
+    pair.device(Input::TransportUp);
+    pair.settle();
+    assert!(pair.cloud.is_live() && pair.device.is_live());
+    let after = (pair.seen_device.sent_frames, pair.seen_cloud.sent_frames);
+    assert_eq!((after.0 - before.0, after.1 - before.1), (2, 1));
+    // Its `Hello` is lost.
+    for input in [Input::TransportDown, Input::NodeConnected] {
+        pair.cloud(input);
+    }
+    pair.device(Input::TransportDown);
+    pair.device(Input::TransportUp);
+    pair.up.clear();
+    pair.now = pair.cloud.deadline().unwrap();
+    pair.cloud(Input::Tick);
+    assert!(matches!(
+        Frame::decode(&pair.down[0]),
+        Ok(Frame::Probe { .. })
+    ));
+    pair.settle();
+    assert!(pair.cloud.is_live());
+}
+
+#[test]
 fn the_will_of_an_old_connection_does_not_end_the_new_one() {
     let mut pair = Pair::new();
     let old = pair.device.will();

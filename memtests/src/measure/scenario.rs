@@ -199,6 +199,36 @@ pub fn idle(board: &Board, minutes: u32) -> Result<Vec<Figure>> {
     ])
 }
 
+/// What the metered profile costs in real time: so many keepalives of ten minutes.
+///
+/// # Errors
+/// The gate does not come up.
+pub fn idle_metered(board: &Board, exchanges: u32) -> Result<Vec<Figure>> {
+    let gate = Gate::set_up(Setup {
+        agent: Some(board.agent()),
+        manifests: ten_pods([Kind::Process; 2]),
+        keepalive: KEEPALIVE_METERED,
+        counted: true,
+        ..Setup::default()
+    })?;
+    gate.until_converged(PODS)?;
+    // The first ping comes a keepalive after the connect, so the window's ends are away from one.
+    std::thread::sleep(MARGIN * 2);
+    let counter = PacketCounter::start(gate.proxy()?.port())?;
+    let window = KEEPALIVE_METERED * exchanges;
+    std::thread::sleep(window);
+    let bytes = counter.bytes()? as f64;
+    if gate.status()?["connected"] != true {
+        bail!("the link was lost in the window");
+    }
+    Ok(vec![Figure::new(
+        "traffic, idle, metered profile",
+        bytes * MONTH.as_secs_f64() / window.as_secs_f64(),
+        "bytes/month",
+        board.budget.metered_bytes_per_month,
+    )])
+}
+
 /// Bytes of the link, TLS records both ways: the first session, a pod, a lost link.
 ///
 /// # Errors
