@@ -32,6 +32,7 @@ pub mod backoff;
 mod event;
 pub mod flash;
 pub mod limits;
+pub mod outbox;
 pub mod pace;
 mod pod;
 mod port;

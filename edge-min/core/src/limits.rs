@@ -29,3 +29,17 @@ pub const CACHE_QUIET_MS: Millis = 2_000;
 pub const CACHE_LATEST_MS: Millis = 30_000;
 /// Pause before a cache that could not be written is tried again, milliseconds.
 pub const CACHE_AGAIN_MS: Millis = 600_000;
+/// Ranges of lost numbers that a class of the outbox notes; if damage needs more, the records
+/// between the two nearest are given up.
+pub const GAPS_MAX: usize = 32;
+/// Of them, those that superseded records leave free.
+pub const GAPS_SPARE: usize = 8;
+/// Coalescing keys of the outbox that are remembered; the record under a forgotten one stays.
+pub const KEYS_MAX: usize = 256;
+/// Bytes of a segment of the outbox: what a full quota drops at once, and what a start scans at a
+/// time.
+pub const SEGMENT_BYTES_MAX: u64 = 128 * 1024;
+/// A quota is cut into at least so many segments.
+pub const SEGMENTS_OF_A_QUOTA_MIN: u64 = 8;
+/// A record from before 2026 was written by a wrong clock, and does not expire. Milliseconds.
+pub const RECORD_EXPIRES_FROM_MS: u64 = 1_767_225_600_000;

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use edge_proto::frame::{Entry, GapReason};
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output};
 use libfuzzer_sys::fuzz_target;
@@ -16,6 +17,8 @@ struct Ends {
     cloud: Cloud,
     up: VecDeque<Vec<u8>>,
     down: VecDeque<Vec<u8>>,
+    /// Where the last stream handed to the sink has come.
+    sink: Option<([u8; 8], u8, u64)>,
 }
 
 impl Ends {
@@ -66,6 +69,47 @@ impl Ends {
                         let bytes = offset + bytes.len() as u32;
                         inputs.push_back(Input::BlobHave { sha256, bytes });
                     }
+                    Output::RecordsWanted { class, from, .. } => {
+                        let record = Entry::Record {
+                            unix_ms: from,
+                            bytes: vec![class; from as usize % 4097],
+                        };
+                        let gap = Entry::Gap {
+                            count: 1 + from % 3,
+                            reason: GapReason::Quota,
+                        };
+                        inputs.push_back(Input::RecordsRead {
+                            class,
+                            first: from,
+                            entries: if from % 5 == 0 {
+                                vec![gap]
+                            } else {
+                                vec![record]
+                            },
+                        });
+                    }
+                    Output::Records {
+                        ticket,
+                        incarnation,
+                        class,
+                        first,
+                        forgotten,
+                        entries,
+                        ..
+                    } => {
+                        let end = entries.iter().fold(first, |end, entry| end + entry.count());
+                        if let Some((_, _, next)) = self
+                            .sink
+                            .filter(|sink| (sink.0, sink.1) == (incarnation, class))
+                        {
+                            assert_eq!(next + forgotten, first, "left out, or twice");
+                        }
+                        self.sink = Some((incarnation, class, end));
+                        // Some are durable at once, some never.
+                        if ticket % 4 != 0 {
+                            inputs.push_back(Input::RecordsDurable { ticket });
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -86,6 +130,7 @@ fuzz_target!(|script: &[u8]| {
         cloud: Cloud::new(CloudConfig { epoch: 1 }, 2),
         up: VecDeque::new(),
         down: VecDeque::new(),
+        sink: None,
     };
     let mut now = 0;
     let mut script = script.iter().copied();
@@ -115,7 +160,17 @@ fuzz_target!(|script: &[u8]| {
                     },
                 );
             }
-            40..44 => ends.handle(to_device, now, Input::Delete { key: key(kind) }),
+            40..42 => ends.handle(to_device, now, Input::Delete { key: key(kind) }),
+            42..44 => {
+                let end = now / 1000 + u64::from(argument);
+                let ready = Input::RecordsReady {
+                    class: argument & 15,
+                    incarnation: [argument >> 6; 8],
+                    held: 1 + u64::from(argument & 48),
+                    end,
+                };
+                ends.handle(true, now, ready);
+            }
             44..48 => {
                 let (id, method, body) = (u32::from(argument), 1, Vec::new());
                 ends.handle(false, now, Input::CallStart { id, method, body });

@@ -1,0 +1,703 @@
+//! What the outbox keeps, drops and counts. Records lie in segments, files of one class with
+//! consecutive numbers; the shell writes and reads them and tells what became durable.
+//!
+//! Of each number exactly one thing holds: it was delivered (the cloud acknowledged it), it is held,
+//! or it is lost for one reason. So `appended = delivered + held + lost` for each class, always, over
+//! restarts and power cuts too, as long as [`Saved`] is written when [`Output::Save`] asks for it.
+//!
+//! What is lost and not yet acknowledged is kept as ranges, at most [`GAPS_MAX`] a class: neighbours
+//! merge, whatever their reasons, and a record is superseded only while there is room. If damage
+//! needs more, the records between the two nearest ranges are given up too: counted, never forgotten.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use edge_proto::frame::GapReason;
+
+use crate::limits::{
+    GAPS_MAX, GAPS_SPARE, KEYS_MAX, RECORD_EXPIRES_FROM_MS, SEGMENT_BYTES_MAX,
+    SEGMENTS_OF_A_QUOTA_MIN,
+};
+
+/// Reasons of a loss, in the order of the counters.
+pub const REASONS: [GapReason; 4] = [
+    GapReason::Quota,
+    GapReason::Expired,
+    GapReason::Superseded,
+    GapReason::Damaged,
+];
+
+/// A number found on the medium that is higher was never given: no outbox gets there.
+const NUMBER_MAX: u64 = u64::MAX >> 8;
+
+/// How a class is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassConfig {
+    /// Number on the wire; the lowest goes first and is dropped last.
+    pub number: u8,
+    /// Bytes that its segments may take.
+    pub quota_bytes: u64,
+    /// Age at which a record is of no use any more, milliseconds of the wall clock.
+    pub ttl_ms: Option<u64>,
+}
+
+/// Numbers that are lost: so many for each reason, taken to lie in the order of [`REASONS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub first: u64,
+    /// How many, by reason.
+    pub counts: [u64; 4],
+}
+
+impl Gap {
+    fn end(&self) -> u64 {
+        self.first + self.counts.iter().sum::<u64>()
+    }
+
+    /// Takes the first `count` off.
+    fn trim(&mut self, mut count: u64) {
+        for one in &mut self.counts {
+            let taken = count.min(*one);
+            *one -= taken;
+            count -= taken;
+            self.first += taken;
+        }
+    }
+}
+
+/// What must be on the medium beside the segments, for each class.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// The class.
+    pub class: u8,
+    /// First number that a segment may hold; older segments are dropped ones.
+    pub start: u64,
+    /// All before are delivered or lost.
+    pub held: u64,
+    /// Every number given so far is below.
+    pub next: u64,
+    /// Records delivered.
+    pub delivered: u64,
+    /// Records lost, by [`REASONS`].
+    pub lost: [u64; 4],
+    /// Of them, those from `held` on.
+    pub gaps: Vec<Gap>,
+}
+
+impl Saved {
+    /// Whether the numbers fit each other; those of another file of ours might not.
+    fn is_sound(&self) -> bool {
+        let mut end = Some(self.held);
+        for gap in &self.gaps {
+            let start = end.filter(|end| *end <= gap.first).map(|_| gap.first);
+            let counts = gap.counts.iter();
+            end = counts.fold(start, |end, count| end?.checked_add(*count));
+        }
+        let ordered = 0 < self.held && self.held <= self.next && self.start <= self.next;
+        let counted = self
+            .lost
+            .iter()
+            .try_fold(self.delivered, |sum, one| sum.checked_add(*one));
+        ordered
+            && self.gaps.len() <= GAPS_MAX
+            && end.is_some_and(|end| end <= self.next)
+            && self.next <= NUMBER_MAX
+            && counted.is_some_and(|counted| counted <= self.next)
+    }
+}
+
+/// How a class stands: `appended = delivered + held + lost[..]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Numbers given.
+    pub appended: u64,
+    /// Acknowledged by the cloud.
+    pub delivered: u64,
+    /// Waiting.
+    pub held: u64,
+    /// Lost, by [`REASONS`].
+    pub lost: [u64; 4],
+    /// Bytes of the segments.
+    pub bytes: u64,
+}
+
+/// Where a new record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its number.
+    pub number: u64,
+    /// Its segment, by the number of that one's first record.
+    pub segment: u64,
+}
+
+/// Why a record is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No such class.
+    LocalClass,
+    /// More important records fill the outbox, or its newest are not durable yet.
+    LimitFull,
+}
+
+/// What stands at a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// So many lost ones.
+    Gap(u64, GapReason),
+    /// A record, in this segment.
+    Record(u64),
+    /// Nothing durable yet.
+    End,
+}
+
+/// What the shell has to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Make [`Outbox::saved`] durable.
+    Save,
+    /// Delete this segment of the class.
+    Delete(u8, u64),
+}
+
+#[derive(Debug)]
+struct Segment {
+    first: u64,
+    end: u64,
+    bytes: u64,
+    /// Newest time of its records.
+    newest_ms: u64,
+    /// Nothing may be appended after a failed write.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Class {
+    config: ClassConfig,
+    start: u64,
+    held: u64,
+    /// Numbers before were given to the session and may be under way.
+    read: u64,
+    durable: u64,
+    next: u64,
+    delivered: u64,
+    lost: [u64; 4],
+    /// Ascending, apart, all ending after `held`.
+    gaps: Vec<Gap>,
+    /// Ascending; the last one is written to.
+    segments: VecDeque<Segment>,
+}
+
+/// A coalescing key and the newest record under it.
+#[derive(Debug)]
+struct Key {
+    class: u8,
+    key: Vec<u8>,
+    number: u64,
+}
+
+/// The outbox of a node.
+#[derive(Debug)]
+pub struct Outbox {
+    quota_bytes: u64,
+    /// By number.
+    classes: Vec<Class>,
+    /// At most [`KEYS_MAX`], the longest unused first.
+    keys: VecDeque<Key>,
+    /// Superseded once the newer record is durable: class and number.
+    superseded: Vec<(u8, u64)>,
+    out: VecDeque<Output>,
+}
+
+impl Outbox {
+    /// An empty outbox of at most `quota_bytes`, with these classes.
+    #[must_use]
+    pub fn new(quota_bytes: u64, classes: &[ClassConfig]) -> Self {
+        let mut classes: Vec<_> = classes.iter().copied().map(Class::new).collect();
+        classes.sort_unstable_by_key(|class| class.config.number);
+        Self {
+            quota_bytes,
+            classes,
+            keys: VecDeque::new(),
+            superseded: Vec::new(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Takes back what was saved of a class; before any of its segments. False if there is no such
+    /// class.
+    pub fn restore(&mut self, saved: &Saved) -> bool {
+        let Some(class) = self.class(saved.class) else {
+            return false;
+        };
+        if saved.is_sound() {
+            class.start = saved.start;
+            class.held = saved.held;
+            class.next = saved.start.max(1);
+            class.delivered = saved.delivered;
+            class.lost = saved.lost;
+            class.gaps.clone_from(&saved.gaps);
+        }
+        true
+    }
+
+    /// A segment was found, in ascending order of each class. False: it was dropped before, or
+    /// its class is none any more; delete it.
+    pub fn found(&mut self, number: u8, first: u64, bytes: u64) -> bool {
+        let Some(class) = self.class(number) else {
+            return false;
+        };
+        if first < class.start || first > NUMBER_MAX {
+            return false;
+        }
+        class.lose(class.next, first, 3);
+        class.next = class.next.max(first);
+        class.segments.push_back(Segment {
+            first,
+            end: class.next,
+            bytes,
+            newest_ms: 0,
+            closed: false,
+        });
+        true
+    }
+
+    /// A whole record was found in the segment found last. Numbers left out are damaged.
+    pub fn found_record(&mut self, number: u8, record: u64, unix_ms: u64, key: &[u8]) {
+        let Some(class) = self.class(number) else {
+            return;
+        };
+        if record < class.next || record > NUMBER_MAX {
+            return;
+        }
+        class.lose(class.next, record, 3);
+        class.next = record + 1;
+        class.grow(unix_ms, 0);
+        if let Some(old) = self.remember(number, key, record) {
+            self.supersede(number, old);
+        }
+    }
+
+    /// So many records that cannot be read may stand at the end of the segment found last.
+    pub fn found_damage(&mut self, number: u8, count: u64) {
+        if let Some(class) = self.class(number) {
+            let end = class.next.saturating_add(count).min(NUMBER_MAX);
+            class.lose(class.next, end, 3);
+            class.next = end;
+            class.grow(0, 0);
+            if let Some(last) = class.segments.back_mut() {
+                last.closed = true;
+            }
+        }
+    }
+
+    /// All segments of all classes were found.
+    pub fn found_all(&mut self, saved: &[Saved]) {
+        for class in &mut self.classes {
+            let one = saved.iter().find(|one| one.class == class.config.number);
+            let next = one.map_or(1, |one| one.next).max(class.held);
+            class.lose(class.next, next, 3);
+            class.next = class.next.max(next);
+            class.durable = class.next;
+            class.read = class.held;
+            class.delete_delivered(&mut self.out);
+        }
+    }
+
+    /// A new record whose frame takes so many bytes: gives it a number, and makes room. It counts
+    /// as held at once, and goes out once [`Outbox::durable`] was called.
+    ///
+    /// # Errors
+    /// Nothing was changed but what is dropped.
+    pub fn append(
+        &mut self,
+        unix_ms: u64,
+        number: u8,
+        key: &[u8],
+        bytes: u64,
+    ) -> Result<Place, Refused> {
+        self.expire(unix_ms);
+        self.make_room(number, bytes)?;
+        let class = self.class(number).ok_or(Refused::LocalClass)?;
+        let segment_bytes = class.segment_bytes();
+        let full = |segment: &Segment| segment.closed || segment.bytes + bytes > segment_bytes;
+        if class.segments.back().is_none_or(full) {
+            class.segments.push_back(Segment {
+                first: class.next,
+                end: class.next,
+                bytes: 0,
+                newest_ms: 0,
+                closed: false,
+            });
+        }
+        let record = class.next;
+        class.next += 1;
+        class.grow(unix_ms, bytes);
+        let segment = class.segments.back().map_or(record, |last| last.first);
+        if let Some(old) = self.remember(number, key, record) {
+            self.superseded.push((number, old));
+        }
+        Ok(Place {
+            number: record,
+            segment,
+        })
+    }
+
+    /// Drops what must go for `bytes` more in a class: the oldest of the class itself at its own
+    /// quota; at the quota of all, the oldest of the least important class, never of one more
+    /// important than this.
+    fn make_room(&mut self, number: u8, bytes: u64) -> Result<(), Refused> {
+        loop {
+            let all: u64 = self.classes.iter().map(Class::bytes).sum();
+            let class = self.class(number).ok_or(Refused::LocalClass)?;
+            let own = class.bytes() + bytes > class.config.quota_bytes;
+            if !own && all + bytes <= self.quota_bytes {
+                return Ok(());
+            }
+            let victims = self.classes.iter_mut().rev();
+            let victim = victims
+                .filter(|class| class.config.number >= number)
+                .find(|class| class.may_drop() && (!own || class.config.number == number))
+                .ok_or(Refused::LimitFull)?;
+            victim.drop_oldest(0, &mut self.out);
+        }
+    }
+
+    /// Drops segments all of whose records are too old.
+    fn expire(&mut self, now_ms: u64) {
+        for class in &mut self.classes {
+            while class
+                .segments
+                .front()
+                .is_some_and(|segment| class.expired(segment.newest_ms, now_ms))
+                && class.may_drop()
+            {
+                class.drop_oldest(1, &mut self.out);
+            }
+        }
+    }
+
+    /// Everything appended so far is on the medium.
+    pub fn durable(&mut self) {
+        for class in &mut self.classes {
+            class.durable = class.next;
+        }
+        for (class, old) in core::mem::take(&mut self.superseded) {
+            self.supersede(class, old);
+        }
+    }
+
+    /// What was appended and is not durable cannot be made so. Its numbers are lost, and nothing
+    /// more goes into its segments, whose ends nobody knows.
+    pub fn failed(&mut self) {
+        self.superseded.clear();
+        for class in &mut self.classes {
+            if class.durable < class.next {
+                class.lose(class.durable, class.next, 3);
+                class.durable = class.next;
+                if let Some(last) = class.segments.back_mut() {
+                    last.closed = true;
+                }
+            }
+        }
+    }
+
+    /// The cloud has everything before `next`.
+    pub fn acked(&mut self, number: u8, next: u64) {
+        let Some(class) = self.class(number) else {
+            return;
+        };
+        let next = next.min(class.durable);
+        if next <= class.held {
+            return;
+        }
+        let mut lost = 0;
+        for gap in &mut class.gaps {
+            let known = next.clamp(gap.first, gap.end()) - gap.first;
+            lost += known;
+            gap.trim(known);
+        }
+        class.gaps.retain(|gap| gap.end() > gap.first);
+        class.delivered += next - class.held - lost;
+        class.held = next;
+        class.read = class.read.max(next);
+        let place = self.classes.iter_mut();
+        if let Some(class) = place.into_iter().find(|one| one.config.number == number) {
+            class.delete_delivered(&mut self.out);
+        }
+    }
+
+    /// What stands at a number from `held` on; it counts as given to the session.
+    pub fn next(&mut self, number: u8, at: u64) -> Next {
+        let Some(class) = self.class(number) else {
+            return Next::End;
+        };
+        if at < class.held || at >= class.durable {
+            return Next::End;
+        }
+        class.read = class.read.max(at + 1);
+        if class.gap_at(at).is_none() {
+            let segments = &class.segments;
+            if let Some(segment) = segments
+                .iter()
+                .find(|one| (one.first..one.end).contains(&at))
+            {
+                return Next::Record(segment.first);
+            }
+            // No file has it. Never so by our own doing.
+            let after = segments
+                .iter()
+                .map(|one| one.first)
+                .find(|first| *first > at);
+            let end = after.unwrap_or(class.durable).min(class.durable);
+            class.lose(at, end, 3);
+        }
+        let Some(mut gap) = class.gap_at(at) else {
+            return Next::End;
+        };
+        gap.trim(at - gap.first);
+        let reasons = gap.counts.into_iter().zip(REASONS);
+        reasons
+            .into_iter()
+            .find(|(count, _)| *count > 0)
+            .map_or(Next::End, |(count, reason)| Next::Gap(count, reason))
+    }
+
+    /// The records `from..to` cannot be read, or are too old.
+    pub fn lose(&mut self, number: u8, from: u64, to: u64, reason: GapReason) {
+        let place = REASONS.iter().position(|one| *one == reason).unwrap_or(3);
+        if let Some(class) = self.class(number) {
+            class.lose(from, to.min(class.durable), place);
+        }
+    }
+
+    /// Whether a record of this time is of no use any more.
+    #[must_use]
+    pub fn is_expired(&self, number: u8, unix_ms: u64, now_ms: u64) -> bool {
+        let mut classes = self.classes.iter();
+        classes
+            .find(|class| class.config.number == number)
+            .is_some_and(|class| class.expired(unix_ms, now_ms))
+    }
+
+    /// What the session may read of a class: `held..end`.
+    #[must_use]
+    pub fn ready(&self, number: u8) -> Option<(u64, u64)> {
+        let mut classes = self.classes.iter();
+        let class = classes.find(|class| class.config.number == number)?;
+        Some((class.held, class.durable))
+    }
+
+    /// How a class stands.
+    #[must_use]
+    pub fn counters(&self, number: u8) -> Counters {
+        let mut classes = self.classes.iter();
+        let class = classes.find(|class| class.config.number == number);
+        class.map_or_else(Counters::default, |class| {
+            let gone: u64 = class.gaps.iter().map(|gap| gap.end() - gap.first).sum();
+            Counters {
+                appended: class.next - 1,
+                delivered: class.delivered,
+                held: class.next - class.held - gone,
+                lost: class.lost,
+                bytes: class.bytes(),
+            }
+        })
+    }
+
+    /// What is to be on the medium beside the segments.
+    #[must_use]
+    pub fn saved(&self) -> Vec<Saved> {
+        let save = |class: &Class| Saved {
+            class: class.config.number,
+            start: class
+                .segments
+                .front()
+                .map_or(class.durable, |one| one.first),
+            held: class.held,
+            // What is not durable yet may never have been.
+            next: class.durable,
+            delivered: class.delivered,
+            lost: class.lost,
+            gaps: class.gaps.clone(),
+        };
+        self.classes.iter().map(save).collect()
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    fn class(&mut self, number: u8) -> Option<&mut Class> {
+        let mut classes = self.classes.iter_mut();
+        classes.find(|class| class.config.number == number)
+    }
+
+    /// Notes the newest record of a key; returns the one before it.
+    fn remember(&mut self, class: u8, key: &[u8], number: u64) -> Option<u64> {
+        if key.is_empty() {
+            return None;
+        }
+        let place = self
+            .keys
+            .iter()
+            .position(|one| one.class == class && one.key == key);
+        let old = place.and_then(|place| self.keys.remove(place));
+        if self.keys.len() >= KEYS_MAX {
+            self.keys.pop_front();
+        }
+        let before = old.as_ref().map(|old| old.number);
+        let key = old.map_or_else(|| key.to_vec(), |old| old.key);
+        self.keys.push_back(Key { class, key, number });
+        before
+    }
+
+    /// A record with a newer one of the same key is lost for it, if it was not given to the
+    /// session and there is room to note it.
+    fn supersede(&mut self, number: u8, old: u64) {
+        let Some(class) = self.class(number) else {
+            return;
+        };
+        let beside = |gap: &Gap| gap.end() == old || gap.first == old + 1;
+        let room = class.gaps.len() < GAPS_MAX - GAPS_SPARE || class.gaps.iter().any(beside);
+        if room && old >= class.read {
+            class.lose(old, old + 1, 2);
+        }
+    }
+}
+
+impl Class {
+    const fn new(config: ClassConfig) -> Self {
+        Self {
+            config,
+            start: 1,
+            held: 1,
+            read: 1,
+            durable: 1,
+            next: 1,
+            delivered: 0,
+            lost: [0; 4],
+            gaps: Vec::new(),
+            segments: VecDeque::new(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES_MAX.min(self.config.quota_bytes / SEGMENTS_OF_A_QUOTA_MIN)
+    }
+
+    /// The last segment has a record more.
+    fn grow(&mut self, unix_ms: u64, bytes: u64) {
+        if let Some(last) = self.segments.back_mut() {
+            last.end = self.next;
+            last.bytes += bytes;
+            last.newest_ms = last.newest_ms.max(unix_ms);
+        }
+    }
+
+    /// A time before the agent was made is that of a wrong clock, and says nothing of an age.
+    fn expired(&self, unix_ms: u64, now_ms: u64) -> bool {
+        let ttl = self
+            .config
+            .ttl_ms
+            .filter(|_| unix_ms >= RECORD_EXPIRES_FROM_MS);
+        ttl.is_some_and(|ttl| unix_ms.saturating_add(ttl) < now_ms)
+    }
+
+    fn gap_at(&self, at: u64) -> Option<Gap> {
+        let covers = |gap: &&Gap| (gap.first..gap.end()).contains(&at);
+        self.gaps.iter().find(covers).copied()
+    }
+
+    /// Notes that what is held of `from..to` is lost; what is lost already keeps its reason.
+    fn lose(&mut self, from: u64, to: u64, reason: usize) {
+        let mut at = from.max(self.held);
+        while at < to {
+            if let Some(gap) = self.gap_at(at) {
+                at = gap.end();
+                continue;
+            }
+            let place = self.gaps.partition_point(|gap| gap.first < at);
+            let end = self.gaps.get(place).map_or(to, |gap| gap.first.min(to));
+            let mut counts = [0; 4];
+            for (count, lost) in counts.iter_mut().zip(&mut self.lost).skip(reason).take(1) {
+                *count = end - at;
+                *lost += end - at;
+            }
+            self.gaps.insert(place, Gap { first: at, counts });
+            at = end;
+        }
+        self.merge();
+        if self.gaps.len() > GAPS_MAX {
+            self.give_up(reason);
+        }
+    }
+
+    /// Neighbours become one.
+    fn merge(&mut self) {
+        let mut merged: Vec<Gap> = Vec::with_capacity(self.gaps.len());
+        for gap in &self.gaps {
+            match merged.last_mut() {
+                Some(last) if last.end() == gap.first => {
+                    for (count, more) in last.counts.iter_mut().zip(gap.counts) {
+                        *count += more;
+                    }
+                }
+                _ => merged.push(*gap),
+            }
+        }
+        self.gaps = merged;
+    }
+
+    /// Too many ranges: what is held between the two nearest is lost too.
+    fn give_up(&mut self, reason: usize) {
+        let pairs = self.gaps.iter().zip(self.gaps.iter().skip(1));
+        let nearest = pairs
+            .map(|(one, other)| (one.end(), other.first))
+            .min_by_key(|(end, first)| first - end);
+        if let Some((end, first)) = nearest {
+            self.lose(end, first, reason);
+        }
+    }
+
+    /// Whether the oldest segment holds nothing that is still being written.
+    fn may_drop(&self) -> bool {
+        let oldest = self.segments.front();
+        oldest.is_some_and(|segment| segment.end <= self.durable)
+    }
+
+    fn drop_oldest(&mut self, reason: usize, out: &mut VecDeque<Output>) {
+        if let Some(oldest) = self.segments.pop_front() {
+            self.lose(oldest.first, oldest.end, reason);
+            self.delete(oldest.first, out);
+        }
+    }
+
+    /// Deletes segments that were delivered or lost whole; the last stays, to be written to.
+    fn delete_delivered(&mut self, out: &mut VecDeque<Output>) {
+        while self.segments.len() > 1 {
+            let gone = |segment: &Segment| {
+                let gap = self.gap_at(segment.first.max(self.held));
+                segment.end <= self.held || gap.is_some_and(|gap| gap.end() >= segment.end)
+            };
+            let Some(oldest) = self.segments.front().filter(|segment| gone(segment)) else {
+                return;
+            };
+            let first = oldest.first;
+            self.segments.pop_front();
+            self.delete(first, out);
+        }
+    }
+
+    fn delete(&self, segment: u64, out: &mut VecDeque<Output>) {
+        if !out.contains(&Output::Save) {
+            out.push_front(Output::Save);
+        }
+        out.push_back(Output::Delete(self.config.number, segment));
+    }
+}
