@@ -3,6 +3,8 @@
 //! as much MQTT as a link needs: one subscription, QoS 0, no retained messages. Who a node is comes
 //! from its certificate and nowhere else.
 
+mod strangers;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +23,12 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use self::strangers::{Place, Strangers};
 use crate::clock::unix_s;
 use crate::links::{Links, Refused};
 use crate::tls::{self, Peer};
@@ -32,7 +36,7 @@ use crate::tls::{self, Peer};
 /// Connections at once, those that still shake hands included.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Those of them that have shown no certificate of ours yet, enrolments included: however many come,
-/// there is room for nodes. With all of them taken, a further one waits to be accepted.
+/// there is room for nodes. With all of them taken, a further one takes the place of another.
 const STRANGERS_MAX: usize = 2_048;
 const _: () = assert!(STRANGERS_MAX < CONNECTIONS_MAX);
 /// Patience with TLS, an enrolment and CONNECT: TCP and TLS took 70 s at 30 % loss.
@@ -61,16 +65,13 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
         log::warn!("notsent_lowat_failed error={error}");
     }
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let strangers = Strangers::new(STRANGERS_MAX);
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
         };
-        let Ok(stranger) = Arc::clone(&strangers).acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors: wait for some to come back.
                 log::warn!("accept_failed error={error}");
@@ -82,10 +83,10 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
         let Some(turn) = links.accept_turn() else {
             continue;
         };
+        let stranger = strangers.enter(address.ip());
         let (tls, links) = (tls.clone(), Arc::clone(&links));
         tokio::spawn(async move {
-            tokio::time::sleep(turn).await;
-            if let Err(error) = connection(stream, tls, &links, stranger).await {
+            if let Err(error) = connection(stream, turn, tls, &links, stranger).await {
                 log::debug!("connection_ended error={error}");
             }
             drop(permit);
@@ -101,23 +102,42 @@ async fn timely<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 async fn connection(
     stream: TcpStream,
+    turn: Duration,
     tls: TlsAcceptor,
     links: &Arc<Links>,
-    stranger: OwnedSemaphorePermit,
+    stranger: Place,
 ) -> io::Result<()> {
     // Frames are few and whole: waiting for more would only add a delay.
     stream.set_nodelay(true)?;
+    let opened = tokio::select! {
+        opened = open(stream, turn, tls, links) => opened?,
+        () = stranger.wanted() => return Err(io::Error::other("made room for another")),
+    };
+    drop(stranger);
+    match opened {
+        Some((stream, peer)) => Mqtt::open(stream, &peer, links).await,
+        None => Ok(()),
+    }
+}
+
+/// All that a connection does before it has shown a certificate, a whole enrolment included.
+async fn open(
+    stream: TcpStream,
+    turn: Duration,
+    tls: TlsAcceptor,
+    links: &Arc<Links>,
+) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
+    tokio::time::sleep(turn).await;
     let stream = timely(OPENING, tls.accept(stream)).await?;
     let (_, session) = stream.get_ref();
     let joins = session.alpn_protocol() == Some(ALPN_JOIN);
     if joins || links.is_behind_broker() {
-        return links.enrol(stream, !joins).await;
+        return links.enrol(stream, !joins).await.map(|()| None);
     }
-    let Some(peer) = tls::peer(session, unix_s()) else {
-        return Err(io::Error::other("no valid client certificate"));
-    };
-    drop(stranger);
-    Mqtt::open(stream, &peer, links).await
+    match tls::peer(session, unix_s()) {
+        Some(peer) => Ok(Some((stream, peer))),
+        None => Err(io::Error::other("no valid client certificate")),
+    }
 }
 
 /// One node's MQTT connection. It always reads, whatever waits to be written: two ends that each

@@ -1,0 +1,153 @@
+//! Connections that have shown no certificate yet. When all places are taken, a newcomer takes that
+//! of another: whoever opens connections and says nothing must not keep the nodes out.
+//!
+//! Bound: the number of places.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The places.
+pub(super) struct Strangers {
+    places: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// By age.
+    present: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+}
+
+/// A place; dropping it gives it back.
+pub(super) struct Place {
+    number: u64,
+    wanted: Arc<Notify>,
+    strangers: Arc<Strangers>,
+}
+
+impl Strangers {
+    /// So many places.
+    pub(super) fn new(places: usize) -> Arc<Self> {
+        Arc::new(Self {
+            places,
+            state: Mutex::default(),
+        })
+    }
+
+    /// A place for a connection from `address`. If none is free, whoever has the most of them gives
+    /// up the one that it has had for longest.
+    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Place {
+        let mut state = self.lock();
+        while state.present.len() >= self.places {
+            let Some(number) = dispensable(&state.present) else {
+                break;
+            };
+            if let Some((_, wanted)) = state.present.remove(&number) {
+                wanted.notify_one();
+            }
+        }
+        let number = state.next;
+        state.next += 1;
+        let wanted = Arc::new(Notify::new());
+        let place = (network(address), Arc::clone(&wanted));
+        state.present.insert(number, place);
+        Place {
+            number,
+            wanted,
+            strangers: Arc::clone(self),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Returns when another one has got the place.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.strangers.lock().present.remove(&self.number);
+    }
+}
+
+/// The oldest of those from the network that has the most.
+fn dispensable(present: &BTreeMap<u64, (IpAddr, Arc<Notify>)>) -> Option<u64> {
+    let mut networks: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
+    for (number, (network, _)) in present {
+        // The first one that is seen is the oldest.
+        networks.entry(*network).or_insert((0, *number)).0 += 1;
+    }
+    let most = networks.into_values().max_by_key(|(count, _)| *count);
+    most.map(|(_, oldest)| oldest)
+}
+
+/// One customer of IPv6 has a whole /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & (u128::MAX << 64);
+            std::net::Ipv6Addr::from_bits(network).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_wanted(place: &Place) -> bool {
+        tokio::select! {
+            biased;
+            () = place.wanted() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    /// Goal: silent connections keep nobody out, and who has few is not touched for those of who has
+    /// many. Method: four places, a node from elsewhere among the connections of one address.
+    #[tokio::test]
+    async fn the_oldest_of_the_busiest_address_makes_room() {
+        let strangers = Strangers::new(4);
+        let enter = |address: &str| strangers.enter(address.parse().unwrap());
+        let node = enter("10.0.0.1");
+        let mut silent: Vec<Place> = (0..3).map(|_| enter("10.0.0.9")).collect();
+        for round in 0..8 {
+            silent.push(enter("10.0.0.9"));
+            assert!(is_wanted(&silent[round]).await, "{round}");
+            assert!(!is_wanted(&silent[round + 1]).await, "{round}");
+        }
+        assert!(!is_wanted(&node).await);
+        let other = enter("10.0.0.2");
+        assert!(is_wanted(&silent[8]).await);
+        assert!(!is_wanted(&node).await && !is_wanted(&other).await);
+        // A place that was given back is free, and one that was taken is given back once.
+        drop(silent);
+        let all: Vec<Place> = (3..5).map(|n| enter(&format!("10.0.0.{n}"))).collect();
+        assert!(!is_wanted(&node).await && !is_wanted(&all[0]).await);
+    }
+
+    #[tokio::test]
+    async fn a_network_of_ipv6_counts_as_one() {
+        let strangers = Strangers::new(3);
+        let enter = |address: &str| strangers.enter(address.parse().unwrap());
+        let node = enter("2001:db8:0:1::1");
+        let first = enter("2001:db8:0:2::1");
+        let second = enter("2001:db8:0:2::2");
+        let third = enter("2001:db8:0:2::3");
+        assert!(is_wanted(&first).await);
+        for place in [&node, &second, &third] {
+            assert!(!is_wanted(place).await);
+        }
+    }
+}
