@@ -455,6 +455,7 @@ impl State {
             in_sync: false,
             heard: false,
             boots: Default::default(),
+            problems: Default::default(),
             changed_unix_s: 0,
             takeovers: Takeovers::default(),
             calls: BTreeMap::new(),

@@ -16,6 +16,9 @@ use crate::nodes::NodeView;
 use crate::placement::Desired;
 use crate::takeover::Takeovers;
 
+/// See [`Problems`].
+const PROBLEM_MS: u64 = 60_000;
+
 /// A connection as the session sees it: frames go in.
 pub(super) struct Connection {
     pub(super) id: u64,
@@ -62,6 +65,30 @@ pub(super) struct Node {
     pub(super) changed_unix_s: u64,
     pub(super) takeovers: Takeovers,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
+    pub(super) problems: Problems,
+}
+
+/// What a node has sent that makes no sense. One event in [`PROBLEM_MS`]: a node that sends nothing
+/// else must not fill the log, nor push the events of all others out.
+#[derive(Default)]
+pub(super) struct Problems {
+    told: Option<u64>,
+    untold: u64,
+}
+
+impl Problems {
+    /// What to tell of another one, if it is to be told.
+    fn add(&mut self, now: u64, problem: &str) -> Option<String> {
+        if self.told.is_some_and(|told| now < told + PROBLEM_MS) {
+            self.untold += 1;
+            return None;
+        }
+        self.told = Some(now);
+        Some(match std::mem::take(&mut self.untold) {
+            0 => problem.to_owned(),
+            untold => format!("{problem}, and {untold} others since the last event"),
+        })
+    }
 }
 
 impl Node {
@@ -161,7 +188,8 @@ impl Node {
                 false
             }
             Output::PeerProblem(problem) => {
-                events.push(("PeerProblem", problem.to_string()));
+                let told = self.problems.add(now, &problem.to_string());
+                events.extend(told.map(|text| ("PeerProblem", text)));
                 false
             }
             Output::PutRefused { key, reason } => {
@@ -217,4 +245,25 @@ fn carries_desired(frame: &[u8]) -> bool {
             ..
         })
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_sends_nonsense_is_told_of_once_a_minute() {
+        let mut problems = Problems::default();
+        assert_eq!(problems.add(5, "a").as_deref(), Some("a"));
+        for now in 5..1_000 {
+            assert_eq!(problems.add(now, "b"), None);
+        }
+        let told = problems.add(5 + PROBLEM_MS, "c");
+        assert_eq!(
+            told.as_deref(),
+            Some("c, and 995 others since the last event")
+        );
+        let told = problems.add(5 + 2 * PROBLEM_MS, "d");
+        assert_eq!(told.as_deref(), Some("d"));
+    }
 }
