@@ -34,6 +34,10 @@ pub const FILES_MAX: usize = 1000;
 pub const PROBLEMS_MAX: usize = 1000;
 /// Documents of one file.
 pub const DOCUMENTS_MAX: usize = 1000;
+/// Bound of what a document costs the YAML parser: at each character that may end a token it looks
+/// at every bracket that is open, so 200 KB of `[` would keep it for minutes. A file of JSON as large
+/// as may be, nested 50 deep, is below.
+pub const PARSER_STEPS_MAX: usize = 200_000_000;
 /// Replicas of one Deployment.
 pub const REPLICAS_MAX: u32 = 1000;
 
@@ -196,7 +200,17 @@ impl Manifests {
     pub fn add_file(&mut self, file: &str, text: &str) {
         let mut number = 0;
         for (line, document) in documents(text) {
-            match serde_norway::from_str::<Value>(&document) {
+            let parsed = match parser_steps(&document) {
+                0..=PARSER_STEPS_MAX => serde_norway::from_str::<Value>(&document),
+                _ => {
+                    number += 1;
+                    self.unread.insert(file.to_owned());
+                    let reason = format!("line {line}: too many nested brackets");
+                    self.problem(file, number, None, "", reason);
+                    continue;
+                }
+            };
+            match parsed {
                 Ok(Value::Null) => {}
                 Ok(value) => {
                     number += 1;
@@ -309,8 +323,16 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resul
 
 fn read_file(path: &Path) -> Result<String, String> {
     use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    // Opening a pipe must not wait for a writer.
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(nonblock).open(path);
+    let file = file.map_err(|error| error.to_string())?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err("is not a file".to_owned());
+    }
     file.take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
@@ -318,6 +340,22 @@ fn read_file(path: &Path) -> Result<String, String> {
         return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
     }
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
+}
+
+/// At most how often the parser looks at an open bracket. Brackets in text are counted, too: to tell
+/// them apart would be parsing.
+fn parser_steps(document: &str) -> usize {
+    let (mut open, mut steps) = (0_usize, 0_usize);
+    for byte in document.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            b',' | b':' | b'?' | b'-' | b'"' | b'\'' | b'&' | b'*' | b' ' | b'\n' => {}
+            _ => continue,
+        }
+        steps = steps.saturating_add(open);
+    }
+    steps
 }
 
 /// The documents of a file and the line each begins at. YAML ends a document at a line that

@@ -346,3 +346,52 @@ proptest! {
         read(&text);
     }
 }
+
+/// Goal: nothing in the folder holds up all the rest. Method: a pipe that nobody writes to, a device
+/// that never ends, a circle of links, and brackets that cost the parser minutes, beside a sound file.
+#[test]
+fn what_is_no_file_or_never_ends_hides_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let pipe = std::process::Command::new("mkfifo")
+        .arg(place("pipe.yaml"))
+        .status();
+    assert!(pipe.unwrap().success());
+    std::os::unix::fs::symlink("/dev/zero", place("zero.yaml")).unwrap();
+    std::os::unix::fs::symlink("circle.yaml", place("circle.yaml")).unwrap();
+    std::fs::create_dir(place("folder.yaml")).unwrap();
+    std::fs::write(
+        place("nested.yaml"),
+        "a: ".to_owned() + &"[".repeat(200_000),
+    )
+    .unwrap();
+    std::fs::write(place("sound.yaml"), GOOD).unwrap();
+    let manifests = Manifests::read(folder.path());
+    let reason = |file: &str| {
+        let mut all = manifests.problems.iter();
+        let found = all.find(|problem| problem.origin.file == file);
+        found.map(|problem| problem.reason.as_str())
+    };
+    assert_eq!(reason("pipe.yaml"), Some("is not a file"));
+    assert_eq!(reason("zero.yaml"), Some("is not a file"));
+    assert!(reason("circle.yaml").is_some());
+    assert_eq!(
+        reason("nested.yaml"),
+        Some("line 1: too many nested brackets")
+    );
+    assert_eq!(manifests.objects.len(), read(GOOD).objects.len());
+}
+
+/// Goal: no sound file counts as too nested. Method: the largest ConfigMap of colours, whose brackets
+/// never close, and JSON as deep as the parser takes.
+#[test]
+fn brackets_of_sound_documents_are_few_enough() {
+    let script = "  printf '\\033[31m lane: %s, \\033[0m'\n".repeat(2_000);
+    let colours = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata:\n script: |\n{script}"
+    );
+    assert_eq!(problems(&colours), []);
+    let row = format!("{}{}", "[".repeat(50), "]".repeat(50));
+    let json = format!("[{}]", vec![row; 40_000].join(", "));
+    assert!(json.len() > 4_000_000 && parser_steps(&json) < PARSER_STEPS_MAX);
+}
