@@ -2,8 +2,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// 2026-11-24, raised with each release: a clock that shows less is wrong.
+const BUILD_UNIX_S: u64 = 1_795_478_400;
+
 /// Seconds since 1970; 0 with a clock that is before.
 pub(crate) fn unix_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
+}
+
+/// Whether this may be the time.
+pub(crate) const fn is_plausible(unix_s: u64) -> bool {
+    unix_s >= BUILD_UNIX_S
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
-use crate::clock::unix_s;
+use crate::clock::{is_plausible, unix_s};
 use crate::registry::{NodeRecord, Registry, RegistryError};
 use crate::token::{TokenError, TokenStore};
 
@@ -36,6 +36,9 @@ enum Refusal {
     Token(#[from] TokenError),
     #[error("the certificate request is not valid: {0}")]
     Request(#[from] CaError),
+    /// Its certificate would have expired as soon as the clock is right.
+    #[error("the clock of edge-cloud is wrong: set it, and try again")]
+    Clock,
 }
 
 /// Where nodes enrol: what an enrolment reads and writes.
@@ -164,6 +167,9 @@ impl Desk<'_> {
             registry,
             ..
         } = *self;
+        if !is_plausible(unix_s) {
+            return Err(Refusal::Clock);
+        }
         let (id, secret) = (&request.token_id, &request.token_secret);
         let csr = ca::Request::read(&request.csr)?;
         let key_sha256 = csr.key_sha256();
@@ -191,7 +197,41 @@ impl Desk<'_> {
             key_sha256,
             token_id: id.clone(),
         };
-        registry.add(&request.node, record)?;
+        if let Err(error) = registry.add(&request.node, record) {
+            // A full disk or another board that was faster: with its one use gone, this board could
+            // not try again.
+            tokens.give_back(id);
+            return Err(error.into());
+        }
         Ok(issued.der)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: no node joins with a certificate that has expired once the clock is right. Method: the
+    /// clock of a machine without a battery.
+    #[test]
+    fn nobody_joins_while_the_clock_is_before_this_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::open(folder.path()).unwrap();
+        let desk = Desk {
+            ca: &ca,
+            tokens: &TokenStore::open(folder.path()).unwrap(),
+            registry: &Registry::open(folder.path(), 1_000).unwrap(),
+            broker: None,
+        };
+        let request = JoinRequest {
+            token_id: String::new(),
+            token_secret: String::new(),
+            node: "gate".to_owned(),
+            csr: Vec::new(),
+        };
+        let refused = desk.join(&request, 1_000);
+        assert!(matches!(refused, Err(Refusal::Clock)));
+        let refused = desk.join(&request, unix_s());
+        assert!(matches!(refused, Err(Refusal::Request(_))));
     }
 }

@@ -129,6 +129,18 @@ impl TokenStore {
         })
     }
 
+    /// Gives the use of a join that failed back.
+    pub fn give_back(&self, id: &str) {
+        let given = self.change(|tokens| {
+            let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
+            token.uses_left = token.uses_left.saturating_add(1);
+            Ok(())
+        });
+        if let Err(error) = given {
+            log::warn!("token_use_lost id={id} error={error}");
+        }
+    }
+
     /// Whether this is a token, used up or not, expired or not.
     ///
     /// # Errors

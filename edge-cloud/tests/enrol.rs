@@ -224,6 +224,27 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     refused(join_with(&cloud, &other, "gate-8", &new_key()).await);
 }
 
+/// Goal: a join that could not be stored costs no use, for a board in the field has one token. Method:
+/// a folder stands where the file of the nodes should, and is taken away.
+#[tokio::test]
+async fn a_join_that_cannot_be_stored_costs_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = cloud(folder.path()).await;
+    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let nodes = folder.path().join("nodes.json");
+    let whole = std::fs::read(&nodes).unwrap();
+    std::fs::remove_file(&nodes).unwrap();
+    std::fs::create_dir(&nodes).unwrap();
+    let (answer, _) = join(&cloud, &token, "a").await;
+    assert!(matches!(answer, JoinAnswer::Refused(reason) if reason.contains("cannot store")));
+    std::fs::remove_dir(&nodes).unwrap();
+    std::fs::write(&nodes, whole).unwrap();
+    let accepted = join(&cloud, &token, "a").await.0;
+    assert!(matches!(accepted, JoinAnswer::Accepted { .. }));
+    let (answer, _) = join(&cloud, &token, "b").await;
+    assert!(matches!(answer, JoinAnswer::Refused(_)), "it was for one");
+}
+
 #[tokio::test]
 async fn an_expired_token_and_a_taken_name_are_refused() {
     let folder = tempfile::tempdir().unwrap();
