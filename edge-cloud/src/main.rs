@@ -2,15 +2,29 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
-use edge_cloud::cli::{Cli, run};
+use edge_cloud::cli::{Cli, Exit, run};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// Patience at the end with what cannot be given up: a read of a dead network file system may never
+/// return.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _told = writeln!(std::io::stderr(), "edge-cloud: threads: {error}");
+            return ExitCode::from(Exit::Failed as u8);
+        }
+    };
     let mut out = std::io::stdout();
-    match run(Cli::parse(), &mut out).await {
+    let result = runtime.block_on(run(cli, &mut out));
+    runtime.shutdown_timeout(GOODBYE);
+    match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) => {
             // With standard error gone there is nobody left to tell.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::broker::{self, Broker};
 use crate::ca::Ca;
+use crate::clock::{is_plausible, unix_s};
 use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::registry::NODES_MAX;
@@ -73,6 +75,10 @@ pub async fn run(config: Config) -> io::Result<()> {
     };
     let data = &config.data;
     let _lock = lock(data)?;
+    raise_descriptors();
+    if !is_plausible(unix_s()) {
+        log::error!("clock_wrong unix_s={} no node can join", unix_s());
+    }
     if data.join(backup::RESTORING).exists() {
         let unfinished = backup::BackupError::Unfinished(data.clone());
         return Err(io::Error::other(unfinished));
@@ -136,6 +142,17 @@ pub async fn run(config: Config) -> io::Result<()> {
         result = serve(nodes, data, config.manifests, http) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// A connection takes a descriptor, and many systems give a process 1024 unless it asks for more.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => log::debug!("descriptors from={before:?} to={:?}", limit.current),
+        Err(error) => log::warn!("descriptors_not_raised error={error}"),
     }
 }
 
