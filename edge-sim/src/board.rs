@@ -1,0 +1,352 @@
+//! A board: the real agent, reconnect rule and session of a node, over a model of its store, its
+//! container runtime and its clock. What the shell of the agent does, `edge-min/src/driver.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_core::reconnect::{Reconnect, slot};
+use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput};
+use edge_proto::hash::{Hash16, Hash32, sha256};
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::object::{NodeStatus, Pod};
+use edge_proto::session::{Device, DeviceConfig, Payload};
+
+use crate::event::Changes;
+use crate::rng::Rng;
+
+/// What the monotonic clock shows when the agent of a boot starts.
+const UPTIME_MS: u64 = 5_000;
+/// Pods that a node takes.
+pub(crate) const PODS_MAX: u32 = 20;
+
+/// What of a node is on its medium.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) objects: BTreeMap<Key, Stored>,
+    pub(crate) epoch: u64,
+    /// Large objects, as far as they have come.
+    pub(crate) blobs: BTreeMap<Hash32, Vec<u8>>,
+    /// Pods that were durably deleted or terminating: none of them may ever start again.
+    pub(crate) ended: BTreeSet<Uid>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) hash: Hash16,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Store {
+    /// How much of a large object is there; one that is whole and wrong counts as nothing.
+    pub(crate) fn blob_bytes(&mut self, sha: Hash32, len: u32) -> u32 {
+        let Some(blob) = self.blobs.get(&sha) else {
+            return 0;
+        };
+        if blob.len() >= len as usize && sha256(blob) != sha {
+            self.blobs.remove(&sha);
+            return 0;
+        }
+        u32::try_from(blob.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Makes `changes` durable; returns what the agent is told of them.
+    pub(crate) fn apply(&mut self, changes: &Changes, epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
+        self.epoch = epoch;
+        let mut told = Vec::with_capacity(changes.len());
+        for (key, payload) in changes {
+            let bytes = match payload {
+                None => None,
+                Some(Payload::Inline(bytes)) => Some((Hash16::of(bytes), Some(bytes.clone()))),
+                Some(Payload::Large { sha256, .. }) => {
+                    Some((sha256.short(), self.blobs.remove(sha256)))
+                }
+                Some(Payload::Refused { hash, .. }) => Some((*hash, None)),
+            };
+            if let Key::Uid(Kind::Pod, uid) = key {
+                let spec = bytes.as_ref().and_then(|(_, bytes)| bytes.as_deref());
+                let spec = spec.and_then(|bytes| Pod::decode(bytes).ok());
+                if spec.is_none_or(|pod| pod.terminating) {
+                    self.ended.insert(*uid);
+                }
+            }
+            match bytes {
+                None => {
+                    self.objects.remove(key);
+                    told.push((key.clone(), None));
+                }
+                Some((hash, bytes)) => {
+                    let payload = bytes.clone().unwrap_or_default();
+                    self.objects.insert(key.clone(), Stored { hash, payload });
+                    told.push((key.clone(), bytes));
+                }
+            }
+        }
+        told
+    }
+}
+
+/// A container that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) pid: u32,
+    pub(crate) uid: Uid,
+    pub(crate) name: String,
+    pub(crate) spec: Hash16,
+}
+
+/// What a power cut or a kill of the agent takes away.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) agent: Agent,
+    pub(crate) device: Device,
+    pub(crate) reconnect: Reconnect,
+    /// Highest epoch that the session has shown.
+    pub(crate) epoch: u64,
+    pub(crate) in_sync: bool,
+    /// Length of the large object that is being fetched.
+    pub(crate) blob_len: u32,
+}
+
+/// A board's way to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conn {
+    None,
+    Trying(u32),
+    Up(u32),
+}
+
+/// One direction of a line.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lane {
+    /// When the last byte that was given to it is sent, microseconds.
+    pub(crate) free_us: u64,
+    /// When the last frame arrives that nothing overtakes, milliseconds.
+    pub(crate) last: u64,
+    /// Frames on the way.
+    pub(crate) waiting: u32,
+}
+
+/// The board's wall clock, and the agent's rule for when it is to be trusted (`clock.rs` there).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WallClock {
+    /// Seconds that it is ahead.
+    pub(crate) ahead_s: i64,
+    /// Trusted floor, and when it was learned, milliseconds.
+    pub(crate) floor_s: u64,
+    pub(crate) since_ms: u64,
+    pub(crate) confirmed: bool,
+}
+
+/// Name of a node.
+pub(crate) fn name_of(node: u32) -> String {
+    format!("gate-{node:06}")
+}
+
+/// A board.
+#[derive(Debug)]
+pub(crate) struct Board {
+    /// Whose identity it has.
+    pub(crate) node: u32,
+    pub(crate) rng: Rng,
+    /// Counts starts of the agent.
+    pub(crate) boot: u32,
+    /// Random, new at each power-on.
+    pub(crate) boot_id: u64,
+    pub(crate) booted_at: u64,
+    pub(crate) powered: bool,
+    /// It never comes back.
+    pub(crate) retired: bool,
+    pub(crate) machine: Option<Box<Machine>>,
+    pub(crate) store: Store,
+    /// Handed to the store and not yet durable.
+    pub(crate) applying: Option<(u32, Changes, u64)>,
+    pub(crate) running: Vec<Run>,
+    /// Containers that ended and are not cleared.
+    pub(crate) remains: Vec<(Uid, String, Hash16)>,
+    pub(crate) pids: u32,
+    pub(crate) conn: Conn,
+    pub(crate) connect_at: Option<u64>,
+    /// When the earliest planned `Wake` comes; `u64::MAX` is none.
+    pub(crate) wake_at: u64,
+    pub(crate) asleep_until: u64,
+    /// All that it does takes so many times as long.
+    pub(crate) slow: u64,
+    pub(crate) compromised: bool,
+    /// Frames that a compromised board has seen.
+    pub(crate) seen: Vec<Vec<u8>>,
+    pub(crate) clock: WallClock,
+    pub(crate) up: Lane,
+    pub(crate) down: Lane,
+    /// Since when it has no live session.
+    pub(crate) waiting_since: u64,
+}
+
+impl Board {
+    pub(crate) fn new(node: u32, seed: u64) -> Self {
+        Self {
+            node,
+            rng: Rng::new(seed),
+            boot: 0,
+            boot_id: 0,
+            booted_at: 0,
+            powered: false,
+            retired: false,
+            machine: None,
+            store: Store::default(),
+            applying: None,
+            running: Vec::new(),
+            remains: Vec::new(),
+            pids: 0,
+            conn: Conn::None,
+            connect_at: None,
+            wake_at: u64::MAX,
+            asleep_until: 0,
+            slow: 1,
+            compromised: false,
+            seen: Vec::new(),
+            clock: WallClock::default(),
+            up: Lane::default(),
+            down: Lane::default(),
+            waiting_since: 0,
+        }
+    }
+
+    /// The board's monotonic clock.
+    pub(crate) const fn local(&self, now: u64) -> u64 {
+        now.saturating_sub(self.booted_at) + UPTIME_MS
+    }
+
+    /// When the board's monotonic clock shows `local`.
+    const fn global(&self, local: u64) -> u64 {
+        self.booted_at + local.saturating_sub(UPTIME_MS)
+    }
+
+    /// When something is to be done without anything from outside.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let machine = self.machine.as_ref()?;
+        [machine.agent.deadline(), machine.device.deadline()]
+            .into_iter()
+            .flatten()
+            .map(|at| self.global(at))
+            .chain(self.connect_at)
+            .min()
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.machine
+            .as_ref()
+            .is_some_and(|machine| machine.device.is_live())
+    }
+
+    pub(crate) fn in_sync(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.in_sync)
+    }
+
+    /// Takes power, with all that is not durable. What was handed to the store may be on the
+    /// medium although nobody was told.
+    pub(crate) fn cut_power(&mut self) {
+        self.kill_agent();
+        self.running.clear();
+        self.remains.clear();
+        self.powered = false;
+        self.clock.confirmed = false;
+    }
+
+    /// Ends the agent; containers run on.
+    pub(crate) fn kill_agent(&mut self) {
+        self.machine = None;
+        self.connect_at = None;
+        if let Some((_, changes, epoch)) = self.applying.take()
+            && self.rng.below(2) == 0
+        {
+            self.store.apply(&changes, epoch);
+        }
+    }
+
+    /// Starts the agent over what is on the medium and on the board, as the shell does.
+    pub(crate) fn start_agent(&mut self, now: u64) {
+        self.boot += 1;
+        if !self.powered {
+            self.powered = true;
+            self.boot_id = self.rng.draw();
+            self.booted_at = now;
+        }
+        let mut device = Device::new(
+            DeviceConfig {
+                kinds: Kind::Pod.bit()
+                    | Kind::ConfigMap.bit()
+                    | Kind::Secret.bit()
+                    | Kind::NodePolicy.bit(),
+                agent: "edge-min sim".to_owned(),
+            },
+            self.rng.draw(),
+        );
+        let objects = self.store.objects.iter();
+        device.restore(
+            objects.map(|(key, stored)| (key.clone(), stored.hash, None)),
+            self.store.epoch,
+        );
+        let facts = NodeStatus {
+            agent: "sim".to_owned(),
+            arch: "aarch64".to_owned(),
+            cpus: 4,
+            memory_bytes: 1 << 30,
+            pods_max: PODS_MAX,
+            boot_id: format!("{:016x}", self.boot_id),
+            ..NodeStatus::default()
+        };
+        let mut agent = Agent::new(AgentConfig {
+            facts,
+            unconfirmed: self.store.objects.is_empty(),
+        });
+        for (key, stored) in &self.store.objects {
+            let payload = Some(stored.payload.clone());
+            agent.handle(0, AgentInput::Desired(key.clone(), payload));
+        }
+        let running = self.running.iter().map(|run| Discovered {
+            uid: run.uid,
+            container: run.name.clone(),
+            spec: run.spec,
+            pid: Some(run.pid),
+        });
+        let remains = self.remains.iter().map(|(uid, name, spec)| Discovered {
+            uid: *uid,
+            container: name.clone(),
+            spec: *spec,
+            pid: None,
+        });
+        let found = running.chain(remains).collect();
+        agent.handle(self.local(now), AgentInput::Discovered(found));
+        self.machine = Some(Box::new(Machine {
+            agent,
+            device,
+            reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
+            epoch: self.store.epoch,
+            in_sync: false,
+            blob_len: 0,
+        }));
+        self.conn = Conn::None;
+        self.connect_at = Some(now);
+        self.waiting_since = now;
+    }
+
+    /// The agent's wall clock: seconds since 1970, and whether it trusts them.
+    pub(crate) fn wall(&self, now: u64, true_s: u64) -> (u64, bool) {
+        let system = true_s.saturating_add_signed(self.clock.ahead_s);
+        let floor = self.clock.floor_s + now.saturating_sub(self.clock.since_ms) / 1000;
+        if self.clock.confirmed {
+            (floor, true)
+        } else {
+            (system.max(floor), system >= floor)
+        }
+    }
+
+    /// The cloud said the time.
+    pub(crate) fn confirm_time(&mut self, now: u64, unix_s: u64) {
+        let floor = self.clock.floor_s + now.saturating_sub(self.clock.since_ms) / 1000;
+        if unix_s >= floor {
+            self.clock.floor_s = unix_s;
+            self.clock.since_ms = now;
+            self.clock.confirmed = true;
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! What must always hold. Most is checked where it could break, for the node that was touched;
+//! the rest once a virtual second, a part of the fleet at a time.
+
+use std::collections::BTreeSet;
+
+use edge_proto::frame::Frame;
+use edge_proto::hash::Hash16;
+use edge_proto::key::Uid;
+use edge_proto::session::Output;
+use edge_proto::set::root;
+
+use crate::board::Conn;
+use crate::event::Event;
+use crate::world::World;
+
+/// The whole fleet is looked over in so many seconds.
+const ROUND_S: usize = 30;
+/// Frames that were on their way when a node was revoked have arrived by then, milliseconds.
+const UNDER_WAY_MS: u64 = 120_000;
+/// Events that may be planned for each node, besides those of the fleet.
+const PLANNED_PER_NODE: usize = 600;
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Virtual time, milliseconds.
+    pub at_ms: u64,
+    /// The node.
+    pub node: u32,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl World {
+    /// Keeps the first violation; the run ends with it.
+    pub(crate) fn fail(&mut self, node: u32, what: String) {
+        let at_ms = self.now;
+        self.violation
+            .get_or_insert(Violation { at_ms, node, what });
+    }
+
+    /// A queue or set is within its cap.
+    pub(crate) fn check_cap(&mut self, board: usize, what: &str, count: usize, cap: usize) {
+        if count > cap {
+            let node = self.boards[board].node;
+            self.fail(node, format!("{what}: {count} of at most {cap}"));
+        }
+    }
+
+    /// The epoch that a node has accepted never sinks, but with a lost store.
+    pub(crate) fn check_epoch(&mut self, board: usize) {
+        let one = &mut self.boards[board];
+        let node = one.node;
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        let (before, now) = (machine.epoch, machine.device.epoch());
+        machine.epoch = now;
+        let stored = one.store.epoch;
+        if now < before || now < stored {
+            self.fail(
+                node,
+                format!("accepted epoch {now} after {before}, stored {stored}"),
+            );
+        }
+    }
+
+    /// `order`: epoch of the frame that was just taken, and the epoch accepted before it.
+    pub(crate) fn check_order(&mut self, board: usize, order: Option<(u64, u64)>, output: &Output) {
+        let Some((epoch, accepted)) = order else {
+            return;
+        };
+        let obeys = match output {
+            Output::Apply { changes, .. } => !changes.is_empty(),
+            Output::Live { .. } | Output::BlobWanted { .. } => true,
+            _ => false,
+        };
+        if obeys && epoch < accepted {
+            let node = self.boards[board].node;
+            self.fail(
+                node,
+                format!("obeyed a frame of epoch {epoch} after accepting {accepted}"),
+            );
+        }
+    }
+
+    /// One write at a time, and never under a lower epoch than the stored one.
+    pub(crate) fn check_apply(&mut self, board: usize, epoch: u64) {
+        let one = &self.boards[board];
+        let (node, stored) = (one.node, one.store.epoch);
+        let waiting = usize::from(one.applying.is_some());
+        if epoch < stored {
+            self.fail(
+                node,
+                format!("applies under epoch {epoch}, stored is {stored}"),
+            );
+        }
+        self.check_cap(board, "writes of a board", waiting + 1, 1);
+    }
+
+    /// A deleted pod never comes back, and no container runs twice.
+    pub(crate) fn check_start(&mut self, board: usize, uid: Uid, container: &str) {
+        let one = &self.boards[board];
+        let node = one.node;
+        if one.store.ended.contains(&uid) {
+            self.fail(node, format!("starts {container} of the deleted pod {uid}"));
+            return;
+        }
+        let runs = one.running.iter();
+        if runs
+            .into_iter()
+            .any(|run| run.uid == uid && run.name == container)
+        {
+            self.fail(
+                node,
+                format!("starts {container} of pod {uid} a second time"),
+            );
+        }
+    }
+
+    /// The broker let a node in.
+    pub(crate) fn check_admitted(&mut self, node: u32) {
+        if self.records[node as usize].revoked.is_some() {
+            self.fail(node, "a revoked node was let in".to_owned());
+        }
+    }
+
+    /// The cloud sends a revoked node nothing but that its session is over.
+    pub(crate) fn check_served(&mut self, node: u32, frame: &[u8]) {
+        let revoked = self.records[node as usize].revoked;
+        if revoked.is_some_and(|at| self.now > at + UNDER_WAY_MS)
+            && !matches!(Frame::decode(frame), Ok(Frame::Reset { .. }))
+        {
+            self.fail(node, "a revoked node was served".to_owned());
+        }
+    }
+
+    /// Nobody speaks for another node.
+    pub(crate) fn check_sender(&mut self, node: u32, from: u32) {
+        if node != from {
+            self.fail(
+                node,
+                format!("a frame of node {from} was taken for one of its own"),
+            );
+        }
+    }
+
+    /// Whether nothing is expected of a node.
+    pub(crate) fn is_excused(&self, node: u32) -> bool {
+        self.records[node as usize].revoked.is_some() || self.boards[node as usize].compromised
+    }
+
+    /// After something that touched a node: whether both its ends say that the sets are equal.
+    pub(crate) fn refresh(&mut self, node: u32) {
+        let session = self.owner_session(node);
+        let converged = self.is_excused(node)
+            || (self.boards[node as usize].in_sync()
+                && session.is_some_and(|session| session.in_sync));
+        let record = &mut self.records[node as usize];
+        match (record.converged, converged) {
+            (false, true) => self.series.unconverged -= 1,
+            (true, false) => self.series.unconverged += 1,
+            _ => {}
+        }
+        record.converged = converged;
+    }
+
+    pub(crate) fn second(&mut self) {
+        self.series.sample(self.now);
+        self.look_over();
+        let planned = self.queue.len();
+        let cap = 10_000 + PLANNED_PER_NODE * self.boards.len();
+        self.check_cap(0, "planned events", planned, cap);
+        if !self.is_faulty() {
+            let settled_s = (self.now - self.faults_until) / 1000;
+            if self.series.unconverged == 0 && settled_s.is_multiple_of(10) && self.has_settled() {
+                self.converged_at = Some(self.now);
+                return;
+            }
+            if settled_s >= self.scenario.settle_seconds {
+                let found = (0..self.records.len() as u32).find_map(|node| {
+                    let why = self.unsettled(node)?;
+                    Some((node, why))
+                });
+                let (node, why) = found.unwrap_or((0, "the fleet is not quiet".to_owned()));
+                let count = self.series.unconverged;
+                self.fail(node, format!("did not converge: {why}; {count} nodes so"));
+            }
+        }
+        self.plan(1000, Event::Second);
+    }
+
+    /// A part of the fleet: caps, and whether a node starves.
+    fn look_over(&mut self) {
+        let count = self.boards.len().div_ceil(ROUND_S);
+        for _ in 0..count {
+            let board = self.cursor % self.boards.len();
+            self.cursor += 1;
+            let one = &self.boards[board];
+            let node = one.node;
+            let starve_ms = self.scenario.starve_s * 1000;
+            let since = one
+                .waiting_since
+                .max(self.disturbed_at)
+                .max(self.cut_until(node));
+            let could = one.machine.is_some() && self.broker.up && !self.is_excused(node);
+            let waited = self.now.saturating_sub(since);
+            if could && !one.is_live() && waited > starve_ms {
+                let way = match one.conn {
+                    Conn::None => "not connected",
+                    Conn::Trying(_) => "connecting",
+                    Conn::Up(_) => "connected",
+                };
+                self.fail(node, format!("starves: {way}, no session for {waited} ms"));
+            }
+            let blobs = self.boards[board].store.blobs.len();
+            self.check_cap(board, "large objects half fetched", blobs, 64);
+        }
+    }
+
+    fn has_settled(&self) -> bool {
+        (0..self.records.len() as u32).all(|node| self.unsettled(node).is_none())
+    }
+
+    /// Why a node is not as it shall be, by everything that both ends and the stores hold.
+    fn unsettled(&self, node: u32) -> Option<String> {
+        let board = &self.boards[node as usize];
+        let record = &self.records[node as usize];
+        if self.is_excused(node) {
+            return None;
+        }
+        let Some(machine) = &board.machine else {
+            return Some("no agent".to_owned());
+        };
+        let Some(session) = self.owner_session(node) else {
+            return Some("no replica has its shard".to_owned());
+        };
+        if !machine.device.is_live() || !session.cloud.is_live() {
+            let state = (
+                board.conn,
+                machine.device.is_live(),
+                session.cloud.is_live(),
+            );
+            return Some(format!("no live session at both ends: {state:?}"));
+        }
+        let wanted: Vec<_> = record
+            .desired
+            .iter()
+            .map(|(key, bytes)| (key, Hash16::of(bytes)))
+            .collect();
+        let desired_root = root(wanted.iter().map(|(key, hash)| (*key, *hash)));
+        let stored = root(board.store.objects.iter().map(|(key, one)| (key, one.hash)));
+        let reported = root(
+            record
+                .reported
+                .iter()
+                .map(|(key, bytes)| (key, Hash16::of(bytes))),
+        );
+        let roots = [
+            (
+                "desired at the replica",
+                session.cloud.desired_root(),
+                desired_root,
+            ),
+            (
+                "desired at the node",
+                machine.device.desired().root(),
+                desired_root,
+            ),
+            ("desired on the node's medium", stored, desired_root),
+            (
+                "reported at the replica",
+                session.cloud.reported().root(),
+                machine.device.reported_root(),
+            ),
+            (
+                "reported in the cloud's store",
+                reported,
+                machine.device.reported_root(),
+            ),
+        ];
+        if let Some((what, ..)) = roots.iter().find(|(_, is, shall)| is != shall) {
+            return Some((*what).to_owned());
+        }
+        let shall: BTreeSet<_> = record
+            .pods()
+            .flat_map(|pod| {
+                let names = pod.containers.into_iter().map(|container| container.name);
+                let spec = |name: String| {
+                    let spec = machine.agent.spec_hash(&pod.uid, &name).unwrap_or_default();
+                    (pod.uid, name, spec)
+                };
+                names.map(spec).collect::<Vec<_>>()
+            })
+            .collect();
+        let runs = board
+            .running
+            .iter()
+            .map(|run| (run.uid, run.name.clone(), run.spec));
+        let runs: BTreeSet<_> = runs.collect();
+        if let Some((uid, name, _)) = shall.symmetric_difference(&runs).next() {
+            return Some(format!(
+                "container {name} of pod {uid} runs and shall not, or the reverse"
+            ));
+        }
+        (!record.converged).then(|| "one end does not know that the sets are equal".to_owned())
+    }
+}

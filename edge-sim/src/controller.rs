@@ -1,0 +1,308 @@
+//! What is desired of the nodes and what they have reported: the durable store behind the
+//! replicas, and the changes that people make in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use edge_proto::hash::sha256;
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::limits::SET_OBJECTS_MAX;
+use edge_proto::object::{
+    ConfigMap, Container, EnvValue, EnvVar, NodePolicy, NodeStatus, Pod, RuntimeClass, Volume,
+    VolumeMount, VolumeSource,
+};
+use edge_proto::session::Payload;
+
+use crate::board::PODS_MAX;
+use crate::event::Changes;
+use crate::rng::Rng;
+use crate::scenario::Scenario;
+use crate::world::World;
+
+const NAMESPACE: &str = "toll";
+/// Pods that may be desired of one node: room for old ones that are ending.
+const PODS_DESIRED_MAX: usize = PODS_MAX as usize / 2;
+/// Bytes of a large ConfigMap: three chunks.
+const LARGE_BYTES: usize = 9_000;
+
+/// One node in the durable store.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) shard: u8,
+    pub(crate) desired: BTreeMap<Key, Arc<[u8]>>,
+    pub(crate) reported: BTreeMap<Key, Vec<u8>>,
+    /// Epoch of the last write: a lower one is kept out.
+    pub(crate) epoch: u64,
+    pub(crate) revoked: Option<u64>,
+    /// When two boards were found to use the identity.
+    pub(crate) cloned: Option<u64>,
+    /// Both ends said last that both sets are equal; not counted among the unconverged.
+    pub(crate) converged: bool,
+    /// Boot ids that were reported, newest first.
+    boots: [String; 2],
+    made: u32,
+}
+
+impl Record {
+    pub(crate) fn new(scenario: &Scenario, node: u32, shard: u8, rng: &mut Rng) -> Self {
+        let mut record = Self {
+            shard,
+            desired: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            epoch: 0,
+            revoked: None,
+            cloned: None,
+            converged: false,
+            boots: [String::new(), String::new()],
+            made: 0,
+        };
+        if scenario.reconnect_spread_s > 0 {
+            let policy = NodePolicy {
+                reconnect_spread_s: Some(scenario.reconnect_spread_s),
+                ..NodePolicy::default()
+            };
+            let key = Key::Name(Kind::NodePolicy, String::new(), String::new());
+            record.desired.insert(key, Arc::from(policy.encode()));
+        }
+        for number in 0..scenario.config_maps {
+            let large = rng.chance(scenario.large);
+            let key = config_key(number);
+            record.desired.insert(key, config(rng, large));
+        }
+        for _ in 0..scenario.pods.min(PODS_DESIRED_MAX as u32) {
+            let pod = record.new_pod(node, scenario.config_maps, rng);
+            record
+                .desired
+                .insert(Key::pod(pod.uid), Arc::from(pod.encode()));
+        }
+        record
+    }
+
+    fn new_pod(&mut self, node: u32, config_maps: u32, rng: &mut Rng) -> Pod {
+        self.made += 1;
+        let number = self.made;
+        let name = format!("pod-{number}");
+        let uid = Uid(sha256(format!("{node} {name}").as_bytes()).short().0);
+        let config = (config_maps > 0).then(|| rng.below(u64::from(config_maps)));
+        let volumes = config.map(|number| Volume {
+            name: "config".to_owned(),
+            source: VolumeSource::ConfigMap {
+                name: format!("config-{number}"),
+                items: Vec::new(),
+                mode: 0,
+                optional: false,
+            },
+        });
+        let mount = config.map(|_| VolumeMount {
+            volume: "config".to_owned(),
+            path: "/etc/app".to_owned(),
+            sub_path: String::new(),
+            read_only: true,
+        });
+        let containers = if rng.below(5) == 0 { 2 } else { 1 };
+        let container = |index| Container {
+            name: format!("app-{index}"),
+            command: vec!["/bin/app".to_owned()],
+            env: vec![version(0)],
+            mounts: mount.iter().cloned().collect(),
+            ..Container::default()
+        };
+        Pod {
+            uid,
+            namespace: NAMESPACE.to_owned(),
+            name,
+            runtime: RuntimeClass::Process,
+            grace_s: Some(5),
+            containers: (0..containers).map(container).collect(),
+            volumes: volumes.into_iter().collect(),
+            ..Pod::default()
+        }
+    }
+
+    /// Pods that are to run.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = Pod> {
+        let pods = self
+            .desired
+            .iter()
+            .filter(|(key, _)| key.kind() == Kind::Pod);
+        pods.filter_map(|(_, payload)| Pod::decode(payload).ok())
+            .filter(|pod| !pod.terminating)
+    }
+}
+
+fn config_key(number: u32) -> Key {
+    Key::Name(
+        Kind::ConfigMap,
+        NAMESPACE.to_owned(),
+        format!("config-{number}"),
+    )
+}
+
+fn config(rng: &mut Rng, large: bool) -> Arc<[u8]> {
+    let bytes = if large { LARGE_BYTES } else { 40 };
+    let seed = rng.draw().to_le_bytes();
+    let value = seed.iter().copied().cycle().take(bytes).collect();
+    let data = vec![("lane".to_owned(), value)];
+    Arc::from(ConfigMap { data }.encode())
+}
+
+fn version(number: u64) -> EnvVar {
+    EnvVar {
+        name: "VERSION".to_owned(),
+        value: EnvValue::Literal(number.to_string()),
+    }
+}
+
+impl World {
+    fn set_desired(&mut self, node: u32, key: Key, payload: Option<Arc<[u8]>>) {
+        self.stats.changes += 1;
+        let record = &mut self.records[node as usize];
+        match payload {
+            Some(payload) => record.desired.insert(key.clone(), payload),
+            None => record.desired.remove(&key),
+        };
+        self.tell_desired(node, &key);
+        self.refresh(node);
+    }
+
+    fn any_pod(&mut self, node: u32) -> Option<Pod> {
+        let pods: Vec<Pod> = self.records[node as usize].pods().collect();
+        let index = self.rng.index(pods.len());
+        pods.into_iter().nth(index)
+    }
+
+    /// A pod is added, if there is room.
+    pub(crate) fn create_pod(&mut self, node: u32) {
+        let record = &mut self.records[node as usize];
+        let held = record
+            .desired
+            .keys()
+            .filter(|key| key.kind() == Kind::Pod)
+            .count();
+        if held < PODS_DESIRED_MAX {
+            let pod = record.new_pod(node, self.scenario.config_maps, &mut self.rng);
+            self.set_desired(node, Key::pod(pod.uid), Some(Arc::from(pod.encode())));
+        }
+    }
+
+    /// A pod gets another spec: under its UID, or as a new pod in the place of the old one.
+    pub(crate) fn update_pod(&mut self, node: u32) {
+        let Some(mut pod) = self.any_pod(node) else {
+            return;
+        };
+        if self.rng.below(2) == 0 {
+            let number = self.rng.below(1_000);
+            for container in &mut pod.containers {
+                container.env = vec![version(number)];
+            }
+            self.set_desired(node, Key::pod(pod.uid), Some(Arc::from(pod.encode())));
+        } else {
+            self.end_pod(node, pod);
+            self.create_pod(node);
+        }
+    }
+
+    /// A pod is deleted.
+    pub(crate) fn delete_pod(&mut self, node: u32) {
+        if let Some(pod) = self.any_pod(node) {
+            self.end_pod(node, pod);
+        }
+    }
+
+    /// It stays desired as terminating until the node no longer reports it, as `placement` has it.
+    fn end_pod(&mut self, node: u32, pod: Pod) {
+        let key = Key::pod(pod.uid);
+        let reported = &self.records[node as usize].reported;
+        if reported.contains_key(&Key::pod_status(pod.uid)) {
+            let pod = Pod {
+                terminating: true,
+                ..pod
+            };
+            self.set_desired(node, key, Some(Arc::from(pod.encode())));
+        } else {
+            self.set_desired(node, key, None);
+        }
+    }
+
+    pub(crate) fn change_config(&mut self, node: u32) {
+        if self.scenario.config_maps > 0 {
+            let number = self.rng.below(u64::from(self.scenario.config_maps)) as u32;
+            let large = self.rng.chance(self.scenario.large);
+            let payload = config(&mut self.rng, large);
+            self.set_desired(node, config_key(number), Some(payload));
+        }
+    }
+
+    /// What a node reports is stored.
+    pub(crate) fn take_report(&mut self, node: u32, changes: &Changes) {
+        let now = self.now;
+        let record = &mut self.records[node as usize];
+        let revoked = record.revoked.is_some();
+        for (key, payload) in changes {
+            match payload {
+                Some(Payload::Inline(bytes)) => {
+                    if *key == Key::node_status() && record.saw_boot(bytes) {
+                        record.cloned.get_or_insert(now);
+                    }
+                    record.reported.insert(key.clone(), bytes.clone());
+                }
+                _ => drop(record.reported.remove(key)),
+            }
+        }
+        let held = record.reported.len();
+        self.check_cap(
+            node as usize,
+            "objects of a reported set",
+            held,
+            SET_OBJECTS_MAX,
+        );
+        if revoked {
+            self.fail(node, "a report of a revoked node was stored".to_owned());
+        }
+    }
+
+    /// Terminating pods that the node no longer reports leave the desired set.
+    pub(crate) fn drop_ended_pods(&mut self, node: u32) {
+        let record = &self.records[node as usize];
+        let ended: Vec<Key> = record
+            .desired
+            .iter()
+            .filter(|(key, _)| match key {
+                Key::Uid(Kind::Pod, uid) => !record.reported.contains_key(&Key::pod_status(*uid)),
+                _ => false,
+            })
+            .filter(|(_, payload)| Pod::decode(payload).is_ok_and(|pod| pod.terminating))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in ended {
+            self.set_desired(node, key, None);
+        }
+    }
+
+    /// The node's certificate is refused from now on.
+    pub(crate) fn revoke(&mut self, node: u32) {
+        let record = &mut self.records[node as usize];
+        if record.revoked.is_none() {
+            record.revoked = Some(self.now);
+            self.stats.revoked += 1;
+            self.end_sessions(node);
+            self.end_connection(node);
+            self.refresh(node);
+        }
+    }
+}
+
+impl Record {
+    /// As `Node::saw_boot` of edge-cloud: a boot id that comes back after another one is a second
+    /// board.
+    fn saw_boot(&mut self, status: &[u8]) -> bool {
+        let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);
+        let [newest, other] = &mut self.boots;
+        if boot.is_empty() || boot == *newest {
+            return false;
+        }
+        let back = boot == *other;
+        *other = std::mem::replace(newest, boot);
+        back
+    }
+}

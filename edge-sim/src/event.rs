@@ -1,0 +1,115 @@
+//! What can happen in a fleet.
+
+use edge_core::Input;
+use edge_proto::hash::Hash32;
+use edge_proto::key::Key;
+use edge_proto::session::Payload;
+
+/// Changes of a replicated set, as the session gives them out.
+pub(crate) type Changes = Vec<(Key, Option<Payload>)>;
+
+/// Where a frame is published: `m1/u/<shard>/<node>`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Topic {
+    pub(crate) shard: u8,
+    pub(crate) node: u32,
+}
+
+/// A frame on its way up.
+#[derive(Clone, Debug)]
+pub(crate) struct Packet {
+    pub(crate) topic: Topic,
+    /// The node that really sent it: nobody but the invariants looks at it.
+    pub(crate) from: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// An answer of the board's own shell to its agent or session. It is lost when they are.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// To the agent.
+    Agent(Input),
+    /// The changes with this ticket are durable.
+    Durable(u32),
+    /// How much of a large object is stored.
+    Blob(Hash32),
+}
+
+/// One thing that happens.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A deadline of a board has come.
+    Wake(u32),
+    /// A board's shell answers the agent of this boot.
+    Answer(u32, u32, Box<Answer>),
+    /// A container's process ends with this code.
+    Exit(u32, u32, i32),
+    /// A board gets power, or its agent is started again.
+    Start(u32, u32),
+    /// A connection is asked for at the broker.
+    Dial { board: u32, conn: u32 },
+    /// The answer is at the board.
+    Dialled { board: u32, conn: u32, open: bool },
+    /// The board has heard nothing for too long, or its connection was closed.
+    Broken {
+        board: u32,
+        conn: u32,
+        silence: bool,
+    },
+    /// The broker has heard nothing for too long.
+    Expire { node: u32, conn: u32 },
+    /// A frame is at the broker.
+    Up {
+        board: u32,
+        conn: u32,
+        packet: Box<Packet>,
+    },
+    /// A frame is at the board; it was sent under this epoch.
+    Down {
+        board: u32,
+        conn: u32,
+        epoch: u64,
+        bytes: Box<[u8]>,
+    },
+    /// A frame is at a replica, in this life of it.
+    ToCloud {
+        replica: u8,
+        life: u32,
+        packet: Box<Packet>,
+    },
+    /// A deadline of a session has come.
+    Session { replica: u8, life: u32, node: u32 },
+    /// A replica has written what a node reports, or was kept from it.
+    Stored {
+        replica: u8,
+        life: u32,
+        node: u32,
+        /// Of the session, and of its write.
+        ticket: (u32, u32),
+        changes: Box<Changes>,
+    },
+    /// A replica looks after its leases.
+    Lease { replica: u8, life: u32 },
+    /// A replica asks the next nodes for their `Hello`.
+    Probe { replica: u8, life: u32 },
+    /// A replica looks for silent nodes.
+    Watch { replica: u8, life: u32 },
+    /// A replica tries to connect to the broker.
+    Connect { replica: u8, life: u32 },
+    /// A replica is started.
+    Launch(u8),
+    /// A paused replica goes on.
+    Resume(u8),
+    /// The broker is back.
+    BrokerUp,
+    /// The next fault of a kind.
+    Fault(crate::faults::Kind),
+    /// A step of the scenario.
+    Step(usize),
+    /// A node gets a new version of a pod.
+    RollOut(u32),
+    /// A twin is switched off for good.
+    TwinOff(u32),
+    /// A second has passed.
+    Second,
+}

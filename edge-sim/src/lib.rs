@@ -1,0 +1,27 @@
+//! A deterministic simulator of a fleet: the real agent core ([`edge_core::Agent`]), the real
+//! reconnect rule and the real sessions of both ends, over models of what lies between them (lines,
+//! an MQTT broker, stores, a container runtime, wall clocks), in virtual time.
+//!
+//! One process, one seed, one queue of events: the same seed gives the same run to the last byte.
+//! Nothing here decides what a node or the cloud does; the models only lose, delay and break
+//! things, and the invariants in `check` watch. `docs/simulation.md` tells how to use it.
+
+mod board;
+mod broker;
+mod check;
+mod cloud;
+mod controller;
+mod event;
+mod faults;
+mod queue;
+mod report;
+pub mod rng;
+pub mod scenario;
+pub mod seeds;
+mod shell;
+pub mod svg;
+mod world;
+
+pub use check::Violation;
+pub use report::{Outcome, Second, Series, Stats};
+pub use world::World;

@@ -1,0 +1,142 @@
+//! `edge-sim`: runs scenarios and seeds, prints what came of them.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use edge_sim::scenario::Scenario;
+use edge_sim::{Outcome, World, seeds, svg};
+
+/// Simulates a fleet in virtual time.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one scenario and prints its summary.
+    Run {
+        /// Nodes; those of the scenario when absent.
+        #[arg(long)]
+        nodes: Option<u32>,
+        /// What chance does.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Scenario file, see edge-sim/scenarios.
+        #[arg(long)]
+        scenario: PathBuf,
+        /// Draws the run here.
+        #[arg(long)]
+        svg: Option<PathBuf>,
+        /// Prints the summary as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs many small fleets under random mixtures of all faults.
+    Seeds {
+        /// How many.
+        #[arg(long, default_value_t = 200)]
+        count: u64,
+        /// The first seed; the others follow it.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Nodes of each.
+        #[arg(long, default_value_t = 20)]
+        nodes: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run {
+            nodes,
+            seed,
+            scenario,
+            svg,
+            json,
+        } => run(nodes, seed, &scenario, svg.as_deref(), json),
+        Command::Seeds {
+            count,
+            first,
+            nodes,
+        } => run_seeds(count, first, nodes),
+    }
+}
+
+fn say(text: &str) {
+    // A reader that is gone is no reason to fail.
+    std::io::stdout().write_all(text.as_bytes()).ok();
+}
+
+fn run(nodes: Option<u32>, seed: u64, file: &Path, svg: Option<&Path>, json: bool) -> ExitCode {
+    let scenario = std::fs::read_to_string(file)
+        .map_err(|error| error.to_string())
+        .and_then(|text| Scenario::parse(&text))
+        .and_then(|scenario| {
+            let nodes = nodes.unwrap_or(scenario.nodes);
+            let scenario = Scenario { nodes, ..scenario };
+            scenario.check().map(|()| scenario)
+        });
+    let scenario = match scenario {
+        Ok(scenario) => scenario,
+        Err(error) => {
+            say(&format!("{}: {error}\n", file.display()));
+            return ExitCode::from(2);
+        }
+    };
+    let nodes = scenario.nodes;
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let outcome = World::new(scenario, seed).run();
+    if json {
+        say(&(outcome.json(&name, nodes, seed) + "\n"));
+    } else {
+        say(&outcome.text(&name, nodes, seed));
+    }
+    if let Some(path) = svg {
+        let title = format!("{name}: {nodes} nodes, seed {seed}");
+        if let Err(error) = std::fs::write(path, svg::draw(&title, &outcome.series)) {
+            say(&format!("{}: {error}\n", path.display()));
+            return ExitCode::from(2);
+        }
+    }
+    let again = format!(
+        "edge-sim run --nodes {nodes} --seed {seed} --scenario {}",
+        file.display()
+    );
+    verdict(&outcome, &name, seed, &again)
+}
+
+fn run_seeds(count: u64, first: u64, nodes: u32) -> ExitCode {
+    let mut events = 0;
+    for seed in first..first.saturating_add(count) {
+        let outcome = seeds::run(nodes, seed);
+        events += outcome.stats.events;
+        let again = format!("edge-sim seeds --count 1 --first {seed} --nodes {nodes}");
+        let code = verdict(&outcome, "mixed", seed, &again);
+        if code != ExitCode::SUCCESS {
+            return code;
+        }
+    }
+    say(&format!(
+        "{count} seeds of {nodes} nodes, {events} events: all invariants hold\n"
+    ));
+    ExitCode::SUCCESS
+}
+
+fn verdict(outcome: &Outcome, scenario: &str, seed: u64, again: &str) -> ExitCode {
+    let Some(violation) = &outcome.violation else {
+        return ExitCode::SUCCESS;
+    };
+    say(&format!(
+        "VIOLATED: {}\n  seed {seed}, scenario {scenario}, at {}.{:03} s, node {}\n  replay: {again}\n",
+        violation.what,
+        violation.at_ms / 1000,
+        violation.at_ms % 1000,
+        violation.node,
+    ));
+    ExitCode::from(1)
+}

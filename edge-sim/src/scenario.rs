@@ -1,0 +1,375 @@
+//! What a run is made of: the fleet, the link, the cloud, the faults as rates, and what happens at
+//! fixed times. A scenario file is this in TOML; every key is optional.
+
+use serde::Deserialize;
+
+use crate::rng::{PerHour, Share};
+
+/// Nodes that a run may have.
+pub const NODES_MAX: u32 = 1_000_000;
+/// Replicas that a run may have.
+pub const REPLICAS_MAX: usize = 16;
+
+/// A whole scenario.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Scenario {
+    /// Nodes, unless the command line says otherwise.
+    pub nodes: u32,
+    /// Seconds of virtual time with faults.
+    pub seconds: u64,
+    /// Seconds after them in which everything has to converge.
+    pub settle_seconds: u64,
+    /// Nodes start within so many seconds.
+    pub boot_spread_s: u64,
+    /// A node that could be connected and is not for so many seconds is starved.
+    pub starve_s: u64,
+    /// Nodes of a station.
+    pub station_nodes: u32,
+    /// Provinces; stations are dealt to them in equal runs.
+    pub provinces: u32,
+    /// Pods that each node starts with.
+    pub pods: u32,
+    /// ConfigMaps that each node starts with; each pod mounts one.
+    pub config_maps: u32,
+    /// What `NodePolicy` says of the spread of first attempts after a lost link, seconds.
+    pub reconnect_spread_s: u32,
+    /// Part of ConfigMap contents that are too large for a change frame.
+    pub large: Share,
+    /// The line of a node.
+    pub link: Link,
+    /// The MQTT broker.
+    pub broker: Broker,
+    /// The cloud end.
+    pub cloud: Cloud,
+    /// Changes of what is desired.
+    pub workload: Workload,
+    /// What goes wrong, by chance.
+    pub faults: Faults,
+    /// What happens at fixed times.
+    pub step: Vec<Step>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            nodes: 20,
+            seconds: 600,
+            settle_seconds: 3_600,
+            boot_spread_s: 10,
+            starve_s: 1_800,
+            station_nodes: 10,
+            provinces: 30,
+            pods: 2,
+            config_maps: 1,
+            reconnect_spread_s: 0,
+            large: Share::default(),
+            link: Link::default(),
+            broker: Broker::default(),
+            cloud: Cloud::default(),
+            workload: Workload::default(),
+            faults: Faults::default(),
+            step: Vec::new(),
+        }
+    }
+}
+
+/// A node's line to the broker.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Link {
+    /// One way, milliseconds.
+    pub delay_ms: u64,
+    /// Added to it at random, milliseconds.
+    pub jitter_ms: u64,
+    /// Kilobits a second, each way.
+    pub bandwidth_kbit: u64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            delay_ms: 40,
+            jitter_ms: 20,
+            bandwidth_kbit: 3_000,
+        }
+    }
+}
+
+/// The broker.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Broker {
+    /// Connections that it opens in a second; TLS handshakes cost.
+    pub accept_per_s: u64,
+    /// Connections that may wait to be opened; further ones are refused.
+    pub accept_queue: u64,
+    /// MQTT keepalive of the nodes, seconds.
+    pub keepalive_s: u64,
+    /// Frames that wait for one node; further ones are lost.
+    pub queue: u32,
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            accept_per_s: 1_000,
+            accept_queue: 5_000,
+            keepalive_s: 60,
+            queue: 128,
+        }
+    }
+}
+
+/// The cloud end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Cloud {
+    /// Replicas.
+    pub replicas: usize,
+    /// Frames that one replica takes in a second.
+    pub frames_per_s: u64,
+    /// Sessions that one replica opens in a second; the others are told when to come.
+    pub admissions_per_s: u32,
+    /// Seconds after which the shards of a silent replica go to another.
+    pub lease_s: u64,
+    /// A silent node is asked for a sign of life after so many seconds.
+    pub silence_s: u64,
+    /// A write to the cloud's store takes up to so many milliseconds.
+    pub store_ms: u64,
+}
+
+impl Default for Cloud {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            frames_per_s: 20_000,
+            admissions_per_s: 200,
+            lease_s: 15,
+            silence_s: 1_800,
+            store_ms: 30,
+        }
+    }
+}
+
+/// Changes of the desired state, for each node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Workload {
+    /// A pod is added.
+    pub create: PerHour,
+    /// A pod gets another spec, under its UID or as a new pod.
+    pub update: PerHour,
+    /// A pod is deleted.
+    pub delete: PerHour,
+    /// A ConfigMap gets other contents.
+    pub config: PerHour,
+}
+
+/// What goes wrong, as rates. All zero: nothing.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Faults {
+    /// Frames lost on a line.
+    pub loss: Share,
+    /// Frames that arrive twice.
+    pub duplication: Share,
+    /// Frames that others overtake.
+    pub reordering: Share,
+    /// By up to so many milliseconds.
+    pub reorder_ms: u64,
+    /// Each station is cut off.
+    pub partition_station: PerHour,
+    /// Each province is cut off.
+    pub partition_province: PerHour,
+    /// For up to so many seconds.
+    pub partition_s: u64,
+    /// The broker restarts; every connection breaks and no will is sent.
+    pub broker_restart: PerHour,
+    /// It is away for up to so many seconds.
+    pub broker_down_s: u64,
+    /// Each replica dies.
+    pub replica_loss: PerHour,
+    /// It is away for up to so many seconds.
+    pub replica_down_s: u64,
+    /// Each replica stops, and goes on later as if nothing had happened.
+    pub replica_pause: PerHour,
+    /// For up to so many seconds.
+    pub replica_pause_s: u64,
+    /// Each node loses power; its store is what was durable.
+    pub power_cut: PerHour,
+    /// For up to so many seconds.
+    pub power_off_s: u64,
+    /// Each agent is killed and started again; its containers run on.
+    pub agent_crash: PerHour,
+    /// Each node stops, and goes on later.
+    pub stall: PerHour,
+    /// For up to so many seconds.
+    pub stall_s: u64,
+    /// Slow nodes.
+    pub slow: Share,
+    /// All that a slow node does takes so many times as long.
+    pub slow_factor: u64,
+    /// Each node's store is lost, with its power.
+    pub store_wipe: PerHour,
+    /// Each node's wall clock jumps.
+    pub clock_jump: PerHour,
+    /// Each replica's wall clock jumps.
+    pub replica_clock_jump: PerHour,
+    /// By up to so many seconds, either way.
+    pub clock_jump_s: u64,
+    /// Compromised nodes: they send arbitrary, altered and replayed frames, on any topic.
+    pub compromised: Share,
+    /// Each compromised node sends one.
+    pub attack: PerHour,
+    /// Containers that do not start.
+    pub start_failure: Share,
+    /// Remains of containers that cannot be cleared at once.
+    pub remove_failure: Share,
+    /// On each node a container ends.
+    pub container_crash: PerHour,
+    /// Containers that SIGTERM does not end.
+    pub ignore_term: Share,
+    /// Each node is revoked.
+    pub revoke: PerHour,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            loss: Share::default(),
+            duplication: Share::default(),
+            reordering: Share::default(),
+            reorder_ms: 3_000,
+            partition_station: PerHour::default(),
+            partition_province: PerHour::default(),
+            partition_s: 300,
+            broker_restart: PerHour::default(),
+            broker_down_s: 30,
+            replica_loss: PerHour::default(),
+            replica_down_s: 120,
+            replica_pause: PerHour::default(),
+            replica_pause_s: 120,
+            power_cut: PerHour::default(),
+            power_off_s: 60,
+            agent_crash: PerHour::default(),
+            stall: PerHour::default(),
+            stall_s: 60,
+            slow: Share::default(),
+            slow_factor: 20,
+            store_wipe: PerHour::default(),
+            clock_jump: PerHour::default(),
+            replica_clock_jump: PerHour::default(),
+            clock_jump_s: 86_400,
+            compromised: Share::default(),
+            attack: PerHour::milli(60_000),
+            start_failure: Share::default(),
+            remove_failure: Share::default(),
+            container_crash: PerHour::default(),
+            ignore_term: Share::default(),
+            revoke: PerHour::default(),
+        }
+    }
+}
+
+/// One thing at a fixed time.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Step {
+    /// Seconds from the start.
+    pub at_s: u64,
+    /// What.
+    pub act: Act,
+    /// To the first so many provinces only; 0 is the whole fleet.
+    #[serde(default)]
+    pub provinces: u32,
+    /// To so many of those nodes.
+    #[serde(default = "all")]
+    pub share: Share,
+    /// To this replica.
+    #[serde(default)]
+    pub replica: usize,
+    /// For so many seconds.
+    #[serde(default)]
+    pub for_s: u64,
+    /// Spread over so many seconds.
+    #[serde(default)]
+    pub over_s: u64,
+    /// By so many seconds.
+    #[serde(default)]
+    pub by_s: i64,
+}
+
+const fn all() -> Share {
+    Share::ALL
+}
+
+/// What a [`Step`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Act {
+    /// Nodes are without power for `for-s`.
+    PowerOff,
+    /// Nodes lose their store, and their power for a moment.
+    StoreWipe,
+    /// The provinces are cut off for `for-s`.
+    Partition,
+    /// The broker is away for `for-s`.
+    BrokerRestart,
+    /// `replica` is away for `for-s`.
+    ReplicaLoss,
+    /// `replica` stops for `for-s`.
+    ReplicaPause,
+    /// The wall clock of `replica` jumps by `by-s`.
+    ReplicaClock,
+    /// Nodes get a new version of a pod within `over-s`.
+    RollOut,
+    /// Nodes are revoked.
+    Revoke,
+    /// Nodes have a twin with their identity and a copy of their store, for `for-s`.
+    Clone,
+    /// The wall clocks of nodes jump by `by-s`.
+    Clock,
+}
+
+impl Scenario {
+    /// Reads a scenario file.
+    ///
+    /// # Errors
+    /// What is wrong in it, for a person.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let scenario: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    /// # Errors
+    /// A number that makes no sense, for a person.
+    pub fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("station-nodes", u64::from(self.station_nodes)),
+            ("provinces", u64::from(self.provinces)),
+            ("link.bandwidth-kbit", self.link.bandwidth_kbit),
+            ("broker.accept-per-s", self.broker.accept_per_s),
+            ("broker.keepalive-s", self.broker.keepalive_s),
+            ("cloud.frames-per-s", self.cloud.frames_per_s),
+            ("cloud.lease-s", self.cloud.lease_s),
+            ("cloud.silence-s", self.cloud.silence_s),
+            ("faults.slow-factor", self.faults.slow_factor),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{name} must not be 0"));
+        }
+        if !(1..=NODES_MAX).contains(&self.nodes) {
+            return Err(format!("nodes must be from 1 to {NODES_MAX}"));
+        }
+        if !(1..=REPLICAS_MAX).contains(&self.cloud.replicas) {
+            return Err(format!("cloud.replicas must be from 1 to {REPLICAS_MAX}"));
+        }
+        let replica = |step: &&Step| step.replica >= self.cloud.replicas;
+        if let Some(step) = self.step.iter().find(replica) {
+            return Err(format!("there is no replica {}", step.replica));
+        }
+        Ok(())
+    }
+}

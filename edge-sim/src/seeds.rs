@@ -1,0 +1,80 @@
+//! Small fleets under random mixtures of all faults: the seed draws the scenario, too.
+
+use crate::report::Outcome;
+use crate::rng::{PerHour, Rng, Share};
+use crate::scenario::{Cloud, Faults, Scenario, Workload};
+use crate::world::World;
+
+/// The scenario of a seed.
+#[must_use]
+pub fn mixed(nodes: u32, seed: u64) -> Scenario {
+    let mut rng = Rng::new(seed ^ 0x05ee_d000);
+    let mut scenario = Scenario {
+        nodes,
+        seconds: rng.between(600, 2_400),
+        settle_seconds: 5_400,
+        starve_s: 2_400,
+        station_nodes: 4,
+        provinces: 2,
+        pods: rng.below(4) as u32,
+        config_maps: rng.below(3) as u32,
+        large: Share::percent(rng.below(30) as u32),
+        reconnect_spread_s: rng.below(2) as u32 * rng.below(60) as u32,
+        cloud: Cloud {
+            replicas: rng.between(1, 3) as usize,
+            silence_s: rng.between(300, 1_800),
+            store_ms: rng.between(5, 300),
+            admissions_per_s: rng.between(1, 40) as u32,
+            ..Cloud::default()
+        },
+        ..Scenario::default()
+    };
+    // Each fault is there in about half of the seeds, at a rate of its own.
+    let mut rate = |max: u64| {
+        let on = rng.below(2) == 0;
+        let milli = rng.below(max * 1000);
+        PerHour::milli(if on { milli } else { 0 })
+    };
+    scenario.workload = Workload {
+        create: rate(20),
+        update: rate(20),
+        delete: rate(20),
+        config: rate(20),
+    };
+    let mut faults = Faults {
+        partition_station: rate(6),
+        partition_province: rate(4),
+        broker_restart: rate(6),
+        replica_loss: rate(6),
+        replica_pause: rate(6),
+        power_cut: rate(10),
+        agent_crash: rate(6),
+        stall: rate(6),
+        store_wipe: rate(2),
+        clock_jump: rate(4),
+        replica_clock_jump: rate(4),
+        container_crash: rate(20),
+        revoke: rate(1),
+        ..Faults::default()
+    };
+    let mut share = |max: u64| {
+        let on = rng.below(2) == 0;
+        Share::percent(if on { rng.below(max + 1) as u32 } else { 0 })
+    };
+    faults.loss = share(20);
+    faults.duplication = share(20);
+    faults.reordering = share(30);
+    faults.slow = share(30);
+    faults.compromised = share(20);
+    faults.start_failure = share(20);
+    faults.remove_failure = share(20);
+    faults.ignore_term = share(50);
+    scenario.faults = faults;
+    scenario
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(nodes: u32, seed: u64) -> Outcome {
+    World::new(mixed(nodes, seed), seed).run()
+}

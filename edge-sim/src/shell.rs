@@ -1,0 +1,561 @@
+//! What the shell of an agent does on a board: events into the core and the session, and what they
+//! ask is done, after the time that it takes there.
+
+use std::sync::Arc;
+
+use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure};
+use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
+use edge_proto::session::{Input, Output};
+
+use crate::board::{Conn, Run};
+use crate::event::{Answer, Event, Packet, Topic};
+use crate::rng::Share;
+use crate::world::World;
+
+/// Frames that wait for the socket of a board (`edge-min/src/link.rs`).
+const REQUESTS_MAX: u32 = 128;
+/// Bytes around a frame: topic, MQTT, TLS record, TCP and IP.
+pub(crate) const PACKET_BYTES: usize = 100;
+/// Bytes of TCP, TLS and MQTT to open a connection, up and down.
+const OPEN_BYTES: (usize, usize) = (1_500, 2_000);
+/// One-way delays of opening a connection: TCP, TLS 1.3 and MQTT, a round trip each.
+const OPEN_DELAYS: u64 = 5;
+/// Patience of the agent with an answer to a connect.
+const CONNECT_MS: u64 = 20_000;
+/// Outputs that one input may have: an inventory's pages, and a few for each of 110 pods.
+const OUTPUTS_MAX: usize = 2_000;
+
+impl World {
+    /// Whether the event is not for a board that stalls; such a board gets it later.
+    pub(crate) fn passes_board(&mut self, event: Event) -> Option<Event> {
+        let board = match &event {
+            Event::Wake(board)
+            | Event::Answer(board, ..)
+            | Event::Dialled { board, .. }
+            | Event::Broken { board, .. }
+            | Event::Down { board, .. } => *board as usize,
+            _ => return Some(event),
+        };
+        let until = self.boards[board].asleep_until;
+        if until <= self.now {
+            return Some(event);
+        }
+        if matches!(event, Event::Wake(_)) {
+            self.boards[board].wake_at = until;
+        }
+        self.queue.push(until, event);
+        None
+    }
+
+    /// Agent and link of a board start: after power came, or after the agent was killed.
+    pub(crate) fn board_starts(&mut self, board: usize, boot: u32) {
+        let one = &mut self.boards[board];
+        if one.retired || one.machine.is_some() || one.boot != boot {
+            return;
+        }
+        one.start_agent(self.now);
+        self.settle_board(board);
+    }
+
+    /// The board loses power and gets it back after `off_ms`.
+    pub(crate) fn cut_power(&mut self, board: usize, off_ms: u64) {
+        let one = &mut self.boards[board];
+        if !one.powered || one.retired {
+            return;
+        }
+        self.stats.power_cuts += 1;
+        let gone = one.conn;
+        one.cut_power();
+        one.conn = Conn::None;
+        let boot = one.boot;
+        let index = board as u32;
+        self.leave_half_open(board, gone);
+        self.plan(off_ms, Event::Start(index, boot));
+        self.refresh(self.boards[board].node);
+    }
+
+    /// The agent is killed and started again; its socket closes.
+    pub(crate) fn kill_agent(&mut self, board: usize) {
+        let one = &mut self.boards[board];
+        if one.machine.is_none() {
+            return;
+        }
+        self.stats.agent_crashes += 1;
+        let gone = one.conn;
+        one.kill_agent();
+        one.conn = Conn::None;
+        let boot = one.boot;
+        if let Conn::Up(conn) | Conn::Trying(conn) = gone {
+            self.socket_closed(board, conn);
+        }
+        self.plan(500, Event::Start(board as u32, boot));
+        self.refresh(self.boards[board].node);
+    }
+
+    pub(crate) fn board_wakes(&mut self, board: usize) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        if one.wake_at != now {
+            return;
+        }
+        one.wake_at = u64::MAX;
+        let local = one.local(now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        machine.agent.handle(local, AgentInput::Tick);
+        machine.device.handle(local, Input::Tick);
+        if one.connect_at.is_some_and(|at| at <= now) {
+            one.connect_at = None;
+            self.ask_for_connection(board);
+        }
+        self.settle_board(board);
+    }
+
+    fn ask_for_connection(&mut self, board: usize) {
+        let conn = self.broker.next_conn();
+        self.boards[board].conn = Conn::Trying(conn);
+        self.stats.dials += 1;
+        let index = board as u32;
+        let node = self.boards[board].node;
+        let (now_s, _) = self.boards[board].wall(self.now, self.unix_s());
+        let expired = now_s > self.broker.not_after_s;
+        let open = OPEN_DELAYS * self.scenario.link.delay_ms;
+        let failed = Event::Dialled {
+            board: index,
+            conn,
+            open: false,
+        };
+        if self.is_cut(node) {
+            self.plan(CONNECT_MS, failed);
+        } else if !self.broker.up || expired {
+            self.plan(2 * self.scenario.link.delay_ms, failed);
+        } else {
+            self.series.up(self.now, OPEN_BYTES.0);
+            self.series.down(self.now, OPEN_BYTES.1);
+            let spread = self.boards[board]
+                .rng
+                .below(self.scenario.link.jitter_ms + 1);
+            self.plan(open + spread, Event::Dial { board: index, conn });
+        }
+    }
+
+    /// The answer to a connect is there.
+    pub(crate) fn dialled(&mut self, board: usize, conn: u32, open: bool) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        if one.conn != Conn::Trying(conn) {
+            // The agent is another by now, or has lost patience.
+            if open {
+                self.socket_closed(board, conn);
+            }
+            return;
+        }
+        let node = one.node;
+        if open && self.is_cut(node) {
+            self.leave_half_open(board, Conn::Up(conn));
+            let index = board as u32;
+            let open = false;
+            self.plan(
+                CONNECT_MS,
+                Event::Dialled {
+                    board: index,
+                    conn,
+                    open,
+                },
+            );
+            return;
+        }
+        let one = &mut self.boards[board];
+        let local = one.local(now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        if open {
+            one.conn = Conn::Up(conn);
+            machine.reconnect.up(local);
+            machine.device.handle(local, Input::TransportUp);
+        } else {
+            self.link_down(board);
+        }
+        self.settle_board(board);
+    }
+
+    /// As the driver does it when the link ends or the attempt fails.
+    fn link_down(&mut self, board: usize) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        let local = one.local(now);
+        one.conn = Conn::None;
+        if let Some(machine) = &mut one.machine {
+            machine.device.handle(local, Input::TransportDown);
+            let spread_ms = machine.agent.policy().reconnect_spread_ms();
+            let again = machine.reconnect.down(local, spread_ms);
+            one.connect_at = Some(now + again.saturating_sub(local));
+        }
+    }
+
+    /// The board's connection has ended: the broker closed it, or nothing came for too long.
+    pub(crate) fn connection_broken(&mut self, board: usize, conn: u32, silence: bool) {
+        let one = &self.boards[board];
+        let still_silent = !silence || self.is_cut(one.node);
+        let current = matches!(one.conn, Conn::Up(id) | Conn::Trying(id) if id == conn);
+        if current && still_silent {
+            if silence {
+                let gone = one.conn;
+                self.leave_half_open(board, gone);
+            }
+            self.link_down(board);
+            self.settle_board(board);
+        }
+    }
+
+    /// A cut begins: each end notices after its own silence, if the cut lasts so long.
+    pub(crate) fn cut_begins(&mut self, board: usize) {
+        if let Conn::Up(conn) = self.boards[board].conn {
+            let keepalive = self.scenario.broker.keepalive_s * 1000;
+            let heard = self.boards[board].rng.below(keepalive);
+            let patience = keepalive * u64::from(SILENCE_PERCENT) / 100;
+            let index = board as u32;
+            self.plan(
+                patience - heard,
+                Event::Broken {
+                    board: index,
+                    conn,
+                    silence: true,
+                },
+            );
+            self.leave_half_open(board, Conn::Up(conn));
+        }
+    }
+
+    /// The broker does not know that this connection is gone; it will after one and a half
+    /// keepalives.
+    pub(crate) fn leave_half_open(&mut self, board: usize, conn: Conn) {
+        if let Conn::Up(conn) | Conn::Trying(conn) = conn {
+            let keepalive = self.scenario.broker.keepalive_s * 1000;
+            let heard = self.boards[board].rng.below(keepalive);
+            let node = self.boards[board].node;
+            self.plan(keepalive * 3 / 2 - heard, Event::Expire { node, conn });
+        }
+    }
+
+    /// A frame from the cloud is there. It was sent under `epoch`.
+    pub(crate) fn frame_at_board(&mut self, board: usize, conn: u32, epoch: u64, bytes: Box<[u8]>) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        one.down.waiting = one.down.waiting.saturating_sub(1);
+        if one.conn != Conn::Up(conn) {
+            return;
+        }
+        let node = one.node;
+        self.check_served(node, &bytes);
+        let one = &mut self.boards[board];
+        let local = one.local(now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        if one.compromised && one.seen.len() < 16 {
+            one.seen.push(bytes.to_vec());
+        }
+        let accepted = machine.device.epoch();
+        machine.device.handle(local, Input::Frame(&bytes));
+        self.settle_after(board, Some((epoch, accepted)));
+    }
+
+    /// A job of the shell is done.
+    pub(crate) fn board_answer(&mut self, board: usize, boot: u32, answer: Answer) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        if one.boot != boot {
+            return;
+        }
+        let local = one.local(now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        match answer {
+            Answer::Agent(input) => {
+                if let AgentInput::Removed(uid, name, Ok(())) = &input {
+                    one.remains
+                        .retain(|(other, known, _)| (other, known) != (uid, name));
+                }
+                machine.agent.handle(local, input);
+            }
+            Answer::Durable(ticket) => {
+                if let Some((_, changes, epoch)) = one.applying.take_if(|(at, ..)| *at == ticket) {
+                    for (key, payload) in one.store.apply(&changes, epoch) {
+                        machine
+                            .agent
+                            .handle(local, AgentInput::Desired(key, payload));
+                    }
+                    let refused = Vec::new();
+                    machine
+                        .device
+                        .handle(local, Input::Applied { ticket, refused });
+                }
+            }
+            Answer::Blob(sha256) => {
+                let bytes = one.store.blob_bytes(sha256, machine.blob_len);
+                machine
+                    .device
+                    .handle(local, Input::BlobHave { sha256, bytes });
+            }
+        }
+        self.settle_board(board);
+    }
+
+    /// A container's process has ended.
+    pub(crate) fn container_exits(&mut self, board: usize, pid: u32, code: i32) {
+        let now = self.now;
+        let one = &mut self.boards[board];
+        let Some(index) = one.running.iter().position(|run| run.pid == pid) else {
+            return;
+        };
+        let run = one.running.swap_remove(index);
+        one.remains.push((run.uid, run.name.clone(), run.spec));
+        let local = one.local(now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        let input = AgentInput::Exited {
+            uid: run.uid,
+            container: run.name,
+            code: Some(code),
+            oom: false,
+        };
+        machine.agent.handle(local, input);
+        self.settle_board(board);
+    }
+
+    /// Does what agent and session ask, until they ask nothing more.
+    pub(crate) fn settle_board(&mut self, board: usize) {
+        self.settle_after(board, None);
+    }
+
+    /// `order`: the epoch of the frame that was just taken, and what the node had accepted before.
+    fn settle_after(&mut self, board: usize, order: Option<(u64, u64)>) {
+        let mut outputs = 0;
+        while let Some(machine) = &mut self.boards[board].machine {
+            if let Some(output) = machine.agent.poll() {
+                self.perform(board, output);
+            } else if let Some(output) = machine.device.poll() {
+                self.check_order(board, order, &output);
+                self.perform_session(board, output);
+            } else {
+                break;
+            }
+            outputs += 1;
+        }
+        self.check_cap(board, "outputs of one input", outputs, OUTPUTS_MAX);
+        self.check_epoch(board);
+        let one = &mut self.boards[board];
+        if let Some(at) = one.deadline() {
+            let at = at.max(self.now);
+            if at < one.wake_at {
+                one.wake_at = at;
+                self.queue.push(at, Event::Wake(board as u32));
+            }
+        }
+        self.refresh(self.boards[board].node);
+    }
+
+    /// Plans the shell's answer after `ms` on a healthy board.
+    fn answer(&mut self, board: usize, ms: u64, answer: Answer) {
+        let one = &mut self.boards[board];
+        let ms = one.rng.between(ms / 2, ms) * one.slow;
+        let boot = one.boot;
+        self.plan(ms, Event::Answer(board as u32, boot, Box::new(answer)));
+    }
+
+    fn chance(&mut self, board: usize, share: Share) -> bool {
+        self.now < self.faults_until && self.boards[board].rng.chance(share)
+    }
+
+    fn perform(&mut self, board: usize, output: AgentOutput) {
+        match output {
+            AgentOutput::PreparePod(uid) => {
+                let done = AgentInput::PodPrepared(uid, Ok(()));
+                self.answer(board, 20, Answer::Agent(done));
+            }
+            AgentOutput::Start {
+                uid,
+                container,
+                run,
+            } => {
+                self.stats.starts += 1;
+                self.check_start(board, uid, &container);
+                let result = if self.chance(board, self.scenario.faults.start_failure) {
+                    Err(StartFailure {
+                        reason: "CreateContainerError".to_owned(),
+                        message: "simulated".to_owned(),
+                        counts_as_run: self.boards[board].rng.below(2) == 0,
+                    })
+                } else {
+                    let one = &mut self.boards[board];
+                    one.pids += 1;
+                    let spec = one
+                        .machine
+                        .as_ref()
+                        .and_then(|machine| machine.agent.spec_hash(&uid, &container));
+                    one.running.push(Run {
+                        pid: one.pids,
+                        uid,
+                        name: container.clone(),
+                        spec: spec.unwrap_or_default(),
+                    });
+                    Ok(one.pids)
+                };
+                let done = AgentInput::Started {
+                    uid,
+                    container,
+                    run,
+                    result,
+                };
+                self.answer(board, 100, Answer::Agent(done));
+            }
+            AgentOutput::Signal {
+                uid,
+                container,
+                signal,
+            } => {
+                let term = signal == Signal::Terminate;
+                if term && self.chance(board, self.scenario.faults.ignore_term) {
+                    return;
+                }
+                let one = &mut self.boards[board];
+                let runs = |run: &&Run| run.uid == uid && run.name == container;
+                if let Some(pid) = one.running.iter().find(runs).map(|run| run.pid) {
+                    let (ms, code) = if term { (400, 143) } else { (10, 137) };
+                    let ms = one.rng.between(1, ms) * one.slow;
+                    self.plan(ms, Event::Exit(board as u32, pid, code));
+                }
+            }
+            AgentOutput::Remove { uid, container } => {
+                let result = if self.chance(board, self.scenario.faults.remove_failure) {
+                    Err("rmdir: busy".to_owned())
+                } else {
+                    Ok(())
+                };
+                let done = AgentInput::Removed(uid, container, result);
+                self.answer(board, 20, Answer::Agent(done));
+            }
+            AgentOutput::RemovePod(uid) => {
+                self.answer(board, 20, Answer::Agent(AgentInput::PodRemoved(uid)));
+            }
+            AgentOutput::Report(key, payload) => {
+                let local = self.boards[board].local(self.now);
+                if let Some(machine) = &mut self.boards[board].machine {
+                    let input = match payload {
+                        Some(payload) => Input::Put {
+                            key,
+                            payload: Arc::from(payload),
+                        },
+                        None => Input::Delete { key },
+                    };
+                    machine.device.handle(local, input);
+                }
+            }
+            AgentOutput::UpdateConfig(_) | AgentOutput::Event(_) => {}
+        }
+    }
+
+    fn perform_session(&mut self, board: usize, output: Output) {
+        match output {
+            Output::Send(frame) => self.send_up(board, frame),
+            Output::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                self.check_apply(board, epoch);
+                self.boards[board].applying = Some((ticket, changes, epoch));
+                self.answer(board, 30, Answer::Durable(ticket));
+            }
+            Output::BlobWanted { sha256, len } => {
+                if let Some(machine) = &mut self.boards[board].machine {
+                    machine.blob_len = len;
+                }
+                self.answer(board, 5, Answer::Blob(sha256));
+            }
+            Output::ChunkReceived {
+                sha256,
+                offset,
+                bytes,
+            } => {
+                let blob = self.boards[board].store.blobs.entry(sha256).or_default();
+                blob.truncate(offset as usize);
+                blob.extend(bytes);
+                self.answer(board, 5, Answer::Blob(sha256));
+            }
+            Output::Down => {
+                self.boards[board].waiting_since = self.now;
+                if let Some(machine) = &mut self.boards[board].machine {
+                    machine.in_sync = false;
+                }
+            }
+            Output::InSync { desired, reported } => {
+                let local = self.boards[board].local(self.now);
+                if let Some(machine) = &mut self.boards[board].machine {
+                    machine.in_sync = desired && reported;
+                    if desired {
+                        machine.agent.handle(local, AgentInput::Confirmed);
+                    }
+                }
+            }
+            Output::TimeFromCloud(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
+            Output::PeerProblem(_) => self.stats.problems_at_nodes += 1,
+            Output::PutRefused { key, reason } => {
+                let node = self.boards[board].node;
+                self.fail(node, format!("a report was refused: {key} {reason}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Publishes a frame under the board's own topic.
+    pub(crate) fn send_up(&mut self, board: usize, bytes: Vec<u8>) {
+        let node = self.boards[board].node;
+        let shard = self.records[node as usize].shard;
+        self.publish_up(board, Topic { shard, node }, bytes);
+    }
+
+    /// Publishes a frame.
+    pub(crate) fn publish_up(&mut self, board: usize, topic: Topic, bytes: Vec<u8>) {
+        self.check_cap(board, "bytes of a frame", bytes.len(), FRAME_BYTES_MAX);
+        let Conn::Up(conn) = self.boards[board].conn else {
+            return;
+        };
+        if self.boards[board].up.waiting >= REQUESTS_MAX {
+            self.stats.dropped += 1;
+            return;
+        }
+        let from = self.boards[board].node;
+        if self.boards[board].compromised && self.boards[board].seen.len() < 16 {
+            self.boards[board].seen.push(bytes.clone());
+        }
+        self.stats.frames_up += 1;
+        self.series.up(self.now, bytes.len() + PACKET_BYTES);
+        if self.is_cut(from) {
+            return;
+        }
+        let arrivals = self.transmit(board, true, bytes.len() + PACKET_BYTES);
+        for at in arrivals.into_iter().flatten() {
+            self.boards[board].up.waiting += 1;
+            let packet = Box::new(Packet {
+                topic,
+                from,
+                bytes: bytes.clone(),
+            });
+            let board = board as u32;
+            self.queue.push(
+                at,
+                Event::Up {
+                    board,
+                    conn,
+                    packet,
+                },
+            );
+        }
+    }
+}
