@@ -65,7 +65,7 @@ pub enum Admission {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Another node has the name; delete that one first.
-    #[error("a node of this name has joined already")]
+    #[error("a node of this name has joined already; `edge-cloud node delete NAME` makes room")]
     Taken,
     /// [`NODES_MAX`] nodes have joined.
     #[error("there are {NODES_MAX} nodes already")]

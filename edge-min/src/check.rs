@@ -279,9 +279,9 @@ fn check_clock(state: &Path) -> Finding {
         .map_or(0, |since| since.as_secs());
     let floor = Clock::open(state).now().0;
     let set = unix_s >= CLOCK_UNIX_S_MIN.max(floor);
-    let mut seen = [&unix_s.to_string(), " s since 1970"].concat();
+    let mut seen = date(unix_s);
     if !set {
-        seen += &[", the trusted floor is ", &floor.to_string()].concat();
+        seen += &["; the trusted floor is ", &date(floor)].concat();
     }
     finding(
         "clock",
@@ -397,6 +397,34 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     days.checked_sub(719_468)
 }
 
+/// `2026-11-26 01:39 UTC`, [`days_since_1970`] the other way round.
+fn date(unix_s: u64) -> String {
+    let days = unix_s / DAY_S + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..10 => (year, month + 3),
+        _ => (year + 1, month - 9),
+    };
+    let two = |number: u64| [if number < 10 { "0" } else { "" }, &number.to_string()].concat();
+    [
+        (era * 400 + year).to_string().as_str(),
+        "-",
+        &two(month),
+        "-",
+        &two(day),
+        " ",
+        &two(unix_s % DAY_S / 3600),
+        ":",
+        &two(unix_s % 3600 / 60),
+        " UTC",
+    ]
+    .concat()
+}
+
 /// The first DER element: tag, content, and what follows it.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first()?;
@@ -497,6 +525,18 @@ mod tests {
         assert_eq!(days_since_1970(2000, 2, 29), Some(11_016));
         assert_eq!(days_since_1970(2024, 3, 1), Some(19_783));
         assert_eq!(days_since_1970(2024, 13, 1), None);
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        for days in 0..200_000 {
+            let text = date(days * DAY_S + 3660);
+            let mut numbers = text.split(['-', ' ']).map(|word| word.parse().unwrap_or(0));
+            let mut next = || numbers.next().unwrap();
+            assert_eq!(
+                days_since_1970(next(), next(), next()),
+                Some(days),
+                "{text}"
+            );
+            assert!(text.ends_with(" 01:01 UTC"), "{text}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use lexopt::prelude::{Long, Short, Value};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::identity::Identity;
 use crate::name::{SYSFS, Template};
 use crate::status::Status;
 
@@ -97,6 +98,8 @@ options:
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
 ";
 const CONFIG_DEFAULT: &str = "/etc/edge-min/edge-min.toml";
+/// What the kernel calls it, in whatever was attempted.
+const DENIED: &str = "(os error 13)";
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_AGENT: u8 = 3;
 
@@ -144,8 +147,10 @@ pub fn main() -> ExitCode {
     match options().and_then(|options| command(&options)) {
         Ok(code) => code,
         Err(Failure(code, text)) => {
+            let denied = text.contains(DENIED) && !nix::unistd::geteuid().is_root();
+            let hint = if denied { "; run it as root" } else { "" };
             // Nobody is left to tell when stderr is closed.
-            writeln!(io::stderr(), "edge-min: {text}").ok();
+            writeln!(io::stderr(), "edge-min: {text}{hint}").ok();
             ExitCode::from(code)
         }
     }
@@ -295,16 +300,22 @@ fn load(options: &Options) -> Result<Config, Failure> {
         .config
         .clone()
         .unwrap_or_else(|| PathBuf::from(CONFIG_DEFAULT));
-    config::load(&file).map_err(|error| error.to_string().into())
+    config::load(&file).map_err(|error| {
+        let mut text = error.to_string();
+        if !file.exists() {
+            text += "; write it (`version = 1` alone will do), or name another with --config";
+        }
+        text.into()
+    })
 }
 
 fn join(options: &Options, url: &str) -> Result<(), Failure> {
-    let config = load(options)?;
     let usage = |text: &str| Failure(EXIT_USAGE, text.to_owned());
     let token = options
         .token
         .as_deref()
         .ok_or_else(|| usage("join: --token is missing"))?;
+    let config = load(options)?;
     let template = match &options.node {
         Some(node) => {
             Some(Template::parse(node).map_err(|reason| usage(&["--node: ", &reason].concat()))?)
@@ -314,13 +325,32 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
     let template =
         template.ok_or_else(|| usage("join: --node is missing, and the config has no node"))?;
     let node = template.resolve(Path::new(SYSFS))?;
-    std::fs::create_dir_all(&config.state_dir).map_err(|error| error.to_string())?;
+    let made = std::fs::create_dir_all(&config.state_dir);
+    made.map_err(|error| {
+        [
+            &config.state_dir.to_string_lossy(),
+            ": ",
+            &error.to_string(),
+        ]
+        .concat()
+    })?;
     let clock = Clock::open(&config.state_dir);
+    let before = Identity::load(&config.state_dir).ok().flatten();
     let (identity, unix_s) =
         crate::join::join(url, token, &node, &config.state_dir, clock.source())
             .map_err(|error| error.to_string())?;
     clock.confirm(unix_s);
     say(&["joined as ", &identity.node, "\n"].concat());
+    if let Some(Identity { node: old, .. }) = before.filter(|before| before.node != node) {
+        say(&[
+            "this board was ",
+            &old,
+            " before: `edge-cloud node delete ",
+            &old,
+            "`\n",
+        ]
+        .concat());
+    }
     if let Some(other) = config.cloud.filter(|cloud| cloud != url) {
         say(&[
             "the config sends the agent to ",
@@ -335,12 +365,17 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
 fn request(config: &Config, target: &str) -> Result<io::BufReader<UnixStream>, Failure> {
     let socket = crate::local::socket(&config.run_dir);
     let failed = |error: io::Error| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
         let text = [
             "the agent does not answer at ",
             &socket.to_string_lossy(),
             ": ",
             &error.to_string(),
-            "; is `edge-min run` running?",
+            if denied {
+                ""
+            } else {
+                "; is `edge-min run` running?"
+            },
         ];
         Failure(EXIT_NO_AGENT, text.concat())
     };
@@ -420,6 +455,7 @@ fn check(options: &Options) -> Result<ExitCode, Failure> {
 
 fn reset(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
+    let alone = crate::lock::take(&config)?;
     let running = crate::reset::running(&config)?;
     let containers = match running {
         1 => "1 container".to_owned(),
@@ -448,7 +484,7 @@ fn reset(options: &Options) -> Result<(), Failure> {
             return Err("nothing was changed".to_owned().into());
         }
     }
-    crate::reset::reset(&config)?;
+    crate::reset::reset(&config, &alone)?;
     say(&[
         "reset: ",
         &containers,

@@ -30,6 +30,7 @@ use crate::image::Images;
 use crate::join;
 use crate::link::{Connect, LinkEvent, LinkSender};
 use crate::local::{self, Request};
+use crate::lock;
 use crate::logs::LogCalls;
 use crate::reaper::{Process, Reaper};
 use crate::resolve;
@@ -93,7 +94,7 @@ pub fn run(config: Config) -> Result<(), String> {
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!("subreaper_failed error={}", error.desc());
     }
-    std::fs::create_dir_all(&config.run_dir).map_err(failed("run-dir"))?;
+    let _alone = lock::take(&config)?;
     let (store, objects, damage) =
         Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
     let clock = Clock::open(&config.state_dir);

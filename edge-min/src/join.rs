@@ -56,6 +56,9 @@ impl core::fmt::Display for JoinError {
             Self::Token => f.write_str("token: not of the form em1.ID.SECRET.CAHASH; make one with `edge-cloud token create`"),
             Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT] or https://HOST[:PORT]"),
             Self::Io(what, error) if tls::is_no_tls(error) => write!(f, "{what}: {NO_TLS}"),
+            Self::Io(what, error) if tls::is_other_ca(error) => {
+                write!(f, "{what}: the server has another CA than the token: is it the cloud that made the token?")
+            }
             // What a read says whose patience is over.
             Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
                 write!(f, "{what}: no answer in time")
@@ -256,7 +259,10 @@ impl io::Write for Bounded {
 }
 
 fn connect(host: &str, port: u16) -> Result<Bounded, JoinError> {
-    let failed = |error| JoinError::Io("connect to the cloud", error);
+    let failed = |error: io::Error| {
+        let text = [host, ":", &port.to_string(), ": ", &error.to_string()].concat();
+        JoinError::Io("connect to the cloud", io::Error::new(error.kind(), text))
+    };
     let mut last = io::Error::other("the name has no address");
     for address in (host, port).to_socket_addrs().map_err(failed)? {
         match TcpStream::connect_timeout(&address, PATIENCE) {

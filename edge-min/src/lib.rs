@@ -16,6 +16,7 @@ pub mod join;
 pub mod launch;
 pub mod link;
 pub mod local;
+pub mod lock;
 pub mod logger;
 pub mod logs;
 pub mod medium;

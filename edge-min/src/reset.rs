@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
+use crate::lock::Lock;
 use crate::runtime::Runtime;
 use crate::tree;
 
@@ -16,7 +16,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 /// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 15] = [
+const STATE: [&str; 16] = [
     "identity",
     "identity.new",
     "cache",
@@ -33,25 +33,24 @@ const STATE: [&str; 15] = [
     "desired.tmp",
     "board.tmp",
     "time.tmp",
+    "lock",
 ];
 
-/// Containers that run, with or without an agent.
+/// Containers that run.
 ///
 /// # Errors
-/// An agent runs: it would start them again.
+/// The board has no cgroups.
 pub fn running(config: &Config) -> Result<usize, String> {
-    if UnixStream::connect(crate::local::socket(&config.run_dir)).is_ok() {
-        return Err("the agent runs; stop it first".to_owned());
-    }
     let found = runtime(config)?.discover();
     Ok(found.iter().filter(|one| one.process.is_some()).count())
 }
 
-/// Ends every container, then wipes identity and state.
+/// Ends every container, then wipes identity and state. The lock says that no agent runs, which would
+/// start them again.
 ///
 /// # Errors
 /// What could not be ended or wiped; the identity is still there when a container is.
-pub fn reset(config: &Config) -> Result<(), String> {
+pub fn reset(config: &Config, _alone: &Lock) -> Result<(), String> {
     let runtime = runtime(config)?;
     runtime.clear_strays();
     for one in runtime.discover() {

@@ -274,10 +274,13 @@ impl Status {
                 ]);
             }
             for container in &pod.containers {
-                let why = if container.reason.is_empty() {
-                    join_words(&pod.reason, &pod.message)
-                } else {
-                    join_words(&container.reason, &container.message)
+                let own = join_words(&container.reason, &container.message);
+                let of_pod = join_words(&pod.reason, &pod.message);
+                let why = match (own.as_str(), of_pod.is_empty()) {
+                    (_, true) => own,
+                    // It waits for what its pod waits for.
+                    ("" | "ContainerCreating", false) => of_pod,
+                    (own, false) => [own, "; ", &of_pod].concat(),
                 };
                 rows.push([
                     name.clone(),
@@ -371,6 +374,26 @@ mod tests {
     #[test]
     fn own_memory_is_measured() {
         assert!(Memory::own().pss_kib > 100);
+    }
+
+    #[test]
+    fn a_container_says_what_its_pod_waits_for() {
+        let mut status = Status::default();
+        status.pods.push(Pod {
+            reason: "WaitingForConfig".into(),
+            message: "ConfigMap lane is not there".into(),
+            containers: vec![Container::default()],
+            ..Pod::default()
+        });
+        for (own, why) in [
+            ("", "  WaitingForConfig: ConfigMap"),
+            ("ContainerCreating", "  WaitingForConfig: ConfigMap"),
+            ("CrashLoopBackOff", "  CrashLoopBackOff; WaitingForConfig: "),
+        ] {
+            status.pods[0].containers[0].reason = own.into();
+            let text = status.pods_table();
+            assert!(text.contains(why), "{text}");
+        }
     }
 
     #[test]

@@ -50,6 +50,16 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
+/// Whether a join met a server of another CA than its token's.
+#[must_use]
+pub fn is_other_ca(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    inner.is_some_and(|error| {
+        let unknown = CertificateError::UnknownIssuer;
+        matches!(error, Error::InvalidCertificate(reason) if *reason == unknown)
+    })
+}
+
 struct Clock(TimeSource);
 
 impl core::fmt::Debug for Clock {

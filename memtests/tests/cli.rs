@@ -137,6 +137,16 @@ fn each_mistake_has_its_exit_code_and_says_what_to_do() {
             "--token is missing",
         ),
         (&["reset", "--yes"][..], 1, "stop it first"),
+        (
+            &["run"][..],
+            1,
+            "another edge-min uses this folder: stop it first",
+        ),
+        (
+            &["--config", "/nowhere/a.toml", "status"][..],
+            1,
+            "write it",
+        ),
     ] {
         let (found, said) = run(&gate, words);
         assert_eq!(found, code, "{words:?}: {said}");
@@ -177,6 +187,50 @@ fn each_mistake_has_its_exit_code_and_says_what_to_do() {
     assert!(gate.state_dir().join("identity/node.key").exists());
     gate.start_agent().unwrap();
     gate.until_converged(1).unwrap();
+}
+
+/// Goal: no second agent, and nobody without rights, gets at what the first one runs on. Method: the
+/// same state folder with another run folder, and the commands as another user.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_second_agent_and_another_user_are_sent_away() {
+    use std::os::unix::process::CommandExt as _;
+    let mut gate = Gate::start(&pod("one", "Always", "exec sleep 100000")).unwrap();
+    gate.until_converged(1).unwrap();
+    let pids = gate.pids().unwrap();
+    let other = gate.dir().join("other.toml");
+    let state = gate.state_dir();
+    let config = format!(
+        "version = 1\nstate-dir = \"{}\"\nrun-dir = \"{}\"\ncgroup = \"other\"\n",
+        state.display(),
+        gate.dir().join("other-run").display()
+    );
+    std::fs::write(&other, config).unwrap();
+    let other = other.to_str().unwrap();
+    for words in [
+        &["--config", other, "run"][..],
+        &["--config", other, "reset", "--yes"][..],
+    ] {
+        let (code, text) = run(&gate, words);
+        let expected = format!("{}: another edge-min uses this folder", state.display());
+        assert!(code == 1 && text.contains(&expected), "{code} {text}");
+    }
+    for words in [&["status"][..], &["run"][..], &["reset", "--yes"][..]] {
+        let mut stranger = command(&gate, words);
+        let answer = stranger.uid(65534).gid(65534).output().unwrap();
+        let text = String::from_utf8(answer.stderr).unwrap();
+        assert!(
+            !answer.status.success() && text.contains("run it as root"),
+            "{text}"
+        );
+    }
+    gate.until_converged(1).unwrap();
+    assert_eq!(gate.pids().unwrap(), pids);
+    // One that was killed holds nothing.
+    gate.kill_agent().unwrap();
+    gate.start_agent().unwrap();
+    gate.until_converged(1).unwrap();
+    assert_eq!(gate.pids().unwrap(), pids);
 }
 
 /// Goal: following a log ends with its container, its pod or its reader, and a reader that went

@@ -62,11 +62,16 @@ impl Driver {
 
     pub(super) fn status(&self) -> Status {
         let node = self.agent.node_status();
+        let link_error = if self.link.is_some() && !self.live && self.link_error.is_empty() {
+            "the link is up, and edge-cloud has not answered yet".to_owned()
+        } else {
+            self.link_error.clone()
+        };
         let mut status = Status {
             node: self.node.clone(),
             agent: VERSION.to_owned(),
             connected: self.live,
-            link_error: self.link_error.clone(),
+            link_error,
             in_sync: self.live && self.in_sync,
             desired_root: self.device.desired().root().to_string(),
             reported_root: self.device.reported_root().to_string(),
