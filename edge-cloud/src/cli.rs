@@ -102,7 +102,7 @@ enum Command {
     },
     /// Checks a folder of manifests, without a server. Exit code 1 if anything is refused.
     Check {
-        /// The folder.
+        /// The folder, or one file.
         manifests: PathBuf,
     },
 }
@@ -271,7 +271,7 @@ impl CliError {
             Self::Client(ClientError::Refused(_)) => Exit::Refused,
             Self::Backup(BackupError::File { .. }) => Exit::Failed,
             Self::Backup(_) => Exit::Refused,
-            Self::Client(ClientError::Answer(_))
+            Self::Client(ClientError::Answer(_) | ClientError::Denied { .. })
             | Self::Output(_)
             | Self::Serve(_)
             | Self::Files(_) => Exit::Failed,
@@ -484,6 +484,13 @@ impl Context<'_> {
     }
 
     fn check(&self, out: &mut impl Write, folder: &Path) -> Result<Exit, CliError> {
+        // A slip of the pen here is none in the manifests.
+        std::fs::metadata(folder).map_err(|error| {
+            CliError::Files(io::Error::new(
+                error.kind(),
+                format!("{}: {error}", folder.display()),
+            ))
+        })?;
         let manifests = Manifests::read(folder);
         let count = manifests.problems.len();
         self.print(out, &manifests.problems, || {
@@ -559,14 +566,14 @@ fn pods(rows: &[PodRow]) -> String {
             .containers
             .iter()
             .filter(|c| c.state != "running" && !c.reason.is_empty())
-            .map(|c| format!("{}: {}", c.name, c.reason))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let note = if row.message.is_empty() {
-            waits
-        } else {
-            row.message.clone()
-        };
+            // It waits for what its pod waits for.
+            .filter(|c| row.message.is_empty() || c.reason != "ContainerCreating")
+            .map(|c| match c.message.as_str() {
+                "" => format!("{}: {}", c.name, c.reason),
+                message => format!("{}: {}: {message}", c.name, c.reason),
+            });
+        let of_pod = Some(row.message.clone()).filter(|message| !message.is_empty());
+        let note = waits.chain(of_pod).collect::<Vec<_>>().join("; ");
         vec![
             row.namespace.clone(),
             row.name.clone(),

@@ -30,6 +30,14 @@ pub enum ClientError {
         /// What the system says.
         error: std::io::Error,
     },
+    /// It is not for this user.
+    #[error("{}: {error}", .socket.display())]
+    Denied {
+        /// Path of the socket.
+        socket: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// The server refuses.
     #[error("{0}")]
     Refused(String),
@@ -52,7 +60,10 @@ pub async fn send(
     let socket = data.join(SOCKET);
     let stream = UnixStream::connect(&socket)
         .await
-        .map_err(|error| ClientError::Unreachable { socket, error })?;
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::Denied { socket, error },
+            _ => ClientError::Unreachable { socket, error },
+        })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(answer)?;

@@ -27,9 +27,16 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) => {
+            let code = error.exit() as u8;
+            let error = error.to_string();
+            // What the kernel says when another user's files are meant.
+            let hint = match error.contains("(os error 13)") {
+                true => "; run it as the user whose data this is",
+                false => "",
+            };
             // With standard error gone there is nobody left to tell.
-            let _told = writeln!(std::io::stderr(), "edge-cloud: {error}");
-            ExitCode::from(error.exit() as u8)
+            let _told = writeln!(std::io::stderr(), "edge-cloud: {error}{hint}");
+            ExitCode::from(code)
         }
     }
 }

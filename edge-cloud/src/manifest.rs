@@ -124,6 +124,9 @@ pub struct Problem {
 /// `gate.yaml: document 2: Pod default/web: spec.containers[0].livenessProbe: is not supported`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.origin.file.is_empty() {
+            return f.write_str(&self.reason);
+        }
         write!(f, "{}", self.origin.file)?;
         if self.origin.document > 0 {
             write!(f, ": document {}", self.origin.document)?;
@@ -165,13 +168,15 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Reads every `.yaml`, `.yml` and `.json` below `folder`, in the order of their paths.
-    /// Hidden files and folders are skipped: editors and Kubernetes' own volumes make them.
+    /// Reads every `.yaml`, `.yml` and `.json` below `folder`, in the order of their paths, or the one
+    /// file that it is. Hidden files and folders are skipped: editors and Kubernetes' own volumes make them.
     #[must_use]
     pub fn read(folder: &Path) -> Self {
         let mut manifests = Self::default();
         let mut files = Vec::new();
-        if let Err(error) = find(folder, &mut files, 0) {
+        if folder.is_file() {
+            files.push(folder.to_owned());
+        } else if let Err(error) = find(folder, &mut files, 0) {
             manifests.lost = true;
             manifests.problem("", 0, None, "", format!("{}: {error}", folder.display()));
         }
@@ -183,7 +188,9 @@ impl Manifests {
             files.truncate(FILES_MAX);
         }
         for path in files {
-            let name = path.strip_prefix(folder).unwrap_or(&path);
+            let below = path.strip_prefix(folder).ok();
+            let below = below.filter(|below| !below.as_os_str().is_empty());
+            let name = below.unwrap_or(&path);
             let name = name.to_string_lossy();
             match read_file(&path) {
                 Ok(text) => manifests.add_file(&name, &text),
@@ -220,7 +227,7 @@ impl Manifests {
                     number += 1;
                     self.unread.insert(file.to_owned());
                     let at = error.location().map_or(line, |at| line + at.line() - 1);
-                    let reason = format!("line {at}: {error}");
+                    let reason = format!("line {at}: {}", in_file(&error.to_string(), line));
                     self.problem(file, number, None, "", reason);
                 }
             }
@@ -380,6 +387,21 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     documents
 }
 
+/// The words of the YAML reader, which counts the lines of a document, with the lines of the file.
+fn in_file(words: &str, first: usize) -> String {
+    let mut parts = words.split(" at line ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(part.len());
+        let (number, rest) = part.split_at(end);
+        let line = number.parse::<usize>().map_or(0, |line| line + first - 1);
+        text += &format!(" at line {line}{rest}");
+    }
+    text
+}
+
 fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {
     let Some(mut document) = field.object() else {
         return (None, None);
@@ -469,6 +491,7 @@ fn owner(field: &Field<'_>, kind: DocumentKind, metadata: &pod::Metadata) -> Opt
         template
     });
     spec.harmless(&["revisionHistoryLimit", "progressDeadlineSeconds"]);
+    spec.only_zero("minReadySeconds", "is not supported");
     let object = if kind == DocumentKind::Deployment {
         let replicas = spec
             .take("replicas")

@@ -74,6 +74,12 @@ pub async fn run(config: Config) -> io::Result<()> {
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
     };
     let data = &config.data;
+    if !config.manifests.is_dir() {
+        return Err(io::Error::other(format!(
+            "{}: there is no such folder of manifests",
+            config.manifests.display()
+        )));
+    }
     let _lock = lock(data)?;
     raise_descriptors();
     if !is_plausible(unix_s()) {
@@ -82,12 +88,6 @@ pub async fn run(config: Config) -> io::Result<()> {
     if data.join(backup::RESTORING).exists() {
         let unfinished = backup::BackupError::Unfinished(data.clone());
         return Err(io::Error::other(unfinished));
-    }
-    if !config.manifests.is_dir() {
-        return Err(io::Error::other(format!(
-            "{}: not a folder",
-            config.manifests.display()
-        )));
     }
     let ca = Ca::open(data).map_err(io::Error::other)?;
     let tls = match config.broker {
@@ -163,6 +163,9 @@ fn raise_descriptors() {
 pub fn lock(data: &Path) -> io::Result<File> {
     let at =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", data.display()));
+    if data.exists() && !data.is_dir() {
+        return Err(at(io::Error::other("is not a folder")));
+    }
     std::fs::create_dir_all(data).map_err(at)?;
     let lock = File::create(data.join(backup::LOCK)).map_err(at)?;
     lock.try_lock()

@@ -26,6 +26,16 @@ const KEEPALIVE_MS_DEFAULT: u64 = 60_000;
 const KEEPALIVE_MS: core::ops::RangeInclusive<u64> =
     5_000..=edge_proto::limits::KEEPALIVE_S_MAX as u64 * 1000;
 
+/// Keys with paths. `runc` may be a program's name.
+const PATHS: [&str; 6] = [
+    "token-file",
+    "state-dir",
+    "run-dir",
+    "preload-dir",
+    "host-paths",
+    "board-file",
+];
+
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -194,6 +204,18 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         }
     }
     version(table)?;
+    // The agent and whoever asks it stand in different folders.
+    for key in PATHS {
+        let relative = |path: &str| !path.starts_with('/');
+        let wrong = match table.get(key) {
+            Some((_, Value::Text(path))) => relative(path),
+            Some((_, Value::List(list))) => list.iter().any(|path| relative(path)),
+            _ => false,
+        };
+        if wrong {
+            return Err((line(table, key), [key, ": not an absolute path"].concat()));
+        }
+    }
     let path = |key: &str, default: &str| {
         Ok(PathBuf::from(
             text(table, key)?.unwrap_or_else(|| default.to_owned()),
@@ -495,6 +517,8 @@ mod tests {
             ("version = 1\ncloud = \"http://a\"", 2, "mqtts"),
             ("version = 1\nnode = \"a", 2, "quotes"),
             ("version = 1\nhost-paths = [1]", 2, "list"),
+            ("version = 1\nhost-paths = [\"/a\", \"b\"]", 2, "absolute"),
+            ("version = 1\nstate-dir = \"state\"", 2, "absolute"),
             ("version", 1, "key = value"),
             ("[a", 1, "table"),
         ] {

@@ -83,6 +83,8 @@ pub struct ContainerRow {
     pub state: String,
     /// Why it is in this state.
     pub reason: String,
+    /// For a person.
+    pub message: String,
     /// Process on the node.
     pub pid: Option<u32>,
     /// Restarts.
@@ -205,8 +207,13 @@ fn empty(namespace: &str, name: &str) -> PodRow {
 
 fn row(view: &NodeView, status: &PodStatus) -> PodRow {
     let containers = status.containers.iter().map(|container| {
+        let mut message = String::new();
         let (reason, pid, exit_code) = match &container.state {
-            ContainerState::Waiting { reason, .. } => {
+            ContainerState::Waiting {
+                reason,
+                message: words,
+            } => {
+                message.clone_from(words);
                 (reason.clone(), None, container.last_exit_code)
             }
             ContainerState::Running { pid } => {
@@ -218,6 +225,7 @@ fn row(view: &NodeView, status: &PodStatus) -> PodRow {
             name: container.name.clone(),
             state: container.state.as_str().to_owned(),
             reason,
+            message,
             pid,
             restarts: container.restarts,
             exit_code,

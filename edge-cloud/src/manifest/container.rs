@@ -59,9 +59,11 @@ pub(super) fn container(field: &Field<'_>, pod: &Pod, defaults: &Defaults) -> Op
         ("args", &mut container.args),
     ] {
         if let Some(field) = object.take(key) {
-            *words = field.texts(ARGV_MAX);
-            for (word, item) in words.iter_mut().zip(field.list(ARGV_MAX)) {
-                expand_at(&item, word, &container.env);
+            let items = field.list(ARGV_MAX);
+            for item in &items {
+                let mut word = item.text().unwrap_or_default().to_owned();
+                expand_at(item, &mut word, &container.env);
+                words.push(word);
             }
         }
     }
@@ -75,7 +77,7 @@ pub(super) fn container(field: &Field<'_>, pod: &Pod, defaults: &Defaults) -> Op
         object.refuse("command", "is missing: it names the program of a process");
     }
     container.working_dir = object
-        .take("workingDir")
+        .take_text("workingDir")
         .and_then(|f| f.checked(absolute_path));
     container.mounts = volume::mounts(&mut object, pod);
     if let Some(field) = object.take("resources") {

@@ -52,7 +52,7 @@ pub(super) fn spec(field: &Field<'_>) -> Option<Template> {
     let mut template = Template::default();
     let pod = &mut template.pod;
     match spec
-        .take("runtimeClassName")
+        .take_text("runtimeClassName")
         .and_then(|f| Some((f.text()?, f)))
     {
         None | Some(("runc", _)) => pod.runtime = RuntimeClass::Runc,
@@ -60,7 +60,7 @@ pub(super) fn spec(field: &Field<'_>) -> Option<Template> {
         Some((_, field)) => field.refuse("must be runc or process"),
     }
     match spec
-        .take("restartPolicy")
+        .take_text("restartPolicy")
         .and_then(|f| Some((f.text()?, f)))
     {
         None | Some(("Always", _)) => pod.restart_policy = RestartPolicy::Always,
@@ -75,7 +75,9 @@ pub(super) fn spec(field: &Field<'_>) -> Option<Template> {
     if pod.runtime == RuntimeClass::Runc && !pod.host_network {
         spec.refuse("hostNetwork", RUNC_NETWORK);
     }
-    template.node = spec.take("nodeName").and_then(|f| f.checked(label_name));
+    template.node = spec
+        .take_text("nodeName")
+        .and_then(|f| f.checked(label_name));
     template.selector = spec
         .take("nodeSelector")
         .map(|f| labels(&f))
@@ -106,6 +108,7 @@ fn harmless(spec: &mut Object<'_>) {
     );
     let no_token = "must be false: there is no API server to reach from a node";
     spec.only("automountServiceAccountToken", false, no_token);
+    spec.only_zero("priority", "must be 0: no pod is ever evicted for another");
     spec.only("hostPID", false, "is not supported");
     spec.only("hostIPC", false, "is not supported");
     spec.only("shareProcessNamespace", false, "is not supported");
@@ -218,7 +221,7 @@ pub(super) fn metadata(document: &mut Object<'_>, template: bool) -> Metadata {
             .require("name")
             .and_then(|f| f.checked(subdomain_name))
             .unwrap_or_default();
-        if let Some(field) = object.take("namespace") {
+        if let Some(field) = object.take_text("namespace") {
             metadata.namespace = field.checked(label_name).unwrap_or_default();
         }
     }

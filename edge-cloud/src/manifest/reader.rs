@@ -12,6 +12,9 @@ use serde_norway::Value;
 /// Faults that one document may list; the rest is not repeated to a person.
 pub(super) const FAULTS_MAX: usize = 64;
 
+/// Maps that say nothing when they are empty; others are refused by Kubernetes, or mean something.
+const EMPTY_MAPS: [&str; 3] = ["affinity", "dnsConfig", "lifecycle"];
+
 /// One wrong place in a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -79,6 +82,10 @@ impl<'a> Field<'a> {
     fn wrong<T>(&self, wanted: &str) -> Option<T> {
         self.refuse(format!("must be {wanted}"));
         None
+    }
+
+    fn is_empty_text(&self) -> bool {
+        matches!(self.value, Value::String(text) if text.is_empty())
     }
 
     /// A string.
@@ -155,16 +162,6 @@ impl<'a> Field<'a> {
         items.iter().enumerate().map(item).collect()
     }
 
-    /// A list of strings.
-    #[must_use]
-    pub(super) fn texts(&self, count_max: usize) -> Vec<String> {
-        let items = self.list(count_max);
-        items
-            .iter()
-            .filter_map(|item| item.text().map(str::to_owned))
-            .collect()
-    }
-
     /// A map with fields that are looked up by name.
     #[must_use]
     pub(super) fn object(&self) -> Option<Object<'a>> {
@@ -231,6 +228,11 @@ impl<'a> Object<'a> {
         self.rest.remove(key)
     }
 
+    /// Takes a text that may be empty, which says as much as its absence, as in Kubernetes.
+    pub(super) fn take_text(&mut self, key: &str) -> Option<Field<'a>> {
+        self.take(key).filter(|field| !field.is_empty_text())
+    }
+
     /// Takes a field that must be there.
     pub(super) fn require(&mut self, key: &str) -> Option<Field<'a>> {
         let field = self.take(key);
@@ -268,18 +270,36 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// Drops a number that says what is the case anyway, and refuses every other.
+    pub(super) fn only_zero(&mut self, key: &str, reason: &str) {
+        if let Some(field) = self.take(key)
+            && field.value.as_u64() != Some(0)
+        {
+            field.refuse(reason);
+        }
+    }
+
     /// Drops a text that says what is the case anyway, and refuses every other.
     pub(super) fn only_text(&mut self, key: &str, wanted: &[&str], reason: &str) {
-        if let Some(field) = self.take(key)
+        if let Some(field) = self.take_text(key)
             && field.text().is_some_and(|value| !wanted.contains(&value))
         {
             field.refuse(reason);
         }
     }
 
-    /// Every field that is left is refused: with the reason given for it, or as not supported.
+    /// Every field that is left is refused: with the reason given for it, or as not supported. An
+    /// empty text or list says nothing in Kubernetes either, and nor do some empty maps.
     pub(super) fn finish(self, reasons: &[(&str, &str)]) {
         for (key, field) in &self.rest {
+            let empty = match field.value {
+                Value::Sequence(items) => items.is_empty(),
+                Value::Mapping(map) => map.is_empty() && EMPTY_MAPS.contains(key),
+                _ => field.is_empty_text(),
+            };
+            if empty {
+                continue;
+            }
             let reason = reasons.iter().find(|(name, _)| name == key);
             field.refuse(reason.map_or("is not supported", |(_, reason)| reason));
         }

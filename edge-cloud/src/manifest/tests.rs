@@ -143,7 +143,8 @@ fn each_refusal_names_its_field() {
     let c = "spec.containers[0]";
     for (spec, container, path) in [
         ("", "    livenessProbe: {}", format!("{c}.livenessProbe")),
-        ("", "    lifecycle: {}", format!("{c}.lifecycle")),
+        ("", "    lifecycle: {preStop: {}}", format!("{c}.lifecycle")),
+        ("", "    command: sh", format!("{c}.command")),
         (
             "",
             "    imagePullPolicy: Always",
@@ -209,7 +210,18 @@ fn each_refusal_names_its_field() {
             format!("{c}.volumeMounts[0].mountPath"),
         ),
         ("", "    tty: true", format!("{c}.tty")),
-        ("  initContainers: []", "", "spec.initContainers".into()),
+        (
+            "  volumes: [{name: v, emptyDir: {}}]",
+            "    volumeMounts: [{name: v, mountPath: //.}]",
+            format!("{c}.volumeMounts[0].mountPath"),
+        ),
+        (
+            "  volumes: [{name: v, emptyDir: {}}]",
+            "    volumeMounts: [{name: v, mountPath: /v}, {name: v, mountPath: /v/}]",
+            format!("{c}.volumeMounts[1]"),
+        ),
+        ("  initContainers: [{}]", "", "spec.initContainers".into()),
+        ("  priority: 1", "", "spec.priority".into()),
         (
             "  runtimeClassName: kata",
             "",
@@ -262,6 +274,40 @@ fn each_refusal_names_its_field() {
         assert!(!found[0].reason.is_empty());
         assert_eq!(manifests.objects.len(), 4, "the rest still applies");
     }
+}
+
+/// Goal: what says nothing in Kubernetes says nothing here; charts are full of it. Method: a pod with
+/// all of it is the pod without.
+#[test]
+fn what_is_empty_is_absent() {
+    let spec = "  initContainers: []\n  hostAliases: []\n  affinity: {}\n  dnsConfig: {}\n  \
+                priority: 0\n  nodeName: ''\n  hostname: ''\n  dnsPolicy: ''\n  \
+                restartPolicy: ''\n  runtimeClassName: ''\n  \
+                volumes: [{name: v, emptyDir: {}}]";
+    let container = "    imagePullPolicy: ''\n    workingDir: ''\n    lifecycle: {}\n    \
+                     volumeDevices: []\n    \
+                     volumeMounts: [{name: v, mountPath: /v, subPath: '', subPathExpr: ''}]";
+    let plain = pod(
+        "  volumes: [{name: v, emptyDir: {}}]",
+        "    volumeMounts: [{name: v, mountPath: /v}]",
+    );
+    let full = pod(spec, container).replace("{name: p}", "{name: p, namespace: ''}");
+    let full = read(&full);
+    assert_eq!(full.problems, []);
+    assert_eq!(full.objects, read(&plain).objects);
+}
+
+#[test]
+fn a_broken_document_names_the_lines_of_its_file() {
+    let reason = &problems("---\na:\n  - b\n---\nb:\n  c: 1\n d: 2\n")
+        .pop()
+        .unwrap()
+        .2;
+    assert!(reason.starts_with("line 7: "), "{reason}");
+    assert!(
+        reason.contains("at line 7 column") && reason.contains("at line 5 column"),
+        "{reason}"
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Volumes of a pod and their mounts in a container.
 
+use std::path::Path;
+
 use edge_proto::limits::VOLUMES_MAX;
 use edge_proto::object::{Pod, Volume, VolumeMount, VolumeSource};
 
@@ -165,7 +167,9 @@ pub(super) fn mounts(object: &mut Object<'_>, pod: &Pod) -> Vec<VolumeMount> {
         if !pod.volumes.iter().any(|volume| volume.name == mount.volume) {
             item.refuse(format!("volume {} is not in spec.volumes", mount.volume));
         }
-        if mounts.iter().any(|other| other.path == mount.path) {
+        // `/a/` and `//a` are `/a`.
+        let same = |other: &VolumeMount| Path::new(&other.path) == Path::new(&mount.path);
+        if mounts.iter().any(same) {
             item.refuse(format!("{} is mounted twice", mount.path));
         }
         mounts.push(mount);
@@ -173,13 +177,22 @@ pub(super) fn mounts(object: &mut Object<'_>, pod: &Pod) -> Vec<VolumeMount> {
     mounts
 }
 
+/// A container's root is its image, or that of the board: nothing can be mounted over it.
+fn mount_path(path: &str) -> Result<(), &'static str> {
+    absolute_path(path)?;
+    if Path::new(path) == Path::new("/") {
+        return Err("must not be the root");
+    }
+    Ok(())
+}
+
 fn mount(field: &Field<'_>) -> Option<VolumeMount> {
     let mut object = field.object()?;
     let volume = object.require("name").and_then(|f| f.checked(label_name));
     let path = object
         .require("mountPath")
-        .and_then(|f| f.checked(absolute_path));
-    let sub_path = match object.take("subPath") {
+        .and_then(|f| f.checked(mount_path));
+    let sub_path = match object.take_text("subPath") {
         Some(field) => field.checked(relative_path)?,
         None => String::new(),
     };
