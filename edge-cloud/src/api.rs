@@ -95,6 +95,7 @@ fn read_only<N: Nodes>() -> Router<App<N>> {
         .route("/v1/pods", get(pods::<N>))
         .route("/v1/events", get(events::<N>))
         .route("/v1/problems", get(problems::<N>))
+        .route("/v1/records", get(records::<N>))
         .route("/metrics", get(metrics::<N>))
 }
 
@@ -165,9 +166,13 @@ async fn problems<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<ProblemRow>> 
     Json(view::problems(&status))
 }
 
+async fn records<N: Nodes>(State(app): State<App<N>>) -> Json<crate::records::View> {
+    Json(app.nodes.records())
+}
+
 async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
     let status = Arc::clone(&app.status.borrow());
-    match metrics::text(&app.nodes.views(), &status) {
+    match metrics::text(&app.nodes.views(), &status, &app.nodes.records()) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }

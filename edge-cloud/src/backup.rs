@@ -18,6 +18,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::api::SOCKET;
 use crate::ca::{Ca, CaError, hex, replace};
+use crate::records;
+use crate::records::account::Account;
+use crate::records::cursors::{self, Cursors};
 use crate::registry::{Grace, NODES, NodeRecord, State};
 use crate::saved::{self, ACCEPTED, PLACEMENT};
 use crate::token::{TOKENS, Tokens};
@@ -37,6 +40,9 @@ pub const RESTORING: &str = "restoring";
 /// that was restarted often is ahead of the clock, too: nodes refuse a lower one than they know.
 pub const EPOCH_LEAD_S: u64 = 24 * 3600;
 
+/// How far the sink of records was, by node; in the data folder it is a folder. Not so for sinks
+/// that keep it themselves, like files: those are not older after a restore.
+const CURSORS: &str = "cursors.json";
 const CA_KEY: &str = "ca/ca.key";
 const CA_DER: &str = "ca/ca.der";
 /// What is backed up, in this order: each file is replaced whole, and whatever happens between two
@@ -122,6 +128,10 @@ impl Backup {
         if !files.contains_key(CA_KEY) || !files.contains_key(CA_DER) {
             return Err(BackupError::NoData(data.to_owned()));
         }
+        let failed = |error| at(data.join(cursors::CURSORS).display())(error);
+        let books = cursors::all(data).map_err(failed)?;
+        let books = serde_json::to_vec(&books).map_err(|error| failed(error.into()))?;
+        files.insert(CURSORS.to_owned(), STANDARD.encode(books));
         Ok(Self {
             unix_s,
             edge_cloud: env!("CARGO_PKG_VERSION").to_owned(),
@@ -224,6 +234,7 @@ struct Contents {
     tokens: Tokens,
     accepted: Vec<u8>,
     placement: Vec<u8>,
+    cursors: BTreeMap<String, Account>,
 }
 
 impl Contents {
@@ -242,7 +253,10 @@ impl Contents {
         let empty = || br#"{"nodes":{},"pods":[]}"#.to_vec();
         let placement = backup.file(PLACEMENT)?.unwrap_or_else(empty);
         let placement = saved::restored(&placement).map_err(wrong(PLACEMENT))?;
+        let cursors = backup.file(CURSORS)?.unwrap_or_else(|| b"{}".to_vec());
+        let cursors = serde_json::from_slice(&cursors).map_err(wrong(CURSORS))?;
         Ok(Self {
+            cursors,
             ca: [(CA_KEY, key), (CA_DER, der)],
             state,
             tokens,
@@ -257,6 +271,13 @@ impl Contents {
         self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
         replace(&data.join(NODES), &serde_json::to_vec(&self.state)?)?;
+        let books = Cursors::open(data)?;
+        for (node, account) in &self.cursors {
+            // What the folder knows is of the same sink, and further on or the same.
+            let mut newest = account.clone();
+            newest.merge(&books.load(node).unwrap_or_default().streams);
+            books.save(node, &newest)?;
+        }
         replace(&data.join(ACCEPTED), &self.accepted)?;
         replace(&data.join(PLACEMENT), &self.placement)?;
         std::fs::remove_file(data.join(RESTORING))?;
@@ -269,6 +290,7 @@ impl Contents {
         if !self.is_of_ca(data) {
             remove(&data.join(NODES))?;
             remove(&data.join(TOKENS))?;
+            cursors::clear(data)?;
             File::open(data)?.sync_all()?;
         }
         std::fs::create_dir_all(data.join("ca"))?;
@@ -361,6 +383,8 @@ fn is_empty(data: &Path) -> io::Result<bool> {
         let name = entry.file_name();
         let harmless = name == LOCK
             || name == SOCKET
+            // They may have been saved from the machine that is gone.
+            || name == records::RECORDS
             || (name == "ca" && std::fs::read_dir(entry.path())?.next().is_none());
         if !harmless {
             return Ok(false);

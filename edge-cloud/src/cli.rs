@@ -2,6 +2,7 @@
 //!
 //! Exit codes: see [`Exit`].
 
+mod records;
 mod table;
 
 use std::io::{self, Write};
@@ -24,6 +25,7 @@ use crate::clock::unix_s;
 use crate::links::ADMISSIONS_PER_S;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
+use crate::records::target;
 use crate::registry::{self, NODES};
 use crate::serve;
 use table::{ago, table, yes};
@@ -64,7 +66,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves nodes, manifests and the API until Ctrl-C.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Makes join tokens.
     #[command(subcommand)]
     Token(Token),
@@ -74,6 +76,9 @@ enum Command {
     Pods,
     /// Lists the latest events.
     Events,
+    /// Lists the streams of records: what was delivered, and what was lost and why. Exit code 1 if
+    /// the books of one do not balance, or the sink fails.
+    Records,
     /// Lists what in the manifests was refused, and pods that are not placed. Exit code 1 if any.
     Problems,
     /// Prints the output of a container.
@@ -144,9 +149,36 @@ struct Serve {
     /// Asks a node for a sign of life when it was silent for so long: a number with s, m, h or d.
     #[arg(long, default_value = "30m", value_parser = duration_s)]
     broker_silence: u64,
+    /// Where the nodes' records go: files:DIR, stdout, http(s)://HOST:PORT/PATH,
+    /// mqtt(s)://HOST:PORT/TOPIC or nats(s)://HOST:PORT/SUBJECT. The folder `records` in --data
+    /// when absent.
+    #[arg(long)]
+    records: Option<String>,
+    /// PEM with the CAs of that server's certificate; the system's when absent.
+    #[arg(long, requires = "records")]
+    records_ca: Option<PathBuf>,
+    /// PEM with edge-cloud's certificate for that server.
+    #[arg(long, requires = "records_key")]
+    records_cert: Option<PathBuf>,
+    /// PEM with its key.
+    #[arg(long, requires = "records_cert")]
+    records_key: Option<PathBuf>,
+    /// File with edge-cloud's credentials for that server: a bearer token (HTTP), USER:PASSWORD (MQTT,
+    /// NATS), or a NATS token or credentials file.
+    #[arg(long, requires = "records")]
+    records_auth: Option<PathBuf>,
 }
 
 impl Serve {
+    fn records(&self) -> target::Config {
+        target::Config {
+            url: self.records.clone(),
+            ca: self.records_ca.clone(),
+            identity: self.records_cert.clone().zip(self.records_key.clone()),
+            auth: self.records_auth.clone(),
+        }
+    }
+
     fn broker(&self) -> Option<broker::Config> {
         Some(broker::Config {
             url: self.broker.clone()?,
@@ -291,10 +323,11 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     };
     match cli.command {
         Command::Serve(serve) => {
-            let broker = serve.broker();
+            let (broker, records) = (serve.broker(), serve.records());
             let config = serve::Config {
                 data: cli.data,
                 broker,
+                records,
                 manifests: serve.manifests,
                 listen: serve.listen,
                 names: serve.name,
@@ -311,6 +344,7 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
             .list(out, "/v1/events", events)
             .await
             .map(|_| Exit::Done),
+        Command::Records => ctx.records(out).await,
         Command::Problems => {
             let rows = ctx.list(out, "/v1/problems", problems).await?;
             Ok(found(rows))

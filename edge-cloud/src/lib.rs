@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod nodes;
 pub mod placement;
+pub mod records;
 pub mod registry;
 pub mod saved;
 pub mod serve;

@@ -8,6 +8,7 @@
 mod behind;
 mod call;
 mod node;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use crate::clock::unix_s;
 use crate::enrol::Desk;
 use crate::nodes::{Event, NodeView, Nodes};
 use crate::placement::Desired;
+use crate::records::{Records, View};
 use crate::registry::{Admission, Registry};
 use crate::takeover::{Takeovers, Verdict};
 use crate::tls::Peer;
@@ -69,6 +71,7 @@ struct State {
     calls: u32,
     /// While the connection to an external broker is up.
     broker: Option<Publisher>,
+    records: Arc<Records>,
 }
 
 /// Why a node gets no link.
@@ -105,14 +108,27 @@ fn session(epoch: u64, now: u64) -> Cloud {
 }
 
 impl Links {
-    /// Links over what `data` holds; takes the next epoch.
+    /// Links over what `data` holds, without a sink for records; takes the next epoch.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
+        Self::open_with(data, ca, behind, Records::none())
+    }
+
+    /// The same with a sink, whose [`Records::run`] is the caller's.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open_with(
+        data: &Path,
+        ca: Ca,
+        behind: Option<Behind>,
+        records: Arc<Records>,
+    ) -> io::Result<Arc<Self>> {
         let registry = Registry::open(data, unix_s())?;
         let links = Arc::new(Self {
-            state: Mutex::new(State::new()),
+            state: Mutex::new(State::new(Arc::clone(&records))),
             tokens: TokenStore::open(data)?,
             ca,
             behind,
@@ -418,6 +434,9 @@ impl Links {
         node.session.handle(now, input);
         let mut events = Vec::new();
         while let Some(output) = node.session.poll() {
+            let Some(output) = node.take_records(now, name, output, &state.records) else {
+                continue;
+            };
             visible |= node.perform(now, output, &mut events);
         }
         for (reason, text) in events {
@@ -431,7 +450,7 @@ impl Links {
 }
 
 impl State {
-    fn new() -> Self {
+    fn new(records: Arc<Records>) -> Self {
         Self {
             nodes: BTreeMap::new(),
             accepts: Turnstile::new(ADMISSIONS_PER_S),
@@ -441,24 +460,34 @@ impl State {
             connections: 0,
             calls: 0,
             broker: None,
+            records,
         }
     }
 
     fn add(&mut self, name: &str, epoch: u64, now: u64) {
-        self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
-            session: session(epoch, now),
-            connection: None,
-            desired: None,
-            reported: BTreeMap::new(),
-            live: false,
-            turn: Turn::default(),
-            in_sync: false,
-            heard: false,
-            boots: Default::default(),
-            problems: Default::default(),
-            changed_unix_s: 0,
-            takeovers: Takeovers::default(),
-            calls: BTreeMap::new(),
+        let records = &self.records;
+        let opened = || {
+            let mut session = session(epoch, now);
+            (records.attach(name, &mut session), session)
+        };
+        self.nodes.entry(name.to_owned()).or_insert_with(|| {
+            let (stream, session) = opened();
+            Node {
+                session,
+                stream,
+                connection: None,
+                desired: None,
+                reported: BTreeMap::new(),
+                live: false,
+                turn: Turn::default(),
+                in_sync: false,
+                heard: false,
+                boots: Default::default(),
+                problems: Default::default(),
+                changed_unix_s: 0,
+                takeovers: Takeovers::default(),
+                calls: BTreeMap::new(),
+            }
         });
     }
 
@@ -494,6 +523,7 @@ impl Nodes for Arc<Links> {
         let epoch = self.registry.epoch();
         let mut state = self.lock();
         let now = self.now();
+        let records = Arc::clone(&state.records);
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
@@ -510,6 +540,7 @@ impl Nodes for Arc<Links> {
                 let was_live = std::mem::take(&mut node.live);
                 node.session = session(epoch, now);
                 node.session.restore(reported);
+                node.stream = records.attach(name, &mut node.session);
                 node.in_sync = false;
                 for (key, payload) in desired {
                     let (key, payload) = (key.clone(), Arc::clone(payload));
@@ -568,6 +599,7 @@ impl Nodes for Arc<Links> {
         let mut state = self.lock();
         self.end(&mut state, name);
         let known = state.nodes.remove(name).is_some();
+        state.records.detach(name);
         if found {
             state.event(name, "Deleted", refused_from_now_on(known));
         }
@@ -601,6 +633,11 @@ impl Nodes for Arc<Links> {
 
     fn events(&self) -> Vec<Event> {
         self.lock().events.iter().cloned().collect()
+    }
+
+    fn records(&self) -> View {
+        let records = Arc::clone(&self.lock().records);
+        records.view()
     }
 }
 

@@ -5,11 +5,14 @@ use std::fmt;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::nodes::NodeView;
+use crate::records::View;
+use crate::records::account::Loss;
 use crate::source::Status;
 
 /// Of the OpenMetrics text.
@@ -25,11 +28,85 @@ struct PhaseLabel {
     phase: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamLabel {
+    node: String,
+    class: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LossLabel {
+    node: String,
+    class: String,
+    reason: &'static str,
+}
+
+/// Numbered is delivered and lost together, for each node and class.
+fn records(registry: &mut Registry, view: &View) {
+    let numbered = Family::<StreamLabel, Counter>::default();
+    let delivered = Family::<StreamLabel, Counter>::default();
+    let duplicates = Family::<StreamLabel, Counter>::default();
+    let outboxes = Family::<StreamLabel, Counter>::default();
+    let lost = Family::<LossLabel, Counter>::default();
+    for stream in &view.streams {
+        let (node, class) = (stream.node.clone(), stream.class.clone());
+        let label = StreamLabel { node, class };
+        for (family, count) in [
+            (&numbered, stream.numbered),
+            (&delivered, stream.delivered),
+            (&duplicates, stream.duplicates),
+            (&outboxes, stream.outboxes),
+        ] {
+            family.get_or_create(&label).inc_by(count);
+        }
+        for loss in Loss::ALL {
+            let (node, class) = (label.node.clone(), label.class.clone());
+            let reason = loss.name();
+            let label = LossLabel {
+                node,
+                class,
+                reason,
+            };
+            lost.get_or_create(&label).inc_by(stream.lost.of(loss));
+        }
+    }
+    registry.register(
+        "records_numbered",
+        "Numbers that are accounted for",
+        numbered,
+    );
+    registry.register("records_delivered", "Records that the sink has", delivered);
+    registry.register("records_lost", "Records that never came", lost);
+    registry.register(
+        "records_duplicates",
+        "Records that came again and were dropped",
+        duplicates,
+    );
+    registry.register("records_outboxes", "Outboxes so far", outboxes);
+    let failures = Counter::<u64>::default();
+    failures.inc_by(view.sink.failures);
+    registry.register("records_sink_failures", "Attempts that failed", failures);
+    let waiting = Gauge::<i64>::default();
+    waiting.set(i64::try_from(view.sink.waiting_bytes).unwrap_or(i64::MAX));
+    registry.register(
+        "records_waiting_bytes",
+        "Bytes that wait for the sink",
+        waiting,
+    );
+    let failing = Gauge::<i64>::default();
+    failing.set(i64::try_from(view.sink.failing).unwrap_or(i64::MAX));
+    registry.register(
+        "records_failing_nodes",
+        "Nodes for which the sink fails",
+        failing,
+    );
+}
+
 /// The metrics as text.
 ///
 /// # Errors
 /// None that a `String` gives; the encoder's signature.
-pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
+pub fn text(views: &[NodeView], status: &Status, view: &View) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("edge_cloud");
     let connected = Family::<NodeLabel, Gauge>::default();
     let in_sync = Family::<NodeLabel, Gauge>::default();
@@ -96,6 +173,7 @@ pub fn text(views: &[NodeView], status: &Status) -> Result<String, fmt::Error> {
         "Refused fields and files",
         count(status.problems.len()),
     );
+    records(&mut registry, view);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)

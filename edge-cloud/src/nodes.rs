@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::placement::Desired;
+use crate::records::View;
 
 /// One node.
 #[derive(Clone, Debug, Default)]
@@ -82,4 +83,9 @@ pub trait Nodes: Send + Sync + 'static {
 
     /// The latest events, oldest first.
     fn events(&self) -> Vec<Event>;
+
+    /// What became of the nodes' records.
+    fn records(&self) -> View {
+        View::default()
+    }
 }

@@ -19,6 +19,7 @@ use crate::ca::Ca;
 use crate::clock::{is_plausible, unix_s};
 use crate::links::Links;
 use crate::nodes::Nodes;
+use crate::records::{Records, target};
 use crate::registry::NODES_MAX;
 use crate::source::Folder;
 use crate::{api, backup, controller, hub, tls};
@@ -63,6 +64,8 @@ pub struct Config {
     pub admissions_per_s: u32,
     /// The external broker that carries the links, if any.
     pub broker: Option<broker::Config>,
+    /// Where the nodes' records go.
+    pub records: target::Config,
 }
 
 /// Runs edge-cloud until SIGINT or SIGTERM.
@@ -102,7 +105,8 @@ pub async fn run(config: Config) -> io::Result<()> {
             (Some(broker), Some(behind))
         }
     };
-    let links = Links::open(data, ca, behind)?;
+    let records = Records::open(data, &config.records)?;
+    let links = Links::open_with(data, ca, behind, Arc::clone(&records))?;
     links.set_admissions(config.admissions_per_s);
     let listener = TcpListener::bind(config.listen)
         .await
@@ -139,6 +143,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         () = brokered => Ok(()),
         () = hub::serve(listener, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&links)) => Ok(()),
         () = links.tick() => Ok(()),
+        () = records.run(&links) => Ok(()),
         result = serve(nodes, data, config.manifests, http) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),

@@ -267,7 +267,12 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
             cloud.view("a").is_some_and(|view| view.cloned)
         })
         .await;
-    let text = metrics::text(&cloud.links.views(), &Status::default()).unwrap();
+    let text = metrics::text(
+        &cloud.links.views(),
+        &Status::default(),
+        &cloud.links.records(),
+    )
+    .unwrap();
     assert!(
         text.contains("edge_cloud_node_cloned{node=\"a\"} 1"),
         "{text}"

@@ -1,2 +1,8 @@
-//! The manifest reader of edge-cloud alone; `manifest.rs` and its folder are links.
+//! The manifest reader of edge-cloud alone, and its reader of the ends of record files; the files
+//! are links.
 pub mod manifest;
+pub mod records {
+    //! Of `edge-cloud/src/records`.
+    pub mod account;
+    pub mod mark;
+}

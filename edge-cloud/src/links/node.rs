@@ -49,6 +49,8 @@ impl Frames {
 
 pub(super) struct Node {
     pub(super) session: Cloud,
+    /// Name of the session for the records that come by it.
+    pub(super) stream: u64,
     pub(super) connection: Option<Connection>,
     /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
     /// empty set would stop every pod of a node that we have merely forgotten.

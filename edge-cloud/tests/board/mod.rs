@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
@@ -14,6 +14,7 @@ use edge_cloud::nodes::{NodeView, Nodes as _};
 use edge_cloud::registry::{NodeRecord, Registry};
 use edge_cloud::{hub, tls};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
+use edge_proto::frame::Entry;
 use edge_proto::session::{Device, DeviceConfig, Input, Output};
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
@@ -73,6 +74,16 @@ impl Cloud {
     /// With these nodes, whose certificates live for an hour.
     pub(crate) async fn with<const N: usize>(nodes: [&str; N]) -> (Self, [Identity; N]) {
         Self::with_lives(nodes.map(|node| (node, 3_600))).await
+    }
+
+    /// One of these nodes that is told of a cloud elsewhere.
+    pub(crate) fn at(address: SocketAddr, data: &std::path::Path, links: Arc<Links>) -> Self {
+        Self {
+            links,
+            ca: Ca::open(data).unwrap(),
+            address,
+            _data: tempfile::tempdir().unwrap(),
+        }
     }
 
     /// With these nodes, whose certificates live for so many seconds.
@@ -325,6 +336,29 @@ pub(crate) enum Answers {
     Half,
 }
 
+/// One class of an outbox, in memory.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) incarnation: [u8; 8],
+    /// By number from 1.
+    pub(crate) records: Vec<Entry>,
+    /// All before are acknowledged.
+    pub(crate) acknowledged: u64,
+}
+
+impl Outbox {
+    fn read(&self, from: u64, bytes_max: usize) -> Vec<Entry> {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.bytes_max();
+            bytes <= bytes_max
+        };
+        let from = from as usize - 1;
+        let entries = self.records[from..].iter().take(200);
+        entries.take_while(fits).cloned().collect()
+    }
+}
+
 /// A board with a session, as the agent runs it.
 pub(crate) struct Board {
     client: Client,
@@ -332,9 +366,24 @@ pub(crate) struct Board {
     node: String,
     answers: Answers,
     start: Instant,
+    pub(crate) outbox: Arc<Mutex<Outbox>>,
 }
 
 impl Board {
+    /// Tells the session what the outbox has by now.
+    pub(crate) async fn ready(&mut self) -> io::Result<()> {
+        let input = {
+            let outbox = self.outbox.lock().unwrap();
+            Input::RecordsReady {
+                class: 0,
+                incarnation: outbox.incarnation,
+                held: outbox.acknowledged.max(1),
+                end: outbox.records.len() as u64 + 1,
+            }
+        };
+        self.handle(input).await
+    }
+
     /// Connects and subscribes.
     pub(crate) async fn open(
         cloud: &Cloud,
@@ -360,6 +409,7 @@ impl Board {
             node: node.to_owned(),
             answers,
             start: Instant::now(),
+            outbox: Arc::default(),
         };
         board.handle(Input::TransportUp).await.map_err(broke)?;
         Ok(board)
@@ -385,6 +435,23 @@ impl Board {
                     let refused = Vec::new();
                     let now = self.now();
                     self.device.handle(now, Input::Applied { ticket, refused });
+                }
+                Output::RecordsWanted {
+                    class,
+                    from,
+                    bytes_max,
+                } => {
+                    let entries = self.outbox.lock().unwrap().read(from, bytes_max);
+                    let read = Input::RecordsRead {
+                        class,
+                        first: from,
+                        entries,
+                    };
+                    let now = self.now();
+                    self.device.handle(now, read);
+                }
+                Output::RecordsAcked { next, .. } => {
+                    self.outbox.lock().unwrap().acknowledged = next;
                 }
                 Output::CallRequest { id, .. } if self.answers != Answers::Never => {
                     let bytes = b"\0line\n".to_vec();

@@ -1,0 +1,506 @@
+//! Records of the nodes: from their sessions, through a bounded queue, to one [`sink`], and the
+//! acknowledgement back. Nothing is acknowledged that the sink does not have on its medium, and
+//! nothing here ever waits while it holds the links.
+//!
+//! Each record has a number in its stream (node, outbox, class). [`account`] says what a frame means
+//! for the books, a sink keeps data and books together as well as it can, and [`Records`] is between
+//! them: [`WRITERS`] tasks, each busy with one node at a time. A sink that is slow or away is only
+//! not answered for: nodes keep what is not acknowledged, and repeat it.
+//!
+//! Bound: [`QUEUE_BYTES_MAX`] of records that wait, beyond which they are refused and come again.
+
+pub mod account;
+pub mod cursors;
+pub mod files;
+mod http;
+pub mod line;
+pub mod mark;
+mod mqtt;
+mod nats;
+mod sink;
+mod stdout;
+pub mod target;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use edge_proto::frame::Entry;
+use edge_proto::session::Cloud;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::account::{Account, Batch, Item, Loss, Plan};
+use self::sink::{Sink, blocking};
+use self::target::Config;
+use crate::links::Links;
+
+pub use view::{SinkRow, StreamRow, View};
+
+/// Nodes that are written for at once.
+pub const WRITERS: usize = 8;
+/// Folder of the files in the data folder when `--records` names no other sink.
+pub const RECORDS: &str = "records";
+/// Bytes of records that wait for the sink, of all nodes together.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of records that are given to the sink at once.
+pub const PLAN_BYTES_MAX: usize = 64 * 1024;
+/// First wait after a failure, of one node; doubles up to [`WAIT_MAX`].
+const WAIT_MIN: Duration = Duration::from_millis(500);
+/// See [`WAIT_MIN`].
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Losses of a stream are told at most once in this time, together.
+const TELL: Duration = Duration::from_secs(60);
+/// Bytes of an entry's bookkeeping, counted beside its payload.
+const ENTRY_BYTES: usize = 64;
+
+/// What a session waits for.
+#[derive(Debug)]
+struct Waiting {
+    batch: Batch,
+    /// Of the session that it came by, see [`Records::attach`].
+    session: u64,
+    ticket: u32,
+    bytes: usize,
+}
+
+/// Answer to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) session: u64,
+    pub(crate) ticket: u32,
+    /// On the sink's medium; otherwise it is to come again.
+    pub(crate) durable: bool,
+}
+
+/// An event about a node, for [`Links`].
+pub(crate) type Told = (&'static str, String);
+
+#[derive(Debug, Default)]
+struct Node {
+    /// `None` until it could be read.
+    account: Option<Account>,
+    waiting: VecDeque<Waiting>,
+    busy: bool,
+    /// It has left the registry.
+    gone: bool,
+    failures: u32,
+    /// Why the last attempt failed, if it did.
+    error: Option<String>,
+    /// Batches of the attempt that failed: the next one is of the same, under the same key.
+    again: Option<usize>,
+    /// Losses that nobody was told of, and when somebody was last.
+    untold: BTreeMap<(u8, Loss), u64>,
+    told: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    /// Nodes that a writer may take, once each.
+    ready: VecDeque<String>,
+    later: BTreeSet<(Instant, String)>,
+    bytes: usize,
+    sessions: u64,
+    failures: u64,
+    refused: u64,
+    /// Nodes whose last attempt failed.
+    failing: usize,
+    /// Somebody was told that there are any.
+    told: bool,
+}
+
+/// All records on their way.
+pub struct Records {
+    /// `None`: nobody takes records, and none is acknowledged.
+    sink: Option<Arc<Sink>>,
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+/// One node's records for a writer.
+struct Job {
+    node: String,
+    account: Option<Account>,
+    batches: Vec<Batch>,
+}
+
+/// What became of a job.
+struct Outcome {
+    account: Account,
+    plan: Plan,
+}
+
+impl Records {
+    /// For an edge-cloud that takes no records.
+    #[must_use]
+    pub fn none() -> Arc<Self> {
+        Arc::new(Self {
+            sink: None,
+            state: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Opens the sink. Within a tokio runtime, which some sinks need.
+    ///
+    /// # Errors
+    /// What is wrong with the sink's name, a file or a folder.
+    pub fn open(data: &Path, config: &Config) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            sink: Some(Arc::new(Sink::open(data, config)?)),
+            state: Mutex::default(),
+            wake: Notify::new(),
+        }))
+    }
+
+    /// A node has a new session, which learns where its streams stand. Returns the name by which
+    /// the session is known here.
+    pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> u64 {
+        let mut state = self.lock();
+        state.sessions += 1;
+        let id = state.sessions;
+        let Some(sink) = &self.sink else {
+            return id;
+        };
+        let known = state.nodes.entry(node.to_owned()).or_default();
+        known.gone = false;
+        if known.account.is_none() && !known.busy {
+            match sink.load(node) {
+                Ok(found) => known.account = Some(took_over(node, found)),
+                // A writer tries again, and nothing is taken before.
+                Err(error) => log::error!("records_not_read node={node} error={error}"),
+            }
+        }
+        for (class, stream) in known.account.iter().flat_map(|account| &account.streams) {
+            for lane in stream.lanes.iter().rev() {
+                session.restore_stream(lane.incarnation.0, *class, lane.next);
+            }
+        }
+        id
+    }
+
+    /// A node has left the registry. What it has sent is still delivered.
+    pub(crate) fn detach(&self, node: &str) {
+        let mut state = self.lock();
+        if let Some(known) = state.nodes.get_mut(node) {
+            known.gone = true;
+        }
+        self.tidy(&mut state, node);
+    }
+
+    /// Takes what a session gives. `false`: there is no room, it must come again.
+    pub(crate) fn offer(&self, node: &str, session: u64, ticket: u32, batch: Batch) -> bool {
+        if self.sink.is_none() {
+            // Kept by the node: its session is never answered.
+            return true;
+        }
+        let bytes = batch.entries.iter().map(weight).sum::<usize>() + ENTRY_BYTES;
+        let mut state = self.lock();
+        if state.bytes + bytes > QUEUE_BYTES_MAX {
+            state.refused += 1;
+            return false;
+        }
+        state.bytes += bytes;
+        let known = state.nodes.entry(node.to_owned()).or_default();
+        known.waiting.push_back(Waiting {
+            batch,
+            session,
+            ticket,
+            bytes,
+        });
+        // One that waits for its turn or for the end of a pause is in a list already.
+        if !known.busy && known.waiting.len() == 1 {
+            state.ready.push_back(node.to_owned());
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// Writes records and answers the sessions, for ever.
+    pub async fn run(self: &Arc<Self>, links: &Arc<Links>) {
+        let mut writers = JoinSet::new();
+        for _ in 0..WRITERS {
+            let (records, links) = (Arc::clone(self), Arc::clone(links));
+            writers.spawn(async move {
+                loop {
+                    let job = records.take().await;
+                    let node = job.node.clone();
+                    let outcome = records.work(job).await;
+                    let (settled, told) = records.finish(&node, outcome);
+                    links.settle_records(&node, &settled, told);
+                }
+            });
+        }
+        // None of them ends.
+        while writers.join_next().await.is_some() {}
+    }
+
+    /// The next node whose turn it is.
+    async fn take(&self) -> Job {
+        loop {
+            let pause = {
+                let mut state = self.lock();
+                let now = Instant::now();
+                while state.later.first().is_some_and(|(at, _)| *at <= now) {
+                    let due = state.later.pop_first().map(|(_, node)| node);
+                    state.ready.extend(due);
+                }
+                if let Some(job) = state.next_job() {
+                    if !state.ready.is_empty() {
+                        self.wake.notify_one();
+                    }
+                    return job;
+                }
+                state.later.first().map(|(at, _)| *at)
+            };
+            let far = || Instant::now() + Duration::from_secs(3600);
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep_until(pause.unwrap_or_else(far)) => {}
+            }
+        }
+    }
+
+    async fn work(&self, job: Job) -> Result<Outcome, (Option<Account>, String)> {
+        let Some(sink) = &self.sink else {
+            return Err((job.account, "there is no sink".to_owned()));
+        };
+        let Job {
+            node,
+            account,
+            batches,
+        } = job;
+        let mut account = match account {
+            Some(account) => account,
+            None => {
+                let (sink, name) = (Arc::clone(sink), node.clone());
+                match blocking(move || sink.load(&name)).await {
+                    Ok(found) => took_over(&node, found),
+                    Err(error) => return Err((None, error)),
+                }
+            }
+        };
+        let class = batches.first().map_or(0, |batch| batch.class);
+        match sink.recover(&node, class).await {
+            Ok(Some(stream)) => account.merge(&BTreeMap::from([(class, stream)])),
+            Ok(None) => {}
+            Err(error) => return Err((Some(account), error)),
+        }
+        let plan = account.plan(&batches);
+        if !plan.is_known()
+            && let Err(error) = sink.deliver(&node, &account, &plan).await
+        {
+            return Err((Some(account), error));
+        }
+        account.apply(&plan);
+        Ok(Outcome { account, plan })
+    }
+
+    /// Notes what became of a node's job: answers for its sessions, and events.
+    fn finish(
+        &self,
+        node: &str,
+        outcome: Result<Outcome, (Option<Account>, String)>,
+    ) -> (Vec<Settled>, Vec<Told>) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let mut settled = Vec::new();
+        let Some(known) = state.nodes.get_mut(node) else {
+            return (settled, Vec::new());
+        };
+        known.busy = false;
+        let mut told = Vec::new();
+        let mut pause = None;
+        match outcome {
+            Ok(Outcome { account, plan }) => {
+                known.account = Some(account);
+                known.failures = 0;
+                known.again = None;
+                if known.error.take().is_some() {
+                    state.failing -= 1;
+                    if state.failing == 0 && std::mem::take(&mut state.told) {
+                        told.push((
+                            "RecordsResumed",
+                            "the sink takes all records again".to_owned(),
+                        ));
+                    }
+                }
+                // One that does not follow on comes again, with all of its stream behind it.
+                let taken = plan.taken.max(1);
+                for (index, one) in known
+                    .waiting
+                    .drain(..taken.min(known.waiting.len()))
+                    .enumerate()
+                {
+                    state.bytes = state.bytes.saturating_sub(one.bytes);
+                    settled.push(Settled {
+                        session: one.session,
+                        ticket: one.ticket,
+                        durable: index < plan.taken,
+                    });
+                }
+                known.note(&plan);
+                told.extend(replaced(&plan));
+                told.extend(known.tell(Instant::now()));
+            }
+            Err((account, error)) => {
+                known.account = account;
+                known.failures = known.failures.saturating_add(1);
+                let doubled = WAIT_MIN * 2u32.saturating_pow(known.failures.min(10) - 1);
+                pause = Some(Instant::now() + doubled.min(WAIT_MAX));
+                state.failures += 1;
+                state.failing += usize::from(known.error.is_none());
+                if !std::mem::replace(&mut state.told, true) {
+                    told.push(("RecordsFailing", error.clone()));
+                }
+                known.error = Some(error);
+            }
+        }
+        if !known.waiting.is_empty() {
+            match pause {
+                Some(at) => drop(state.later.insert((at, node.to_owned()))),
+                None => state.ready.push_back(node.to_owned()),
+            }
+        }
+        self.wake.notify_one();
+        self.tidy(state, node);
+        (settled, told)
+    }
+
+    /// Lets go of a node that has left and has nothing on its way.
+    fn tidy(&self, state: &mut State, node: &str) {
+        let idle = |known: &Node| known.gone && !known.busy && known.waiting.is_empty();
+        if state.nodes.get(node).is_some_and(idle) {
+            let known = state.nodes.remove(node);
+            state.failing -= usize::from(known.is_some_and(|known| known.error.is_some()));
+            if let Some(sink) = &self.sink {
+                sink.forget(node);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_job(&mut self) -> Option<Job> {
+        while let Some(node) = self.ready.pop_front() {
+            let Some(known) = self.nodes.get_mut(&node) else {
+                continue;
+            };
+            if known.busy || known.waiting.is_empty() {
+                continue;
+            }
+            known.busy = true;
+            let batches = known.batches();
+            known.again = Some(batches.len());
+            let account = known.account.clone();
+            return Some(Job {
+                node,
+                account,
+                batches,
+            });
+        }
+        None
+    }
+}
+
+impl Node {
+    /// The oldest records that wait, of one stream and by one session.
+    fn batches(&self) -> Vec<Batch> {
+        let Some(first) = self.waiting.front() else {
+            return Vec::new();
+        };
+        let same = |one: &&Waiting| {
+            one.batch.class == first.batch.class
+                && one.batch.incarnation == first.batch.incarnation
+                && one.session == first.session
+        };
+        let mut bytes = 0;
+        let fits = |one: &&Waiting| {
+            let first = bytes == 0;
+            bytes += one.bytes;
+            first || bytes <= PLAN_BYTES_MAX
+        };
+        self.waiting
+            .iter()
+            .take(self.again.unwrap_or(usize::MAX))
+            .take_while(same)
+            .take_while(fits)
+            .map(|one| one.batch.clone())
+            .collect()
+    }
+
+    fn note(&mut self, plan: &Plan) {
+        for item in &plan.items {
+            if let Item::Lost { count, loss, .. } = item
+                // That is what its key is for.
+                && *loss != Loss::Superseded
+            {
+                let untold = self.untold.entry((plan.class, *loss)).or_default();
+                *untold = untold.saturating_add(*count);
+            }
+        }
+    }
+
+    fn tell(&mut self, now: Instant) -> Vec<Told> {
+        if self
+            .told
+            .is_some_and(|told| now.duration_since(told) < TELL)
+        {
+            return Vec::new();
+        }
+        let untold = std::mem::take(&mut self.untold);
+        if !untold.is_empty() {
+            self.told = Some(now);
+        }
+        let text = |((class, loss), count): ((u8, Loss), u64)| {
+            let class = account::class_name(class);
+            let text = match loss {
+                Loss::Forgotten => format!(
+                    "{class}: {count} records were acknowledged before and are not known any more"
+                ),
+                loss => format!("{class}: {count} records, {}", loss.name()),
+            };
+            ("RecordsLost", text)
+        };
+        untold.into_iter().map(text).collect()
+    }
+}
+
+/// The event of an outbox that took another one's place.
+fn replaced(plan: &Plan) -> Option<Told> {
+    let before = plan.follows.as_ref()?;
+    let text = format!(
+        "{}: outbox {} took the place of {}, whose records from {} on are lost if there were any",
+        account::class_name(plan.class),
+        plan.incarnation,
+        before.incarnation,
+        before.next
+    );
+    Some(("OutboxLost", text))
+}
+
+fn took_over(node: &str, found: files::Found) -> Account {
+    for (path, bytes) in &found.cut {
+        log::warn!(
+            "record_file_cut node={node} file={} bytes={bytes}",
+            path.display()
+        );
+    }
+    found.account
+}
+
+fn weight(entry: &Entry) -> usize {
+    match entry {
+        Entry::Record { bytes, .. } => bytes.len() + ENTRY_BYTES,
+        Entry::Gap { .. } => ENTRY_BYTES,
+    }
+}

@@ -1,0 +1,212 @@
+//! Records to NATS JetStream: the subject `SUBJECT.NODE.CLASS`, a message for each record and each
+//! loss, with headers that say which. The stream that takes `SUBJECT.>` is the operator's; without
+//! one nothing is acknowledged.
+//!
+//! Effectively once for as long as the stream keeps the newest message of each subject: that message
+//! is the high-water mark, with the books as they are after it in a header. Each publish names the
+//! one before it (`Nats-Expected-Last-Subject-Sequence`), so that a copy which was under way for long
+//! is refused, and after a start or a failure the books are taken from the newest message. Where the stream does not keep it, as a work queue
+//! does, `Nats-Msg-Id` drops copies within the stream's duplicate window: at least once beyond it.
+//!
+//! Bound: one message of a node and class on the way; [`ANSWER`] for its confirmation.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::{self, Context};
+use async_nats::{ConnectOptions, HeaderMap};
+use tokio::sync::OnceCell;
+
+use super::account::{Account, Item, Plan, Stream, class_name};
+use super::line;
+use super::target::{Config, Server};
+
+/// Patience with one confirmation.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Header with the books of the stream after a message.
+const BOOKS: &str = "Edge-Books";
+
+/// A JetStream.
+pub(super) struct Nats {
+    url: String,
+    subject: String,
+    options: Mutex<Option<ConnectOptions>>,
+    context: OnceCell<Context>,
+    /// Sequence number in the stream of the newest message of a subject, where we know it.
+    known: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Nats {
+    pub(super) fn open(server: Server, config: &Config) -> io::Result<Self> {
+        let mut options = ConnectOptions::new()
+            .name("edge-cloud")
+            .require_tls(server.tls)
+            .retry_on_initial_connect();
+        if server.tls {
+            options = options.tls_client_config(config.tls()?.as_ref().clone());
+        }
+        if let Some(auth) = config.auth()? {
+            options = match auth.split_once(':') {
+                _ if auth.contains("-----BEGIN") => options.credentials(&auth)?,
+                Some((user, word)) => options.user_and_password(user.into(), word.into()),
+                None => options.token(auth),
+            };
+        }
+        Ok(Self {
+            url: format!("nats://{}", server.place()),
+            subject: server.path,
+            options: Mutex::new(Some(options)),
+            context: OnceCell::new(),
+            known: Mutex::default(),
+        })
+    }
+
+    /// The connection, which async-nats keeps from then on.
+    async fn context(&self) -> Result<&Context, String> {
+        let connect = async {
+            let options = self
+                .options
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let options = options.ok_or("cannot connect: give the URL anew")?;
+            let client = options.connect(self.url.as_str()).await;
+            let client = client.map_err(|error| error.to_string())?;
+            let mut context = jetstream::new(client);
+            context.set_timeout(ANSWER);
+            Ok(context)
+        };
+        self.context.get_or_try_init(|| connect).await
+    }
+
+    /// Books of a stream as its newest message has them, if we do not know that message.
+    pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
+        let subject = self.subject_of(node, class);
+        if self.known().contains_key(&subject) {
+            return Ok(None);
+        }
+        let newest = newest(self.context().await?, &subject);
+        let newest = tokio::time::timeout(ANSWER, newest).await;
+        let (last, books) = newest.unwrap_or_else(|_| Err("the server does not answer".into()))?;
+        self.known().insert(subject, last);
+        Ok(books)
+    }
+
+    pub(super) async fn deliver(
+        &self,
+        node: &str,
+        account: &Account,
+        plan: &Plan,
+    ) -> Result<(), String> {
+        let subject = self.subject_of(node, plan.class);
+        // Whatever comes of it if this is cut off, the newest message will tell.
+        let last = self.known().remove(&subject).unwrap_or_default();
+        let last = self.publish(&subject, node, (account, plan), last).await?;
+        self.known().insert(subject, last);
+        Ok(())
+    }
+
+    async fn publish(
+        &self,
+        subject: &str,
+        node: &str,
+        (account, plan): (&Account, &Plan),
+        mut last: u64,
+    ) -> Result<u64, String> {
+        let context = self.context().await?;
+        let mut books = account
+            .streams
+            .get(&plan.class)
+            .cloned()
+            .unwrap_or_default();
+        for item in &plan.items {
+            books.lane_mut(plan.incarnation).apply(item);
+            let (headers, payload) = message(node, plan, item, &books, last);
+            let sent = context
+                .publish_with_headers(subject.to_owned(), headers, payload.into())
+                .await;
+            let confirmed = match sent {
+                Ok(confirmation) => confirmation.await,
+                Err(error) => Err(error),
+            };
+            match confirmed {
+                Ok(ack) => last = ack.sequence,
+                Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
+                    return Err(format!("no stream takes {subject}"));
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(last)
+    }
+
+    fn subject_of(&self, node: &str, class: u8) -> String {
+        format!("{}.{node}.{}", self.subject, class_name(class))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The newest message of a subject: its sequence number in the stream, and the books in it.
+async fn newest(context: &Context, subject: &str) -> Result<(u64, Option<Stream>), String> {
+    let name = context.stream_by_subject(subject).await;
+    let name = name.map_err(|_| format!("no stream takes {subject}"))?;
+    let stream = context.get_stream_no_info(name).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let message = match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => message,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+            return Ok((0, None));
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let books = message.headers.get(BOOKS).map(|books| books.as_str());
+    let books = books.and_then(|books| serde_json::from_str(books).ok());
+    Ok((message.sequence, books))
+}
+
+fn message(
+    node: &str,
+    plan: &Plan,
+    item: &Item,
+    books: &Stream,
+    last: u64,
+) -> (HeaderMap, Vec<u8>) {
+    let seq = match item {
+        Item::Record { seq, .. } => *seq,
+        Item::Lost { first, .. } => *first,
+    };
+    let (class, incarnation) = (class_name(plan.class), plan.incarnation.to_string());
+    let mut headers = HeaderMap::new();
+    let mut add = |name: &'static str, value: &str| headers.insert(name, value);
+    add(
+        "Nats-Msg-Id",
+        &format!("{node}/{incarnation}/{class}/{seq}"),
+    );
+    add("Nats-Expected-Last-Subject-Sequence", &last.to_string());
+    add("Edge-Node", node);
+    add("Edge-Class", &class);
+    add("Edge-Incarnation", &incarnation);
+    add("Edge-Seq", &seq.to_string());
+    // Of these types it cannot fail.
+    add(BOOKS, &serde_json::to_string(books).unwrap_or_default());
+    match item {
+        Item::Record { unix_ms, bytes, .. } => {
+            headers.insert("Edge-Unix-Ms", unix_ms.to_string().as_str());
+            (headers, bytes.clone())
+        }
+        Item::Lost { loss, .. } => {
+            headers.insert("Edge-Lost", loss.name());
+            let mut text = Vec::new();
+            line::write(&mut text, node, plan.incarnation, plan.class, item);
+            (headers, text)
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Where records go, behind one face. A new kind is a variant here and a form in
+//! [`Target`].
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::RECORDS;
+use super::account::{Account, Plan, Stream};
+use super::cursors::Cursors;
+use super::files::{Files, Found};
+use super::http::Http;
+use super::mqtt::Mqtt;
+use super::nats::Nats;
+use super::stdout;
+use super::target::{Config, Protocol, Target};
+use crate::clock::unix_s;
+
+/// A kind of sink.
+enum Kind {
+    Files(Arc<Files>),
+    Stdout,
+    Http(Http),
+    Mqtt(Mqtt),
+    Nats(Box<Nats>),
+}
+
+/// Takes records and remembers how far it has them.
+pub(super) struct Sink {
+    kind: Kind,
+    /// The books of a kind that keeps none.
+    cursors: Cursors,
+    /// As it was named.
+    pub(super) target: String,
+}
+
+impl Sink {
+    pub(super) fn open(data: &Path, config: &Config) -> io::Result<Self> {
+        let target = match &config.url {
+            Some(url) => url.clone(),
+            None => format!("files:{}", data.join(RECORDS).display()),
+        };
+        let wrong = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("--records: {why}"));
+        let kind = match Target::parse(&target).map_err(wrong)? {
+            Target::Files(dir) => Kind::Files(Arc::new(Files::open(&dir)?)),
+            Target::Stdout => Kind::Stdout,
+            Target::Server(server) => match server.protocol {
+                Protocol::Http => Kind::Http(Http::open(server, config)?),
+                Protocol::Mqtt => Kind::Mqtt(Mqtt::open(server, config)?),
+                Protocol::Nats => Kind::Nats(Box::new(Nats::open(server, config)?)),
+            },
+        };
+        let cursors = Cursors::open(data)?;
+        Ok(Self {
+            kind,
+            cursors,
+            target,
+        })
+    }
+
+    /// What may happen to a record whose delivery was cut off.
+    pub(super) const fn guarantee(&self) -> &'static str {
+        match self.kind {
+            Kind::Files(_) => "effectively once",
+            Kind::Nats(_) => {
+                "effectively once while the stream keeps each subject's newest message"
+            }
+            Kind::Http(_) | Kind::Mqtt(_) => "at least once, with a key",
+            Kind::Stdout => "at least once",
+        }
+    }
+
+    /// Where a node's streams stand. Blocks.
+    pub(super) fn load(&self, node: &str) -> io::Result<Found> {
+        match &self.kind {
+            Kind::Files(files) => files.load(node),
+            _ => Ok(Found {
+                account: self.cursors.load(node)?,
+                cut: Vec::new(),
+            }),
+        }
+    }
+
+    /// A node's books are not needed for now.
+    pub(super) fn forget(&self, node: &str) {
+        if let Kind::Files(files) = &self.kind {
+            files.forget(node);
+        }
+    }
+
+    /// What the sink knows better than we, before a plan is made.
+    pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
+        match &self.kind {
+            Kind::Nats(nats) => nats.recover(node, class).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives a plan to the sink. It has it on its medium when this returns, and the books after it
+    /// are on ours.
+    pub(super) async fn deliver(
+        &self,
+        node: &str,
+        account: &Account,
+        plan: &Plan,
+    ) -> Result<(), String> {
+        match &self.kind {
+            Kind::Files(files) => {
+                let (files, node) = (Arc::clone(files), node.to_owned());
+                let (account, plan) = (account.clone(), plan.clone());
+                let work = move || files.append(&node, &account, &plan, unix_s());
+                return blocking(work).await;
+            }
+            _ if plan.items.is_empty() => {}
+            Kind::Stdout => {
+                let (node, plan) = (node.to_owned(), plan.clone());
+                blocking(move || stdout::write(&node, &plan)).await?;
+            }
+            Kind::Http(http) => http.deliver(node, plan).await?,
+            Kind::Mqtt(mqtt) => mqtt.deliver(node, plan).await?,
+            Kind::Nats(nats) => nats.deliver(node, account, plan).await?,
+        }
+        let mut after = account.clone();
+        after.apply(plan);
+        let (cursors, node) = (self.cursors.clone(), node.to_owned());
+        blocking(move || cursors.save(&node, &after)).await
+    }
+}
+
+/// Work that waits for a medium.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,105 @@
+//! What is shown of the records: one row for each stream, and one for the sink.
+
+use serde::{Deserialize, Serialize};
+
+use super::Records;
+use super::account::{Incarnation, Lost, Stream, class_name};
+
+/// The sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkRow {
+    /// As `--records` names it; empty when nobody takes records.
+    pub target: String,
+    /// What may happen to a record whose delivery was cut off.
+    pub guarantee: String,
+    /// Why it fails, for one of the nodes for which it does.
+    pub error: Option<String>,
+    /// Nodes for which it fails.
+    pub failing: usize,
+    /// Attempts that failed since the start.
+    pub failures: u64,
+    /// Batches that were sent back for want of room since the start.
+    pub refused: u64,
+    /// Bytes of records that wait for it.
+    pub waiting_bytes: usize,
+}
+
+/// A stream: one class of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamRow {
+    /// Node.
+    pub node: String,
+    /// Name of the class.
+    pub class: String,
+    /// Its outbox, the newest one.
+    pub incarnation: Incarnation,
+    /// Lowest number of that outbox that is not accounted for.
+    pub next: u64,
+    /// Outboxes so far.
+    pub outboxes: u64,
+    /// Numbers that are accounted for, of all outboxes: `delivered + lost_total`.
+    pub numbered: u64,
+    /// Records that the sink has.
+    pub delivered: u64,
+    /// Records that came again and were dropped.
+    pub duplicates: u64,
+    /// Records that never came, by reason.
+    pub lost: Lost,
+    /// All of them together.
+    pub lost_total: u64,
+    /// The equation holds, for each outbox by itself.
+    pub balanced: bool,
+}
+
+/// All that is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The sink.
+    pub sink: SinkRow,
+    /// By node and class.
+    pub streams: Vec<StreamRow>,
+}
+
+impl Records {
+    /// What is known now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let state = self.lock();
+        let sink = self.sink.as_ref();
+        let streams = state.nodes.iter().filter(|(_, known)| !known.gone);
+        let streams = streams.flat_map(|(node, known)| {
+            let books = known.account.iter().flat_map(|account| &account.streams);
+            books.filter_map(|(class, stream)| row(node, *class, stream))
+        });
+        View {
+            streams: streams.collect(),
+            sink: SinkRow {
+                target: sink.map(|sink| sink.target.clone()).unwrap_or_default(),
+                guarantee: sink.map_or("", |sink| sink.guarantee()).to_owned(),
+                error: state.nodes.values().find_map(|known| known.error.clone()),
+                failing: state.failing,
+                failures: state.failures,
+                refused: state.refused,
+                waiting_bytes: state.bytes,
+            },
+        }
+    }
+}
+
+fn row(node: &str, class: u8, stream: &Stream) -> Option<StreamRow> {
+    let newest = stream.lanes.first()?;
+    let totals = stream.totals();
+    Some(StreamRow {
+        node: node.to_owned(),
+        class: class_name(class),
+        incarnation: newest.incarnation,
+        next: newest.next,
+        outboxes: totals.outboxes,
+        numbered: totals.numbered,
+        delivered: totals.delivered,
+        duplicates: totals.duplicates,
+        lost: totals.lost,
+        lost_total: totals.lost.total(),
+        balanced: stream.balances() && totals.balances(),
+    })
+}

@@ -1,0 +1,400 @@
+//! Records from a board's outbox to every kind of sink, over real TLS and MQTT: edge-cloud is ended
+//! and started again at random, and so is what it writes to.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod board;
+#[path = "records/servers.rs"]
+mod servers;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use board::{Answers, Board, Cloud, Identity, Outbox, PATIENCE, identity, now};
+use edge_cloud::backup::{self, Backup};
+use edge_cloud::ca::Ca;
+use edge_cloud::links::Links;
+use edge_cloud::nodes::Nodes as _;
+use edge_cloud::records::{Records, View, target};
+use edge_cloud::registry::{NodeRecord, Registry};
+use edge_cloud::{hub, tls};
+use edge_proto::frame::{Entry, GapReason};
+use servers::{Http, Jetstream, Mosquitto};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+const NODE: &str = "gate";
+const POLL: Duration = Duration::from_millis(10);
+
+/// A data folder with one node.
+struct Place {
+    data: tempfile::TempDir,
+    identity: Identity,
+    url: Option<String>,
+}
+
+impl Place {
+    fn new(url: Option<String>) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let ca = Ca::open(data.path()).unwrap();
+        let identity = identity(&ca, NODE, now(), 3_600);
+        let record = NodeRecord {
+            serial: identity.serial.clone(),
+            ..NodeRecord::default()
+        };
+        let registry = Registry::open(data.path(), now()).unwrap();
+        registry.add(NODE, record).unwrap();
+        Self {
+            data,
+            identity,
+            url,
+        }
+    }
+
+    /// An edge-cloud over the folder, and the node's board.
+    async fn start(&self, outbox: &Arc<Mutex<Outbox>>) -> Running {
+        let data = self.data.path();
+        let config = target::Config {
+            url: self.url.clone(),
+            ..target::Config::default()
+        };
+        // The one before may still write its last.
+        let records = until(|| Records::open(data, &config).ok()).await;
+        let ca = Ca::open(data).unwrap();
+        let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
+        let links = Links::open_with(data, ca, None, Arc::clone(&records)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cloud = Arc::new(Cloud::at(address, data, Arc::clone(&links)));
+        let (serving, ticking, writing) = (links.clone(), links.clone(), links.clone());
+        let mut tasks = vec![
+            tokio::spawn(async move {
+                hub::serve(listener, TlsAcceptor::from(Arc::new(config)), serving).await;
+            }),
+            tokio::spawn(async move { ticking.tick().await }),
+            tokio::spawn(async move { records.run(&writing).await }),
+        ];
+        let (identity, outbox) = (self.identity.clone(), Arc::clone(outbox));
+        tasks.push(tokio::spawn(async move {
+            loop {
+                let board = Board::open(&cloud, NODE, &identity, Answers::Never).await;
+                if let Ok(mut board) = board {
+                    board.outbox = Arc::clone(&outbox);
+                    if board.ready().await.is_ok() {
+                        board.run().await.ok();
+                    }
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }));
+        Running { links, tasks }
+    }
+}
+
+/// An edge-cloud; dropping it ends it in the middle of whatever it does.
+struct Running {
+    links: Arc<Links>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    fn view(&self) -> View {
+        self.links.records()
+    }
+
+    fn events(&self, reason: &str) -> usize {
+        let events = self.links.events();
+        events.iter().filter(|event| event.reason == reason).count()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+async fn until<T>(reached: impl Fn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = reached() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE * 2, "a state does not come");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn record(number: u64) -> Entry {
+    Entry::Record {
+        unix_ms: 1_000 + number,
+        bytes: format!("vehicle {number}").into_bytes(),
+    }
+}
+
+/// So many records with a loss of 3 after each hundred, and how many numbers that are.
+fn outbox(count: u64) -> (Arc<Mutex<Outbox>>, u64) {
+    let mut records = Vec::new();
+    let mut end = 1;
+    for number in 1..=count {
+        records.push(record(number));
+        end += 1;
+        if number % 100 == 0 {
+            // One number each, as the outbox here has one entry for each number.
+            records.extend((0..3).map(|_| Entry::Gap {
+                count: 1,
+                reason: GapReason::Quota,
+            }));
+            end += 3;
+        }
+    }
+    let outbox = Outbox {
+        incarnation: [9; 8],
+        records,
+        acknowledged: 1,
+    };
+    (Arc::new(Mutex::new(outbox)), end)
+}
+
+fn acknowledged(outbox: &Mutex<Outbox>) -> u64 {
+    outbox.lock().unwrap().acknowledged
+}
+
+/// Ends and starts edge-cloud over and over, until all is acknowledged; what it says at the end.
+/// `meanwhile` gets the round, once before and once after the start.
+async fn through(
+    place: &Place,
+    outbox: &Arc<Mutex<Outbox>>,
+    end: u64,
+    mut meanwhile: impl FnMut(u32, bool),
+) -> View {
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        meanwhile(rounds, false);
+        let cloud = place.start(outbox).await;
+        meanwhile(rounds, true);
+        // A part of the way each time, and the rest in the end.
+        let goal = match rounds < 5 {
+            true => acknowledged(outbox) + end / 8,
+            false => end,
+        };
+        until(|| (acknowledged(outbox) >= goal.min(end)).then_some(())).await;
+        if acknowledged(outbox) >= end {
+            // Also those that were acknowledged in the last moment are in the books.
+            return until(|| {
+                let view = cloud.view();
+                (view.streams.first()?.next == end).then_some(view)
+            })
+            .await;
+        }
+    }
+}
+
+fn check_books(view: &View, delivered: u64, lost: u64) {
+    let [stream] = view.streams.as_slice() else {
+        panic!("{view:?}");
+    };
+    assert!(stream.balanced);
+    assert_eq!(stream.class, "toll");
+    assert_eq!(stream.numbered, stream.delivered + stream.lost_total);
+    assert_eq!((stream.delivered, stream.lost.quota), (delivered, lost));
+    assert_eq!(stream.lost_total, lost);
+}
+
+/// Payloads in the files of a folder, in order.
+fn in_files(dir: &Path) -> Vec<String> {
+    let mut days: Vec<_> = std::fs::read_dir(dir.join(NODE))
+        .unwrap()
+        .map(|day| day.unwrap().path().join("toll.jsonl"))
+        .collect();
+    days.sort();
+    let mut payloads = Vec::new();
+    for file in days {
+        for line in std::fs::read_to_string(file).unwrap().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            payloads.extend(line["text"].as_str().map(str::to_owned));
+        }
+    }
+    payloads
+}
+
+fn expected(count: u64) -> Vec<String> {
+    (1..=count)
+        .map(|number| format!("vehicle {number}"))
+        .collect()
+}
+
+/// Goal: each record is in the files exactly once, in order, and the books say so. Method: edge-cloud
+/// ends five times in the middle; its data folder then falls back to a backup of the beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_have_each_record_once() {
+    let place = Place::new(None);
+    let (outbox, end) = outbox(2_000);
+    let before = Backup::of(place.data.path(), now()).unwrap();
+    let view = through(&place, &outbox, end, |_, _| {}).await;
+    assert_eq!(view.sink.guarantee, "effectively once");
+    check_books(&view, 2_000, 60);
+    let records = place.data.path().join("records");
+    assert_eq!(in_files(&records), expected(2_000));
+
+    // The files were kept: nothing is forgotten, and nothing comes twice.
+    let options = backup::Options {
+        force: true,
+        keep_tokens: false,
+        grace_s: 0,
+    };
+    until(|| backup::restore(&before, place.data.path(), options, now()).ok()).await;
+    outbox.lock().unwrap().records.push(record(2_001));
+    let cloud = place.start(&outbox).await;
+    until(|| (acknowledged(&outbox) == end + 1).then_some(())).await;
+    check_books(&cloud.view(), 2_001, 60);
+    assert_eq!(in_files(&records), expected(2_001));
+    drop(cloud);
+
+    // Then they are gone, too: what the node no longer has is reported, not passed over.
+    until(|| std::fs::remove_dir_all(records.join(NODE)).ok()).await;
+    outbox.lock().unwrap().records.push(record(2_002));
+    let cloud = place.start(&outbox).await;
+    until(|| (acknowledged(&outbox) == end + 2).then_some(())).await;
+    let view = cloud.view();
+    assert_eq!(view.streams[0].lost.forgotten, end);
+    assert_eq!(
+        (view.streams[0].delivered, view.streams[0].balanced),
+        (1, true)
+    );
+    until(|| (cloud.events("RecordsLost") == 1).then_some(())).await;
+
+    // A board with a new disk.
+    {
+        let mut outbox = outbox.lock().unwrap();
+        outbox.incarnation = [8; 8];
+        outbox.records = vec![record(1)];
+        outbox.acknowledged = 1;
+    }
+    drop(cloud);
+    let cloud = place.start(&outbox).await;
+    until(|| (acknowledged(&outbox) == 2).then_some(())).await;
+    until(|| (cloud.events("OutboxLost") == 1).then_some(())).await;
+    let view = cloud.view();
+    assert_eq!(
+        (view.streams[0].outboxes, view.streams[0].balanced),
+        (2, true)
+    );
+}
+
+/// Goal: a server that fails in every way gets every record, and the same ones under the same key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_gets_each_record_at_least_once_with_a_key() {
+    let server = Http::start().await;
+    let place = Place::new(Some(server.url()));
+    let (outbox, end) = outbox(1_000);
+    let view = through(&place, &outbox, end, |_, _| {}).await;
+    check_books(&view, 1_000, 30);
+    let posts = server.posts();
+    let mut by_key = BTreeMap::new();
+    let mut by_seq = BTreeMap::new();
+    for (key, body) in &posts {
+        let first = by_key.entry(key.clone()).or_insert_with(|| body.clone());
+        assert_eq!(first, body, "{key}");
+        assert!(key.starts_with("gate/0909090909090909/toll/"), "{key}");
+        for line in body.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            by_seq.insert(
+                line["seq"].as_u64().unwrap(),
+                line["text"].as_str().map(str::to_owned),
+            );
+        }
+    }
+    assert!(
+        by_key.len() < posts.len(),
+        "the server has made nobody repeat"
+    );
+    let texts: Vec<String> = by_seq.into_values().flatten().collect();
+    assert_eq!(texts, expected(1_000));
+}
+
+/// Goal: an MQTT broker that goes away in between passes every record on, and one without a
+/// subscriber is given none for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_gets_each_record_at_least_once() {
+    let mut broker = Mosquitto::start();
+    let place = Place::new(Some(broker.url("edge/records")));
+    let (outbox, end) = outbox(600);
+    {
+        let cloud = place.start(&outbox).await;
+        until(|| {
+            cloud
+                .view()
+                .sink
+                .error
+                .filter(|why| why.contains("subscribes"))
+        })
+        .await;
+        assert_eq!(acknowledged(&outbox), 1);
+        until(|| (cloud.events("RecordsFailing") > 0).then_some(())).await;
+    }
+    broker.subscribe("edge/records/#").await;
+    let view = through(&place, &outbox, end, |round, runs| {
+        if round == 3 && runs {
+            broker.restart();
+        }
+    })
+    .await;
+    check_books(&view, 600, 18);
+    let heard = until(|| {
+        let heard = broker.heard();
+        (heard.len() as u64 >= end - 1).then_some(heard)
+    })
+    .await;
+    let mut texts = BTreeMap::new();
+    for (topic, payload, seq) in heard {
+        if topic == "edge/records/gate/toll" {
+            texts.insert(seq, payload);
+        } else {
+            assert_eq!(topic, "edge/records/gate/toll/lost");
+        }
+    }
+    assert_eq!(texts.into_values().collect::<Vec<_>>(), expected(600));
+}
+
+/// Goal: a JetStream holds each record once, although edge-cloud loses its own note of how far it
+/// was, and the server is killed in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jetstream_has_each_record_once() {
+    let mut server = Jetstream::start();
+    let place = Place::new(Some(server.url("edge")));
+    let (outbox, end) = outbox(600);
+    {
+        let cloud = place.start(&outbox).await;
+        until(|| {
+            cloud
+                .view()
+                .sink
+                .error
+                .filter(|why| why.contains("no stream"))
+        })
+        .await;
+        assert_eq!(acknowledged(&outbox), 1);
+    }
+    server.make_stream("edge.>").await;
+    let cursors = place.data.path().join("cursors");
+    let view = through(&place, &outbox, end, |round, runs| match (round, runs) {
+        (2 | 4, false) => drop(std::fs::remove_file(cursors.join("gate.json"))),
+        (3, true) => server.restart(),
+        _ => {}
+    })
+    .await;
+    check_books(&view, 600, 18);
+    let messages = server.messages("edge.gate.toll").await;
+    let texts = messages
+        .iter()
+        .filter(|(_, lost)| !lost)
+        .map(|(text, _)| text.clone());
+    assert_eq!(texts.collect::<Vec<_>>(), expected(600));
+    assert_eq!(messages.len() as u64, end - 1);
+}

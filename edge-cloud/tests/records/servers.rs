@@ -1,0 +1,270 @@
+//! What records go to: a small HTTP server that fails in every way, Debian's mosquitto and Debian's
+//! nats-server.
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{AsyncClient, Event, MqttOptions};
+use tokio::net::TcpListener;
+
+use crate::board::PATIENCE;
+
+/// Keys and bodies of the posts that were taken, also of those whose answer said otherwise.
+type Posts = Arc<Mutex<(u32, Vec<(String, String)>)>>;
+
+/// Takes posts; of five it refuses one, and one it takes and says that it did not.
+pub(crate) struct Http {
+    address: SocketAddr,
+    posts: Posts,
+}
+
+impl Http {
+    pub(crate) async fn start() -> Self {
+        let posts = Posts::default();
+        let app = Router::new()
+            .route("/in", post(take))
+            .with_state(Arc::clone(&posts));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { address, posts }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/in", self.address)
+    }
+
+    pub(crate) fn posts(&self) -> Vec<(String, String)> {
+        self.posts.lock().unwrap().1.clone()
+    }
+}
+
+async fn take(State(posts): State<Posts>, headers: HeaderMap, body: String) -> StatusCode {
+    let mut posts = posts.lock().unwrap();
+    posts.0 += 1;
+    let turn = posts.0 % 5;
+    if turn == 1 {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+    posts.1.push((key, body));
+    match turn {
+        3 => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::NO_CONTENT,
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A program of Debian's that listens on a port.
+struct Server {
+    command: Vec<String>,
+    port: u16,
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(command: impl Fn(u16, &str) -> Vec<String>) -> Self {
+        let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
+        let command = command(port, &dir.path().display().to_string());
+        let child = run(&command, port);
+        Self {
+            command,
+            port,
+            child,
+            _dir: dir,
+        }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.kill();
+        self.child = run(&self.command, self.port);
+    }
+}
+
+fn run(command: &[String], port: u16) -> Child {
+    // Debian has them in /usr/sbin, which is not everybody's path.
+    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+    let child = Command::new(&command[0])
+        .args(&command[1..])
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}: see scripts/setup", command[0]));
+    let start = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(start.elapsed() < PATIENCE, "{} does not listen", command[0]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Topic, payload and `seq`.
+type Heard = (String, String, u64);
+
+/// Debian's mosquitto, and a subscriber with a session that outlives both.
+pub(crate) struct Mosquitto {
+    server: Server,
+    heard: Arc<Mutex<Vec<Heard>>>,
+}
+
+impl Mosquitto {
+    pub(crate) fn start() -> Self {
+        let server = Server::start(|port, dir| {
+            let file = format!("{dir}/mosquitto.conf");
+            let config = format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n\
+                 max_queued_messages 0\npersistence false\n"
+            );
+            std::fs::write(&file, config).unwrap();
+            vec!["mosquitto".to_owned(), "-c".to_owned(), file]
+        });
+        Self {
+            server,
+            heard: Arc::default(),
+        }
+    }
+
+    pub(crate) fn url(&self, topic: &str) -> String {
+        format!("mqtt://127.0.0.1:{}/{topic}", self.server.port)
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.server.restart();
+    }
+
+    /// Subscribes, again after each connect; returns when it has for the first time.
+    pub(crate) async fn subscribe(&self, filter: &str) {
+        let (port, heard, filter) = (self.server.port, Arc::clone(&self.heard), filter.to_owned());
+        let (done, subscribed) = tokio::sync::oneshot::channel();
+        let mut done = Some(done);
+        tokio::spawn(async move {
+            loop {
+                let mut options = MqttOptions::new("test", "127.0.0.1", port);
+                options
+                    .set_clean_start(true)
+                    .set_outgoing_inflight_upper_limit(8);
+                let (client, mut events) = AsyncClient::new(options, 8);
+                client
+                    .subscribe(filter.clone(), QoS::AtLeastOnce)
+                    .await
+                    .unwrap();
+                while let Ok(event) = events.poll().await {
+                    match event {
+                        Event::Incoming(Packet::SubAck(_)) => {
+                            if let Some(done) = done.take() {
+                                done.send(()).unwrap();
+                            }
+                        }
+                        Event::Incoming(Packet::Publish(publish)) => {
+                            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                            let properties = publish.properties.unwrap().user_properties;
+                            let seq = properties.iter().find(|(name, _)| name == "seq");
+                            let seq = seq.unwrap().1.parse().unwrap();
+                            let one = (text(&publish.topic), text(&publish.payload), seq);
+                            heard.lock().unwrap().push(one);
+                        }
+                        _ => {}
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        subscribed.await.unwrap();
+    }
+
+    pub(crate) fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+/// Debian's nats-server with a JetStream on disk.
+pub(crate) struct Jetstream {
+    server: Server,
+}
+
+impl Jetstream {
+    pub(crate) fn start() -> Self {
+        let server = Server::start(|port, dir| {
+            let port = port.to_string();
+            let words = [
+                "nats-server",
+                "-js",
+                "-a",
+                "127.0.0.1",
+                "-sd",
+                dir,
+                "-p",
+                &port,
+            ];
+            words.map(str::to_owned).to_vec()
+        });
+        Self { server }
+    }
+
+    pub(crate) fn url(&self, subject: &str) -> String {
+        format!("nats://127.0.0.1:{}/{subject}", self.server.port)
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.server.restart();
+    }
+
+    async fn context(&self) -> async_nats::jetstream::Context {
+        let url = format!("nats://127.0.0.1:{}", self.server.port);
+        async_nats::jetstream::new(async_nats::connect(url).await.unwrap())
+    }
+
+    /// A stream without a duplicate window that would help.
+    pub(crate) async fn make_stream(&self, subjects: &str) {
+        let config = async_nats::jetstream::stream::Config {
+            name: "EDGE".to_owned(),
+            subjects: vec![subjects.to_owned()],
+            duplicate_window: Duration::from_millis(100),
+            ..Default::default()
+        };
+        self.context().await.create_stream(config).await.unwrap();
+    }
+
+    /// All messages of a subject, in order: the payload, and whether it is a loss.
+    pub(crate) async fn messages(&self, subject: &str) -> Vec<(String, bool)> {
+        let context = self.context().await;
+        let mut stream = context.get_stream("EDGE").await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut messages = VecDeque::new();
+        for sequence in 1..=last {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            assert_eq!(message.subject.as_str(), subject);
+            let lost = message.headers.get("Edge-Lost").is_some();
+            let text = String::from_utf8(message.payload.to_vec()).unwrap();
+            messages.push_back((text, lost));
+        }
+        messages.into()
+    }
+}
