@@ -74,6 +74,8 @@ pub const STREAM_PENDING_BYTES_MAX: usize = (STREAM_FRAMES_MAX + CLASSES_MAX) * 
 pub const STREAMS_MAX: usize = 4 * CLASSES_MAX;
 /// Bytes of chunks on their way at once: 3 Mbit/s over 150 ms, and a little that queues.
 pub const BLOB_WINDOW_BYTES: usize = 96 * 1024;
+/// Blobs that a node fetches one after the other.
+pub const BLOBS_MAX: usize = 16;
 
 /// Bytes of a node name: one RFC 1123 label.
 pub const NODE_NAME_BYTES_MAX: usize = 63;

@@ -13,6 +13,7 @@ mod cloud;
 mod device;
 mod link;
 mod opening;
+mod pace;
 mod receiver;
 mod sender;
 mod stream;
@@ -63,7 +64,7 @@ pub enum Input<'a> {
         /// Objects that the caller keeps only as stubs.
         refused: Vec<(Key, Reason)>,
     },
-    /// How much of a large object the caller has stored from its start: the answer to
+    /// How much of a large object or blob the caller has stored from its start: the answer to
     /// `BlobWanted` and to each `ChunkReceived`. The length of the object only once its hash has
     /// been checked; 0 starts over.
     BlobHave {
@@ -71,6 +72,28 @@ pub enum Input<'a> {
         sha256: Hash32,
         /// Stored bytes.
         bytes: u32,
+    },
+    /// Device only: fetches a blob, behind large objects of the set and earlier blobs. `BlobWanted`
+    /// follows, and again in each session until all is stored.
+    BlobFetch {
+        /// Hash of its bytes.
+        sha256: Hash32,
+        /// Their number, at least 1.
+        len: u32,
+    },
+    /// Device only: a blob is not wanted any more. No `BlobUnavailable` follows.
+    BlobCancel {
+        /// The blob.
+        sha256: Hash32,
+    },
+    /// Cloud only: the answer to `BlobRead`.
+    BlobData {
+        /// The blob.
+        sha256: Hash32,
+        /// Place of the first byte, as asked.
+        offset: u32,
+        /// As many bytes as were asked for, or up to the blob's end; none if it is not here.
+        bytes: Vec<u8>,
     },
     /// Cloud only: calls the node. Needs a live session, else `CallCancelled` follows. A lost
     /// frame ends a call without a word, so the caller needs a timeout of its own.
@@ -207,7 +230,7 @@ pub enum Output {
         /// Epoch to store with them.
         epoch: u64,
     },
-    /// A large object is wanted; answer `BlobHave` with what is already stored.
+    /// A large object or blob is wanted; answer `BlobHave` with what is already stored.
     BlobWanted {
         /// The object.
         sha256: Hash32,
@@ -222,6 +245,21 @@ pub enum Output {
         offset: u32,
         /// At most `CHUNK_BYTES_MAX`.
         bytes: Vec<u8>,
+    },
+    /// Device only: the cloud does not have this blob, or `BLOBS_MAX` others are wanted already.
+    BlobUnavailable {
+        /// The blob.
+        sha256: Hash32,
+    },
+    /// Cloud only: the node asks for bytes of what is not a large object of its set; answer
+    /// `BlobData`. Any node may ask for any hash: whoever answers decides what it may have.
+    BlobRead {
+        /// The blob.
+        sha256: Hash32,
+        /// Place of the first byte.
+        offset: u32,
+        /// How many.
+        bytes_max: u32,
     },
     /// A session is live (again).
     Live {

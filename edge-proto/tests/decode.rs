@@ -136,6 +136,13 @@ fn all_frames() -> Vec<Frame> {
             next: 301,
             missing: true,
         },
+        // Not here.
+        Frame::Chunk {
+            session,
+            sha256: SHA,
+            offset: 4096,
+            bytes: Vec::new(),
+        },
     ]
 }
 
@@ -225,6 +232,15 @@ fn every_frame_has_its_lane() {
         };
         assert_eq!(Lane::of(&frame.encode()), lane, "{frame:?}");
     }
+    let toll = Frame::Records {
+        session: SESSION,
+        incarnation: [7; 8],
+        class: 0,
+        held: 1,
+        first: 1,
+        entries: Vec::new(),
+    };
+    assert_eq!(Lane::of(&toll.encode()), Lane::Toll);
     assert_eq!(Lane::of(&[]), Lane::Blob);
     assert_eq!(Lane::of(&[1, 200]), Lane::Blob);
 }

@@ -189,6 +189,17 @@ impl Node {
                     .handle(now, Input::BlobHave { sha256, bytes: 0 });
                 false
             }
+            // What a node may fetch is in its set.
+            Output::BlobRead { sha256, offset, .. } => {
+                let bytes = Vec::new();
+                let input = Input::BlobData {
+                    sha256,
+                    offset,
+                    bytes,
+                };
+                self.session.handle(now, input);
+                false
+            }
             Output::PeerProblem(problem) => {
                 let told = self.problems.add(now, &problem.to_string());
                 events.extend(told.map(|text| ("PeerProblem", text)));

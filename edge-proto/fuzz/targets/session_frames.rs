@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use edge_proto::frame::{Entry, GapReason};
+use edge_proto::hash::Hash32;
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output};
 use libfuzzer_sys::fuzz_target;
@@ -110,6 +111,19 @@ impl Ends {
                             inputs.push_back(Input::RecordsDurable { ticket });
                         }
                     }
+                    Output::BlobRead {
+                        sha256,
+                        offset,
+                        bytes_max,
+                    } => {
+                        let here = sha256.0[0] != 3;
+                        let bytes = vec![7; if here { bytes_max as usize } else { 0 }];
+                        inputs.push_back(Input::BlobData {
+                            sha256,
+                            offset,
+                            bytes,
+                        });
+                    }
                     _ => {}
                 }
             }
@@ -199,7 +213,15 @@ fuzz_target!(|script: &[u8]| {
                 let frame: Vec<u8> = script.by_ref().take(usize::from(argument)).collect();
                 ends.handle(to_device, now, Input::Frame(&frame));
             }
-            60..64 => drop(if to_device {
+            60 => {
+                let (sha256, len) = (Hash32([argument & 3; 32]), u32::from(argument) * 999);
+                ends.handle(true, now, Input::BlobFetch { sha256, len });
+            }
+            61 => {
+                let sha256 = Hash32([argument & 3; 32]);
+                ends.handle(true, now, Input::BlobCancel { sha256 });
+            }
+            62..64 => drop(if to_device {
                 ends.down.pop_front()
             } else {
                 ends.up.pop_front()

@@ -1,13 +1,24 @@
-//! Fetching the large objects of one change, one after the other, one chunk in flight.
+//! Fetching large objects, one after the other, several chunks ahead. Chunks that come out of turn
+//! wait here, so that the caller gets the bytes in order and one chunk at a time.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
 
 use super::Output;
+use super::link::earliest;
 use super::opening::Repeat;
+use super::pace::{Pace, WINDOW_MAX};
 use super::sender::send;
 use crate::Millis;
 use crate::frame::{Frame, SessionId};
 use crate::hash::Hash32;
+use crate::limits::{BLOBS_MAX, CHUNK_BYTES_MAX};
+
+/// A chunk is given up when so many that were asked for later have come.
+const OVERTAKEN_MAX: u8 = 3;
+/// Bytes of a chunk that is not the last.
+#[expect(clippy::cast_possible_truncation, reason = "4 KiB")]
+pub(super) const CHUNK_BYTES: u32 = CHUNK_BYTES_MAX as u32;
 
 /// A large object of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,28 +27,95 @@ pub(super) struct Want {
     pub(super) len: u32,
 }
 
+/// A chunk that is missing.
+#[derive(Debug)]
+struct Ask {
+    offset: u32,
+    /// Number and time of the request, if one is on its way.
+    flying: Option<(u32, Millis)>,
+    /// It was asked for before.
+    again: bool,
+    /// Chunks that were asked for later and have come.
+    overtaken: u8,
+}
+
 #[derive(Debug)]
 pub(super) struct Fetch {
-    /// At most `CHANGE_ITEMS_MAX`; the first is being fetched.
+    /// The first is being fetched.
     wants: VecDeque<Want>,
     /// Bytes that the caller has; `None` while it has a question or a chunk to answer.
     have: Option<u32>,
-    /// Highest `have` of the current object.
-    reached: u32,
+    /// What it will have when it has stored what it was given.
+    given: u32,
+    /// Missing chunks before `next`, ascending; with `held` at most a window.
+    asks: VecDeque<Ask>,
+    /// Chunks that came before their turn.
+    held: BTreeMap<u32, Vec<u8>>,
+    /// Nothing was asked for from here on.
+    next: u32,
     repeat: Repeat,
+    /// The caller got no further: nothing is done until this is due.
+    pause: Repeat,
 }
 
 impl Fetch {
-    /// Starts with the first object; `wants` is not empty.
-    pub(super) fn new(wants: VecDeque<Want>, out: &mut VecDeque<Output>) -> Self {
-        let fetch = Self {
+    /// Objects in the order of the fetch.
+    pub(super) const fn new(wants: VecDeque<Want>) -> Self {
+        Self {
             wants,
             have: None,
-            reached: 0,
+            given: 0,
+            asks: VecDeque::new(),
+            held: BTreeMap::new(),
+            next: 0,
             repeat: Repeat::new(),
+            pause: Repeat::new(),
+        }
+    }
+
+    /// One more object is wanted, after all others; in a `live` session, if it is the first, the
+    /// caller is asked for it. Returns whether there is a place.
+    pub(super) fn push(&mut self, want: Want, live: bool, out: &mut VecDeque<Output>) -> bool {
+        if self.wants.iter().any(|other| other.sha256 == want.sha256) {
+            return true;
+        }
+        let room = self.wants.len() < BLOBS_MAX;
+        if room {
+            self.wants.push_back(want);
+            if live && self.wants.len() == 1 {
+                self.ask_caller(out);
+            }
+        }
+        room
+    }
+
+    /// An object is not wanted any more, or not there. Returns whether it was.
+    pub(super) fn remove(
+        &mut self,
+        sha256: Hash32,
+        live: bool,
+        pace: &mut Pace,
+        out: &mut VecDeque<Output>,
+    ) -> bool {
+        let Some(place) = self.wants.iter().position(|want| want.sha256 == sha256) else {
+            return false;
         };
-        fetch.ask_caller(out);
-        fetch
+        self.wants.remove(place);
+        if place == 0 {
+            self.forget(pace);
+            self.pause.reset();
+            if live {
+                self.begin(pace, out);
+            }
+        }
+        true
+    }
+
+    /// Begins with the first object, from what the caller says that it has.
+    pub(super) fn begin(&mut self, pace: &mut Pace, out: &mut VecDeque<Output>) {
+        self.forget(pace);
+        self.pause.reset();
+        self.ask_caller(out);
     }
 
     fn ask_caller(&self, out: &mut VecDeque<Output>) {
@@ -46,25 +124,98 @@ impl Fetch {
         }
     }
 
-    pub(super) const fn deadline(&self) -> Option<Millis> {
-        self.repeat.at
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        earliest([self.repeat.at, self.pause.at])
     }
 
-    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    /// The current object is forgotten as far as it is not stored.
+    pub(super) fn forget(&mut self, pace: &mut Pace) {
+        pace.flying = pace.flying.saturating_sub(self.flying());
+        self.asks.clear();
+        self.held.clear();
+        self.have = None;
+        self.given = 0;
+        self.next = 0;
+        self.repeat.reset();
+    }
+
+    fn flying(&self) -> u64 {
+        let flying = self.asks.iter().filter(|ask| ask.flying.is_some());
+        flying.count() as u64
+    }
+
+    pub(super) fn tick(&mut self, now: Millis, pace: &mut Pace) {
+        self.pause.is_due(now);
         if self.repeat.is_due(now) {
-            self.ask_peer(now, session, out);
+            pace.lost(self.flying(), true);
+            for ask in &mut self.asks {
+                ask.flying = None;
+            }
         }
     }
 
-    fn ask_peer(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
-        if let (Some(want), Some(offset)) = (self.wants.front(), self.have) {
-            let sha256 = want.sha256;
+    /// Gives the caller the next chunk, asks the peer for as many as may be on their way.
+    pub(super) fn pump(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        pace: &mut Pace,
+        out: &mut VecDeque<Output>,
+    ) {
+        let Some(Want { sha256, len }) = self.wants.front().copied() else {
+            return;
+        };
+        if self.pause.at.is_some() {
+            return;
+        }
+        if let Some((offset, bytes)) = self.have.and_then(|have| self.held.remove_entry(&have)) {
+            self.have = None;
+            // Within the object: checked when it came.
+            self.given = offset + chunk_bytes(offset, len);
+            out.push_back(Output::ChunkReceived {
+                sha256,
+                offset,
+                bytes,
+            });
+        }
+        let mut asked = false;
+        let mut ask_peer = |ask: &mut Ask, pace: &mut Pace| {
+            ask.flying = Some((pace.sent(), now));
+            asked = true;
+            let offset = ask.offset;
             let frame = Frame::ChunkGet {
                 session,
                 sha256,
                 offset,
             };
             send(out, &frame);
+        };
+        for ask in self.asks.iter_mut().filter(|ask| ask.flying.is_none()) {
+            if !pace.has_room() {
+                break;
+            }
+            ask.again = true;
+            ask.overtaken = 0;
+            ask_peer(ask, pace);
+        }
+        // Not before the caller has said where to begin.
+        let begun = self.have.is_some() || self.given > 0;
+        while begun
+            && self.next < len
+            && ((self.asks.len() + self.held.len()) as u64) < WINDOW_MAX
+            && pace.has_room()
+        {
+            let mut ask = Ask {
+                offset: self.next,
+                flying: None,
+                again: false,
+                overtaken: 0,
+            };
+            ask_peer(&mut ask, pace);
+            self.next += chunk_bytes(self.next, len);
+            self.asks.push_back(ask);
+        }
+        if asked && self.repeat.at.is_none() {
             self.repeat.arm(now);
         }
     }
@@ -73,9 +224,8 @@ impl Fetch {
     pub(super) fn handle_have(
         &mut self,
         now: Millis,
-        session: SessionId,
-        sha256: Hash32,
-        bytes: u32,
+        (sha256, bytes): (Hash32, u32),
+        pace: &mut Pace,
         out: &mut VecDeque<Output>,
     ) -> bool {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
@@ -83,48 +233,74 @@ impl Fetch {
         };
         if bytes == want.len {
             self.wants.pop_front();
-            self.have = None;
-            self.reached = 0;
-            self.repeat.reset();
-            self.ask_caller(out);
+            self.begin(pace, out);
             return self.wants.is_empty();
         }
         let bytes = if bytes < want.len { bytes } else { 0 };
-        self.have = Some(bytes);
-        if bytes > self.reached || self.reached == 0 {
-            self.reached = bytes;
-            self.repeat.reset();
-            self.ask_peer(now, session, out);
-        } else {
-            // Storing or checking failed: not at once again.
-            self.repeat.arm(now);
+        if bytes < self.given {
+            // Storing or checking failed: not at once again, and less and less often.
+            self.pause.arm(now);
         }
+        if bytes != self.given || self.asks.is_empty() && self.held.is_empty() {
+            // The first answer, or the caller could not store: what comes after is of no use.
+            self.forget(pace);
+            self.given = bytes;
+            self.next = bytes;
+        }
+        self.have = Some(bytes);
         false
     }
 
-    /// A chunk came.
+    /// A chunk came. Returns whether it was asked for here.
     pub(super) fn handle_chunk(
         &mut self,
-        sha256: Hash32,
-        offset: u32,
-        bytes: alloc::vec::Vec<u8>,
-        out: &mut VecDeque<Output>,
-    ) {
+        now: Millis,
+        (sha256, offset): (Hash32, u32),
+        bytes: &mut Vec<u8>,
+        pace: &mut Pace,
+    ) -> bool {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
-            return;
+            return false;
         };
-        let end = u32::try_from(bytes.len())
-            .ok()
-            .and_then(|bytes| offset.checked_add(bytes));
-        let fits = end.is_some_and(|end| end > offset && end <= want.len);
-        if fits && self.have == Some(offset) {
-            self.have = None;
-            self.repeat.at = None;
-            out.push_back(Output::ChunkReceived {
-                sha256,
-                offset,
-                bytes,
-            });
+        let whole = bytes.len() == chunk_bytes(offset, want.len) as usize;
+        let place = self.asks.iter().position(|ask| ask.offset == offset);
+        let ask = match place {
+            Some(place) if whole => self.asks.remove(place),
+            _ => None,
+        };
+        let Some(ask) = ask else {
+            return false;
+        };
+        if let Some((number, at)) = ask.flying {
+            let after = (!ask.again).then(|| now.saturating_sub(at));
+            pace.answered(now, number, after);
+            self.note_overtaken(number, pace);
         }
+        self.held.insert(offset, core::mem::take(bytes));
+        self.repeat.reset();
+        if self.asks.iter().any(|ask| ask.flying.is_some()) {
+            self.repeat.arm(now);
+        }
+        true
     }
+
+    fn note_overtaken(&mut self, number: u32, pace: &mut Pace) {
+        let mut lost = 0;
+        for ask in &mut self.asks {
+            let earlier = |(sent, _)| number.wrapping_sub(sent) < u32::MAX / 2;
+            if ask.flying.is_some_and(earlier) {
+                ask.overtaken += 1;
+                if ask.overtaken >= OVERTAKEN_MAX {
+                    ask.flying = None;
+                    lost += 1;
+                }
+            }
+        }
+        pace.lost(lost, false);
+    }
+}
+
+/// Bytes of the chunk at `offset`; 0 beyond the end.
+fn chunk_bytes(offset: u32, len: u32) -> u32 {
+    len.saturating_sub(offset).min(CHUNK_BYTES)
 }

@@ -9,7 +9,7 @@ use crate::Millis;
 use crate::frame::{Frame, Incarnation, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{CHUNK_BYTES_MAX, PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, ReplicaSet};
 
 /// How the cloud's end starts.
@@ -168,6 +168,22 @@ impl Cloud {
                 self.link.applied(ticket, refused);
             }
             Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
+            Input::BlobData {
+                sha256,
+                offset,
+                bytes,
+            } => {
+                // A longer one the node would drop as no frame.
+                if let Some(session) = self.link.session.filter(|_| bytes.len() <= CHUNK_BYTES_MAX)
+                {
+                    self.link.send(&Frame::Chunk {
+                        session,
+                        sha256,
+                        offset,
+                        bytes,
+                    });
+                }
+            }
             Input::CallStart { id, method, body } => {
                 let call = (id, method, body);
                 self.requests
@@ -191,7 +207,11 @@ impl Cloud {
             }
             Input::RecordsFailed { ticket } => self.streams.handle_failed(ticket),
             // The node's own inputs.
-            Input::CallAnswer { .. } | Input::RecordsReady { .. } | Input::RecordsRead { .. } => {}
+            Input::BlobFetch { .. }
+            | Input::BlobCancel { .. }
+            | Input::CallAnswer { .. }
+            | Input::RecordsReady { .. }
+            | Input::RecordsRead { .. } => {}
         }
         self.link.pump(now);
     }

@@ -150,6 +150,8 @@ impl Device {
                 }
             }
             Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
+            Input::BlobFetch { sha256, len } => self.link.blob_fetch(sha256, len),
+            Input::BlobCancel { sha256 } => drop(self.link.blob_cancel(sha256)),
             Input::CallAnswer { id, bytes, end } => {
                 if let Some(session) = self.link.session {
                     let piece = (id, bytes.as_slice(), end);
@@ -180,6 +182,7 @@ impl Device {
             }
             // The cloud's own inputs.
             Input::NodeConnected
+            | Input::BlobData { .. }
             | Input::CallStart { .. }
             | Input::CallTaken { .. }
             | Input::RecordsDurable { .. }

@@ -4,6 +4,8 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::chunk::{CHUNK_BYTES, Fetch, Want};
+use super::pace::Pace;
 use super::receiver::Receiver;
 use super::sender::{Sender, send};
 use super::{Output, Reason};
@@ -17,6 +19,10 @@ pub(super) struct Link {
     pub(super) session: Option<SessionId>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
+    /// What the caller wants besides the set.
+    pub(super) blobs: Fetch,
+    /// Of all chunks that are asked for.
+    pub(super) pace: Pace,
     /// Drained after every `handle`, which adds at most an inventory's pages and a few more.
     pub(super) out: VecDeque<Output>,
     /// Highest accepted epoch (node), own epoch (cloud).
@@ -26,11 +32,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) const fn new(sends: Set, receives: Set) -> Self {
+    pub(super) fn new(sends: Set, receives: Set) -> Self {
         Self {
             session: None,
             sender: Sender::new(sends),
             receiver: Receiver::new(receives),
+            blobs: Fetch::new(VecDeque::new()),
+            pace: Pace::new(),
             out: VecDeque::new(),
             epoch: 0,
             sends,
@@ -45,8 +53,10 @@ impl Link {
     /// `session` is live; the peer holds `held` of our set and wants us at `wanted`.
     pub(super) fn open(&mut self, session: SessionId, held: Hash16, wanted: Hash16, kinds: u32) {
         self.session = Some(session);
+        self.pace.open();
         self.sender.open(held, kinds);
         self.receiver.open(wanted);
+        self.blobs.begin(&mut self.pace, &mut self.out);
         self.told = None;
     }
 
@@ -54,6 +64,7 @@ impl Link {
     pub(super) fn close(&mut self) -> bool {
         self.sender.close();
         self.receiver.close();
+        self.blobs.forget(&mut self.pace);
         self.told = None;
         self.session.take().is_some()
     }
@@ -74,10 +85,42 @@ impl Link {
     }
 
     pub(super) fn blob_have(&mut self, now: Millis, sha256: Hash32, bytes: u32) {
-        if let Some(session) = self.session {
+        if self.session.is_some() {
             let have = (sha256, bytes);
+            let (pace, out) = (&mut self.pace, &mut self.out);
             self.receiver
-                .handle_blob_have(now, session, have, self.epoch, &mut self.out);
+                .handle_blob_have(now, have, self.epoch, pace, out);
+            self.blobs.handle_have(now, have, pace, out);
+        }
+    }
+
+    pub(super) fn blob_fetch(&mut self, sha256: Hash32, len: u32) {
+        let want = Want { sha256, len };
+        if len == 0 || !self.blobs.push(want, self.session.is_some(), &mut self.out) {
+            self.out.push_back(Output::BlobUnavailable { sha256 });
+        }
+    }
+
+    pub(super) fn blob_cancel(&mut self, sha256: Hash32) -> bool {
+        let live = self.session.is_some();
+        self.blobs
+            .remove(sha256, live, &mut self.pace, &mut self.out)
+    }
+
+    pub(super) fn handle_chunk(
+        &mut self,
+        now: Millis,
+        (sha256, offset): (Hash32, u32),
+        mut bytes: Vec<u8>,
+    ) {
+        let (place, pace) = ((sha256, offset), &mut self.pace);
+        if bytes.is_empty() {
+            // An object of the set that is gone has been replaced: a change follows.
+            if self.blob_cancel(sha256) {
+                self.out.push_back(Output::BlobUnavailable { sha256 });
+            }
+        } else if !self.receiver.handle_chunk(now, place, &mut bytes, pace) {
+            self.blobs.handle_chunk(now, place, &mut bytes, pace);
         }
     }
 
@@ -94,8 +137,9 @@ impl Link {
                 ..
             } if set != self.sends => {
                 let step = (base, result, more);
+                let pace = &mut self.pace;
                 self.receiver
-                    .handle_change(session, step, items, self.epoch, out);
+                    .handle_change(session, step, items, self.epoch, pace, out);
             }
             Frame::Have { set, root, .. } if set == self.sends => self.sender.handle_have(root),
             Frame::Inventory {
@@ -107,15 +151,24 @@ impl Link {
                 ..
             } if set == self.sends => self.sender.handle_inventory(now, root, page, last, entries),
             Frame::ChunkGet { sha256, offset, .. } => {
-                self.sender.handle_chunk_get(session, sha256, offset, out);
-                self.sender.postpone(now);
+                if self.sender.handle_chunk_get(session, sha256, offset, out) {
+                    self.sender.postpone(now);
+                } else if self.sends == Set::Desired {
+                    // Our caller may have it all the same.
+                    let bytes_max = CHUNK_BYTES;
+                    out.push_back(Output::BlobRead {
+                        sha256,
+                        offset,
+                        bytes_max,
+                    });
+                }
             }
             Frame::Chunk {
                 sha256,
                 offset,
                 bytes,
                 ..
-            } => self.receiver.handle_chunk(sha256, offset, bytes, out),
+            } => self.handle_chunk(now, (sha256, offset), bytes),
             // A frame for the other half, or of the opening: never sent by this peer's build.
             _ => {}
         }
@@ -124,7 +177,8 @@ impl Link {
     pub(super) fn tick(&mut self, now: Millis) {
         if let Some(session) = self.session {
             self.sender.tick(now, session, &mut self.out);
-            self.receiver.tick(now, session, &mut self.out);
+            self.receiver.tick(now, &mut self.pace);
+            self.blobs.tick(now, &mut self.pace);
         }
     }
 
@@ -134,6 +188,12 @@ impl Link {
             return;
         };
         self.sender.pump(now, session, &mut self.out);
+        self.receiver
+            .pump(now, session, &mut self.pace, &mut self.out);
+        // The set goes before what else is fetched.
+        if !self.receiver.is_fetching() {
+            self.blobs.pump(now, session, &mut self.pace, &mut self.out);
+        }
         let sent = self.sender.is_in_sync();
         let received = self.receiver.is_in_sync();
         let (desired, reported) = match self.sends {
@@ -148,7 +208,11 @@ impl Link {
 
     pub(super) fn deadline(&self) -> Option<Millis> {
         self.session?;
-        earliest([self.sender.deadline(), self.receiver.deadline()])
+        earliest([
+            self.sender.deadline(),
+            self.receiver.deadline(),
+            self.blobs.deadline(),
+        ])
     }
 }
 

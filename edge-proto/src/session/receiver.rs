@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use super::chunk::{Fetch, Want};
+use super::pace::Pace;
 use super::sender::send;
 use super::{Output, Payload, Problem};
 use crate::Millis;
@@ -97,9 +98,22 @@ impl Receiver {
         self.in_sync = false;
     }
 
-    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn tick(&mut self, now: Millis, pace: &mut Pace) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.tick(now, session, out);
+            fetch.tick(now, pace);
+        }
+    }
+
+    /// Asks for chunks, and gives the caller the one whose turn it is.
+    pub(super) fn pump(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        pace: &mut Pace,
+        out: &mut VecDeque<Output>,
+    ) {
+        if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
+            fetch.pump(now, session, pace, out);
         }
     }
 
@@ -119,6 +133,7 @@ impl Receiver {
         (base, result, more): (Hash16, Hash16, bool),
         items: Vec<Item>,
         epoch: u64,
+        pace: &mut Pace,
         out: &mut VecDeque<Output>,
     ) {
         match &self.pending {
@@ -144,13 +159,18 @@ impl Receiver {
             self.send_inventory(session, root, out);
             return;
         }
+        if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
+            fetch.forget(pace);
+        }
         if wants.is_empty() {
             self.apply(changes, epoch, out);
         } else {
+            let mut fetch = Fetch::new(wants);
+            fetch.begin(pace, out);
             self.pending = Some(Pending::Fetching {
                 result,
                 changes,
-                fetch: Fetch::new(wants, out),
+                fetch,
             });
         }
     }
@@ -193,6 +213,11 @@ impl Receiver {
         });
     }
 
+    /// Whether large objects of a change are missing.
+    pub(super) const fn is_fetching(&self) -> bool {
+        matches!(self.pending, Some(Pending::Fetching { .. }))
+    }
+
     /// Whether no change is being fetched or applied.
     pub(super) const fn is_idle(&self) -> bool {
         self.pending.is_none()
@@ -231,29 +256,31 @@ impl Receiver {
     pub(super) fn handle_blob_have(
         &mut self,
         now: Millis,
-        session: SessionId,
-        (sha256, bytes): (Hash32, u32),
+        have: (Hash32, u32),
         epoch: u64,
+        pace: &mut Pace,
         out: &mut VecDeque<Output>,
     ) {
         let Some(Pending::Fetching { fetch, changes, .. }) = &mut self.pending else {
             return;
         };
-        if fetch.handle_have(now, session, sha256, bytes, out) {
+        if fetch.handle_have(now, have, pace, out) {
             let changes = core::mem::take(changes);
             self.apply(changes, epoch, out);
         }
     }
 
+    /// Returns whether the chunk was asked for here.
     pub(super) fn handle_chunk(
         &mut self,
-        sha256: Hash32,
-        offset: u32,
-        bytes: Vec<u8>,
-        out: &mut VecDeque<Output>,
-    ) {
-        if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.handle_chunk(sha256, offset, bytes, out);
+        now: Millis,
+        place: (Hash32, u32),
+        bytes: &mut Vec<u8>,
+        pace: &mut Pace,
+    ) -> bool {
+        match &mut self.pending {
+            Some(Pending::Fetching { fetch, .. }) => fetch.handle_chunk(now, place, bytes, pace),
+            _ => false,
         }
     }
 

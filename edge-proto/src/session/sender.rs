@@ -408,14 +408,15 @@ impl Sender {
         }
     }
 
-    /// The peer asks for bytes of a large object: of the set, or of the changes in flight.
+    /// The peer asks for bytes of a large object: of the set, or of the changes in flight. Returns
+    /// whether it is one.
     pub(super) fn handle_chunk_get(
         &self,
         session: SessionId,
         sha256: Hash32,
         offset: u32,
         out: &mut VecDeque<Output>,
-    ) {
+    ) -> bool {
         let flying = self.flight.iter().flat_map(|flight| &flight.items);
         let object = flying
             .filter_map(|(_, object)| object.as_ref())
@@ -432,6 +433,7 @@ impl Sender {
             };
             send(out, &frame);
         }
+        object.is_some()
     }
 
     /// The peer asked for a chunk of what is in flight: it is alive and busy, a repeat can wait.

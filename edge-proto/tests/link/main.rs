@@ -12,7 +12,9 @@
 )]
 
 mod basics;
+mod blobs;
 mod faults;
+mod line;
 mod network;
 mod opening;
 mod streams;

@@ -129,40 +129,54 @@ pub fn drain(
                 seen.sent_frames += 1;
                 frames.push(frame);
             }
-            Output::Apply {
-                ticket,
-                changes,
-                epoch,
-            } => {
-                store.applying.push_back((ticket, changes, epoch));
-                if !hold {
-                    finish_applies(end, now, store);
-                }
-            }
-            Output::BlobWanted { sha256, len } => {
-                seen.wanted.insert(sha256.0, len);
-                let bytes = store.bytes(sha256, len);
-                end.handle(now, Input::BlobHave { sha256, bytes });
-            }
-            Output::ChunkReceived {
-                sha256,
-                offset,
-                bytes,
-            } => {
-                let blob = store.blobs.entry(sha256.0).or_default();
-                assert_eq!(blob.len(), offset as usize);
-                blob.extend(bytes);
-                let bytes = store.bytes(sha256, seen.wanted[&sha256.0]);
-                end.handle(now, Input::BlobHave { sha256, bytes });
-            }
-            Output::Live { .. } => seen.live += 1,
-            Output::Down => seen.down += 1,
-            Output::InSync { desired, reported } => seen.in_sync = Some((desired, reported)),
-            Output::PeerProblem(problem) => seen.problems.push(problem),
-            other => seen.other.push(other),
+            output => perform(end, now, store, seen, hold, output),
         }
     }
     frames
+}
+
+/// What a shell does with one output that is no frame.
+fn perform(
+    end: &mut End<'_>,
+    now: Millis,
+    store: &mut Store,
+    seen: &mut Seen,
+    hold: bool,
+    output: Output,
+) {
+    match output {
+        Output::Apply {
+            ticket,
+            changes,
+            epoch,
+        } => {
+            store.applying.push_back((ticket, changes, epoch));
+            if !hold {
+                finish_applies(end, now, store);
+            }
+        }
+        Output::BlobWanted { sha256, len } => {
+            seen.wanted.insert(sha256.0, len);
+            let bytes = store.bytes(sha256, len);
+            end.handle(now, Input::BlobHave { sha256, bytes });
+        }
+        Output::ChunkReceived {
+            sha256,
+            offset,
+            bytes,
+        } => {
+            let blob = store.blobs.entry(sha256.0).or_default();
+            assert_eq!(blob.len(), offset as usize);
+            blob.extend(bytes);
+            let bytes = store.bytes(sha256, seen.wanted[&sha256.0]);
+            end.handle(now, Input::BlobHave { sha256, bytes });
+        }
+        Output::Live { .. } => seen.live += 1,
+        Output::Down => seen.down += 1,
+        Output::InSync { desired, reported } => seen.in_sync = Some((desired, reported)),
+        Output::PeerProblem(problem) => seen.problems.push(problem),
+        other => seen.other.push(other),
+    }
 }
 
 pub fn finish_applies(end: &mut End<'_>, now: Millis, store: &mut Store) {
@@ -240,6 +254,20 @@ impl Pair {
         let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
         self.down
             .extend(drain(&mut end, self.now, store, seen, false));
+    }
+
+    /// The device's shell does what the device asks.
+    pub fn shell_device(&mut self, output: Output) {
+        let mut end = End::Device(&mut self.device);
+        let (store, seen) = (&mut self.at_device, &mut self.seen_device);
+        perform(&mut end, self.now, store, seen, false, output);
+    }
+
+    /// The cloud's shell does what the cloud asks.
+    pub fn shell_cloud(&mut self, output: Output) {
+        let mut end = End::Cloud(&mut self.cloud);
+        let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
+        perform(&mut end, self.now, store, seen, false, output);
     }
 
     pub fn connect(&mut self) {

@@ -1,0 +1,313 @@
+//! Blobs besides the sets, and the window of chunks.
+
+use std::collections::BTreeMap;
+
+use edge_proto::frame::Frame;
+use edge_proto::hash::{Hash32, sha256};
+use edge_proto::key::Kind;
+use edge_proto::limits::{BLOB_WINDOW_BYTES, BLOBS_MAX, CHUNK_BYTES_MAX, CONFIG_BYTES_MAX};
+use edge_proto::session::{Input, Output};
+
+use crate::support::{Pair, Rng, key, put};
+
+/// What the cloud's shell can read.
+#[derive(Default)]
+struct Library(BTreeMap<[u8; 32], Vec<u8>>);
+
+impl Library {
+    fn add(&mut self, seed: u64, bytes: usize) -> (Hash32, u32) {
+        let mut rng = Rng(seed);
+        let blob: Vec<u8> = (0..bytes).map(|_| rng.next() as u8).collect();
+        let hash = sha256(&blob);
+        self.0.insert(hash.0, blob);
+        (hash, bytes as u32)
+    }
+
+    /// Answers what the session asked for.
+    fn answer(&self, pair: &mut Pair) {
+        for output in std::mem::take(&mut pair.seen_cloud.other) {
+            let Output::BlobRead {
+                sha256,
+                offset,
+                bytes_max,
+            } = output
+            else {
+                panic!("{output:?}");
+            };
+            let rest = self.0.get(&sha256.0).map(|blob| &blob[offset as usize..]);
+            let bytes = rest.unwrap_or_default();
+            let bytes = bytes[..bytes.len().min(bytes_max as usize)].to_vec();
+            pair.cloud(Input::BlobData {
+                sha256,
+                offset,
+                bytes,
+            });
+        }
+    }
+
+    /// Delivers until nothing is on its way.
+    fn settle(&self, pair: &mut Pair) {
+        self.answer(pair);
+        while !(pair.up.is_empty() && pair.down.is_empty()) {
+            self.step(pair);
+        }
+    }
+
+    fn step(&self, pair: &mut Pair) {
+        if let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+            self.answer(pair);
+        } else if let Some(frame) = pair.down.pop_front() {
+            pair.device(Input::Frame(&frame));
+        }
+    }
+}
+
+fn fetch(pair: &mut Pair, (sha256, len): (Hash32, u32)) {
+    pair.device(Input::BlobFetch { sha256, len });
+}
+
+#[test]
+fn blobs_come_whole_one_after_the_other_and_cost_their_bytes() {
+    let mut library = Library::default();
+    let mut pair = Pair::new();
+    let blobs: Vec<_> = (0..5)
+        .map(|i| library.add(i, 1 + 50_001 * i as usize))
+        .collect();
+    // Before there is a session as well as in one, and twice.
+    fetch(&mut pair, blobs[0]);
+    fetch(&mut pair, blobs[1]);
+    pair.connect();
+    library.settle(&mut pair);
+    for blob in blobs.iter().skip(1) {
+        fetch(&mut pair, *blob);
+    }
+    library.settle(&mut pair);
+    for (hash, _) in &blobs {
+        assert_eq!(pair.at_device.blobs[&hash.0], library.0[&hash.0]);
+    }
+    assert_eq!(pair.seen_device.other, []);
+    assert_eq!(pair.device.deadline(), None);
+    let bytes: u32 = blobs.iter().map(|(_, len)| len).sum();
+    let sent = pair.seen_cloud.sent_bytes;
+    assert!(sent < bytes as usize * 103 / 100 + 1000, "{sent}");
+}
+
+#[test]
+fn a_blob_resumes_in_the_next_session_from_what_is_stored() {
+    let mut library = Library::default();
+    let mut pair = Pair::new();
+    pair.connect();
+    let blob = library.add(1, 3_000_000);
+    fetch(&mut pair, blob);
+    let mut breaks = 0;
+    for step in 0.. {
+        if pair.up.is_empty() && pair.down.is_empty() {
+            break;
+        }
+        if step % 300 == 299 {
+            pair.device(Input::TransportDown);
+            pair.up.clear();
+            pair.down.clear();
+            pair.device(Input::TransportUp);
+            breaks += 1;
+        }
+        library.step(&mut pair);
+    }
+    assert!(breaks > 3);
+    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+    let sent = pair.seen_cloud.sent_bytes;
+    let again = breaks * BLOB_WINDOW_BYTES;
+    assert!(sent < (3_000_000 + again) * 103 / 100, "{sent}");
+}
+
+/// Goal: what the cloud does not have, or not any more, is told and holds up nothing; so is one too
+/// many, and one that is not wanted any more.
+#[test]
+fn a_blob_that_is_not_there_is_told() {
+    let mut library = Library::default();
+    let mut pair = Pair::new();
+    pair.connect();
+    let gone = library.add(1, 100_000);
+    let cancelled = library.add(2, 100_000);
+    let there = library.add(3, 100_000);
+    fetch(&mut pair, gone);
+    fetch(&mut pair, cancelled);
+    fetch(&mut pair, there);
+    for _ in 0..9 {
+        library.step(&mut pair);
+    }
+    library.0.remove(&gone.0.0);
+    pair.device(Input::BlobCancel {
+        sha256: cancelled.0,
+    });
+    library.settle(&mut pair);
+    let unavailable = |sha256| Output::BlobUnavailable { sha256 };
+    assert_eq!(pair.seen_device.other, [unavailable(gone.0)]);
+    assert!(!pair.at_device.blobs.contains_key(&cancelled.0.0));
+    assert_eq!(pair.at_device.blobs[&there.0.0], library.0[&there.0.0]);
+
+    pair.seen_device.other.clear();
+    for index in 0..=BLOBS_MAX {
+        fetch(&mut pair, (Hash32([index as u8; 32]), 5));
+    }
+    let last = Hash32([BLOBS_MAX as u8; 32]);
+    assert_eq!(pair.seen_device.other, [unavailable(last)]);
+    library.settle(&mut pair);
+    assert_eq!(pair.seen_device.other.len(), BLOBS_MAX + 1);
+}
+
+/// Goal: a large ConfigMap does not wait for the end of a large blob.
+#[test]
+fn the_set_goes_before_a_blob() {
+    let mut library = Library::default();
+    let mut pair = Pair::new();
+    pair.connect();
+    let blob = library.add(1, 5_000_000);
+    fetch(&mut pair, blob);
+    for _ in 0..200 {
+        library.step(&mut pair);
+    }
+    let config: Vec<u8> = (0..CONFIG_BYTES_MAX).map(|i| (i * i) as u8).collect();
+    pair.cloud(put(key(Kind::ConfigMap, 1), &config));
+    let before = pair.at_device.blobs[&blob.0.0].len();
+    while !pair.is_equal() {
+        library.step(&mut pair);
+    }
+    let meanwhile = pair.at_device.blobs[&blob.0.0].len() - before;
+    // What is on its way when the change is sent, and what is asked for until it comes.
+    assert!(meanwhile <= 2 * BLOB_WINDOW_BYTES, "{meanwhile}");
+    library.settle(&mut pair);
+    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+}
+
+/// Goal: lost, doubled and swapped chunks cost themselves and little else, and the bytes arrive in
+/// order whatever happens. Method: a seed decides for each frame; time passes only when nothing
+/// is on its way.
+#[test]
+fn lost_and_swapped_chunks_are_asked_for_again() {
+    for seed in 0..30 {
+        let mut rng = Rng(seed);
+        let mut library = Library::default();
+        let mut pair = Pair::new();
+        pair.connect();
+        let blob = library.add(seed, 500_000);
+        fetch(&mut pair, blob);
+        let (mut lost, mut waits) = (0, 0);
+        while pair.at_device.blobs.get(&blob.0.0).map_or(0, Vec::len) < 500_000 {
+            if pair.up.is_empty() && pair.down.is_empty() {
+                pair.now = pair.device.deadline().unwrap();
+                pair.device(Input::Tick);
+                waits += 1;
+            }
+            for lane in [&mut pair.up, &mut pair.down] {
+                if rng.chance(10) && lane.pop_front().is_some() {
+                    lost += 1;
+                }
+                if rng.chance(5) && lane.len() > 1 {
+                    lane.swap(0, 1);
+                }
+                if rng.chance(5)
+                    && let Some(frame) = lane.front().cloned()
+                {
+                    lane.push_back(frame);
+                }
+            }
+            library.step(&mut pair);
+        }
+        assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+        assert!(lost > 5, "{lost}");
+        // Most are seen to be lost by those that come after; a few need the timer.
+        assert!(
+            waits * 3 <= lost,
+            "seed {seed}: {waits} waits for {lost} lost"
+        );
+        let sent = pair.seen_cloud.sent_bytes;
+        assert!(sent < 800_000, "seed {seed}: {sent}");
+    }
+}
+
+/// Goal: a store that falls behind, fails or finds a wrong hash is not flooded. Method: the answer
+/// to each chunk is `BlobHave` of 0.
+#[test]
+fn a_store_that_fails_is_asked_less_and_less_often() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let library = {
+        let mut library = Library::default();
+        let blob = library.add(1, 50_000);
+        pair.device.handle(
+            pair.now,
+            Input::BlobFetch {
+                sha256: blob.0,
+                len: blob.1,
+            },
+        );
+        library
+    };
+    let (mut chunks, start) = (0, pair.now);
+    while pair.now < start + 3_600_000 {
+        while let Some(output) = pair.device.poll() {
+            match output {
+                Output::Send(frame) => pair.up.push_back(frame),
+                Output::BlobWanted { sha256, .. } => {
+                    pair.device
+                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
+                }
+                Output::ChunkReceived { sha256, offset, .. } => {
+                    assert_eq!(offset, 0);
+                    chunks += 1;
+                    pair.device
+                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
+                }
+                _ => {}
+            }
+        }
+        while let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+            library.answer(&mut pair);
+        }
+        if let Some(frame) = pair.down.pop_front() {
+            pair.device.handle(pair.now, Input::Frame(&frame));
+            continue;
+        }
+        let Some(at) = pair.device.deadline() else {
+            break;
+        };
+        pair.now = at;
+        pair.device.handle(at, Input::Tick);
+    }
+    assert!((10..30).contains(&chunks), "{chunks}");
+}
+
+/// Goal: nothing that a cloud sends can make the node hold more than a window. Method: chunks that
+/// nobody asked for, of all lengths.
+#[test]
+fn chunks_that_nobody_asked_for_are_dropped() {
+    let mut library = Library::default();
+    let mut pair = Pair::new();
+    pair.connect();
+    let blob = library.add(1, 10_000_000);
+    fetch(&mut pair, blob);
+    let session = pair.cloud.session().unwrap();
+    let asked = pair.up.len() as u32;
+    for index in 0..2_000_u32 {
+        let offset = index * CHUNK_BYTES_MAX as u32;
+        for bytes in [1, CHUNK_BYTES_MAX - 1, CHUNK_BYTES_MAX] {
+            if index > 0 && (index >= asked || bytes < CHUNK_BYTES_MAX) {
+                let frame = Frame::Chunk {
+                    session,
+                    sha256: blob.0,
+                    offset,
+                    bytes: vec![0; bytes],
+                };
+                let before = pair.up.len();
+                pair.device(Input::Frame(&frame.encode()));
+                assert_eq!(pair.up.len(), before, "{index} {bytes}");
+            }
+        }
+    }
+    assert!(!pair.at_device.blobs.contains_key(&blob.0.0));
+    library.settle(&mut pair);
+    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+}
