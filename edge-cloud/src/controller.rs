@@ -43,7 +43,10 @@ pub async fn run<N: Nodes>(
         let placement = place(wanted, &nodes, &memory.pods, !restored.settling);
         memory.pods.clone_from(&placement.pods);
         // What nodes report is theirs to remember, not ours.
-        nodes.values_mut().for_each(|node| node.reported.clear());
+        for node in nodes.values_mut() {
+            node.reported.clear();
+            node.connected = false;
+        }
         memory.nodes = nodes;
         // Saved first: after a crash the same pods are asked for.
         if let Err(error) = saved.store(wanted, &memory) {
@@ -118,6 +121,7 @@ fn observe(memory: &mut Memory, views: Vec<NodeView>) -> BTreeMap<String, Node> 
             (None, Some(before)) => before,
             (None, None) => continue,
         };
+        node.connected = view.connected;
         node.reported = view
             .pods
             .into_iter()

@@ -35,6 +35,9 @@ pub struct Node {
     pub arch: String,
     /// Pods that fit; 0 is not known.
     pub pods_max: u32,
+    /// A session is live. Nothing that another node could run is given to a node without.
+    #[serde(skip)]
+    pub connected: bool,
     /// Pods that the node reports: UID to (namespace, name).
     #[serde(skip)]
     pub reported: BTreeMap<Uid, PodName>,
@@ -273,8 +276,8 @@ pub fn place(
     }
 }
 
-/// Puts a pod on its home or on the node with the fewest pods that takes it. Also says what the
-/// pod will wait for there.
+/// Puts a pod on its home or on the connected node with the fewest pods that takes it: one that is
+/// away may be so for good. Also says what the pod will wait for there.
 fn choose(
     wanted: &Wanted<'_>,
     home: Option<&str>,
@@ -285,8 +288,10 @@ fn choose(
         .filter(|(name, set)| {
             home.map_or_else(|| wanted.allows(name, set.node), |home| home == **name)
         })
-        .map(|(name, set)| (set.pods(), *name))
+        .map(|(name, set)| (set.pods(), *name, set.node.connected))
         .collect();
+    let some = !candidates.is_empty();
+    candidates.retain(|(_, _, connected)| *connected || home.is_some() || !wanted.has_choice());
     candidates.sort_unstable();
     let mut reason = match &wanted.template.node {
         Some(node) if !sets.contains_key(node.as_str()) => {
@@ -295,10 +300,11 @@ fn choose(
         Some(node) if !wanted.template.selector.is_empty() => {
             format!("node {node} lacks labels of nodeSelector")
         }
+        _ if some => "no node that it may run on is connected".to_owned(),
         _ if wanted.template.selector.is_empty() => "no node has joined yet".to_owned(),
         _ => "no node has the labels of nodeSelector".to_owned(),
     };
-    for (_, name) in candidates {
+    for (_, name, _) in candidates {
         let Some(set) = sets.get_mut(name) else {
             continue;
         };

@@ -15,6 +15,7 @@ fn nodes(names: &[&str]) -> BTreeMap<String, Node> {
         let node = Node {
             labels,
             arch: "aarch64".to_owned(),
+            connected: true,
             ..Node::default()
         };
         ((*name).to_owned(), node)
@@ -52,6 +53,41 @@ fn lines(placement: &Placement) -> Vec<String> {
         .collect();
     lines.sort();
     lines
+}
+
+/// Goal: a board that is away gets nothing that another could run, and loses nothing. Method: two
+/// replicas and a DaemonSet while one node of two is away, then the other.
+#[test]
+fn a_node_that_is_away_is_given_nothing_new_and_keeps_what_it_has() {
+    let web = |replicas: u32| {
+        manifests(&format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  \
+             replicas: {replicas}\n  selector: {{matchLabels: {{a: b}}}}\n  template:\n    \
+             metadata: {{labels: {{a: b}}}}\n    spec:\n      hostNetwork: true\n      \
+             containers: [{{name: c, image: i}}]\n---\n\
+             apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: ds}}\nspec:\n  \
+             selector: {{matchLabels: {{a: b}}}}\n  template:\n    \
+             metadata: {{labels: {{a: b}}}}\n    spec:\n      hostNetwork: true\n      \
+             containers: [{{name: c, image: i}}]\n"
+        ))
+    };
+    let mut nodes = nodes(&["a", "b"]);
+    nodes.get_mut("a").unwrap().connected = false;
+    let one = place(&web(2), &nodes, &BTreeMap::new(), true);
+    assert_eq!(lines(&one), ["a ds-a", "b ds-b", "b web-0", "b web-1"]);
+    nodes.get_mut("b").unwrap().connected = false;
+    let two = place(&web(3), &nodes, &one.pods, true);
+    assert_eq!(lines(&two), lines(&one));
+    assert_eq!(
+        two.unplaced[0].reason,
+        "no node that it may run on is connected"
+    );
+    nodes.get_mut("a").unwrap().connected = true;
+    let three = place(&web(3), &nodes, &two.pods, true);
+    assert_eq!(
+        lines(&three),
+        ["a ds-a", "a web-2", "b ds-b", "b web-0", "b web-1"]
+    );
 }
 
 const POD: &str = r#"
