@@ -40,7 +40,7 @@ use crate::workers::{self, Jobs, RuntimeJob, StoreDone, StoreJob};
 
 /// How often the logs of running containers are cut to their tail.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
-/// Version with what `git describe` said at the build.
+/// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// One thing that happened.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Node name.
     pub node: String,
-    /// Version with commit.
+    /// Version of the agent.
     pub agent: String,
     /// A session with the cloud is live.
     pub connected: bool,

@@ -35,7 +35,8 @@ pub fn trim(path: &Path, keep: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the last `tail` bytes that are still there begin.
+/// Where the last `tail` bytes that are still there begin, from a line's beginning on if one begins
+/// in the first 16 KiB of them.
 ///
 /// # Errors
 /// Those of the file system.
@@ -47,7 +48,15 @@ pub fn start_of_tail(path: &Path, tail: u64) -> io::Result<u64> {
         Ok(first) => u64::try_from(first).unwrap_or(0),
         Err(_) => length,
     };
-    Ok(length.saturating_sub(tail).max(first))
+    let at = length.saturating_sub(tail).max(first);
+    let Some(before) = at.checked_sub(1) else {
+        return Ok(0);
+    };
+    let bytes = read_from(path, before)?;
+    let newline = bytes.iter().position(|byte| *byte == b'\n');
+    let start = newline.map(|index| at + index as u64);
+    // Rather a part of the last line than nothing.
+    Ok(start.filter(|start| *start < length).unwrap_or(at))
 }
 
 /// At most 16 KiB from `at`; empty at the end of the file.
@@ -77,12 +86,19 @@ mod tests {
             .open(&path)
             .unwrap();
         file.write_all(&vec![b'a'; 100_000]).unwrap();
-        file.write_all(b"the end\n").unwrap();
+        file.write_all(b"\nthe end\n").unwrap();
         trim(&path, 8192).unwrap();
         assert!(file.metadata().unwrap().blocks() * 512 <= 8192 + 2 * PAGE_BYTES);
         file.write_all(b"more\n").unwrap();
-        let at = start_of_tail(&path, 13).unwrap();
-        assert_eq!(read_from(&path, at).unwrap(), b"the end\nmore\n");
+        for (tail, lines) in [
+            (4, "ore\n"),
+            (5, "more\n"),
+            (12, "more\n"),
+            (13, "the end\nmore\n"),
+        ] {
+            let at = start_of_tail(&path, tail).unwrap();
+            assert_eq!(read_from(&path, at).unwrap(), lines.as_bytes(), "{tail}");
+        }
         let all = start_of_tail(&path, u64::MAX).unwrap();
         assert!(all > 80_000, "holes are skipped: {all}");
         assert!(read_from(&path, 1_000_000).unwrap().is_empty());
