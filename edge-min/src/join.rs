@@ -59,6 +59,10 @@ impl core::fmt::Display for JoinError {
             Self::Io(what, error) if tls::is_other_ca(error) => {
                 write!(f, "{what}: the server has another CA than the token: is it the cloud that made the token?")
             }
+            // rustls has a link to its manual for it.
+            Self::Io(what, error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                write!(f, "{what}: it closed the connection without an answer")
+            }
             // What a read says whose patience is over.
             Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
                 write!(f, "{what}: no answer in time")

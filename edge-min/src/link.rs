@@ -15,7 +15,9 @@ use async_channel::{Receiver, Sender};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
-use rumqttc::v5::{Client, Connection, ConnectionError, Event as MqttEvent, MqttOptions};
+use rumqttc::v5::{
+    Client, Connection, ConnectionError, Event as MqttEvent, MqttOptions, StateError,
+};
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
@@ -271,6 +273,10 @@ fn reason(error: &ConnectionError) -> String {
     match error {
         ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
         ConnectionError::Tls(TlsError::Io(error)) if tls::is_no_tls(error) => NO_TLS.to_owned(),
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_string: Some(why),
+            ..
+        }) => ["closed by the cloud: ", why].concat(),
         other => other.to_string(),
     }
 }
