@@ -174,7 +174,7 @@ pub fn place(
     before: &BTreeMap<Uid, PlacedPod>,
     settled: bool,
 ) -> Placement {
-    let (wanted, mut unplaced) = wanted(manifests, nodes);
+    let (wanted, mut unplaced) = wanted(manifests, nodes, before);
     let mut sets: BTreeMap<&str, NodeSet<'_>> = nodes
         .iter()
         .map(|(name, node)| (name.as_str(), NodeSet::new(manifests, node)))
@@ -317,10 +317,12 @@ fn choose(
     Err(reason)
 }
 
-/// All pods of the manifests, and those whose name another document has taken.
+/// All pods of the manifests, and those whose name another document has taken. Of two the one that is
+/// placed already holds: a new manifest must not end what runs.
 fn wanted<'a>(
     manifests: &'a Manifests,
     nodes: &'a BTreeMap<String, Node>,
+    before: &BTreeMap<Uid, PlacedPod>,
 ) -> (Vec<Wanted<'a>>, Vec<Unplaced>) {
     let mut all = Vec::new();
     for (owner, (_, object)) in &manifests.objects {
@@ -354,6 +356,16 @@ fn wanted<'a>(
             Accepted::Workload(template) => all.push(pod(template, owner.name.clone(), 0, None)),
         }
     }
+    let mut placed: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for one in before.values().filter(|one| !one.pod.terminating) {
+        let name = (one.pod.namespace.as_str(), one.pod.name.as_str());
+        placed.entry(name).or_default().push(&one.node);
+    }
+    all.sort_by_cached_key(|wanted| {
+        let name = (wanted.owner.namespace.as_str(), wanted.name.as_str());
+        let mut at = placed.get(&name).into_iter().flatten();
+        !at.any(|node| before.contains_key(&wanted.uid(node)))
+    });
     let mut names: BTreeMap<PodName, &Id> = BTreeMap::new();
     let mut refused = Vec::new();
     all.retain(|wanted| {

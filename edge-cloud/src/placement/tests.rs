@@ -90,6 +90,28 @@ fn a_node_that_is_away_is_given_nothing_new_and_keeps_what_it_has() {
     );
 }
 
+/// Goal: a new document cannot take the name of a pod that runs. Method: a Pod, which comes first by
+/// its kind, called as the pod of a Deployment that is placed, and both at once.
+#[test]
+fn of_two_pods_with_one_name_the_placed_one_holds() {
+    let web = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  \
+               selector: {matchLabels: {a: b}}\n  template:\n    \
+               metadata: {labels: {a: b}}\n    spec:\n      hostNetwork: true\n      \
+               containers: [{name: c, image: i}]\n";
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-0}\nspec:\n  \
+               hostNetwork: true\n  containers: [{name: other, image: i}]\n";
+    let mut nodes = nodes(&["a"]);
+    let first = place(&manifests(web), &nodes, &BTreeMap::new(), true);
+    report(&mut nodes, &first);
+    let both = manifests(&(web.to_owned() + pod));
+    let second = place(&both, &nodes, &first.pods, true);
+    assert_eq!(second.pods, first.pods);
+    assert_eq!(second.unplaced[0].owner.kind, DocumentKind::Pod);
+    assert!(second.unplaced[0].reason.contains("Deployment default/web"));
+    let fresh = place(&both, &nodes, &BTreeMap::new(), true);
+    assert_eq!(fresh.unplaced[0].owner.kind, DocumentKind::Deployment);
+}
+
 const POD: &str = r#"
 apiVersion: v1
 kind: Pod
