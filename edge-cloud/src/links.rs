@@ -439,6 +439,9 @@ impl Links {
             };
             visible |= node.perform(now, output, &mut events);
         }
+        while let Some((incarnation, class, count)) = node.session.take_repeated() {
+            state.records.repeated(name, incarnation, class, count);
+        }
         for (reason, text) in events {
             state.event(name, reason, &text);
         }

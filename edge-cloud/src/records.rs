@@ -29,12 +29,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edge_proto::frame::Entry;
+use edge_proto::limits::STREAMS_MAX;
 use edge_proto::session::Cloud;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::account::{Account, Batch, Item, Loss, Plan};
+use self::account::{Account, Batch, Incarnation, Item, Loss, Plan};
 use self::sink::{Sink, blocking};
 use self::target::Config;
 use crate::links::Links;
@@ -93,6 +94,9 @@ struct Node {
     error: Option<String>,
     /// Batches of the attempt that failed: the next one is of the same, under the same key.
     again: Option<usize>,
+    /// Records that came again and are not in the books yet, by outbox and class; at most
+    /// `STREAMS_MAX` of those.
+    repeated: BTreeMap<(Incarnation, u8), u64>,
     /// Losses that nobody was told of, and when somebody was last.
     untold: BTreeMap<(u8, Loss), u64>,
     told: Option<Instant>,
@@ -127,12 +131,15 @@ struct Job {
     node: String,
     account: Option<Account>,
     batches: Vec<Batch>,
+    repeated: u64,
 }
 
 /// What became of a job.
 struct Outcome {
     account: Account,
     plan: Plan,
+    /// Those of the plan's duplicates that the session has dropped.
+    repeated: u64,
 }
 
 impl Records {
@@ -221,6 +228,20 @@ impl Records {
         true
     }
 
+    /// Records came again, and the session has dropped them. They are noted with the next write of
+    /// the node's.
+    pub(crate) fn repeated(&self, node: &str, incarnation: [u8; 8], class: u8, count: u64) {
+        let mut state = self.lock();
+        let Some(known) = state.nodes.get_mut(node) else {
+            return;
+        };
+        let key = (Incarnation(incarnation), class);
+        if known.repeated.contains_key(&key) || known.repeated.len() < STREAMS_MAX {
+            let repeated = known.repeated.entry(key).or_default();
+            *repeated = repeated.saturating_add(count);
+        }
+    }
+
     /// Writes records and answers the sessions, for ever.
     pub async fn run(self: &Arc<Self>, links: &Arc<Links>) {
         let mut writers = JoinSet::new();
@@ -274,6 +295,7 @@ impl Records {
             node,
             account,
             batches,
+            repeated,
         } = job;
         let mut account = match account {
             Some(account) => account,
@@ -291,14 +313,19 @@ impl Records {
             Ok(None) => {}
             Err(error) => return Err((Some(account), error)),
         }
-        let plan = account.plan(&batches);
+        let mut plan = account.plan(&batches);
+        plan.duplicates = plan.duplicates.saturating_add(repeated);
         if !plan.is_known()
             && let Err(error) = sink.deliver(&node, &account, &plan).await
         {
             return Err((Some(account), error));
         }
         account.apply(&plan);
-        Ok(Outcome { account, plan })
+        Ok(Outcome {
+            account,
+            plan,
+            repeated,
+        })
     }
 
     /// Notes what became of a node's job: answers for its sessions, and events.
@@ -317,7 +344,11 @@ impl Records {
         let mut told = Vec::new();
         let mut pause = None;
         match outcome {
-            Ok(Outcome { account, plan }) => {
+            Ok(Outcome {
+                account,
+                plan,
+                repeated,
+            }) => {
                 known.account = Some(account);
                 known.failures = 0;
                 known.again = None;
@@ -344,6 +375,7 @@ impl Records {
                         durable: index < plan.taken,
                     });
                 }
+                known.noted(&plan, repeated);
                 known.note(&plan);
                 told.extend(replaced(&plan));
                 told.extend(known.tell(Instant::now()));
@@ -402,10 +434,14 @@ impl State {
             let batches = known.batches();
             known.again = Some(batches.len());
             let account = known.account.clone();
+            let of = batches.first().map(|one| (one.incarnation, one.class));
+            let repeated = of.and_then(|of| known.repeated.get(&of).copied());
+            let repeated = repeated.unwrap_or_default();
             return Some(Job {
                 node,
                 account,
                 batches,
+                repeated,
             });
         }
         None
@@ -436,6 +472,17 @@ impl Node {
             .take_while(fits)
             .map(|one| one.batch.clone())
             .collect()
+    }
+
+    /// So many that came again are in the books now; more may have come meanwhile.
+    fn noted(&mut self, plan: &Plan, count: u64) {
+        let of = (plan.incarnation, plan.class);
+        if let Some(repeated) = self.repeated.get_mut(&of) {
+            *repeated = repeated.saturating_sub(count);
+            if *repeated == 0 {
+                self.repeated.remove(&of);
+            }
+        }
     }
 
     fn note(&mut self, plan: &Plan) {

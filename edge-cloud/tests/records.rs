@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod board;
+#[path = "records/process.rs"]
+mod process;
 #[path = "records/servers.rs"]
 mod servers;
 
@@ -76,8 +78,14 @@ impl Place {
             tokio::spawn(async move { ticking.tick().await }),
             tokio::spawn(async move { records.run(&writing).await }),
         ];
+        tasks.push(self.board(cloud, outbox));
+        Running { links, tasks }
+    }
+
+    /// The node's board, which comes back whenever its link ends.
+    fn board(&self, cloud: Arc<Cloud>, outbox: &Arc<Mutex<Outbox>>) -> JoinHandle<()> {
         let (identity, outbox) = (self.identity.clone(), Arc::clone(outbox));
-        tasks.push(tokio::spawn(async move {
+        tokio::spawn(async move {
             loop {
                 let board = Board::open(&cloud, NODE, &identity, Answers::Never).await;
                 if let Ok(mut board) = board {
@@ -88,8 +96,7 @@ impl Place {
                 }
                 tokio::time::sleep(POLL).await;
             }
-        }));
-        Running { links, tasks }
+        })
     }
 }
 

@@ -69,7 +69,11 @@ impl Records {
         let streams = state.nodes.iter().filter(|(_, known)| !known.gone);
         let streams = streams.flat_map(|(node, known)| {
             let books = known.account.iter().flat_map(|account| &account.streams);
-            books.filter_map(|(class, stream)| row(node, *class, stream))
+            books.filter_map(|(class, stream)| {
+                let again = known.repeated.iter().filter(|((_, of), _)| of == class);
+                let again: u64 = again.map(|(_, count)| count).sum();
+                row(node, *class, stream, again)
+            })
         });
         View {
             streams: streams.collect(),
@@ -86,7 +90,7 @@ impl Records {
     }
 }
 
-fn row(node: &str, class: u8, stream: &Stream) -> Option<StreamRow> {
+fn row(node: &str, class: u8, stream: &Stream, again: u64) -> Option<StreamRow> {
     let newest = stream.lanes.first()?;
     let totals = stream.totals();
     Some(StreamRow {
@@ -97,7 +101,7 @@ fn row(node: &str, class: u8, stream: &Stream) -> Option<StreamRow> {
         outboxes: totals.outboxes,
         numbered: totals.numbered,
         delivered: totals.delivered,
-        duplicates: totals.duplicates,
+        duplicates: totals.duplicates.saturating_add(again),
         lost: totals.lost,
         lost_total: totals.lost.total(),
         balanced: stream.balances() && totals.balances(),

@@ -99,6 +99,12 @@ impl Cloud {
         self.streams.restore(incarnation, class, next)
     }
 
+    /// How many records of a stream came again and were dropped, since the last call for it; `None`
+    /// when there are no more of any stream.
+    pub fn take_repeated(&mut self) -> Option<(Incarnation, u8, u64)> {
+        self.streams.take_repeated()
+    }
+
     /// This replica took the shard over (again): opens anew under `epoch`.
     pub fn set_epoch(&mut self, now: Millis, epoch: u64) {
         if self.link.epoch != epoch {

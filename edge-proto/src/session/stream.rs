@@ -317,6 +317,8 @@ struct Stream {
     durable: u64,
     /// The sink knows of the stream.
     stored: bool,
+    /// Records that came again, since somebody asked.
+    repeated: u64,
 }
 
 /// What the sink has not answered yet.
@@ -357,6 +359,7 @@ impl StreamReceiver {
                 received: next,
                 durable: next,
                 stored: true,
+                repeated: 0,
             });
         }
         fits && valid
@@ -380,6 +383,7 @@ impl StreamReceiver {
             received: 1,
             durable: 1,
             stored: false,
+            repeated: 0,
         });
         self.streams.len() - 1
     }
@@ -406,8 +410,10 @@ impl StreamReceiver {
             return;
         }
         let forgotten = next - stream.received;
+        let came = count_records(&entries);
         let fresh = !stream.stored && !self.pending.iter().any(|pending| pending.is_of(stream));
         if end <= next && forgotten == 0 && !fresh {
+            stream.repeated = stream.repeated.saturating_add(came);
             // While the sink is still at it, its own acknowledgement follows.
             if end <= stream.durable {
                 acknowledge(session, stream, false, out);
@@ -415,6 +421,8 @@ impl StreamReceiver {
             return;
         }
         skip(&mut entries, next - first);
+        let again = came.saturating_sub(count_records(&entries));
+        stream.repeated = stream.repeated.saturating_add(again);
         let waiting: usize = self.pending.iter().map(|pending| pending.bytes).sum();
         let bytes = entries.iter().map(Entry::bytes_max).sum::<usize>() + FRAME_HEADER_BYTES;
         if waiting + bytes > STREAM_PENDING_BYTES_MAX {
@@ -476,6 +484,13 @@ impl StreamReceiver {
         }
     }
 
+    /// See `Cloud::take_repeated`.
+    pub(super) fn take_repeated(&mut self) -> Option<(Incarnation, u8, u64)> {
+        let stream = self.streams.iter_mut().find(|stream| stream.repeated > 0)?;
+        let repeated = core::mem::take(&mut stream.repeated);
+        Some((stream.incarnation, stream.class, repeated))
+    }
+
     /// The sink will not have it: what was handed on since the last durable record comes again.
     pub(super) fn handle_failed(&mut self, ticket: u32) {
         let mut pending = self.pending.iter();
@@ -502,6 +517,13 @@ fn acknowledge(session: SessionId, stream: &Stream, missing: bool, out: &mut Vec
         missing,
     };
     send(out, &frame);
+}
+
+fn count_records(entries: &[Entry]) -> u64 {
+    let records = entries
+        .iter()
+        .filter(|entry| matches!(entry, Entry::Record { .. }));
+    u64::try_from(records.count()).unwrap_or(u64::MAX)
 }
 
 /// Takes the first `count` numbers off; of a gap what is left of it stays.

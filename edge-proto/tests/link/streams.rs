@@ -601,3 +601,20 @@ fn an_outbox_behind_the_cloud_is_told_to_begin_anew() {
     world.run(1000);
     assert!(world.ahead);
 }
+
+#[test]
+fn records_that_come_again_after_a_broken_link_are_counted() {
+    let mut world = quiet();
+    world.sink.hold = true;
+    for _ in 0..10 {
+        world.append(CLASS_TOLL, record(b"one"));
+    }
+    world.run(1000);
+    assert_eq!(world.cloud.take_repeated(), None);
+    world.connect(false);
+    world.connect(true);
+    world.run(1000);
+    let repeated = (world.outbox.incarnation, CLASS_TOLL, 10);
+    assert_eq!(world.cloud.take_repeated(), Some(repeated));
+    assert_eq!(world.cloud.take_repeated(), None);
+}
