@@ -5,6 +5,8 @@
 //! booleans and arrays of strings, `[tables]`, comments. It is tested against the `toml` crate,
 //! which would cost the agent 123 KB.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use edge_proto::enrol::Endpoint;
 
 use crate::board;
 use crate::name::{SYSFS, Template};
+use crate::outbox;
 
 /// Bytes of a config file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -114,6 +117,8 @@ pub struct Config {
     pub flash_mib_per_day: Option<u32>,
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
+    /// Classes and quotas of records.
+    pub outbox: outbox::Settings,
 }
 
 /// Reads a config file.
@@ -189,7 +194,8 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         "board-file",
     ];
     for (key, (line, _)) in table {
-        if !known.contains(&key.as_str()) && !key.starts_with("labels.") {
+        let free = key.starts_with("labels.") || key.starts_with("outbox.");
+        if !known.contains(&key.as_str()) && !free {
             return Err((
                 *line,
                 [
@@ -197,7 +203,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
                     key,
                     "`; known are ",
                     &known.join(", "),
-                    " and [labels]",
+                    ", [labels] and [outbox]",
                 ]
                 .concat(),
             ));
@@ -281,6 +287,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         pss_kib: PSS_KIB_DEFAULT,
         flash_mib_per_day: None,
         labels,
+        outbox: records::settings(table)?,
     })
 }
 
@@ -369,7 +376,15 @@ pub fn parse(text: &str) -> Result<Table, Wrong> {
                 .strip_suffix(']')
                 .ok_or_else(|| wrong("a table is `[name]`"))?
                 .trim();
-            if !is_key(name) || tables.iter().any(|have| have == name) || table.contains_key(name) {
+            // A table in a table must not also be a value there.
+            let is_value = |name: &str| table.contains_key(name);
+            let inside = name
+                .match_indices('.')
+                .filter_map(|(dot, _)| name.get(..dot));
+            if !name.split('.').all(is_key)
+                || tables.iter().any(|have| have == name)
+                || inside.chain([name]).any(is_value)
+            {
                 return Err(wrong("a table name of a-z, 0-9, - and _, once"));
             }
             tables.push(name.to_owned());
@@ -392,10 +407,12 @@ pub fn parse(text: &str) -> Result<Table, Wrong> {
             }
         };
         let value = parse_value(value.trim()).map_err(wrong)?;
-        if table
-            .insert([&prefix, key.as_str()].concat(), (number, value))
-            .is_some()
-        {
+        let key = [&prefix, key.as_str()].concat();
+        let is_table = tables.iter().any(|name| {
+            let rest = name.strip_prefix(&key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        });
+        if is_table || table.insert(key, (number, value)).is_some() {
             return Err(wrong("this key stands twice"));
         }
     }
@@ -521,6 +538,15 @@ mod tests {
             ("version = 1\nstate-dir = \"state\"", 2, "absolute"),
             ("version", 1, "key = value"),
             ("[a", 1, "table"),
+            ("version = 1\n[outbox]\nquota = 1", 3, "outbox.quota-mib"),
+            ("version = 1\n[outbox.toll]\nnumber = 0", 3, "unknown key"),
+            ("version = 1\n[outbox.weight]\nttl-s = 1", 3, "number"),
+            (
+                "version = 1\n[outbox.a]\nnumber = 3\n[outbox.b]\nnumber = 3",
+                5,
+                "twice",
+            ),
+            ("version = 1\n[outbox.A]\nnumber = 3", 3, "a-z"),
         ] {
             let (found, reason) = parse(text).and_then(|table| config(&table)).unwrap_err();
             assert_eq!(found, line, "{text}: {reason}");
@@ -554,7 +580,7 @@ mod tests {
         #[test]
         fn what_is_accepted_means_the_same_to_the_toml_crate(
             lines in proptest::collection::vec(
-                "(\\[[a-c]{1,2}\\]|[a-d\"-]{1,3} ?= ?(\"[a-c#\\\\\"nt ]{0,5}\"|-?[0-9]{1,3}|true|\\[(\"[a-c]?\",? ?){0,3}\\]))( ?#.{0,4})?",
+                "(\\[[a-c]{1,2}(\\.[a-c])?\\]|[a-d\"-]{1,3} ?= ?(\"[a-c#\\\\\"nt ]{0,5}\"|-?[0-9]{1,3}|true|\\[(\"[a-c]?\",? ?){0,3}\\]))( ?#.{0,4})?",
                 0..6,
             )
         ) {

@@ -3,6 +3,7 @@
 
 mod answers;
 mod flash;
+mod records;
 mod uplink;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
+use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::lanes::Lanes;
@@ -23,6 +25,7 @@ use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
 use smol::{Async, Timer};
 
+use crate::api::{self, Api};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::Identity;
@@ -32,6 +35,7 @@ use crate::link::{Connect, LinkEvent, LinkSender};
 use crate::local::{self, Request};
 use crate::lock;
 use crate::logs::LogCalls;
+use crate::outbox;
 use crate::reaper::{Process, Reaper};
 use crate::resolve;
 use crate::runtime::{self, Runtime};
@@ -48,6 +52,7 @@ enum Event {
     Link(LinkEvent),
     Store(StoreDone),
     Runtime(Input),
+    Outbox(outbox::Done),
     Local(Request),
     Joined(Box<(Identity, u64)>),
     Exits,
@@ -81,6 +86,10 @@ struct Driver {
     log_calls: LogCalls,
     trim_at: u64,
     flash: flash::Flash,
+    outbox_jobs: Jobs<outbox::Job>,
+    /// The outbox that the session knows.
+    incarnation: Incarnation,
+    accounts: outbox::Shared,
 }
 
 /// Runs the agent until the process is ended.
@@ -132,6 +141,9 @@ pub fn run(config: Config) -> Result<(), String> {
 
     let (runtime_jobs, runtime_receiver) = Jobs::new();
     let (store_jobs, store_receiver) = Jobs::new();
+    let (outbox_jobs, outbox_receiver) = Jobs::new();
+    let (outbox_done, outbox_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let accounts = outbox::Shared::default();
     let (runtime_done, runtime_events) = async_channel::bounded(workers::CHANNEL_MAX);
     let (store_done, store_events) = async_channel::bounded(workers::CHANNEL_MAX);
     let (link_sender, link_events) = async_channel::bounded(workers::CHANNEL_MAX);
@@ -146,6 +158,15 @@ pub fn run(config: Config) -> Result<(), String> {
         runtime_done,
     )
     .map_err(failed("runtime thread"))?;
+
+    outbox::spawn(
+        config.state_dir.join("outbox"),
+        config.outbox.clone(),
+        outbox_receiver,
+        outbox_done,
+        accounts.clone(),
+    )
+    .map_err(failed("outbox thread"))?;
 
     let flash = flash::Flash::new(config.flash_mib_per_day);
     let mut driver = Driver {
@@ -172,6 +193,9 @@ pub fn run(config: Config) -> Result<(), String> {
         log_calls: LogCalls::default(),
         trim_at: 0,
         flash,
+        outbox_jobs,
+        incarnation: Incarnation::default(),
+        accounts,
     };
     driver.condition(
         "StoreDamaged",
@@ -205,7 +229,16 @@ pub fn run(config: Config) -> Result<(), String> {
         .map_err(failed("reaper"))?;
     log::info!("agent_started node={} version={VERSION}", driver.node);
 
+    let api_listener = api::listen(&driver.config.run_dir).map_err(failed("api socket"))?;
+    let api = Api {
+        classes: driver.config.outbox.classes.clone(),
+        jobs: driver.outbox_jobs.sender(),
+        shared: driver.accounts.clone(),
+    };
     let executor = LocalExecutor::new();
+    for _ in 0..api::CONNECTIONS_MAX {
+        executor.spawn(api::serve(&api_listener, &api)).detach();
+    }
     for _ in 0..local::CONNECTIONS_MAX {
         executor.spawn(local::serve(&listener, &requests)).detach();
     }
@@ -218,7 +251,10 @@ pub fn run(config: Config) -> Result<(), String> {
                 }),
                 or(
                     or(
-                        async { Event::Runtime(next(&runtime_events).await) },
+                        or(
+                            async { Event::Runtime(next(&runtime_events).await) },
+                            async { Event::Outbox(next(&outbox_events).await) },
+                        ),
                         async { Event::Local(next(&local_requests).await) },
                     ),
                     or(
@@ -366,6 +402,7 @@ impl Driver {
             Event::Link(event) => self.handle_link(now, event),
             Event::Store(done) => self.handle_store(now, done),
             Event::Runtime(input) => self.handle_runtime(now, input),
+            Event::Outbox(done) => self.handle_outbox(now, done),
             Event::Local(request) => self.handle_local(request),
             Event::Joined(joined) => {
                 let (identity, unix_s) = *joined;
@@ -501,6 +538,7 @@ impl Driver {
         loop {
             self.store_jobs.flush();
             self.runtime_jobs.flush();
+            self.outbox_jobs.flush();
             if let Some(output) = self.agent.poll() {
                 self.perform(output);
             } else if let Some(output) = self.device.poll() {

@@ -1,6 +1,7 @@
 //! The agent's shell: everything that touches the board. Decisions are `edge-core`'s and
 //! `edge-proto`'s; here sockets are opened, processes forked, file systems mounted, files written.
 
+pub mod api;
 pub mod board;
 pub mod cgroup;
 pub mod check;
@@ -21,6 +22,7 @@ pub mod logger;
 pub mod logs;
 pub mod medium;
 pub mod name;
+pub mod outbox;
 pub mod reaper;
 pub mod reset;
 mod resolve;

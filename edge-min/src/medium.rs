@@ -96,6 +96,15 @@ pub fn sync(file: &File, subsystem: Subsystem) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Makes a file's bytes durable, and of what is about it only the length.
+///
+/// # Errors
+/// As [`sync`].
+pub fn sync_data(file: &File, subsystem: Subsystem) -> io::Result<()> {
+    count(subsystem, 0, 1);
+    file.sync_data()
+}
+
 /// Counts a file of so many bytes that is written elsewhere, in whole blocks.
 pub fn count_file(subsystem: Subsystem, bytes: u64) {
     let blocks = bytes.checked_next_multiple_of(BLOCK_BYTES);

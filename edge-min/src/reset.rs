@@ -16,7 +16,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 /// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 16] = [
+const STATE: [&str; 17] = [
     "identity",
     "identity.new",
     "cache",
@@ -29,6 +29,7 @@ const STATE: [&str; 16] = [
     "board.key",
     "board.key.bad",
     "time.floor",
+    "outbox",
     // What a power cut may leave of a write.
     "desired.tmp",
     "board.tmp",

@@ -33,6 +33,84 @@ pub struct Status {
     pub memory: Memory,
     /// What the agent has written to the flash, and how worn that is.
     pub flash: Flash,
+    /// Records that wait for the cloud, and what became of the others.
+    pub outbox: Outbox,
+}
+
+/// The accounts of the outbox.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Outbox {
+    /// Name of the outbox, 16 hex digits; a new one says that the one before is lost.
+    pub incarnation: String,
+    /// By class.
+    pub classes: Vec<OutboxRow>,
+}
+
+/// A class of records: `appended` is the sum of delivered, held and the four of lost.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct OutboxRow {
+    /// Its name.
+    pub class: String,
+    /// Records ever written.
+    pub appended: u64,
+    /// Records that the cloud has.
+    pub delivered: u64,
+    /// Records that wait.
+    pub held: u64,
+    /// Records that were dropped for room.
+    pub lost_quota: u64,
+    /// Records that grew too old.
+    pub lost_expired: u64,
+    /// Records that a newer one of the same key replaced.
+    pub lost_superseded: u64,
+    /// Records that the medium lost.
+    pub lost_damaged: u64,
+    /// Bytes on the medium.
+    pub bytes: u64,
+}
+
+impl Outbox {
+    /// From the outbox's own report; empty before its first.
+    #[must_use]
+    pub fn new(report: &crate::outbox::Report, classes: &[crate::outbox::Class]) -> Self {
+        let rows = report.classes.iter().map(|(number, counters)| {
+            let class = classes.iter().find(|class| class.config.number == *number);
+            let [lost_quota, lost_expired, lost_superseded, lost_damaged] = counters.lost;
+            OutboxRow {
+                class: class.map(|class| class.name.clone()).unwrap_or_default(),
+                appended: counters.appended,
+                delivered: counters.delivered,
+                held: counters.held,
+                lost_quota,
+                lost_expired,
+                lost_superseded,
+                lost_damaged,
+                bytes: counters.bytes,
+            }
+        });
+        Self {
+            incarnation: crate::api::hex(report.incarnation),
+            classes: rows.collect(),
+        }
+    }
+}
+
+impl fmt::Display for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for row in self.classes.iter().filter(|row| row.appended > 0) {
+            let lost = row.lost_quota + row.lost_expired + row.lost_superseded + row.lost_damaged;
+            writeln!(
+                f,
+                "records    {} {} held, {} KiB; {} delivered, {lost} lost of {}",
+                row.class,
+                row.held,
+                row.bytes / 1024,
+                row.delivered,
+                row.appended
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// What the agent has written to the flash since its start; a day is 24 hours of its life.
@@ -356,6 +434,7 @@ impl fmt::Display for Status {
             self.memory.pss_kib, self.memory.anon_kib
         )?;
         self.flash.fmt(f)?;
+        self.outbox.fmt(f)?;
         for condition in &self.conditions {
             writeln!(f, "condition  {}: {}", condition.name, condition.message)?;
         }

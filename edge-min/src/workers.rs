@@ -47,6 +47,12 @@ impl<T> Jobs<T> {
         )
     }
 
+    /// For others who have jobs of this kind, and wait while the channel is full.
+    #[must_use]
+    pub fn sender(&self) -> Sender<T> {
+        self.sender.clone()
+    }
+
     /// Hands over a job, now or as soon as there is room.
     pub fn push(&mut self, job: T) {
         self.waiting.push_back(job);

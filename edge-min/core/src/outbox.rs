@@ -145,8 +145,13 @@ pub enum Refused {
 pub enum Next {
     /// So many lost ones.
     Gap(u64, GapReason),
-    /// A record, in this segment.
-    Record(u64),
+    /// A record.
+    Record {
+        /// Its segment.
+        segment: u64,
+        /// The number after the last one of the segment.
+        end: u64,
+    },
     /// Nothing durable yet.
     End,
 }
@@ -233,6 +238,7 @@ impl Outbox {
         if saved.is_sound() {
             class.start = saved.start;
             class.held = saved.held;
+            class.read = saved.held;
             class.next = saved.start.max(1);
             class.delivered = saved.delivered;
             class.lost = saved.lost;
@@ -278,6 +284,14 @@ impl Outbox {
         }
     }
 
+    /// An acknowledgement was found in the segment found last: everything before `next` had been
+    /// delivered when it was written.
+    pub fn found_acked(&mut self, number: u8, next: u64) {
+        if let Some(class) = self.class(number) {
+            class.read = class.read.max(next.min(class.next));
+        }
+    }
+
     /// So many records that cannot be read may stand at the end of the segment found last.
     pub fn found_damage(&mut self, number: u8, count: u64) {
         if let Some(class) = self.class(number) {
@@ -293,14 +307,18 @@ impl Outbox {
 
     /// All segments of all classes were found.
     pub fn found_all(&mut self, saved: &[Saved]) {
+        let mut acked = Vec::new();
         for class in &mut self.classes {
             let one = saved.iter().find(|one| one.class == class.config.number);
             let next = one.map_or(1, |one| one.next).max(class.held);
             class.lose(class.next, next, 3);
             class.next = class.next.max(next);
             class.durable = class.next;
-            class.read = class.held;
+            acked.push((class.config.number, class.read));
             class.delete_delivered(&mut self.out);
+        }
+        for (number, next) in acked {
+            self.acked(number, next);
         }
     }
 
@@ -395,6 +413,10 @@ impl Outbox {
             if class.durable < class.next {
                 class.lose(class.durable, class.next, 3);
                 class.durable = class.next;
+                // The cloud may hear of the loss before a power cut: the numbers are used up.
+                if !self.out.contains(&Output::Save) {
+                    self.out.push_front(Output::Save);
+                }
                 if let Some(last) = class.segments.back_mut() {
                     last.closed = true;
                 }
@@ -442,7 +464,10 @@ impl Outbox {
                 .iter()
                 .find(|one| (one.first..one.end).contains(&at))
             {
-                return Next::Record(segment.first);
+                return Next::Record {
+                    segment: segment.first,
+                    end: segment.end.min(class.durable),
+                };
             }
             // No file has it. Never so by our own doing.
             let after = segments

@@ -31,6 +31,8 @@ struct Record {
     number: u64,
     key: Vec<u8>,
     bytes: u64,
+    /// How far was acknowledged when it was written.
+    acked: u64,
 }
 
 /// A shell whose medium is in memory.
@@ -71,6 +73,7 @@ impl Board {
             number: place.number,
             key: key.to_vec(),
             bytes,
+            acked: self.outbox.ready(number).unwrap().0,
         };
         self.pending.push((number, place.segment, record));
         self.perform();
@@ -130,6 +133,7 @@ impl Board {
             let bytes = records.iter().map(|record| record.bytes).sum();
             if self.outbox.found(*class, *segment, bytes) {
                 for record in records {
+                    self.outbox.found_acked(*class, record.acked);
                     self.outbox
                         .found_record(*class, record.number, NOW, &record.key);
                 }
@@ -150,7 +154,11 @@ impl Board {
         let mut read = BTreeMap::new();
         while at < end {
             match self.outbox.next(class, at) {
-                Next::Record(segment) => {
+                Next::Record {
+                    segment,
+                    end: after,
+                } => {
+                    assert!((segment..after).contains(&at));
                     let records = &self.files[&(class, segment)];
                     assert!(
                         records.iter().any(|record| record.number == at),

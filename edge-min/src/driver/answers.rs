@@ -96,6 +96,10 @@ impl Driver {
             pods: Vec::new(),
             memory: status::Memory::own(),
             flash: self.flash.status(),
+            outbox: status::Outbox::new(
+                &crate::outbox::report(&self.accounts),
+                &self.config.outbox.classes,
+            ),
         };
         for pod in self.agent.statuses() {
             status.add_pod(&pod);

@@ -138,7 +138,7 @@ impl Driver {
                     self.link_error = problem.to_string();
                 }
             }
-            _ => {}
+            other => self.perform_stream(other),
         }
     }
 

@@ -1,0 +1,445 @@
+//! The outbox on the medium: segment files, and one small file with what must be known beside them.
+//! `edge-core` decides what is kept; one thread here writes, syncs and reads.
+//!
+//! Records that arrive while the medium syncs share the next sync. A record is answered as stored,
+//! and shown to the session, only after its sync. Memory holds one batch of new records and one
+//! piece of a segment, whatever the backlog.
+
+pub mod segment;
+mod store;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_channel::{Receiver, Sender};
+use edge_core::limits::WRITE_AGAIN_MS;
+use edge_core::outbox::{ClassConfig, Counters, Refused};
+use edge_proto::frame::{Entry, Incarnation};
+
+pub use store::Store;
+
+/// Stack of the thread.
+const STACK_BYTES: usize = 128 * 1024;
+/// Bytes of new records that one sync makes durable; more wait for the next.
+const COMMIT_BYTES_MAX: usize = 64 * 1024;
+/// Longest wait for the sync of a record of durability *soon*.
+const SOON: Duration = Duration::from_secs(2);
+
+/// A class, as the config names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Its name in the local API.
+    pub name: String,
+    /// How it is kept.
+    pub config: ClassConfig,
+    /// A record is answered only when it is durable.
+    pub must: bool,
+}
+
+/// What the config says of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes of all segments.
+    pub quota_bytes: u64,
+    /// By number, at most [`CLASSES_MAX`].
+    pub classes: Vec<Class>,
+}
+
+/// A job for the outbox.
+pub enum Job {
+    /// A new record.
+    Append {
+        /// Number of its class.
+        class: u8,
+        /// Answer only when it is durable.
+        must: bool,
+        /// Its coalescing key, at most `segment::KEY_BYTES_MAX`.
+        key: Vec<u8>,
+        /// When it was written, milliseconds since 1970.
+        unix_ms: u64,
+        /// At most `RECORD_BYTES_MAX`.
+        bytes: Vec<u8>,
+        /// For the answer.
+        reply: Sender<Answer>,
+    },
+    /// The session wants entries.
+    Read {
+        /// The outbox that it knows.
+        incarnation: Incarnation,
+        /// The class.
+        class: u8,
+        /// The first number.
+        from: u64,
+        /// Bytes of them at most.
+        bytes_max: usize,
+    },
+    /// The cloud has everything before `next`.
+    Acked {
+        /// The outbox that it knows.
+        incarnation: Incarnation,
+        /// The class.
+        class: u8,
+        /// The first number that it does not have.
+        next: u64,
+    },
+    /// The cloud knows numbers that were never given: begin anew with what is held.
+    Renew {
+        /// The outbox that it knows.
+        incarnation: Incarnation,
+    },
+}
+
+/// The answer to a new record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Taken.
+    Stored {
+        /// The outbox.
+        incarnation: Incarnation,
+        /// Its number.
+        sequence: u64,
+    },
+    /// More important records fill the quota.
+    Full,
+    /// The medium is full or cannot be written.
+    Medium,
+}
+
+/// What the outbox tells the driver.
+pub enum Done {
+    /// Numbers that can be read.
+    Ready {
+        /// The class.
+        class: u8,
+        /// The outbox.
+        incarnation: Incarnation,
+        /// The oldest.
+        held: u64,
+        /// The one that the next record gets.
+        end: u64,
+    },
+    /// Answers `Read`.
+    Read {
+        /// The outbox.
+        incarnation: Incarnation,
+        /// The class.
+        class: u8,
+        /// The first number.
+        first: u64,
+        /// What stands there.
+        entries: Vec<Entry>,
+    },
+    /// It cannot be written; `None` when it can again.
+    Trouble(Option<String>),
+}
+
+/// How the outbox stands, for people and accountants.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Name of the outbox.
+    pub incarnation: Incarnation,
+    /// Number and counters of each class.
+    pub classes: Vec<(u8, Counters)>,
+}
+
+/// The newest report; the outbox's thread writes it.
+pub type Shared = Arc<Mutex<Report>>;
+
+/// A copy of the newest report.
+#[must_use]
+pub fn report(shared: &Shared) -> Report {
+    shared
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+/// Milliseconds since 1970 by the system's clock.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Starts the outbox's thread, which first reads what is there.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    dir: PathBuf,
+    settings: Settings,
+    jobs: Receiver<Job>,
+    done: Sender<Done>,
+    shared: Shared,
+) -> io::Result<()> {
+    let run = move || {
+        let mut told = None;
+        // Without a directory no record can be taken; the driver tells why.
+        let store = loop {
+            match Store::open(&dir, &settings) {
+                Ok(store) => break store,
+                Err(error) => {
+                    let reason = error.to_string();
+                    if told.as_ref() != Some(&reason) {
+                        told = Some(reason.clone());
+                        done.send_blocking(Done::Trouble(Some(reason))).ok();
+                    }
+                    if !refuse(&jobs) {
+                        return;
+                    }
+                }
+            }
+        };
+        if told.is_some() {
+            done.send_blocking(Done::Trouble(None)).ok();
+        }
+        Thread {
+            store,
+            done,
+            shared,
+            ready: Vec::new(),
+            musts: Vec::new(),
+            soons: Vec::new(),
+            sync_at: None,
+            again_at: None,
+        }
+        .run(&jobs);
+    };
+    std::thread::Builder::new()
+        .name("outbox".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(run)
+        .map(drop)
+}
+
+/// Waits for a job and refuses it: whoever writes next tries the medium again.
+fn refuse(jobs: &Receiver<Job>) -> bool {
+    match jobs.recv_blocking() {
+        Ok(Job::Append { reply, .. }) => {
+            // A writer may be gone.
+            reply.try_send(Answer::Medium).ok();
+            true
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
+type Replies = Vec<(Sender<Answer>, Answer)>;
+
+struct Thread {
+    store: Store,
+    done: Sender<Done>,
+    shared: Shared,
+    /// What was last told of each class.
+    ready: Vec<(u8, Incarnation, u64)>,
+    /// Answered after the sync, and after the write. At most what [`COMMIT_BYTES_MAX`] holds.
+    musts: Replies,
+    soons: Replies,
+    /// When what is written must be synced.
+    sync_at: Option<Instant>,
+    /// After a failed write: when the next is tried.
+    again_at: Option<Instant>,
+}
+
+impl Thread {
+    fn run(&mut self, jobs: &Receiver<Job>) {
+        if self.settle().is_err() {
+            return;
+        }
+        loop {
+            match self.wait(jobs) {
+                Some(Ok(job)) => self.perform(job),
+                Some(Err(_)) => return,
+                None => {}
+            }
+            // What came meanwhile shares the sync.
+            while self.store.unwritten() < COMMIT_BYTES_MAX
+                && let Ok(job) = jobs.try_recv()
+            {
+                self.perform(job);
+            }
+            if self.settle().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wait(&self, jobs: &Receiver<Job>) -> Option<Result<Job, async_channel::RecvError>> {
+        let Some(at) = self.sync_at else {
+            return Some(jobs.recv_blocking());
+        };
+        smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
+            smol::Timer::at(at).await;
+            None
+        }))
+    }
+
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Append {
+                class,
+                must,
+                key,
+                unix_ms,
+                bytes,
+                reply,
+            } => {
+                let answer = self.append(class, &key, unix_ms, &bytes);
+                let stored = matches!(answer, Answer::Stored { .. });
+                match (stored, must) {
+                    (true, true) => self.musts.push((reply, answer)),
+                    (true, false) => self.soons.push((reply, answer)),
+                    // A writer may be gone.
+                    (false, _) => drop(reply.try_send(answer)),
+                }
+            }
+            Job::Read {
+                incarnation,
+                class,
+                from,
+                bytes_max,
+            } if incarnation == self.store.incarnation => {
+                let entries = self.store.read(class, from, bytes_max);
+                let read = Done::Read {
+                    incarnation,
+                    class,
+                    first: from,
+                    entries,
+                };
+                self.done.send_blocking(read).ok();
+            }
+            Job::Acked {
+                incarnation,
+                class,
+                next,
+            } if incarnation == self.store.incarnation => {
+                let base = self.store.base(class);
+                self.store.outbox.acked(class, next.saturating_add(base));
+            }
+            Job::Renew { incarnation } if incarnation == self.store.incarnation => {
+                if let Err(error) = self.store.renew() {
+                    self.trouble(&error);
+                }
+            }
+            // Of an outbox that was given up meanwhile.
+            Job::Read { .. } | Job::Acked { .. } | Job::Renew { .. } => {}
+        }
+    }
+
+    fn append(&mut self, class: u8, key: &[u8], unix_ms: u64, bytes: &[u8]) -> Answer {
+        if self.again_at.is_some_and(|at| Instant::now() < at) {
+            return Answer::Medium;
+        }
+        // Looked at once for each batch, which is smaller than what is left free.
+        if self.store.unwritten() == 0
+            && let Err(error) = self.store.has_room()
+        {
+            self.trouble(&error);
+            return Answer::Medium;
+        }
+        match self.store.append(class, key, unix_ms, bytes) {
+            Ok(Ok(number)) => Answer::Stored {
+                incarnation: self.store.incarnation,
+                sequence: number - self.store.base(class),
+            },
+            Ok(Err(Refused::LocalClass | Refused::LimitFull)) => Answer::Full,
+            Err(error) => {
+                self.fail(&error);
+                Answer::Medium
+            }
+        }
+    }
+
+    /// Writes the batch, syncs it if it must be, answers, and tells the driver. Fails when there is
+    /// nobody to tell.
+    fn settle(&mut self) -> Result<(), ()> {
+        let due = self.sync_at.is_some_and(|at| at <= Instant::now());
+        let must = !self.musts.is_empty();
+        let unsynced = !self.soons.is_empty();
+        let result = self.store.write().and_then(|()| {
+            if must || due {
+                self.store.sync()?;
+            }
+            Ok(())
+        });
+        match result {
+            Ok(()) => {
+                if must || due {
+                    self.sync_at = None;
+                    if self.again_at.take().is_some() {
+                        self.done.send_blocking(Done::Trouble(None)).ok();
+                    }
+                } else if unsynced && self.sync_at.is_none() {
+                    self.sync_at = Instant::now().checked_add(SOON);
+                }
+            }
+            Err(error) => self.fail(&error),
+        }
+        if let Err(error) = self.store.settle() {
+            self.trouble(&error);
+        }
+        // The accounts first: who writes and then asks finds its record there.
+        self.tell()?;
+        for (reply, answer) in self.musts.drain(..).chain(self.soons.drain(..)) {
+            // A writer may be gone.
+            reply.try_send(answer).ok();
+        }
+        Ok(())
+    }
+
+    /// What is not durable is lost, and its writers hear it.
+    fn fail(&mut self, error: &io::Error) {
+        self.store.failed();
+        self.sync_at = None;
+        for (reply, _) in self.musts.drain(..).chain(self.soons.drain(..)) {
+            reply.try_send(Answer::Medium).ok();
+        }
+        self.trouble(error);
+    }
+
+    fn trouble(&mut self, error: &io::Error) {
+        let first = self.again_at.is_none();
+        self.again_at = Instant::now().checked_add(Duration::from_millis(WRITE_AGAIN_MS));
+        if first {
+            let reason = Some(error.to_string());
+            self.done.send_blocking(Done::Trouble(reason)).ok();
+        }
+    }
+
+    fn tell(&mut self) -> Result<(), ()> {
+        let incarnation = self.store.incarnation;
+        let mut report = Report {
+            incarnation,
+            classes: Vec::with_capacity(self.store.writers.len()),
+        };
+        for writer in &self.store.writers {
+            let class = writer.class;
+            report
+                .classes
+                .push((class, self.store.outbox.counters(class)));
+            let Some((held, end)) = self.store.outbox.ready(class) else {
+                continue;
+            };
+            let now = (class, incarnation, end);
+            match self.ready.iter_mut().find(|told| told.0 == class) {
+                Some(told) if *told == now => continue,
+                Some(told) => *told = now,
+                None => self.ready.push(now),
+            }
+            let ready = Done::Ready {
+                class,
+                incarnation,
+                held: held - writer.base,
+                end: end - writer.base,
+            };
+            self.done.send_blocking(ready).map_err(drop)?;
+        }
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = report;
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! The bytes of a segment: frames one after the other, each with its own checksum, so that what
+//! follows a damaged one is found again. `docs/outbox.md` specifies them.
+
+use edge_proto::limits::RECORD_BYTES_MAX;
+
+/// First byte of each frame: where to look for the next one after damage.
+const MARKER: u8 = 0xe7;
+/// Marker, kind, length of the body, checksum over both and the body.
+const HEADER_BYTES: usize = 8;
+/// Number, time and length of the key.
+const RECORD_FIXED_BYTES: usize = 17;
+/// Bytes of a coalescing key.
+pub const KEY_BYTES_MAX: usize = 64;
+/// Longest frame.
+pub const FRAME_BYTES_MAX: usize =
+    HEADER_BYTES + RECORD_FIXED_BYTES + KEY_BYTES_MAX + RECORD_BYTES_MAX;
+/// Shortest frame of a record.
+pub const RECORD_BYTES_MIN: usize = HEADER_BYTES + RECORD_FIXED_BYTES;
+
+const KIND_RECORD: u8 = 0;
+const KIND_ACKED: u8 = 1;
+
+/// A frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A record.
+    Record {
+        /// Its number.
+        number: u64,
+        /// When it was written, milliseconds since 1970.
+        unix_ms: u64,
+        /// Its coalescing key, empty for none.
+        key: &'a [u8],
+        /// The record.
+        bytes: &'a [u8],
+    },
+    /// When this was written, everything before the number was acknowledged.
+    Acked(u64),
+}
+
+/// What stands at the start of some bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<'a> {
+    /// A frame, and its length.
+    Whole(Frame<'a>, usize),
+    /// Perhaps a frame, if more bytes follow.
+    Short,
+    /// No frame.
+    Bad,
+}
+
+/// Bytes that a record takes.
+#[must_use]
+pub const fn record_bytes(key: &[u8], bytes: &[u8]) -> usize {
+    RECORD_BYTES_MIN + key.len() + bytes.len()
+}
+
+/// Writes a record; key and bytes are within their caps.
+pub fn put_record(out: &mut Vec<u8>, number: u64, unix_ms: u64, key: &[u8], bytes: &[u8]) {
+    let key_bytes = [u8::try_from(key.len()).unwrap_or(u8::MAX)];
+    let fixed = [number.to_le_bytes(), unix_ms.to_le_bytes()].concat();
+    put(
+        out,
+        KIND_RECORD,
+        &[&fixed, key_bytes.as_slice(), key, bytes],
+    );
+}
+
+/// Writes how far the cloud has acknowledged.
+pub fn put_acked(out: &mut Vec<u8>, next: u64) {
+    put(out, KIND_ACKED, &[&next.to_le_bytes()]);
+}
+
+fn put(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let [low, high] = u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes();
+    let head = [kind, low, high];
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head);
+    parts.iter().for_each(|part| crc.update(part));
+    out.push(MARKER);
+    out.extend(head);
+    out.extend(crc.finalize().to_le_bytes());
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+/// Reads the frame at the start of `bytes`.
+#[must_use]
+pub fn parse(bytes: &[u8]) -> Parsed<'_> {
+    let Some((&[marker, kind, low, high], rest)) = bytes.split_first_chunk::<4>() else {
+        return Parsed::Short;
+    };
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    if marker != MARKER || kind > KIND_ACKED || length > FRAME_BYTES_MAX - HEADER_BYTES {
+        return Parsed::Bad;
+    }
+    let Some((crc, rest)) = rest.split_first_chunk::<4>() else {
+        return Parsed::Short;
+    };
+    let Some(body) = rest.get(..length) else {
+        return Parsed::Short;
+    };
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[kind, low, high]);
+    hasher.update(body);
+    if hasher.finalize().to_le_bytes() != *crc {
+        return Parsed::Bad;
+    }
+    match frame(kind, body) {
+        Some(frame) => Parsed::Whole(frame, HEADER_BYTES + length),
+        None => Parsed::Bad,
+    }
+}
+
+fn frame(kind: u8, body: &[u8]) -> Option<Frame<'_>> {
+    let (number, rest) = body.split_first_chunk::<8>()?;
+    let number = u64::from_le_bytes(*number);
+    if kind == KIND_ACKED {
+        return rest.is_empty().then_some(Frame::Acked(number));
+    }
+    let (unix_ms, rest) = rest.split_first_chunk::<8>()?;
+    let (key_bytes, rest) = rest.split_first()?;
+    let (key, bytes) = rest.split_at_checked(usize::from(*key_bytes))?;
+    let fits = key.len() <= KEY_BYTES_MAX && bytes.len() <= RECORD_BYTES_MAX;
+    fits.then_some(Frame::Record {
+        number,
+        unix_ms: u64::from_le_bytes(*unix_ms),
+        key,
+        bytes,
+    })
+}
+
+/// All whole frames of a segment, whatever stands between them.
+#[derive(Debug)]
+pub struct Scan<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Start of the last whole frame.
+    pub start: usize,
+    /// End of the last whole frame.
+    pub end: usize,
+}
+
+impl<'a> Scan<'a> {
+    /// From the start of `bytes`.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            start: 0,
+            end: 0,
+        }
+    }
+}
+
+impl<'a> Iterator for Scan<'a> {
+    type Item = Frame<'a>;
+
+    fn next(&mut self) -> Option<Frame<'a>> {
+        loop {
+            let rest = self.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
+            if let Parsed::Whole(frame, length) = parse(rest) {
+                self.start = self.at;
+                self.at += length;
+                self.end = self.at;
+                return Some(frame);
+            }
+            // A damaged length may point anywhere: the next marker may begin a frame.
+            let skipped = rest.iter().skip(1).position(|byte| *byte == MARKER)?;
+            self.at += 1 + skipped;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment() -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = Vec::new();
+        let mut ends = Vec::new();
+        for number in 1..=20_u8 {
+            if number == 10 {
+                put_acked(&mut bytes, 5);
+            }
+            let record = vec![number; usize::from(number) * 7];
+            put_record(&mut bytes, number.into(), 99, b"key", &record);
+            ends.push(bytes.len());
+        }
+        (bytes, ends)
+    }
+
+    fn numbers(bytes: &[u8]) -> Vec<u64> {
+        let number = |frame| match frame {
+            Frame::Record { number, .. } => Some(number),
+            Frame::Acked(_) => None,
+        };
+        Scan::new(bytes).filter_map(number).collect()
+    }
+
+    #[test]
+    fn frames_keep_their_bytes() {
+        let mut bytes = Vec::new();
+        put_record(&mut bytes, 1, 2, b"k", b"r");
+        assert_eq!(record_bytes(b"k", b"r"), bytes.len());
+        let golden = [
+            0xe7, 0, 19, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, b'k',
+            b'r',
+        ];
+        assert_eq!(bytes[..4], golden[..4]);
+        assert_eq!(bytes[8..], golden[8..]);
+        let crc = crc32fast::hash(&[&golden[1..4], &golden[8..]].concat());
+        assert_eq!(bytes[4..8], crc.to_le_bytes());
+        let mut bytes = Vec::new();
+        put_acked(&mut bytes, 7);
+        assert_eq!(parse(&bytes), Parsed::Whole(Frame::Acked(7), bytes.len()));
+    }
+
+    /// Goal: a cut anywhere leaves every whole frame before it, and the end of the last one.
+    #[test]
+    fn a_torn_tail_leaves_what_is_whole() {
+        let (bytes, ends) = segment();
+        for cut in 0..bytes.len() {
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            let mut scan = Scan::new(&bytes[..cut]);
+            let records = scan
+                .by_ref()
+                .filter(|frame| matches!(frame, Frame::Record { .. }));
+            assert_eq!(records.count(), whole, "cut at {cut}");
+            assert!(scan.end <= cut);
+        }
+    }
+
+    /// Goal: a damaged byte costs its own frame, no other.
+    #[test]
+    fn one_damaged_byte_costs_one_frame() {
+        let (bytes, ends) = segment();
+        for place in 0..bytes.len() {
+            let mut bent = bytes.clone();
+            bent[place] ^= 0x55;
+            let hit = ends.iter().filter(|end| **end <= place).count() as u64 + 1;
+            let left = numbers(&bent);
+            // The acknowledgement before the tenth is a frame of its own.
+            assert!(left.len() >= 19, "byte {place}");
+            assert!(
+                (1..=20)
+                    .filter(|one| *one != hit)
+                    .all(|one| left.contains(&one))
+            );
+        }
+    }
+}
