@@ -27,8 +27,9 @@ impl Sealer {
     /// Loads the board key, or makes it at the first start.
     ///
     /// # Errors
-    /// It cannot be read. One of the wrong size is put aside; that a new key cannot be stored is
-    /// none, see [`Self::keep`].
+    /// There are no random bytes. A key of the wrong size is put aside and one that cannot be read
+    /// is written over: it costs the Secrets, which the cloud sends again. That a new one cannot be
+    /// stored is no error, see [`Self::keep`].
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = state.join("board.key");
         let random = SystemRandom::new();
@@ -46,8 +47,12 @@ impl Sealer {
                 }
                 new_key(&random)?
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => new_key(&random)?,
-            Err(error) => return Err(error),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    log::error!("board_key_unreadable error={error}");
+                }
+                new_key(&random)?
+            }
         };
         let key = UnboundKey::new(&AES_256_GCM, &bytes)
             .map_err(|_| io::Error::other("board.key is not 32 bytes"))?;

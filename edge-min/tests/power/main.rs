@@ -184,7 +184,8 @@ struct Failing {
 }
 
 impl Failing {
-    /// The `nth` of these calls to one of these files fails in each thread of the process.
+    /// The `nth` of these calls to one of these files fails in each thread of the process, which
+    /// begins in an empty folder.
     fn start(
         workload: &Workload,
         calls: &str,
@@ -192,7 +193,19 @@ impl Failing {
         nth: &str,
         files: &BTreeSet<PathBuf>,
     ) -> Self {
-        let (dir, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(dir, workload, calls, error, nth, files)
+    }
+
+    fn start_in(
+        dir: tempfile::TempDir,
+        workload: &Workload,
+        calls: &str,
+        error: &str,
+        nth: &str,
+        files: &BTreeSet<PathBuf>,
+    ) -> Self {
+        let log = tempfile::tempdir().unwrap();
         let inject = format!("inject={calls}:error={error}:when={nth}");
         let trace = format!("trace={calls}");
         let mut options = vec!["-e", &trace, "-e", &inject, "-e", "signal=none"];
@@ -333,4 +346,38 @@ fn the_store_thread_tells_of_a_full_medium_and_recovers() {
     sorted.1.sort_unstable();
     assert_eq!(sorted.0, sorted.1, "{said:?}");
     assert_eq!(said[..2], wanted[..2]);
+}
+
+/// Goal: a medium that cannot be read back keeps no agent from starting, alters nothing, and what
+/// is missing is told. Method: one call that reads a file of a whole store fails, one after the
+/// other, when the store is opened.
+#[test]
+fn a_file_that_cannot_be_read_is_told_and_stops_nothing() {
+    let (master, mut damaged) = (tempfile::tempdir().unwrap(), 0);
+    workload::fill(master.path());
+    let left = tree(master.path());
+    for calls in ["openat", "read,pread64", "statx,newfstatat"] {
+        for nth in 1.. {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, bytes) in &left {
+                let path = dir.path().join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, bytes).unwrap();
+            }
+            let files = left.iter().map(|(name, _)| name.clone());
+            let files = files.filter(|name| !name.starts_with("cache")).collect();
+            let reopen = &workload::REOPEN;
+            let failing = Failing::start_in(dir, reopen, calls, "EIO", &nth.to_string(), &files);
+            let (said, failed) = failing.end(reopen);
+            if !failed {
+                break;
+            }
+            // What a damaged file lacks may have come from the cache.
+            let told = said[0].contains("damage told");
+            let whole = said[0].starts_with("whole true damage none");
+            assert!(told || whole, "{calls} {nth}: {said:?}");
+            damaged += usize::from(told);
+        }
+    }
+    assert!(damaged > 5, "{damaged}");
 }

@@ -54,13 +54,24 @@ pub(crate) const THREAD: Workload = Workload {
     check: check_thread,
 };
 
+/// Opens a store that is there, and says what it found.
+pub(crate) const REOPEN: Workload = Workload {
+    name: "reopen",
+    run: run_reopen,
+    check: |_, _| Ok(()),
+};
+
 pub(crate) fn named(name: &str) -> &'static Workload {
-    let mut all = ALL.iter().chain([&THREAD]);
+    let mut all = ALL.iter().chain([&THREAD, &REOPEN]);
     all.find(|one| one.name == name).unwrap()
 }
 
 /// In one write, past the capture of tests.
 fn say(text: &str) {
+    if std::env::var_os(NAME).is_none() {
+        // Not that process.
+        return;
+    }
     let line = ["\n@", text, "\n"].concat();
     std::io::stdout().write_all(line.as_bytes()).unwrap();
     std::io::stdout().flush().unwrap();
@@ -187,6 +198,31 @@ fn run_store(dir: &Path) {
         }
     }
     say("end");
+}
+
+fn run_reopen(dir: &Path) {
+    let (store, set, damage) = open(dir).unwrap();
+    for (key, hash) in &set {
+        let known = (1..=EPOCHS).flat_map(changes).filter(|(one, _)| one == key);
+        let known: Vec<Hash32> = known
+            .filter_map(|(_, bytes)| Some(sha256(&bytes?)))
+            .collect();
+        assert!(known.contains(hash), "{key} was never accepted");
+    }
+    let whole = store.epoch() == EPOCHS && set == set_of(EPOCHS);
+    let floor = Clock::open(dir).now().0;
+    let damage = damage.map_or("none", |_| "told");
+    say(&format!(
+        "whole {whole} damage {damage} floor {}",
+        floor >= FLOOR
+    ));
+    say("end");
+}
+
+/// A store as [`run_store`] leaves it, and a time floor.
+pub(crate) fn fill(dir: &Path) {
+    run_store(dir);
+    Clock::open(dir).confirm(FLOOR);
 }
 
 fn run_thread(dir: &Path) {
