@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::blocklog::{self, Cut};
 use crate::{program, root, text};
 
 /// Patience with a state of an emulated board, whose every instruction costs ten; a container by
@@ -71,6 +72,10 @@ pub struct Boot {
     pub offline: bool,
     /// With a clock that stands at 1970.
     pub year_1970: bool,
+    /// As small and fast as it gets, for tests of the store: no runc, unconnected until the test
+    /// brings the network up, and a disk that loses what was not flushed; see
+    /// [`Board::cut_power_of_disk`].
+    pub store: bool,
 }
 
 /// A board that is booted, the disk that outlives its power, and its cloud.
@@ -220,6 +225,7 @@ impl Board {
             .arg(&self.dir)
             .args(boot.offline.then_some("offline"))
             .args(boot.year_1970.then_some("1970"))
+            .args(boot.store.then_some("store"))
             .arg("quiet")
             .stdin(Stdio::piped())
             .stderr(console.try_clone()?)
@@ -236,6 +242,16 @@ impl Board {
     /// It is not booted.
     pub fn cut_power(&mut self) -> Result<()> {
         kill(&mut self.qemu)
+    }
+
+    /// Cuts the power of a board that was booted with [`Boot::store`]: besides the guest's memory
+    /// a part of what its disk had not flushed is gone, chosen by `seed`.
+    ///
+    /// # Errors
+    /// It is not booted so.
+    pub fn cut_power_of_disk(&mut self, seed: u64) -> Result<Cut> {
+        kill(&mut self.qemu)?;
+        blocklog::cut(&self.dir.join("disk"), &self.dir.join("disk.log"), seed)
     }
 
     /// What a command prints in the guest's shell.

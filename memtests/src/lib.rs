@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+pub mod blocklog;
 pub mod board;
 pub mod broker;
 pub mod measure;

@@ -310,6 +310,7 @@ fn power_cut(board: &mut Board, harm: Option<(&Damage, Value)>, offline: bool) {
     let boot = Boot {
         offline,
         year_1970: true,
+        ..Boot::default()
     };
     board.boot(boot).unwrap();
     let alone = board
