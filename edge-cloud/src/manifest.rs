@@ -330,16 +330,13 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resul
 
 fn read_file(path: &Path) -> Result<String, String> {
     use std::io::Read as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
     let mut bytes = Vec::new();
-    // Opening a pipe must not wait for a writer.
-    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.read(true).custom_flags(nonblock).open(path);
-    let file = file.map_err(|error| error.to_string())?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+    // Before it is opened: that of a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
         return Err("is not a file".to_owned());
     }
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     file.take(FILE_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
