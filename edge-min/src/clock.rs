@@ -14,6 +14,9 @@ use crate::tls::TimeSource;
 
 /// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
 const BUILD_UNIX_S: u64 = 1_795_478_400;
+/// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
+/// that of a dead battery may be. Believed, it would take every certificate for expired.
+const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
 /// The floor is persisted when it moved by this much, seconds.
 const PERSIST_S: u64 = 24 * 3600;
 
@@ -49,7 +52,7 @@ impl Clock {
     }
 
     /// Seconds since 1970, and whether they are to be trusted: the system's clock is above the
-    /// floor, or the cloud has said the time since the start.
+    /// floor, and not by [`AHEAD_S_MAX`], or the cloud has said the time since the start.
     #[must_use]
     pub fn now(&self) -> (u64, bool) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +63,8 @@ impl Clock {
         if state.confirmed {
             (floor, true)
         } else {
-            (system.max(floor), system >= floor)
+            let trusted = is_plausible(system, floor);
+            (if trusted { system } else { floor }, trusted)
         }
     }
 
@@ -68,7 +72,7 @@ impl Clock {
     pub fn confirm(&self, unix_s: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let floor = state.floor.saturating_add(state.since.elapsed().as_secs());
-        if unix_s < floor {
+        if !is_plausible(unix_s, floor) {
             return;
         }
         state.floor = unix_s;
@@ -89,6 +93,12 @@ impl Clock {
         let clock = self.clone();
         Arc::new(move || clock.now())
     }
+}
+
+fn is_plausible(unix_s: u64, floor: u64) -> bool {
+    unix_s
+        .checked_sub(floor)
+        .is_some_and(|ahead| ahead < AHEAD_S_MAX)
 }
 
 /// The floor file: seconds since 1970 and their CRC-32, both big-endian.
@@ -112,7 +122,7 @@ mod tests {
     fn the_floor_survives_a_restart_and_is_never_lowered() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::open(dir.path());
-        let far = 4_000_000_000;
+        let far = 2_000_000_000;
         clock.confirm(far);
         assert!(clock.now().0 >= far && clock.now().1);
         clock.confirm(BUILD_UNIX_S);
@@ -122,14 +132,29 @@ mod tests {
         assert!(!again.now().1, "the board's own clock is below the floor");
     }
 
+    /// Goal: no broken clock, the board's or the cloud's, makes every certificate expired for good.
+    /// Method: times at the edge of what is believed, and the last that 32 bits can hold.
+    #[test]
+    fn a_time_that_is_far_too_late_is_not_believed() {
+        assert!(is_plausible(BUILD_UNIX_S, BUILD_UNIX_S));
+        assert!(!is_plausible(BUILD_UNIX_S - 1, BUILD_UNIX_S));
+        assert!(is_plausible(BUILD_UNIX_S + AHEAD_S_MAX - 1, BUILD_UNIX_S));
+        assert!(!is_plausible(BUILD_UNIX_S + AHEAD_S_MAX, BUILD_UNIX_S));
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::open(dir.path());
+        clock.confirm(u64::from(u32::MAX));
+        assert!(clock.now().0 < BUILD_UNIX_S + AHEAD_S_MAX);
+        assert!(!dir.path().join("time.floor").exists());
+    }
+
     #[test]
     fn an_altered_floor_file_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("time.floor");
-        Clock::open(dir.path()).confirm(4_000_000_000);
+        Clock::open(dir.path()).confirm(2_000_000_000);
         let whole = fs::read(&file).unwrap();
         let persisted = || Clock::open(dir.path()).0.lock().unwrap().persisted;
-        assert_eq!(persisted(), 4_000_000_000);
+        assert_eq!(persisted(), 2_000_000_000);
         for bit in 0..whole.len() * 8 {
             let mut altered = whole.clone();
             altered[bit / 8] ^= 1 << (bit % 8);

@@ -339,7 +339,7 @@ fn joined(nth: u8) -> Identity {
 
 const JOINS: u8 = 3;
 /// Far above the date of any build, and a day apart.
-const FLOOR: u64 = 4_000_000_000;
+const FLOOR: u64 = 2_000_000_000;
 const DAY: u64 = 86_400;
 
 fn run_identity(dir: &Path) {
