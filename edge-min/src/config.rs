@@ -9,6 +9,8 @@ mod records;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -159,11 +161,10 @@ pub fn read<T>(
         line: 0,
         reason,
     };
-    let metadata = fs::metadata(file).map_err(|error| whole(error.to_string()))?;
-    if metadata.len() > FILE_BYTES_MAX {
+    let text = text_of(file).map_err(|error| whole(error.to_string()))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
         return Err(whole("over 64 KiB".to_owned()));
     }
-    let text = fs::read_to_string(file).map_err(|error| whole(error.to_string()))?;
     parse(&text)
         .and_then(|table| meaning(&table))
         .map_err(|(line, reason)| ConfigError {
@@ -171,6 +172,21 @@ pub fn read<T>(
             line,
             reason,
         })
+}
+
+/// The text of a file, and no more than one byte of what is too much. A pipe would wait for a writer,
+/// and some devices never end.
+fn text_of(file: &Path) -> io::Result<String> {
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(nonblock).open(file)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(io::Error::other("not a file"));
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Line and reason.
@@ -502,6 +518,22 @@ fn string(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Goal: a config that is no file neither waits nor fills the memory. Method: a pipe that nobody
+    /// writes to, a device that never ends, a directory, and a file that is too long.
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let long = dir.path().join("long");
+        fs::write(&long, "#".repeat(70_000)).unwrap();
+        let reason = |file: &Path| read(file, |_| Ok(())).unwrap_err().reason;
+        assert_eq!(reason(&pipe), "not a file");
+        assert_eq!(reason(Path::new("/dev/zero")), "not a file");
+        assert!(reason(dir.path()).contains("directory"));
+        assert_eq!(reason(&long), "over 64 KiB");
+    }
 
     #[test]
     fn a_whole_config_is_read() {
