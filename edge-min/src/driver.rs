@@ -455,6 +455,11 @@ impl Driver {
                 self.device
                     .handle(now, session::Input::Applied { ticket, refused });
             }
+            StoreDone::Ahead(pods) => {
+                for (key, payload) in pods {
+                    self.agent.handle(now, Input::Desired(key, payload));
+                }
+            }
             StoreDone::Have(sha256, bytes) => {
                 self.device
                     .handle(now, session::Input::BlobHave { sha256, bytes });

@@ -10,8 +10,8 @@ use async_channel::{Receiver, RecvError, Sender, TrySendError};
 use edge_core::pace::{self, Pace};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
-use edge_proto::key::{Key, Uid};
-use edge_proto::object::{CAPABILITIES_ALL, Container, RuntimeClass, granted};
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::object::{CAPABILITIES_ALL, Container, Pod, RuntimeClass, granted};
 use edge_proto::session::Payload;
 
 use crate::cgroup::Limits;
@@ -105,6 +105,8 @@ pub enum StoreDone {
     },
     /// Bytes of the wanted object that are here.
     Have(Hash32, u32),
+    /// Pods that a change ends which is not durable yet, as the cloud sees them now.
+    Ahead(Vec<(Key, Option<Vec<u8>>)>),
     /// A write failed and is tried again; `None` when it went well again.
     Trouble(Option<String>),
 }
@@ -189,6 +191,12 @@ impl StoreThread {
             match self.pace.poll() {
                 Some(pace::Output::Failing | pace::Output::Recovered) => {
                     self.done.send_blocking(StoreDone::Trouble(word)).ok();
+                    if let Some(StoreJob::Apply { changes, .. }) = &failed {
+                        let pods = endings(changes);
+                        if !pods.is_empty() {
+                            self.done.send_blocking(StoreDone::Ahead(pods)).ok();
+                        }
+                    }
                 }
                 Some(pace::Output::Cache) => {
                     if let Err(error) = self.store.write_cache() {
@@ -265,6 +273,25 @@ impl StoreThread {
             None
         }))
     }
+}
+
+/// Pods that these changes end. They end before it is durable: on a full medium it may be their own
+/// files that keep the change from being written.
+fn endings(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
+    let mut pods = Vec::new();
+    for (key, payload) in changes {
+        match payload {
+            _ if key.kind() != Kind::Pod => {}
+            None => pods.push((key.clone(), None)),
+            Some(Payload::Inline(bytes)) => {
+                if Pod::decode(bytes).is_ok_and(|pod| pod.terminating) {
+                    pods.push((key.clone(), Some(bytes.clone())));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    pods
 }
 
 /// Everything about one start, resolved from the desired objects.

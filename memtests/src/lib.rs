@@ -473,7 +473,12 @@ impl Gate {
     fn unmount(&self) -> Result<()> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         let ours = self.dir.display().to_string();
-        for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        // What is mounted below another comes after it.
+        for path in mounts
+            .lines()
+            .rev()
+            .filter_map(|line| line.split(' ').nth(1))
+        {
             if path.starts_with(&ours) {
                 Command::new("umount").args(["-l", path]).status()?;
             }

@@ -248,6 +248,8 @@ fn run_thread(dir: &Path) {
             }
             StoreDone::Trouble(Some(error)) => say(&format!("trouble {error}")),
             StoreDone::Trouble(None) => say("well again"),
+            // Nothing of it is durable.
+            StoreDone::Ahead(_) => {}
             StoreDone::Have(..) => panic!("nobody asked"),
         }
     }
