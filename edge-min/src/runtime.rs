@@ -1,8 +1,8 @@
 //! Pods and containers on the board, by runc or as plain processes. Synchronous: one worker
 //! thread owns it. It decides nothing; `edge-core` says what to start, signal and remove.
 //!
-//! Layout below the run directory (tmpfs): `pods/<uid>/{logs,volumes,state}` and
-//! `bundles/<uid>-<container>`; below the state directory only `rw/<uid>-<container>`, the
+//! Layout below the run directory (tmpfs): `pods/<uid>/{logs,volumes,state}`,
+//! `bundles/<uid>-<container>` and `scratch/<uid>`, a tmpfs of its own; below the state directory only `rw/<uid>-<container>`, the
 //! writable layer of a container.
 
 pub mod logs;
@@ -17,7 +17,6 @@ use std::process::{Child, Command, Output, Stdio};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
-use nix::mount::{MntFlags, umount2};
 
 use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
@@ -29,6 +28,10 @@ use crate::tree;
 
 /// Bytes of one container's log ring without a memory limit.
 pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// Where emptyDirs are below the run directory.
+const SCRATCH: &str = "scratch";
+/// What statfs(2) calls a tmpfs.
+const TMPFS_MAGIC: i128 = 0x0102_1994;
 /// Suffix of the file that says how a run ended.
 const END: &str = ".end";
 /// Bytes of runc's own messages that go into a status.
@@ -148,6 +151,24 @@ impl Runtime {
         self.pod_dir(uid).join("volumes").join(name)
     }
 
+    /// Directory of an emptyDir. It lies on a tmpfs apart, as large as that of the run directory: a
+    /// container that fills it must not keep others from starting.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn scratch_dir(&self, uid: Uid, name: &str) -> io::Result<PathBuf> {
+        let scratch = self.run.join(SCRATCH);
+        tree::private(&scratch)?;
+        let medium = rustix::fs::statfs(&self.run)?;
+        // One that is on flash lies there.
+        if i128::from(medium.f_type) == TMPFS_MAGIC {
+            let block = u64::try_from(medium.f_bsize).unwrap_or(0);
+            volume::tmpfs(&scratch, medium.f_blocks.saturating_mul(block))?;
+            tree::private(&scratch)?;
+        }
+        Ok(scratch.join(uid.to_string()).join(name))
+    }
+
     /// Clears what a pod left behind. Its containers must be removed.
     ///
     /// # Errors
@@ -159,9 +180,21 @@ impl Runtime {
             .flatten()
             .flatten()
         {
-            unmount(&entry.path());
+            volume::unmount(&entry.path());
         }
-        unmount(&pod.join("logs"));
+        volume::unmount(&pod.join("logs"));
+        // Never what is the board's.
+        if let Some(mount) = volume::mount_below(&pod)? {
+            let text = ["still mounted: ", &mount].concat();
+            return Err(io::Error::other(text));
+        }
+        let scratch = self.run.join(SCRATCH);
+        tree::remove(&scratch.join(uid.to_string()))?;
+        // It was the last one.
+        if fs::read_dir(&scratch).is_ok_and(|mut left| left.next().is_none()) {
+            volume::unmount(&scratch);
+            fs::remove_dir(&scratch)?;
+        }
         tree::remove(&pod)
     }
 
@@ -402,7 +435,7 @@ impl Runtime {
         if bundle.exists() {
             crate::cgroup::sweep(&base);
         }
-        unmount(&bundle.join("rootfs"));
+        volume::unmount(&bundle.join("rootfs"));
         tree::remove(&bundle)?;
         tree::remove(&self.rw_dir(uid, container))?;
         drop(fs::remove_file(self.state_file(uid, container)));
@@ -584,11 +617,6 @@ fn hand_over(child: &mut Child, plan: &[u8], reason: &mut String) -> io::Result<
 
 fn container_id(uid: Uid, container: &str) -> String {
     [&uid.to_string(), "-", container].concat()
-}
-
-fn unmount(path: &Path) {
-    // Not mounted is the usual case after a reboot.
-    umount2(path, MntFlags::MNT_DETACH).ok();
 }
 
 fn runc_words(log: &Path) -> String {

@@ -464,7 +464,12 @@ fn spec(
         let content = content
             .as_ref()
             .map_err(|message| config(message.clone()))?;
-        let dir = runtime.volume_dir(start.uid, name);
+        let dir = match content {
+            Content::Empty { memory: false, .. } => runtime
+                .scratch_dir(start.uid, name)
+                .map_err(|error| config(["emptyDir: ", &error.to_string()].concat()))?,
+            _ => runtime.volume_dir(start.uid, name),
+        };
         let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
         if !mount.sub_path.is_empty() {
             // A volume's name begins with no dot. Unmounted with the volumes of the pod.
