@@ -11,6 +11,7 @@ use edge_proto::object::{NodeStatus, Pod};
 use edge_proto::session::{Device, DeviceConfig, Payload};
 
 use crate::event::Changes;
+use crate::outbox::{Medium, Post};
 use crate::rng::Rng;
 
 /// What the monotonic clock shows when the agent of a boot starts.
@@ -27,6 +28,7 @@ pub(crate) struct Store {
     pub(crate) blobs: BTreeMap<Hash32, Vec<u8>>,
     /// Pods that were durably deleted or terminating: none of them may ever start again.
     pub(crate) ended: BTreeSet<Uid>,
+    pub(crate) outbox: Medium,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,8 @@ pub(crate) struct Machine {
     pub(crate) in_sync: bool,
     /// Length of the large object that is being fetched.
     pub(crate) blob_len: u32,
+    /// `None` where no workload writes records.
+    pub(crate) post: Option<Post>,
 }
 
 /// A board's way to the broker.
@@ -253,7 +257,9 @@ impl Board {
 
     /// Ends the agent; containers run on.
     pub(crate) fn kill_agent(&mut self) {
-        self.machine = None;
+        if let Some(post) = self.machine.take().and_then(|machine| machine.post) {
+            post.cut(&mut self.store.outbox, &mut self.rng);
+        }
         self.connect_at = None;
         if let Some((_, changes, epoch)) = self.applying.take()
             && self.rng.below(2) == 0
@@ -263,7 +269,7 @@ impl Board {
     }
 
     /// Starts the agent over what is on the medium and on the board, as the shell does.
-    pub(crate) fn start_agent(&mut self, now: u64) {
+    pub(crate) fn start_agent(&mut self, now: u64, outbox_bytes: Option<u64>) {
         self.boot += 1;
         if !self.powered {
             self.powered = true;
@@ -285,6 +291,11 @@ impl Board {
             objects.map(|(key, stored)| (key.clone(), stored.hash, None)),
             self.store.epoch,
         );
+        let post =
+            outbox_bytes.map(|quota| Post::open(&mut self.store.outbox, quota, &mut self.rng));
+        for input in post.iter().flat_map(|post| post.ready(&self.store.outbox)) {
+            device.handle(self.local(now), input);
+        }
         let facts = NodeStatus {
             agent: "sim".to_owned(),
             arch: "aarch64".to_owned(),
@@ -323,6 +334,7 @@ impl Board {
             epoch: self.store.epoch,
             in_sync: false,
             blob_len: 0,
+            post,
         }));
         self.conn = Conn::None;
         self.connect_at = Some(now);

@@ -303,6 +303,12 @@ impl World {
                 "container {name} of pod {uid} runs and shall not, or the reverse"
             ));
         }
+        let missing = record.ledger.missing();
+        if missing > 0 {
+            return Some(format!(
+                "{missing} acknowledged records are not at the sink"
+            ));
+        }
         (!record.converged).then(|| "one end does not know that the sets are equal".to_owned())
     }
 }

@@ -12,6 +12,7 @@ use edge_proto::session::{Cloud, CloudConfig, Input, Output};
 use edge_proto::turnstile::{Turn, Turnstile};
 
 use crate::event::{Changes, Event, Packet};
+use crate::outbox::Batch;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::world::{SHARDS, World};
@@ -55,6 +56,8 @@ pub(crate) struct Session {
     turn: Turn,
     pub(crate) in_sync: bool,
     storing: Option<u32>,
+    /// When the sink has what was given to it.
+    sunk_at: u64,
     heard: u64,
     asked: u32,
     wake_at: u64,
@@ -128,6 +131,7 @@ impl World {
             Event::ToCloud { replica, life, .. }
             | Event::Session { replica, life, .. }
             | Event::Stored { replica, life, .. }
+            | Event::Sunk { replica, life, .. }
             | Event::Lease { replica, life }
             | Event::Probe { replica, life }
             | Event::Watch { replica, life }
@@ -285,6 +289,8 @@ impl World {
             if self.records[node as usize].revoked.is_some() {
                 continue;
             }
+            // First it keeps the old owner out of the store, then it reads.
+            self.records[node as usize].epoch = epoch;
             let session = self.open_session(replica, node, epoch, unix_s);
             self.replicas[replica].sessions[node as usize] = Some(Box::new(session));
             self.replicas[replica].unasked.push_back(node);
@@ -299,6 +305,9 @@ impl World {
         let record = &self.records[node as usize];
         let reported = record.reported.iter();
         cloud.restore(reported.map(|(key, bytes)| (key.clone(), Hash16::of(bytes))));
+        for (incarnation, class, next) in record.ledger.streams() {
+            cloud.restore_stream(incarnation, class, next);
+        }
         cloud.handle(self.now, Input::Clock { unix_s });
         for (key, payload) in &record.desired {
             let (key, payload) = (key.clone(), Arc::clone(payload));
@@ -312,6 +321,7 @@ impl World {
             turn: Turn::default(),
             in_sync: false,
             storing: None,
+            sunk_at: 0,
             heard: self.now,
             asked: 0,
             wake_at: u64::MAX,
@@ -581,6 +591,25 @@ impl World {
                     1,
                 );
             }
+            Output::Records {
+                ticket,
+                incarnation,
+                class,
+                first,
+                forgotten,
+                entries,
+                ..
+            } => {
+                let batch = Batch {
+                    ticket,
+                    incarnation,
+                    class,
+                    first,
+                    forgotten,
+                    entries,
+                };
+                self.sink_records(replica, node, batch);
+            }
             Output::BlobWanted { sha256, .. } => {
                 let input = Input::BlobHave { sha256, bytes: 0 };
                 session.cloud.handle(self.now, input);
@@ -634,6 +663,47 @@ impl World {
         let refused = Vec::new();
         self.tell_session(replica, node, Input::Applied { ticket, refused });
         self.drop_ended_pods(node);
+    }
+
+    /// When the sink would have what comes now, with the life and the number of the session.
+    pub(crate) fn sink_turn(
+        &mut self,
+        replica: usize,
+        node: u32,
+        latest: u64,
+    ) -> Option<(u32, u32, u64)> {
+        let now = self.now;
+        let one = &mut self.replicas[replica];
+        let at = one.rng.between(now + 1, latest);
+        let session = one.sessions[node as usize].as_mut()?;
+        session.sunk_at = session.sunk_at.max(at);
+        Some((one.life, session.serial, session.sunk_at))
+    }
+
+    pub(crate) fn records_sunk(&mut self, replica: usize, node: u32, serial: u32, batch: &Batch) {
+        let shard = usize::from(self.records[node as usize].shard);
+        let one = &self.replicas[replica];
+        let Some(epoch) = one.owned[shard] else {
+            return;
+        };
+        let session = one.sessions[node as usize].as_ref();
+        if session.is_none_or(|session| session.serial != serial) {
+            return;
+        }
+        if self.records[node as usize].epoch > epoch {
+            self.stats.fenced += 1;
+            self.drop_shard(replica, shard);
+            return;
+        }
+        let fails = self.is_faulty() && self.rng.chance(self.scenario.faults.sink_failure);
+        let ticket = batch.ticket;
+        let input = if !fails && self.commit(node, batch) {
+            Input::RecordsDurable { ticket }
+        } else {
+            self.stats.sink_failures += 1;
+            Input::RecordsFailed { ticket }
+        };
+        self.tell_session(replica, node, input);
     }
 
     /// The desired set of a node has changed: every replica that is awake sees it.

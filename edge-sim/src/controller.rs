@@ -15,6 +15,7 @@ use edge_proto::session::Payload;
 
 use crate::board::PODS_MAX;
 use crate::event::Changes;
+use crate::outbox::Ledger;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::world::World;
@@ -41,6 +42,8 @@ pub(crate) struct Record {
     /// Boot ids that were reported, newest first.
     boots: [String; 2],
     made: u32,
+    /// The sink's side of the stream lane.
+    pub(crate) ledger: Ledger,
 }
 
 impl Record {
@@ -55,6 +58,7 @@ impl Record {
             converged: false,
             boots: [String::new(), String::new()],
             made: 0,
+            ledger: Ledger::default(),
         };
         if scenario.reconnect_spread_s > 0 {
             let policy = NodePolicy {
@@ -238,11 +242,12 @@ impl World {
         let now = self.now;
         let record = &mut self.records[node as usize];
         let revoked = record.revoked.is_some();
+        let mut found = 0;
         for (key, payload) in changes {
             match payload {
                 Some(Payload::Inline(bytes)) => {
                     if *key == Key::node_status() && record.saw_boot(bytes) {
-                        record.cloned.get_or_insert(now);
+                        found += u64::from(record.cloned.replace(now).is_none());
                     }
                     record.reported.insert(key.clone(), bytes.clone());
                 }
@@ -250,6 +255,7 @@ impl World {
             }
         }
         let held = record.reported.len();
+        self.stats.twins_found += found;
         self.check_cap(
             node as usize,
             "objects of a reported set",

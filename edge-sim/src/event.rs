@@ -33,6 +33,10 @@ pub(crate) enum Answer {
     Durable(u32),
     /// How much of a large object is stored.
     Blob(Hash32),
+    /// What was appended to the outbox is durable.
+    Synced,
+    /// Records of this class from this number on, at most so many bytes.
+    Records(u8, u64, usize),
 }
 
 /// One thing that happens.
@@ -87,6 +91,14 @@ pub(crate) enum Event {
         /// Of the session, and of its write.
         ticket: (u32, u32),
         changes: Box<Changes>,
+    },
+    /// The sink has taken records, or was kept from it.
+    Sunk {
+        replica: u8,
+        life: u32,
+        node: u32,
+        serial: u32,
+        batch: Box<crate::outbox::Batch>,
     },
     /// A replica looks after its leases.
     Lease { replica: u8, life: u32 },

@@ -33,9 +33,10 @@ pub(crate) enum Kind {
     UpdatePod,
     DeletePod,
     ChangeConfig,
+    AppendRecord,
 }
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 19] = [
     Kind::PartitionStation,
     Kind::PartitionProvince,
     Kind::BrokerRestart,
@@ -54,6 +55,7 @@ const KINDS: [Kind; 18] = [
     Kind::UpdatePod,
     Kind::DeletePod,
     Kind::ChangeConfig,
+    Kind::AppendRecord,
 ];
 
 impl World {
@@ -103,6 +105,7 @@ impl World {
             Kind::UpdatePod => (workload.update, nodes),
             Kind::DeletePod => (workload.delete, nodes),
             Kind::ChangeConfig => (workload.config, nodes),
+            Kind::AppendRecord => (workload.record.unwrap_or_default(), nodes),
         }
     }
 
@@ -172,6 +175,7 @@ impl World {
             Kind::UpdatePod => self.update_pod(node),
             Kind::DeletePod => self.delete_pod(node),
             Kind::ChangeConfig => self.change_config(node),
+            Kind::AppendRecord => self.append_record(node as usize),
         }
         self.plan_fault(kind);
     }
@@ -204,6 +208,8 @@ impl World {
         if self.boards[board].powered && !self.boards[board].retired {
             self.cut_power(board, MOMENT_MS);
             self.boards[board].store = Store::default();
+            let node = self.boards[board].node as usize;
+            self.records[node].ledger.medium_lost();
             self.stats.wipes += 1;
         }
     }

@@ -13,6 +13,7 @@ mod cloud;
 mod controller;
 mod event;
 mod faults;
+mod outbox;
 mod queue;
 mod report;
 pub mod rng;

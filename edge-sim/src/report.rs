@@ -52,7 +52,12 @@ stats! {
     fenced
     revoked
     twins
+    twins_found
     attacks
+    records
+    records_delivered
+    records_lost
+    sink_failures
     problems_at_nodes
     problems_at_cloud
 }

@@ -32,6 +32,8 @@ pub struct Scenario {
     pub pods: u32,
     /// ConfigMaps that each node starts with; each pod mounts one.
     pub config_maps: u32,
+    /// Bytes of each class of an outbox. From 1 MiB on it is taken never to be full.
+    pub outbox_bytes: u64,
     /// What `NodePolicy` says of the spread of first attempts after a lost link, seconds.
     pub reconnect_spread_s: u32,
     /// Part of ConfigMap contents that are too large for a change frame.
@@ -63,6 +65,7 @@ impl Default for Scenario {
             pods: 2,
             config_maps: 1,
             reconnect_spread_s: 0,
+            outbox_bytes: 64 << 20,
             large: Share::default(),
             link: Link::default(),
             broker: Broker::default(),
@@ -164,6 +167,8 @@ pub struct Workload {
     pub delete: PerHour,
     /// A ConfigMap gets other contents.
     pub config: PerHour,
+    /// A workload writes a record. Without this there is no outbox.
+    pub record: Option<PerHour>,
 }
 
 /// What goes wrong, as rates. All zero: nothing.
@@ -230,6 +235,8 @@ pub struct Faults {
     pub container_crash: PerHour,
     /// Containers that SIGTERM does not end.
     pub ignore_term: Share,
+    /// Batches that the sink does not take.
+    pub sink_failure: Share,
     /// Each node is revoked.
     pub revoke: PerHour,
 }
@@ -267,6 +274,7 @@ impl Default for Faults {
             remove_failure: Share::default(),
             container_crash: PerHour::default(),
             ignore_term: Share::default(),
+            sink_failure: Share::default(),
             revoke: PerHour::default(),
         }
     }

@@ -19,6 +19,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
         pods: rng.below(4) as u32,
         config_maps: rng.below(3) as u32,
         large: Share::percent(rng.below(30) as u32),
+        outbox_bytes: if rng.below(3) == 0 { 400 } else { 64 << 20 },
         reconnect_spread_s: rng.below(2) as u32 * rng.below(60) as u32,
         cloud: Cloud {
             replicas: rng.between(1, 3) as usize,
@@ -40,6 +41,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
         update: rate(20),
         delete: rate(20),
         config: rate(20),
+        record: Some(rate(200)),
     };
     let mut faults = Faults {
         partition_station: rate(6),
@@ -66,6 +68,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     faults.reordering = share(30);
     faults.slow = share(30);
     faults.compromised = share(20);
+    faults.sink_failure = share(20);
     faults.start_failure = share(20);
     faults.remove_failure = share(20);
     faults.ignore_term = share(50);

@@ -53,7 +53,8 @@ impl World {
         if one.retired || one.machine.is_some() || one.boot != boot {
             return;
         }
-        one.start_agent(self.now);
+        let records = self.scenario.workload.record.is_some();
+        one.start_agent(self.now, records.then_some(self.scenario.outbox_bytes));
         self.settle_board(board);
     }
 
@@ -295,6 +296,10 @@ impl World {
                         .handle(local, Input::Applied { ticket, refused });
                 }
             }
+            Answer::Synced => self.records_synced(board),
+            Answer::Records(class, first, bytes) => {
+                self.read_records(board, (class, first), bytes);
+            }
             Answer::Blob(sha256) => {
                 let bytes = one.store.blob_bytes(sha256, machine.blob_len);
                 machine
@@ -361,7 +366,7 @@ impl World {
     }
 
     /// Plans the shell's answer after `ms` on a healthy board.
-    fn answer(&mut self, board: usize, ms: u64, answer: Answer) {
+    pub(crate) fn answer(&mut self, board: usize, ms: u64, answer: Answer) {
         let one = &mut self.boards[board];
         let ms = one.rng.between(ms / 2, ms) * one.slow;
         let boot = one.boot;
@@ -503,6 +508,13 @@ impl World {
                     }
                 }
             }
+            Output::RecordsWanted {
+                class,
+                from,
+                bytes_max,
+            } => self.answer(board, 5, Answer::Records(class, from, bytes_max)),
+            Output::RecordsAcked { class, next } => self.records_acked(board, class, next),
+            Output::RecordsAhead { .. } => self.records_ahead(board),
             Output::TimeFromCloud(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
             Output::PeerProblem(_) => self.stats.problems_at_nodes += 1,
             Output::PutRefused { key, reason } => {

@@ -219,6 +219,13 @@ impl World {
                 changes,
                 ..
             } => self.report_stored(usize::from(replica), node, ticket, &changes),
+            Event::Sunk {
+                replica,
+                node,
+                serial,
+                batch,
+                ..
+            } => self.records_sunk(usize::from(replica), node, serial, &batch),
             Event::Lease { replica, life } => self.look_after_leases(usize::from(replica), life),
             Event::Probe { replica, .. } => self.probe_next(usize::from(replica)),
             Event::Watch { replica, life } => self.watch_silence(usize::from(replica), life),

@@ -1,0 +1,437 @@
+//! The stream lane: the real outbox policy of a board over a model of its segment files, and a
+//! sink behind the replicas with a ledger of what was acknowledged to whom.
+//!
+//! What is appended and not yet synced is on the medium up to some record after a power cut. A
+//! segment that is to be deleted may outlive its deletion.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use edge_core::outbox::{ClassConfig, Next, Outbox, Output, Saved};
+use edge_proto::frame::{Entry, GapReason, Incarnation};
+use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORD_ENTRIES_MAX, STREAMS_MAX};
+use edge_proto::session::Input;
+
+use crate::event::{Answer, Event};
+use crate::rng::Rng;
+use crate::world::World;
+
+/// Classes that the simulated workloads write to.
+const CLASSES: [u8; 2] = [CLASS_TOLL, CLASS_TELEMETRY];
+/// Bytes of a record, its identity in front.
+const RECORD_BYTES: usize = 60;
+/// Bytes that a segment takes for it.
+const FRAMED_BYTES: u64 = 80;
+
+/// A record in a segment file.
+#[derive(Clone, Debug)]
+struct Kept {
+    number: u64,
+    unix_ms: u64,
+    bytes: Vec<u8>,
+}
+
+impl Kept {
+    fn id(&self) -> u64 {
+        id_of(&self.bytes)
+    }
+}
+
+fn id_of(bytes: &[u8]) -> u64 {
+    bytes
+        .first_chunk::<8>()
+        .map_or(0, |id| u64::from_be_bytes(*id))
+}
+
+/// What of an outbox is on the medium.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Medium {
+    incarnation: Incarnation,
+    saved: Vec<Saved>,
+    segments: BTreeMap<(u8, u64), Vec<Kept>>,
+}
+
+/// What a power cut takes away.
+#[derive(Debug)]
+pub(crate) struct Post {
+    outbox: Outbox,
+    unsynced: Vec<(u8, u64, Kept)>,
+    syncing: bool,
+    deletes: Vec<(u8, u64)>,
+}
+
+impl Post {
+    /// Opens the outbox over what is on the medium, as an agent does at its start.
+    pub(crate) fn open(medium: &mut Medium, quota: u64, rng: &mut Rng) -> Self {
+        if medium.incarnation == Incarnation::default() {
+            medium.incarnation = rng.draw().to_be_bytes();
+        }
+        let class = |number| ClassConfig {
+            number,
+            quota_bytes: quota,
+            ttl_ms: None,
+        };
+        let mut outbox = Outbox::new(quota * 2, &CLASSES.map(class));
+        for saved in &medium.saved {
+            outbox.restore(saved);
+        }
+        let mut stale = Vec::new();
+        for ((class, first), records) in &medium.segments {
+            let bytes = records.len() as u64 * FRAMED_BYTES;
+            if outbox.found(*class, *first, bytes) {
+                for kept in records {
+                    outbox.found_record(*class, kept.number, kept.unix_ms, &[]);
+                }
+            } else {
+                stale.push((*class, *first));
+            }
+        }
+        for key in stale {
+            medium.segments.remove(&key);
+        }
+        outbox.found_all(&medium.saved);
+        let mut post = Self {
+            outbox,
+            unsynced: Vec::new(),
+            syncing: false,
+            deletes: Vec::new(),
+        };
+        post.tidy(medium, rng);
+        post
+    }
+
+    /// What the session is told of each class.
+    pub(crate) fn ready(&self, medium: &Medium) -> Vec<Input<'static>> {
+        let ready = |class| {
+            let (held, end) = self.outbox.ready(class)?;
+            Some(Input::RecordsReady {
+                class,
+                incarnation: medium.incarnation,
+                held,
+                end,
+            })
+        };
+        CLASSES.into_iter().filter_map(ready).collect()
+    }
+
+    fn append(&mut self, unix_ms: u64, class: u8, id: u64) -> bool {
+        let Ok(place) = self.outbox.append(unix_ms, class, &[], FRAMED_BYTES) else {
+            return false;
+        };
+        let mut bytes = id.to_be_bytes().to_vec();
+        bytes.resize(RECORD_BYTES, 7);
+        let kept = Kept {
+            number: place.number,
+            unix_ms,
+            bytes,
+        };
+        self.unsynced.push((class, place.segment, kept));
+        true
+    }
+
+    /// Does what the outbox asks. Deleting a file may come late.
+    fn tidy(&mut self, medium: &mut Medium, rng: &mut Rng) {
+        for key in std::mem::take(&mut self.deletes) {
+            medium.segments.remove(&key);
+        }
+        while let Some(output) = self.outbox.poll() {
+            match output {
+                Output::Save => medium.saved = self.outbox.saved(),
+                Output::Delete(class, first) if rng.below(2) == 0 => {
+                    medium.segments.remove(&(class, first));
+                }
+                Output::Delete(class, first) => self.deletes.push((class, first)),
+            }
+        }
+    }
+
+    /// Everything appended is on the medium.
+    fn sync(&mut self, medium: &mut Medium, rng: &mut Rng) -> Vec<(u8, u64, u64)> {
+        self.syncing = false;
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let synced = unsynced
+            .iter()
+            .map(|(class, _, kept)| (*class, kept.number, kept.id()));
+        let synced = synced.collect();
+        write(medium, unsynced);
+        self.outbox.durable();
+        self.tidy(medium, rng);
+        synced
+    }
+
+    /// The power goes, or the agent: of what was not synced a part is there, from its start on.
+    pub(crate) fn cut(mut self, medium: &mut Medium, rng: &mut Rng) {
+        let left = rng.index(self.unsynced.len() + 1);
+        self.unsynced.truncate(left);
+        write(medium, self.unsynced);
+    }
+
+    fn read(&mut self, medium: &Medium, class: u8, from: u64, bytes_max: usize) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let (mut at, mut room) = (from, bytes_max);
+        while entries.len() < RECORD_ENTRIES_MAX {
+            let entry = match self.outbox.next(class, at) {
+                Next::End => break,
+                Next::Gap(count, reason) => Entry::Gap { count, reason },
+                Next::Record(segment) => {
+                    let records = medium.segments.get(&(class, segment));
+                    let mut records = records.into_iter().flatten();
+                    let Some(kept) = records.find(|kept| kept.number == at) else {
+                        self.outbox.lose(class, at, at + 1, GapReason::Damaged);
+                        continue;
+                    };
+                    Entry::Record {
+                        unix_ms: kept.unix_ms,
+                        bytes: kept.bytes.clone(),
+                    }
+                }
+            };
+            if entry.bytes_max() > room {
+                break;
+            }
+            room -= entry.bytes_max();
+            at += entry.count();
+            entries.push(entry);
+        }
+        entries
+    }
+}
+
+fn write(medium: &mut Medium, records: Vec<(u8, u64, Kept)>) {
+    for (class, segment, kept) in records {
+        medium
+            .segments
+            .entry((class, segment))
+            .or_default()
+            .push(kept);
+    }
+}
+
+/// The sink's side of a node, and what was promised to its workloads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    /// High-water mark of each stream, the oldest first; it commits with the records.
+    streams: VecDeque<(Incarnation, u8, u64)>,
+    /// Acknowledged to the workload and not yet at the sink: identity by incarnation, class and
+    /// number.
+    promised: BTreeMap<(Incarnation, u8, u64), u64>,
+    delivered: BTreeSet<u64>,
+    ids: u64,
+}
+
+impl Ledger {
+    pub(crate) fn streams(&self) -> impl Iterator<Item = (Incarnation, u8, u64)> {
+        let skip = self.streams.len().saturating_sub(STREAMS_MAX);
+        self.streams.iter().copied().skip(skip)
+    }
+
+    fn next(&mut self, incarnation: Incarnation, class: u8) -> &mut u64 {
+        let same =
+            |(one, number, _): &(Incarnation, u8, u64)| (*one, *number) == (incarnation, class);
+        let place = match self.streams.iter().position(same) {
+            Some(place) => place,
+            None => {
+                self.streams.push_back((incarnation, class, 1));
+                self.streams.len() - 1
+            }
+        };
+        &mut self.streams[place].2
+    }
+
+    /// Acknowledged records that are not at the sink.
+    pub(crate) fn missing(&self) -> usize {
+        self.promised.len()
+    }
+
+    /// The medium is lost, and with it what was promised: the sink hears of a new outbox.
+    pub(crate) fn medium_lost(&mut self) {
+        self.promised.clear();
+    }
+}
+
+/// Records on their way into the sink.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) ticket: u32,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) class: u8,
+    pub(crate) first: u64,
+    pub(crate) forgotten: u64,
+    pub(crate) entries: Vec<Entry>,
+}
+
+impl World {
+    /// A workload writes a record.
+    pub(crate) fn append_record(&mut self, board: usize) {
+        let unix_ms = self.unix_s() * 1000;
+        let node = self.boards[board].node as usize;
+        let one = &mut self.boards[board];
+        let class = CLASSES[one.rng.index(CLASSES.len())];
+        let Some(post) = one
+            .machine
+            .as_mut()
+            .and_then(|machine| machine.post.as_mut())
+        else {
+            return;
+        };
+        let ledger = &mut self.records[node].ledger;
+        ledger.ids += 1;
+        if !post.append(unix_ms, class, ledger.ids) {
+            return;
+        }
+        post.tidy(&mut one.store.outbox, &mut one.rng);
+        self.stats.records += 1;
+        if !post.syncing {
+            post.syncing = true;
+            self.answer(board, 20, Answer::Synced);
+        }
+    }
+
+    /// What was appended is durable: only now the workloads are told so.
+    pub(crate) fn records_synced(&mut self, board: usize) {
+        let local = self.boards[board].local(self.now);
+        let one = &mut self.boards[board];
+        let node = one.node as usize;
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        let Some(post) = &mut machine.post else {
+            return;
+        };
+        let incarnation = one.store.outbox.incarnation;
+        for (class, number, id) in post.sync(&mut one.store.outbox, &mut one.rng) {
+            self.records[node]
+                .ledger
+                .promised
+                .insert((incarnation, class, number), id);
+        }
+        for input in post.ready(&one.store.outbox) {
+            machine.device.handle(local, input);
+        }
+    }
+
+    pub(crate) fn read_records(&mut self, board: usize, (class, first): (u8, u64), bytes: usize) {
+        let local = self.boards[board].local(self.now);
+        let one = &mut self.boards[board];
+        if let Some(machine) = &mut one.machine
+            && let Some(post) = &mut machine.post
+        {
+            let entries = post.read(&one.store.outbox, class, first, bytes);
+            let input = Input::RecordsRead {
+                class,
+                first,
+                entries,
+            };
+            machine.device.handle(local, input);
+        }
+    }
+
+    /// The cloud has them: only what is durable at the sink may be deleted.
+    pub(crate) fn records_acked(&mut self, board: usize, class: u8, next: u64) {
+        let one = &mut self.boards[board];
+        let node = one.node;
+        let at_sink = *self.records[node as usize]
+            .ledger
+            .next(one.store.outbox.incarnation, class);
+        if let Some(machine) = &mut one.machine
+            && let Some(post) = &mut machine.post
+        {
+            post.outbox.acked(class, next);
+            post.tidy(&mut one.store.outbox, &mut one.rng);
+        }
+        if next > at_sink && !one.compromised {
+            self.fail(
+                node,
+                format!("records up to {next} acknowledged, the sink has {at_sink}"),
+            );
+        }
+    }
+
+    /// The sink has numbers that this outbox has never given: another board has a copy of it. It
+    /// begins anew, and what it held goes.
+    pub(crate) fn records_ahead(&mut self, board: usize) {
+        let quota = self.scenario.outbox_bytes;
+        let one = &mut self.boards[board];
+        let local = one.local(self.now);
+        self.records[one.node as usize].ledger.medium_lost();
+        one.store.outbox = Medium::default();
+        if let Some(machine) = &mut one.machine
+            && machine.post.is_some()
+        {
+            let post = Post::open(&mut one.store.outbox, quota, &mut one.rng);
+            for input in post.ready(&one.store.outbox) {
+                machine.device.handle(local, input);
+            }
+            machine.post = Some(post);
+        }
+    }
+
+    /// The session hands records to the sink, which takes them in order.
+    pub(crate) fn sink_records(&mut self, replica: usize, node: u32, batch: Batch) {
+        let store_ms = self.scenario.cloud.store_ms;
+        let now = self.now;
+        let Some((life, serial, at)) = self.sink_turn(replica, node, now + store_ms) else {
+            return;
+        };
+        let replica = u8::try_from(replica).unwrap_or_default();
+        self.queue.push(
+            at,
+            Event::Sunk {
+                replica,
+                life,
+                node,
+                serial,
+                batch: Box::new(batch),
+            },
+        );
+    }
+
+    /// Whether the sink takes a batch: records and high-water mark commit together, and only on
+    /// top of what it has.
+    pub(crate) fn commit(&mut self, node: u32, batch: &Batch) -> bool {
+        let honest = !self.boards[node as usize].compromised;
+        let ledger = &mut self.records[node as usize].ledger;
+        let mark = ledger.next(batch.incarnation, batch.class);
+        if *mark + batch.forgotten != batch.first {
+            return false;
+        }
+        let mut wrong = (batch.forgotten > 0).then(|| "forgotten records".to_owned());
+        let mut number = batch.first;
+        for entry in &batch.entries {
+            let end = number + entry.count();
+            match entry {
+                Entry::Record { bytes, .. } => {
+                    let id = id_of(bytes);
+                    let promised =
+                        ledger
+                            .promised
+                            .remove(&(batch.incarnation, batch.class, number));
+                    if promised.is_some_and(|promised| promised != id) {
+                        wrong = Some(format!("another record than promised at {number}"));
+                    }
+                    if !ledger.delivered.insert(id) {
+                        wrong = Some(format!("record {id} came twice"));
+                    }
+                }
+                Entry::Gap { .. } => {
+                    let lost = ledger.promised.extract_if(
+                        (batch.incarnation, batch.class, number)
+                            ..(batch.incarnation, batch.class, end),
+                        |_, _| true,
+                    );
+                    let lost = lost.count() as u64;
+                    self.stats.records_lost += lost;
+                    if lost > 0 && self.scenario.outbox_bytes >= 1 << 20 {
+                        wrong = Some(format!("{lost} acknowledged records lost from {number} on"));
+                    }
+                }
+            }
+            number = end;
+        }
+        *ledger.next(batch.incarnation, batch.class) = number;
+        self.stats.records_delivered += number - batch.first;
+        if let Some(wrong) = wrong.filter(|_| honest) {
+            self.fail(node, wrong);
+        }
+        true
+    }
+}
