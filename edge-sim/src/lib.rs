@@ -5,6 +5,8 @@
 //! One process, one seed, one queue of events: the same seed gives the same run to the last byte.
 //! Nothing here decides what a node or the cloud does; the models only lose, delay and break
 //! things, and the invariants in `check` watch. `docs/simulation.md` tells how to use it.
+//!
+//! [`swarm`] is the other way round: real time, real sockets and TLS, against a real edge-cloud.
 
 mod board;
 mod broker;
@@ -21,6 +23,7 @@ pub mod scenario;
 pub mod seeds;
 mod shell;
 pub mod svg;
+pub mod swarm;
 mod world;
 
 pub use check::Violation;

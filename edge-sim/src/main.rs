@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use edge_sim::scenario::Scenario;
+use edge_sim::swarm::{self, Options, Phase};
 use edge_sim::{Outcome, World, seeds, svg};
 
 /// Simulates a fleet in virtual time.
@@ -48,6 +50,36 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         nodes: u32,
     },
+    /// Opens real sessions to a real edge-cloud, all at once, then cuts all and lets them return.
+    Swarm {
+        /// Where edge-cloud enrols: mqtts://HOST:PORT, or https://HOST:PORT behind a broker.
+        #[arg(long)]
+        url: String,
+        /// Join token with a use for each node: edge-cloud token create --uses N.
+        #[arg(long)]
+        token: Option<String>,
+        /// Nodes.
+        #[arg(long, default_value_t = 100)]
+        nodes: u32,
+        /// Folder of the nodes' identities, used again the next time.
+        #[arg(long)]
+        state: PathBuf,
+        /// Seconds of peace between connect and return.
+        #[arg(long, default_value_t = 120)]
+        quiet: u64,
+        /// MQTT keepalive, seconds.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=1200))]
+        keepalive: u64,
+        /// Longest time of a phase, seconds.
+        #[arg(long, default_value_t = 600)]
+        patience: u64,
+        /// Process ids of edge-cloud and broker, whose memory is shown.
+        #[arg(long, value_delimiter = ',')]
+        cloud_pid: Vec<u32>,
+        /// Prints one JSON object for each phase.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -64,6 +96,29 @@ fn main() -> ExitCode {
             first,
             nodes,
         } => run_seeds(count, first, nodes),
+        Command::Swarm {
+            url,
+            token,
+            nodes,
+            state,
+            quiet,
+            keepalive,
+            patience,
+            cloud_pid,
+            json,
+        } => {
+            let options = Options {
+                url,
+                token,
+                nodes,
+                state,
+                quiet: Duration::from_secs(quiet),
+                keepalive: Duration::from_secs(keepalive),
+                patience: Duration::from_secs(patience),
+                cloud_pids: cloud_pid,
+            };
+            run_swarm(&options, json)
+        }
     }
 }
 
@@ -125,6 +180,23 @@ fn run_seeds(count: u64, first: u64, nodes: u32) -> ExitCode {
         "{count} seeds of {nodes} nodes, {events} events: all invariants hold\n"
     ));
     ExitCode::SUCCESS
+}
+
+fn run_swarm(options: &Options, json: bool) -> ExitCode {
+    let report = |phase: &Phase| {
+        let text = match json {
+            true => serde_json::to_string(phase).unwrap_or_default(),
+            false => phase.to_string(),
+        };
+        say(&(text + "\n"));
+    };
+    match swarm::run(options, report) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("swarm: {error}\n"));
+            ExitCode::from(1)
+        }
+    }
 }
 
 fn verdict(outcome: &Outcome, scenario: &str, seed: u64, again: &str) -> ExitCode {
