@@ -8,13 +8,43 @@ use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output, Payload};
 
-/// Random numbers (splitmix64).
-pub struct Rng(pub u64);
+/// Where a world's decisions come from: first the bytes of a script, if there is one, two for each
+/// decision, then random numbers (splitmix64).
+pub struct Rng {
+    script: Option<VecDeque<u8>>,
+    state: u64,
+}
 
 impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            script: None,
+            state: seed,
+        }
+    }
+
+    /// A fuzzer's world.
+    pub fn of_script(script: &[u8]) -> Self {
+        Self {
+            script: Some(script.iter().copied().collect()),
+            state: 0,
+        }
+    }
+
+    /// The script is at its end, and nothing more shall go wrong.
+    pub fn is_over(&self) -> bool {
+        self.script.as_ref().is_some_and(VecDeque::is_empty)
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        if let Some(script) = &mut self.script
+            && let Some(low) = script.pop_front()
+        {
+            let high = script.pop_front().unwrap_or(0);
+            return u64::from(u16::from_le_bytes([low, high]));
+        }
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
