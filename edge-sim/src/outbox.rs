@@ -172,7 +172,7 @@ impl Post {
             let entry = match self.outbox.next(class, at) {
                 Next::End => break,
                 Next::Gap(count, reason) => Entry::Gap { count, reason },
-                Next::Record(segment) => {
+                Next::Record { segment, .. } => {
                     let records = medium.segments.get(&(class, segment));
                     let mut records = records.into_iter().flatten();
                     let Some(kept) = records.find(|kept| kept.number == at) else {
