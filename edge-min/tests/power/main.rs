@@ -277,7 +277,8 @@ fn a_full_or_broken_medium_costs_nothing_that_was_acknowledged() {
     /// Processes at the same time: most of their time they wait.
     const AT_ONCE: usize = 4;
     let mut seed = 7;
-    for workload in &workload::ALL {
+    // Not the outbox, whose thread waits for seconds: `edge-min/tests/outbox.rs` fills its medium.
+    for workload in workload::ALL.iter().filter(|one| one.name != "outbox") {
         let mut files: BTreeSet<PathBuf> = BTreeSet::new();
         for op in recorded(workload) {
             match op {

@@ -2,6 +2,9 @@
 //! `@` for what it would acknowledge, each in one write, and `@end` at its end; it goes on when a
 //! write fails, as the agent does.
 
+#[path = "outbox.rs"]
+mod outbox;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -34,7 +37,7 @@ pub(crate) struct Workload {
     pub(crate) check: fn(&Path, &[&str]) -> Result<(), String>,
 }
 
-pub(crate) const ALL: [Workload; 2] = [
+pub(crate) const ALL: [Workload; 3] = [
     Workload {
         name: "store",
         run: run_store,
@@ -44,6 +47,11 @@ pub(crate) const ALL: [Workload; 2] = [
         name: "identity",
         run: run_identity,
         check: check_identity,
+    },
+    Workload {
+        name: "outbox",
+        run: outbox::run,
+        check: outbox::check,
     },
 ];
 
