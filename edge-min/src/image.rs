@@ -88,14 +88,22 @@ pub struct Images {
 }
 
 impl Images {
-    /// Images from `preload`, unpacked below `state`. Clears what a power cut left half.
+    /// Images from `preload`, unpacked below `state`.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn new(state: &Path, preload: &Path) -> io::Result<Self> {
         let layers = state.join("layers");
         tree::private(&layers)?;
-        for entry in fs::read_dir(&layers)?.flatten() {
+        Ok(Self {
+            preload: preload.to_owned(),
+            layers,
+        })
+    }
+
+    /// Clears what a power cut left half. It may take minutes on a slow medium.
+    pub fn clear_remains(&self) {
+        for entry in fs::read_dir(&self.layers).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().ends_with(TEMPORARY)
                 && let Err(error) = tree::remove(&entry.path())
             {
@@ -106,10 +114,6 @@ impl Images {
                 );
             }
         }
-        Ok(Self {
-            preload: preload.to_owned(),
-            layers,
-        })
     }
 
     /// The image under this reference, unpacked. `in_use` are the references of all desired pods:

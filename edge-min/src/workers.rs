@@ -23,6 +23,10 @@ use crate::store::{Applied, Store};
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
+/// What an earlier agent left half is cleared in the first pause of this length: after a boot the
+/// pods come first.
+const CLEAR_AFTER: Duration = Duration::from_secs(30);
+
 /// Messages in each channel between a worker and the driver.
 pub const CHANNEL_MAX: usize = 64;
 
@@ -349,7 +353,21 @@ pub fn spawn_runtime(
     done: Sender<Input>,
 ) -> io::Result<()> {
     let run = move || {
-        while let Ok(job) = jobs.recv_blocking() {
+        let mut cleared = false;
+        loop {
+            let job = match cleared {
+                true => Some(jobs.recv_blocking()),
+                false => or_after(CLEAR_AFTER, jobs.recv()),
+            };
+            let job = match job {
+                Some(Ok(job)) => job,
+                Some(Err(_)) => return,
+                None => {
+                    images.clear_remains();
+                    cleared = true;
+                    continue;
+                }
+            };
             let Some(answer) = perform(&runtime, &images, &host_paths, job) else {
                 continue;
             };
@@ -429,6 +447,14 @@ fn perform(
             Some(Input::PodRemoved(uid))
         }
     }
+}
+
+/// What comes, or `None` after so long.
+fn or_after<T>(limit: Duration, coming: impl Future<Output = T>) -> Option<T> {
+    smol::block_on(smol::future::or(async { Some(coming.await) }, async {
+        smol::Timer::after(limit).await;
+        None
+    }))
 }
 
 fn failure(reason: &str, message: String) -> StartFailure {

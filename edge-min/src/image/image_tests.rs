@@ -599,7 +599,7 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
                 complete += 1;
             }
         }
-        board.images();
+        board.images().clear_remains();
         assert!(board.layers().iter().all(|name| !name.ends_with(TEMPORARY)));
         kill += 1;
     }
