@@ -331,6 +331,9 @@ fn read_or(
     }
 }
 
+/// How the name of a file begins that is not whole yet.
+pub(crate) const TEMPORARY: &str = ".writing-";
+
 /// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_with_mode(path, bytes, 0o600)
@@ -341,7 +344,9 @@ pub(crate) fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Res
     // A bare file name has an empty parent.
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     let folder = folder.unwrap_or_else(|| Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file()
         .set_permissions(Permissions::from_mode(mode))?;

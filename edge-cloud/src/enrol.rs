@@ -156,8 +156,8 @@ impl Desk<'_> {
         Some((edge_proto::encode(&answer), joined))
     }
 
-    /// The name and the request are checked before the token is spent; a crash after that costs
-    /// the use, never gives a second one. A node that asks again with the key that it has joined
+    /// The name and the request are checked before the token is spent; after a crash between that and
+    /// the registry only the same board gets in by the same use. A node that asks again with the key that it has joined
     /// with did not get our answer: it gets the same certificate, and with the same token that
     /// costs nothing.
     fn join(&self, request: &JoinRequest, unix_s: u64) -> Result<Vec<u8>, Refusal> {
@@ -189,7 +189,7 @@ impl Desk<'_> {
         }
         registry.check(&request.node)?;
         let issued = ca.node(&request.node, &csr, None, unix_s, NODE_LIFE_S)?;
-        tokens.spend(id, secret, unix_s)?;
+        tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
         let record = NodeRecord {
             serial: issued.serial,
             revoked: false,

@@ -595,6 +595,9 @@ impl Nodes for Arc<Links> {
     }
 
     async fn delete(&self, name: &str) -> Result<bool, String> {
+        self.tokens
+            .forget(name)
+            .map_err(|error| error.to_string())?;
         let found = self
             .registry
             .delete(name, unix_s())

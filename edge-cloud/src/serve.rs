@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::broker::{self, Broker};
-use crate::ca::Ca;
+use crate::ca::{self, Ca};
 use crate::clock::{is_plausible, unix_s};
 use crate::links::Links;
 use crate::nodes::Nodes;
@@ -85,6 +85,7 @@ pub async fn run(config: Config) -> io::Result<()> {
     }
     let _lock = lock(data)?;
     raise_descriptors();
+    clear_remains(data);
     if !is_plausible(unix_s()) {
         log::error!("clock_wrong unix_s={} no node can join", unix_s());
     }
@@ -161,6 +162,20 @@ fn raise_descriptors() {
     }
 }
 
+/// Removes what writes of files left half when an edge-cloud was killed.
+fn clear_remains(data: &Path) {
+    for folder in [data.to_owned(), data.join("ca")] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(ca::TEMPORARY)
+                && let Err(error) = std::fs::remove_file(entry.path())
+            {
+                log::warn!("remains path={} error={error}", entry.path().display());
+            }
+        }
+    }
+}
+
 /// Takes the data folder, making it if need be. The file is the lock.
 ///
 /// # Errors
@@ -176,4 +191,23 @@ pub fn lock(data: &Path) -> io::Result<File> {
     lock.try_lock()
         .map_err(|_| at(io::Error::other("another edge-cloud uses this folder")))?;
     Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_written_files_go_and_nothing_else() {
+        let data = tempfile::tempdir().unwrap();
+        std::fs::create_dir(data.path().join("ca")).unwrap();
+        let half = [".writing-a1", "ca/.writing-b2"].map(|name| data.path().join(name));
+        let whole = ["nodes.json", "ca/ca.key"].map(|name| data.path().join(name));
+        for file in half.iter().chain(&whole) {
+            std::fs::write(file, "x").unwrap();
+        }
+        clear_remains(data.path());
+        assert!(half.iter().all(|file| !file.exists()));
+        assert!(whole.iter().all(|file| file.exists()));
+    }
 }

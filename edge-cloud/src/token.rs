@@ -45,6 +45,9 @@ pub(crate) struct Token {
     secret_sha256: String,
     pub(crate) uses_left: u32,
     pub(crate) expires_unix_s: u64,
+    /// Whom the latest use was for; empty when that has ended, or was not noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    last_for: String,
 }
 
 impl Token {
@@ -100,6 +103,7 @@ impl TokenStore {
             secret_sha256: sha256(secret.as_bytes()),
             uses_left: uses,
             expires_unix_s: unix_s.saturating_add(ttl_s),
+            last_for: String::new(),
         };
         let text = format!("em1.{id}.{secret}.{}", sha256(ca));
         self.change(|tokens| {
@@ -118,13 +122,58 @@ impl TokenStore {
     /// # Errors
     /// See [`TokenError`].
     pub fn spend(&self, id: &str, secret: &str, unix_s: u64) -> Result<(), TokenError> {
+        self.spend_for(id, secret, unix_s, "", "")
+    }
+
+    /// Takes one use for the board that wants this name for this key, unless the latest use was for it
+    /// as well: edge-cloud ended in the middle of its join, and it asks again.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn spend_for(
+        &self,
+        id: &str,
+        secret: &str,
+        unix_s: u64,
+        node: &str,
+        key_sha256: &str,
+    ) -> Result<(), TokenError> {
+        let whom = match node {
+            "" => String::new(),
+            node => format!("{node} {key_sha256}"),
+        };
         self.change(|tokens| {
             let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
             token.check(secret)?;
             if token.expires_unix_s <= unix_s {
                 return Err(TokenError::Expired);
             }
-            token.uses_left = token.uses_left.checked_sub(1).ok_or(TokenError::Used)?;
+            if whom.is_empty() || token.last_for != whom {
+                token.uses_left = token.uses_left.checked_sub(1).ok_or(TokenError::Used)?;
+                token.last_for = whom;
+            }
+            Ok(())
+        })
+    }
+
+    /// A node is deleted: its board needs another use to come back.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn forget(&self, node: &str) -> Result<(), TokenError> {
+        let of_node = |token: &Token| {
+            let whom = token.last_for.split_once(' ');
+            whom.is_some_and(|(name, _)| name == node)
+        };
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = tokens.values().any(of_node);
+        drop(tokens);
+        if !noted {
+            return Ok(());
+        }
+        self.change(|tokens| {
+            let noted = tokens.values_mut().filter(|token| of_node(token));
+            noted.for_each(|token| token.last_for.clear());
             Ok(())
         })
     }
@@ -134,6 +183,7 @@ impl TokenStore {
         let given = self.change(|tokens| {
             let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
             token.uses_left = token.uses_left.saturating_add(1);
+            token.last_for.clear();
             Ok(())
         });
         if let Err(error) = given {
@@ -211,6 +261,27 @@ mod tests {
             assert!(matches!(wrong, Err(TokenError::Invalid)));
         }
         store.spend(&id, &secret, 1000).unwrap();
+    }
+
+    /// Goal: a join that a crash has cut costs one use, and gives none away. Method: the board asks
+    /// again after a restart; so do another name, another key, and the board of a deleted node.
+    #[test]
+    fn a_board_that_asks_again_costs_no_second_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let (id, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        store.spend_for(&id, &secret, 1000, "a", "key").unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        store.spend_for(&id, &secret, 1001, "a", "key").unwrap();
+        store.forget("b").unwrap();
+        store.spend_for(&id, &secret, 1001, "a", "key").unwrap();
+        let spend = |node, key, now| store.spend_for(&id, &secret, now, node, key);
+        assert!(matches!(spend("b", "key", 1001), Err(TokenError::Used)));
+        assert!(matches!(spend("a", "other", 1001), Err(TokenError::Used)));
+        assert!(matches!(spend("", "", 1001), Err(TokenError::Used)));
+        assert!(matches!(spend("a", "key", 1060), Err(TokenError::Expired)));
+        store.forget("a").unwrap();
+        assert!(matches!(spend("a", "key", 1001), Err(TokenError::Used)));
     }
 
     #[test]
