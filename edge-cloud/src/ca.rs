@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
+use edge_proto::enrol::{BACKDATE_S, LIFE_S};
 use rcgen::PublicKeyData as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams,
@@ -24,8 +25,8 @@ use rustls_pki_types::{
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Life of a node's certificate unless told otherwise: a year.
-pub const NODE_LIFE_S: u64 = 365 * 24 * 3600;
+/// Longest life of a node's certificate, and the one unless told otherwise: a year.
+pub const NODE_LIFE_S: u64 = LIFE_S;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,12 @@ impl Request {
     pub fn read(csr: &[u8]) -> Result<Self, CaError> {
         let csr = CertificateSigningRequestDer::from(csr);
         Ok(Self(CertificateSigningRequestParams::from_der(&csr)?))
+    }
+
+    /// Whether it is for this public key, an uncompressed point.
+    #[must_use]
+    pub fn has_key(&self, point: &[u8]) -> bool {
+        self.0.public_key.der_bytes() == point
     }
 
     /// Hex SHA-256 of the public key.
@@ -177,8 +184,8 @@ impl Ca {
         Ok((certificate.der().clone(), key.into()))
     }
 
-    /// Issues a node's certificate for the key of a request. `unix_s` is now, `life_s` how long
-    /// the certificate is valid. The same `serial` gives the same certificate again, but for the
+    /// Issues a node's certificate for the key of a request. `unix_s` is now, which both ends read
+    /// from its NotBefore again, `life_s` how long the certificate is valid. The same `serial` gives the same certificate again, but for the
     /// random part of its signature; without one it is new.
     ///
     /// # Errors
@@ -198,9 +205,9 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.distinguished_name = name(node);
         params.subject_alt_names = vec![SanType::DnsName(node.try_into()?)];
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after =
-            date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s.saturating_add(life_s));
+        let issued = date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s);
+        params.not_before = issued - Duration::from_secs(BACKDATE_S);
+        params.not_after = issued + Duration::from_secs(life_s);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let certificate = params.signed_by(&request.0.public_key, &self.issuer)?;
@@ -281,6 +288,11 @@ pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).ok()?;
     Some(bytes)
+}
+
+/// SHA-256 of a certificate, by which tokens and requests name a CA.
+pub(crate) fn sha256(der: &[u8]) -> [u8; 32] {
+    Sha256::digest(der).into()
 }
 
 /// Lower-case hex.

@@ -19,9 +19,11 @@ use serde::de::DeserializeOwned;
 use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
 use crate::backup::{self, Backup, BackupError, Report};
 use crate::broker::{self, files::FILES};
-use crate::ca::Ca;
+use crate::ca::{Ca, NODE_LIFE_S};
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
+
+use crate::enrol::Lives;
 use crate::links::ADMISSIONS_PER_S;
 use crate::manifest::Manifests;
 use crate::nodes::Event;
@@ -167,6 +169,14 @@ struct Serve {
     /// NATS), or a NATS token or credentials file.
     #[arg(long, requires = "records")]
     records_auth: Option<PathBuf>,
+    /// Life of the nodes' certificates, at most 365d: a number with s, m, h or d. A node renews
+    /// its own at two thirds of it.
+    #[arg(long, default_value = "365d", value_parser = life_s)]
+    node_certificate_life: u64,
+    /// How long after its end a node's certificate may still be renewed; later the node has to
+    /// join again. A number with s, m, h or d; 0 is not at all.
+    #[arg(long, default_value = "90d", value_parser = grace_s)]
+    renewal_grace: u64,
 }
 
 impl Serve {
@@ -249,6 +259,14 @@ struct Logs {
     tail: u32,
 }
 
+fn life_s(text: &str) -> Result<u64, String> {
+    let seconds = duration_s(text)?;
+    match seconds <= NODE_LIFE_S {
+        true => Ok(seconds),
+        false => Err("must be at most 365d".to_owned()),
+    }
+}
+
 fn grace_s(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { duration_s(text) }
 }
@@ -323,6 +341,7 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     };
     match cli.command {
         Command::Serve(serve) => {
+            let serve = *serve;
             let (broker, records) = (serve.broker(), serve.records());
             let config = serve::Config {
                 data: cli.data,
@@ -333,6 +352,10 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
                 names: serve.name,
                 http: serve.http,
                 admissions_per_s: serve.admissions,
+                lives: Lives {
+                    node_s: serve.node_certificate_life,
+                    grace_s: serve.renewal_grace,
+                },
             };
             serve::run(config).await.map_err(CliError::Serve)?;
             Ok(Exit::Done)

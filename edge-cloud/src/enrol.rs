@@ -1,4 +1,5 @@
-//! Enrolment: one length-capped request, one answer, close; all within [`DEADLINE`].
+//! Enrolment: one length-capped request, one answer, close; all within [`DEADLINE`]. A node joins
+//! with a token, and gets each further certificate by the one before, see [`Lives`].
 
 use std::convert::Infallible;
 use std::io;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
-use edge_proto::enrol::{Broker, HTTP_PATH, JoinAnswer, JoinRequest};
+use edge_proto::enrol::{Broker, EnrolRequest, HTTP_PATH, JoinAnswer, JoinRequest, RenewRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -18,7 +19,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
 use crate::clock::{is_plausible, unix_s};
-use crate::registry::{NodeRecord, Registry, RegistryError};
+use crate::registry::{Certificate, NodeRecord, Registry, RegistryError};
+use crate::tls::{self, Peer};
 use crate::token::{TokenError, TokenStore};
 
 /// Time for a whole enrolment after the TLS handshake: TCP at 30 % loss needs up to 70 s.
@@ -26,6 +28,37 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Bytes of an HTTP request that wait to be understood, its head above all.
 const HTTP_BUFFER_BYTES_MAX: usize = 16 * 1024;
+
+/// How long after its end a certificate is still a proof that the node may have a new one: 90 days,
+/// a gate that was without a link for a season.
+pub const RENEW_GRACE_S: u64 = 90 * 24 * 3600;
+
+/// Times of the nodes' certificates, seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lives {
+    /// How long a new certificate lives; at most [`NODE_LIFE_S`].
+    pub node_s: u64,
+    /// How long after its end one may still be renewed.
+    pub grace_s: u64,
+}
+
+impl Default for Lives {
+    fn default() -> Self {
+        Self {
+            node_s: NODE_LIFE_S,
+            grace_s: RENEW_GRACE_S,
+        }
+    }
+}
+
+/// What an enrolment was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// This node has joined.
+    Joined(String),
+    /// This node has a further certificate.
+    Renewed(String),
+}
 
 /// Why a node was refused.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +72,19 @@ enum Refusal {
     /// Its certificate would have expired as soon as the clock is right.
     #[error("the clock of edge-cloud is wrong: set it, and try again")]
     Clock,
+    #[error("the node was joined to another cloud: join this one with a token")]
+    OtherCloud,
+    #[error("its certificate is none of this cloud's: join again with a token")]
+    Foreign,
+    #[error("the request is not signed by the key of its certificate")]
+    Proof,
+    #[error("the new certificate must have a new key")]
+    SameKey,
+    #[error(
+        "its certificate expired {days} days ago, and only {grace} days later is it renewed: \
+         delete the node, and join again with a token"
+    )]
+    TooLate { days: u64, grace: u64 },
 }
 
 /// Where nodes enrol: what an enrolment reads and writes.
@@ -52,17 +98,19 @@ pub struct Desk<'a> {
     pub registry: &'a Registry,
     /// The external broker to which nodes are sent, if any.
     pub broker: Option<&'a Broker>,
+    /// How long certificates live.
+    pub lives: Lives,
 }
 
 impl Desk<'_> {
-    /// Serves one enrolment. Returns the node that joined, or `None` when one was refused.
+    /// Serves one enrolment. Returns what it was, or `None` when the node was refused.
     ///
     /// # Errors
     /// Those of the connection, a request that is not one, and the deadline.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         self,
         mut stream: S,
-    ) -> io::Result<Option<String>> {
+    ) -> io::Result<Option<Enrolled>> {
         let work = async {
             let len = usize::from(stream.read_u16().await?);
             if len > ENROL_BYTES_MAX {
@@ -87,7 +135,7 @@ impl Desk<'_> {
     pub async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         self,
         stream: S,
-    ) -> io::Result<Option<String>> {
+    ) -> io::Result<Option<Enrolled>> {
         let joined = Mutex::new(None);
         let service = service_fn(|request: Request<Incoming>| async {
             let (status, body) = match self.answer_http(request).await {
@@ -114,7 +162,7 @@ impl Desk<'_> {
     async fn answer_http(
         &self,
         request: Request<Incoming>,
-    ) -> Result<(Vec<u8>, Option<String>), StatusCode> {
+    ) -> Result<(Vec<u8>, Option<Enrolled>), StatusCode> {
         if request.uri().path() != HTTP_PATH {
             return Err(StatusCode::NOT_FOUND);
         }
@@ -126,34 +174,109 @@ impl Desk<'_> {
         self.answer(&body.to_bytes()).ok_or(StatusCode::BAD_REQUEST)
     }
 
-    /// The answer to a request, with the node that joined; `None` when it is no request.
-    fn answer(&self, bytes: &[u8]) -> Option<(Vec<u8>, Option<String>)> {
-        let request = postcard::from_bytes::<JoinRequest>(bytes).ok()?;
+    /// The answer to a request, with what it was; `None` when it is no request.
+    fn answer(&self, bytes: &[u8]) -> Option<(Vec<u8>, Option<Enrolled>)> {
         let unix_s = unix_s();
-        let (answer, joined) = match self.join(&request, unix_s) {
-            Ok(certificate) => {
-                let ca = self.ca.der().to_vec();
-                let accepted = match self.broker {
-                    None => JoinAnswer::Accepted {
-                        certificate,
-                        ca,
-                        unix_s,
-                    },
-                    Some(broker) => JoinAnswer::Behind {
-                        certificate,
-                        ca,
-                        unix_s,
-                        broker: broker.clone(),
-                    },
-                };
-                (accepted, Some(request.node))
+        let result = match EnrolRequest::decode(bytes)? {
+            EnrolRequest::Join(request) => {
+                let joined = self.join(&request, unix_s);
+                joined.map(|der| (self.joined(der, unix_s), Enrolled::Joined(request.node)))
             }
+            EnrolRequest::Renew(request) => {
+                let renewed = self.renew(&request, unix_s);
+                renewed.map(|(node, der)| (self.issued(der, unix_s), Enrolled::Renewed(node)))
+            }
+        };
+        let (answer, enrolled) = match result {
+            Ok((answer, enrolled)) => (answer, Some(enrolled)),
             Err(refusal) => {
-                log::warn!("join_refused reason={refusal}");
+                log::warn!("enrolment_refused reason={refusal}");
                 (JoinAnswer::Refused(refusal.to_string()), None)
             }
         };
-        Some((edge_proto::encode(&answer), joined))
+        Some((edge_proto::encode(&answer), enrolled))
+    }
+
+    fn joined(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {
+        let ca = self.ca.der().to_vec();
+        match self.broker {
+            None => JoinAnswer::Accepted {
+                certificate,
+                ca,
+                unix_s,
+            },
+            Some(broker) => JoinAnswer::Behind {
+                certificate,
+                ca,
+                unix_s,
+                broker: broker.clone(),
+            },
+        }
+    }
+
+    fn issued(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {
+        JoinAnswer::Issued {
+            certificate,
+            cas: vec![self.ca.der().to_vec()],
+            unix_s,
+            broker: self.broker.cloned(),
+        }
+    }
+
+    /// A further certificate for who proves that it holds the key of the last one, also when that
+    /// has expired. All of the proof is checked before anything is written.
+    fn renew(&self, request: &RenewRequest, unix_s: u64) -> Result<(String, Vec<u8>), Refusal> {
+        let Self { ca, registry, .. } = *self;
+        let Lives { node_s, grace_s } = self.lives;
+        if !is_plausible(unix_s) {
+            return Err(Refusal::Clock);
+        }
+        if ca::sha256(ca.der()) != request.ca_sha256 {
+            return Err(Refusal::OtherCloud);
+        }
+        let old = tls::verify_expired(&[ca.der().clone()], &request.certificate);
+        let (peer, key) = old.ok_or(Refusal::Foreign)?;
+        let RenewRequest {
+            ca_sha256,
+            certificate,
+            csr,
+            signature,
+        } = request;
+        let signed = RenewRequest::signed(ca_sha256, certificate, csr);
+        ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_ASN1, &key)
+            .verify(&signed, signature)
+            .map_err(|_| Refusal::Proof)?;
+        let csr = ca::Request::read(csr)?;
+        if csr.has_key(&key) {
+            return Err(Refusal::SameKey);
+        }
+        let over_s = unix_s.saturating_sub(peer.expires_unix_s);
+        if over_s > grace_s {
+            const DAY_S: u64 = 24 * 3600;
+            let (days, grace) = (over_s / DAY_S, grace_s / DAY_S);
+            return Err(Refusal::TooLate { days, grace });
+        }
+        let issued = ca.node(&peer.node, &csr, None, unix_s, node_s)?;
+        let next = self.certificate(&issued.serial, &csr, unix_s);
+        let known = registry.renew(&peer, &next, unix_s)?;
+        let Peer { node, .. } = peer;
+        if known == next {
+            return Ok((node, issued.der));
+        }
+        log::info!("renewal_answer_repeated node={node}");
+        let serial = Some(known.serial.as_str());
+        let again = ca.node(&node, &csr, serial, known.issued_unix_s, known.life_s)?;
+        Ok((node, again.der))
+    }
+
+    fn certificate(&self, serial: &str, csr: &ca::Request, unix_s: u64) -> Certificate {
+        Certificate {
+            serial: serial.to_owned(),
+            key_sha256: csr.key_sha256(),
+            issued_unix_s: unix_s,
+            life_s: self.lives.node_s,
+            ca_sha256: ca::hex(&ca::sha256(self.ca.der())),
+        }
     }
 
     /// The name and the request are checked before the token is spent; after a crash between that and
@@ -176,8 +299,9 @@ impl Desk<'_> {
         let known = registry.find(&request.node);
         if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256)
         {
-            let (serial, issued) = (Some(known.serial.as_str()), known.joined_unix_s);
-            let again = ca.node(&request.node, &csr, serial, issued, NODE_LIFE_S)?;
+            let last = known.certificate();
+            let (serial, issued) = (Some(last.serial.as_str()), last.issued_unix_s);
+            let again = ca.node(&request.node, &csr, serial, issued, last.life_s)?;
             if known.token_id == *id {
                 tokens.verify(id, secret)?;
             } else {
@@ -188,14 +312,17 @@ impl Desk<'_> {
             return Ok(again.der);
         }
         registry.check(&request.node)?;
-        let issued = ca.node(&request.node, &csr, None, unix_s, NODE_LIFE_S)?;
+        let life_s = self.lives.node_s;
+        let issued = ca.node(&request.node, &csr, None, unix_s, life_s)?;
         tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
         let record = NodeRecord {
             serial: issued.serial,
-            revoked: false,
             joined_unix_s: unix_s,
             key_sha256,
             token_id: id.clone(),
+            life_s,
+            ca_sha256: ca::hex(&ca::sha256(ca.der())),
+            ..NodeRecord::default()
         };
         if let Err(error) = registry.add(&request.node, record) {
             // A full disk or another board that was faster: with its one use gone, this board could
@@ -222,6 +349,7 @@ mod tests {
             tokens: &TokenStore::open(folder.path()).unwrap(),
             registry: &Registry::open(folder.path(), 1_000).unwrap(),
             broker: None,
+            lives: Lives::default(),
         };
         let request = JoinRequest {
             token_id: String::new(),

@@ -31,7 +31,7 @@ use self::node::{Connection, Frames, Node};
 use crate::broker::Publisher;
 use crate::ca::Ca;
 use crate::clock::unix_s;
-use crate::enrol::Desk;
+use crate::enrol::{Desk, Enrolled, Lives};
 use crate::nodes::{Event, NodeView, Nodes};
 use crate::placement::Desired;
 use crate::records::{Records, View};
@@ -89,6 +89,7 @@ pub struct Links {
     tokens: TokenStore,
     state: Mutex<State>,
     ca: Ca,
+    lives: Lives,
     behind: Option<Behind>,
     start: Instant,
     changes: watch::Sender<u64>,
@@ -113,10 +114,10 @@ impl Links {
     /// # Errors
     /// Those of the file system.
     pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
-        Self::open_with(data, ca, behind, Records::none())
+        Self::open_with(data, ca, behind, Records::none(), Lives::default())
     }
 
-    /// The same with a sink, whose [`Records::run`] is the caller's.
+    /// The same with a sink, whose [`Records::run`] is the caller's, and other lives of certificates.
     ///
     /// # Errors
     /// Those of the file system.
@@ -125,12 +126,14 @@ impl Links {
         ca: Ca,
         behind: Option<Behind>,
         records: Arc<Records>,
+        lives: Lives,
     ) -> io::Result<Arc<Self>> {
         let registry = Registry::open(data, unix_s())?;
         let links = Arc::new(Self {
             state: Mutex::new(State::new(Arc::clone(&records))),
             tokens: TokenStore::open(data)?,
             ca,
+            lives,
             behind,
             start: Instant::now(),
             changes: watch::Sender::new(0),
@@ -258,22 +261,30 @@ impl Links {
             tokens: &self.tokens,
             registry: &self.registry,
             broker: self.behind.as_ref().map(|behind| &behind.broker),
+            lives: self.lives,
         };
-        let joined = if http {
+        let enrolled = if http {
             desk.serve_http(stream).await?
         } else {
             desk.serve(stream).await?
         };
-        if let Some(name) = joined {
-            let mut state = self.lock();
-            // It may have been deleted again meanwhile.
-            if self.registry.find(&name).is_some() {
-                state.add(&name, self.registry.epoch(), self.now());
-            }
-            state.event(&name, "Joined", "certificate issued");
-            drop(state);
-            self.changed();
+        let (name, reason, text) = match enrolled {
+            None => return Ok(()),
+            Some(Enrolled::Joined(name)) => (name, "Joined", "certificate issued"),
+            Some(Enrolled::Renewed(name)) => (name, "Renewed", "next certificate issued"),
+        };
+        let mut state = self.lock();
+        // It may have been deleted again meanwhile.
+        if self.registry.find(&name).is_some() {
+            state.add(&name, self.registry.epoch(), self.now());
         }
+        state.event(&name, reason, text);
+        let listed = self.keep_crl();
+        if let Err(error) = listed {
+            state.event(&name, "CrlNotWritten", &error.to_string());
+        }
+        drop(state);
+        self.changed();
         Ok(())
     }
 

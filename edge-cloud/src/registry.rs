@@ -3,6 +3,9 @@
 //! A certificate is accepted only while the registry lists its serial under its name: deleting or
 //! revoking a node needs no list of what is no longer valid. After a restore from a backup there is
 //! a [`Grace`]: nodes that joined after the backup are unknown, and come back by themselves.
+//!
+//! A node that renews its certificate has two of them until it has come with the new one: an answer
+//! that was lost locks nobody out.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,6 +26,24 @@ pub const NODES_MAX: usize = 10_000;
 /// behind an external broker, and there only with more than this many in a certificate's life.
 pub const RETIRED_MAX: usize = 50_000;
 
+/// Seconds between two new certificates of one node, or a twentieth of their life if that is less.
+pub const RENEW_PACE_S: u64 = 600;
+
+/// A certificate as it was issued.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Serial number, hex.
+    pub serial: String,
+    /// Hex SHA-256 of its public key.
+    pub key_sha256: String,
+    /// When it was issued, seconds since 1970.
+    pub issued_unix_s: u64,
+    /// How long it lives, seconds.
+    pub life_s: u64,
+    /// Hex SHA-256 of the CA that signed it.
+    pub ca_sha256: String,
+}
+
 /// One node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -38,6 +59,64 @@ pub struct NodeRecord {
     /// Token that it joined with.
     #[serde(default)]
     pub token_id: String,
+    /// How long its certificate lives, seconds; 0 is [`NODE_LIFE_S`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub life_s: u64,
+    /// Hex SHA-256 of the CA that signed its certificate; empty when it was not noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ca_sha256: String,
+    /// The next certificate, until the node has come with it. Both are valid so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Certificate>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl NodeRecord {
+    /// The certificate that the node has come with.
+    #[must_use]
+    pub fn certificate(&self) -> Certificate {
+        let life_s = match self.life_s {
+            0 => NODE_LIFE_S,
+            life_s => life_s,
+        };
+        Certificate {
+            serial: self.serial.clone(),
+            key_sha256: self.key_sha256.clone(),
+            issued_unix_s: self.joined_unix_s,
+            life_s,
+            ca_sha256: self.ca_sha256.clone(),
+        }
+    }
+
+    /// When that certificate expires, seconds since 1970.
+    #[must_use]
+    pub fn expires_unix_s(&self) -> u64 {
+        let certificate = self.certificate();
+        let issued = certificate.issued_unix_s;
+        issued.saturating_add(certificate.life_s)
+    }
+
+    /// Makes the pending certificate the node's own, and returns the serial number before.
+    fn promote(&mut self) -> Option<String> {
+        let next = self.pending.take()?;
+        self.joined_unix_s = next.issued_unix_s;
+        self.key_sha256 = next.key_sha256;
+        self.life_s = next.life_s;
+        self.ca_sha256 = next.ca_sha256;
+        Some(std::mem::replace(&mut self.serial, next.serial))
+    }
+
+    /// Every serial number that is valid now.
+    fn serials(&self) -> Vec<String> {
+        let pending = self.pending.iter().map(|next| next.serial.clone());
+        std::iter::once(self.serial.clone())
+            .chain(pending)
+            .collect()
+    }
 }
 
 /// After a restore: a certificate that our CA issued after the backup was made is taken although
@@ -73,6 +152,15 @@ pub enum RegistryError {
     /// Not an RFC 1123 label.
     #[error("the name of a node must be an RFC 1123 label")]
     Name,
+    /// Its certificate is refused, so it is no proof.
+    #[error(
+        "its certificate is revoked, replaced or not known here: delete the node, and join again \
+         with a token"
+    )]
+    NotKnown,
+    /// [`RENEW_PACE_S`] is not over.
+    #[error("its last certificate is only {0} s old: ask again later")]
+    TooSoon(u64),
     /// The file system.
     #[error("cannot store the nodes: {0}")]
     Store(#[from] io::Error),
@@ -195,12 +283,15 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`]; the node is to be refused then.
     pub fn admit(&self, peer: &Peer, unix_s: u64) -> Result<Admission, RegistryError> {
-        let record = self.find(&peer.node);
-        if record.is_some_and(|record| !record.revoked && record.serial == peer.serial) {
-            return Ok(Admission::Known);
+        if let Some(record) = self.find(&peer.node).filter(|record| !record.revoked) {
+            if record.serial == peer.serial {
+                return Ok(Admission::Known);
+            }
+            if is_pending(&record, &peer.serial) && self.promote(&peer.node, &peer.serial)? {
+                return Ok(Admission::Known);
+            }
         }
-        // Every node certificate lives equally long.
-        let issued_unix_s = peer.expires_unix_s.saturating_sub(NODE_LIFE_S);
+        let issued_unix_s = peer.issued_unix_s;
         let grace = self.grace(unix_s);
         if grace.is_none_or(|grace| issued_unix_s < grace.issued_from_unix_s) {
             return Ok(Admission::Refused);
@@ -221,6 +312,7 @@ impl Registry {
             let record = NodeRecord {
                 serial: peer.serial.clone(),
                 joined_unix_s: issued_unix_s,
+                life_s: peer.expires_unix_s.saturating_sub(issued_unix_s),
                 ..NodeRecord::default()
             };
             state.nodes.insert(peer.node.clone(), record);
@@ -231,6 +323,81 @@ impl Registry {
         } else {
             Admission::Refused
         })
+    }
+
+    /// The node has come with its pending certificate: the one before is refused from now on.
+    /// `false` when there is no such certificate any more.
+    fn promote(&self, node: &str, serial: &str) -> Result<bool, RegistryError> {
+        self.change(|state| {
+            let record = state.nodes.get_mut(node).filter(|record| !record.revoked);
+            let before = record
+                .filter(|record| is_pending(record, serial))
+                .and_then(NodeRecord::promote);
+            if let Some(before) = &before {
+                state.retire(node, before);
+            }
+            Ok(before.is_some())
+        })
+    }
+
+    /// Gives a node its next certificate: that of `next`, or the one that was issued for the same
+    /// key before, whose answer was lost. `peer` has proven that it holds the key of its current or
+    /// its pending certificate, which may have expired. It is durable when this returns.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn renew(
+        &self,
+        peer: &Peer,
+        next: &Certificate,
+        unix_s: u64,
+    ) -> Result<Certificate, RegistryError> {
+        // Also promotes, and lets in who comes back after a restore.
+        let unseen = |record: NodeRecord| record.serial.is_empty() && !record.revoked;
+        if !self.find(&peer.node).is_some_and(unseen)
+            && self.admit(peer, unix_s)? == Admission::Refused
+        {
+            return Err(RegistryError::NotKnown);
+        }
+        let mut issued = None;
+        self.change(|state| {
+            let gone = state.retired.iter().any(|one| one.serial == peer.serial);
+            let record = state.nodes.get_mut(&peer.node);
+            let record = record.filter(|record| !record.revoked && !gone);
+            let record = record.ok_or(RegistryError::NotKnown)?;
+            if record.serial.is_empty() {
+                // It was readmitted by its name, and this is the first that is seen of it.
+                record.serial.clone_from(&peer.serial);
+                record.joined_unix_s = peer.issued_unix_s;
+                record.life_s = peer.expires_unix_s.saturating_sub(peer.issued_unix_s);
+            } else if record.serial != peer.serial {
+                return Err(RegistryError::NotKnown);
+            }
+            // One that waited for half its life is no help any more.
+            let same = |one: &&Certificate| {
+                let half = one.issued_unix_s.saturating_add(one.life_s / 2);
+                one.key_sha256 == next.key_sha256 && unix_s < half
+            };
+            if let Some(same) = record.pending.as_ref().filter(same) {
+                issued = Some(same.clone());
+                return Ok(false);
+            }
+            let last = match &record.pending {
+                Some(pending) => pending.issued_unix_s,
+                None => record.joined_unix_s,
+            };
+            // A clock that was set back does not count.
+            let age = unix_s.checked_sub(last);
+            if let Some(age) = age.filter(|age| *age < RENEW_PACE_S.min(next.life_s / 20)) {
+                return Err(RegistryError::TooSoon(age));
+            }
+            issued = Some(next.clone());
+            if let Some(unused) = record.pending.replace(next.clone()) {
+                state.retire(&peer.node, &unused.serial);
+            }
+            Ok(true)
+        })?;
+        issued.ok_or(RegistryError::NotKnown)
     }
 
     /// Whether a node of this name has joined and is not revoked: all that can be said when an
@@ -315,7 +482,11 @@ impl Registry {
         self.change(|state| {
             let grace = state.grace_at(unix_s).is_some();
             match state.nodes.remove(node) {
-                Some(record) => state.retire(node, &record.serial),
+                Some(record) => {
+                    for serial in record.serials() {
+                        state.retire(node, &serial);
+                    }
+                }
                 None if grace && is_label(node) => {}
                 None => return Ok(false),
             }
@@ -340,8 +511,9 @@ impl Registry {
         self.change(|state| {
             if let Some(record) = state.nodes.get_mut(node) {
                 record.revoked = true;
-                let serial = record.serial.clone();
-                state.retire(node, &serial);
+                for serial in record.serials() {
+                    state.retire(node, &serial);
+                }
                 return Ok(true);
             }
             if state.grace_at(unix_s).is_none() || !is_label(node) {
@@ -388,6 +560,13 @@ pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(retired.filter_map(Retired::listed).collect())
 }
 
+fn is_pending(record: &NodeRecord, serial: &str) -> bool {
+    record
+        .pending
+        .as_ref()
+        .is_some_and(|next| next.serial == serial)
+}
+
 fn load(path: &Path) -> io::Result<State> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
@@ -418,187 +597,4 @@ fn is_label(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(serial: &str) -> NodeRecord {
-        NodeRecord {
-            serial: serial.to_owned(),
-            ..NodeRecord::default()
-        }
-    }
-
-    /// A peer whose certificate was issued at `issued_unix_s`.
-    fn peer(node: &str, serial: &str, issued_unix_s: u64) -> Peer {
-        Peer {
-            node: node.to_owned(),
-            serial: serial.to_owned(),
-            expires_unix_s: issued_unix_s + NODE_LIFE_S,
-        }
-    }
-
-    fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
-        registry.admit(&peer(node, serial, 50), 1_000).unwrap() == Admission::Known
-    }
-
-    /// A registry as a restore leaves it: the backup was made at 100, the grace lasts until 2000.
-    fn restored(folder: &Path) -> Registry {
-        let mut old = record("01");
-        old.joined_unix_s = 40;
-        let mut revoked = record("02");
-        revoked.joined_unix_s = 40;
-        revoked.revoked = true;
-        let state = State {
-            epoch: 7,
-            nodes: [("old".to_owned(), old), ("revoked".to_owned(), revoked)].into(),
-            retired: Vec::new(),
-            grace: Some(Grace {
-                issued_from_unix_s: 100,
-                until_unix_s: 2_000,
-            }),
-            deleted: BTreeMap::new(),
-        };
-        std::fs::write(folder.join(NODES), serde_json::to_vec(&state).unwrap()).unwrap();
-        Registry::open(folder, 1_000).unwrap()
-    }
-
-    #[test]
-    fn after_a_restore_nodes_that_joined_after_the_backup_come_back_for_good() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = restored(folder.path());
-        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
-        assert_eq!(admit(peer("old", "01", 40), 1_000), Admission::Known);
-        assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Readmitted);
-        assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Known);
-        let registry = Registry::open(folder.path(), 1_001).unwrap();
-        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
-        assert_eq!(admit(peer("new", "03", 100), 3_000), Admission::Known);
-        // The newer of two certificates counts, whoever comes first.
-        assert_eq!(admit(peer("old", "04", 200), 1_002), Admission::Readmitted);
-        assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
-        assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
-        assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Known);
-        registry.delete("new", 1_003).unwrap();
-        assert_eq!(admit(peer("new", "03", 100), 1_004), Admission::Refused);
-        let rejoined = peer("new", "06", 1_004);
-        assert_eq!(admit(rejoined, 1_005), Admission::Readmitted);
-        registry.revoke("old", 1_003).unwrap();
-        assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Refused);
-    }
-
-    #[test]
-    fn the_grace_is_for_nobody_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = restored(folder.path());
-        let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
-        // Deleted before the backup; revoked; revoked with a later certificate; too late.
-        assert_eq!(admit(peer("gone", "09", 99), 1_000), Admission::Refused);
-        assert_eq!(admit(peer("revoked", "02", 40), 1_000), Admission::Refused);
-        assert_eq!(admit(peer("revoked", "0a", 200), 1_000), Admission::Refused);
-        assert_eq!(admit(peer("late", "0b", 200), 2_000), Admission::Refused);
-        assert_eq!(registry.nodes().len(), 2);
-        assert!(registry.admit(&peer("a/b", "0c", 200), 1_000).is_err());
-    }
-
-    /// Goal: a board that joined after the backup and was stolen can be shut out before it shows up.
-    #[test]
-    fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = restored(folder.path());
-        assert!(registry.revoke("stolen", 1_000).unwrap());
-        assert!(registry.delete("gone", 1_000).unwrap());
-        assert!(!registry.revoke("a/b", 1_000).unwrap());
-        assert!(!registry.delete("a/b", 1_000).unwrap());
-        assert!(!registry.revoke("late", 2_000).unwrap());
-        assert!(!registry.delete("late", 2_000).unwrap());
-        let registry = Registry::open(folder.path(), 1_001).unwrap();
-        for name in ["stolen", "gone"] {
-            let refused = registry.admit(&peer(name, "0d", 200), 1_002).unwrap();
-            assert_eq!(refused, Admission::Refused, "{name}");
-            assert!(!registry.readmit(name, 1_002).unwrap(), "{name}");
-        }
-        assert!(registry.retired().is_empty(), "their serials are not known");
-        // A new join is no return, and what was revoked has to be deleted first.
-        registry.add("gone", record("0e")).unwrap();
-        assert!(registry.add("stolen", record("0f")).is_err());
-        assert!(registry.delete("stolen", 1_003).unwrap());
-        registry.add("stolen", record("0f")).unwrap();
-    }
-
-    #[test]
-    fn the_epoch_rises_at_each_start_even_with_the_clock_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        for (unix_s, epoch) in [(1000, 1000), (5, 1001), (1001, 1002), (2000, 2000)] {
-            let registry = Registry::open(folder.path(), unix_s).unwrap();
-            assert_eq!(registry.epoch(), epoch);
-        }
-    }
-
-    #[test]
-    fn only_the_listed_serial_is_admitted_until_it_is_revoked_or_deleted() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::open(folder.path(), 0).unwrap();
-        registry.add("a", record("01")).unwrap();
-        registry.add("b", record("02")).unwrap();
-        let taken = registry.add("a", record("03"));
-        assert!(matches!(taken, Err(RegistryError::Taken)));
-        assert!(admits(&registry, "a", "01"));
-        assert!(!admits(&registry, "a", "02"));
-        assert!(registry.revoke("a", 0).unwrap());
-        assert!(registry.delete("b", 0).unwrap());
-        assert!(!registry.delete("b", 0).unwrap());
-        let registry = Registry::open(folder.path(), 0).unwrap();
-        assert!(!admits(&registry, "a", "01"));
-        assert!(!admits(&registry, "b", "02"));
-        registry.add("b", record("04")).unwrap();
-        assert!(admits(&registry, "b", "04"));
-        assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
-        assert!(registry.delete("a", 60).unwrap());
-        let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
-        assert_eq!(retired, ["01", "02"], "each once, also when deleted later");
-    }
-
-    #[test]
-    fn behind_a_broker_a_node_comes_back_by_name_within_the_grace_unless_deleted_or_revoked() {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = restored(folder.path());
-        assert!(registry.readmit("late", 1_999).unwrap());
-        assert!(registry.knows("late"));
-        assert!(!registry.readmit("later", 2_000).unwrap(), "too late");
-        for name in ["late", "old", "revoked"] {
-            assert!(!registry.readmit(name, 1_000).unwrap(), "{name} is listed");
-        }
-        assert!(registry.delete("late", 1_500).unwrap());
-        assert!(!registry.readmit("late", 1_600).unwrap());
-        assert!(registry.retired().is_empty(), "its serial is not known");
-        assert!(registry.delete("old", 1_500).unwrap());
-        // A later restore, from a backup that was made after these two were deleted.
-        let mut state = load(&folder.path().join(NODES)).unwrap();
-        state.deleted.clear();
-        std::fs::write(
-            folder.path().join(NODES),
-            serde_json::to_vec(&state).unwrap(),
-        )
-        .unwrap();
-        let registry = Registry::open(folder.path(), 1_600).unwrap();
-        for name in ["late", "old"] {
-            assert!(
-                !registry.readmit(name, 1_700).unwrap(),
-                "{name} was deleted"
-            );
-        }
-        assert_eq!(registry.retired()[0].0, "01");
-    }
-
-    #[test]
-    fn names_are_labels() {
-        let longest = "a".repeat(63);
-        for name in ["a", "gate-7", "0", &longest] {
-            assert!(is_label(name), "{name}");
-        }
-        let long = "a".repeat(64);
-        for name in ["", "-a", "a-", "A", "a.b", "a/b", "+", "#", "ä", &long] {
-            assert!(!is_label(name), "{name}");
-        }
-    }
-}
+mod tests;

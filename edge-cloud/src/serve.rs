@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::broker::{self, Broker};
 use crate::ca::{self, Ca};
 use crate::clock::{is_plausible, unix_s};
+use crate::enrol::Lives;
 use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::records::{Records, target};
@@ -66,6 +67,8 @@ pub struct Config {
     pub broker: Option<broker::Config>,
     /// Where the nodes' records go.
     pub records: target::Config,
+    /// How long nodes' certificates live.
+    pub lives: Lives,
 }
 
 /// Runs edge-cloud until SIGINT or SIGTERM.
@@ -107,7 +110,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         }
     };
     let records = Records::open(data, &config.records)?;
-    let links = Links::open_with(data, ca, behind, Arc::clone(&records))?;
+    let links = Links::open_with(data, ca, behind, Arc::clone(&records), config.lives)?;
     links.set_admissions(config.admissions_per_s);
     let listener = TcpListener::bind(config.listen)
         .await

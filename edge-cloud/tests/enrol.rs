@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::ca::{Ca, Request};
-use edge_cloud::enrol::Desk;
+use edge_cloud::enrol::{Desk, Lives};
 use edge_cloud::registry::{Admission, Registry};
 use edge_cloud::tls;
 use edge_cloud::token::TokenStore;
@@ -57,6 +57,7 @@ async fn cloud(data: &Path) -> Cloud {
                     tokens: &tokens2,
                     registry: &registry,
                     broker: None,
+                    lives: Lives::default(),
                 };
                 let _result = desk.serve(stream).await;
                 continue;
@@ -311,6 +312,7 @@ async fn a_request_with_an_endless_head_is_refused_soon() {
         tokens: &tokens,
         registry: &registry,
         broker: None,
+        lives: Lives::default(),
     };
     let (mut stream, far) = tokio::io::duplex(1024);
     let client = async move {

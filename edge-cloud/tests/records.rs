@@ -66,7 +66,8 @@ impl Place {
         let records = until(|| Records::open(data, &config).ok()).await;
         let ca = Ca::open(data).unwrap();
         let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
-        let links = Links::open_with(data, ca, None, Arc::clone(&records)).unwrap();
+        let links =
+            Links::open_with(data, ca, None, Arc::clone(&records), Default::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let cloud = Arc::new(Cloud::at(address, data, Arc::clone(&links)));

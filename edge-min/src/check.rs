@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
+use crate::certificate;
 use crate::clock::Clock;
 use crate::config::{Config, PSS_KIB_DEFAULT};
 use crate::identity::Identity;
@@ -329,7 +330,7 @@ fn check_certificate(identity: &std::io::Result<Option<Identity>>, now_s: u64) -
     let fix =
         "join again: `edge-cloud node delete NAME`, then edge-min join; pods run on meanwhile";
     let end = match identity {
-        Ok(Some(identity)) => not_after(&identity.certificate),
+        Ok(Some(identity)) => certificate::life(&identity.certificate).map(|(_, end)| end),
         _ => {
             let seen = "none before the join".to_owned();
             return finding("certificate", Verdict::Warning, seen, "join first");
@@ -351,53 +352,7 @@ fn check_certificate(identity: &std::io::Result<Option<Identity>>, now_s: u64) -
     finding("certificate", verdict, seen, fix)
 }
 
-/// The end of a certificate's validity in seconds since 1970 (RFC 5280, section 4.1).
-fn not_after(der: &[u8]) -> Option<u64> {
-    let (_, certificate, _) = element(der)?;
-    let (_, body, _) = element(certificate)?;
-    let mut rest = body;
-    // Version, which may be missing, then serial number, algorithm and issuer.
-    if element(rest)?.0 == 0xa0 {
-        rest = element(rest)?.2;
-    }
-    for _ in 0..3 {
-        rest = element(rest)?.2;
-    }
-    let (_, validity, _) = element(rest)?;
-    let (tag, time, _) = element(element(validity)?.2)?;
-    let text = std::str::from_utf8(time).ok()?.strip_suffix('Z')?;
-    // UTCTime has two digits of the year: those from 50 on are of the last century.
-    let (year, text) = match tag {
-        0x17 => {
-            let (year, text) = text.split_at_checked(2)?;
-            let year: u64 = year.parse().ok()?;
-            (if year < 50 { 2000 + year } else { 1900 + year }, text)
-        }
-        0x18 => {
-            let (year, text) = text.split_at_checked(4)?;
-            (year.parse().ok()?, text)
-        }
-        _ => return None,
-    };
-    let two = |at: usize| text.get(at..at + 2)?.parse::<u64>().ok();
-    let day = days_since_1970(year, two(0)?, two(2)?)?;
-    Some(day * DAY_S + two(4)? * 3600 + two(6)? * 60 + two(8)?)
-}
-
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
-fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Years begin in March here, so that the leap day is their last.
-    let year = if month <= 2 { year - 1 } else { year };
-    let month = (month + 9) % 12;
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
-    // 719,468 is 1970-01-01 by the same count.
-    days.checked_sub(719_468)
-}
-
-/// `2026-11-26 01:39 UTC`, [`days_since_1970`] the other way round.
+/// `2026-11-26 01:39 UTC`, [`certificate::days_since_1970`] the other way round.
 fn date(unix_s: u64) -> String {
     let days = unix_s / DAY_S + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
@@ -423,24 +378,6 @@ fn date(unix_s: u64) -> String {
         " UTC",
     ]
     .concat()
-}
-
-/// The first DER element: tag, content, and what follows it.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, rest) = bytes.split_first()?;
-    let (first, rest) = rest.split_first()?;
-    let (length, rest) = if *first < 0x80 {
-        (usize::from(*first), rest)
-    } else {
-        let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-        if digits.len() > 3 {
-            return None;
-        }
-        let join = |length: usize, byte: &u8| length << 8 | usize::from(*byte);
-        (digits.iter().fold(0, join), rest)
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((*tag, content, rest))
 }
 
 fn check_memory(pss_kib: u32) -> Finding {
@@ -481,6 +418,7 @@ fn check_root() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate::days_since_1970;
 
     #[test]
     fn a_missing_runc_is_named_with_its_fix() {
@@ -536,35 +474,6 @@ mod tests {
                 "{text}"
             );
             assert!(text.ends_with(" 01:01 UTC"), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_end_of_a_certificate_is_read_in_both_forms() {
-        let with = |tag: u8, time: &str| {
-            let wrap = |tag: u8, content: &[u8]| {
-                let length = u8::try_from(content.len()).unwrap();
-                [&[tag, length], content].concat()
-            };
-            let start = wrap(0x17, b"240101000000Z");
-            let validity = wrap(0x30, &[start, wrap(tag, time.as_bytes())].concat());
-            let head = [
-                wrap(0xa0, &[2, 1, 2]),
-                wrap(2, &[9]),
-                wrap(0x30, &[]),
-                wrap(0x30, &[]),
-            ];
-            wrap(0x30, &wrap(0x30, &[head.concat(), validity].concat()))
-        };
-        let der = with(0x17, "240301000001Z");
-        assert_eq!(not_after(&der), Some(19_783 * DAY_S + 1));
-        assert_eq!(
-            not_after(&with(0x18, "20240301000001Z")),
-            Some(19_783 * DAY_S + 1)
-        );
-        assert_eq!(not_after(&with(0x17, "24")), None);
-        for length in 0..der.len() {
-            assert_eq!(not_after(&der[..length]), None, "{length}");
         }
     }
 }

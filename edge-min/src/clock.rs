@@ -27,6 +27,14 @@ struct State {
     floor: u64,
     since: Instant,
     confirmed: bool,
+    /// The system's clock.
+    system: fn() -> u64,
+}
+
+impl State {
+    fn floor(&self) -> u64 {
+        self.floor.saturating_add(self.since.elapsed().as_secs())
+    }
 }
 
 /// The clock; clones share one state.
@@ -48,18 +56,16 @@ impl Clock {
             floor: BUILD_UNIX_S.max(persisted),
             since: Instant::now(),
             confirmed: false,
+            system,
         })))
     }
 
-    /// Seconds since 1970, and whether they are to be trusted: the system's clock is above the
-    /// floor, and not by [`AHEAD_S_MAX`], or the cloud has said the time since the start.
+    /// Seconds since 1970 for people, and whether they are to be trusted: the system's clock is above
+    /// the floor, and not by [`AHEAD_S_MAX`], or the cloud has said the time since the start.
     #[must_use]
     pub fn now(&self) -> (u64, bool) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let system = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
-        let floor = state.floor.saturating_add(state.since.elapsed().as_secs());
+        let (system, floor) = ((state.system)(), state.floor());
         if state.confirmed {
             (floor, true)
         } else {
@@ -68,11 +74,19 @@ impl Clock {
         }
     }
 
+    /// Seconds since 1970 for certificates, and whether the cloud has said them since the start;
+    /// else they are the floor. The system's clock has no part in this: one that stands in 2100
+    /// would shut out every cloud, and nobody can tell it from one that is right.
+    #[must_use]
+    pub fn reliable(&self) -> (u64, bool) {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.floor(), state.confirmed)
+    }
+
     /// The cloud said the time. An authenticated time never lowers the floor.
     pub fn confirm(&self, unix_s: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let floor = state.floor.saturating_add(state.since.elapsed().as_secs());
-        if !is_plausible(unix_s, floor) {
+        if !is_plausible(unix_s, state.floor()) {
             return;
         }
         state.floor = unix_s;
@@ -91,7 +105,7 @@ impl Clock {
     #[must_use]
     pub fn source(&self) -> TimeSource {
         let clock = self.clone();
-        Arc::new(move || clock.now())
+        Arc::new(move || clock.reliable())
     }
 }
 
@@ -99,6 +113,11 @@ fn is_plausible(unix_s: u64, floor: u64) -> bool {
     unix_s
         .checked_sub(floor)
         .is_some_and(|ahead| ahead < AHEAD_S_MAX)
+}
+
+fn system() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
 }
 
 /// The floor file: seconds since 1970 and their CRC-32, both big-endian.
@@ -145,6 +164,27 @@ mod tests {
         clock.confirm(u64::from(u32::MAX));
         assert!(clock.now().0 < BUILD_UNIX_S + AHEAD_S_MAX);
         assert!(!dir.path().join("time.floor").exists());
+    }
+
+    /// Goal: wherever the board's own clock stands, it neither moves the floor nor is asked about a
+    /// certificate.
+    #[test]
+    fn the_systems_clock_moves_neither_the_floor_nor_the_time_for_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        for system in [|| 0, || 4_102_444_800, || u64::MAX] {
+            let clock = Clock::open(dir.path());
+            clock.0.lock().unwrap().system = system;
+            let (floor, confirmed) = clock.reliable();
+            assert!((BUILD_UNIX_S..BUILD_UNIX_S + 60).contains(&floor) && !confirmed);
+            assert_eq!(clock.source()(), clock.reliable());
+            assert!(!dir.path().join("time.floor").exists());
+        }
+        let clock = Clock::open(dir.path());
+        clock.0.lock().unwrap().system = || u64::MAX;
+        clock.confirm(BUILD_UNIX_S + 1_000_000);
+        assert_eq!(clock.now(), clock.reliable());
+        let floor = Clock::open(dir.path()).reliable().0;
+        assert!((BUILD_UNIX_S + 1_000_000..BUILD_UNIX_S + 1_000_060).contains(&floor));
     }
 
     #[test]

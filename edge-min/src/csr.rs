@@ -66,6 +66,15 @@ pub fn request(node: &str, key: &[u8]) -> Option<Vec<u8>> {
     ))
 }
 
+/// Signs a message with this key, as ASN.1. `None` as for [`request`].
+#[must_use]
+pub fn sign(key: &[u8], message: &[u8]) -> Option<Vec<u8>> {
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key, &random).ok()?;
+    let signature = pair.sign(&random, message).ok()?;
+    Some(signature.as_ref().to_vec())
+}
+
 /// One DER value. Contents here stay far below the 64 KiB that two length bytes can tell.
 fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();

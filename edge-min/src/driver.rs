@@ -2,6 +2,7 @@
 //! comes out is done. No policy here: no retry count, no ordering, no "if offline".
 
 mod answers;
+mod certificate;
 mod flash;
 mod records;
 mod uplink;
@@ -41,6 +42,7 @@ use crate::resolve;
 use crate::runtime::{self, Runtime};
 use crate::store::Store;
 use crate::workers::{self, Jobs, RuntimeJob, StoreDone, StoreJob};
+use certificate::Certificates;
 
 /// How often the logs of running containers are cut to their tail.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
@@ -70,6 +72,8 @@ struct Driver {
     lanes: Lanes,
     send_at: Option<u64>,
     connects: Option<Sender<Connect>>,
+    /// `None` before the join.
+    certificates: Option<Certificates>,
     /// `None` while a connection is up or being tried.
     connect_at: Option<u64>,
     reconnect: Reconnect,
@@ -180,6 +184,7 @@ pub fn run(config: Config) -> Result<(), String> {
         lanes: Lanes::new(),
         send_at: None,
         connects: None,
+        certificates: None,
         connect_at: None,
         reconnect: Reconnect::new(1, 0),
         link_error: String::new(),
@@ -351,6 +356,7 @@ impl Driver {
             trim,
             calls,
             self.flash.deadline(),
+            self.renewal_deadline(),
         ];
         let at = earliest.into_iter().flatten().min()?;
         self.start.checked_add(Duration::from_millis(at))
@@ -416,24 +422,27 @@ impl Driver {
                     self.exited(exit.uid, exit.container, exit.code);
                 }
             }
-            Event::Time => self.handle_time(now),
+            Event::Time => self.handle_time(now, link_events),
         }
     }
 
-    fn handle_time(&mut self, now: u64) {
+    fn handle_time(&mut self, now: u64, link_events: &Sender<LinkEvent>) {
         self.agent.handle(now, Input::Tick);
         self.device.handle(now, session::Input::Tick);
         if self.connect_at.is_some_and(|at| at <= now)
             && let Some(connects) = &self.connects
+            && let Some(certificates) = &mut self.certificates
         {
             self.connect_at = None;
             // The thread takes one at a time, and this is the only one that asks.
             connects
                 .try_send(Connect {
+                    to: certificates.next(),
                     will: self.device.will(),
                 })
                 .ok();
         }
+        self.renew(now, link_events);
         if self.trim_at <= now {
             self.trim_at = now + u64::try_from(TRIM_INTERVAL.as_millis()).unwrap_or(u64::MAX);
             for (uid, container) in self.running.keys() {

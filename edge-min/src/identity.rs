@@ -1,7 +1,8 @@
 //! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
-//! DER but for the last two, and `broker`, postcard, if the join named one. Written once by a
-//! join, whole or not at all: into `identity.new`, then renamed. The key is there from the join's
-//! first try on.
+//! DER but for the last two, `ca2.crt` while the cloud has two CAs, and `broker`, postcard, if there
+//! is one. Key and certificate change together: a new identity is made whole in `identity.new` and
+//! then renamed. A renewal leaves the old one in `identity.old` until the new one has proven good.
+//! The new key is in `identity.new` from the first request on.
 
 use std::fs;
 use std::io;
@@ -10,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use edge_core::flash::Subsystem;
 use edge_proto::enrol::Broker;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::medium::{self, Durability, sync_dir};
 
@@ -25,8 +25,8 @@ pub struct Identity {
     pub key: Vec<u8>,
     /// Certificate.
     pub certificate: Vec<u8>,
-    /// The CA of the cloud, the one that is trusted unless the broker has its own.
-    pub ca: Vec<u8>,
+    /// The CAs of the cloud, one or two, which are trusted unless the broker has its own.
+    pub cas: Vec<Vec<u8>>,
     /// URL of the cloud that was joined; empty in an identity that is older than this field.
     pub cloud: String,
     /// The external broker, if the link goes to one.
@@ -49,12 +49,22 @@ impl Identity {
         moved.or(broker).unwrap_or(&self.cloud)
     }
 
+    /// Where the certificate is renewed: at the cloud that was joined, or that the config names.
+    #[must_use]
+    pub fn renewal_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
+        match config {
+            // Behind a broker another mqtts:// moves the link only.
+            Some(url) if self.broker.is_none() || url.starts_with("https://") => url,
+            _ => &self.cloud,
+        }
+    }
+
     /// The CAs, DER, against which the other end of the link is checked.
     #[must_use]
     pub fn anchors(&self) -> &[Vec<u8>] {
         match &self.broker {
             Some(broker) if !broker.anchors.is_empty() => &broker.anchors,
-            _ => core::slice::from_ref(&self.ca),
+            _ => &self.cas,
         }
     }
 
@@ -63,12 +73,23 @@ impl Identity {
     /// # Errors
     /// A file that is unreadable or over 16 KiB.
     pub fn load(state: &Path) -> io::Result<Option<Self>> {
-        // A power cut between the last two steps of a join leaves the new one, which is whole once
-        // its name is there.
-        let dirs = [dir(state), new_dir(state)];
-        let Some(dir) = dirs.iter().find(|dir| dir.join("node.name").exists()) else {
-            return Ok(None);
-        };
+        // A power cut between the last two steps of a change leaves the new one, which is whole
+        // once its name is there.
+        let dirs = [dir(state), new_dir(state), old_dir(state)];
+        match dirs.iter().find(|dir| is_whole(dir)) {
+            Some(dir) => Self::read(dir).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The identity before the last renewal, until the new one has proven good.
+    #[must_use]
+    pub fn load_old(state: &Path) -> Option<Self> {
+        let dir = old_dir(state);
+        is_whole(&dir).then(|| Self::read(&dir).ok())?
+    }
+
+    fn read(dir: &Path) -> io::Result<Self> {
         let text = |name: &str| {
             let text = String::from_utf8(read(&dir.join(name))?);
             text.map(|text| text.trim().to_owned())
@@ -85,45 +106,122 @@ impl Identity {
                 Some(postcard::from_bytes(&bytes?).map_err(broken)?)
             }
         };
-        Ok(Some(Self {
+        let mut cas = vec![read(&dir.join("ca.crt"))?];
+        match read(&dir.join("ca2.crt")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            second => cas.push(second?),
+        }
+        Ok(Self {
             node: text("node.name")?,
             cloud,
             key: read(&dir.join("node.key"))?,
             certificate: read(&dir.join("node.crt"))?,
-            ca: read(&dir.join("ca.crt"))?,
+            cas,
             broker,
-        }))
+        })
     }
 
-    /// Stores the identity; durable when it returns.
+    /// Stores the identity of a join; durable when it returns.
     ///
     /// # Errors
     /// Those of the file system. The old identity, if any, is then still there.
     pub fn save(&self, state: &Path) -> io::Result<()> {
-        let dir = dir(state);
-        let new = keep_key(state, &self.key)?;
-        write(&new.join("node.crt"), &self.certificate)?;
-        write(&new.join("ca.crt"), &self.ca)?;
-        write(&new.join("cloud.url"), self.cloud.as_bytes())?;
-        match &self.broker {
-            Some(broker) => write(&new.join("broker"), &edge_proto::encode(broker))?,
-            // One that a power cut has left from an earlier join would move the link.
-            None => match fs::remove_file(new.join("broker")) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            },
+        self.replace(state, &mut || Ok(()))?;
+        forget_old(state)
+    }
+
+    /// Stores the identity of a renewal, and keeps the old one; durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the file system. The old identity is then still there.
+    pub fn save_renewed(&self, state: &Path) -> io::Result<()> {
+        self.replace(state, &mut || Ok(()))
+    }
+
+    /// `step` is called before each change of the medium. A power cut there leaves the old or the
+    /// new identity, whole.
+    fn replace(&self, state: &Path, step: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        settle(state)?;
+        let new = new_dir(state);
+        step()?;
+        // Not whole while it is written.
+        remove_file(&new.join("node.name"))?;
+        step()?;
+        keep_key(state, &self.key)?;
+        let [ca, rest @ ..] = self.cas.as_slice() else {
+            return Err(io::Error::other("an identity without a CA"));
+        };
+        let broker = self.broker.as_ref().map(edge_proto::encode);
+        // One that a power cut has left from an earlier change would count.
+        for (name, content) in [
+            ("node.crt", Some(self.certificate.as_slice())),
+            ("ca.crt", Some(ca)),
+            ("ca2.crt", rest.first().map(Vec::as_slice)),
+            ("cloud.url", Some(self.cloud.as_bytes())),
+            ("broker", broker.as_deref()),
+            // The name last: with it, all is there.
+            ("node.name", Some(self.node.as_bytes())),
+        ] {
+            step()?;
+            match content {
+                Some(content) => write(&new.join(name), content)?,
+                None => remove_file(&new.join(name))?,
+            }
         }
-        // The name last: with it, all is there.
-        write(&new.join("node.name"), self.node.as_bytes())?;
-        if dir.exists() {
-            // At no moment is there none.
-            renameat_with(CWD, &new, CWD, &dir, RenameFlags::EXCHANGE)?;
-            sync_dir(state, Subsystem::Identity)?;
-            return remove(&new);
+        step()?;
+        forget_old(state)?;
+        step()?;
+        if dir(state).exists() {
+            fs::rename(dir(state), old_dir(state))?;
         }
-        fs::rename(&new, &dir)?;
+        step()?;
+        fs::rename(&new, dir(state))?;
         sync_dir(state, Subsystem::Identity)
     }
+}
+
+/// Whether all of an identity is there.
+fn is_whole(dir: &Path) -> bool {
+    dir.join("node.name").exists()
+}
+
+/// Ends a change that was cut off at its end.
+fn settle(state: &Path) -> io::Result<()> {
+    let dir = dir(state);
+    let dirs = [new_dir(state), old_dir(state)];
+    if !is_whole(&dir)
+        && let Some(whole) = dirs.iter().find(|dir| is_whole(dir))
+    {
+        remove(&dir)?;
+        fs::rename(whole, &dir)?;
+        sync_dir(state, Subsystem::Identity)?;
+    }
+    Ok(())
+}
+
+/// The identity of the last renewal has proven good, or there was none before.
+///
+/// # Errors
+/// Those of the file system.
+pub fn forget_old(state: &Path) -> io::Result<()> {
+    let old = old_dir(state);
+    remove_file(&old.join("node.name"))?;
+    remove(&old)
+}
+
+/// Goes back to the identity before the last renewal: the new one is refused. Durable when it
+/// returns.
+///
+/// # Errors
+/// Those of the file system.
+pub fn go_back(state: &Path) -> io::Result<()> {
+    if is_whole(&old_dir(state)) {
+        // Then the old one is the first that is whole, whatever is cut off.
+        remove_file(&new_dir(state).join("node.name"))?;
+        remove_file(&dir(state).join("node.name"))?;
+        settle(state)?;
+    }
+    Ok(())
 }
 
 /// The key of a join that was not answered, if there was one.
@@ -142,6 +240,7 @@ pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
 /// # Errors
 /// Those of the file system.
 pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
+    settle(state)?;
     let new = new_dir(state);
     fs::DirBuilder::new()
         .mode(0o700)
@@ -154,6 +253,19 @@ pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
 
 fn new_dir(state: &Path) -> PathBuf {
     state.join("identity.new")
+}
+
+fn old_dir(state: &Path) -> PathBuf {
+    state.join("identity.old")
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
+    }
+    path.parent()
+        .map_or(Ok(()), |dir| sync_dir(dir, Subsystem::Identity))
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -187,7 +299,7 @@ mod tests {
             node: "gate-7".into(),
             key: vec![1],
             certificate: vec![2],
-            ca: vec![3],
+            cas: vec![vec![3]],
             cloud: "mqtts://cloud:1".into(),
             broker: None,
         };
@@ -200,6 +312,85 @@ mod tests {
         assert_eq!(cloud(), "");
     }
 
+    /// A node's `number`th identity: key and certificate belong together.
+    fn identity(number: u8, cas: usize) -> Identity {
+        Identity {
+            node: "gate-7".into(),
+            key: vec![number, 1],
+            certificate: vec![number, 2],
+            cas: vec![vec![number, 3]; cas],
+            cloud: "mqtts://cloud:1".into(),
+            broker: None,
+        }
+    }
+
+    fn number(state: &Path) -> u8 {
+        let found = Identity::load(state).unwrap().unwrap();
+        let number = found.key[0];
+        assert_eq!(found.certificate, [number, 2]);
+        assert!(found.cas.iter().all(|ca| *ca == [number, 3]));
+        assert_eq!(found.cas.len(), usize::from(number));
+        number
+    }
+
+    /// Goal: key and certificate change together, wherever the power is cut; and the next change
+    /// works from there. Method: the change ends before each of its steps.
+    #[test]
+    fn a_renewal_that_is_cut_off_anywhere_leaves_the_old_or_the_new_identity() {
+        let mut steps = 0;
+        for cut in 0.. {
+            let state = tempfile::tempdir().unwrap();
+            let state = state.path();
+            identity(2, 2).save(state).unwrap();
+            keep_key(state, &[1, 1]).unwrap();
+            let mut left = cut;
+            let whole = identity(1, 1).replace(state, &mut || match left {
+                0 => Err(io::Error::other("power cut")),
+                _ => {
+                    left -= 1;
+                    Ok(())
+                }
+            });
+            steps = cut;
+            if whole.is_ok() {
+                assert_eq!(number(state), 1);
+                assert_eq!(Identity::load_old(state).unwrap().key, [2, 1]);
+                break;
+            }
+            // Only between the last two renames is the new one loaded already.
+            let is_new = !dir(state).exists();
+            assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
+            // The same key is at hand for the same request, unless it is in use already.
+            if !is_new {
+                assert_eq!(pending_key(state).unwrap(), Some(vec![1, 1]), "cut {cut}");
+            }
+            keep_key(state, &[1, 1]).unwrap();
+            assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
+            identity(1, 1).save_renewed(state).unwrap();
+            assert_eq!(number(state), 1, "cut {cut}");
+        }
+        assert!(steps >= 10, "{steps}");
+    }
+
+    #[test]
+    fn a_new_identity_that_is_refused_gives_way_to_the_old_one() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        identity(2, 2).save(state).unwrap();
+        assert!(Identity::load_old(state).is_none());
+        identity(1, 1).save_renewed(state).unwrap();
+        go_back(state).unwrap();
+        assert_eq!(number(state), 2);
+        assert!(Identity::load_old(state).is_none());
+        go_back(state).unwrap();
+        assert_eq!(number(state), 2);
+        identity(1, 1).save_renewed(state).unwrap();
+        forget_old(state).unwrap();
+        go_back(state).unwrap();
+        assert_eq!(number(state), 1);
+        assert_eq!(pending_key(state).unwrap(), None);
+    }
+
     /// Goal: the link goes to the broker that the join named, and trusts that broker's CA alone.
     #[test]
     fn an_identity_remembers_the_broker_until_the_config_moves_it() {
@@ -208,7 +399,7 @@ mod tests {
             node: "gate-7".into(),
             key: vec![1],
             certificate: vec![2],
-            ca: vec![3],
+            cas: vec![vec![3]],
             cloud: "https://cloud:1".into(),
             broker: Some(Broker {
                 url: "mqtts://broker:1".into(),

@@ -4,13 +4,14 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::Sender;
 use edge_core::reconnect::Reconnect;
-use edge_proto::enrol::{Endpoint, HTTP_PATH, JoinAnswer, JoinRequest};
+use edge_proto::enrol::{Broker, CAS_MAX, Endpoint, HTTP_PATH, JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
 use crate::config::Config;
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
 const EXCHANGE: Duration = Duration::from_secs(180);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
-const STACK_BYTES: usize = 512 * 1024;
+pub(crate) const STACK_BYTES: usize = 512 * 1024;
 /// Bytes of the head of an HTTP answer.
 const HEAD_BYTES_MAX: usize = 2 * 1024;
 
@@ -48,6 +49,8 @@ pub enum JoinError {
     Http(String),
     /// The answer is not one.
     Answer,
+    /// The certificate in the answer is over already.
+    CloudClock,
 }
 
 impl core::fmt::Display for JoinError {
@@ -72,6 +75,9 @@ impl core::fmt::Display for JoinError {
             Self::Random => f.write_str("the system's random source failed"),
             Self::Refused(reason) => write!(f, "refused by the cloud: {reason}"),
             Self::Http(status) => write!(f, "the server answers {status}: is this port edge-cloud's?"),
+            Self::CloudClock => {
+                f.write_str("the new certificate has expired already: is the cloud's clock right?")
+            }
             Self::Answer => f.write_str("the cloud's answer is not one of edge-join/1: is this port edge-cloud's?"),
         }
     }
@@ -115,7 +121,7 @@ pub fn join(
 ) -> Result<(Identity, u64), JoinError> {
     let token = token(token_text).ok_or(JoinError::Token)?;
     let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
-    let (key, csr) = key_and_csr(node, state)?;
+    let (key, csr) = key_and_csr(node, state, &[])?;
     let message = postcard::to_allocvec(&JoinRequest {
         token_id: token.id.to_owned(),
         token_secret: token.secret.to_owned(),
@@ -124,41 +130,83 @@ pub fn join(
     })
     .map_err(|_| JoinError::Answer)?;
     let config = tls::join_config(token.ca_sha256, end.https, time).map_err(JoinError::Tls)?;
+    let issued = ask(&end, config, &message)?;
+    let identity = Identity {
+        node: node.to_owned(),
+        key,
+        certificate: issued.certificate,
+        cas: issued.cas,
+        cloud: url.to_owned(),
+        broker: issued.broker,
+    };
+    identity
+        .save(state)
+        .map_err(|error| JoinError::Io("store the identity", error))?;
+    Ok((identity, issued.unix_s))
+}
+
+/// What the cloud has given.
+pub(crate) struct Issued {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) cas: Vec<Vec<u8>>,
+    pub(crate) unix_s: u64,
+    pub(crate) broker: Option<Broker>,
+}
+
+/// One request, one answer.
+pub(crate) fn ask(
+    end: &Endpoint,
+    config: Arc<ClientConfig>,
+    message: &[u8],
+) -> Result<Issued, JoinError> {
     let name = ServerName::try_from(end.host.clone()).map_err(|_| JoinError::Url)?;
     let connection = ClientConnection::new(config, name).map_err(JoinError::Tls)?;
     let mut stream = StreamOwned::new(connection, connect(&end.host, end.port)?);
     let answer = if end.https {
-        exchange_http(&mut stream, &end.host, &message)?
+        exchange_http(&mut stream, &end.host, message)?
     } else {
-        exchange(&mut stream, &message)?
+        exchange(&mut stream, message)?
     };
     let answer = postcard::from_bytes(&answer).map_err(|_| JoinError::Answer)?;
-    let (certificate, ca, unix_s, broker) = match answer {
+    let issued = match answer {
         JoinAnswer::Refused(reason) => return Err(JoinError::Refused(reason)),
         JoinAnswer::Accepted {
             certificate,
             ca,
             unix_s,
-        } => (certificate, ca, unix_s, None),
+        } => Issued {
+            certificate,
+            cas: vec![ca],
+            unix_s,
+            broker: None,
+        },
         JoinAnswer::Behind {
             certificate,
             ca,
             unix_s,
             broker,
-        } => (certificate, ca, unix_s, Some(broker)),
+        } => Issued {
+            certificate,
+            cas: vec![ca],
+            unix_s,
+            broker: Some(broker),
+        },
+        JoinAnswer::Issued {
+            certificate,
+            cas,
+            unix_s,
+            broker,
+        } => Issued {
+            certificate,
+            cas,
+            unix_s,
+            broker,
+        },
     };
-    let identity = Identity {
-        node: node.to_owned(),
-        key,
-        certificate,
-        ca,
-        cloud: url.to_owned(),
-        broker,
-    };
-    identity
-        .save(state)
-        .map_err(|error| JoinError::Io("store the identity", error))?;
-    Ok((identity, unix_s))
+    match issued.cas.len() {
+        1..=CAS_MAX => Ok(issued),
+        _ => Err(JoinError::Answer),
+    }
 }
 
 /// Starts a thread that joins by itself, with the token of the config and a name from its template;
@@ -210,9 +258,16 @@ pub fn spawn(
 
 /// A key and its request. The key is on the medium before the request goes out: when the answer is
 /// lost, the next try has the same key, and the cloud repeats its answer instead of refusing.
-fn key_and_csr(node: &str, state: &Path) -> Result<(Vec<u8>, Vec<u8>), JoinError> {
+///
+/// `old` is the key so far, which the new one must not be.
+pub(crate) fn key_and_csr(
+    node: &str,
+    state: &Path,
+    old: &[u8],
+) -> Result<(Vec<u8>, Vec<u8>), JoinError> {
     let failed = |error| JoinError::Io("store the key", error);
     if let Some(key) = identity::pending_key(state).map_err(failed)?
+        && key != old
         && let Some(csr) = csr::request(node, &key)
     {
         return Ok((key, csr));

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod board;
+pub mod certificate;
 pub mod cgroup;
 pub mod check;
 pub mod cli;
@@ -24,6 +25,7 @@ pub mod medium;
 pub mod name;
 pub mod outbox;
 pub mod reaper;
+pub mod renew;
 pub mod reset;
 mod resolve;
 pub mod runtime;

@@ -21,6 +21,7 @@ use rumqttc::v5::{
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
+use crate::renew::Renewed;
 use crate::tls::{self, NO_TLS};
 
 /// Frames that wait for the socket.
@@ -42,23 +43,29 @@ const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 /// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// Where and how to connect.
+/// How to connect.
 #[derive(Clone)]
 pub struct LinkConfig {
-    /// Host of the cloud or broker.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
     /// Node name, also the MQTT client id.
     pub node: String,
     /// MQTT keepalive; a dead link is noticed within two.
     pub keepalive: Duration,
+}
+
+/// Where to connect, and as whom. It changes with the certificate.
+pub struct Target {
+    /// Host of the cloud or broker.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
     /// Mutual TLS.
     pub tls: Arc<ClientConfig>,
 }
 
 /// What the driver asks for: one connection attempt with this will.
 pub struct Connect {
+    /// Where to.
+    pub to: Arc<Target>,
     /// Frame that the broker publishes when this connection dies.
     pub will: Vec<u8>,
 }
@@ -71,10 +78,16 @@ pub enum LinkEvent {
     Room,
     /// One frame from the cloud.
     Frame(Vec<u8>),
-    /// The attempt or the connection ended, with the reason.
-    Down(String),
+    /// The attempt or the connection ended, with the reason, and whether that is the certificate:
+    /// the other end refuses it.
+    Down(String, bool),
     /// An attempt to join failed, with the reason.
     NotJoined(String),
+    /// There is a new certificate.
+    Renewed(Box<Renewed>),
+    /// An attempt to renew the certificate failed, with the reason, and whether that is the
+    /// cloud's refusal.
+    NotRenewed(String, bool),
 }
 
 /// Frames that the socket has taken, and whether the driver waits to hear of it.
@@ -165,7 +178,11 @@ pub fn spawn(
         .spawn(move || {
             while let Ok(connect) = connects.recv_blocking() {
                 let reason = session(&config, connect, &events);
-                if events.send_blocking(LinkEvent::Down(reason)).is_err() {
+                let refused = is_refusal(&reason);
+                if events
+                    .send_blocking(LinkEvent::Down(reason, refused))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -177,7 +194,11 @@ pub fn spawn(
 fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
     let mut network = NetworkOptions::new();
     network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
-    let mut options = MqttOptions::new(config.node.as_str(), config.host.as_str(), config.port);
+    let mut options = MqttOptions::new(
+        config.node.as_str(),
+        connect.to.host.as_str(),
+        connect.to.port,
+    );
     options
         .set_keep_alive(config.keepalive)
         .set_clean_start(true)
@@ -185,7 +206,9 @@ fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) ->
         .set_network_options(network)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
         .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
-        .set_transport(Transport::Tls(TlsConfiguration::Rustls(config.tls.clone())))
+        .set_transport(Transport::Tls(TlsConfiguration::Rustls(
+            connect.to.tls.clone(),
+        )))
         .set_last_will(LastWill::new(
             topic_up(&config.node),
             connect.will,
@@ -266,6 +289,11 @@ fn run(
             return "the agent stops".to_owned();
         }
     }
+}
+
+/// Whether this end's certificate was refused: by TLS, whose alerts rustls names, or by MQTT.
+fn is_refusal(reason: &str) -> bool {
+    reason.contains("NotAuthorized") || reason.contains("fatal alert")
 }
 
 /// What a person can do something with.

@@ -68,18 +68,23 @@ impl LogCalls {
             }
             Err(reason) => {
                 let head = [&[ANSWER_ERROR], reason.as_bytes()].concat();
-                let file = PathBuf::new();
-                Call {
-                    file,
-                    request: LogsRequest::default(),
-                    at: 0,
-                    follow: false,
-                    window: 0,
-                    head,
-                    refused: true,
-                    look_at: 0,
-                }
+                return self.answer(id, head);
             }
+        };
+        self.calls.insert(id, call);
+    }
+
+    /// Opens a call that is answered by these bytes alone.
+    pub fn answer(&mut self, id: u32, head: Vec<u8>) {
+        let call = Call {
+            file: PathBuf::new(),
+            request: LogsRequest::default(),
+            at: 0,
+            follow: false,
+            window: 0,
+            head,
+            refused: true,
+            look_at: 0,
         };
         self.calls.insert(id, call);
     }

@@ -23,6 +23,14 @@ pub struct Status {
     pub reported_root: String,
     /// The clock was confirmed by the cloud or stands above the trusted floor.
     pub time_trusted: bool,
+    /// The agent's time, seconds since 1970.
+    pub unix_s: u64,
+    /// When the node's certificate ends, seconds since 1970; 0 before the join.
+    pub certificate_end_unix_s: u64,
+    /// When it is to be renewed, seconds since 1970.
+    pub certificate_renewal_unix_s: u64,
+    /// Why the last renewal failed; empty after one that did not.
+    pub certificate_error: String,
     /// Conditions that hold.
     pub conditions: Vec<Condition>,
     /// Objects that were refused.
@@ -376,6 +384,16 @@ impl Status {
     }
 }
 
+/// A time as seen from now.
+fn in_days(now: u64, unix_s: u64) -> String {
+    const DAY_S: u64 = 24 * 3600;
+    match unix_s.checked_sub(now) {
+        None => "now".to_owned(),
+        Some(left) if left < 2 * DAY_S => ["in ", &(left / 3600).to_string(), " hours"].concat(),
+        Some(left) => ["in ", &(left / DAY_S).to_string(), " days"].concat(),
+    }
+}
+
 fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
@@ -428,6 +446,16 @@ impl fmt::Display for Status {
             "time       {}",
             word(self.time_trusted, "trusted", "untrusted")
         )?;
+        if self.certificate_end_unix_s > 0 {
+            let ends = in_days(self.unix_s, self.certificate_end_unix_s);
+            let due = in_days(self.unix_s, self.certificate_renewal_unix_s);
+            let text = ["ends ", &ends, ", to be renewed ", &due].concat();
+            writeln!(
+                f,
+                "identity   {}",
+                join_words(&text, &self.certificate_error)
+            )?;
+        }
         writeln!(
             f,
             "memory     {} KiB PSS, {} KiB anonymous",

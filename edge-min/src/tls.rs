@@ -196,6 +196,11 @@ impl ServerCertVerifier for PinnedHash {
     }
 }
 
+fn anchors(cas: &[Vec<u8>]) -> Vec<CertificateDer<'_>> {
+    let cas = cas.iter();
+    cas.map(|ca| CertificateDer::from(ca.as_slice())).collect()
+}
+
 fn clockproof(
     anchors: &[CertificateDer<'_>],
     provider: &Arc<CryptoProvider>,
@@ -221,11 +226,7 @@ fn clockproof(
 /// A key or certificate that rustls refuses.
 pub fn link_config(identity: &Identity, time: TimeSource) -> Result<Arc<ClientConfig>, Error> {
     let provider = provider();
-    let anchors = identity.anchors().iter();
-    let anchors: Vec<_> = anchors
-        .map(|ca| CertificateDer::from(ca.as_slice()))
-        .collect();
-    let verifier = clockproof(&anchors, &provider, &time)?;
+    let verifier = clockproof(&anchors(identity.anchors()), &provider, &time)?;
     let key = PrivateKeyDer::try_from(identity.key.clone())
         .map_err(|text| Error::General(text.to_owned()))?;
     let chain = vec![CertificateDer::from(identity.certificate.clone())];
@@ -237,6 +238,21 @@ pub fn link_config(identity: &Identity, time: TimeSource) -> Result<Arc<ClientCo
     config.alpn_protocols = vec![ALPN_MQTT.to_vec()];
     config.resumption = Resumption::in_memory_sessions(2);
     Ok(Arc::new(config))
+}
+
+/// Configuration of a renewal, by HTTPS or not: no client certificate, for it may have expired; the
+/// CAs of the cloud, whoever has signed the broker's certificate.
+///
+/// # Errors
+/// A CA that rustls refuses.
+pub fn renew_config(
+    identity: &Identity,
+    https: bool,
+    time: TimeSource,
+) -> Result<Arc<ClientConfig>, Error> {
+    let provider = provider();
+    let verifier = clockproof(&anchors(&identity.cas), &provider, &time)?;
+    enrol_config(Arc::new(verifier), provider, https, time)
 }
 
 /// Configuration of a join, by HTTPS or not: no client certificate, the CA known by its SHA-256
@@ -255,10 +271,19 @@ pub fn join_config(
         provider: provider.clone(),
         time: time.clone(),
     };
+    enrol_config(Arc::new(verifier), provider, https, time)
+}
+
+fn enrol_config(
+    verifier: Arc<dyn ServerCertVerifier>,
+    provider: Arc<CryptoProvider>,
+    https: bool,
+    time: TimeSource,
+) -> Result<Arc<ClientConfig>, Error> {
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(Clock(time)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     let alpn = if https { ALPN_HTTP } else { ALPN_JOIN };
     config.alpn_protocols = vec![alpn.to_vec()];

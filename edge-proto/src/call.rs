@@ -9,6 +9,9 @@ use crate::fields::{FieldError, Reader, Skip, Writer};
 /// Output of a container. The body is a [`LogsRequest`]; the answer is one of [`ANSWER_OK`] and
 /// [`ANSWER_ERROR`], then the log's bytes, or text that says what is wrong.
 pub const METHOD_LOGS: u16 = 1;
+/// The node is to renew its certificate now, as after a change of the CA. The body is empty, and so is
+/// the answer after [`ANSWER_OK`].
+pub const METHOD_RENEW: u16 = 2;
 /// First byte of an answer: the rest is what was asked for.
 pub const ANSWER_OK: u8 = 0;
 /// First byte of an answer: the rest is a reason for a person, UTF-8.

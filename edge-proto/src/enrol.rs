@@ -2,6 +2,8 @@
 //! one postcard message of at most [`crate::limits::ENROL_BYTES_MAX`] bytes behind its length as
 //! u16 big-endian. Behind an external broker the same two messages also travel as the bodies of
 //! an HTTPS request to [`HTTP_PATH`] and of its answer.
+//!
+//! A node that has a certificate asks for its next one on the same way, see [`RenewRequest`].
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -75,6 +77,86 @@ pub struct JoinRequest {
     pub csr: Vec<u8>,
 }
 
+/// What [`RenewRequest::signed`] begins with: the old key signs nothing else like it.
+pub const RENEW_DOMAIN: &[u8] = b"edge-min renew 1\0";
+/// NotBefore of a node's certificate is this much before its issue, seconds: ten years, so that no
+/// clock of a broker that merely lost its battery refuses it, and both ends know the issue exactly.
+pub const BACKDATE_S: u64 = 10 * 365 * 24 * 3600;
+/// Life that is assumed where NotBefore does not tell, seconds: a year.
+pub const LIFE_S: u64 = 365 * 24 * 3600;
+
+/// When a certificate was issued, from its validity, all in seconds since 1970.
+#[must_use]
+pub fn issued_unix_s(not_before: i64, not_after: u64) -> u64 {
+    let backdate = i64::try_from(BACKDATE_S).unwrap_or(i64::MAX);
+    match u64::try_from(not_before.saturating_add(backdate)) {
+        Ok(issued) if issued < not_after => issued,
+        _ => not_after.saturating_sub(LIFE_S),
+    }
+}
+
+/// Asks for the next certificate, with the old one instead of a token: it may have expired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// SHA-256 of the CA (DER) that the node takes the cloud for: a request is for one cloud only.
+    pub ca_sha256: [u8; 32],
+    /// The certificate that the node has, DER.
+    pub certificate: Vec<u8>,
+    /// PKCS#10 request, DER, signed with the node's new key.
+    pub csr: Vec<u8>,
+    /// ECDSA signature (P-256, SHA-256, ASN.1) of [`Self::signed`] by the key of `certificate`.
+    pub signature: Vec<u8>,
+}
+
+impl RenewRequest {
+    /// What the old key signs: [`RENEW_DOMAIN`], the hash of the CA, the SHA-256 of the old
+    /// certificate and that of the request.
+    #[must_use]
+    pub fn signed(ca_sha256: &[u8; 32], certificate: &[u8], csr: &[u8]) -> Vec<u8> {
+        let mut bytes = RENEW_DOMAIN.to_vec();
+        bytes.extend(ca_sha256);
+        bytes.extend(crate::hash::sha256(certificate).0);
+        bytes.extend(crate::hash::sha256(csr).0);
+        bytes
+    }
+
+    /// Bytes of the message: 0, 0, then the request. A join's first byte is the length of its
+    /// token id, which is never 0; the second is the number of this kind of request.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::from([0, RENEW]);
+        bytes.extend(crate::encode(self));
+        bytes
+    }
+}
+
+/// Number of [`RenewRequest`] among the requests without a token.
+const RENEW: u8 = 0;
+
+/// Any request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnrolRequest {
+    /// With a token.
+    Join(JoinRequest),
+    /// With the certificate so far.
+    Renew(RenewRequest),
+}
+
+impl EnrolRequest {
+    /// Reads a message; `None` when it is none, or of a kind that is not known here.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0, RENEW, rest @ ..] => match postcard::take_from_bytes(rest) {
+                Ok((request, [])) => Some(Self::Renew(request)),
+                _ => None,
+            },
+            [0, ..] => None,
+            bytes => postcard::from_bytes(bytes).ok().map(Self::Join),
+        }
+    }
+}
+
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinAnswer {
@@ -100,11 +182,41 @@ pub enum JoinAnswer {
         /// The broker.
         broker: Broker,
     },
+    /// Accepted, with all CAs that the cloud has just now: to a renewal always, to a join while
+    /// there are two of them.
+    Issued {
+        /// The node's certificate, DER.
+        certificate: Vec<u8>,
+        /// The CAs, DER, the one that signs now first; at most [`CAS_MAX`].
+        cas: Vec<Vec<u8>>,
+        /// Cloud time, seconds since 1970.
+        unix_s: u64,
+        /// The broker, if there is one.
+        broker: Option<Broker>,
+    },
 }
+
+/// CAs of one cloud: the one that signs and, during a rollover, the one before.
+pub const CAS_MAX: usize = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_validity_tells_the_issue() {
+        let backdate = i64::try_from(BACKDATE_S).unwrap();
+        assert_eq!(issued_unix_s(1_000 - backdate, 1_060), 1_000);
+        assert_eq!(issued_unix_s(0 - backdate, 60), 0);
+        // Others than ours: a year before the end.
+        assert_eq!(
+            issued_unix_s(1_577_836_800, 1_795_478_400),
+            1_795_478_400 - LIFE_S
+        );
+        for wild in [i64::MIN, i64::MAX] {
+            assert_eq!(issued_unix_s(wild, 5), 0);
+        }
+    }
 
     #[test]
     fn urls_name_host_and_port_or_are_refused() {

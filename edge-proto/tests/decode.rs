@@ -1,6 +1,6 @@
 //! Bytes of frames: pinned for every variant, and nothing that comes in can panic.
 
-use edge_proto::enrol::{Broker, JoinAnswer, JoinRequest};
+use edge_proto::enrol::{Broker, EnrolRequest, JoinAnswer, JoinRequest, RenewRequest};
 use edge_proto::fields::{FieldError, Reader, Skip, Writer};
 use edge_proto::frame::{Entry, Frame, FrameError, GapReason, Item, SessionId, Set};
 use edge_proto::hash::{Hash16, Hash32};
@@ -171,6 +171,32 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
     let bytes = edge_proto::encode(&request);
     assert_eq!(hex(&bytes), "01 74 01 73 04 67 61 74 65 02 01 02");
     assert_eq!(postcard::from_bytes(&bytes), Ok(request));
+    let join = EnrolRequest::decode(&bytes).unwrap();
+    assert!(matches!(join, EnrolRequest::Join(join) if join.node == "gate"));
+    let renewal = RenewRequest {
+        ca_sha256: [5; 32],
+        certificate: vec![7],
+        csr: vec![1, 2],
+        signature: vec![3],
+    };
+    let bytes = renewal.encode();
+    assert_eq!(hex(&bytes), "0000 05*32 01 07 02 01 02 01 03");
+    let again = EnrolRequest::decode(&bytes);
+    assert_eq!(again, Some(EnrolRequest::Renew(renewal)));
+    for other in [
+        &[0][..],
+        &[0, 1],
+        &bytes[..bytes.len() - 1],
+        &[&bytes[..], &[0]].concat(),
+    ] {
+        assert_eq!(EnrolRequest::decode(other), None, "{other:?}");
+    }
+    let signed = RenewRequest::signed(&[5; 32], &[7], &[1, 2]);
+    assert_eq!(
+        hex(&signed[..52]),
+        "65 64 67 65 2d 6d 69 6e 20 72 65 6e 65 77 20 31 00 05*32 ca 35 87"
+    );
+    assert_eq!(signed.len(), 17 + 3 * 32);
     let (certificate, ca, unix_s) = (vec![7], vec![8], 300);
     let accepted = JoinAnswer::Accepted {
         certificate: certificate.clone(),
@@ -186,7 +212,17 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
             anchors: vec![vec![9]],
         },
     };
+    let issued = JoinAnswer::Issued {
+        certificate: vec![7],
+        cas: vec![vec![8], vec![6]],
+        unix_s,
+        broker: Some(Broker {
+            url: "u".into(),
+            anchors: vec![vec![9]],
+        }),
+    };
     for (answer, golden) in [
+        (issued, "03 01 07 02 01 08 01 06 ac 02 0101 75 0101 09"),
         (accepted, "00 01 07 01 08 ac 02"),
         (JoinAnswer::Refused("no".into()), "01 02 6e 6f"),
         (behind, "02 01 07 01 08 ac 02 01 75 0101 09"),

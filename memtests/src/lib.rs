@@ -486,6 +486,11 @@ impl Gate {
         Ok(())
     }
 
+    /// Further arguments of `edge-cloud serve`, from its next start on.
+    pub fn set_cloud_args(&mut self, args: Vec<String>) {
+        self.cloud_args = args;
+    }
+
     /// SIGKILL to edge-cloud.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ fn join(links: &Links, node: &str) -> Peer {
     Peer {
         node: node.to_owned(),
         serial,
+        issued_unix_s: unix_s(),
         expires_unix_s: unix_s() + NODE_LIFE_S,
     }
 }

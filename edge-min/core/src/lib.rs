@@ -38,6 +38,7 @@ mod pod;
 mod port;
 mod reconcile;
 pub mod reconnect;
+pub mod renewal;
 mod supervisor;
 
 pub use agent::Agent;

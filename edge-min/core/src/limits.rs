@@ -43,3 +43,8 @@ pub const SEGMENT_BYTES_MAX: u64 = 128 * 1024;
 pub const SEGMENTS_OF_A_QUOTA_MIN: u64 = 8;
 /// A record from before 2026 was written by a wrong clock, and does not expire. Milliseconds.
 pub const RECORD_EXPIRES_FROM_MS: u64 = 1_767_225_600_000;
+/// First wait after a renewal of the certificate that failed, milliseconds; it doubles. A certificate
+/// of less than 50 minutes waits a fiftieth of its life.
+pub const RENEWAL_MS_MIN: Millis = 60_000;
+/// Longest such wait, and the one after a refusal, milliseconds; a tenth of a shorter life.
+pub const RENEWAL_MS_MAX: Millis = 6 * 3_600_000;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use edge_proto::object::ContainerState;
 
+use super::certificate::Certificates;
 use super::{Driver, VERSION};
 use crate::local::Request;
 use crate::runtime;
@@ -67,6 +68,9 @@ impl Driver {
         } else {
             self.link_error.clone()
         };
+        let (unix_s, time_trusted) = self.clock.now();
+        let certificate = self.certificates.as_ref().map(Certificates::facts);
+        let (end, due, error) = certificate.unwrap_or_default();
         let mut status = Status {
             node: self.node.clone(),
             agent: VERSION.to_owned(),
@@ -75,7 +79,11 @@ impl Driver {
             in_sync: self.live && self.in_sync,
             desired_root: self.device.desired().root().to_string(),
             reported_root: self.device.reported_root().to_string(),
-            time_trusted: self.clock.now().1,
+            time_trusted,
+            unix_s,
+            certificate_end_unix_s: end,
+            certificate_renewal_unix_s: due,
+            certificate_error: error.to_owned(),
             conditions: node
                 .conditions
                 .into_iter()

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use async_channel::Sender;
 use edge_core::Input;
 use edge_core::reconnect::{self, Reconnect};
-use edge_proto::call::LogsRequest;
-use edge_proto::enrol::Endpoint;
+use edge_proto::call::{ANSWER_OK, LogsRequest, METHOD_RENEW};
 use edge_proto::session;
 
 use super::Driver;
@@ -21,25 +20,19 @@ impl Driver {
         identity: &Identity,
         events: &Sender<LinkEvent>,
     ) -> Result<(), String> {
-        // Moving the cloud is a line in the config.
-        let url = identity.link_url(self.config.cloud.as_deref());
-        let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
-        let tls = crate::tls::link_config(identity, self.clock.source())
-            .map_err(|error| ["identity: ", &error.to_string()].concat())?;
+        self.certificates = Some(self.certificates_of(identity)?);
         self.node.clone_from(&identity.node);
         let seed = super::random().unwrap_or(1);
         self.reconnect = Reconnect::new(seed, reconnect::slot(&self.node));
         let (connects, receiver) = async_channel::bounded(1);
         let link = LinkConfig {
-            host: end.host,
-            port: end.port,
             node: identity.node.clone(),
             keepalive: self.config.keepalive,
-            tls,
         };
         link::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
         self.connects = Some(connects);
         self.connect_at = Some(self.now());
+        self.watch_certificate();
         Ok(())
     }
 
@@ -59,7 +52,7 @@ impl Driver {
             }
             LinkEvent::Room => {}
             LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
-            LinkEvent::Down(reason) => {
+            LinkEvent::Down(reason, refused) => {
                 self.link = None;
                 self.lanes.clear();
                 self.device.handle(now, session::Input::TransportDown);
@@ -69,7 +62,12 @@ impl Driver {
                 log::info!("link_down again_ms={} reason={reason}", at - now);
                 self.connect_at = Some(at);
                 self.link_error = reason;
+                if refused {
+                    self.certificate_refused();
+                }
             }
+            LinkEvent::Renewed(renewed) => self.renewed(now, *renewed),
+            LinkEvent::NotRenewed(reason, refused) => self.not_renewed(now, reason, refused),
             LinkEvent::NotJoined(reason) => self.unlinked(reason),
         }
     }
@@ -104,6 +102,7 @@ impl Driver {
             session::Output::Live { .. } => {
                 self.live = true;
                 log::info!("session_live");
+                self.certificate_works();
             }
             session::Output::Down => {
                 self.live = false;
@@ -119,7 +118,13 @@ impl Driver {
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
             }
-            session::Output::TimeFromCloud(unix_s) => self.clock.confirm(unix_s),
+            session::Output::TimeFromCloud(unix_s) => self.time_from_cloud(unix_s),
+            session::Output::CallRequest { id, method, .. } if method == METHOD_RENEW => {
+                if let Some(certificates) = &mut self.certificates {
+                    certificates.renewal.want();
+                }
+                self.log_calls.answer(id, vec![ANSWER_OK]);
+            }
             session::Output::CallRequest { id, method, body } => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
                     let (file, _) = self.called_log(&request)?;

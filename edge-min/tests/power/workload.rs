@@ -335,13 +335,13 @@ fn check_store(dir: &Path, said: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// The node's identity at its `nth` join.
+/// The node's identity after its join and so many renewals.
 fn joined(nth: u8) -> Identity {
     Identity {
         node: format!("gate-{nth}"),
         key: vec![nth; 100],
         certificate: vec![nth; 500],
-        ca: vec![nth; 400],
+        cas: vec![vec![nth; 400]],
         cloud: format!("mqtts://cloud-{nth}:1"),
         broker: None,
     }
@@ -357,7 +357,11 @@ fn run_identity(dir: &Path) {
         let identity = joined(nth);
         insist(|| identity::keep_key(dir, &identity.key));
         say(&format!("key {nth}"));
-        insist(|| identity.save(dir));
+        // The first is a join, the others renew it.
+        insist(|| match nth {
+            1 => identity.save(dir),
+            _ => identity.save_renewed(dir),
+        });
         say(&format!("joined {nth}"));
         let time = FLOOR + u64::from(nth) * DAY;
         let clock = Clock::open(dir);
@@ -382,7 +386,7 @@ fn check_identity(dir: &Path, said: &[&str]) -> Result<(), String> {
         let same = one.node == wanted.node
             && one.key == wanted.key
             && one.certificate == wanted.certificate;
-        if !(same && one.ca == wanted.ca && one.cloud == wanted.cloud) {
+        if !(same && one.cas == wanted.cas && one.cloud == wanted.cloud) {
             return Err(format!("identity {found} is mixed with another"));
         }
     }

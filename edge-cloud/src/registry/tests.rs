@@ -1,0 +1,270 @@
+use super::*;
+
+fn record(serial: &str) -> NodeRecord {
+    NodeRecord {
+        serial: serial.to_owned(),
+        ..NodeRecord::default()
+    }
+}
+
+/// A peer whose certificate was issued at `issued_unix_s`.
+fn peer(node: &str, serial: &str, issued_unix_s: u64) -> Peer {
+    Peer {
+        node: node.to_owned(),
+        serial: serial.to_owned(),
+        issued_unix_s,
+        expires_unix_s: issued_unix_s + NODE_LIFE_S,
+    }
+}
+
+fn next(serial: &str, key: &str, issued_unix_s: u64) -> Certificate {
+    Certificate {
+        serial: serial.to_owned(),
+        key_sha256: key.to_owned(),
+        issued_unix_s,
+        life_s: NODE_LIFE_S,
+        ca_sha256: "ca".to_owned(),
+    }
+}
+
+/// Goal: whatever answer is lost, the node has a certificate that is valid; and each serial
+/// that is not valid any more is on the list for the broker.
+#[test]
+fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    registry.add("a", record("01")).unwrap();
+    let old = peer("a", "01", 0);
+    let first = next("02", "k2", 1_000);
+    assert_eq!(registry.renew(&old, &first, 1_000).unwrap(), first);
+    // The answer was lost: the same key gets the same certificate, at once and later.
+    let again = next("03", "k2", 1_001);
+    assert_eq!(registry.renew(&old, &again, 1_001).unwrap(), first);
+    assert!(
+        admits(&registry, "a", "01"),
+        "it may go on with the old one"
+    );
+    // The key was lost, too. Not at once, and then the one that was never used is gone.
+    let other = next("04", "k4", 1_100);
+    let soon = registry.renew(&old, &other, 1_100);
+    assert!(matches!(soon, Err(RegistryError::TooSoon(100))), "{soon:?}");
+    let other = next("04", "k4", 1_600);
+    assert_eq!(registry.renew(&old, &other, 1_600).unwrap(), other);
+    assert!(!admits(&registry, "a", "02") && admits(&registry, "a", "01"));
+    let registry = Registry::open(folder.path(), 2_000).unwrap();
+    assert!(admits(&registry, "a", "04"));
+    assert!(!admits(&registry, "a", "01"), "replaced");
+    assert!(
+        registry
+            .renew(&old, &next("05", "k5", 9_000), 9_000)
+            .is_err()
+    );
+    let record = registry.find("a").unwrap();
+    assert_eq!(record.certificate(), other);
+    let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
+    assert_eq!(retired, ["02", "01"]);
+    // Behind a broker nobody sees which one it comes with, but the next proof.
+    let third = next("06", "k6", 9_000);
+    registry
+        .renew(&peer("a", "04", 1_600), &third, 9_000)
+        .unwrap();
+    let fourth = next("07", "k7", 20_000);
+    assert_eq!(
+        registry
+            .renew(&peer("a", "06", 9_000), &fourth, 20_000)
+            .unwrap(),
+        fourth
+    );
+    assert_eq!(registry.find("a").unwrap().serial, "06");
+    assert!(registry.revoke("a", 20_000).unwrap());
+    for serial in ["04", "06", "07"] {
+        assert!(!admits(&registry, "a", serial), "{serial}");
+        let known = registry.retired().into_iter().any(|one| one.0 == serial);
+        assert!(known, "{serial}");
+        let proof = peer("a", serial, 9_000);
+        let refused = registry.renew(&proof, &next("08", "k8", 90_000), 90_000);
+        assert!(matches!(refused, Err(RegistryError::NotKnown)), "{serial}");
+    }
+}
+
+/// Goal: a node that a restore has readmitted by its name alone can renew, once it is seen.
+#[test]
+fn a_node_that_came_back_by_its_name_renews() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = restored(folder.path());
+    assert!(registry.readmit("late", 1_000).unwrap());
+    let first = next("0b", "k", 1_100);
+    let renewed = registry.renew(&peer("late", "0a", 200), &first, 1_100);
+    assert_eq!(renewed.unwrap(), first);
+    assert!(
+        registry
+            .renew(&peer("late", "0c", 200), &first, 1_100)
+            .is_err()
+    );
+    assert!(admits(&registry, "late", "0b"));
+}
+
+fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
+    registry.admit(&peer(node, serial, 50), 1_000).unwrap() == Admission::Known
+}
+
+/// A registry as a restore leaves it: the backup was made at 100, the grace lasts until 2000.
+fn restored(folder: &Path) -> Registry {
+    let mut old = record("01");
+    old.joined_unix_s = 40;
+    let mut revoked = record("02");
+    revoked.joined_unix_s = 40;
+    revoked.revoked = true;
+    let state = State {
+        epoch: 7,
+        nodes: [("old".to_owned(), old), ("revoked".to_owned(), revoked)].into(),
+        retired: Vec::new(),
+        grace: Some(Grace {
+            issued_from_unix_s: 100,
+            until_unix_s: 2_000,
+        }),
+        deleted: BTreeMap::new(),
+    };
+    std::fs::write(folder.join(NODES), serde_json::to_vec(&state).unwrap()).unwrap();
+    Registry::open(folder, 1_000).unwrap()
+}
+
+#[test]
+fn after_a_restore_nodes_that_joined_after_the_backup_come_back_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = restored(folder.path());
+    let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+    assert_eq!(admit(peer("old", "01", 40), 1_000), Admission::Known);
+    assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Readmitted);
+    assert_eq!(admit(peer("new", "03", 100), 1_000), Admission::Known);
+    let registry = Registry::open(folder.path(), 1_001).unwrap();
+    let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+    assert_eq!(admit(peer("new", "03", 100), 3_000), Admission::Known);
+    // The newer of two certificates counts, whoever comes first.
+    assert_eq!(admit(peer("old", "04", 200), 1_002), Admission::Readmitted);
+    assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
+    assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
+    assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Known);
+    registry.delete("new", 1_003).unwrap();
+    assert_eq!(admit(peer("new", "03", 100), 1_004), Admission::Refused);
+    let rejoined = peer("new", "06", 1_004);
+    assert_eq!(admit(rejoined, 1_005), Admission::Readmitted);
+    registry.revoke("old", 1_003).unwrap();
+    assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Refused);
+}
+
+#[test]
+fn the_grace_is_for_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = restored(folder.path());
+    let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
+    // Deleted before the backup; revoked; revoked with a later certificate; too late.
+    assert_eq!(admit(peer("gone", "09", 99), 1_000), Admission::Refused);
+    assert_eq!(admit(peer("revoked", "02", 40), 1_000), Admission::Refused);
+    assert_eq!(admit(peer("revoked", "0a", 200), 1_000), Admission::Refused);
+    assert_eq!(admit(peer("late", "0b", 200), 2_000), Admission::Refused);
+    assert_eq!(registry.nodes().len(), 2);
+    assert!(registry.admit(&peer("a/b", "0c", 200), 1_000).is_err());
+}
+
+/// Goal: a board that joined after the backup and was stolen can be shut out before it shows up.
+#[test]
+fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = restored(folder.path());
+    assert!(registry.revoke("stolen", 1_000).unwrap());
+    assert!(registry.delete("gone", 1_000).unwrap());
+    assert!(!registry.revoke("a/b", 1_000).unwrap());
+    assert!(!registry.delete("a/b", 1_000).unwrap());
+    assert!(!registry.revoke("late", 2_000).unwrap());
+    assert!(!registry.delete("late", 2_000).unwrap());
+    let registry = Registry::open(folder.path(), 1_001).unwrap();
+    for name in ["stolen", "gone"] {
+        let refused = registry.admit(&peer(name, "0d", 200), 1_002).unwrap();
+        assert_eq!(refused, Admission::Refused, "{name}");
+        assert!(!registry.readmit(name, 1_002).unwrap(), "{name}");
+    }
+    assert!(registry.retired().is_empty(), "their serials are not known");
+    // A new join is no return, and what was revoked has to be deleted first.
+    registry.add("gone", record("0e")).unwrap();
+    assert!(registry.add("stolen", record("0f")).is_err());
+    assert!(registry.delete("stolen", 1_003).unwrap());
+    registry.add("stolen", record("0f")).unwrap();
+}
+
+#[test]
+fn the_epoch_rises_at_each_start_even_with_the_clock_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    for (unix_s, epoch) in [(1000, 1000), (5, 1001), (1001, 1002), (2000, 2000)] {
+        let registry = Registry::open(folder.path(), unix_s).unwrap();
+        assert_eq!(registry.epoch(), epoch);
+    }
+}
+
+#[test]
+fn only_the_listed_serial_is_admitted_until_it_is_revoked_or_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    registry.add("a", record("01")).unwrap();
+    registry.add("b", record("02")).unwrap();
+    let taken = registry.add("a", record("03"));
+    assert!(matches!(taken, Err(RegistryError::Taken)));
+    assert!(admits(&registry, "a", "01"));
+    assert!(!admits(&registry, "a", "02"));
+    assert!(registry.revoke("a", 0).unwrap());
+    assert!(registry.delete("b", 0).unwrap());
+    assert!(!registry.delete("b", 0).unwrap());
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    assert!(!admits(&registry, "a", "01"));
+    assert!(!admits(&registry, "b", "02"));
+    registry.add("b", record("04")).unwrap();
+    assert!(admits(&registry, "b", "04"));
+    assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
+    assert!(registry.delete("a", 60).unwrap());
+    let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
+    assert_eq!(retired, ["01", "02"], "each once, also when deleted later");
+}
+
+#[test]
+fn behind_a_broker_a_node_comes_back_by_name_within_the_grace_unless_deleted_or_revoked() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = restored(folder.path());
+    assert!(registry.readmit("late", 1_999).unwrap());
+    assert!(registry.knows("late"));
+    assert!(!registry.readmit("later", 2_000).unwrap(), "too late");
+    for name in ["late", "old", "revoked"] {
+        assert!(!registry.readmit(name, 1_000).unwrap(), "{name} is listed");
+    }
+    assert!(registry.delete("late", 1_500).unwrap());
+    assert!(!registry.readmit("late", 1_600).unwrap());
+    assert!(registry.retired().is_empty(), "its serial is not known");
+    assert!(registry.delete("old", 1_500).unwrap());
+    // A later restore, from a backup that was made after these two were deleted.
+    let mut state = load(&folder.path().join(NODES)).unwrap();
+    state.deleted.clear();
+    std::fs::write(
+        folder.path().join(NODES),
+        serde_json::to_vec(&state).unwrap(),
+    )
+    .unwrap();
+    let registry = Registry::open(folder.path(), 1_600).unwrap();
+    for name in ["late", "old"] {
+        assert!(
+            !registry.readmit(name, 1_700).unwrap(),
+            "{name} was deleted"
+        );
+    }
+    assert_eq!(registry.retired()[0].0, "01");
+}
+
+#[test]
+fn names_are_labels() {
+    let longest = "a".repeat(63);
+    for name in ["a", "gate-7", "0", &longest] {
+        assert!(is_label(name), "{name}");
+    }
+    let long = "a".repeat(64);
+    for name in ["", "-a", "a-", "A", "a.b", "a/b", "+", "#", "ä", &long] {
+        assert!(!is_label(name), "{name}");
+    }
+}

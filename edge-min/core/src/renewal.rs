@@ -1,0 +1,257 @@
+//! When the node's certificate is renewed: at two thirds of its life, spread by the node's name so
+//! that a fleet that joined on one day does not renew on one day; at once when the other end asks
+//! for it or refuses the one there is; and again, ever more slowly, after a failure.
+//!
+//! While the time is not confirmed only the floor counts, which no clock of the board can move: a
+//! certificate is due when it has ended by the floor. Whether it ended earlier, the refusal tells.
+
+use edge_proto::Millis;
+
+use crate::limits::{RENEWAL_MS_MAX, RENEWAL_MS_MIN};
+
+/// Certificates are due between two thirds of their life and this many percent later.
+const SPREAD_PERCENT: u64 = 10;
+
+/// Life of a certificate, seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// When it was issued.
+    pub issued_unix_s: u64,
+    /// When it ends.
+    pub end_unix_s: u64,
+}
+
+impl Life {
+    const fn seconds(self) -> u64 {
+        self.end_unix_s.saturating_sub(self.issued_unix_s)
+    }
+}
+
+/// The time that can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    /// Seconds since 1970: the cloud's when it is confirmed, else the floor.
+    pub unix_s: u64,
+    /// The cloud has said it since the start.
+    pub confirmed: bool,
+}
+
+/// The renewals of one node. The shell asks [`Self::begins`] at each [`Self::deadline`], makes the
+/// attempt, and tells how it ended.
+#[derive(Debug)]
+pub struct Renewal {
+    life: Life,
+    /// Out of 65536, from the node's name.
+    spread: u16,
+    /// An attempt goes on.
+    asked: bool,
+    /// The other end wants it, or refuses the certificate there is.
+    wanted: bool,
+    failures: u32,
+    /// No attempt before this.
+    earliest: Millis,
+}
+
+impl Renewal {
+    /// Renewals of the certificate of this life, for the node of this name.
+    #[must_use]
+    pub fn new(node: &str, life: Life) -> Self {
+        let [high, low, ..] = edge_proto::hash::sha256(node.as_bytes()).0;
+        Self {
+            life,
+            spread: u16::from_be_bytes([high, low]),
+            asked: false,
+            wanted: false,
+            failures: 0,
+            earliest: 0,
+        }
+    }
+
+    /// When the certificate is to be renewed, seconds since 1970.
+    #[must_use]
+    pub fn due_unix_s(&self) -> u64 {
+        let life_s = self.life.seconds();
+        let spread_s = (life_s / 100 * SPREAD_PERCENT).saturating_mul(u64::from(self.spread)) >> 16;
+        self.life.issued_unix_s + life_s / 3 * 2 + spread_s
+    }
+
+    /// When it ends, seconds since 1970.
+    #[must_use]
+    pub const fn end_unix_s(&self) -> u64 {
+        self.life.end_unix_s
+    }
+
+    /// Whether it should have been renewed long ago: five sixths of its life are over.
+    #[must_use]
+    pub const fn is_late(&self, time: Time) -> bool {
+        let late = self.life.end_unix_s.saturating_sub(self.life.seconds() / 6);
+        time.unix_s >= late
+    }
+
+    /// Seconds since 1970 from when on an attempt is due by itself.
+    fn due(&self, confirmed: bool) -> u64 {
+        match confirmed {
+            true => self.due_unix_s(),
+            false => self.life.end_unix_s,
+        }
+    }
+
+    /// When to ask [`Self::begins`] next; to be asked again whenever the time is confirmed.
+    #[must_use]
+    pub fn deadline(&self, now: Millis, time: Time) -> Option<Millis> {
+        let left_s = self.due(time.confirmed).saturating_sub(time.unix_s);
+        let at = match self.wanted {
+            true => now,
+            false => now.saturating_add(left_s.saturating_mul(1000)),
+        };
+        (!self.asked).then(|| at.max(self.earliest))
+    }
+
+    /// Whether an attempt begins now.
+    #[must_use]
+    pub fn begins(&mut self, now: Millis, time: Time) -> bool {
+        let due = self.wanted || time.unix_s >= self.due(time.confirmed);
+        let begins = due && !self.asked && now >= self.earliest;
+        self.asked |= begins;
+        begins
+    }
+
+    /// The cloud asks for it, or the certificate was refused. After failures this waits, too.
+    pub const fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// The attempt failed; the next is later, at once much later if the cloud has refused. Short
+    /// lives have short waits.
+    pub fn failed(&mut self, now: Millis, refused: bool) {
+        self.asked = false;
+        self.wanted = false;
+        let life_ms = self.life.seconds().saturating_mul(1000);
+        let min = (life_ms / 50).clamp(1_000, RENEWAL_MS_MIN);
+        let max = (life_ms / 10).clamp(min, RENEWAL_MS_MAX);
+        self.failures = match refused {
+            true => u32::MAX,
+            false => self.failures.saturating_add(1),
+        };
+        let wait = min
+            .saturating_mul(1 << (self.failures - 1).min(16))
+            .min(max);
+        // Half of it is spread by the name: all that failed together do not come together.
+        let spread = (wait / 2).saturating_mul(u64::from(self.spread)) >> 16;
+        self.earliest = now.saturating_add(wait / 2 + spread);
+    }
+
+    /// There is a new certificate.
+    pub const fn renewed(&mut self, life: Life) {
+        self.life = life;
+        self.asked = false;
+        self.wanted = false;
+        self.failures = 0;
+        self.earliest = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const YEAR_S: u64 = 365 * 24 * 3600;
+    const LIFE: Life = Life {
+        issued_unix_s: 1_800_000_000,
+        end_unix_s: 1_800_000_000 + YEAR_S,
+    };
+
+    const fn at(unix_s: u64, confirmed: bool) -> Time {
+        Time { unix_s, confirmed }
+    }
+
+    #[test]
+    fn a_fleet_that_joined_on_one_day_renews_over_weeks_after_two_thirds() {
+        let mut days = [0; 400];
+        for node in 0..1000 {
+            let name = std::format!("gate-{node}");
+            let due = Renewal::new(&name, LIFE).due_unix_s() - LIFE.issued_unix_s;
+            days[usize::try_from(due / (24 * 3600)).unwrap()] += 1;
+        }
+        assert_eq!(days[243..280].iter().sum::<i32>(), 1000);
+        assert!(days.iter().all(|count| *count < 60), "{days:?}");
+    }
+
+    #[test]
+    fn an_attempt_begins_when_due_and_only_one_at_a_time() {
+        let mut renewal = Renewal::new("gate", LIFE);
+        let due = renewal.due_unix_s();
+        let before = at(due - 10, true);
+        assert!(!renewal.begins(5, before));
+        assert_eq!(renewal.deadline(5, before), Some(10_005));
+        assert!(renewal.begins(10_005, at(due, true)));
+        assert_eq!(renewal.deadline(10_005, at(due, true)), None);
+        assert!(!renewal.begins(20_000, at(due + 10, true)));
+        let next = Life {
+            issued_unix_s: due,
+            end_unix_s: due + YEAR_S,
+        };
+        renewal.renewed(next);
+        assert!(!renewal.begins(20_000, at(due + 10, true)));
+        assert!(renewal.due_unix_s() > due + YEAR_S / 3 * 2 - 1);
+    }
+
+    /// Goal: no clock of a board, wherever it stands, makes the agent ask; the floor does.
+    #[test]
+    fn without_a_confirmed_time_only_an_end_by_the_floor_or_a_refusal_counts() {
+        let mut renewal = Renewal::new("gate", LIFE);
+        assert!(!renewal.begins(0, at(LIFE.end_unix_s - 1, false)));
+        assert_eq!(
+            renewal.deadline(0, at(LIFE.end_unix_s - 1, false)),
+            Some(1_000)
+        );
+        renewal.want();
+        assert_eq!(renewal.deadline(0, at(0, false)), Some(0));
+        assert!(renewal.begins(0, at(0, false)));
+        let mut renewal = Renewal::new("gate", LIFE);
+        assert!(renewal.begins(0, at(LIFE.end_unix_s, false)));
+    }
+
+    #[test]
+    fn a_refusal_waits_long_and_a_want_does_not_shorten_it() {
+        let mut renewal = Renewal::new("gate", LIFE);
+        renewal.want();
+        assert!(renewal.begins(0, at(0, false)));
+        renewal.failed(0, true);
+        renewal.want();
+        let deadline = renewal.deadline(0, at(0, false)).unwrap();
+        assert!((RENEWAL_MS_MAX / 2..=RENEWAL_MS_MAX).contains(&deadline));
+        assert!(!renewal.begins(deadline - 1, at(0, false)));
+        assert!(renewal.begins(deadline, at(0, false)));
+    }
+
+    #[test]
+    fn a_certificate_is_late_when_a_sixth_is_left() {
+        let renewal = Renewal::new("gate", LIFE);
+        let late = LIFE.end_unix_s - YEAR_S / 6;
+        assert!(!renewal.is_late(at(late - 1, true)));
+        assert!(renewal.is_late(at(late, false)));
+        assert!(renewal.due_unix_s() < late);
+    }
+
+    proptest! {
+        /// Waits grow to their cap and never pass it, whatever the life.
+        #[test]
+        fn waits_stay_within_their_bounds(
+            issued in any::<u64>(), end in any::<u64>(), failures in 1_u32..200, unix_s in any::<u64>()
+        ) {
+            let life = Life { issued_unix_s: issued / 2, end_unix_s: end };
+            let mut renewal = Renewal::new("gate", life);
+            let _due = (renewal.due_unix_s(), renewal.is_late(at(unix_s, true)));
+            let mut last = 0;
+            for _ in 0..failures {
+                renewal.failed(7, false);
+                let wait = renewal.earliest - 7;
+                prop_assert!(wait >= last && (500..=RENEWAL_MS_MAX).contains(&wait));
+                last = wait;
+            }
+            prop_assert!(renewal.deadline(7, at(unix_s, false)).unwrap() >= renewal.earliest);
+        }
+    }
+}
