@@ -16,7 +16,7 @@ struct Library(BTreeMap<[u8; 32], Vec<u8>>);
 
 impl Library {
     fn add(&mut self, seed: u64, bytes: usize) -> (Hash32, u32) {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let blob: Vec<u8> = (0..bytes).map(|_| rng.next() as u8).collect();
         let hash = sha256(&blob);
         self.0.insert(hash.0, blob);
@@ -187,7 +187,7 @@ fn the_set_goes_before_a_blob() {
 #[test]
 fn lost_and_swapped_chunks_are_asked_for_again() {
     for seed in 0..30 {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let mut library = Library::default();
         let mut pair = Pair::new();
         pair.connect();
