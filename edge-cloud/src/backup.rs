@@ -512,10 +512,7 @@ fn registry(
 fn merge(old: &mut NodeRecord, live: &NodeRecord) {
     if old.serial == live.serial {
         old.revoked |= live.revoked;
-        let issued = |record: &NodeRecord| record.pending.as_ref().map(|one| one.issued_unix_s);
-        if issued(live) > issued(old) {
-            old.pending.clone_from(&live.pending);
-        }
+        old.take_pending(live);
     } else if old.joined_unix_s <= live.joined_unix_s {
         *old = live.clone();
     }

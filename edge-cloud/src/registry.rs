@@ -110,6 +110,14 @@ impl NodeRecord {
         Some(std::mem::replace(&mut self.serial, next.serial))
     }
 
+    /// Of two pending certificates of one node, the newer one counts.
+    pub(crate) fn take_pending(&mut self, other: &Self) {
+        let issued = |record: &Self| record.pending.as_ref().map(|one| one.issued_unix_s);
+        if issued(other) > issued(self) {
+            self.pending.clone_from(&other.pending);
+        }
+    }
+
     /// Every serial number that is valid now.
     fn serials(&self) -> Vec<String> {
         let pending = self.pending.iter().map(|next| next.serial.clone());
