@@ -14,7 +14,7 @@ use edge_core::reconnect::{Reconnect, slot};
 use edge_min::clock::Clock;
 use edge_min::identity::Identity;
 use edge_min::join;
-use edge_min::link::{self, Connect, LinkConfig, LinkEvent, LinkSender};
+use edge_min::link::{self, Connect, LinkConfig, LinkEvent, LinkSender, Target};
 use edge_min::tls;
 use edge_proto::enrol::Endpoint;
 use edge_proto::session::{Device, DeviceConfig, Input, Output};
@@ -266,6 +266,7 @@ struct Node {
     device: Device,
     reconnect: Reconnect,
     connects: Sender<Connect>,
+    to: Arc<Target>,
     events: Receiver<LinkEvent>,
     link: Option<LinkSender>,
     start: Instant,
@@ -280,12 +281,14 @@ impl Node {
         let (connects, receiver) = async_channel::bounded(1);
         let (sender, events) = async_channel::bounded(64);
         let config = LinkConfig {
-            host: end.host,
-            port: end.port,
             node: identity.node.clone(),
             keepalive: options.keepalive,
-            tls: tls::link_config(identity, clock.source()).map_err(|error| error.to_string())?,
         };
+        let to = Arc::new(Target {
+            host: end.host,
+            port: end.port,
+            tls: tls::link_config(identity, clock.source()).map_err(|error| error.to_string())?,
+        });
         link::spawn(config, receiver, sender).map_err(|error| error.to_string())?;
         let mut rng = Rng::new(number ^ u64::from(std::process::id()) << 32);
         let device = DeviceConfig {
@@ -296,6 +299,7 @@ impl Node {
             device: Device::new(device, rng.draw()),
             reconnect: Reconnect::new(rng.draw(), slot(&identity.node)),
             connects,
+            to,
             events,
             link: None,
             start: Instant::now(),
@@ -349,14 +353,14 @@ impl Node {
                     self.handle(Input::TransportUp, &said);
                 }
                 Event::Link(LinkEvent::Frame(frame)) => self.handle(Input::Frame(&frame), &said),
-                Event::Link(LinkEvent::Down(_)) => {
+                Event::Link(LinkEvent::Down(..)) => {
                     if self.link.take().is_some() {
                         counts.lost.fetch_add(1, Ordering::SeqCst);
                     }
                     self.handle(Input::TransportDown, &said);
                     self.connect_at = Some(self.reconnect.down(now, 0));
                 }
-                Event::Link(LinkEvent::Room | LinkEvent::NotJoined(_)) => {}
+                Event::Link(_) => {}
                 Event::Cut => {
                     if let Some(link) = &self.link {
                         link.close();
@@ -368,7 +372,8 @@ impl Node {
                         counts.attempts.fetch_add(1, Ordering::SeqCst);
                         let will = self.device.will();
                         // The thread takes one at a time, and this is the only one that asks.
-                        self.connects.try_send(Connect { will }).ok();
+                        let to = Arc::clone(&self.to);
+                        self.connects.try_send(Connect { to, will }).ok();
                     }
                     self.handle(Input::Tick, &said);
                 }
