@@ -24,6 +24,8 @@ use crate::set::{Reason, root};
 const CHANGE_HEADER_BYTES: usize = 64;
 /// Bytes of an item around key and payload, the fields of a large one included.
 const ITEM_HEADER_BYTES: usize = 48;
+/// A large object makes way for small ones at most so often.
+const MAKE_WAY_MS: Millis = 2_000;
 /// Pages that an inventory can have, a bit each in [`Pages`].
 const PAGES_MAX: u8 = 128;
 /// Bytes of the longest entry of an inventory: key with two names, and hash.
@@ -75,6 +77,11 @@ pub(super) struct Sender {
     behind: BTreeMap<Key, Option<Hash16>>,
     cursor: Option<Key>,
     flight: Option<Flight>,
+    /// A large object that made way for small ones. The receiver may have had all of it.
+    aside: Option<Flight>,
+    made_way: Option<Millis>,
+    /// It goes next.
+    owes_large: bool,
     pages: Option<Pages>,
     repeat: Repeat,
 }
@@ -90,6 +97,9 @@ impl Sender {
             behind: BTreeMap::new(),
             cursor: None,
             flight: None,
+            aside: None,
+            made_way: None,
+            owes_large: false,
             pages: None,
             repeat: Repeat::new(),
         }
@@ -192,6 +202,7 @@ impl Sender {
     /// no inventory is needed.
     pub(super) fn close(&mut self) {
         self.flight = None;
+        self.aside = None;
         self.pages = None;
         self.repeat.reset();
     }
@@ -200,6 +211,7 @@ impl Sender {
         self.peer_root = None;
         self.behind.clear();
         self.flight = None;
+        self.aside = None;
     }
 
     pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
@@ -213,6 +225,12 @@ impl Sender {
 
     /// Sends what can be sent; called after everything that happened in a live session.
     pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+        let makes_way = self.makes_way(now);
+        if makes_way {
+            self.aside = self.flight.take();
+            self.made_way = Some(now);
+            self.repeat.reset();
+        }
         if self.flight.is_some() || self.repeat.at.is_some() {
             return;
         }
@@ -224,6 +242,7 @@ impl Sender {
             self.repeat.arm(now);
         } else if !self.behind.is_empty() {
             let items = self.next_batch();
+            self.owes_large = makes_way;
             let more = items.len() < self.behind.len();
             self.flight = Some(Flight {
                 result: self.root_after(&items),
@@ -232,6 +251,21 @@ impl Sender {
             });
             self.send_flight(now, session, out);
         }
+    }
+
+    /// Whether a large object is in flight and something small waits: that does not wait for chunks,
+    /// but not so often that the chunks would never come.
+    fn makes_way(&self, now: Millis) -> bool {
+        let flying = self.flight.as_ref().and_then(|flight| flight.items.first());
+        let Some((flying, Some(object))) = flying else {
+            return false;
+        };
+        let is_small = |key: &Key| !self.objects.get(key).is_some_and(Object::is_large);
+        object.is_large()
+            && self
+                .made_way
+                .is_none_or(|then| now >= then.saturating_add(MAKE_WAY_MS))
+            && self.behind.keys().any(|key| key != flying && is_small(key))
     }
 
     fn change(
@@ -293,6 +327,11 @@ impl Sender {
             room -= bytes;
             items.push((key.clone(), object));
         }
+        // Deletions make the room that it may need.
+        let owes = self.owes_large && items.iter().all(|(_, object)| object.is_some());
+        if owes && large.is_some() {
+            items.clear();
+        }
         if items.is_empty() {
             items.extend(large);
         }
@@ -320,15 +359,24 @@ impl Sender {
 
     /// The peer's set is durable at `have`.
     pub(super) fn handle_have(&mut self, have: Hash16) {
-        if self
-            .flight
-            .as_ref()
-            .is_some_and(|flight| flight.result == have)
-        {
+        let is_done = |flight: &Option<Flight>| {
+            let result = flight.as_ref().map(|flight| flight.result);
+            result == Some(have)
+        };
+        let done = if is_done(&self.flight) {
+            self.flight.take()
+        } else if is_done(&self.aside) {
+            // It came before the small ones, which started from another root.
+            self.flight = None;
+            self.aside.take()
+        } else {
+            None
+        };
+        if let Some(flight) = done {
+            self.aside = None;
             self.peer_root = Some(have);
             self.repeat.reset();
-            let items = self.flight.take().map(|flight| flight.items);
-            for (key, object) in items.unwrap_or_default() {
+            for (key, object) in flight.items {
                 let at_peer = object.map(|object| object.sha256.short());
                 let wanted = self.wanted_hash(&key);
                 self.note_peer(&key, at_peer, wanted);

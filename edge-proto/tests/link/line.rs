@@ -310,3 +310,51 @@ fn a_large_config_map_takes_the_time_of_its_bytes() {
     // 2.8 s for its bytes.
     assert!(took_ms < 4_500, "{took_ms}");
 }
+
+/// Goal: a change of a few bytes does not wait for a large object of the same set, and a stream of
+/// such changes does not keep the large one away. Method: small ConfigMaps beside one of 1 MiB.
+#[test]
+fn a_small_change_does_not_wait_for_a_large_one() {
+    let mut world = World::new(3_000_000, 75);
+    let bytes: Vec<u8> = (0..1_048_000_u32).map(|i| (i % 251) as u8).collect();
+    world.tell_cloud(put(key(Kind::ConfigMap, 1), &bytes));
+    world.run(world.now + 1_000 * US);
+    let start = world.now;
+    world.tell_cloud(put(key(Kind::ConfigMap, 2), b"small"));
+    while !world
+        .pair
+        .at_device
+        .objects
+        .contains_key(&key(Kind::ConfigMap, 2))
+    {
+        world.run(world.now + 10 * US);
+        assert!(world.now < start + 5_000 * US, "the small one waits");
+    }
+    let took_ms = (world.now - start) / US;
+    assert!(took_ms < 75 + 300, "{took_ms}");
+    assert!(
+        !world
+            .pair
+            .at_device
+            .objects
+            .contains_key(&key(Kind::ConfigMap, 1))
+    );
+    let mut count = 0;
+    while !world
+        .pair
+        .at_device
+        .objects
+        .contains_key(&key(Kind::ConfigMap, 1))
+    {
+        count += 1_u32;
+        world.tell_cloud(put(key(Kind::ConfigMap, 3), &count.to_le_bytes()));
+        world.run(world.now + 100 * US);
+        assert!(world.now < start + 15_000 * US, "the large one starves");
+    }
+    world.run(world.now + 10_000 * US);
+    assert!(world.pair.is_equal());
+    println!(
+        "small={took_ms} ms large={} ms",
+        (world.now - start) / US - 10_000
+    );
+}
