@@ -219,6 +219,9 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         links: &Arc<Links>,
     ) -> io::Result<()> {
         let mut subscribed = false;
+        let mut limits = links.limits(node);
+        let mut limits_known = true;
+        limits.mark_changed();
         let mut heard = Instant::now();
         loop {
             while let Some(packet) = self.packet()? {
@@ -283,6 +286,11 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     };
                     // One that does not fit is lost like one on the way.
                     self.lanes.push(frame);
+                }
+                changed = limits.changed(), if limits_known => {
+                    limits_known = changed.is_ok();
+                    let now = self.now();
+                    self.lanes.set_limits(now, &limits.borrow_and_update());
                 }
                 () = tokio::time::sleep_until(free.unwrap_or(silent)), if free.is_some() => {}
                 () = tokio::time::sleep_until(silent) => {

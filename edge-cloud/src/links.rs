@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
+use edge_proto::lanes::Limits;
 use edge_proto::session::{Cloud, CloudConfig, Input};
 use edge_proto::turnstile::{Turn, Turnstile};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -202,9 +203,9 @@ impl Links {
             return false;
         }
         let epoch = self.registry.epoch();
-        if let Some(connection) = &node.connection {
+        if let Some(connection) = &mut node.connection {
             let later = Frame::Later { n, epoch, wait_ms };
-            connection.frames.send(later.encode());
+            connection.frames.send(now, later.encode());
         }
         true
     }
@@ -220,11 +221,7 @@ impl Links {
         loop {
             let deadline = {
                 let state = self.lock();
-                state
-                    .nodes
-                    .values()
-                    .filter_map(|node| node.session.deadline())
-                    .min()
+                state.nodes.values().filter_map(Node::deadline).min()
             };
             let wait = deadline.map_or(Duration::from_secs(3600), |at| {
                 Duration::from_millis(at.saturating_sub(self.now()))
@@ -238,7 +235,7 @@ impl Links {
             let due: Vec<String> = state
                 .nodes
                 .iter()
-                .filter(|(_, node)| node.session.deadline().is_some_and(|at| at <= now))
+                .filter(|(_, node)| node.deadline().is_some_and(|at| at <= now))
                 .map(|(name, _)| name.clone())
                 .collect();
             for name in due {
@@ -343,7 +340,7 @@ impl Links {
         let Some(node) = state.nodes.get_mut(name) else {
             return false;
         };
-        let Some(connection) = &node.connection else {
+        let Some(connection) = &mut node.connection else {
             node.takeovers.vacant();
             return true;
         };
@@ -352,7 +349,7 @@ impl Links {
             Verdict::Refused { ask, proven } => {
                 if ask {
                     // A full channel belongs to a connection that does not read: it stays silent.
-                    connection.frames.send(self.probe_frame());
+                    connection.frames.send(now, self.probe_frame());
                 }
                 if proven {
                     let text = "two boards use this identity, and the one that is connected keeps \
@@ -362,6 +359,14 @@ impl Links {
                 false
             }
         }
+    }
+
+    /// What the policy of a node allows on the way to it, now and from now on.
+    #[must_use]
+    pub fn limits(&self, name: &str) -> watch::Receiver<Limits> {
+        let state = self.lock();
+        let known = state.nodes.get(name).map(|node| node.limits.subscribe());
+        known.unwrap_or_else(|| watch::channel(Limits::NONE).1)
     }
 
     /// A frame from a node's connection.
@@ -405,11 +410,11 @@ impl Links {
             return;
         };
         let connection = node.connection.take();
-        if let (Some(connection), Some(session)) = (connection, node.session.session()) {
+        if let (Some(mut connection), Some(session)) = (connection, node.session.session()) {
             let epoch = self.registry.epoch();
             connection
                 .frames
-                .send(Frame::Reset { session, epoch }.encode());
+                .send(self.now(), Frame::Reset { session, epoch }.encode());
         }
         self.handle(state, name, Input::TransportDown);
         if let Err(error) = self.keep_crl() {
@@ -490,6 +495,7 @@ impl State {
                 session,
                 stream,
                 connection: None,
+                limits: watch::Sender::new(Limits::NONE),
                 desired: None,
                 reported: BTreeMap::new(),
                 live: false,
@@ -542,6 +548,7 @@ impl Nodes for Arc<Links> {
             return;
         };
         let before = node.desired.replace(desired.clone());
+        node.limit(now);
         match before {
             None => {
                 // The session so far knew an empty set, and may be about to send it.

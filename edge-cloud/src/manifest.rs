@@ -1,5 +1,5 @@
 //! Reads a folder of plain Kubernetes YAML (or JSON): Pod, ConfigMap, Secret, Deployment and
-//! DaemonSet, several documents a file.
+//! DaemonSet, and our own NodePolicy, several documents a file.
 //!
 //! A document is accepted whole or refused with a [`Problem`] for each wrong field; the others
 //! still apply. Nothing is ever ignored silently: a field is supported, harmless
@@ -9,6 +9,7 @@ mod config;
 mod container;
 mod expand;
 mod pod;
+mod policy;
 mod quantity;
 mod reader;
 mod volume;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_norway::Value;
 
 pub use pod::Template;
+pub use policy::Policy;
 use reader::{Faults, Field, Object};
 
 /// Largest manifest file that is read, bytes.
@@ -54,6 +56,8 @@ pub enum DocumentKind {
     Deployment,
     /// apps/v1.
     DaemonSet,
+    /// edge-min.io/v1, our own.
+    NodePolicy,
 }
 
 impl DocumentKind {
@@ -64,6 +68,7 @@ impl DocumentKind {
             ("v1", "Secret") => Self::Secret,
             ("apps/v1", "Deployment") => Self::Deployment,
             ("apps/v1", "DaemonSet") => Self::DaemonSet,
+            ("edge-min.io/v1", "NodePolicy") => Self::NodePolicy,
             _ => return None,
         })
     }
@@ -77,6 +82,7 @@ impl DocumentKind {
             Self::Secret => "Secret",
             Self::Deployment => "Deployment",
             Self::DaemonSet => "DaemonSet",
+            Self::NodePolicy => "NodePolicy",
         }
     }
 }
@@ -150,6 +156,8 @@ pub enum Accepted {
     Workload(Box<Template>),
     /// Template and replicas of a Deployment.
     Replicated(Box<Template>, u32),
+    /// A NodePolicy.
+    Policy(Box<Policy>),
 }
 
 /// What a folder holds.
@@ -411,7 +419,7 @@ fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {
     let Some(kind) = DocumentKind::parse(version, kind) else {
         let reason = format!(
             "{version} {kind} is not supported: v1 Pod, ConfigMap, Secret, apps/v1 Deployment, \
-             DaemonSet are"
+             DaemonSet, edge-min.io/v1 NodePolicy are"
         );
         field.faults.add("kind", reason);
         return (None, None);
@@ -421,6 +429,10 @@ fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {
     let object = match kind {
         DocumentKind::ConfigMap => Some(Accepted::Config(config::config_map(&mut document).into())),
         DocumentKind::Secret => Some(Accepted::Config(config::secret(&mut document).into())),
+        DocumentKind::NodePolicy => document
+            .require("spec")
+            .and_then(|f| policy::spec(&f))
+            .map(|policy| Accepted::Policy(Box::new(policy))),
         DocumentKind::Pod => document
             .require("spec")
             .and_then(|f| pod::spec(&f))

@@ -57,9 +57,17 @@ impl Node {
     }
 
     fn matches(&self, name: &str, template: &Template) -> bool {
-        let mut selector = template.selector.iter();
-        template.node.as_deref().is_none_or(|node| node == name)
-            && selector.all(|(key, value)| self.label(name, key) == Some(value))
+        self.is_selected(name, template.node.as_deref(), &template.selector)
+    }
+
+    fn is_selected(
+        &self,
+        name: &str,
+        node: Option<&str>,
+        selector: &BTreeMap<String, String>,
+    ) -> bool {
+        let has = |(key, value): (&String, &String)| self.label(name, key) == Some(value);
+        node.is_none_or(|node| node == name) && selector.iter().all(has)
     }
 }
 
@@ -177,7 +185,11 @@ pub fn place(
     let (wanted, mut unplaced) = wanted(manifests, nodes, before);
     let mut sets: BTreeMap<&str, NodeSet<'_>> = nodes
         .iter()
-        .map(|(name, node)| (name.as_str(), NodeSet::new(manifests, node)))
+        .map(|(name, node)| {
+            let mut set = NodeSet::new(manifests, node);
+            set.add_policy(name);
+            (name.as_str(), set)
+        })
         .collect();
     let mut pods = BTreeMap::new();
 
@@ -334,7 +346,7 @@ fn wanted<'a>(
             only,
         };
         match object {
-            Accepted::Config(_) => {}
+            Accepted::Config(_) | Accepted::Policy(_) => {}
             Accepted::Replicated(template, replicas) => {
                 all.extend((0..*replicas).map(|ordinal| {
                     pod(template, format!("{}-{ordinal}", owner.name), ordinal, None)

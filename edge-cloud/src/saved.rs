@@ -10,11 +10,11 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use edge_proto::key::Uid;
-use edge_proto::object::Pod;
+use edge_proto::object::{NodePolicy, Pod};
 use serde::{Deserialize, Serialize};
 
 use crate::ca::replace;
-use crate::manifest::{Accepted, Id, Manifests, Origin, Template};
+use crate::manifest::{Accepted, DocumentKind, Id, Manifests, Origin, Policy, Template};
 use crate::placement::{Node, PlacedPod};
 
 /// File with the last good manifests.
@@ -29,7 +29,7 @@ const NO_UID: Uid = Uid([0xff; 16]);
 struct SavedObject {
     id: Id,
     origin: Origin,
-    /// Base64 of the ConfigMap, Secret or Pod.
+    /// Base64 of the ConfigMap, Secret, Pod or NodePolicy.
     payload: String,
     template: Option<SavedTemplate>,
 }
@@ -184,6 +184,14 @@ impl SavedObject {
             Accepted::Config(payload) => (STANDARD.encode(payload), None),
             Accepted::Workload(workload) => template(workload, None),
             Accepted::Replicated(workload, replicas) => template(workload, Some(*replicas)),
+            Accepted::Policy(policy) => {
+                let saved = SavedTemplate {
+                    node: policy.node.clone(),
+                    selector: policy.selector.clone(),
+                    replicas: None,
+                };
+                (STANDARD.encode(policy.policy.encode()), Some(saved))
+            }
         };
         Self {
             id: id.clone(),
@@ -197,6 +205,13 @@ impl SavedObject {
         let payload = STANDARD.decode(self.payload).ok()?;
         let object = match self.template {
             None => Accepted::Config(payload.into()),
+            Some(saved) if self.id.kind == DocumentKind::NodePolicy => {
+                Accepted::Policy(Box::new(Policy {
+                    node: saved.node,
+                    selector: saved.selector,
+                    policy: NodePolicy::decode(&payload).ok()?,
+                }))
+            }
             Some(saved) => {
                 let pod = Pod {
                     uid: Uid::default(),

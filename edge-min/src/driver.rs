@@ -20,7 +20,7 @@ use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
-use edge_proto::lanes::Lanes;
+use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::object::{Condition, NodeStatus};
 use edge_proto::session::{self, Device, DeviceConfig};
 use smol::future::or;
@@ -70,6 +70,8 @@ struct Driver {
     node: String,
     link: Option<LinkSender>,
     lanes: Lanes,
+    /// Those that hold in them.
+    limits: Limits,
     send_at: Option<u64>,
     connects: Option<Sender<Connect>>,
     /// `None` before the join.
@@ -182,6 +184,7 @@ pub fn run(config: Config) -> Result<(), String> {
         device,
         link: None,
         lanes: Lanes::new(),
+        limits: Limits::NONE,
         send_at: None,
         connects: None,
         certificates: None,

@@ -11,7 +11,7 @@ mod status;
 pub use capability::{
     CAPABILITIES_ALL, CAPABILITIES_DEFAULT, CAPABILITY_NAMES, capability, granted,
 };
-pub use config::{ConfigMap, Data, NodePolicy, Secret};
+pub use config::{ConfigMap, Data, LaneLimit, NodePolicy, Secret};
 pub use pod::{
     Container, EnvFrom, EnvValue, EnvVar, Pod, Resources, RestartPolicy, RuntimeClass, Volume,
     VolumeMount, VolumeSource,

@@ -5,8 +5,9 @@ use edge_proto::fields::{FieldError, Reader, Skip, Writer};
 use edge_proto::frame::{Entry, Frame, FrameError, GapReason, Item, SessionId, Set};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::lanes::Lane;
+use edge_proto::lanes::{Lane, Limits};
 use edge_proto::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_BYTES_MAX};
+use edge_proto::object::{LaneLimit, NodePolicy};
 use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input};
 use proptest::prelude::*;
 
@@ -279,6 +280,43 @@ fn every_frame_has_its_lane() {
     assert_eq!(Lane::of(&toll.encode()), Lane::Toll);
     assert_eq!(Lane::of(&[]), Lane::Blob);
     assert_eq!(Lane::of(&[1, 200]), Lane::Blob);
+}
+
+#[test]
+fn a_policy_keeps_its_bytes() {
+    let policy = NodePolicy {
+        keepalive_s: Some(60),
+        reconnect_spread_s: Some(30),
+        bandwidth_up: Some(200_000),
+        bandwidth_down: Some(900_000),
+        blob_share_percent: Some(10),
+        limits: vec![LaneLimit {
+            lane: Lane::Blob as u8,
+            up: 0,
+            down: 500_000,
+        }],
+    };
+    let bytes = policy.encode();
+    assert_eq!(
+        hex(&bytes),
+        "0202 01 3c 04 02 01 1e 06 04 01 c0 9a 0c 08 04 01 a0 f7 36 0a 02 01 0a 0c 06 01 05 00 a0 c2 1e"
+    );
+    assert_eq!(NodePolicy::decode(&bytes), Ok(policy.clone()));
+    assert_eq!(
+        policy.limits_down().lane_bits_per_s,
+        [0, 0, 0, 0, 0, 500_000]
+    );
+    assert_eq!(policy.limits_up().link_bits_per_s, 200_000);
+    assert_eq!(NodePolicy::default().limits_up(), Limits::NONE);
+    let limits = vec![LaneLimit::default(); 7];
+    let many = NodePolicy {
+        limits,
+        ..NodePolicy::default()
+    };
+    assert_eq!(
+        NodePolicy::decode(&many.encode()),
+        Err(FieldError::Limit(6))
+    );
 }
 
 #[test]

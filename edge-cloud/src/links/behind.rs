@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use edge_proto::frame::Frame;
+use edge_proto::lanes::Lanes;
 use edge_proto::session::Input;
 
 use super::{Connection, Frames, Links, Node, State};
@@ -64,9 +65,12 @@ impl Links {
         state.connections += 1;
         let id = state.connections;
         if let Some(node) = state.nodes.get_mut(name) {
+            let lanes = Box::new(Lanes::new());
+            let mut frames = Frames::Broker(publisher, name.to_owned(), lanes);
+            frames.limit(self.now(), &node.limits.borrow());
             node.connection = Some(Connection {
                 id,
-                frames: Frames::Broker(publisher, name.to_owned()),
+                frames,
                 heard: self.now(),
                 asked: 0,
             });
@@ -147,7 +151,7 @@ impl Links {
         for (name, connection) in silent.take(count) {
             if connection.asked < asks {
                 connection.asked += 1;
-                connection.frames.send(self.probe_frame());
+                connection.frames.send(now, self.probe_frame());
             } else {
                 gone.push(name.clone());
             }

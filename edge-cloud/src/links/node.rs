@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
-use edge_proto::object::{NodeStatus, PodStatus};
+use edge_proto::lanes::{Lanes, Limits};
+use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 use edge_proto::session::{Cloud, Input, Output, Payload};
 use edge_proto::turnstile::Turn;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::call::Heard;
 use crate::broker::Publisher;
@@ -31,18 +32,44 @@ pub(super) struct Connection {
 
 /// The way of a frame to its node.
 pub(super) enum Frames {
-    /// To the task of its socket; dropping this closes the socket.
+    /// To the task of its socket, which has its lanes; dropping this closes the socket.
     Socket(mpsc::Sender<Vec<u8>>),
-    /// To the broker.
-    Broker(Publisher, String),
+    /// To the broker. Without a rate nothing waits in the lanes.
+    Broker(Publisher, String, Box<Lanes>),
 }
 
 impl Frames {
     /// One that does not fit is lost like one on the way: the session repeats.
-    pub(super) fn send(&self, frame: Vec<u8>) {
+    pub(super) fn send(&mut self, now: u64, frame: Vec<u8>) {
         match self {
             Self::Socket(frames) => drop(frames.try_send(frame)),
-            Self::Broker(publisher, node) => publisher.send(node, frame),
+            Self::Broker(_, _, lanes) => {
+                lanes.push(frame);
+                self.pump(now);
+            }
+        }
+    }
+
+    /// Rates from now on. A socket's task hears of them by itself, see [`Node::limits`].
+    pub(super) fn limit(&mut self, now: u64, limits: &Limits) {
+        if let Self::Broker(_, _, lanes) = self {
+            lanes.set_limits(now, limits);
+        }
+    }
+
+    /// Hands over what may go.
+    pub(super) fn pump(&mut self, now: u64) {
+        if let Self::Broker(publisher, node, lanes) = self {
+            while let Some(frame) = lanes.poll(now) {
+                publisher.send(node, frame);
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Broker(_, _, lanes) => lanes.deadline(),
         }
     }
 }
@@ -52,6 +79,8 @@ pub(super) struct Node {
     /// Name of the session for the records that come by it.
     pub(super) stream: u64,
     pub(super) connection: Option<Connection>,
+    /// What the node's policy allows on the way to it.
+    pub(super) limits: watch::Sender<Limits>,
     /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
     /// empty set would stop every pod of a node that we have merely forgotten.
     pub(super) desired: Option<Desired>,
@@ -94,6 +123,33 @@ impl Problems {
 }
 
 impl Node {
+    /// When something is to be done without an input.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        let frames = self
+            .connection
+            .as_ref()
+            .and_then(|one| one.frames.deadline());
+        self.session.deadline().into_iter().chain(frames).min()
+    }
+
+    /// The policy in the node's set holds from now on.
+    pub(super) fn limit(&mut self, now: u64) {
+        let policies = self.desired.iter().flatten();
+        let mut policies = policies.filter(|(key, _)| key.kind() == Kind::NodePolicy);
+        let limits = match policies.next() {
+            Some((_, payload)) => NodePolicy::decode(payload)
+                .unwrap_or_default()
+                .limits_down(),
+            None => Limits::NONE,
+        };
+        if *self.limits.borrow() != limits {
+            if let Some(connection) = &mut self.connection {
+                connection.frames.limit(now, &limits);
+            }
+            self.limits.send_replace(limits);
+        }
+    }
+
     /// Does what the session asks; true when the node's view has changed.
     pub(super) fn perform(
         &mut self,
@@ -104,8 +160,8 @@ impl Node {
         match output {
             Output::Send(frame) => {
                 let held = self.desired.is_none() && carries_desired(&frame);
-                if let Some(connection) = self.connection.as_ref().filter(|_| !held) {
-                    connection.frames.send(frame);
+                if let Some(connection) = self.connection.as_mut().filter(|_| !held) {
+                    connection.frames.send(now, frame);
                 }
                 false
             }

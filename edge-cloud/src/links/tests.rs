@@ -168,3 +168,29 @@ fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
     let crowded = events.iter().filter(|event| event.reason == "Crowded");
     assert_eq!(crowded.count(), 1, "{events:?}");
 }
+
+/// Goal: a policy holds as soon as it is in the node's set, and no longer than that. Method: the
+/// connection stays.
+#[test]
+fn a_policy_reaches_the_connection_that_is_there() {
+    let data = tempfile::tempdir().unwrap();
+    let links = open(data.path());
+    let peer = join(&links, "gate");
+    let _live = links.connect(&peer).unwrap();
+    let limits = links.limits("gate");
+    assert_eq!(*limits.borrow(), Limits::NONE);
+    let policy = edge_proto::object::NodePolicy {
+        bandwidth_down: Some(900_000),
+        ..Default::default()
+    };
+    let key = edge_proto::key::Key::Name(
+        edge_proto::key::Kind::NodePolicy,
+        String::new(),
+        "node".to_owned(),
+    );
+    let set = Desired::from([(key, Arc::from(policy.encode()))]);
+    links.set_desired("gate", &set);
+    assert_eq!(limits.borrow().link_bits_per_s, 900_000);
+    links.set_desired("gate", &Desired::new());
+    assert_eq!(*limits.borrow(), Limits::NONE);
+}

@@ -39,6 +39,29 @@ impl<'a> NodeSet<'a> {
         self.pods
     }
 
+    /// Adds the policy for the node of this name, if there is one: one that names the node goes
+    /// before one that names labels, and that before one for all; then the first by name.
+    pub(super) fn add_policy(&mut self, name: &str) {
+        let policies = self.manifests.objects.values();
+        let policies = policies.filter_map(|(_, object)| match object {
+            Accepted::Policy(policy) => Some(policy),
+            _ => None,
+        });
+        let chosen = policies
+            .filter(|policy| {
+                let node = policy.node.as_deref();
+                self.node.is_selected(name, node, &policy.selector)
+            })
+            .min_by_key(|policy| (policy.node.is_none(), policy.selector.is_empty()));
+        if let Some(policy) = chosen {
+            let payload: Arc<[u8]> = policy.policy.encode().into();
+            self.bytes += payload.len();
+            // Always the same key: a change of policy is one of its payload.
+            let key = Key::Name(Kind::NodePolicy, String::new(), "node".to_owned());
+            self.objects.insert(key, payload);
+        }
+    }
+
     /// Adds a pod with the ConfigMaps and Secrets that it names, whole or not at all. Returns what
     /// the pod will wait for.
     ///

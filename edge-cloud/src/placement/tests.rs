@@ -311,3 +311,35 @@ fn what_cannot_be_placed_says_why() {
     full.values_mut().for_each(|node| node.pods_max = 3);
     assert!(reason(SETS, &full).contains("pod web-3: node b1 is full"));
 }
+
+/// Goal: a node has one policy, the most particular one, under one key. Method: policies that fit
+/// all, some and one of three nodes.
+#[test]
+fn the_most_particular_policy_is_the_one() {
+    let policy = |name: &str, rest: &str, kbit: u32| {
+        format!(
+            "---\napiVersion: edge-min.io/v1\nkind: NodePolicy\nmetadata: {{name: {name}}}\n\
+             spec: {{bandwidth: {{down: {kbit}k}}{rest}}}\n"
+        )
+    };
+    let text = [
+        policy("all", "", 1_000),
+        policy("some", ", nodeSelector: {site: b}", 2_000),
+        policy("some-more", ", nodeSelector: {site: b}", 3_000),
+        policy("one", ", nodeName: b-2", 4_000),
+    ];
+    let nodes = nodes(&["a-1", "b-1", "b-2"]);
+    let rate = |placement: &Placement, node: &str| {
+        let key = Key::Name(Kind::NodePolicy, String::new(), "node".to_owned());
+        let payload = placement.desired[node].get(&key)?;
+        edge_proto::object::NodePolicy::decode(payload)
+            .unwrap()
+            .bandwidth_down
+    };
+    let placement = place(&manifests(&text.concat()), &nodes, &BTreeMap::new(), true);
+    let rates = ["a-1", "b-1", "b-2"].map(|node| rate(&placement, node));
+    assert_eq!(rates, [1_000_000, 2_000_000, 4_000_000].map(Some));
+    let placement = place(&manifests(&text[3]), &nodes, &BTreeMap::new(), true);
+    let rates = ["a-1", "b-1", "b-2"].map(|node| rate(&placement, node));
+    assert_eq!(rates, [None, None, Some(4_000_000)]);
+}

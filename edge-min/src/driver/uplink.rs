@@ -152,6 +152,11 @@ impl Driver {
     pub(super) fn pump_lanes(&mut self) {
         let now = self.now();
         self.send_at = None;
+        let limits = self.agent.policy().limits_up();
+        if limits != self.limits {
+            self.lanes.set_limits(now, &limits);
+            self.limits = limits;
+        }
         let Some(link) = &mut self.link else {
             self.lanes.clear();
             return;

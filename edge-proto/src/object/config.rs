@@ -3,7 +3,10 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use crate::fields::{FieldError, Reader, Skip, Writer};
+use crate::lanes::{LANES, Limits};
 
 /// Bytes by key, sorted by key.
 pub type Data = Vec<(String, Vec<u8>)>;
@@ -87,9 +90,54 @@ pub struct NodePolicy {
     pub keepalive_s: Option<u32>,
     /// Time over which the fleet's first attempts after a lost link are spread, seconds.
     pub reconnect_spread_s: Option<u32>,
+    /// What the node may send, bits per second.
+    pub bandwidth_up: Option<u64>,
+    /// What it may be sent, bits per second.
+    pub bandwidth_down: Option<u64>,
+    /// What chunks are owed of a full link, percent.
+    pub blob_share_percent: Option<u8>,
+    /// Limits of single lanes, at most one for each.
+    pub limits: Vec<LaneLimit>,
+}
+
+/// What one lane may take, bits per second; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneLimit {
+    /// Number of the lane, see `lanes::Lane`.
+    pub lane: u8,
+    /// From the node.
+    pub up: u64,
+    /// To the node.
+    pub down: u64,
 }
 
 impl NodePolicy {
+    /// What holds for the frames that the node sends.
+    #[must_use]
+    pub fn limits_up(&self) -> Limits {
+        self.lane_limits(self.bandwidth_up, |limit| limit.up)
+    }
+
+    /// What holds for the frames that the cloud sends.
+    #[must_use]
+    pub fn limits_down(&self) -> Limits {
+        self.lane_limits(self.bandwidth_down, |limit| limit.down)
+    }
+
+    fn lane_limits(&self, bandwidth: Option<u64>, rate: fn(&LaneLimit) -> u64) -> Limits {
+        let mut limits = Limits::NONE;
+        limits.link_bits_per_s = bandwidth.unwrap_or(0);
+        if let Some(percent) = self.blob_share_percent {
+            limits.blob_share_percent = percent;
+        }
+        for limit in &self.limits {
+            if let Some(place) = limits.lane_bits_per_s.get_mut(usize::from(limit.lane)) {
+                *place = rate(limit);
+            }
+        }
+        limits
+    }
+
     /// [`Self::reconnect_spread_s`] in milliseconds; 0 when absent.
     #[must_use]
     pub fn reconnect_spread_ms(&self) -> u64 {
@@ -102,6 +150,10 @@ impl NodePolicy {
         let mut fields = Writer::default();
         fields.put(1, Skip::Allowed, &self.keepalive_s);
         fields.put(2, Skip::Allowed, &self.reconnect_spread_s);
+        fields.put(3, Skip::Allowed, &self.bandwidth_up);
+        fields.put(4, Skip::Allowed, &self.bandwidth_down);
+        fields.put(5, Skip::Allowed, &self.blob_share_percent);
+        fields.put(6, Skip::Allowed, &self.limits);
         fields.into_bytes()
     }
 
@@ -116,8 +168,15 @@ impl NodePolicy {
             match field.number {
                 1 => policy.keepalive_s = field.read()?,
                 2 => policy.reconnect_spread_s = field.read()?,
+                3 => policy.bandwidth_up = field.read()?,
+                4 => policy.bandwidth_down = field.read()?,
+                5 => policy.blob_share_percent = field.read()?,
+                6 => policy.limits = field.read()?,
                 _ => field.unknown()?,
             }
+        }
+        if policy.limits.len() > LANES {
+            return Err(FieldError::Limit(6));
         }
         Ok(policy)
     }
