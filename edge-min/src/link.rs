@@ -194,6 +194,9 @@ pub fn spawn(
 fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
     let mut network = NetworkOptions::new();
     network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
+    // Each frame is whole. To hold one back until the one before is acknowledged adds a round trip,
+    // which the pace of large objects would take for a queue.
+    network.set_tcp_nodelay(true);
     let mut options = MqttOptions::new(
         config.node.as_str(),
         connect.to.host.as_str(),

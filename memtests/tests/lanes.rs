@@ -1,0 +1,111 @@
+//! What large objects under way do to a deployment, over a real line: real agent, edge-cloud, TLS
+//! and TCP, in namespaces of the test's own.
+#![cfg(test)]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use memtests::wan::Wan;
+use memtests::{Gate, Setup};
+
+/// Patience with several MiB over 3 Mbit/s.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What large objects under way may add to the time of a deployment. It crosses the line four times
+/// (the pod, its first status, the answer to that, the running one); what one frame may be delayed
+/// on the line itself is asserted in `edge-proto/tests/link/line.rs`.
+const ADDED_MAX: Duration = Duration::from_millis(2_000);
+/// Deployments of each kind.
+const DEPLOYMENTS: usize = 3;
+
+/// A process that names these ConfigMaps.
+fn pod(name: &str, configs: &[String]) -> String {
+    let volumes: Vec<String> = configs
+        .iter()
+        .map(|config| format!("{{name: {config}, configMap: {{name: {config}}}}}"))
+        .collect();
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         runtimeClassName: process\n  terminationGracePeriodSeconds: 1\n  \
+         volumes: [{}]\n  containers:\n  - {{name: main, command: [/bin/sleep, '100000']}}\n",
+        volumes.join(", ")
+    )
+}
+
+/// A ConfigMap of nearly 1 MiB, unlike any other.
+fn config(name: &str) -> String {
+    let load = format!("{name:0>16}").repeat((1 << 20) / 16 - 64);
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{LOAD: {load}}}\n"
+    )
+}
+
+fn is_running(gate: &Gate, pod: &str) -> bool {
+    let rows = gate.cloud_json("/v1/pods").unwrap_or_default();
+    let rows = rows.as_array().map_or(&[][..], Vec::as_slice);
+    rows.iter()
+        .any(|row| row["name"] == pod && row["phase"] == "Running")
+}
+
+/// Bytes of large objects that have come so far.
+fn fetched(gate: &Gate) -> u64 {
+    let objects = fs::read_dir(gate.state_dir().join("objects"));
+    let entries = objects.into_iter().flatten().flatten();
+    let bytes = entries.filter_map(|entry| entry.metadata().ok());
+    bytes.map(|metadata| metadata.len()).sum()
+}
+
+/// Goal: a pod is deployed while ConfigMaps of several MiB are under way in about the time that it
+/// takes on the idle line, and they take about the time of their bytes. Method: wan.py with
+/// 3 Mbit/s and 150 ms; the same manifests lie in the folder for both.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_deployment_does_not_wait_for_large_objects() {
+    let gate = Gate::set_up(Setup {
+        keepalive: Duration::from_secs(60),
+        manifests: pod("base", &[]),
+        wan: Some(Wan::start(75, 0, 3000).unwrap()),
+        ..Setup::default()
+    })
+    .unwrap();
+    gate.converged_within(PATIENCE, 1).unwrap();
+    let names: Vec<String> = (0..3).map(|index| format!("load-{index}")).collect();
+    let bulk: Vec<String> = names.iter().map(|name| config(name)).collect();
+    let mut manifests = pod("base", &[]) + &bulk.concat() + &pod("bulk", &names);
+    gate.manifests(&manifests).unwrap();
+    let start = Instant::now();
+    gate.until_within(PATIENCE, "large objects are under way", |gate| {
+        fetched(gate) > 100_000
+    })
+    .unwrap();
+    let under_way = Instant::now();
+    let mut took = [Vec::new(), Vec::new()];
+    let mut bulk_took = None;
+    for (kind, took) in took.iter_mut().enumerate() {
+        for index in 0..DEPLOYMENTS {
+            let name = format!("pod-{kind}-{index}");
+            manifests += &pod(&name, &[]);
+            gate.manifests(&manifests).unwrap();
+            let start = Instant::now();
+            gate.until_within(PATIENCE, &name, |gate| is_running(gate, &name))
+                .unwrap();
+            took.push(start.elapsed());
+            if kind == 0 {
+                assert!(!is_running(&gate, "bulk"), "too little to be under way");
+            }
+        }
+        if kind == 0 {
+            gate.until_within(PATIENCE, "the large objects are there", |gate| {
+                is_running(gate, "bulk")
+            })
+            .unwrap();
+            bulk_took = Some((start.elapsed(), under_way.elapsed()));
+            gate.converged_within(PATIENCE, 2 + DEPLOYMENTS).unwrap();
+        }
+        took.sort();
+    }
+    let median = |took: &[Duration]| took[took.len() / 2];
+    let [busy, idle] = took;
+    println!("busy={busy:?} idle={idle:?} bulk={bulk_took:?}");
+    let added = median(&busy).saturating_sub(median(&idle));
+    assert!(added < ADDED_MAX, "{added:?} more: {busy:?}, idle {idle:?}");
+}
