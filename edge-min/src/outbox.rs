@@ -43,7 +43,7 @@ pub struct Class {
 pub struct Settings {
     /// Bytes of all segments.
     pub quota_bytes: u64,
-    /// By number, at most [`CLASSES_MAX`].
+    /// By number, at most [`edge_proto::limits::CLASSES_MAX`].
     pub classes: Vec<Class>,
 }
 
