@@ -83,7 +83,9 @@ fn status_has_the_promised_fields_and_shows_people_the_same() {
         assert_eq!(one["exit_code"], exit);
         let line = human
             .lines()
-            .find(|line| line.contains(pod["name"].as_str().unwrap()))
+            .find(|line| {
+                ["name", "phase"].map(|key| line.contains(pod[key].as_str().unwrap())) == [true; 2]
+            })
             .unwrap();
         for key in ["phase", "name"] {
             assert!(line.contains(pod[key].as_str().unwrap()), "{line}");

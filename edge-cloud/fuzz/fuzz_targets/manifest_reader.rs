@@ -4,7 +4,7 @@
 use edge_cloud_fuzz::manifest::{Accepted, Manifests};
 use edge_proto::key::Uid;
 use edge_proto::limits::{CONFIG_BYTES_MAX, POD_BYTES_MAX};
-use edge_proto::object::Pod;
+use edge_proto::object::{NodePolicy, Pod};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -13,6 +13,10 @@ fuzz_target!(|text: &str| {
     for (_, object) in manifests.objects.values() {
         match object {
             Accepted::Config(payload) => assert!(payload.len() <= CONFIG_BYTES_MAX),
+            Accepted::Policy(policy) => {
+                let payload = policy.policy.encode();
+                assert!(NodePolicy::decode(&payload).as_ref() == Ok(&policy.policy));
+            }
             Accepted::Workload(template) | Accepted::Replicated(template, _) => {
                 let pod = Pod {
                     uid: Uid([1; 16]),

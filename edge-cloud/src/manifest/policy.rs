@@ -13,8 +13,8 @@ use super::reader::{Field, Object};
 const BITS_PER_S_MIN: u64 = 8_000;
 /// Highest rate.
 const BITS_PER_S_MAX: u64 = 10_000_000_000;
-/// Longest spread of reconnects, seconds.
-const SPREAD_S_MAX: u32 = 3_600;
+/// Longest spread of reconnects, seconds: what the agent keeps to.
+const SPREAD_S_MAX: u32 = 600;
 /// Lanes as an operator names them. Control has no limit.
 const LANES: &[(&str, Lane)] = &[
     ("state", Lane::State),

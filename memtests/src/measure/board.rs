@@ -52,6 +52,8 @@ pub struct Budget {
     pub cpu_ms_per_minute: f64,
     /// Bytes written to storage, idle.
     pub flash_bytes_idle: f64,
+    /// MiB that the agent may write to storage in a day; it counts and limits that itself.
+    pub flash_mib_per_day: f64,
     /// First session after a start.
     pub connect_bytes: f64,
     /// A session after a lost link.
