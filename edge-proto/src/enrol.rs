@@ -152,7 +152,11 @@ impl EnrolRequest {
                 _ => None,
             },
             [0, ..] => None,
-            bytes => postcard::from_bytes(bytes).ok().map(Self::Join),
+            // An empty token id can also be written as 128, 0.
+            bytes => postcard::from_bytes(bytes)
+                .ok()
+                .filter(|request: &JoinRequest| !request.token_id.is_empty())
+                .map(Self::Join),
         }
     }
 }
