@@ -9,6 +9,20 @@ fn open(data: &Path) -> Arc<Links> {
     Links::open(data, Ca::open(data).unwrap(), None).unwrap()
 }
 
+/// What a node says first.
+fn hello() -> Vec<u8> {
+    Frame::Hello {
+        n: [1; 8],
+        wire: 1,
+        kinds: 0,
+        epoch: 0,
+        desired_root: Default::default(),
+        reported_root: Default::default(),
+        agent: String::new(),
+    }
+    .encode()
+}
+
 /// A node that has joined, and its certificate.
 fn join(links: &Links, node: &str) -> Peer {
     let record = NodeRecord {
@@ -83,16 +97,7 @@ fn only_an_answer_proves_a_clone() {
     links.frame("gate", live.0, &[]);
     assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
     assert!(!cloned(), "{:?}", links.events());
-    let hello = Frame::Hello {
-        n: [1; 8],
-        wire: 1,
-        kinds: 0,
-        epoch: 0,
-        desired_root: Default::default(),
-        reported_root: Default::default(),
-        agent: String::new(),
-    };
-    links.frame("gate", live.0, &hello.encode());
+    links.frame("gate", live.0, &hello());
     assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
     assert!(cloned());
 }
@@ -104,15 +109,6 @@ fn openings_at_once_get_turns_one_after_the_other() {
     let data = tempfile::tempdir().unwrap();
     let links = open(data.path());
     links.set_admissions(1);
-    let hello = Frame::Hello {
-        n: [1; 8],
-        wire: 1,
-        kinds: 0,
-        epoch: 0,
-        desired_root: Default::default(),
-        reported_root: Default::default(),
-        agent: String::new(),
-    };
     let mut nodes: Vec<_> = (0..10)
         .map(|number| {
             let name = format!("gate-{number}");
@@ -122,7 +118,7 @@ fn openings_at_once_get_turns_one_after_the_other() {
         .collect();
     let mut ask = |index: usize| {
         let (name, (id, frames)) = &mut nodes[index];
-        links.frame(name, *id, &hello.encode());
+        links.frame(name, *id, &hello());
         let answers = std::iter::from_fn(|| frames.try_recv().ok());
         answers
             .filter_map(|frame| match Frame::decode(&frame) {

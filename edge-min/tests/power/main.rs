@@ -49,16 +49,17 @@ fn command() -> Vec<String> {
     .into()
 }
 
-fn recorded(workload: &Workload) -> Vec<Op> {
-    let dir = tempfile::tempdir().unwrap();
+/// Runs a workload in this folder.
+fn recorded_in(dir: &Path, workload: &Workload) -> Vec<Op> {
     let command = command();
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let folder = dir.path().to_str().unwrap();
-    let ops = record(
-        dir.path(),
-        &command,
-        &[(NAME, workload.name), (DIR, folder)],
-    );
+    let folder = dir.to_str().unwrap();
+    record(dir, &command, &[(NAME, workload.name), (DIR, folder)])
+}
+
+fn recorded(workload: &Workload) -> Vec<Op> {
+    let dir = tempfile::tempdir().unwrap();
+    let ops = recorded_in(dir.path(), workload);
     let end = ops.iter().rfind(|op| matches!(op, Op::Said(_)));
     assert_eq!(end, Some(&Op::Said("end".into())));
     ops
@@ -70,14 +71,7 @@ fn recorded(workload: &Workload) -> Vec<Op> {
 fn a_replay_without_loss_is_the_folder_itself() {
     for workload in &workload::ALL {
         let (real, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let command = command();
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let folder = real.path().to_str().unwrap();
-        let ops = record(
-            real.path(),
-            &command,
-            &[(NAME, workload.name), (DIR, folder)],
-        );
+        let ops = recorded_in(real.path(), workload);
         let mut disk = Disk::default();
         ops.iter().for_each(|op| disk.apply(op));
         disk.cut(copy.path(), Loss::None);
