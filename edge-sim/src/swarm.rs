@@ -25,6 +25,8 @@ use crate::rng::Rng;
 
 /// Most nodes of one swarm: their threads and sockets are this process's.
 pub const NODES_MAX: u32 = 20_000;
+/// Changes that nobody has counted yet: a node that has lived and gone twice is far ahead.
+const SAID_MAX: usize = 4 * NODES_MAX as usize;
 /// Joins at once.
 const JOINS_AT_ONCE: u32 = 8;
 /// Descriptors that a node needs: its socket, and those of its event loop.
@@ -123,7 +125,7 @@ pub fn run(options: &Options, mut report: impl FnMut(&Phase)) -> Result<(), Stri
     raise_descriptors(u64::from(options.nodes) * DESCRIPTORS_PER_NODE)?;
     let identities = identities(options)?;
     let counts = Arc::new(Counts::default());
-    let (said, says) = async_channel::unbounded();
+    let (said, says) = async_channel::bounded(SAID_MAX);
     let executor = Arc::new(smol::Executor::new());
     let mut cuts = Vec::new();
     for (number, identity) in identities.into_iter().enumerate() {
