@@ -8,8 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use memtests::{Gate, PATIENCE};
+use memtests::measure::{Board, memory};
+use memtests::records::{Audit, PIPELINE_MAX, Writer, account, books};
+use memtests::{Gate, PATIENCE, Setup};
 use serde_json::Value;
+
+fn is_long() -> bool {
+    std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
+}
 
 fn connect(gate: &Gate) -> UnixStream {
     let deadline = Instant::now() + PATIENCE;
@@ -109,4 +115,225 @@ fn acknowledged_records_reach_the_cloud_once() {
     }
     let status = gate.status().unwrap();
     assert_eq!(status["outbox"]["classes"][0]["appended"], 250);
+}
+
+/// Bytes of a record of the burst, and of its frame in a segment.
+const RECORD_BYTES: usize = 100;
+const FRAME_BYTES: u64 = 25 + RECORD_BYTES as u64;
+/// Bytes of a segment.
+const SEGMENT_BYTES: u64 = 128 * 1024;
+/// Of so many records the last one is telemetry.
+const TELEMETRY_EVERY: u64 = 20;
+
+/// A record that says which it is.
+fn record(class: &str, round: &str, count: u64) -> String {
+    let width = RECORD_BYTES - class.len() - round.len() - 2;
+    format!("{class} {round} {count:0>width$}")
+}
+
+/// A time without the cloud in which workloads write all the time.
+struct Burst {
+    name: &'static str,
+    quota_mib: u64,
+    records: u64,
+    /// `None` is as fast as they are answered.
+    per_second: Option<u64>,
+    /// Until the cloud has what is left.
+    patience: Duration,
+}
+
+/// An hour at 200 records a second, and the same ratio of bytes to quota in some seconds.
+fn burst() -> Burst {
+    if is_long() {
+        return Burst {
+            name: "hour",
+            quota_mib: 64,
+            records: 200 * 3600,
+            per_second: Some(200),
+            patience: Duration::from_secs(1200),
+        };
+    }
+    Burst {
+        name: "hour",
+        quota_mib: 1,
+        records: 200 * 3600 / 64,
+        per_second: None,
+        patience: Duration::from_secs(120),
+    }
+}
+
+/// What a workload knows of its records: the text of each number, by class.
+type Written = BTreeMap<&'static str, BTreeMap<u64, String>>;
+
+/// Writes `burst.records`; returns how many were refused.
+fn write_all(gate: &Gate, burst: &Burst, written: &mut Written) -> u64 {
+    let mut writer = Writer::connect(gate).unwrap();
+    let (start, mut count, mut refused) = (Instant::now(), 0, 0);
+    while count < burst.records {
+        let end = burst.records.min(count + PIPELINE_MAX as u64);
+        let class = |count| match (count + 1) % TELEMETRY_EVERY {
+            0 => "telemetry",
+            _ => "toll",
+        };
+        let records: Vec<_> = (count..end)
+            .map(|count| (class(count), record(class(count), burst.name, count)))
+            .collect();
+        for (answer, (class, text)) in writer.write(&records).unwrap().iter().zip(records) {
+            match (answer.status, answer.sequence) {
+                (201, Some(sequence)) if class == "toll" => {
+                    written.entry("toll").or_default().insert(sequence, text);
+                }
+                (202, Some(sequence)) if class == "telemetry" => {
+                    written
+                        .entry("telemetry")
+                        .or_default()
+                        .insert(sequence, text);
+                }
+                // There is no room that is not taken by what is more important.
+                (429, None) if class == "telemetry" => refused += 1,
+                _ => panic!("{class}: {answer:?}"),
+            }
+        }
+        count = end;
+        if let Some(per_second) = burst.per_second {
+            let due = start + Duration::from_millis(count * 1000 / per_second);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+    }
+    println!(
+        "records={count} refused={refused} took={:?}",
+        start.elapsed()
+    );
+    refused
+}
+
+/// Goal: 200 records a second for an hour without the cloud, under a quota of 64 MiB, behave as
+/// docs/outbox.md says. The quota is never exceeded; the oldest go first, and of the less
+/// important class before any toll record; no toll record is refused. Then an accountant who has
+/// the cloud's files alone finds each number once, as what was written or as a loss, and both
+/// ends' books say the same. Method: the same bytes for each byte of quota within seconds; the long run
+/// takes the hour, with the static agent, whose memory must not grow with the backlog.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
+    let (burst, board) = (burst(), Board::here().unwrap());
+    let quota = burst.quota_mib << 20;
+    let mut gate = Gate::set_up(Setup {
+        agent: is_long().then(|| board.agent()),
+        config: format!("[outbox]\nquota-mib = {}\n", burst.quota_mib),
+        ..Setup::default()
+    })
+    .unwrap();
+    let mut written = Written::new();
+    // What is delivered before is no part of any loss.
+    let before = Burst {
+        name: "before",
+        quota_mib: burst.quota_mib,
+        records: 100,
+        per_second: None,
+        patience: PATIENCE,
+    };
+    write_all(&gate, &before, &mut written);
+    let delivered = |gate: &Gate, class| account(gate, class).is_ok_and(|row| row["held"] == 0);
+    gate.until("the first are delivered", |gate| {
+        ["toll", "telemetry"]
+            .iter()
+            .all(|class| delivered(gate, class))
+    })
+    .unwrap();
+    gate.kill_cloud().unwrap();
+    gate.until("the agent is offline", |gate| {
+        gate.status()
+            .is_ok_and(|status| status["connected"] == false)
+    })
+    .unwrap();
+
+    let refused = write_all(&gate, &burst, &mut written);
+    let rows = |gate: &Gate| ["toll", "telemetry"].map(|class| account(gate, class).unwrap());
+    let offline = rows(&gate);
+    let [toll, telemetry] = &offline;
+    let number = |row: &Value, name: &str| row[name].as_u64().unwrap();
+    let bytes = number(toll, "bytes") + number(telemetry, "bytes");
+    assert!(bytes <= quota, "{bytes}");
+    let files = fs::read_dir(gate.state_dir().join("outbox")).unwrap();
+    let files = files.map(|entry| entry.unwrap().metadata().unwrap().len());
+    let on_medium: u64 = files.sum();
+    assert!(on_medium <= quota + (64 << 10), "{on_medium}");
+    // Of tolls all is kept that the quota allows, but for a segment that goes at once and one that
+    // another class may hold.
+    let kept = number(toll, "held") * FRAME_BYTES;
+    assert!(kept + 3 * SEGMENT_BYTES > quota, "{kept} of {quota}");
+    assert!(
+        number(toll, "lost_quota") > number(toll, "appended") / 5,
+        "too little was written"
+    );
+    assert!(number(telemetry, "lost_quota") + refused > burst.records / TELEMETRY_EVERY * 9 / 10);
+    if is_long() {
+        let used = memory(&[gate.agent_pid().unwrap()]).unwrap();
+        println!(
+            "backlog={bytes} pss_kib={} anon_kib={}",
+            used.pss_kib, used.anon_kib
+        );
+        assert!(used.anon_kib as f64 <= board.budget.anon_kib);
+    }
+    // Nothing of that was in memory alone.
+    gate.kill_agent().unwrap();
+    gate.start_agent().unwrap();
+    gate.until("the agent has read its outbox", |gate| {
+        account(gate, "toll").is_ok_and(|row| row["appended"] == toll["appended"])
+    })
+    .unwrap();
+    assert_eq!(rows(&gate), offline);
+
+    gate.start_cloud().unwrap();
+    let start = Instant::now();
+    for class in ["toll", "telemetry"] {
+        gate.until_within(burst.patience, class, |gate| delivered(gate, class))
+            .unwrap();
+    }
+    println!("drained={:?} accounts={:?}", start.elapsed(), rows(&gate));
+    for (class, written) in written {
+        let audit = Audit::of(&gate.dir().join("cloud"), class).unwrap();
+        let (row, books) = (account(&gate, class).unwrap(), books(&gate, class).unwrap());
+        for (number, text) in &audit.delivered {
+            assert_eq!(Some(text), written.get(number), "{class} {number}");
+        }
+        assert_eq!(audit.next - 1, written.len() as u64, "{class}");
+        assert_eq!(
+            written.keys().copied().last(),
+            Some(audit.next - 1),
+            "{class}"
+        );
+        let lost = audit.lost_for("quota");
+        assert_eq!(
+            audit.delivered.len() as u64 + lost,
+            audit.next - 1,
+            "{class}"
+        );
+        // The oldest of those that the cloud had not.
+        let [(first, count, _)] = audit.lost[..] else {
+            panic!("{class}: {:?}", audit.lost);
+        };
+        let before = u64::from(class == "telemetry") * 5 + u64::from(class == "toll") * 95;
+        assert_eq!((first, count), (before + 1, lost), "{class}");
+        assert_eq!(number(&row, "appended"), audit.next - 1, "{class}");
+        assert_eq!(
+            number(&row, "delivered"),
+            audit.delivered.len() as u64,
+            "{class}"
+        );
+        assert_eq!(number(&row, "lost_quota"), lost, "{class}");
+        assert_eq!(books["numbered"], audit.next - 1, "{class}");
+        assert_eq!(books["delivered"], audit.delivered.len(), "{class}");
+        assert_eq!(books["lost_total"], lost, "{class}");
+        assert_eq!(books["lost"]["quota"], lost, "{class}");
+        assert_eq!(books["balanced"], true, "{class}");
+    }
+    gate.cloud_text(&["records"]).unwrap();
+    let events = gate.cloud_json("/v1/events").unwrap();
+    let mut events = events.as_array().unwrap().iter();
+    assert!(
+        events.any(|event| event["reason"] == "RecordsLost"),
+        "no event"
+    );
 }
