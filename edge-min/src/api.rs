@@ -232,10 +232,7 @@ fn stored(api: &Api, answer: Option<Answer>, place: usize) -> (&'static str, Str
             "429 Too Many Requests",
             text("the quota is full of records of more important classes"),
         ),
-        Some(Answer::Medium) => (
-            "507 Insufficient Storage",
-            text("the medium is full or cannot be written"),
-        ),
+        Some(Answer::Medium(reason)) => ("507 Insufficient Storage", text(reason)),
         None => ("503 Service Unavailable", text("the outbox stopped")),
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_channel::{Receiver, Sender};
-use edge_core::limits::WRITE_AGAIN_MS;
+use edge_core::limits::{RECORD_SOON_MS, WRITE_AGAIN_MS};
 use edge_core::outbox::{ClassConfig, Counters, Refused};
 use edge_proto::frame::{Entry, Incarnation};
 
@@ -24,8 +24,6 @@ pub use store::Store;
 const STACK_BYTES: usize = 128 * 1024;
 /// Bytes of new records that one sync makes durable; more wait for the next.
 const COMMIT_BYTES_MAX: usize = 64 * 1024;
-/// Longest wait for the sync of a record of durability *soon*.
-const SOON: Duration = Duration::from_secs(2);
 
 /// A class, as the config names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +101,8 @@ pub enum Answer {
     },
     /// More important records fill the quota.
     Full,
-    /// The medium is full or cannot be written.
-    Medium,
+    /// The medium cannot be written, and why.
+    Medium(&'static str),
 }
 
 /// What the outbox tells the driver.
@@ -188,7 +186,7 @@ pub fn spawn(
                         told = Some(reason.clone());
                         done.send_blocking(Done::Trouble(Some(reason))).ok();
                     }
-                    if !refuse(&jobs) {
+                    if !refuse(&jobs, why(&error)) {
                         return;
                     }
                 }
@@ -216,16 +214,44 @@ pub fn spawn(
         .map(drop)
 }
 
-/// Waits for a job and refuses it: whoever writes next tries the medium again.
-fn refuse(jobs: &Receiver<Job>) -> bool {
-    match jobs.recv_blocking() {
-        Ok(Job::Append { reply, .. }) => {
+/// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
+fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
+    let again_at = after(WRITE_AGAIN_MS);
+    loop {
+        match wait(jobs, again_at) {
             // A writer may be gone.
-            reply.try_send(Answer::Medium).ok();
-            true
+            Some(Ok(Job::Append { reply, .. })) => drop(reply.try_send(Answer::Medium(reason))),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return false,
+            None => return true,
         }
-        Ok(_) => true,
-        Err(_) => false,
+    }
+}
+
+/// The next job; `None` when the time came first.
+fn wait(
+    jobs: &Receiver<Job>,
+    until: Option<Instant>,
+) -> Option<Result<Job, async_channel::RecvError>> {
+    let Some(at) = until else {
+        return Some(jobs.recv_blocking());
+    };
+    smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
+        smol::Timer::at(at).await;
+        None
+    }))
+}
+
+fn after(ms: u64) -> Option<Instant> {
+    Instant::now().checked_add(Duration::from_millis(ms))
+}
+
+/// For whoever wrote the record; the log has the rest.
+fn why(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the medium is full",
+        io::ErrorKind::ReadOnlyFilesystem => "the medium is read-only",
+        _ => "the medium cannot be written",
     }
 }
 
@@ -242,8 +268,8 @@ struct Thread {
     soons: Replies,
     /// When what is written must be synced.
     sync_at: Option<Instant>,
-    /// After a failed write: when the next is tried.
-    again_at: Option<Instant>,
+    /// After a failed write: when the next is tried, and what kept the last from the medium.
+    again_at: Option<(Instant, &'static str)>,
 }
 
 impl Thread {
@@ -252,7 +278,7 @@ impl Thread {
             return;
         }
         loop {
-            match self.wait(jobs) {
+            match wait(jobs, self.deadline()) {
                 Some(Ok(job)) => self.perform(job),
                 Some(Err(_)) => return,
                 None => {}
@@ -269,14 +295,14 @@ impl Thread {
         }
     }
 
-    fn wait(&self, jobs: &Receiver<Job>) -> Option<Result<Job, async_channel::RecvError>> {
-        let Some(at) = self.sync_at else {
-            return Some(jobs.recv_blocking());
-        };
-        smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
-            smol::Timer::at(at).await;
-            None
-        }))
+    /// When something is to be done though nobody asks.
+    fn deadline(&self) -> Option<Instant> {
+        let again = self.again_at.filter(|_| self.store.is_behind());
+        let again = again.map(|(at, _)| at);
+        match self.sync_at {
+            Some(at) => Some(again.map_or(at, |again| again.min(at))),
+            None => again,
+        }
     }
 
     fn perform(&mut self, job: Job) {
@@ -332,15 +358,17 @@ impl Thread {
     }
 
     fn append(&mut self, class: u8, key: &[u8], unix_ms: u64, bytes: &[u8]) -> Answer {
-        if self.again_at.is_some_and(|at| Instant::now() < at) {
-            return Answer::Medium;
+        if let Some((at, reason)) = self.again_at
+            && Instant::now() < at
+        {
+            return Answer::Medium(reason);
         }
         // Looked at once for each batch, which is smaller than what is left free.
         if self.store.unwritten() == 0
             && let Err(error) = self.store.has_room()
         {
             self.trouble(&error);
-            return Answer::Medium;
+            return Answer::Medium(why(&error));
         }
         match self.store.append(class, key, unix_ms, bytes) {
             Ok(Ok(number)) => Answer::Stored {
@@ -350,7 +378,7 @@ impl Thread {
             Ok(Err(Refused::LocalClass | Refused::LimitFull)) => Answer::Full,
             Err(error) => {
                 self.fail(&error);
-                Answer::Medium
+                Answer::Medium(why(&error))
             }
         }
     }
@@ -367,21 +395,23 @@ impl Thread {
             }
             Ok(())
         });
+        let written = result.is_ok();
         match result {
             Ok(()) => {
                 if must || due {
                     self.sync_at = None;
-                    if self.again_at.take().is_some() {
-                        self.done.send_blocking(Done::Trouble(None)).ok();
-                    }
+                    self.well();
                 } else if unsynced && self.sync_at.is_none() {
-                    self.sync_at = Instant::now().checked_add(SOON);
+                    self.sync_at = after(RECORD_SOON_MS);
                 }
             }
             Err(error) => self.fail(&error),
         }
-        if let Err(error) = self.store.settle() {
-            self.trouble(&error);
+        let behind = self.store.is_behind();
+        match self.store.settle() {
+            Err(error) => self.trouble(&error),
+            Ok(()) if behind && written => self.well(),
+            Ok(()) => {}
         }
         // The accounts first: who writes and then asks finds its record there.
         self.tell()?;
@@ -397,17 +427,23 @@ impl Thread {
         self.store.failed();
         self.sync_at = None;
         for (reply, _) in self.musts.drain(..).chain(self.soons.drain(..)) {
-            reply.try_send(Answer::Medium).ok();
+            reply.try_send(Answer::Medium(why(error))).ok();
         }
         self.trouble(error);
     }
 
     fn trouble(&mut self, error: &io::Error) {
         let first = self.again_at.is_none();
-        self.again_at = Instant::now().checked_add(Duration::from_millis(WRITE_AGAIN_MS));
+        self.again_at = after(WRITE_AGAIN_MS).map(|at| (at, why(error)));
         if first {
             let reason = Some(error.to_string());
             self.done.send_blocking(Done::Trouble(reason)).ok();
+        }
+    }
+
+    fn well(&mut self) {
+        if self.again_at.take().is_some() {
+            self.done.send_blocking(Done::Trouble(None)).ok();
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, RecvError, Sender, TrySendError};
+use edge_core::limits::CLEAR_AFTER_MS;
 use edge_core::pace::{self, Pace};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
@@ -23,9 +24,6 @@ use crate::store::{Applied, Store};
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
-/// What an earlier agent left half is cleared in the first pause of this length: after a boot the
-/// pods come first.
-const CLEAR_AFTER: Duration = Duration::from_secs(30);
 
 /// Messages in each channel between a worker and the driver.
 pub const CHANNEL_MAX: usize = 64;
@@ -357,7 +355,7 @@ pub fn spawn_runtime(
         loop {
             let job = match cleared {
                 true => Some(jobs.recv_blocking()),
-                false => or_after(CLEAR_AFTER, jobs.recv()),
+                false => or_after(Duration::from_millis(CLEAR_AFTER_MS), jobs.recv()),
             };
             let job = match job {
                 Some(Ok(job)) => job,

@@ -346,6 +346,11 @@ struct Agent {
 
 impl Agent {
     fn start(folder: &Path) -> Self {
+        Self::start_by(folder, &[])
+    }
+
+    /// By a program that becomes the agent, or watches it from behind.
+    fn start_by(folder: &Path, by: &[&str]) -> Self {
         let text = format!(
             "version = 1\nnode = \"gate\"\nstate-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\n\
              runc = \"/bin/true\"\ncgroup = \"edge-min-outbox-{1}\"\n",
@@ -354,7 +359,9 @@ impl Agent {
         );
         let config = folder.join("edge-min.toml");
         fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_edge-min"))
+        let mut words = by.iter().chain(&[env!("CARGO_BIN_EXE_edge-min")]);
+        let child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--config")
             .arg(config)
             .arg("run")
@@ -507,5 +514,59 @@ fn the_api_answers_each_request_of_a_connection_in_order() {
     assert_eq!(accounts["classes"][0]["class"], "toll");
     assert_eq!(accounts["classes"][0]["appended"], 2);
     assert_eq!(accounts["classes"][0]["held"], 2);
+    agent.kill();
+}
+
+/// Goal: a writer hears that the medium is full or broken, and why, and can store its record once
+/// that is over; the books say what happened. Method: the system calls of a real agent fail.
+#[test]
+#[ignore = "starts an agent under strace"]
+fn a_writer_hears_what_is_wrong_with_the_medium() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = folder.path().join("state/outbox");
+    let log = folder.path().join("strace");
+    let mut by = vec!["strace", "-D", "-f", "-o", log.to_str().unwrap()];
+    // The second record is not synced, and the third finds no room in the next segment.
+    let files = [1, 3].map(|first| outbox.join(format!("0-{first:016x}.seg")));
+    for file in &files {
+        by.extend(["-P", file.to_str().unwrap()]);
+    }
+    by.extend(["-e", "trace=fdatasync,write"]);
+    by.extend(["-e", "inject=fdatasync:error=EIO:when=2"]);
+    by.extend(["-e", "inject=write:error=ENOSPC:when=3"]);
+    let agent = Agent::start_by(folder.path(), &by);
+    let mut stream = agent.connect();
+    let mut write = |body: &str| {
+        stream.write_all(post("toll", body).as_bytes()).unwrap();
+        answer(&mut stream).unwrap()
+    };
+    assert_eq!(write("one").0, "HTTP/1.1 201 Created");
+    let full = "HTTP/1.1 507 Insufficient Storage";
+    for reason in ["the medium cannot be written\n", "the medium is full\n"] {
+        // Until it is tried again after five seconds, the answer is the last one's.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = write("two");
+            assert_eq!(status, full, "{body}");
+            if body == reason {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{body}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while write("two").0 == full {
+        assert!(Instant::now() < deadline, "never again");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    stream
+        .write_all(b"GET /v1/records HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let (_, body) = answer(&mut stream).unwrap();
+    let accounts: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let toll = &accounts["classes"][0];
+    assert_eq!([&toll["appended"], &toll["held"]], [4, 2], "{body}");
+    assert_eq!(toll["lost_damaged"], 2, "{body}");
     agent.kill();
 }

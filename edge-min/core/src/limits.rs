@@ -27,8 +27,13 @@ pub const CACHE_QUIET_MS: Millis = 2_000;
 /// ...or at the latest this long after the first change, so that a burst costs one write. With it
 /// a write of the class *soon* is at most so late, as long as the flash budget lasts.
 pub const CACHE_LATEST_MS: Millis = 30_000;
+/// What an earlier agent left half is cleared in the first pause of this length, milliseconds:
+/// after a boot the pods come first.
+pub const CLEAR_AFTER_MS: Millis = 30_000;
 /// Pause before a cache that could not be written is tried again, milliseconds.
 pub const CACHE_AGAIN_MS: Millis = 600_000;
+/// Longest wait for the sync of a record of durability *soon*, milliseconds.
+pub const RECORD_SOON_MS: Millis = 2_000;
 /// Ranges of lost numbers that a class of the outbox notes; if damage needs more, the records
 /// between the two nearest are given up.
 pub const GAPS_MAX: usize = 32;

@@ -184,6 +184,9 @@ struct Class {
     /// Numbers before were given to the session and may be under way.
     read: u64,
     durable: u64,
+    /// Numbers from here on are given up and that is not saved: a power cut may give them again, so
+    /// nobody hears of them before. `u64::MAX` when there are none.
+    unsure: u64,
     next: u64,
     delivered: u64,
     lost: [u64; 4],
@@ -412,8 +415,9 @@ impl Outbox {
         for class in &mut self.classes {
             if class.durable < class.next {
                 class.lose(class.durable, class.next, 3);
+                class.unsure = class.unsure.min(class.durable);
                 class.durable = class.next;
-                // The cloud may hear of the loss before a power cut: the numbers are used up.
+                // The cloud hears of the loss: the numbers are used up.
                 if !self.out.contains(&Output::Save) {
                     self.out.push_front(Output::Save);
                 }
@@ -421,6 +425,13 @@ impl Outbox {
                     last.closed = true;
                 }
             }
+        }
+    }
+
+    /// What [`Outbox::saved`] said last is on the medium.
+    pub fn saved_durably(&mut self) {
+        for class in &mut self.classes {
+            class.unsure = u64::MAX;
         }
     }
 
@@ -454,7 +465,7 @@ impl Outbox {
         let Some(class) = self.class(number) else {
             return Next::End;
         };
-        if at < class.held || at >= class.durable {
+        if at < class.held || at >= class.end() {
             return Next::End;
         }
         class.read = class.read.max(at + 1);
@@ -510,7 +521,7 @@ impl Outbox {
     pub fn ready(&self, number: u8) -> Option<(u64, u64)> {
         let mut classes = self.classes.iter();
         let class = classes.find(|class| class.config.number == number)?;
-        Some((class.held, class.durable))
+        Some((class.held, class.end()))
     }
 
     /// How a class stands.
@@ -600,12 +611,18 @@ impl Class {
             held: 1,
             read: 1,
             durable: 1,
+            unsure: u64::MAX,
             next: 1,
             delivered: 0,
             lost: [0; 4],
             gaps: Vec::new(),
             segments: VecDeque::new(),
         }
+    }
+
+    /// Numbers before can be told.
+    fn end(&self) -> u64 {
+        self.durable.min(self.unsure)
     }
 
     fn bytes(&self) -> u64 {

@@ -79,6 +79,8 @@ pub struct Store {
     new_names: bool,
     /// What the core asked to save is not saved yet; nothing is deleted before.
     unsaved: bool,
+    /// Segments that nobody needs and that are still there.
+    deletes: Vec<(u8, u64)>,
     /// Of classes that the config does not name any more: kept as they are.
     others: Vec<StateClass>,
 }
@@ -90,7 +92,7 @@ impl Store {
     /// Those of the file system.
     pub fn open(dir: &Path, settings: &Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let state = read_state(&dir.join("state"));
+        let state = read_state(&dir.join("state"))?;
         let configs: Vec<_> = settings.classes.iter().map(|class| class.config).collect();
         let writer = |config: &ClassConfig| Writer {
             class: config.number,
@@ -111,6 +113,7 @@ impl Store {
             writers: configs.iter().map(writer).collect(),
             new_names: false,
             unsaved: false,
+            deletes: Vec::new(),
             others: Vec::new(),
         };
         let mut saved = Vec::new();
@@ -149,7 +152,6 @@ impl Store {
             }
             store.renew()?;
         }
-        store.settle()?;
         Ok(store)
     }
 
@@ -218,7 +220,8 @@ impl Store {
         let path = self.path(class, first);
         let bytes = fs::read(&path)?;
         if !self.outbox.found(class, first, bytes.len() as u64) {
-            return fs::remove_file(&path);
+            self.deletes.push((class, first));
+            return Ok(());
         }
         let mut scan = Scan::new(&bytes);
         for frame in scan.by_ref() {
@@ -273,7 +276,8 @@ impl Store {
     pub(super) fn has_room(&self) -> io::Result<()> {
         let stat = rustix::fs::statvfs(&self.dir)?;
         if stat.f_bavail.saturating_mul(stat.f_frsize) < FREE_BYTES_MIN {
-            return Err(io::Error::other("less than 8 MiB are free"));
+            let reason = "less than 8 MiB are free";
+            return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
         }
         Ok(())
     }
@@ -345,11 +349,22 @@ impl Store {
         self.outbox.failed();
     }
 
-    /// Does what the core asks.
+    /// Something that the core asked could not be done yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unsaved || !self.deletes.is_empty()
+    }
+
+    /// Does what the core asks; what fails is done the next time.
     pub(super) fn settle(&mut self) -> io::Result<()> {
         loop {
             if self.unsaved {
                 self.save()?;
+            }
+            while let Some(&(class, first)) = self.deletes.last() {
+                match fs::remove_file(self.path(class, first)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => drop(self.deletes.pop()),
+                }
             }
             let Some(output) = self.outbox.poll() else {
                 return Ok(());
@@ -362,10 +377,7 @@ impl Store {
                             writer.file = None;
                         }
                     }
-                    match fs::remove_file(self.path(class, first)) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                        _ => {}
-                    }
+                    self.deletes.push((class, first));
                 }
             }
         }
@@ -373,11 +385,12 @@ impl Store {
 
     /// Writes what must be known beside the segments over the older of the two slots.
     fn save(&mut self) -> io::Result<()> {
-        self.generation += 1;
+        // After a failure the same slot again: the other one may be the only good one.
+        let generation = self.generation + 1;
         let saved = self.outbox.saved().into_iter();
         let classes = saved.map(|saved| StateClass::new(self.base(saved.class), saved));
         let body = edge_proto::encode(&State {
-            generation: self.generation,
+            generation,
             incarnation: self.incarnation,
             classes: classes.chain(self.others.iter().cloned()).collect(),
         });
@@ -388,9 +401,11 @@ impl Store {
             .write(true)
             .open(self.dir.join("state"))?;
         medium::count_file(Subsystem::Outbox, slot.len() as u64);
-        file.write_all_at(&slot, (self.generation % 2) * SLOT_BYTES as u64)?;
+        file.write_all_at(&slot, (generation % 2) * SLOT_BYTES as u64)?;
         medium::sync_data(&file, Subsystem::Outbox)?;
+        self.generation = generation;
         self.unsaved = false;
+        self.outbox.saved_durably();
         Ok(())
     }
 
@@ -617,9 +632,13 @@ fn segment_path(dir: &Path, class: u8, first: u64) -> PathBuf {
     dir.join(format!("{class}-{first:016x}.seg"))
 }
 
-/// The newer of the two slots that is whole.
-fn read_state(path: &Path) -> Option<State> {
-    let bytes = fs::read(path).ok()?;
+/// The newer of the two slots that is whole. A file that cannot be read is no reason to give up the
+/// incarnation and send again what was delivered: only one that is not there, or damaged.
+fn read_state(path: &Path) -> io::Result<Option<State>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
     let slots = bytes.chunks(SLOT_BYTES).take(2).filter_map(|slot| {
         let slot = slot.strip_prefix(MAGIC)?;
         let (length, rest) = slot.split_first_chunk::<4>()?;
@@ -628,7 +647,7 @@ fn read_state(path: &Path) -> Option<State> {
         let whole = crc32fast::hash(body).to_le_bytes() == *crc;
         postcard::from_bytes::<State>(body).ok().filter(|_| whole)
     });
-    slots.max_by_key(|state| state.generation)
+    Ok(slots.max_by_key(|state| state.generation))
 }
 
 const _: () = assert!(SEGMENT_BYTES_MAX > (COMMIT_BYTES_MAX + segment::FRAME_BYTES_MAX) as u64);

@@ -271,18 +271,9 @@ fn a_full_or_broken_medium_costs_nothing_that_was_acknowledged() {
     /// Processes at the same time: most of their time they wait.
     const AT_ONCE: usize = 4;
     let mut seed = 7;
-    // Not the outbox, whose thread waits for seconds: `edge-min/tests/outbox.rs` fills its medium.
+    // Not the outbox, whose thread waits for seconds after each failure: below.
     for workload in workload::ALL.iter().filter(|one| one.name != "outbox") {
-        let mut files: BTreeSet<PathBuf> = BTreeSet::new();
-        for op in recorded(workload) {
-            match op {
-                Op::Create(one) | Op::MakeDir(one) | Op::Remove(one) | Op::Sync(one) => {
-                    files.insert(one);
-                }
-                Op::Rename(one, other) | Op::Exchange(one, other) => files.extend([one, other]),
-                Op::Write(..) | Op::Truncate(..) | Op::Said(_) => {}
-            }
-        }
+        let files = touched(workload);
         for (calls, error) in CALLS
             .iter()
             .flat_map(|calls| [(calls, "ENOSPC"), (calls, "EIO")])
@@ -312,6 +303,106 @@ fn a_full_or_broken_medium_costs_nothing_that_was_acknowledged() {
             println!("{}: {error} at {calls}: {failed} runs", workload.name);
             assert!(failed > 0 || calls.starts_with("ftruncate") || calls.starts_with("sync_file"));
         }
+    }
+}
+
+/// Files and folders that a workload changes.
+fn touched(workload: &Workload) -> BTreeSet<PathBuf> {
+    let mut files: BTreeSet<PathBuf> = BTreeSet::new();
+    for op in recorded(workload) {
+        match op {
+            Op::Create(one) | Op::MakeDir(one) | Op::Remove(one) | Op::Sync(one) => {
+                files.insert(one);
+            }
+            Op::Rename(one, other) | Op::Exchange(one, other) => files.extend([one, other]),
+            Op::Write(..) | Op::Truncate(..) | Op::Said(_) => {}
+        }
+    }
+    files
+}
+
+/// Goal: no failing call loses a record that was acknowledged, stores one twice, puts the books
+/// out of balance, leaves a file behind or needs anybody's help. Method: each call of the outbox's
+/// thread fails once, and some several times in a row; the writer repeats what is refused.
+#[test]
+fn a_full_or_broken_medium_costs_the_outbox_nothing_that_was_acknowledged() {
+    /// Processes at the same time: they wait five seconds after a failure.
+    const AT_ONCE: usize = 12;
+    const CALLS: [(&str, usize); 6] = [
+        ("write,pwrite64", 60),
+        ("fsync,fdatasync", 70),
+        ("openat", 16),
+        ("rename,renameat,renameat2", 1),
+        ("mkdir,mkdirat", 1),
+        ("unlink,unlinkat", 1),
+    ];
+    let outbox = workload::named("outbox");
+    let files = touched(outbox);
+    let mut seed = 11;
+    let mut runs = Vec::new();
+    for (calls, count) in CALLS {
+        let mut nth = 1;
+        while nth <= count {
+            // The first ones make the outbox.
+            for error in ["ENOSPC", "EIO"] {
+                if long() || count < 3 || throw(&mut seed, 2) == 0 {
+                    runs.push((calls, error, nth.to_string(), count < 3));
+                }
+            }
+            nth += if long() { 1 } else { 1 + throw(&mut seed, 16) };
+        }
+    }
+    runs.push(("write,pwrite64", "ENOSPC", "9..11".to_owned(), true));
+    runs.push(("fsync,fdatasync", "EIO", "12..14".to_owned(), true));
+    let mut failed = 0;
+    for wave in runs.chunks(AT_ONCE) {
+        let start = |(calls, error, nth, _): &(&str, &str, String, bool)| {
+            Failing::start(outbox, calls, error, nth, &files)
+        };
+        let running: Vec<Failing> = wave.iter().map(start).collect();
+        for (one, run) in running.into_iter().zip(wave) {
+            let (_, injected) = one.end(outbox);
+            assert!(injected || !run.3, "{run:?}: no such call");
+            failed += usize::from(injected);
+        }
+    }
+    println!("outbox: {failed} of {} runs had a failing call", runs.len());
+    assert!(failed * 3 > runs.len() * 2, "{failed} of {}", runs.len());
+}
+
+/// Goal: an outbox that cannot be read for a moment is the same afterwards, with nobody's help: a
+/// new incarnation would send again what was delivered. Method: one call that opens or reads one of
+/// its files fails, one after the other, when it is started.
+#[test]
+fn an_outbox_that_cannot_be_read_for_a_moment_is_no_new_one() {
+    let master = tempfile::tempdir().unwrap();
+    recorded_in(master.path(), workload::named("outbox"));
+    let files: BTreeSet<PathBuf> = tree(master.path())
+        .into_iter()
+        .map(|(name, _)| name)
+        .chain([PathBuf::from("outbox")])
+        .collect();
+    let reopen = &workload::REOPEN_OUTBOX;
+    let start = |calls, nth: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in tree(master.path()) {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        Failing::start_in(dir, reopen, calls, "EIO", nth, &files)
+    };
+    let (wanted, _) = start("openat", "1000").end(reopen);
+    let mut running = Vec::new();
+    for (calls, count) in [("openat", 4), ("read", 5), ("getdents64", 1)] {
+        for nth in 1..=count {
+            running.push((calls, nth, start(calls, &nth.to_string())));
+        }
+    }
+    for (calls, nth, one) in running {
+        let (said, failed) = one.end(reopen);
+        assert!(failed, "{calls} {nth}: no such call");
+        assert_eq!(said, wanted, "{calls} {nth}");
     }
 }
 

@@ -5,19 +5,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
-use edge_core::outbox::ClassConfig;
+use edge_core::outbox::{ClassConfig, Counters};
 use edge_min::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
-use edge_proto::frame::{Entry, Incarnation};
+use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TOLL, RECORDS_BYTES_MAX};
 
 use super::{number, say};
 
-/// Enough for a second segment.
+/// Enough for three segments.
 const RECORDS: u64 = 44;
-const QUOTA_BYTES: u64 = 1 << 20;
-/// The cloud acknowledges these while the later ones come.
-const ACKED_AT: u64 = 20;
-const ACKED: u64 = 11;
+const QUOTA_BYTES: u64 = 1 << 19;
+/// After so many records the cloud has acknowledged those before so many; the second time that
+/// frees a segment.
+const ACKED: [(u64, u64); 2] = [(20, 11), (42, 36)];
 /// Where its thread reads what is there.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +31,7 @@ fn record(number: u64) -> Vec<u8> {
 struct Running {
     jobs: Sender<Job>,
     done: Receiver<Done>,
+    shared: Shared,
 }
 
 impl Running {
@@ -50,15 +51,10 @@ impl Running {
             quota_bytes: QUOTA_BYTES,
             classes: vec![toll],
         };
-        outbox::spawn(
-            dir.join("outbox"),
-            settings,
-            receiver,
-            sender,
-            Shared::default(),
-        )
-        .unwrap();
-        Self { jobs, done }
+        let shared = Shared::default();
+        let dir = dir.join("outbox");
+        outbox::spawn(dir, settings, receiver, sender, shared.clone()).unwrap();
+        Self { jobs, done, shared }
     }
 
     fn append(&self, bytes: Vec<u8>) -> Answer {
@@ -110,46 +106,136 @@ impl Running {
 
 pub(super) fn run(dir: &Path) {
     let running = Running::start(dir);
+    let mut numbers = Vec::new();
+    let mut acked = 1;
     for wanted in 1..=RECORDS {
-        let Answer::Stored {
-            incarnation,
-            sequence,
-        } = running.append(record(wanted))
-        else {
-            panic!("record {wanted} is not taken")
-        };
-        assert_eq!(sequence, wanted);
+        let (incarnation, number) = insist(&running, wanted);
         say(&format!("incarnation {}", u64::from_le_bytes(incarnation)));
-        say(&format!("record {sequence}"));
-        if wanted == ACKED_AT {
-            say(&format!("acked {ACKED}"));
-            let next = ACKED;
-            let class = CLASS_TOLL;
-            let job = Job::Acked {
-                incarnation,
-                class,
-                next,
-            };
-            running.jobs.send_blocking(job).unwrap();
+        say(&format!("record {number}"));
+        numbers.push(number);
+        for (at, before) in ACKED {
+            if wanted == at {
+                acked = numbers[usize::try_from(before).unwrap() - 1];
+                say(&format!("acked {acked}"));
+                let (class, next) = (CLASS_TOLL, acked);
+                let job = Job::Acked {
+                    incarnation,
+                    class,
+                    next,
+                };
+                running.jobs.send_blocking(job).unwrap();
+            }
         }
     }
+    let segments = settle(&running, dir, acked);
+    assert_eq!(segments, Ok(()), "at the end");
+    let books = outbox::report(&running.shared).classes[0].1;
+    let last = numbers[numbers.len() - 1];
+    let delivered = numbers.iter().filter(|number| **number < acked).count();
+    // Each is one of the numbers that were used up in vain, or a record.
+    let wanted = Counters {
+        appended: last,
+        delivered: delivered as u64,
+        held: RECORDS - delivered as u64,
+        lost: [0, 0, 0, last - RECORDS],
+        bytes: books.bytes,
+    };
+    assert_eq!(books, wanted);
     say("end");
 }
 
+/// Opens the outbox that [`run`] left, and says what can be read.
+pub(super) fn reopen(dir: &Path) {
+    let running = Running::start(dir);
+    let (incarnation, held, end) = running.ready().unwrap();
+    let incarnation = u64::from_le_bytes(incarnation);
+    say(&format!("incarnation {incarnation} {held}..{end}"));
+    say("end");
+}
+
+/// Writes a record as a workload does: again until it is stored.
+fn insist(running: &Running, wanted: u64) -> (Incarnation, u64) {
+    let start = Instant::now();
+    let mut told = "";
+    loop {
+        match running.append(record(wanted)) {
+            Answer::Stored {
+                incarnation,
+                sequence,
+            } => return (incarnation, sequence),
+            Answer::Medium(reason) => {
+                if told != reason {
+                    say(&format!("refused {reason}"));
+                    told = reason;
+                }
+            }
+            Answer::Full => panic!("the quota is full"),
+        }
+        assert!(start.elapsed() < 3 * PATIENCE, "{told}, for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until no trouble is left and only segments are there that hold what is not acknowledged.
+fn settle(running: &Running, dir: &Path, acked: u64) -> Result<(), String> {
+    let start = Instant::now();
+    let mut trouble = None;
+    loop {
+        while let Ok(done) = running.done.try_recv() {
+            if let Done::Trouble(reason) = done {
+                trouble = reason;
+            }
+        }
+        let firsts = segments(dir);
+        // Each but the last ends where the next begins.
+        let done = !firsts.is_empty() && firsts.iter().skip(1).all(|first| *first > acked);
+        if done && trouble.is_none() {
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(format!("trouble {trouble:?}, segments {firsts:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The first numbers of the segments; none when the folder cannot be read, which fails in this
+/// thread too.
+fn segments(dir: &Path) -> Vec<u64> {
+    let files = std::fs::read_dir(dir.join("outbox"));
+    let mut firsts: Vec<u64> = files
+        .into_iter()
+        .flat_map(Iterator::flatten)
+        .filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            let first = name.strip_prefix("0-")?.strip_suffix(".seg")?;
+            u64::from_str_radix(first, 16).ok()
+        })
+        .collect();
+    firsts.sort_unstable();
+    firsts
+}
+
 pub(super) fn check(dir: &Path, said: &[&str]) -> Result<(), String> {
-    let stored = number(said, "record ");
+    let stored: Vec<u64> = said
+        .iter()
+        .filter_map(|line| line.strip_prefix("record ")?.parse().ok())
+        .collect();
+    let last = stored.last().copied().unwrap_or(0);
     let acked = number(said, "acked ").max(1);
+    let refused = said.iter().any(|line| line.starts_with("refused "));
+    // One that was on its way may be there, unacknowledged.
+    let under_way = u64::from(said.last() != Some(&"end")) * 2;
     let running = Running::start(dir);
     let mut next = 1;
-    if stored > 0 {
+    if last > 0 {
         let (incarnation, held, end) = running.ready().ok_or("nothing can be read")?;
         if u64::from_le_bytes(incarnation) != number(said, "incarnation ") {
             return Err("the outbox is another one".to_owned());
         }
-        // One that was on its way may be there, unacknowledged.
-        if held > acked || end <= stored || end > stored + 2 {
+        if held > acked || end <= last || end > last + 1 + under_way {
             return Err(format!(
-                "{held}..{end}, and {acked}..={stored} were to be there"
+                "{held}..{end}, and {acked}..={last} were to be there"
             ));
         }
         let mut at = held;
@@ -159,10 +245,21 @@ pub(super) fn check(dir: &Path, said: &[&str]) -> Result<(), String> {
                 return Err(format!("nothing at {at} of {held}..{end}"));
             }
             for entry in entries {
-                match &entry {
-                    Entry::Record { bytes, .. } if *bytes == record(at) => {}
-                    Entry::Record { .. } => return Err(format!("record {at} is another one")),
-                    Entry::Gap { count, .. } => return Err(format!("a gap of {count} at {at}")),
+                let which = stored.iter().position(|number| *number == at);
+                let which = which.or_else(|| (at > last).then_some(stored.len()));
+                match (&entry, which) {
+                    (Entry::Record { bytes, .. }, Some(which))
+                        if *bytes == record(which as u64 + 1) => {}
+                    (Entry::Record { .. }, _) => {
+                        return Err(format!("at {at} is what was not stored as {at}"));
+                    }
+                    (Entry::Gap { count, reason }, _) => {
+                        let gap = at..at + count;
+                        let told = *reason == GapReason::Damaged && refused;
+                        if !told || stored.iter().any(|number| gap.contains(number)) {
+                            return Err(format!("a gap {gap:?}"));
+                        }
+                    }
                 }
                 at += entry.count();
             }
@@ -170,7 +267,13 @@ pub(super) fn check(dir: &Path, said: &[&str]) -> Result<(), String> {
         next = end;
     }
     match running.append(record(next)) {
-        Answer::Stored { sequence, .. } if sequence == next || stored == 0 => Ok(()),
-        other => Err(format!("does not go on with {next}: {other:?}")),
+        Answer::Stored { sequence, .. } if sequence == next || last == 0 => {}
+        other => return Err(format!("does not go on with {next}: {other:?}")),
     }
+    let books = outbox::report(&running.shared).classes[0].1;
+    let lost: u64 = books.lost.iter().sum();
+    if books.appended != books.delivered + books.held + lost || (lost > 0 && !refused) {
+        return Err(format!("the books are wrong: {books:?}"));
+    }
+    Ok(())
 }

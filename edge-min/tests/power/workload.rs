@@ -69,8 +69,15 @@ pub(crate) const REOPEN: Workload = Workload {
     check: |_, _| Ok(()),
 };
 
+/// Opens an outbox that is there, and says what it found.
+pub(crate) const REOPEN_OUTBOX: Workload = Workload {
+    name: "reopen-outbox",
+    run: outbox::reopen,
+    check: |_, _| Ok(()),
+};
+
 pub(crate) fn named(name: &str) -> &'static Workload {
-    let mut all = ALL.iter().chain([&THREAD, &REOPEN]);
+    let mut all = ALL.iter().chain([&THREAD, &REOPEN, &REOPEN_OUTBOX]);
     all.find(|one| one.name == name).unwrap()
 }
 
