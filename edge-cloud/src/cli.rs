@@ -30,7 +30,7 @@ use crate::nodes::Event;
 use crate::records::target;
 use crate::registry::{self, NODES};
 use crate::serve;
-use table::{ago, table, yes};
+use table::{ago, ahead, table, yes};
 
 /// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -592,6 +592,7 @@ fn nodes(rows: &[NodeRow]) -> String {
             row.refused.len().to_string(),
             row.arch.clone(),
             row.agent.clone(),
+            ahead(row.certificate_end_unix_s),
             conditions.join(","),
         ]
     };
@@ -605,6 +606,7 @@ fn nodes(rows: &[NodeRow]) -> String {
             "REFUSED",
             "ARCH",
             "AGENT",
+            "CERTIFICATE",
             "CONDITIONS",
         ],
         rows.iter().map(line),

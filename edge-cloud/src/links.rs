@@ -530,8 +530,7 @@ impl Nodes for Arc<Links> {
         let records = self.registry.nodes();
         let now = self.now();
         let state = self.lock();
-        let view =
-            |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?.revoked, now));
+        let view = |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?, now));
         state.nodes.iter().filter_map(view).collect()
     }
 

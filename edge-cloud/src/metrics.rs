@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::clock::unix_s;
 use crate::nodes::NodeView;
 use crate::records::View;
 use crate::records::account::Loss;
@@ -102,6 +103,34 @@ fn records(registry: &mut Registry, view: &View) {
     );
 }
 
+/// A certificate that ends in less than this is counted, seconds: 30 days. A node renews its own
+/// with a third of the life left, so in a fleet that is well only short lives are among them.
+const SOON_S: u64 = 30 * 24 * 3600;
+
+/// When the nodes' certificates end, but for those that are revoked.
+fn certificates(registry: &mut Registry, views: &[NodeView], unix_s: u64) {
+    let valid = views.iter().filter(|view| !view.revoked);
+    let ends = valid.map(|view| view.certificate_end_unix_s);
+    let ends: Vec<u64> = ends.filter(|end| *end != 0).collect();
+    if let Some(earliest) = ends.iter().min() {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(*earliest).unwrap_or(i64::MAX));
+        registry.register(
+            "node_certificate_earliest_end_timestamp_seconds",
+            "When the first of the nodes' certificates ends",
+            gauge,
+        );
+    }
+    let soon = ends.iter().filter(|end| **end < unix_s + SOON_S).count();
+    let gauge = Gauge::<i64>::default();
+    gauge.set(i64::try_from(soon).unwrap_or(i64::MAX));
+    registry.register(
+        "node_certificates_ending_soon",
+        "Nodes whose certificate ends within 30 days, or has ended",
+        gauge,
+    );
+}
+
 /// The metrics as text.
 ///
 /// # Errors
@@ -173,6 +202,7 @@ pub fn text(views: &[NodeView], status: &Status, view: &View) -> Result<String, 
         "Refused fields and files",
         count(status.problems.len()),
     );
+    certificates(&mut registry, views, unix_s());
     records(&mut registry, view);
     let mut text = String::new();
     encode(&mut text, &registry)?;

@@ -30,6 +30,8 @@ pub struct NodeView {
     pub revoked: bool,
     /// Two boards use its identity.
     pub cloned: bool,
+    /// When its certificate ends, seconds since 1970; 0 is not known, as after a readmission by name.
+    pub certificate_end_unix_s: u64,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
     /// What the node last said of itself.

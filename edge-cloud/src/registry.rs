@@ -100,6 +100,12 @@ impl NodeRecord {
         issued.saturating_add(certificate.life_s)
     }
 
+    /// The same; `None` for a node that came back by its name, so that its certificate was not seen.
+    #[must_use]
+    pub fn known_end_unix_s(&self) -> Option<u64> {
+        (!self.serial.is_empty()).then(|| self.expires_unix_s())
+    }
+
     /// Makes the pending certificate the node's own, and returns the serial number before.
     fn promote(&mut self) -> Option<String> {
         let next = self.pending.take()?;

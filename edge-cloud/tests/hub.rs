@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use board::{Answers, Board, Cloud, Identity, identity, now, topic_down, topic_up};
+use board::{Answers, Board, Client, Cloud, Identity, identity, now, topic_down, topic_up};
 use edge_cloud::ca::Ca;
 use edge_cloud::metrics;
 use edge_cloud::nodes::Nodes as _;
@@ -170,6 +170,32 @@ async fn an_expired_certificate_does_not_come_back_by_resumption() {
     assert!(cloud.client_with("a", &config, None).await.is_err());
 }
 
+/// Goal: a ticket of before its revocation or deletion is of no use to a node. Method: its session is
+/// resumed, which shows that no certificate was looked at, and then it says CONNECT.
+#[tokio::test]
+async fn a_refused_node_does_not_come_back_by_resumption() {
+    let (cloud, [a, b, c]) = Cloud::with(["a", "b", "c"]).await;
+    let nodes = [("a", a, false), ("b", b, false), ("c", c, true)];
+    let mut configs = Vec::new();
+    for (node, identity, _) in &nodes {
+        let config = cloud.mqtt_config(Some(identity));
+        cloud.client_with(node, &config, None).await.unwrap();
+        configs.push(config);
+    }
+    assert!(cloud.links.revoke("a").await.unwrap());
+    assert!(cloud.links.delete("b").await.unwrap());
+    for ((node, _, comes_back), config) in nodes.iter().zip(configs) {
+        let stream = cloud.tls(&config).await.unwrap();
+        let kind = stream.get_ref().1.handshake_kind();
+        assert_eq!(kind, Some(HandshakeKind::Resumed), "{node}");
+        let link = Client::greet(stream, node, None).await;
+        assert_eq!(link.is_ok(), *comes_back, "{node}");
+        if let Err(error) = link {
+            assert!(error.contains("NotAuthorized"), "{node}: {error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn revocation_and_deletion_end_live_links_for_good() {
     let (cloud, [a, b, c]) = Cloud::with(["a", "b", "c"]).await;
@@ -273,10 +299,16 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
         &cloud.links.records(),
     )
     .unwrap();
-    assert!(
-        text.contains("edge_cloud_node_cloned{node=\"a\"} 1"),
-        "{text}"
-    );
+    // This node's certificate ends within the hour.
+    let end = cloud.view("a").unwrap().certificate_end_unix_s;
+    assert!(end > now());
+    for line in [
+        "edge_cloud_node_cloned{node=\"a\"} 1".to_owned(),
+        format!("edge_cloud_node_certificate_earliest_end_timestamp_seconds {end}"),
+        "edge_cloud_node_certificates_ending_soon 1".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line}: {text}");
+    }
     let count = |what: fn(&Restless) -> &AtomicU32| {
         boards
             .each_ref()

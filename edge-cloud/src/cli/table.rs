@@ -36,7 +36,19 @@ pub(super) fn ago(unix_s: u64) -> String {
     if unix_s == 0 {
         return "-".to_owned();
     }
-    let seconds = clock::unix_s().saturating_sub(unix_s);
+    span(clock::unix_s().saturating_sub(unix_s))
+}
+
+/// Time until then, in its largest unit; `ended` when it is over, `-` when it is not known.
+pub(super) fn ahead(unix_s: u64) -> String {
+    match unix_s.checked_sub(clock::unix_s()) {
+        _ if unix_s == 0 => "-".to_owned(),
+        None | Some(0) => "ended".to_owned(),
+        Some(seconds) => span(seconds),
+    }
+}
+
+fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

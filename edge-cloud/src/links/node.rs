@@ -15,6 +15,7 @@ use crate::broker::Publisher;
 use crate::clock::unix_s;
 use crate::nodes::NodeView;
 use crate::placement::Desired;
+use crate::registry::NodeRecord;
 use crate::takeover::Takeovers;
 
 /// See [`Problems`].
@@ -282,7 +283,7 @@ impl Node {
         back && self.takeovers.prove(now)
     }
 
-    pub(super) fn view(&self, name: &str, revoked: bool, now: u64) -> NodeView {
+    pub(super) fn view(&self, name: &str, record: &NodeRecord, now: u64) -> NodeView {
         let pods = self
             .reported
             .iter()
@@ -296,8 +297,9 @@ impl Node {
             heard: self.heard,
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
-            revoked,
+            revoked: record.revoked,
             cloned: self.takeovers.cloned(now),
+            certificate_end_unix_s: record.known_end_unix_s().unwrap_or(0),
             changed_unix_s: self.changed_unix_s,
             status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
             pods: pods.collect(),

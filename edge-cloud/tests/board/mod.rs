@@ -97,6 +97,8 @@ impl Cloud {
             let identity = identity(&ca, node, now(), life_s);
             let record = NodeRecord {
                 serial: identity.serial.clone(),
+                joined_unix_s: now(),
+                life_s,
                 ..NodeRecord::default()
             };
             registry.add(node, record).unwrap();
@@ -174,24 +176,7 @@ impl Cloud {
         will: Option<LastWill>,
     ) -> Result<Client, String> {
         let stream = self.tls(config).await.map_err(|error| error.to_string())?;
-        let mut client = Client {
-            stream,
-            buffer: BytesMut::new(),
-        };
-        let connect = Connect {
-            keep_alive: 60,
-            client_id: id.to_owned(),
-            clean_start: true,
-            properties: None,
-        };
-        client
-            .write(&Packet::Connect(connect, will, None))
-            .await
-            .map_err(|error| error.to_string())?;
-        match client.read().await.map_err(|error| error.to_string())? {
-            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => Ok(client),
-            other => Err(format!("{other:?}")),
-        }
+        Client::greet(stream, id, will).await
     }
 
     pub(crate) fn config(&self, alpn: &[u8], identity: Option<&Identity>) -> Arc<ClientConfig> {
@@ -269,6 +254,32 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Says CONNECT and waits for the answer; the reason when there is no link.
+    pub(crate) async fn greet(
+        stream: TlsStream<TcpStream>,
+        id: &str,
+        will: Option<LastWill>,
+    ) -> Result<Self, String> {
+        let mut client = Self {
+            stream,
+            buffer: BytesMut::new(),
+        };
+        let connect = Connect {
+            keep_alive: 60,
+            client_id: id.to_owned(),
+            clean_start: true,
+            properties: None,
+        };
+        client
+            .write(&Packet::Connect(connect, will, None))
+            .await
+            .map_err(|error| error.to_string())?;
+        match client.read().await.map_err(|error| error.to_string())? {
+            Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => Ok(client),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
     pub(crate) async fn write(&mut self, packet: &Packet) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         packet.write(&mut bytes, None).unwrap();
