@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
 use crate::metrics;
-use crate::nodes::Nodes;
+use crate::nodes::{CaView, Nodes};
 use crate::source::Status;
 
 pub use view::{ContainerRow, NodeRow, PodRow, ProblemRow};
@@ -69,6 +69,15 @@ pub struct TokenRequest {
     pub ttl_s: u64,
 }
 
+/// Body of `POST /v1/ca/retire`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetireRequest {
+    /// Nodes that depend on the old CA: they are revoked. With any other number of them nothing is
+    /// done.
+    pub cut_off: usize,
+}
+
 /// Answer of `POST /v1/tokens`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenAnswer {
@@ -96,6 +105,7 @@ fn read_only<N: Nodes>() -> Router<App<N>> {
         .route("/v1/events", get(events::<N>))
         .route("/v1/problems", get(problems::<N>))
         .route("/v1/records", get(records::<N>))
+        .route("/v1/ca", get(ca::<N>))
         .route("/metrics", get(metrics::<N>))
 }
 
@@ -109,6 +119,8 @@ fn full<N: Nodes>() -> Router<App<N>> {
         .route("/v1/tokens", post(create_token::<N>))
         .route("/v1/nodes/{node}", delete(delete_node::<N>))
         .route("/v1/nodes/{node}/revoke", post(revoke_node::<N>))
+        .route("/v1/ca/rotate", post(rotate_ca::<N>))
+        .route("/v1/ca/retire", post(retire_ca::<N>))
 }
 
 /// Listens on the unix socket of `data`; one left behind by a killed server is replaced.
@@ -172,7 +184,12 @@ async fn records<N: Nodes>(State(app): State<App<N>>) -> Json<crate::records::Vi
 
 async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
     let status = Arc::clone(&app.status.borrow());
-    match metrics::text(&app.nodes.views(), &status, &app.nodes.records()) {
+    match metrics::text(
+        &app.nodes.views(),
+        &status,
+        &app.nodes.records(),
+        &app.nodes.cas(),
+    ) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
@@ -208,6 +225,27 @@ async fn revoke_node<N: Nodes>(
     Segments(node): Segments<String>,
 ) -> Response {
     done(&node, app.nodes.revoke(&node).await)
+}
+
+async fn ca<N: Nodes>(State(app): State<App<N>>) -> Json<CaView> {
+    Json(app.nodes.cas())
+}
+
+async fn rotate_ca<N: Nodes>(State(app): State<App<N>>) -> Response {
+    match app.nodes.rotate_ca().await {
+        Ok(view) => Json(view).into_response(),
+        Err(error) => fail(StatusCode::CONFLICT, error),
+    }
+}
+
+async fn retire_ca<N: Nodes>(
+    State(app): State<App<N>>,
+    Json(request): Json<RetireRequest>,
+) -> Response {
+    match app.nodes.retire_ca(request.cut_off).await {
+        Ok(retired) => Json(retired).into_response(),
+        Err(error) => fail(StatusCode::CONFLICT, error),
+    }
 }
 
 fn done(node: &str, result: Result<bool, String>) -> Response {

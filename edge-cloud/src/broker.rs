@@ -19,21 +19,27 @@ use std::time::{Duration, Instant};
 use edge_proto::enrol::{ALPN_MQTT, Endpoint};
 use edge_proto::limits::{ENROL_BYTES_MAX, FRAME_BYTES_MAX};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Packet, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::ca::Ca;
+use crate::authorities::{Authorities, Phase};
+use crate::ca::{Ca, CaError};
 use crate::links::{Behind, Links};
+use crate::tls::TlsError;
 
 pub use files::write_crl;
 
 /// The user that edge-cloud is at the broker, the common name of its certificate. No node can have
 /// it: a node's name has no dot.
 pub const USER: &str = "edge-cloud.controller";
+/// Who tries whether the broker accepts clients of a new CA. It may do nothing there.
+const TRIAL: &str = "edge-cloud.trial";
+/// Time between two such tries.
+const TRIAL_PACE: Duration = Duration::from_secs(2);
 /// Frames that wait for the socket: an inventory's answer for hundreds of nodes at once.
 pub const REQUESTS_MAX: usize = 8_192;
 /// Nodes that are probed in one go after a connect.
@@ -90,7 +96,10 @@ pub struct Config {
 /// A broker, ready to connect to.
 pub struct Broker {
     endpoint: Endpoint,
-    tls: Arc<ClientConfig>,
+    /// The CAs of its certificate; empty: edge-cloud's own.
+    anchors: Vec<CertificateDer<'static>>,
+    /// Certificate and key that were told; without them one is issued for each connection.
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     silence: Duration,
 }
 
@@ -99,7 +108,7 @@ impl Broker {
     ///
     /// # Errors
     /// What is wrong with the URL or a file.
-    pub fn open(config: &Config, ca: &Ca) -> io::Result<(Self, Behind)> {
+    pub fn open(config: &Config, cas: &Authorities) -> io::Result<(Self, Behind)> {
         let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
         let endpoint = Endpoint::parse(&config.url)
             .filter(|endpoint| !endpoint.https)
@@ -111,36 +120,14 @@ impl Broker {
         if anchors.iter().map(|anchor| anchor.len()).sum::<usize>() > ANCHORS_BYTES_MAX {
             return Err(invalid("--broker-ca: more than 4 KiB of certificates"));
         }
-        let own = [ca.der().clone()];
-        let mut roots = RootCertStore::empty();
-        for anchor in if anchors.is_empty() {
-            &own[..]
-        } else {
-            &anchors
-        } {
-            roots.add(anchor.clone()).map_err(io::Error::other)?;
-        }
-        let (chain, key) = match &config.identity {
+        let identity = match &config.identity {
             Some((chain, key)) => {
                 let at = |error| named(key, error);
-                (
-                    certificates(chain)?,
-                    PrivateKeyDer::from_pem_file(key).map_err(at)?,
-                )
+                let key = PrivateKeyDer::from_pem_file(key).map_err(at)?;
+                Some((certificates(chain)?, key))
             }
-            None => {
-                let (certificate, key) = ca.client(USER).map_err(io::Error::other)?;
-                (vec![certificate], key)
-            }
+            None => None,
         };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(io::Error::other)?;
-        tls.alpn_protocols = vec![ALPN_MQTT.to_vec()];
         let behind = Behind {
             broker: edge_proto::enrol::Broker {
                 url: config.url.clone(),
@@ -150,23 +137,53 @@ impl Broker {
         };
         let broker = Self {
             endpoint,
-            tls: Arc::new(tls),
+            anchors,
+            identity,
             silence: config.silence,
         };
+        // What is wrong with the files is told at the start.
+        broker.tls(cas, None).map_err(io::Error::other)?;
         Ok((broker, behind))
     }
 
-    fn options(&self) -> MqttOptions {
-        let mut options = MqttOptions::new(USER, &self.endpoint.host, self.endpoint.port);
+    /// TLS with the CAs that are accepted now, as [`USER`], or as whom `ca` has signed.
+    fn tls(&self, cas: &Authorities, ca: Option<&Ca>) -> Result<ClientConfig, TlsError> {
+        let own = cas.ders();
+        let anchors = match self.anchors.is_empty() {
+            true => &own,
+            false => &self.anchors,
+        };
+        let mut roots = RootCertStore::empty();
+        for anchor in anchors {
+            roots.add(anchor.clone())?;
+        }
+        let issued = |ca: &Ca, user| {
+            let (certificate, key) = ca.client(user)?;
+            Ok::<_, CaError>((vec![certificate], key))
+        };
+        let (chain, key) = match (ca, &self.identity) {
+            (Some(ca), _) => issued(ca, TRIAL)?,
+            (None, Some((chain, key))) => (chain.clone(), key.clone_key()),
+            (None, None) => issued(cas.signer(), USER)?,
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        tls.alpn_protocols = vec![ALPN_MQTT.to_vec()];
+        Ok(tls)
+    }
+
+    fn options(&self, user: &str, tls: ClientConfig) -> MqttOptions {
+        let mut options = MqttOptions::new(user, &self.endpoint.host, self.endpoint.port);
         options
             .set_keep_alive(KEEPALIVE)
             .set_clean_start(true)
             .set_connection_timeout(CONNECT.as_secs())
             .set_max_packet_size(Some(PACKET_BYTES_MAX))
             .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
-            .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::clone(
-                &self.tls,
-            ))));
+            .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))));
         options
     }
 }
@@ -222,8 +239,13 @@ pub async fn run(broker: Broker, links: Arc<Links>) {
 
 /// One connection from attempt to end; returns why it ended.
 async fn connection(broker: &Broker, links: &Links) -> String {
-    let (client, mut events) = AsyncClient::new(broker.options(), REQUESTS_MAX);
+    let tls = match broker.tls(&links.authorities(), None) {
+        Ok(tls) => tls,
+        Err(error) => return error.to_string(),
+    };
+    let (client, mut events) = AsyncClient::new(broker.options(USER, tls), REQUESTS_MAX);
     tokio::select! {
+        never = try_new_ca(broker, links) => match never {},
         reason = receive(&mut events, &client, links) => reason,
         never = probe(links) => match never {},
         never = watch(links, broker.silence) => match never {},
@@ -268,6 +290,33 @@ async fn receive(events: &mut EventLoop, client: &AsyncClient, links: &Links) ->
             }
             _ => {}
         }
+    }
+}
+
+/// While a new CA is offered: tries whether the broker lets in a client of it, so that no node renews
+/// its certificate before.
+async fn try_new_ca(broker: &Broker, links: &Links) -> std::convert::Infallible {
+    loop {
+        let cas = links.authorities();
+        if cas.phase() == Phase::Offered
+            && let Ok(tls) = broker.tls(&cas, Some(cas.newest()))
+        {
+            let (_client, mut events) = AsyncClient::new(broker.options(TRIAL, tls), 1);
+            let answer = async {
+                loop {
+                    match events.poll().await {
+                        Ok(Event::Incoming(Packet::ConnAck(ack))) => break Some(ack.code),
+                        Ok(_) => {}
+                        Err(_) => break None,
+                    }
+                }
+            };
+            let answer = tokio::time::timeout(CONNECT, answer).await;
+            if matches!(answer, Ok(Some(ConnectReturnCode::Success))) {
+                links.broker_accepts_new_ca();
+            }
+        }
+        tokio::time::sleep(TRIAL_PACE).await;
     }
 }
 

@@ -25,8 +25,19 @@ use rustls_pki_types::{
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+/// Key of the first CA in the data folder, until there is a second one.
+pub(crate) const CA_KEY: &str = "ca/ca.key";
+/// Its certificate.
+pub(crate) const CA_DER: &str = "ca/ca.der";
+/// Common name of the first CA.
+const FIRST: &str = "edge-cloud CA";
+
 /// Longest life of a node's certificate, and the one unless told otherwise: a year.
 pub const NODE_LIFE_S: u64 = LIFE_S;
+
+/// When the certificates end that edge-cloud makes for itself, its CA's included, seconds since 1970:
+/// the year 2100.
+pub const OWN_END_UNIX_S: u64 = 4_102_444_800;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +56,9 @@ pub enum CaError {
     /// The certificate of the CA is none, or of another key.
     #[error("key and certificate of the CA do not belong together")]
     Pair,
+    /// The rollover of the CA is not at the step that this needs.
+    #[error("the rollover of the CA is at another step")]
+    Rollover,
     /// The CA is older than lists of refused certificates.
     #[error(
         "this CA was made by an edge-cloud that knew no lists of refused certificates, and may not \
@@ -60,10 +74,17 @@ pub enum CaError {
 }
 
 /// The authority, with its key in memory.
-#[derive(Debug)]
 pub struct Ca {
+    key: Vec<u8>,
     der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Ca {
+    /// Never the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Ca").field(&self.sha256()).finish()
+    }
 }
 
 /// A new node certificate.
@@ -108,16 +129,28 @@ impl Ca {
     /// # Errors
     /// See [`CaError`].
     pub fn open(data: &Path) -> Result<Self, CaError> {
-        let folder = data.join("ca");
-        std::fs::create_dir_all(&folder).map_err(file("cannot make the folder of the CA"))?;
-        let key = read_or(&folder.join("ca.key"), || {
+        std::fs::create_dir_all(data.join("ca"))
+            .map_err(file("cannot make the folder of the CA"))?;
+        let key = read_or(&data.join(CA_KEY), || {
             Ok(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?.serialize_der())
         })?;
         let pair = KeyPair::try_from(key.as_slice())?;
-        let der = read_or(&folder.join("ca.der"), || {
-            Ok(ca_params()?.self_signed(&pair)?.der().to_vec())
+        let der = read_or(&data.join(CA_DER), || {
+            Ok(ca_params(FIRST)?.self_signed(&pair)?.der().to_vec())
         })?;
         Self::check(&key, &der)
+    }
+
+    /// A further authority with a name of its own: OpenSSL finds a CA and its list of refused
+    /// certificates by the name.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn another() -> Result<Self, CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let number = hex(&random::<4>().ok_or(CaError::Random)?);
+        let der = ca_params(&format!("{FIRST} {number}"))?.self_signed(&key)?;
+        Self::check(&key.serialize_der(), der.der())
     }
 
     /// The authority of this key (PKCS#8) and certificate (DER).
@@ -125,14 +158,47 @@ impl Ca {
     /// # Errors
     /// See [`CaError`]; above all, the two must belong together.
     pub fn check(key: &[u8], der: &[u8]) -> Result<Self, CaError> {
-        let key = KeyPair::try_from(key)?;
+        let pair = KeyPair::try_from(key)?;
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| CaError::Pair)?;
-        if certificate.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
+        if certificate.public_key().subject_public_key.data.as_ref() != pair.der_bytes() {
             return Err(CaError::Pair);
         }
         let der = CertificateDer::from(der.to_vec());
-        let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { der, issuer })
+        let issuer = Issuer::from_ca_cert_der(&der, pair)?;
+        let key = key.to_vec();
+        Ok(Self { key, der, issuer })
+    }
+
+    /// Its key, PKCS#8.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Hex SHA-256 of its certificate.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        hex(&sha256(&self.der))
+    }
+
+    /// When its certificate ends, seconds since 1970.
+    #[must_use]
+    pub fn end_unix_s(&self) -> u64 {
+        end_unix_s(&self.der)
+    }
+
+    /// A certificate of the key of `other` under its name, signed by this authority: who knows this
+    /// one only accepts what `other` has signed.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn cross(&self, other: &Self) -> Result<CertificateDer<'static>, CaError> {
+        let (_, certificate) = X509Certificate::from_der(&other.der).map_err(|_| CaError::Pair)?;
+        let mut names = certificate.subject().iter_common_name();
+        let common = names.next().and_then(|name| name.as_str().ok());
+        let mut params = ca_params(common.ok_or(CaError::Pair)?)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let key = KeyPair::try_from(other.key.as_slice())?;
+        Ok(params.signed_by(&key, &self.issuer)?.der().clone())
     }
 
     /// The authority's certificate.
@@ -176,7 +242,7 @@ impl Ca {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         params.distinguished_name = name(common);
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2100, 1, 1);
+        params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_END_UNIX_S);
         params.extended_key_usages = vec![usage];
         params.serial_number = Some(SerialNumber::from_slice(&serial()?));
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -255,12 +321,13 @@ impl Ca {
     }
 }
 
-fn ca_params() -> Result<CertificateParams, CaError> {
+fn ca_params(common: &str) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name("edge-cloud CA");
+    params.distinguished_name = name(common);
     params.not_before = date_time_ymd(2020, 1, 1);
-    params.not_after = date_time_ymd(2100, 1, 1);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_END_UNIX_S);
+    // One below it: the next CA, during a rollover.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,
@@ -288,6 +355,14 @@ pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).ok()?;
     Some(bytes)
+}
+
+/// When a certificate ends, seconds since 1970; 0 when it is none.
+pub(crate) fn end_unix_s(der: &[u8]) -> u64 {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return 0;
+    };
+    u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)
 }
 
 /// SHA-256 of a certificate, by which tokens and requests name a CA.
@@ -323,7 +398,7 @@ pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     pem + &format!("-----END {label}-----\n")
 }
 
-fn file(what: &str) -> impl FnOnce(io::Error) -> CaError + use<> {
+pub(crate) fn file(what: &str) -> impl FnOnce(io::Error) -> CaError + use<> {
     let what = what.to_owned();
     |source| CaError::File { what, source }
 }
@@ -403,7 +478,7 @@ mod tests {
     #[test]
     fn an_older_ca_says_that_it_may_not_sign_a_list() {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let mut params = ca_params().unwrap();
+        let mut params = ca_params(FIRST).unwrap();
         params
             .key_usages
             .retain(|usage| *usage != KeyUsagePurpose::CrlSign);
@@ -427,7 +502,7 @@ mod tests {
     fn the_key_is_for_its_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         Ca::open(folder.path()).unwrap();
-        let key = std::fs::metadata(folder.path().join("ca/ca.key")).unwrap();
+        let key = std::fs::metadata(folder.path().join(CA_KEY)).unwrap();
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: see [`Exit`].
 
+mod ca;
 mod records;
 mod table;
 
@@ -17,9 +18,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
+use crate::authorities::Authorities;
 use crate::backup::{self, Backup, BackupError, Report};
 use crate::broker::{self, files::FILES};
-use crate::ca::{Ca, NODE_LIFE_S};
+use crate::ca::NODE_LIFE_S;
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
 
@@ -88,6 +90,9 @@ enum Command {
     /// Deletes or revokes a node.
     #[command(subcommand)]
     Node(Node),
+    /// Shows the CAs and rolls over from one to the next.
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Writes everything that edge-cloud remembers into one file, whether it serves or not. The
     /// file holds the key of the CA: who has it is your cloud.
     Backup {
@@ -387,6 +392,7 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
             let target = format!("/v1/nodes/{name}/revoke");
             ctx.act(out, Method::POST, &target, &name, "revoked").await
         }
+        Command::Ca(command) => ctx.ca(out, &command).await,
         Command::Backup { file } => ctx.backup(out, &file),
         Command::Restore(restore) => ctx.restore(out, &restore),
         Command::BrokerConfig { dir, name, port } => {
@@ -411,8 +417,8 @@ fn broker_config(data: &Path, dir: &Path, names: &[String], port: u16) -> io::Re
     } else {
         Some(serve::lock(data)?)
     };
-    let ca = Ca::open(data).map_err(io::Error::other)?;
-    broker::files::write(dir, &ca, names, port, registry::retired(data)?)
+    let cas = Authorities::open(data).map_err(io::Error::other)?;
+    broker::files::write(dir, &cas, names, port, registry::retired(data)?)
 }
 
 const fn found(count: usize) -> Exit {
@@ -684,6 +690,9 @@ fn restored(report: &Report) -> String {
     if let Some(path) = &report.replaced {
         lines.push(format!("what was there before: {}", path.display()));
         lines.push(format!("nodes kept from it: {}", list(&report.nodes_kept)));
+        if report.cas_kept {
+            lines.push("CAs kept from it: the backup is from before their last change".to_owned());
+        }
     }
     lines.push(
         "put the folder of manifests back before you serve: what is not in it ends".to_owned(),

@@ -17,7 +17,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::ca::{self, Ca, CaError, NODE_LIFE_S};
+use crate::authorities::Authorities;
+use crate::ca::{self, CaError, NODE_LIFE_S};
 use crate::clock::{is_plausible, unix_s};
 use crate::registry::{Certificate, NodeRecord, Registry, RegistryError};
 use crate::tls::{self, Peer};
@@ -90,8 +91,8 @@ enum Refusal {
 /// Where nodes enrol: what an enrolment reads and writes.
 #[derive(Clone, Copy)]
 pub struct Desk<'a> {
-    /// Signs the certificates.
-    pub ca: &'a Ca,
+    /// Sign the certificates.
+    pub cas: &'a Authorities,
     /// Spends the tokens.
     pub tokens: &'a TokenStore,
     /// Keeps the nodes.
@@ -198,8 +199,10 @@ impl Desk<'_> {
     }
 
     fn joined(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {
-        let ca = self.ca.der().to_vec();
+        let ca = self.cas.signer().der().to_vec();
         match self.broker {
+            // Only then does it have to know the form with two.
+            _ if self.cas.other().is_some() => self.issued(certificate, unix_s),
             None => JoinAnswer::Accepted {
                 certificate,
                 ca,
@@ -215,9 +218,10 @@ impl Desk<'_> {
     }
 
     fn issued(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {
+        let cas = self.cas.ders().into_iter();
         JoinAnswer::Issued {
             certificate,
-            cas: vec![self.ca.der().to_vec()],
+            cas: cas.map(|ca| ca.to_vec()).collect(),
             unix_s,
             broker: self.broker.cloned(),
         }
@@ -226,15 +230,16 @@ impl Desk<'_> {
     /// A further certificate for who proves that it holds the key of the last one, also when that
     /// has expired. All of the proof is checked before anything is written.
     fn renew(&self, request: &RenewRequest, unix_s: u64) -> Result<(String, Vec<u8>), Refusal> {
-        let Self { ca, registry, .. } = *self;
+        let Self { cas, registry, .. } = *self;
         let Lives { node_s, grace_s } = self.lives;
         if !is_plausible(unix_s) {
             return Err(Refusal::Clock);
         }
-        if ca::sha256(ca.der()) != request.ca_sha256 {
+        let hash = ca::hex(&request.ca_sha256);
+        if !cas.all().any(|ca| ca.sha256() == hash) {
             return Err(Refusal::OtherCloud);
         }
-        let old = tls::verify_expired(&[ca.der().clone()], &request.certificate);
+        let old = tls::verify_expired(&cas.ders(), &request.certificate);
         let (peer, key) = old.ok_or(Refusal::Foreign)?;
         let RenewRequest {
             ca_sha256,
@@ -256,6 +261,7 @@ impl Desk<'_> {
             let (days, grace) = (over_s / DAY_S, grace_s / DAY_S);
             return Err(Refusal::TooLate { days, grace });
         }
+        let ca = cas.signer();
         let issued = ca.node(&peer.node, &csr, None, unix_s, node_s)?;
         let next = self.certificate(&issued.serial, &csr, unix_s);
         let known = registry.renew(&peer, &next, unix_s)?;
@@ -270,12 +276,14 @@ impl Desk<'_> {
     }
 
     fn certificate(&self, serial: &str, csr: &ca::Request, unix_s: u64) -> Certificate {
+        let (ca_sha256, other_ca_sha256) = self.cas.given();
         Certificate {
             serial: serial.to_owned(),
             key_sha256: csr.key_sha256(),
             issued_unix_s: unix_s,
             life_s: self.lives.node_s,
-            ca_sha256: ca::hex(&ca::sha256(self.ca.der())),
+            ca_sha256,
+            other_ca_sha256,
         }
     }
 
@@ -285,11 +293,12 @@ impl Desk<'_> {
     /// costs nothing.
     fn join(&self, request: &JoinRequest, unix_s: u64) -> Result<Vec<u8>, Refusal> {
         let Self {
-            ca,
+            cas,
             tokens,
             registry,
             ..
         } = *self;
+        let ca = cas.signer();
         if !is_plausible(unix_s) {
             return Err(Refusal::Clock);
         }
@@ -306,8 +315,8 @@ impl Desk<'_> {
                 tokens.verify(id, secret)?;
             } else {
                 tokens.spend(id, secret, unix_s)?;
-                registry.joined_with(&request.node, id)?;
             }
+            registry.joined_with(&request.node, id, cas.given())?;
             log::info!("join_answer_repeated node={}", request.node);
             return Ok(again.der);
         }
@@ -315,13 +324,15 @@ impl Desk<'_> {
         let life_s = self.lives.node_s;
         let issued = ca.node(&request.node, &csr, None, unix_s, life_s)?;
         tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
+        let (ca_sha256, other_ca_sha256) = cas.given();
         let record = NodeRecord {
             serial: issued.serial,
             joined_unix_s: unix_s,
             key_sha256,
             token_id: id.clone(),
             life_s,
-            ca_sha256: ca::hex(&ca::sha256(ca.der())),
+            ca_sha256,
+            other_ca_sha256,
             ..NodeRecord::default()
         };
         if let Err(error) = registry.add(&request.node, record) {
@@ -343,9 +354,9 @@ mod tests {
     #[test]
     fn nobody_joins_while_the_clock_is_before_this_build() {
         let folder = tempfile::tempdir().unwrap();
-        let ca = Ca::open(folder.path()).unwrap();
+        let cas = Authorities::open(folder.path()).unwrap();
         let desk = Desk {
-            ca: &ca,
+            cas: &cas,
             tokens: &TokenStore::open(folder.path()).unwrap(),
             registry: &Registry::open(folder.path(), 1_000).unwrap(),
             broker: None,

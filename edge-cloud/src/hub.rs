@@ -18,12 +18,13 @@ use rumqttc::v5::mqttbytes::v5::{
     PingResp, Publish, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
+use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -58,8 +59,12 @@ const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 
-/// Accepts connections, for ever.
-pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
+/// Accepts connections, for ever; each with the configuration of just then.
+pub async fn serve(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    links: Arc<Links>,
+) {
     // What is accepted inherits it. Without it a frame only waits longer.
     if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
         log::warn!("notsent_lowat_failed error={error}");
@@ -84,7 +89,8 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, links: Arc<Links>) {
             continue;
         };
         let stranger = strangers.enter(address.ip());
-        let (tls, links) = (tls.clone(), Arc::clone(&links));
+        let tls = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        let links = Arc::clone(&links);
         tokio::spawn(async move {
             if let Err(error) = connection(stream, turn, tls, &links, stranger).await {
                 log::debug!("connection_ended error={error}");

@@ -4,6 +4,7 @@
 //! behind small traits.
 
 pub mod api;
+pub mod authorities;
 pub mod backup;
 pub mod broker;
 pub mod ca;

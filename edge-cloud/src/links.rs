@@ -9,13 +9,14 @@ mod behind;
 mod call;
 mod node;
 mod records;
+mod rollover;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
@@ -29,19 +30,20 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use self::call::{PIECES_MAX, Piece, relay};
 use self::node::{Connection, Frames, Node};
+use crate::authorities::Authorities;
 use crate::broker::Publisher;
-use crate::ca::Ca;
 use crate::clock::unix_s;
 use crate::enrol::{Desk, Enrolled, Lives};
-use crate::nodes::{Event, NodeView, Nodes};
+use crate::nodes::{CaRetired, CaView, Event, NodeView, Nodes};
 use crate::placement::Desired;
 use crate::records::{Records, View};
 use crate::registry::{Admission, Registry};
 use crate::takeover::{Takeovers, Verdict};
-use crate::tls::Peer;
+use crate::tls::{Peer, Port};
 use crate::token::TokenStore;
 
 pub use behind::Behind;
+pub use rollover::{ASK_AGAIN_MS, ASK_PACE, RENEWALS_AT_ONCE, WAITING_SHOWN};
 
 /// Frames on the way to one socket; the session repeats what does not fit.
 pub const FRAMES_MAX: usize = 256;
@@ -89,13 +91,18 @@ pub struct Links {
     registry: Registry,
     tokens: TokenStore,
     state: Mutex<State>,
-    ca: Ca,
+    data: PathBuf,
+    cas: Mutex<Arc<Authorities>>,
+    /// What is to be made anew with the CAs.
+    port: OnceLock<Port>,
     lives: Lives,
     behind: Option<Behind>,
     start: Instant,
     changes: watch::Sender<u64>,
     wake: Notify,
     unasked: Notify,
+    /// The CAs have changed.
+    rotated: Notify,
 }
 
 fn session(epoch: u64, now: u64) -> Cloud {
@@ -114,8 +121,12 @@ impl Links {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(data: &Path, ca: Ca, behind: Option<Behind>) -> io::Result<Arc<Self>> {
-        Self::open_with(data, ca, behind, Records::none(), Lives::default())
+    pub fn open(
+        data: &Path,
+        cas: impl Into<Authorities>,
+        behind: Option<Behind>,
+    ) -> io::Result<Arc<Self>> {
+        Self::open_with(data, cas, behind, Records::none(), Lives::default())
     }
 
     /// The same with a sink, whose [`Records::run`] is the caller's, and other lives of certificates.
@@ -124,7 +135,7 @@ impl Links {
     /// Those of the file system.
     pub fn open_with(
         data: &Path,
-        ca: Ca,
+        cas: impl Into<Authorities>,
         behind: Option<Behind>,
         records: Arc<Records>,
         lives: Lives,
@@ -133,13 +144,16 @@ impl Links {
         let links = Arc::new(Self {
             state: Mutex::new(State::new(Arc::clone(&records))),
             tokens: TokenStore::open(data)?,
-            ca,
+            data: data.to_owned(),
+            cas: Mutex::new(Arc::new(cas.into())),
+            port: OnceLock::new(),
             lives,
             behind,
             start: Instant::now(),
             changes: watch::Sender::new(0),
             wake: Notify::new(),
             unasked: Notify::new(),
+            rotated: Notify::new(),
             registry,
         });
         {
@@ -210,12 +224,6 @@ impl Links {
         true
     }
 
-    /// The authority.
-    #[must_use]
-    pub const fn ca(&self) -> &Ca {
-        &self.ca
-    }
-
     /// Runs the sessions' timers, for ever.
     pub async fn tick(&self) {
         loop {
@@ -253,8 +261,9 @@ impl Links {
         stream: S,
         http: bool,
     ) -> io::Result<()> {
+        let cas = self.authorities();
         let desk = Desk {
-            ca: &self.ca,
+            cas: &cas,
             tokens: &self.tokens,
             registry: &self.registry,
             broker: self.behind.as_ref().map(|behind| &behind.broker),
@@ -406,6 +415,13 @@ impl Links {
     /// A node is refused from now on. A socket closes when its `Connection` is dropped; behind a
     /// broker the node is told that its session is over.
     fn end(&self, state: &mut State, name: &str) {
+        self.end_link(state, name);
+        if let Err(error) = self.keep_crl() {
+            state.event(name, "CrlNotWritten", &error.to_string());
+        }
+    }
+
+    fn end_link(&self, state: &mut State, name: &str) {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
@@ -417,9 +433,6 @@ impl Links {
                 .send(self.now(), Frame::Reset { session, epoch }.encode());
         }
         self.handle(state, name, Input::TransportDown);
-        if let Err(error) = self.keep_crl() {
-            state.event(name, "CrlNotWritten", &error.to_string());
-        }
     }
 
     fn probe_frame(&self) -> Vec<u8> {
@@ -506,6 +519,7 @@ impl State {
                 problems: Default::default(),
                 changed_unix_s: 0,
                 takeovers: Takeovers::default(),
+                renewal_asked: None,
                 calls: BTreeMap::new(),
             }
         });
@@ -650,8 +664,20 @@ impl Nodes for Arc<Links> {
 
     async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
         self.tokens
-            .create(self.ca.der(), uses, ttl_s, unix_s())
+            .create(self.authorities().signer().der(), uses, ttl_s, unix_s())
             .map_err(|error| error.to_string())
+    }
+
+    fn cas(&self) -> CaView {
+        self.ca_view()
+    }
+
+    async fn rotate_ca(&self) -> Result<CaView, String> {
+        self.rotate()
+    }
+
+    async fn retire_ca(&self, cut_off: usize) -> Result<CaRetired, String> {
+        self.retire(cut_off)
     }
 
     fn events(&self) -> Vec<Event> {

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::clock::unix_s;
-use crate::nodes::NodeView;
+use crate::nodes::{CaView, NodeView};
 use crate::records::View;
 use crate::records::account::Loss;
 use crate::source::Status;
@@ -107,27 +107,47 @@ fn records(registry: &mut Registry, view: &View) {
 /// with a third of the life left, so in a fleet that is well only short lives are among them.
 const SOON_S: u64 = 30 * 24 * 3600;
 
-/// When the nodes' certificates end, but for those that are revoked.
-fn certificates(registry: &mut Registry, views: &[NodeView], unix_s: u64) {
+/// When certificates end: the nodes', but for those that are revoked, edge-cloud's own and its CAs';
+/// and how many nodes a change of the CAs still waits for.
+fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_s: u64) {
+    let mut gauge = |name, help, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
     let valid = views.iter().filter(|view| !view.revoked);
     let ends = valid.map(|view| view.certificate_end_unix_s);
     let ends: Vec<u64> = ends.filter(|end| *end != 0).collect();
     if let Some(earliest) = ends.iter().min() {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(i64::try_from(*earliest).unwrap_or(i64::MAX));
-        registry.register(
+        gauge(
             "node_certificate_earliest_end_timestamp_seconds",
             "When the first of the nodes' certificates ends",
-            gauge,
+            *earliest,
         );
     }
     let soon = ends.iter().filter(|end| **end < unix_s + SOON_S).count();
-    let gauge = Gauge::<i64>::default();
-    gauge.set(i64::try_from(soon).unwrap_or(i64::MAX));
-    registry.register(
+    gauge(
         "node_certificates_ending_soon",
         "Nodes whose certificate ends within 30 days, or has ended",
-        gauge,
+        soon as u64,
+    );
+    gauge(
+        "server_certificate_end_timestamp_seconds",
+        "When the certificate ends that edge-cloud shows to nodes",
+        cas.server_end_unix_s,
+    );
+    if let Some(end) = cas.cas.iter().map(|ca| ca.end_unix_s).min() {
+        gauge(
+            "ca_end_timestamp_seconds",
+            "When the first of the accepted CAs ends",
+            end,
+        );
+    }
+    gauge("cas", "CAs that are accepted", cas.cas.len() as u64);
+    gauge(
+        "ca_waiting_nodes",
+        "Nodes that have not renewed their certificate since the CAs changed",
+        cas.waiting_count as u64,
     );
 }
 
@@ -135,7 +155,12 @@ fn certificates(registry: &mut Registry, views: &[NodeView], unix_s: u64) {
 ///
 /// # Errors
 /// None that a `String` gives; the encoder's signature.
-pub fn text(views: &[NodeView], status: &Status, view: &View) -> Result<String, fmt::Error> {
+pub fn text(
+    views: &[NodeView],
+    status: &Status,
+    view: &View,
+    cas: &CaView,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("edge_cloud");
     let connected = Family::<NodeLabel, Gauge>::default();
     let in_sync = Family::<NodeLabel, Gauge>::default();
@@ -202,7 +227,7 @@ pub fn text(views: &[NodeView], status: &Status, view: &View) -> Result<String, 
         "Refused fields and files",
         count(status.problems.len()),
     );
-    certificates(&mut registry, views, unix_s());
+    certificates(&mut registry, views, cas, unix_s());
     records(&mut registry, view);
     let mut text = String::new();
     encode(&mut text, &registry)?;

@@ -53,6 +53,66 @@ pub struct Event {
     pub message: String,
 }
 
+/// One CA of edge-cloud's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRow {
+    /// Hex SHA-256 of its certificate.
+    pub sha256: String,
+    /// It signs; the other one is only accepted.
+    pub signs: bool,
+    /// When it was made, seconds since 1970; 0 is not known.
+    pub made_unix_s: u64,
+    /// When its certificate ends, seconds since 1970.
+    pub end_unix_s: u64,
+    /// Nodes, but for those that are revoked, with a certificate of it.
+    pub certificates: usize,
+    /// Those that accept what it has signed.
+    pub trusting: usize,
+}
+
+/// A node for whose sake a rollover goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaWaiting {
+    /// Its name.
+    pub node: String,
+    /// A session is live, so it is asked.
+    pub connected: bool,
+}
+
+/// The CAs, and how far a rollover is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaView {
+    /// `single`, `offered` or `signing`.
+    pub phase: String,
+    /// The CAs that are accepted, the one that signs first.
+    pub cas: Vec<CaRow>,
+    /// When the certificate ends that edge-cloud shows to nodes, seconds since 1970.
+    pub server_end_unix_s: u64,
+    /// Nodes that are not revoked.
+    pub nodes: usize,
+    /// Those of them that were cut off if the old CA was retired now.
+    pub depending: usize,
+    /// Those that have not come with what they are given now, the first ones.
+    pub waiting: Vec<CaWaiting>,
+    /// How many there are.
+    pub waiting_count: usize,
+    /// Until when nodes may come back after a restore, which are not counted; 0 is no grace.
+    pub grace_until_unix_s: u64,
+    /// CAs that are accepted no more, hex SHA-256.
+    pub retired: Vec<String>,
+}
+
+/// What retiring the old CA has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRetired {
+    /// It was retired now; there was nothing to retire otherwise.
+    pub retired: bool,
+    /// Nodes that are revoked by it.
+    pub cut_off: Vec<String>,
+    /// Join tokens with uses left that are void by it.
+    pub tokens_void: usize,
+}
+
 /// Links to the nodes.
 pub trait Nodes: Send + Sync + 'static {
     /// Every node that has joined.
@@ -82,6 +142,23 @@ pub trait Nodes: Send + Sync + 'static {
         uses: u32,
         ttl_s: u64,
     ) -> impl Future<Output = Result<String, String>> + Send;
+
+    /// The CAs, and how far a rollover is.
+    fn cas(&self) -> CaView {
+        CaView::default()
+    }
+
+    /// Begins a rollover of the CA. One that goes on already goes on.
+    fn rotate_ca(&self) -> impl Future<Output = Result<CaView, String>> + Send {
+        std::future::ready(Err("there is no CA here".to_owned()))
+    }
+
+    /// Ends the rollover: the old CA is accepted no more. It does so only if exactly `cut_off` nodes
+    /// depend on it, and revokes those.
+    fn retire_ca(&self, cut_off: usize) -> impl Future<Output = Result<CaRetired, String>> + Send {
+        let _ = cut_off;
+        std::future::ready(Err("there is no CA here".to_owned()))
+    }
 
     /// The latest events, oldest first.
     fn events(&self) -> Vec<Event>;

@@ -42,6 +42,9 @@ pub struct Certificate {
     pub life_s: u64,
     /// Hex SHA-256 of the CA that signed it.
     pub ca_sha256: String,
+    /// Hex SHA-256 of the other CA that was given with it; empty when there was none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub other_ca_sha256: String,
 }
 
 /// One node.
@@ -65,6 +68,9 @@ pub struct NodeRecord {
     /// Hex SHA-256 of the CA that signed its certificate; empty when it was not noted.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ca_sha256: String,
+    /// Hex SHA-256 of the other CA that was given with it; empty when there was none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub other_ca_sha256: String,
     /// The next certificate, until the node has come with it. Both are valid so long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Certificate>,
@@ -89,6 +95,7 @@ impl NodeRecord {
             issued_unix_s: self.joined_unix_s,
             life_s,
             ca_sha256: self.ca_sha256.clone(),
+            other_ca_sha256: self.other_ca_sha256.clone(),
         }
     }
 
@@ -106,6 +113,13 @@ impl NodeRecord {
         (!self.serial.is_empty()).then(|| self.expires_unix_s())
     }
 
+    /// Whether it has come with what a node is given now: a certificate of this CA, and the other CA
+    /// beside it or none.
+    #[must_use]
+    pub fn has(&self, (ca, other): &(String, String)) -> bool {
+        self.ca_sha256 == *ca && self.other_ca_sha256 == *other
+    }
+
     /// Makes the pending certificate the node's own, and returns the serial number before.
     fn promote(&mut self) -> Option<String> {
         let next = self.pending.take()?;
@@ -113,6 +127,7 @@ impl NodeRecord {
         self.key_sha256 = next.key_sha256;
         self.life_s = next.life_s;
         self.ca_sha256 = next.ca_sha256;
+        self.other_ca_sha256 = next.other_ca_sha256;
         Some(std::mem::replace(&mut self.serial, next.serial))
     }
 
@@ -388,20 +403,24 @@ impl Registry {
                 return Err(RegistryError::NotKnown);
             }
             // One that waited for half its life is no help any more.
+            let given = |one: &Certificate| {
+                one.ca_sha256 == next.ca_sha256 && one.other_ca_sha256 == next.other_ca_sha256
+            };
             let same = |one: &&Certificate| {
                 let half = one.issued_unix_s.saturating_add(one.life_s / 2);
-                one.key_sha256 == next.key_sha256 && unix_s < half
+                one.key_sha256 == next.key_sha256 && unix_s < half && given(one)
             };
             if let Some(same) = record.pending.as_ref().filter(same) {
                 issued = Some(same.clone());
                 return Ok(false);
             }
             let last = match &record.pending {
-                Some(pending) => pending.issued_unix_s,
-                None => record.joined_unix_s,
+                Some(pending) => pending.clone(),
+                None => record.certificate(),
             };
-            // A clock that was set back does not count.
-            let age = unix_s.checked_sub(last);
+            // A clock that was set back does not count, and after a change of the CAs nobody waits.
+            let age = unix_s.checked_sub(last.issued_unix_s);
+            let age = age.filter(|_| last.ca_sha256.is_empty() || given(&last));
             if let Some(age) = age.filter(|age| *age < RENEW_PACE_S.min(next.life_s / 20)) {
                 return Err(RegistryError::TooSoon(age));
             }
@@ -474,16 +493,71 @@ impl Registry {
         .map(|_| ())
     }
 
-    /// Notes with which token a node has asked again for its certificate.
+    /// Notes with which token a node has asked again for its certificate, and which CAs it was given
+    /// this time.
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn joined_with(&self, node: &str, token_id: &str) -> Result<bool, RegistryError> {
+    pub fn joined_with(
+        &self,
+        node: &str,
+        token_id: &str,
+        (ca, other): (String, String),
+    ) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let record = state.nodes.get_mut(node);
-            Ok(record
-                .map(|record| token_id.clone_into(&mut record.token_id))
-                .is_some())
+            let Some(record) = state.nodes.get_mut(node) else {
+                return Ok(false);
+            };
+            let before = record.clone();
+            token_id.clone_into(&mut record.token_id);
+            record.ca_sha256 = ca;
+            record.other_ca_sha256 = other;
+            Ok(*record != before)
+        })
+    }
+
+    /// Names of the nodes that are not revoked and have not come with what a node is given now.
+    pub fn outdated(&self, given: &(String, String)) -> Vec<String> {
+        self.read(|state| {
+            let outdated =
+                |(_, record): &(&String, &NodeRecord)| !record.revoked && !record.has(given);
+            let outdated = state.nodes.iter().filter(outdated);
+            outdated.map(|(name, _)| name.clone()).collect()
+        })
+    }
+
+    /// Revokes every node that has no certificate of this CA, if there are exactly `expected` of them.
+    /// Returns their names; `Err` with them when there are more or less, and nothing has changed then.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn revoke_others(
+        &self,
+        ca_sha256: &str,
+        expected: usize,
+    ) -> Result<Result<Vec<String>, Vec<String>>, RegistryError> {
+        let mut others = Vec::new();
+        let changed = self.change(|state| {
+            let other = |record: &NodeRecord| !record.revoked && record.ca_sha256 != ca_sha256;
+            let names = state.nodes.iter().filter(|(_, record)| other(record));
+            others = names.map(|(name, _)| name.clone()).collect();
+            if others.len() != expected {
+                return Ok(false);
+            }
+            for name in &others {
+                let Some(record) = state.nodes.get_mut(name) else {
+                    continue;
+                };
+                record.revoked = true;
+                for serial in record.serials() {
+                    state.retire(name, &serial);
+                }
+            }
+            Ok(!others.is_empty())
+        })?;
+        Ok(match changed || others.is_empty() {
+            true => Ok(others),
+            false => Err(others),
         })
     }
 

@@ -12,18 +12,17 @@ use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
+use crate::authorities::Authorities;
 use crate::broker::{self, Broker};
-use crate::ca::{self, Ca};
+use crate::ca;
 use crate::clock::{is_plausible, unix_s};
 use crate::enrol::Lives;
 use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::records::{Records, target};
-use crate::registry::NODES_MAX;
 use crate::source::Folder;
-use crate::{api, backup, controller, hub, tls};
+use crate::{api, backup, controller, hub};
 
 /// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
 /// ones can vanish in a tunnel without a word, and then no handshake would ever end.
@@ -96,21 +95,17 @@ pub async fn run(config: Config) -> io::Result<()> {
         let unfinished = backup::BackupError::Unfinished(data.clone());
         return Err(io::Error::other(unfinished));
     }
-    let ca = Ca::open(data).map_err(io::Error::other)?;
-    let tls = match config.broker {
-        None => tls::server_config(&ca, &config.names, NODES_MAX),
-        Some(_) => tls::enrol_config(&ca, &config.names),
-    };
-    let tls = tls.map_err(io::Error::other)?;
+    let cas = Authorities::open(data).map_err(io::Error::other)?;
     let (broker, behind) = match &config.broker {
         None => (None, None),
         Some(config) => {
-            let (broker, behind) = Broker::open(config, &ca)?;
+            let (broker, behind) = Broker::open(config, &cas)?;
             (Some(broker), Some(behind))
         }
     };
     let records = Records::open(data, &config.records)?;
-    let links = Links::open_with(data, ca, behind, Arc::clone(&records), config.lives)?;
+    let links = Links::open_with(data, cas, behind, Arc::clone(&records), config.lives)?;
+    let tls = links.port(config.names).map_err(io::Error::other)?;
     links.set_admissions(config.admissions_per_s);
     let listener = TcpListener::bind(config.listen)
         .await
@@ -145,7 +140,8 @@ pub async fn run(config: Config) -> io::Result<()> {
     };
     tokio::select! {
         () = brokered => Ok(()),
-        () = hub::serve(listener, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&links)) => Ok(()),
+        () = hub::serve(listener, tls, Arc::clone(&links)) => Ok(()),
+        () = links.keep_current() => Ok(()),
         () = links.tick() => Ok(()),
         () = records.run(&links) => Ok(()),
         result = serve(nodes, data, config.manifests, http) => result,

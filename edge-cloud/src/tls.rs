@@ -10,11 +10,13 @@ use rustls::server::{
 };
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::sync::watch;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use crate::ca::{Ca, CaError, hex};
+use crate::authorities::Authorities;
+use crate::ca::{CaError, hex};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +35,9 @@ pub enum TlsError {
 /// The server's certificate, with and without its CA.
 #[derive(Debug)]
 struct Chain {
-    /// For nodes, which hold the CA.
+    /// For nodes, which hold the CA, or during a rollover perhaps the old one only.
     short: Arc<CertifiedKey>,
-    /// For a joining board, which knows only the hash of the CA.
+    /// For a joining board, which knows only the hash of a CA.
     long: Arc<CertifiedKey>,
 }
 
@@ -48,25 +50,49 @@ impl ResolvesServerCert for Chain {
     }
 }
 
+/// Certificates as TLS shows them, the server's own first.
+type Certificates = Vec<CertificateDer<'static>>;
+
+/// The chains for nodes and for joining boards, and their key.
+fn chains(
+    cas: &Authorities,
+    names: &[String],
+) -> Result<(Certificates, Certificates, PrivateKeyDer<'static>), CaError> {
+    let (certificate, key) = cas.signer().server(names)?;
+    let mut short = vec![certificate];
+    short.extend(cas.signer_cross().cloned());
+    let mut long = short.clone();
+    match cas.signer_cross() {
+        Some(_) => long.extend(cas.ders()),
+        None => long.push(cas.signer().der().clone()),
+    }
+    Ok((short, long, key))
+}
+
 /// The configuration for a server that is reached under `names`, with room to resume the sessions
 /// of so many nodes: twice that many are kept, in memory. One ticket per handshake and a stateful
 /// cache make a reconnect half as large.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn server_config(ca: &Ca, names: &[String], nodes: usize) -> Result<ServerConfig, TlsError> {
+pub fn server_config(
+    cas: &Authorities,
+    names: &[String],
+    nodes: usize,
+) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(ca.der().clone())?;
+    for ca in cas.ders() {
+        roots.add(ca)?;
+    }
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()
             .build()?;
-    let (certificate, key) = ca.server(names)?;
+    let (short, long, key) = chains(cas, names)?;
     let key = provider.key_provider.load_private_key(key)?;
-    let long = vec![certificate.clone(), ca.der().clone()];
     let chain = Chain {
-        short: Arc::new(CertifiedKey::new(vec![certificate], Arc::clone(&key))),
+        short: Arc::new(CertifiedKey::new(short, Arc::clone(&key))),
         long: Arc::new(CertifiedKey::new(long, key)),
     };
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -84,16 +110,72 @@ pub fn server_config(ca: &Ca, names: &[String], nodes: usize) -> Result<ServerCo
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn enrol_config(ca: &Ca, names: &[String]) -> Result<ServerConfig, TlsError> {
+pub fn enrol_config(cas: &Authorities, names: &[String]) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let (certificate, key) = ca.server(names)?;
+    let (_, long, key) = chains(cas, names)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(vec![certificate, ca.der().clone()], key)?;
+        .with_single_cert(long, key)?;
     config.alpn_protocols = vec![ALPN_HTTP.to_vec(), ALPN_JOIN.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// What the port shows and whom it lets in. It is made anew with each change of the CAs, and with it
+/// goes every session that could be resumed: that would be without a look at the certificate.
+pub struct Port {
+    names: Vec<String>,
+    /// Links come here, too, of so many nodes; else only enrolments.
+    nodes: Option<usize>,
+    config: watch::Sender<Arc<ServerConfig>>,
+}
+
+impl Port {
+    /// The port of a server that is reached under `names`, for the links of so many nodes, or for
+    /// enrolments alone.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn open(
+        cas: &Authorities,
+        names: Vec<String>,
+        nodes: Option<usize>,
+    ) -> Result<Self, TlsError> {
+        let config = Arc::new(Self::config(cas, &names, nodes)?);
+        Ok(Self {
+            names,
+            nodes,
+            config: watch::Sender::new(config),
+        })
+    }
+
+    fn config(
+        cas: &Authorities,
+        names: &[String],
+        nodes: Option<usize>,
+    ) -> Result<ServerConfig, TlsError> {
+        match nodes {
+            Some(nodes) => server_config(cas, names, nodes),
+            None => enrol_config(cas, names),
+        }
+    }
+
+    /// Makes it anew for these CAs, for the connections that come from now on.
+    ///
+    /// # Errors
+    /// See [`TlsError`]; it is as it was then.
+    pub fn renew(&self, cas: &Authorities) -> Result<(), TlsError> {
+        let config = Self::config(cas, &self.names, self.nodes)?;
+        self.config.send_replace(Arc::new(config));
+        Ok(())
+    }
+
+    /// The configuration, now and from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.config.subscribe()
+    }
 }
 
 /// Who is at the other end.
@@ -157,4 +239,34 @@ pub fn verify_expired(anchors: &[CertificateDer<'static>], der: &[u8]) -> Option
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let key = &certificate.public_key().subject_public_key.data;
     Some((peer, key.to_vec()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier as _;
+    use rustls_pki_types::ServerName;
+
+    use super::*;
+
+    /// Whether a node that knows this CA only, and a board whose token names it, accept the server.
+    pub(crate) fn accepts(cas: &Authorities, ca: &CertificateDer<'static>) -> bool {
+        let (short, long, _) = chains(cas, &["cloud".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier = verifier.build().unwrap();
+        let verify = |chain: &[CertificateDer<'static>]| {
+            let (leaf, between) = chain.split_first().unwrap();
+            let name = ServerName::try_from("cloud").unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+            verifier
+                .verify_server_cert(leaf, between, &name, &[], now)
+                .is_ok()
+        };
+        let joins = long.contains(ca) && verify(&long);
+        assert_eq!(verify(&short), joins);
+        joins
+    }
 }

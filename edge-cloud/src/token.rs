@@ -48,6 +48,9 @@ pub(crate) struct Token {
     /// Whom the latest use was for; empty when that has ended, or was not noted.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     last_for: String,
+    /// Hex SHA-256 of the CA that the token names; empty when that was not noted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    ca_sha256: String,
 }
 
 impl Token {
@@ -104,6 +107,7 @@ impl TokenStore {
             uses_left: uses,
             expires_unix_s: unix_s.saturating_add(ttl_s),
             last_for: String::new(),
+            ca_sha256: sha256(ca),
         };
         let text = format!("em1.{id}.{secret}.{}", sha256(ca));
         self.change(|tokens| {
@@ -154,6 +158,24 @@ impl TokenStore {
             }
             Ok(())
         })
+    }
+
+    /// Forgets the tokens that name this CA: a board with one would not accept the server any more.
+    /// Returns how many had uses left.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn void(&self, ca_sha256: &str) -> Result<usize, TokenError> {
+        let mut void = 0;
+        self.change(|tokens| {
+            tokens.retain(|_, token| {
+                let gone = token.ca_sha256 == ca_sha256;
+                void += usize::from(gone && token.uses_left > 0);
+                !gone
+            });
+            Ok(())
+        })?;
+        Ok(void)
     }
 
     /// A node is deleted: its board needs another use to come back.

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use edge_cloud::authorities::Authorities;
 use edge_cloud::ca::{Ca, Request};
 use edge_cloud::enrol::{Desk, Lives};
 use edge_cloud::registry::{Admission, Registry};
@@ -39,13 +40,14 @@ fn now() -> u64 {
 /// Serves enrolments; on ALPN `mqtt` it answers with the name of an admitted peer, or `-`.
 async fn cloud(data: &Path) -> Cloud {
     let ca = Arc::new(Ca::open(data).unwrap());
+    let cas = Authorities::open(data).unwrap();
     let tokens = Arc::new(TokenStore::open(data).unwrap());
     let registry = Arc::new(Registry::open(data, now()).unwrap());
-    let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
+    let config = tls::server_config(&cas, &["127.0.0.1".to_owned()], 8).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (ca2, tokens2) = (Arc::clone(&ca), Arc::clone(&tokens));
+    let tokens2 = Arc::clone(&tokens);
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
             let Ok(mut stream) = acceptor.accept(tcp).await else {
@@ -53,7 +55,7 @@ async fn cloud(data: &Path) -> Cloud {
             };
             if stream.get_ref().1.alpn_protocol() == Some(ALPN_JOIN) {
                 let desk = Desk {
-                    ca: &ca2,
+                    cas: &cas,
                     tokens: &tokens2,
                     registry: &registry,
                     broker: None,
@@ -304,11 +306,11 @@ async fn foreign_expired_and_unlisted_certificates_are_refused() {
 #[tokio::test]
 async fn a_request_with_an_endless_head_is_refused_soon() {
     let data = tempfile::tempdir().unwrap();
-    let ca = Ca::open(data.path()).unwrap();
+    let cas = Authorities::open(data.path()).unwrap();
     let tokens = TokenStore::open(data.path()).unwrap();
     let registry = Registry::open(data.path(), now()).unwrap();
     let desk = Desk {
-        ca: &ca,
+        cas: &cas,
         tokens: &tokens,
         registry: &registry,
         broker: None,

@@ -297,6 +297,7 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
         &cloud.links.views(),
         &Status::default(),
         &cloud.links.records(),
+        &cloud.links.cas(),
     )
     .unwrap();
     // This node's certificate ends within the hour.
@@ -306,6 +307,8 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
         "edge_cloud_node_cloned{node=\"a\"} 1".to_owned(),
         format!("edge_cloud_node_certificate_earliest_end_timestamp_seconds {end}"),
         "edge_cloud_node_certificates_ending_soon 1".to_owned(),
+        "edge_cloud_server_certificate_end_timestamp_seconds 4102444800".to_owned(),
+        "edge_cloud_ca_end_timestamp_seconds 4102444800".to_owned(),
     ] {
         assert!(text.contains(&line), "{line}: {text}");
     }

@@ -16,16 +16,15 @@ use std::time::{Duration, Instant};
 use board::{Answers, Board, Cloud, Identity, Outbox, PATIENCE, identity, now};
 use edge_cloud::backup::{self, Backup};
 use edge_cloud::ca::Ca;
+use edge_cloud::hub;
 use edge_cloud::links::Links;
 use edge_cloud::nodes::Nodes as _;
 use edge_cloud::records::{Records, View, target};
 use edge_cloud::registry::{NodeRecord, Registry};
-use edge_cloud::{hub, tls};
 use edge_proto::frame::{Entry, GapReason};
 use servers::{Http, Jetstream, Mosquitto};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 
 const NODE: &str = "gate";
 const POLL: Duration = Duration::from_millis(10);
@@ -65,16 +64,16 @@ impl Place {
         // The one before may still write its last.
         let records = until(|| Records::open(data, &config).ok()).await;
         let ca = Ca::open(data).unwrap();
-        let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
         let links =
             Links::open_with(data, ca, None, Arc::clone(&records), Default::default()).unwrap();
+        let tls = links.port(vec!["127.0.0.1".to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let cloud = Arc::new(Cloud::at(address, data, Arc::clone(&links)));
         let (serving, ticking, writing) = (links.clone(), links.clone(), links.clone());
         let mut tasks = vec![
             tokio::spawn(async move {
-                hub::serve(listener, TlsAcceptor::from(Arc::new(config)), serving).await;
+                hub::serve(listener, tls, serving).await;
             }),
             tokio::spawn(async move { ticking.tick().await }),
             tokio::spawn(async move { records.run(&writing).await }),

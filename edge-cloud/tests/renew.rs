@@ -5,7 +5,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edge_cloud::ca::{Ca, Request};
+use edge_cloud::authorities::Authorities;
+use edge_cloud::ca::Request;
 use edge_cloud::enrol::{Desk, Enrolled, Lives};
 use edge_cloud::registry::{Admission, NodeRecord, Registry};
 use edge_cloud::tls::Peer;
@@ -19,7 +20,7 @@ const DAY_S: u64 = 24 * 3600;
 
 struct Cloud {
     data: tempfile::TempDir,
-    ca: Ca,
+    cas: Authorities,
     registry: Registry,
     tokens: TokenStore,
     lives: Lives,
@@ -56,7 +57,7 @@ impl Cloud {
     fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         Self {
-            ca: Ca::open(data.path()).unwrap(),
+            cas: Authorities::open(data.path()).unwrap(),
             registry: Registry::open(data.path(), now()).unwrap(),
             tokens: TokenStore::open(data.path()).unwrap(),
             lives: Lives {
@@ -71,11 +72,15 @@ impl Cloud {
     fn joined(&self, node: &str, days: u64) -> Identity {
         let (key, issued) = (new_key(), now() - days * DAY_S);
         let request = Request::read(&csr(&key)).unwrap();
-        let certificate = self.ca.node(node, &request, None, issued, 30 * DAY_S);
+        let certificate = self
+            .cas
+            .signer()
+            .node(node, &request, None, issued, 30 * DAY_S);
         let certificate = certificate.unwrap();
         let record = NodeRecord {
             serial: certificate.serial,
             joined_unix_s: issued,
+            ca_sha256: self.cas.given().0,
             ..NodeRecord::default()
         };
         self.registry.add(node, record).unwrap();
@@ -84,7 +89,7 @@ impl Cloud {
     }
 
     fn request(&self, old: &Identity, new: &KeyPair) -> RenewRequest {
-        let ca_sha256 = Sha256::digest(self.ca.der()).into();
+        let ca_sha256 = Sha256::digest(self.cas.signer().der()).into();
         let csr = csr(new);
         let signed = RenewRequest::signed(&ca_sha256, &old.certificate, &csr);
         RenewRequest {
@@ -97,7 +102,7 @@ impl Cloud {
 
     async fn ask(&self, request: &RenewRequest) -> (JoinAnswer, Option<Enrolled>) {
         let desk = Desk {
-            ca: &self.ca,
+            cas: &self.cas,
             tokens: &self.tokens,
             registry: &self.registry,
             broker: None,
@@ -122,7 +127,7 @@ impl Cloud {
         else {
             panic!("{answer:?}");
         };
-        assert_eq!(cas, [self.ca.der().to_vec()]);
+        assert_eq!(cas, [self.cas.signer().der().to_vec()]);
         let peer = Peer::of(&certificate).unwrap();
         assert_eq!(served, Some(Enrolled::Renewed(peer.node.clone())));
         peer
@@ -207,7 +212,8 @@ async fn less_than_a_proof_is_refused_and_changes_nothing() {
         let serial = Peer::of(&old.certificate).unwrap().serial;
         let request = Request::read(&csr(&key)).unwrap();
         let made = elsewhere
-            .ca
+            .cas
+            .signer()
             .node("gate", &request, Some(&serial), now(), DAY_S);
         let certificate = made.unwrap().der;
         Identity { certificate, key }
@@ -234,4 +240,52 @@ async fn less_than_a_proof_is_refused_and_changes_nothing() {
     // And after a restart.
     let registry = Registry::open(cloud.data.path(), now()).unwrap();
     assert!(registry.find("gate").unwrap().revoked);
+}
+
+/// Goal: during a rollover both CAs are a proof, and nobody waits for a certificate of the new one;
+/// afterwards the old one is none. Method: certificates that were issued just now, which cannot be renewed
+/// yet but for the change.
+#[tokio::test]
+async fn a_change_of_the_ca_lets_everybody_renew_once() {
+    let mut cloud = Cloud::new();
+    let (old, new) = (cloud.joined("a", 0), new_key());
+    let missed = cloud.joined("b", 0);
+    let request = cloud.request(&missed, &new_key());
+    cloud.cas = cloud.cas.rotate(now(), true).unwrap();
+    let (answer, served) = cloud.ask(&cloud.request(&old, &new)).await;
+    assert_eq!(served, Some(Enrolled::Renewed("a".to_owned())));
+    let JoinAnswer::Issued {
+        certificate, cas, ..
+    } = answer
+    else {
+        panic!("{answer:?}");
+    };
+    let expected: Vec<_> = cloud.cas.ders().iter().map(|ca| ca.to_vec()).collect();
+    assert_eq!(cas, expected);
+    let peer = Peer::of(&certificate).unwrap();
+    assert_eq!(
+        cloud.registry.admit(&peer, now()).unwrap(),
+        Admission::Known
+    );
+    assert!(cloud.registry.find("a").unwrap().has(&cloud.cas.given()));
+    assert_eq!(cloud.registry.outdated(&cloud.cas.given()), ["b"]);
+    // Once: the next one has to wait again.
+    let identity = Identity {
+        certificate,
+        key: new,
+    };
+    let (answer, _) = cloud.ask(&cloud.request(&identity, &new_key())).await;
+    let JoinAnswer::Refused(why) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(why.contains("ask again later"), "{why}");
+
+    cloud.cas = cloud.cas.retire(now()).unwrap();
+    let (answer, _) = cloud.ask(&request).await;
+    assert!(matches!(answer, JoinAnswer::Refused(why) if why.contains("another cloud")));
+    // Also when it names the new CA.
+    let (answer, _) = cloud.ask(&cloud.request(&missed, &new_key())).await;
+    assert!(matches!(answer, JoinAnswer::Refused(why) if why.contains("none of this cloud's")));
+    let revoked = cloud.registry.revoke_others(&cloud.cas.given().0, 1);
+    assert_eq!(revoked.unwrap(), Ok(vec!["b".to_owned()]));
 }

@@ -137,8 +137,8 @@ impl ServerCertVerifier for Clockproof {
     }
 }
 
-/// Checks the server of a join: the last certificate of its chain must have the token's hash, and
-/// the chain must then hold against it as the one CA.
+/// Checks the server of a join: a certificate of its chain must have the token's hash, and the chain
+/// must then hold against it as the one CA. During a rollover the server shows both of its CAs.
 struct PinnedHash {
     ca_sha256: [u8; 32],
     provider: Arc<CryptoProvider>,
@@ -161,12 +161,17 @@ impl ServerCertVerifier for PinnedHash {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let (ca, between) = intermediates.split_last().ok_or_else(|| unknown.clone())?;
-        if digest::digest(&digest::SHA256, ca).as_ref() != self.ca_sha256 {
-            return Err(unknown);
-        }
-        clockproof(core::slice::from_ref(ca), &self.provider, &self.time)?
-            .verify_server_cert(leaf, between, name, ocsp, now)
+        let named = |ca: &&CertificateDer<'_>| {
+            digest::digest(&digest::SHA256, ca).as_ref() == self.ca_sha256
+        };
+        let ca = intermediates.iter().find(named).ok_or(unknown)?;
+        clockproof(core::slice::from_ref(ca), &self.provider, &self.time)?.verify_server_cert(
+            leaf,
+            intermediates,
+            name,
+            ocsp,
+            now,
+        )
     }
 
     fn verify_tls12_signature(

@@ -5,14 +5,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::USER;
-use crate::ca::{Ca, pem, replace_with_mode};
+use crate::authorities::Authorities;
+use crate::ca::{Ca, CaError, pem, replace_with_mode};
 
 /// What `edge-cloud broker-config` has written, for a person.
 pub const FILES: [(&str, &str); 8] = [
-    ("ca.crt", "the CA: the broker trusts it for clients"),
+    ("ca.crt", "the CAs: the broker trusts them for clients"),
     ("broker.crt", "the broker's certificate"),
     ("broker.key", "its key"),
     (
@@ -70,38 +71,44 @@ fn mosquitto(dir: &Path, port: u16) -> String {
 /// Those of the file system and of the CA.
 pub fn write(
     dir: &Path,
-    ca: &Ca,
+    cas: &Authorities,
     names: &[String],
     port: u16,
     retired: Vec<(String, u64)>,
 ) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let dir = &dir.canonicalize()?;
-    let identity = |name: &str, certificate: &[u8], key: &PrivateKeyDer<'_>| {
-        let public = pem("CERTIFICATE", certificate);
+    let certificates = |ders: &[CertificateDer<'static>]| -> String {
+        ders.iter().map(|der| pem("CERTIFICATE", der)).collect()
+    };
+    let identity = |name: &str, chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'_>| {
+        let public = certificates(chain);
         replace(&dir.join(format!("{name}.crt")), &public, 0o644)?;
         let secret = pem("PRIVATE KEY", key.secret_der());
         replace(&dir.join(format!("{name}.key")), &secret, 0o600)
     };
-    let (certificate, key) = ca.server(names).map_err(io::Error::other)?;
-    identity("broker", &certificate, &key)?;
-    let (certificate, key) = ca.client(USER).map_err(io::Error::other)?;
-    identity("edge-cloud", &certificate, &key)?;
-    replace(&dir.join("ca.crt"), &pem("CERTIFICATE", ca.der()), 0o644)?;
-    write_crl(&dir.join("broker.crl"), ca, retired)?;
+    let (certificate, key) = cas.newest().server(names).map_err(io::Error::other)?;
+    let chain: Vec<_> = std::iter::once(certificate)
+        .chain(cas.cross().cloned())
+        .collect();
+    identity("broker", &chain, &key)?;
+    let (certificate, key) = cas.signer().client(USER).map_err(io::Error::other)?;
+    identity("edge-cloud", &[certificate], &key)?;
+    replace(&dir.join("ca.crt"), &certificates(&cas.ders()), 0o644)?;
+    write_crl(&dir.join("broker.crl"), cas, retired)?;
     replace(&dir.join("acl"), &acl(), 0o644)?;
     replace(&dir.join("mosquitto.conf"), &mosquitto(dir, port), 0o644)
 }
 
-/// Replaces the list of refused certificates.
+/// Replaces the lists of refused certificates, one of each CA: OpenSSL looks for that of the CA which
+/// has signed a certificate. Whose a serial number is, is not noted, so each list has all.
 ///
 /// # Errors
 /// Those of the file system and of the CA.
-pub fn write_crl(path: &Path, ca: &Ca, retired: Vec<(String, u64)>) -> io::Result<()> {
-    let list = ca
-        .crl(retired, crate::clock::unix_s())
-        .map_err(io::Error::other)?;
-    replace(path, &list, 0o644)
+pub fn write_crl(path: &Path, cas: &Authorities, retired: Vec<(String, u64)>) -> io::Result<()> {
+    let list = |ca: &Ca| ca.crl(retired.iter().cloned(), crate::clock::unix_s());
+    let lists: Result<String, CaError> = cas.all().map(list).collect();
+    replace(path, &lists.map_err(io::Error::other)?, 0o644)
 }
 
 fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {

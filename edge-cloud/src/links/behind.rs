@@ -183,7 +183,7 @@ impl Links {
     /// Writes the list of refused certificates for the broker.
     pub(super) fn keep_crl(&self) -> io::Result<()> {
         match self.behind.as_ref().and_then(|behind| behind.crl.as_ref()) {
-            Some(path) => write_crl(path, &self.ca, self.registry.retired()),
+            Some(path) => write_crl(path, &self.authorities(), self.registry.retired()),
             None => Ok(()),
         }
     }

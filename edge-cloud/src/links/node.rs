@@ -96,6 +96,8 @@ pub(super) struct Node {
     pub(super) boots: [String; 2],
     pub(super) changed_unix_s: u64,
     pub(super) takeovers: Takeovers,
+    /// When it was last asked to renew its certificate.
+    pub(super) renewal_asked: Option<u64>,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
     pub(super) problems: Problems,
 }

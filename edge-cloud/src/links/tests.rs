@@ -1,7 +1,7 @@
 use std::thread;
 
 use super::*;
-use crate::ca::NODE_LIFE_S;
+use crate::ca::{Ca, NODE_LIFE_S};
 use crate::registry::NodeRecord;
 use crate::takeover::TAKEOVERS_MAX;
 

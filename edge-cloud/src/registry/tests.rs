@@ -24,6 +24,7 @@ fn next(serial: &str, key: &str, issued_unix_s: u64) -> Certificate {
         issued_unix_s,
         life_s: NODE_LIFE_S,
         ca_sha256: "ca".to_owned(),
+        other_ca_sha256: String::new(),
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use edge_cloud::ca::{Ca, Request};
+use edge_cloud::hub;
 use edge_cloud::links::Links;
 use edge_cloud::nodes::{NodeView, Nodes as _};
 use edge_cloud::registry::{NodeRecord, Registry};
-use edge_cloud::{hub, tls};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
 use edge_proto::session::{Device, DeviceConfig, Input, Output};
@@ -26,8 +26,8 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Patience with any state.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -105,13 +105,13 @@ impl Cloud {
             identity
         });
         drop(registry);
-        let config = tls::server_config(&ca, &["127.0.0.1".to_owned()], 8).unwrap();
         let links = Links::open(data.path(), Ca::open(data.path()).unwrap(), None).unwrap();
+        let tls = links.port(vec!["127.0.0.1".to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (serving, ticking) = (Arc::clone(&links), Arc::clone(&links));
         tokio::spawn(async move {
-            hub::serve(listener, TlsAcceptor::from(Arc::new(config)), serving).await;
+            hub::serve(listener, tls, serving).await;
         });
         tokio::spawn(async move { ticking.tick().await });
         let cloud = Self {

@@ -1,0 +1,255 @@
+//! The rollover of the CA: its steps, and the nodes that it waits for. What a step means, see
+//! [`crate::authorities`].
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use edge_proto::call::METHOD_RENEW;
+use tokio::sync::watch;
+
+use super::Links;
+use crate::authorities::{Authorities, Phase};
+use crate::ca::{Ca, OWN_END_UNIX_S};
+use crate::clock::unix_s;
+use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting, Nodes as _};
+use crate::registry::NODES_MAX;
+use crate::tls::{Port, TlsError};
+
+/// Nodes that are asked to renew their certificate in each [`ASK_PACE`], after a change of the CAs:
+/// each costs a handshake or two and a signature. 5,000 take about four minutes.
+pub const RENEWALS_AT_ONCE: usize = 20;
+/// See [`RENEWALS_AT_ONCE`].
+pub const ASK_PACE: Duration = Duration::from_secs(1);
+/// A node that was asked and has not renewed is asked again after this, milliseconds: ten minutes.
+pub const ASK_AGAIN_MS: u64 = 600_000;
+/// Names of waiting nodes that a person is shown.
+pub const WAITING_SHOWN: usize = 20;
+
+impl Links {
+    /// The CAs.
+    #[must_use]
+    pub fn authorities(&self) -> Arc<Authorities> {
+        Arc::clone(&self.cas.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The configuration of the one port, now and after each change of the CAs.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn port(
+        &self,
+        names: Vec<String>,
+    ) -> Result<watch::Receiver<Arc<rustls::ServerConfig>>, TlsError> {
+        let links = (!self.is_behind_broker()).then_some(NODES_MAX);
+        let port = Port::open(&self.authorities(), names, links)?;
+        Ok(self.port.get_or_init(|| port).subscribe())
+    }
+
+    /// Makes the next step of a rollover, durably, and then everything that follows from the CAs. What
+    /// fails then is told as an event: the step is made.
+    fn step(
+        &self,
+        step: impl FnOnce(&Authorities) -> Result<Authorities, crate::ca::CaError>,
+    ) -> Result<Arc<Authorities>, String> {
+        let text = |error: &dyn std::fmt::Display| format!("cannot change the CA: {error}");
+        let mut cas = self.cas.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = step(&cas).map_err(|error| text(&error))?;
+        next.write(&self.data).map_err(|error| text(&error))?;
+        *cas = Arc::new(next);
+        let next = Arc::clone(&cas);
+        drop(cas);
+        if let Some(Err(error)) = self.port.get().map(|port| port.renew(&next)) {
+            let why = format!("restart edge-cloud: its certificate was not made anew: {error}");
+            self.lock().event("", "PortNotRenewed", &why);
+        }
+        if let Err(error) = self.keep_crl() {
+            self.lock().event("", "CrlNotWritten", &error.to_string());
+        }
+        self.rotated.notify_one();
+        Ok(next)
+    }
+
+    pub(super) fn rotate(&self) -> Result<CaView, String> {
+        if self.authorities().phase() == Phase::Single {
+            let now = unix_s();
+            if !crate::clock::is_plausible(now) {
+                return Err("the clock of edge-cloud is wrong: set it first".to_owned());
+            }
+            // Behind a broker, it has to accept the new CA's clients first.
+            let signs = !self.is_behind_broker();
+            let next = self.step(|cas| cas.rotate(now, signs))?;
+            let what = match signs {
+                true => "it signs from now on; nodes are asked to renew their certificates",
+                false => "it signs as soon as the broker accepts its clients",
+            };
+            let text = format!("new CA {}: {what}", next.newest().sha256());
+            self.lock().event("", "CaRotated", &text);
+        }
+        Ok(self.ca_view())
+    }
+
+    pub(super) fn retire(&self, cut_off: usize) -> Result<CaRetired, String> {
+        let cas = self.authorities();
+        let old = match (cas.phase(), cas.other()) {
+            (Phase::Signing, Some(old)) => old.sha256(),
+            (Phase::Offered, _) => {
+                return Err(
+                    "the new CA does not sign yet, because the broker does not accept its \
+                            clients: run `edge-cloud broker-config` again and restart the broker"
+                        .to_owned(),
+                );
+            }
+            _ => return Ok(CaRetired::default()),
+        };
+        if let Some(grace) = self.registry.grace(unix_s()).filter(|_| cut_off == 0) {
+            return Err(format!(
+                "nodes that joined after the restored backup may come back until {} (seconds since \
+                 1970), and nobody knows of which CA their certificates are: wait, or retire it with \
+                 --force and the number of nodes that depend on it",
+                grace.until_unix_s
+            ));
+        }
+        let revoked = self
+            .registry
+            .revoke_others(&cas.signer().sha256(), cut_off)
+            .map_err(|error| error.to_string())?;
+        let cut_off = revoked.map_err(|depending| refusal(&depending))?;
+        let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
+        self.step(|cas| cas.retire(unix_s()))?;
+        let mut state = self.lock();
+        for name in &cut_off {
+            self.end_link(&mut state, name);
+            let why = "the CA of its certificate is retired: delete it, and join it again";
+            state.event(name, "Revoked", why);
+        }
+        state.event("", "CaRetired", &format!("{old} is accepted no more"));
+        drop(state);
+        self.changed();
+        Ok(CaRetired {
+            retired: true,
+            cut_off,
+            tokens_void,
+        })
+    }
+
+    /// The broker accepts clients of the new CA: it signs from now on. Nothing if it does already.
+    pub fn broker_accepts_new_ca(&self) {
+        if self.authorities().phase() != Phase::Offered {
+            return;
+        }
+        match self.step(Authorities::sign) {
+            Ok(_) => self.lock().event(
+                "",
+                "CaSigns",
+                "the broker accepts its clients; nodes are asked to renew their certificates",
+            ),
+            Err(error) => self.lock().event("", "CaNotChanged", &error),
+        }
+    }
+
+    pub(super) fn ca_view(&self) -> CaView {
+        let cas = self.authorities();
+        let records = self.registry.nodes();
+        let valid = || records.values().filter(|record| !record.revoked);
+        let row = |(ca, made_unix_s): (&Ca, u64)| {
+            let sha256 = ca.sha256();
+            let certificates = valid().filter(|record| record.ca_sha256 == sha256);
+            let trusting = valid()
+                .filter(|record| record.ca_sha256 == sha256 || record.other_ca_sha256 == sha256);
+            CaRow {
+                signs: std::ptr::eq(ca, cas.signer()),
+                made_unix_s,
+                end_unix_s: ca.end_unix_s(),
+                certificates: certificates.count(),
+                trusting: trusting.count(),
+                sha256,
+            }
+        };
+        let signer = cas.signer().sha256();
+        let depending = valid().filter(|record| record.ca_sha256 != signer);
+        let outdated = match cas.ever_rotated() {
+            true => self.registry.outdated(&cas.given()),
+            false => Vec::new(),
+        };
+        let state = self.lock();
+        let waiting = outdated.iter().take(WAITING_SHOWN).map(|node| CaWaiting {
+            node: node.clone(),
+            connected: state.nodes.get(node).is_some_and(|node| node.live),
+        });
+        CaView {
+            phase: cas.phase().name().to_owned(),
+            waiting: waiting.collect(),
+            waiting_count: outdated.len(),
+            cas: cas.all().zip(cas.made()).map(row).collect(),
+            server_end_unix_s: OWN_END_UNIX_S,
+            nodes: valid().count(),
+            depending: match cas.phase() {
+                Phase::Single => 0,
+                Phase::Offered | Phase::Signing => depending.count(),
+            },
+            grace_until_unix_s: self
+                .registry
+                .grace(unix_s())
+                .map_or(0, |grace| grace.until_unix_s),
+            retired: cas.retired().iter().map(|ca| ca.sha256.clone()).collect(),
+        }
+    }
+
+    /// Asks nodes to renew their certificate that have none of what they would be given now, for
+    /// ever: all that are connected after a change of the CAs, and others when they come.
+    pub async fn keep_current(self: &Arc<Self>) {
+        loop {
+            if !self.authorities().ever_rotated() {
+                self.rotated.notified().await;
+            }
+            for name in self.due_renewals() {
+                let mut answer = self.call(&name, METHOD_RENEW, Vec::new());
+                // Whoever does not answer is asked again.
+                tokio::spawn(async move { while answer.recv().await.is_some() {} });
+            }
+            tokio::time::sleep(ASK_PACE).await;
+        }
+    }
+
+    /// Those that are to be asked now; they are not due again for [`ASK_AGAIN_MS`].
+    fn due_renewals(&self) -> Vec<String> {
+        let cas = self.authorities();
+        if cas.phase() == Phase::Offered {
+            return Vec::new();
+        }
+        let outdated = self.registry.outdated(&cas.given());
+        let now = self.now();
+        let mut state = self.lock();
+        let due = outdated.into_iter().filter(|name| {
+            let node = state.nodes.get_mut(name).filter(|node| node.live);
+            let asked = |node: &super::Node| node.renewal_asked;
+            let Some(node) =
+                node.filter(|node| asked(node).is_none_or(|at| now >= at + ASK_AGAIN_MS))
+            else {
+                return false;
+            };
+            node.renewal_asked = Some(now);
+            true
+        });
+        due.take(RENEWALS_AT_ONCE).collect()
+    }
+}
+
+/// Why the old CA is not retired.
+fn refusal(depending: &[String]) -> String {
+    let shown: Vec<&str> = depending
+        .iter()
+        .take(WAITING_SHOWN)
+        .map(String::as_str)
+        .collect();
+    let more = match depending.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "{count} nodes have no certificate of the new CA: {names}{more}. They would be cut off for good; \
+         `edge-cloud ca retire --force {count}` does so",
+        count = depending.len(),
+        names = shown.join(", ")
+    )
+}
