@@ -10,25 +10,30 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::blocklog::{self, Cut};
-use crate::{program, root, text};
+use crate::qmp::Control;
+use crate::{measure, program, root, text};
 
 /// Patience with a state of an emulated board, whose every instruction costs ten; a container by
 /// runc alone takes up to ten seconds on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 /// Patience with one command on the console.
 const COMMAND: Duration = Duration::from_secs(60);
+/// How often the cloud is looked at, which costs a process of this machine.
+const CLOUD_POLL: Duration = Duration::from_millis(100);
 /// How often a state is looked at: each look costs the board a process.
 const POLL: Duration = Duration::from_millis(500);
 /// How often the console's file is looked at, which costs the board nothing.
 const CONSOLE_POLL: Duration = Duration::from_millis(10);
 /// What the guest's shell says when it takes commands.
 const READY: &str = "board: ready";
+/// What it says when its boot has stopped before the disk.
+const HALFWAY: &str = "board: halfway";
 /// The host as a guest of QEMU's user network sees it.
 const HOST: &str = "10.0.2.2";
 
@@ -76,6 +81,9 @@ pub struct Boot {
     /// brings the network up, and a disk that loses what was not flushed; see
     /// [`Board::cut_power_of_disk`].
     pub store: bool,
+    /// Resumed from the middle of a boot, where [`Board::save`] has left it, instead of booted from
+    /// the start; with `store` only.
+    pub resumed: bool,
 }
 
 /// A board that is booted, the disk that outlives its power, and its cloud.
@@ -197,6 +205,27 @@ impl Board {
         Ok(serde_json::from_str(&self.cloud_text(&["--json", what])?)?)
     }
 
+    /// What the API of edge-cloud answers to a GET, without a process of its own as
+    /// [`Self::cloud_text`] needs.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn cloud_get(&self, target: &str) -> Result<Value> {
+        measure::get(&self.dir.join("cloud/api.sock"), target)
+    }
+
+    /// The image of the disk, as the last power cut has left it.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+
+    /// The folder of edge-cloud's data.
+    #[must_use]
+    pub fn cloud_data(&self) -> PathBuf {
+        self.dir.join("cloud")
+    }
+
     /// Names of the pods that the cloud sees running right now, sorted.
     ///
     /// # Errors
@@ -218,6 +247,48 @@ impl Board {
     /// # Errors
     /// It does not boot; the console is in the message.
     pub fn boot(&mut self, boot: Boot) -> Result<()> {
+        self.switch_on(boot)?;
+        self.until_booted()
+    }
+
+    /// Switches the power on. A resumed board runs then, before its disk is mounted.
+    ///
+    /// # Errors
+    /// QEMU does not start, or does not resume the board.
+    pub fn switch_on(&mut self, boot: Boot) -> Result<()> {
+        self.qemu(boot, boot.resumed.then_some("resumed"))?;
+        if boot.resumed {
+            // What is typed while the state is loaded gets lost.
+            Control::connect(&self.dir.join("control"), COMMAND)?.until_running(COMMAND)?;
+            // The clock was saved, too.
+            let unix_s = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+            self.type_in(&format!("date -s @{unix_s} && /init data\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the shell on the console of a board that was switched on.
+    ///
+    /// # Errors
+    /// It does not boot; the console is in the message.
+    pub fn until_booted(&mut self) -> Result<()> {
+        self.until_console(READY, PATIENCE)?;
+        Ok(())
+    }
+
+    /// Boots a board up to before it touches its disk, and saves it there, for boots with `resumed`.
+    ///
+    /// # Errors
+    /// It does not boot, or QEMU does not save it.
+    pub fn save(&mut self, boot: Boot) -> Result<()> {
+        self.qemu(boot, Some("halfway"))?;
+        self.until_console(HALFWAY, PATIENCE)?;
+        Control::connect(&self.dir.join("control"), COMMAND)?
+            .save(&self.dir.join("saved"), COMMAND)?;
+        kill(&mut self.qemu)
+    }
+
+    fn qemu(&mut self, boot: Boot, how: Option<&str>) -> Result<()> {
         let console = fs::File::create(self.console_file())?;
         let mut command = Command::new(root().join("scripts/board"));
         command
@@ -226,14 +297,32 @@ impl Board {
             .args(boot.offline.then_some("offline"))
             .args(boot.year_1970.then_some("1970"))
             .args(boot.store.then_some("store"))
+            .args(how)
             .arg("quiet")
             .stdin(Stdio::piped())
             .stderr(console.try_clone()?)
             .stdout(console);
         self.qemu = Some(command.spawn()?);
         self.seen = 0;
-        self.until_console(READY, PATIENCE)?;
         Ok(())
+    }
+
+    /// What the board has printed since it was switched on.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn console(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.console_file())?).replace('\r', ""))
+    }
+
+    /// Types into the console and waits for nothing.
+    ///
+    /// # Errors
+    /// The board is not booted.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        let stdin = self.qemu.as_mut().and_then(|qemu| qemu.stdin.as_mut());
+        let stdin = stdin.context("the board is not booted")?;
+        Ok(stdin.write_all(text.as_bytes())?)
     }
 
     /// Cuts the power: what the guest had only in its memory is gone.
@@ -251,7 +340,20 @@ impl Board {
     /// It is not booted so.
     pub fn cut_power_of_disk(&mut self, seed: u64) -> Result<Cut> {
         kill(&mut self.qemu)?;
-        blocklog::cut(&self.dir.join("disk"), &self.dir.join("disk.log"), seed)
+        let log = self.dir.join("disk.log");
+        let cut = blocklog::cut(&self.dir.join("disk"), &log, seed)?;
+        // The next life may be cut before it begins a log of its own.
+        fs::write(log, "")?;
+        Ok(cut)
+    }
+
+    /// CPU time that the board has had since it was switched on.
+    ///
+    /// # Errors
+    /// It is not booted.
+    pub fn cpu(&self) -> Result<Duration> {
+        let qemu = self.qemu.as_ref().context("the board is not booted")?;
+        Ok(measure::activity(qemu.id())?.cpu)
     }
 
     /// What a command prints in the guest's shell.
@@ -262,10 +364,7 @@ impl Board {
         self.commands += 1;
         let number = self.commands;
         let line = format!("{{ {command}; }} 2>&1; code=$?; echo; echo \"@@{number}:$code\"\n");
-        let stdin = self.qemu.as_mut().and_then(|qemu| qemu.stdin.as_mut());
-        stdin
-            .context("the board is not booted")?
-            .write_all(line.as_bytes())?;
+        self.type_in(&line)?;
         let mark = format!("\n@@{number}:");
         let answer = self.until_console(&mark, COMMAND)?;
         let code = self.until_console("\n", COMMAND)?;
@@ -335,7 +434,7 @@ impl Board {
             if reached(self) {
                 return Ok(());
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(CLOUD_POLL);
         }
         bail!("{what}: not within {PATIENCE:?}\n{}", self.logs())
     }

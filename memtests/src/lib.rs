@@ -15,6 +15,7 @@ pub mod blocklog;
 pub mod board;
 pub mod broker;
 pub mod measure;
+pub mod qmp;
 pub mod records;
 pub mod scenario;
 pub mod wan;
