@@ -366,8 +366,9 @@ impl Sender {
         let done = if is_done(&self.flight) {
             self.flight.take()
         } else if is_done(&self.aside) {
-            // It came before the small ones, which started from another root.
+            // It came before the small ones, which started from another root and are next.
             self.flight = None;
+            self.owes_large = false;
             self.aside.take()
         } else {
             None

@@ -358,3 +358,31 @@ fn a_small_change_does_not_wait_for_a_large_one() {
         (world.now - start) / US - 10_000
     );
 }
+
+/// Goal: the same at whatever moment it comes, also when the large object has just come and another
+/// one is next. Method: three ConfigMaps of 256 KiB one after the other, and a small one every 20 ms
+/// of their time, each in a world of its own.
+#[test]
+fn a_small_change_waits_for_no_large_one_whenever_it_comes() {
+    let small = key(Kind::ConfigMap, 9);
+    let mut worst = (0, 0);
+    for at_ms in (100..2_200).step_by(20) {
+        let mut world = World::new(3_000_000, 75);
+        for count in 1..=3 {
+            let bytes: Vec<u8> = (0..256 * 1024_u32)
+                .map(|i| (i % 251) as u8 + count)
+                .collect();
+            world.tell_cloud(put(key(Kind::ConfigMap, count.into()), &bytes));
+        }
+        world.run(world.now + at_ms * US);
+        let start = world.now;
+        world.tell_cloud(put(small.clone(), b"small"));
+        while !world.pair.at_device.objects.contains_key(&small) {
+            world.run(world.now + 5 * US);
+            assert!(world.now < start + 9_000 * US, "{at_ms}: it waits for ever");
+        }
+        worst = worst.max(((world.now - start) / US, at_ms));
+    }
+    println!("worst={} ms at {} ms", worst.0, worst.1);
+    assert!(worst.0 < 75 + 300, "{} ms at {} ms", worst.0, worst.1);
+}
