@@ -59,10 +59,11 @@ pub const RECORD_ENTRIES_MAX: usize = 256;
 /// Bytes of the entries of one records frame: a frame without version, tags, session, outbox,
 /// class and numbers.
 pub const RECORDS_BYTES_MAX: usize = FRAME_BYTES_MAX - 64;
-/// Bytes of records frames of one node in flight. Nine tenths of a line of 3 Mbit/s with a round
-/// trip of 150 ms; what comes behind it waits for 130 ms there. A class that has nothing in flight
-/// may always send one frame, so that one whose sink stands does not hold up the others.
-pub const STREAM_WINDOW_BYTES: usize = 48 * 1024;
+/// Bytes of records frames of one node in flight: what 3 Mbit/s carry in a round trip of 150 ms and in
+/// the 20 ms until a sink has them. With a quicker sink little of it queues; what comes behind all
+/// of it waits for 175 ms there. A class that has nothing in flight may always send one frame, so
+/// that one whose sink stands does not hold up the others.
+pub const STREAM_WINDOW_BYTES: usize = 64 * 1024;
 /// Records frames of one node in flight. Few, so that small records go together when the round
 /// trip is long.
 pub const STREAM_FRAMES_MAX: usize = 16;
