@@ -110,13 +110,35 @@ fn simple() -> Made {
 
 struct Board {
     dir: tempfile::TempDir,
+    /// A medium of its own, which goes with the board whatever becomes of the test.
+    medium: Option<PathBuf>,
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        if let Some(medium) = &self.medium
+            && let Err(error) = nix::mount::umount(medium)
+        {
+            eprintln!("{}: {error}", medium.display());
+        }
+    }
 }
 
 impl Board {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("preload")).unwrap();
-        Self { dir }
+        Self { dir, medium: None }
+    }
+
+    /// The state stands on a medium of `bytes`: how full that of the host is does not matter.
+    fn on_medium(bytes: u64) -> Self {
+        let mut board = Self::new();
+        let state = board.dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        crate::runtime::volume::tmpfs(&state, bytes).unwrap();
+        board.medium = Some(state);
+        board
     }
 
     fn preload(&self, name: &str) -> PathBuf {
@@ -419,7 +441,7 @@ fn an_image_for_many_boards_gives_the_one_for_this_board() {
 #[test]
 #[ignore = "needs root: mounts an overlay"]
 fn unused_layers_go_and_those_of_pods_and_containers_stay() {
-    let board = Board::new();
+    let board = Board::on_medium(256 << 20);
     let mut made = Made::default();
     let desired = made.image(&[layer(&[("f", b"desired")])], "{}");
     let running = made.image(&[layer(&[("f", b"running")])], "{}");
@@ -427,9 +449,8 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     made.into_dir(&board.preload("x"));
     let images = board.images();
     let desired = images.ensure("desired", &[]).unwrap().layers.remove(0);
-    // On a full host the second would make room for itself.
+    let running = images.ensure("running", &[]).unwrap().layers.remove(0);
     let in_use = ["desired".to_owned()];
-    let running = images.ensure("running", &in_use).unwrap().layers.remove(0);
     for number in 0..UNUSED_MAX + 8 {
         // Names after every digest: folders made in the same tick go in the order of names.
         let name = format!("z{number:063x}");
@@ -470,40 +491,33 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
 fn a_full_medium_makes_room_and_keeps_its_reserve() {
-    let board = Board::new();
-    let state = board.dir.path().join("state");
-    fs::create_dir(&state).unwrap();
-    crate::runtime::volume::tmpfs(&state, 40 << 20).unwrap();
-    let result = std::panic::catch_unwind(|| {
-        let mut made = Made::default();
-        let names = ["a", "b", "c"];
-        let sizes = [3, 4, 12];
-        let mut index = Vec::new();
-        for (name, mib) in names.iter().zip(sizes) {
-            let bytes = vec![name.as_bytes()[0]; mib << 20];
-            index.push(named(&made.image(&[layer(&[("f", &bytes)])], "{}"), name));
-        }
-        made.index(&index);
-        made.into_dir(&board.preload("x"));
-        let images = board.images();
-        let pods = |names: &[&str]| -> Vec<String> { names.iter().map(|n| (*n).into()).collect() };
-        images.ensure("a", &pods(&["a"])).unwrap();
-        // A pod needs both: there is no room, and nothing goes.
-        let full = images.ensure("b", &pods(&["a", "b"])).unwrap();
-        assert_eq!((full.layers.len(), board.layers().len()), (1, 2));
-        let error = images.ensure("c", &pods(&["a", "b", "c"])).unwrap_err();
-        assert!(error.to_string().contains("bytes unpacked"), "{error}");
-        assert_eq!(board.layers().len(), 2);
-        // Nothing else needs `a` and `b`: they go, and it is not enough.
-        images.ensure("c", &pods(&["c"])).unwrap_err();
-        assert!(board.layers().is_empty());
-        images.ensure("b", &pods(&["b"])).unwrap();
-        images.ensure("a", &pods(&["a"])).unwrap();
-        let (free, _) = images.room().unwrap();
-        assert!(free >= FREE_BYTES_MIN);
-    });
-    nix::mount::umount(&state).unwrap();
-    result.unwrap();
+    let board = Board::on_medium(40 << 20);
+    let mut made = Made::default();
+    let names = ["a", "b", "c"];
+    let sizes = [3, 4, 12];
+    let mut index = Vec::new();
+    for (name, mib) in names.iter().zip(sizes) {
+        let bytes = vec![name.as_bytes()[0]; mib << 20];
+        index.push(named(&made.image(&[layer(&[("f", &bytes)])], "{}"), name));
+    }
+    made.index(&index);
+    made.into_dir(&board.preload("x"));
+    let images = board.images();
+    let pods = |names: &[&str]| -> Vec<String> { names.iter().map(|n| (*n).into()).collect() };
+    images.ensure("a", &pods(&["a"])).unwrap();
+    // A pod needs both: there is no room, and nothing goes.
+    let full = images.ensure("b", &pods(&["a", "b"])).unwrap();
+    assert_eq!((full.layers.len(), board.layers().len()), (1, 2));
+    let error = images.ensure("c", &pods(&["a", "b", "c"])).unwrap_err();
+    assert!(error.to_string().contains("bytes unpacked"), "{error}");
+    assert_eq!(board.layers().len(), 2);
+    // Nothing else needs `a` and `b`: they go, and it is not enough.
+    images.ensure("c", &pods(&["c"])).unwrap_err();
+    assert!(board.layers().is_empty());
+    images.ensure("b", &pods(&["b"])).unwrap();
+    images.ensure("a", &pods(&["a"])).unwrap();
+    let (free, _) = images.room().unwrap();
+    assert!(free >= FREE_BYTES_MIN);
 }
 
 /// The child of the next test, and nothing without it: unpacks, then waits for its end.
