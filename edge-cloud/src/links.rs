@@ -43,7 +43,7 @@ use crate::tls::{Peer, Port};
 use crate::token::TokenStore;
 
 pub use behind::Behind;
-pub use rollover::{ASK_AGAIN_MS, ASK_PACE, RENEWALS_AT_ONCE, WAITING_SHOWN};
+pub use rollover::{ASK_AGAIN_MS, ASK_PACE, PROOF_AGAIN_MS, RENEWALS_AT_ONCE, WAITING_SHOWN};
 
 /// Frames on the way to one socket; the session repeats what does not fit.
 pub const FRAMES_MAX: usize = 256;
@@ -520,6 +520,7 @@ impl State {
                 changed_unix_s: 0,
                 takeovers: Takeovers::default(),
                 renewal_asked: None,
+                proof_asked: None,
                 calls: BTreeMap::new(),
             }
         });

@@ -516,6 +516,35 @@ impl Registry {
         })
     }
 
+    /// Names of the nodes that are not revoked and have not come with their next certificate.
+    pub fn pending(&self) -> Vec<String> {
+        self.read(|state| {
+            let pending =
+                |(_, record): &(&String, &NodeRecord)| !record.revoked && record.pending.is_some();
+            let pending = state.nodes.iter().filter(pending);
+            pending.map(|(name, _)| name.clone()).collect()
+        })
+    }
+
+    /// Behind an external broker: the node says that its session lives with the certificate that ends
+    /// then. If that is its pending one, the one before is refused from now on. Whether it is.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn lives_with(&self, node: &str, end_unix_s: u64) -> Result<bool, RegistryError> {
+        let Some(record) = self.find(node) else {
+            return Ok(false);
+        };
+        let end = |one: &Certificate| one.issued_unix_s.saturating_add(one.life_s);
+        match &record.pending {
+            // Two that end in the same second cannot be told apart.
+            Some(next) if end(next) == end_unix_s && record.expires_unix_s() != end_unix_s => {
+                self.promote(node, &next.serial)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Names of the nodes that are not revoked and have not come with what a node is given now.
     pub fn outdated(&self, given: &(String, String)) -> Vec<String> {
         self.read(|state| {

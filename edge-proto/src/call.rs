@@ -9,8 +9,9 @@ use crate::fields::{FieldError, Reader, Skip, Writer};
 /// Output of a container. The body is a [`LogsRequest`]; the answer is one of [`ANSWER_OK`] and
 /// [`ANSWER_ERROR`], then the log's bytes, or text that says what is wrong.
 pub const METHOD_LOGS: u16 = 1;
-/// The node is to renew its certificate now, as after a change of the CA. The body is empty, and so is
-/// the answer after [`ANSWER_OK`].
+/// The node is to renew its certificate now, as after a change of the CA; with a body that is not empty it
+/// only answers. The answer after [`ANSWER_OK`] is the end of the certificate that its session lives
+/// with, seconds since 1970, u64 little-endian: 0 while it does not know which one that is.
 pub const METHOD_RENEW: u16 = 2;
 /// First byte of an answer: the rest is what was asked for.
 pub const ANSWER_OK: u8 = 0;

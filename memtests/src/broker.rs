@@ -25,13 +25,23 @@ impl Broker {
     /// # Errors
     /// Those of the file system.
     pub fn new(dir: PathBuf, port: u16) -> Result<Self> {
+        let child = None;
+        let broker = Self { dir, port, child };
+        broker.amend()?;
+        Ok(broker)
+    }
+
+    /// Adds what the tests need to a configuration that was just written.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn amend(&self) -> Result<()> {
         let mut config = fs::OpenOptions::new()
             .append(true)
-            .open(dir.join("mosquitto.conf"))?;
+            .open(self.dir.join("mosquitto.conf"))?;
         // A service has a user of its own; here it reads what the test's user has written.
         writeln!(config, "user root\nlog_dest stderr\nlog_type all")?;
-        let child = None;
-        Ok(Self { dir, port, child })
+        Ok(())
     }
 
     /// Where its configuration and certificates are.

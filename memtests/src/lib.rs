@@ -221,16 +221,7 @@ impl Gate {
         gate.manifests(&setup.manifests)?;
         if let Some(port) = broker_port {
             let dir = gate.dir.join("broker");
-            let place = dir.display().to_string();
-            let port_text = port.to_string();
-            gate.cloud_text(&[
-                "broker-config",
-                &place,
-                "--name",
-                "localhost",
-                "--port",
-                &port_text,
-            ])?;
+            gate.broker_config(&dir, port)?;
             if setup.broker == Some(BrokerCa::Other) {
                 let other = gate.certify_broker("other-ca")?.join("ca.crt");
                 gate.cloud_args.push("--broker-ca".to_owned());
@@ -306,6 +297,32 @@ impl Gate {
     /// The gate is not behind one.
     pub fn broker(&mut self) -> Result<&mut Broker> {
         self.broker.as_mut().context("there is no broker")
+    }
+
+    fn broker_config(&self, dir: &Path, port: u16) -> Result<()> {
+        let (dir, port) = (dir.display().to_string(), port.to_string());
+        self.cloud_text(&[
+            "broker-config",
+            &dir,
+            "--name",
+            "localhost",
+            "--port",
+            &port,
+        ])
+        .map(drop)
+    }
+
+    /// Writes the broker's files again, as after a change of the CA, and restarts it.
+    ///
+    /// # Errors
+    /// edge-cloud's words; the gate is not behind a broker.
+    pub fn configure_broker(&mut self) -> Result<()> {
+        let broker = self.broker.as_ref().context("there is no broker")?;
+        self.broker_config(broker.dir(), broker.port())?;
+        broker.amend()?;
+        let broker = self.broker()?;
+        broker.kill()?;
+        broker.start()
     }
 
     /// What the broker has logged.

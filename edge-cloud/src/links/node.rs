@@ -98,6 +98,8 @@ pub(super) struct Node {
     pub(super) takeovers: Takeovers,
     /// When it was last asked to renew its certificate.
     pub(super) renewal_asked: Option<u64>,
+    /// When it was last asked in this session with which certificate it has come.
+    pub(super) proof_asked: Option<u64>,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
     pub(super) problems: Problems,
 }
@@ -196,6 +198,7 @@ impl Node {
             }
             Output::Live { .. } => {
                 self.turn = Turn::default();
+                self.proof_asked = None;
                 // A session may follow another without a break.
                 if !self.live {
                     self.live = true;

@@ -4,10 +4,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use edge_proto::call::METHOD_RENEW;
+use edge_proto::call::{ANSWER_OK, METHOD_RENEW};
 use tokio::sync::watch;
 
-use super::Links;
+use super::{Links, Node};
 use crate::authorities::{Authorities, Phase};
 use crate::ca::{Ca, OWN_END_UNIX_S};
 use crate::clock::unix_s;
@@ -22,6 +22,11 @@ pub const RENEWALS_AT_ONCE: usize = 20;
 pub const ASK_PACE: Duration = Duration::from_secs(1);
 /// A node that was asked and has not renewed is asked again after this, milliseconds: ten minutes.
 pub const ASK_AGAIN_MS: u64 = 600_000;
+/// A node that has renewed behind a broker is asked again after this with which certificate it has come,
+/// milliseconds: an agent of before does not say.
+pub const PROOF_AGAIN_MS: u64 = 60_000;
+/// Bytes of that answer.
+const PROOF_BYTES: usize = 9;
 /// Names of waiting nodes that a person is shown.
 pub const WAITING_SHOWN: usize = 20;
 
@@ -195,17 +200,30 @@ impl Links {
         }
     }
 
-    /// Asks nodes to renew their certificate that have none of what they would be given now, for
-    /// ever: all that are connected after a change of the CAs, and others when they come.
+    /// Asks nodes, for ever: to renew their certificate, those that have none of what they would be given
+    /// now, when they are connected; and behind a broker, which looks at the certificates, those that have
+    /// renewed, with which one they have come.
     pub async fn keep_current(self: &Arc<Self>) {
         loop {
-            if !self.authorities().ever_rotated() {
+            if !self.authorities().ever_rotated() && !self.is_behind_broker() {
                 self.rotated.notified().await;
             }
             for name in self.due_renewals() {
                 let mut answer = self.call(&name, METHOD_RENEW, Vec::new());
                 // Whoever does not answer is asked again.
                 tokio::spawn(async move { while answer.recv().await.is_some() {} });
+            }
+            for name in self.due_proofs() {
+                let mut answer = self.call(&name, METHOD_RENEW, vec![0]);
+                let links = Arc::clone(self);
+                tokio::spawn(async move {
+                    let mut bytes = Vec::new();
+                    while let Some(Ok(more)) = answer.recv().await {
+                        bytes.extend(more);
+                        bytes.truncate(PROOF_BYTES);
+                    }
+                    links.proven(&name, &bytes);
+                });
             }
             tokio::time::sleep(ASK_PACE).await;
         }
@@ -214,24 +232,59 @@ impl Links {
     /// Those that are to be asked now; they are not due again for [`ASK_AGAIN_MS`].
     fn due_renewals(&self) -> Vec<String> {
         let cas = self.authorities();
-        if cas.phase() == Phase::Offered {
+        if !cas.ever_rotated() || cas.phase() == Phase::Offered {
             return Vec::new();
         }
         let outdated = self.registry.outdated(&cas.given());
+        self.due(outdated, ASK_AGAIN_MS, |node| &mut node.renewal_asked)
+    }
+
+    /// The same for [`PROOF_AGAIN_MS`], and at once in a new session.
+    fn due_proofs(&self) -> Vec<String> {
+        if !self.is_behind_broker() {
+            return Vec::new();
+        }
+        let pending = self.registry.pending();
+        self.due(pending, PROOF_AGAIN_MS, |node| &mut node.proof_asked)
+    }
+
+    fn due(
+        &self,
+        names: Vec<String>,
+        again_ms: u64,
+        asked: fn(&mut Node) -> &mut Option<u64>,
+    ) -> Vec<String> {
         let now = self.now();
         let mut state = self.lock();
-        let due = outdated.into_iter().filter(|name| {
-            let node = state.nodes.get_mut(name).filter(|node| node.live);
-            let asked = |node: &super::Node| node.renewal_asked;
-            let Some(node) =
-                node.filter(|node| asked(node).is_none_or(|at| now >= at + ASK_AGAIN_MS))
-            else {
+        let due = names.into_iter().filter(|name| {
+            let Some(node) = state.nodes.get_mut(name).filter(|node| node.live) else {
                 return false;
             };
-            node.renewal_asked = Some(now);
-            true
+            let at = asked(node);
+            let due = at.is_none_or(|at| now >= at + again_ms);
+            if due {
+                *at = Some(now);
+            }
+            due
         });
         due.take(RENEWALS_AT_ONCE).collect()
+    }
+
+    /// A node has said with which certificate it has come.
+    fn proven(&self, name: &str, answer: &[u8]) {
+        let Some((&ANSWER_OK, end)) = answer.split_first() else {
+            return;
+        };
+        let Ok(end) = end.try_into().map(u64::from_le_bytes) else {
+            return;
+        };
+        let proven = match self.registry.lives_with(name, end) {
+            Ok(proven) => proven,
+            Err(error) => return self.lock().event(name, "NotStored", &error.to_string()),
+        };
+        if proven && let Err(error) = self.keep_crl() {
+            self.lock().event(name, "CrlNotWritten", &error.to_string());
+        }
     }
 }
 

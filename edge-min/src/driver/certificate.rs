@@ -42,6 +42,15 @@ impl Certificates {
         target
     }
 
+    /// When the certificate ends that the session lives with, seconds since 1970; 0 while it is not
+    /// known which one that is.
+    pub(super) const fn proven_end(&self) -> u64 {
+        match self.old {
+            None => self.renewal.end_unix_s(),
+            Some(_) => 0,
+        }
+    }
+
     fn tried(&self, one: &InUse) -> bool {
         let tried = self.tried.as_ref();
         tried.is_some_and(|tried| Arc::ptr_eq(tried, &one.target))

@@ -119,11 +119,15 @@ impl Driver {
                 }
             }
             session::Output::TimeFromCloud(unix_s) => self.time_from_cloud(unix_s),
-            session::Output::CallRequest { id, method, .. } if method == METHOD_RENEW => {
+            session::Output::CallRequest { id, method, body } if method == METHOD_RENEW => {
+                let mut answer = vec![ANSWER_OK];
                 if let Some(certificates) = &mut self.certificates {
-                    certificates.renewal.want();
+                    if body.is_empty() {
+                        certificates.renewal.want();
+                    }
+                    answer.extend_from_slice(&certificates.proven_end().to_le_bytes());
                 }
-                self.log_calls.answer(id, vec![ANSWER_OK]);
+                self.log_calls.answer(id, answer);
             }
             session::Output::CallRequest { id, method, body } => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
