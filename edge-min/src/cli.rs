@@ -336,9 +336,8 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
     })?;
     let clock = Clock::open(&config.state_dir);
     let before = Identity::load(&config.state_dir).ok().flatten();
-    let (identity, unix_s) =
-        crate::join::join(url, token, &node, &config.state_dir, clock.source())
-            .map_err(|error| error.to_string())?;
+    let (identity, unix_s) = crate::join::join(url, token, &node, &config.state_dir, clock.clone())
+        .map_err(|error| error.to_string())?;
     clock.confirm(unix_s);
     say(&["joined as ", &identity.node, "\n"].concat());
     if let Some(Identity { node: old, .. }) = before.filter(|before| before.node != node) {

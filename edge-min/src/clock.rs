@@ -1,45 +1,45 @@
-//! Wall-clock time that can be relied on: never below the trusted floor, which is the largest of
-//! this build's own date, what was persisted, and what the cloud said. The floor file is written
-//! when it moves by a day, so it costs the flash nothing.
+//! The time that can be relied on, see [`edge_core::time`], over this process's monotonic clock. The
+//! floor file is written when the floor moves by a day, so it costs the flash nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::flash::Subsystem;
+use edge_core::time::{AHEAD_S_MAX, TrustedTime};
 
 use crate::medium::{self, Durability};
-use crate::tls::TimeSource;
 
 /// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
 const BUILD_UNIX_S: u64 = 1_795_478_400;
-/// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
-/// that of a dead battery may be. Believed, it would take every certificate for expired.
-const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
 /// The floor is persisted when it moved by this much, seconds.
 const PERSIST_S: u64 = 24 * 3600;
 
 struct State {
     file: PathBuf,
     persisted: u64,
-    /// The floor, and when it was learned.
-    floor: u64,
-    since: Instant,
-    confirmed: bool,
+    time: TrustedTime,
+    start: Instant,
     /// The system's clock.
     system: fn() -> u64,
 }
 
 impl State {
-    fn floor(&self) -> u64 {
-        self.floor.saturating_add(self.since.elapsed().as_secs())
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
 /// The clock; clones share one state.
 #[derive(Clone)]
 pub struct Clock(Arc<Mutex<State>>);
+
+impl core::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Clock")
+    }
+}
 
 impl Clock {
     /// A clock with its floor below `state`. A floor file that is missing or altered counts as 0.
@@ -53,66 +53,73 @@ impl Clock {
         Self(Arc::new(Mutex::new(State {
             file,
             persisted,
-            floor: BUILD_UNIX_S.max(persisted),
-            since: Instant::now(),
-            confirmed: false,
+            time: TrustedTime::new(BUILD_UNIX_S, persisted),
+            start: Instant::now(),
             system,
         })))
     }
 
-    /// Seconds since 1970 for people, and whether they are to be trusted: the system's clock is above
-    /// the floor, and not by [`AHEAD_S_MAX`], or the cloud has said the time since the start.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since 1970 for people, and whether they are to be trusted: the cloud has said the time
+    /// since the start, or the system's clock is above the floor, and not by [`AHEAD_S_MAX`].
     #[must_use]
     pub fn now(&self) -> (u64, bool) {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (system, floor) = ((state.system)(), state.floor());
-        if state.confirmed {
-            (floor, true)
-        } else {
-            let trusted = is_plausible(system, floor);
-            (if trusted { system } else { floor }, trusted)
+        let (unix_s, confirmed) = self.reliable();
+        if confirmed {
+            return (unix_s, true);
         }
+        let system = (self.lock().system)();
+        let trusted = system
+            .checked_sub(unix_s)
+            .is_some_and(|ahead| ahead < AHEAD_S_MAX);
+        (if trusted { system } else { unix_s }, trusted)
     }
 
-    /// Seconds since 1970 for certificates, and whether the cloud has said them since the start;
-    /// else they are the floor. The system's clock has no part in this: one that stands in 2100
-    /// would shut out every cloud, and nobody can tell it from one that is right.
+    /// The cloud's time, seconds since 1970, if it has said it since the start; else the floor, and
+    /// `false`. The system's clock has no part in this: one that stands in 2100 would make every
+    /// certificate expired, and nobody can tell it from one that is right.
     #[must_use]
     pub fn reliable(&self) -> (u64, bool) {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (state.floor(), state.confirmed)
+        let state = self.lock();
+        let now = state.now();
+        let cloud = state.time.cloud(now);
+        (
+            cloud.unwrap_or_else(|| state.time.floor(now)),
+            cloud.is_some(),
+        )
     }
 
-    /// The cloud said the time. An authenticated time never lowers the floor.
+    /// The floor, seconds since 1970: what a server's certificate is judged by.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        let state = self.lock();
+        state.time.floor(state.now())
+    }
+
+    /// A server of the link has proven that it holds the key of a certificate that ends then.
+    pub fn server(&self, end_unix_s: u64) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.time.server(now, end_unix_s);
+    }
+
+    /// The cloud said the time.
     pub fn confirm(&self, unix_s: u64) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !is_plausible(unix_s, state.floor()) {
-            return;
-        }
-        state.floor = unix_s;
-        state.since = Instant::now();
-        state.confirmed = true;
-        if unix_s.saturating_sub(state.persisted) >= PERSIST_S {
+        let mut state = self.lock();
+        let now = state.now();
+        state.time.confirm(now, unix_s);
+        let floor = state.time.floor(now);
+        if state.time.cloud(now).is_some() && floor.saturating_sub(state.persisted) >= PERSIST_S {
             // Without it the next start only has a lower floor.
             let must = Durability::Must(Subsystem::Time);
-            if medium::write(&state.file, &to_file(unix_s), must).is_ok() {
-                state.persisted = unix_s;
+            if medium::write(&state.file, &to_file(floor), must).is_ok() {
+                state.persisted = floor;
             }
         }
     }
-
-    /// For TLS.
-    #[must_use]
-    pub fn source(&self) -> TimeSource {
-        let clock = self.clone();
-        Arc::new(move || clock.reliable())
-    }
-}
-
-fn is_plausible(unix_s: u64, floor: u64) -> bool {
-    unix_s
-        .checked_sub(floor)
-        .is_some_and(|ahead| ahead < AHEAD_S_MAX)
 }
 
 fn system() -> u64 {
@@ -142,28 +149,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::open(dir.path());
         let far = 2_000_000_000;
+        clock.server(u64::MAX);
         clock.confirm(far);
         assert!(clock.now().0 >= far && clock.now().1);
         clock.confirm(BUILD_UNIX_S);
-        assert!(clock.now().0 >= far);
+        assert!(clock.floor() >= far);
+        assert!(
+            clock.now().0 < far,
+            "the cloud's clock was wrong, and is right now"
+        );
         let again = Clock::open(dir.path());
-        assert!(again.now().0 >= far);
+        assert!(again.now().0 >= far && again.floor() >= far);
         assert!(!again.now().1, "the board's own clock is below the floor");
     }
 
-    /// Goal: no broken clock, the board's or the cloud's, makes every certificate expired for good.
-    /// Method: times at the edge of what is believed, and the last that 32 bits can hold.
     #[test]
-    fn a_time_that_is_far_too_late_is_not_believed() {
-        assert!(is_plausible(BUILD_UNIX_S, BUILD_UNIX_S));
-        assert!(!is_plausible(BUILD_UNIX_S - 1, BUILD_UNIX_S));
-        assert!(is_plausible(BUILD_UNIX_S + AHEAD_S_MAX - 1, BUILD_UNIX_S));
-        assert!(!is_plausible(BUILD_UNIX_S + AHEAD_S_MAX, BUILD_UNIX_S));
+    fn a_time_that_is_far_too_late_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::open(dir.path());
+        clock.server(u64::MAX);
         clock.confirm(u64::from(u32::MAX));
         assert!(clock.now().0 < BUILD_UNIX_S + AHEAD_S_MAX);
         assert!(!dir.path().join("time.floor").exists());
+    }
+
+    #[test]
+    fn the_floor_is_written_up_to_what_the_server_has_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::open(dir.path());
+        let end = BUILD_UNIX_S + 3_000_000;
+        clock.server(end);
+        clock.confirm(end + 9_000_000);
+        assert_eq!(clock.floor(), end);
+        assert_eq!(Clock::open(dir.path()).floor(), end);
     }
 
     /// Goal: wherever the board's own clock stands, it neither moves the floor nor is asked about a
@@ -176,11 +194,12 @@ mod tests {
             clock.0.lock().unwrap().system = system;
             let (floor, confirmed) = clock.reliable();
             assert!((BUILD_UNIX_S..BUILD_UNIX_S + 60).contains(&floor) && !confirmed);
-            assert_eq!(clock.source()(), clock.reliable());
+            assert_eq!(clock.floor(), floor);
             assert!(!dir.path().join("time.floor").exists());
         }
         let clock = Clock::open(dir.path());
         clock.0.lock().unwrap().system = || u64::MAX;
+        clock.server(u64::MAX);
         clock.confirm(BUILD_UNIX_S + 1_000_000);
         assert_eq!(clock.now(), clock.reliable());
         let floor = Clock::open(dir.path()).reliable().0;
@@ -191,7 +210,9 @@ mod tests {
     fn an_altered_floor_file_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("time.floor");
-        Clock::open(dir.path()).confirm(2_000_000_000);
+        let clock = Clock::open(dir.path());
+        clock.server(u64::MAX);
+        clock.confirm(2_000_000_000);
         let whole = fs::read(&file).unwrap();
         let persisted = || Clock::open(dir.path()).0.lock().unwrap().persisted;
         assert_eq!(persisted(), 2_000_000_000);

@@ -216,7 +216,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let unlinked = match Identity::load(&driver.config.state_dir) {
         Ok(Some(identity)) => driver.start_link(&identity, &link_sender).err(),
         Ok(None) => {
-            let (time, seed) = (driver.clock.source(), random().unwrap_or(1));
+            let (time, seed) = (driver.clock.clone(), random().unwrap_or(1));
             join::spawn(
                 &driver.config,
                 time,

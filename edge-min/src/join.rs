@@ -14,12 +14,13 @@ use edge_proto::limits::ENROL_BYTES_MAX;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::csr;
 use crate::identity::{self, Identity};
 use crate::link::LinkEvent;
 use crate::name::SYSFS;
-use crate::tls::{self, NO_TLS, TimeSource};
+use crate::tls::{self, NO_TLS};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -117,7 +118,7 @@ pub fn join(
     token_text: &str,
     node: &str,
     state: &Path,
-    time: TimeSource,
+    time: Clock,
 ) -> Result<(Identity, u64), JoinError> {
     let token = token(token_text).ok_or(JoinError::Token)?;
     let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
@@ -217,7 +218,7 @@ pub(crate) fn ask(
 /// The system's, when no thread can be made.
 pub fn spawn(
     config: &Config,
-    time: TimeSource,
+    time: Clock,
     seed: u64,
     joined: Sender<(Identity, u64)>,
     events: Sender<LinkEvent>,

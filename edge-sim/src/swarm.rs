@@ -273,6 +273,8 @@ struct Node {
     link: Option<LinkSender>,
     start: Instant,
     connect_at: Option<u64>,
+    /// It was counted as live: a session that is opened anew in its place counts once.
+    live: bool,
 }
 
 impl Node {
@@ -289,7 +291,7 @@ impl Node {
         let to = Arc::new(Target {
             host: end.host,
             port: end.port,
-            tls: tls::link_config(identity, clock.source()).map_err(|error| error.to_string())?,
+            tls: tls::link_config(identity, clock).map_err(|error| error.to_string())?,
         });
         link::spawn(config, receiver, sender).map_err(|error| error.to_string())?;
         let mut rng = Rng::new(number ^ u64::from(std::process::id()) << 32);
@@ -306,6 +308,7 @@ impl Node {
             link: None,
             start: Instant::now(),
             connect_at: Some(0),
+            live: false,
         })
     }
 
@@ -405,8 +408,14 @@ impl Node {
                         .handle(now, Input::BlobHave { sha256, bytes: len });
                 }
                 // The receiver is there as long as the swarm runs.
-                Output::Live { .. } => drop(said.try_send(Said::Live)),
-                Output::Down => drop(said.try_send(Said::Gone)),
+                Output::Live { .. } if !self.live => {
+                    self.live = true;
+                    said.try_send(Said::Live).ok();
+                }
+                Output::Down if self.live => {
+                    self.live = false;
+                    said.try_send(Said::Gone).ok();
+                }
                 _ => {}
             }
         }
@@ -451,7 +460,7 @@ fn identity(name: &str, options: &Options) -> Result<Identity, String> {
         .as_deref()
         .ok_or_else(|| format!("{name} has no identity yet: give --token, with a use for each"))?;
     let clock = Clock::open(&state);
-    join::join(&options.url, token, name, &state, clock.source())
+    join::join(&options.url, token, name, &state, clock)
         .map(|(identity, _)| identity)
         .map_err(|error| format!("{name}: {error}"))
 }

@@ -40,6 +40,7 @@ mod reconcile;
 pub mod reconnect;
 pub mod renewal;
 mod supervisor;
+pub mod time;
 
 pub use agent::Agent;
 pub use event::Event;

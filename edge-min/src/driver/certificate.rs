@@ -68,7 +68,7 @@ impl Driver {
         // Moving the cloud is a line in the config.
         let url = identity.link_url(self.config.cloud.as_deref());
         let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
-        let tls = tls::link_config(identity, self.clock.source())
+        let tls = tls::link_config(identity, self.clock.clone())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;
         let (issued_unix_s, end_unix_s) =
             certificate::life(&identity.certificate).ok_or("identity: node.crt is none")?;
@@ -117,7 +117,7 @@ impl Driver {
         }
         log::info!("renewal_begins");
         let (cloud, state) = (self.config.cloud.clone(), self.config.state_dir.clone());
-        if let Err(error) = renew::spawn(cloud, state, self.clock.source(), events.clone()) {
+        if let Err(error) = renew::spawn(cloud, state, self.clock.clone(), events.clone()) {
             self.not_renewed(now, error.to_string(), false);
         }
     }
@@ -169,11 +169,11 @@ impl Driver {
     /// is not known there.
     pub(super) fn certificate_refused(&mut self) {
         if let Some(certificates) = &mut self.certificates {
-            if certificates.old.is_some() {
-                certificates.turns_back = !certificates.turns_back;
-            } else {
+            // Both may have ended while the board was off.
+            if certificates.old.is_none() || certificates.turns_back {
                 certificates.renewal.want();
             }
+            certificates.turns_back = certificates.old.is_some() && !certificates.turns_back;
         }
     }
 

@@ -1,0 +1,199 @@
+//! What a node believes of the time. Two answers, for two questions:
+//!
+//! - *Has a certificate ended?* The floor: the latest of the date of the build, of what was kept,
+//!   and of what the cloud said. It never goes back, or an old certificate whose key was stolen
+//!   would be good again. But a cloud with a wrong clock must not shut its nodes out: a server
+//!   cannot prove a time at which its own certificate would have ended, so the floor is believed up
+//!   to that end only, and does not run past it either.
+//! - *What time is it?* The cloud's, as it said last, wherever the floor is.
+
+use edge_proto::Millis;
+
+/// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
+/// that of a dead battery may be. Believed, it would take every certificate for expired.
+pub const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
+
+/// A time that was told, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    unix_s: u64,
+    at: Millis,
+}
+
+impl Told {
+    fn runs_on(self, now: Millis) -> u64 {
+        let since_s = now.saturating_sub(self.at) / 1000;
+        self.unix_s.saturating_add(since_s)
+    }
+}
+
+/// The floor and the cloud's time.
+#[derive(Clone, Debug)]
+pub struct TrustedTime {
+    build_unix_s: u64,
+    floor: Told,
+    /// End of the certificate of the server that the link has spoken with last; 0 before the first.
+    server_end_unix_s: u64,
+    cloud: Option<Told>,
+}
+
+impl TrustedTime {
+    /// At the agent's start: the build's date, and the floor that was kept. The floor stands still
+    /// until a server of the link has proven itself and the cloud has said the time: it may be the end
+    /// of that server's certificate already. What a join or a renewal says does not move it, for their
+    /// server's certificate bounds nothing.
+    #[must_use]
+    pub fn new(build_unix_s: u64, kept_unix_s: u64) -> Self {
+        let unix_s = build_unix_s.max(kept_unix_s);
+        Self {
+            build_unix_s,
+            floor: Told { unix_s, at: 0 },
+            server_end_unix_s: 0,
+            cloud: None,
+        }
+    }
+
+    /// The earliest time that it can be, seconds since 1970: what certificates are judged by.
+    #[must_use]
+    pub fn floor(&self, now: Millis) -> u64 {
+        let Told { unix_s, .. } = self.floor;
+        match self.cloud {
+            None => unix_s,
+            Some(_) => {
+                let end = self.server_end_unix_s.max(unix_s);
+                self.floor.runs_on(now).min(end)
+            }
+        }
+    }
+
+    /// The cloud's time, seconds since 1970, when it was said since the start.
+    #[must_use]
+    pub fn cloud(&self, now: Millis) -> Option<u64> {
+        self.cloud.map(|told| told.runs_on(now))
+    }
+
+    /// A server of the link has proven that it holds the key of a certificate that is good by the
+    /// floor, and that ends then.
+    pub fn server(&mut self, now: Millis, end_unix_s: u64) {
+        let unix_s = self.floor(now);
+        self.floor = Told { unix_s, at: now };
+        self.server_end_unix_s = end_unix_s;
+    }
+
+    /// The cloud said the time, authenticated. Ignored when it can only be a broken clock.
+    pub fn confirm(&mut self, now: Millis, unix_s: u64) {
+        let floor = self.floor(now);
+        if unix_s < self.build_unix_s || unix_s.saturating_sub(floor) >= AHEAD_S_MAX {
+            return;
+        }
+        let proven = unix_s.min(self.server_end_unix_s);
+        let unix_s_floor = floor.max(proven);
+        self.floor = Told {
+            unix_s: unix_s_floor,
+            at: now,
+        };
+        self.cloud = Some(Told { unix_s, at: now });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BUILD: u64 = 1_795_478_400;
+    const DAY_S: u64 = 86_400;
+    const YEAR_S: u64 = 365 * DAY_S;
+
+    /// Goal: a cloud whose clock is a year ahead shuts no node out of a broker whose certificate
+    /// lives for 90 days, neither while the agent runs nor after a restart.
+    #[test]
+    fn a_clock_that_is_a_year_ahead_lifts_the_floor_to_the_end_of_the_servers_certificate_only() {
+        let end = BUILD + 90 * DAY_S;
+        let mut time = TrustedTime::new(BUILD, 0);
+        time.server(1_000, end);
+        time.confirm(1_000, BUILD + YEAR_S);
+        assert_eq!(time.floor(1_000), end);
+        assert_eq!(time.floor(DAY_S * 1000), end, "it does not run past it");
+        assert_eq!(time.cloud(2_000), Some(BUILD + YEAR_S + 1));
+        let again = TrustedTime::new(BUILD, time.floor(2_000));
+        assert_eq!(again.floor(DAY_S * 1000), end, "nor after a restart");
+    }
+
+    /// Goal: when the clock is right again the node takes the time, and the floor stays where it is
+    /// until the truth has come there; then an old certificate is over for good.
+    #[test]
+    fn the_cloud_corrects_its_clock_and_the_floor_waits_for_it() {
+        let first = BUILD + 90 * DAY_S;
+        let mut time = TrustedTime::new(BUILD, 0);
+        time.server(0, first);
+        time.confirm(0, BUILD + YEAR_S);
+        time.confirm(1_000, BUILD + 1);
+        assert_eq!(time.cloud(3_000), Some(BUILD + 3));
+        assert_eq!(time.floor(3_000), first);
+        // The broker has its next certificate, and the day comes on which the first has ended.
+        let day_91 = 91 * DAY_S;
+        time.server(day_91 * 1000, BUILD + 150 * DAY_S);
+        time.confirm(day_91 * 1000, BUILD + day_91);
+        assert_eq!(time.floor(day_91 * 1000), BUILD + day_91);
+        assert!(time.floor(day_91 * 1000) > first);
+    }
+
+    #[test]
+    fn a_right_clock_runs_on_and_is_the_floor() {
+        let mut time = TrustedTime::new(BUILD, BUILD + 5);
+        assert_eq!(time.floor(60_000), BUILD + 5);
+        assert_eq!(time.cloud(60_000), None);
+        time.confirm(60_000, BUILD + 900);
+        assert_eq!(
+            time.floor(70_000),
+            BUILD + 5,
+            "no server has proven anything"
+        );
+        assert_eq!(time.cloud(70_000), Some(BUILD + 910));
+        time.server(60_000, BUILD + 90 * DAY_S);
+        time.confirm(60_000, BUILD + 1_000);
+        assert_eq!(time.floor(70_000), BUILD + 1_010);
+        assert_eq!(time.cloud(70_000), Some(BUILD + 1_010));
+    }
+
+    /// Goal: no broken clock makes every certificate expired for good.
+    #[test]
+    fn a_time_before_the_build_or_far_too_late_is_not_believed() {
+        for unix_s in [0, BUILD - 1, BUILD + AHEAD_S_MAX, u64::MAX] {
+            let mut time = TrustedTime::new(BUILD, 0);
+            time.server(0, u64::MAX);
+            time.confirm(0, unix_s);
+            assert_eq!((time.floor(9_000), time.cloud(9_000)), (BUILD, None));
+        }
+        let mut time = TrustedTime::new(BUILD, 0);
+        time.server(0, u64::MAX);
+        time.confirm(0, BUILD + AHEAD_S_MAX - 1);
+        assert_eq!(time.floor(0), BUILD + AHEAD_S_MAX - 1);
+    }
+
+    proptest! {
+        /// The floor never goes back, and never passes the latest end of a server's certificate.
+        #[test]
+        fn the_floor_never_goes_back_nor_past_what_was_proven(
+            steps in prop::collection::vec((any::<bool>(), 0..3 * YEAR_S, 0..30 * DAY_S), 1..60)
+        ) {
+            let mut time = TrustedTime::new(BUILD, 0);
+            let (mut now, mut last, mut end) = (0, BUILD, BUILD);
+            for (server, ahead_s, later_s) in steps {
+                now += later_s * 1000;
+                prop_assert!(time.floor(now) >= last);
+                match server {
+                    true => {
+                        time.server(now, BUILD + ahead_s);
+                        end = end.max(BUILD + ahead_s);
+                    }
+                    false => time.confirm(now, BUILD + ahead_s),
+                }
+                let floor = time.floor(now);
+                prop_assert!(floor >= last && floor <= end, "{floor} {last} {end}");
+                last = floor;
+            }
+        }
+    }
+}
