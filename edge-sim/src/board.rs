@@ -1,21 +1,29 @@
-//! A board: the real agent, reconnect rule and session of a node, over a model of its store, its
-//! container runtime and its clock. What the shell of the agent does, `edge-min/src/driver.rs`.
+//! A board: the real agent, reconnect rule and session of a node, over a model of its store and its
+//! container runtime. What the shell of the agent does, `edge-min/src/driver.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use edge_core::reconnect::{Reconnect, slot};
+use edge_core::time::TrustedTime;
 use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput};
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{NodeStatus, Pod};
 use edge_proto::session::{Device, DeviceConfig, Payload};
 
+use crate::certs::{Certificate, Certificates, Identity};
 use crate::event::Changes;
+use crate::line::Line;
 use crate::outbox::{Medium, Post};
 use crate::rng::Rng;
+use crate::world::START_UNIX_S;
 
 /// What the monotonic clock shows when the agent of a boot starts.
 const UPTIME_MS: u64 = 5_000;
+/// Date of the agent's build, seconds since 1970.
+const BUILD_UNIX_S: u64 = START_UNIX_S - 86_400;
+/// The floor is persisted when it moved by so much (`edge-min/src/clock.rs`).
+const PERSIST_S: u64 = 86_400;
 /// Pods that a node takes.
 pub(crate) const PODS_MAX: u32 = 20;
 
@@ -29,6 +37,8 @@ pub(crate) struct Store {
     /// Pods that were durably deleted or terminating: none of them may ever start again.
     pub(crate) ended: BTreeSet<Uid>,
     pub(crate) outbox: Medium,
+    /// Trusted floor of the time, seconds since 1970.
+    pub(crate) floor_s: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +111,13 @@ pub(crate) struct Machine {
     pub(crate) agent: Agent,
     pub(crate) device: Device,
     pub(crate) reconnect: Reconnect,
+    pub(crate) time: TrustedTime,
+    /// `None` where certificates do not end.
+    pub(crate) certificates: Option<Certificates>,
+    /// Frames that wait for the socket.
+    pub(crate) line: Line,
+    /// When the next of them may go.
+    pub(crate) send_at: Option<u64>,
     /// Highest epoch that the session has shown.
     pub(crate) epoch: u64,
     pub(crate) in_sync: bool,
@@ -129,17 +146,6 @@ pub(crate) struct Lane {
     pub(crate) waiting: u32,
 }
 
-/// The board's wall clock, and the agent's rule for when it is to be trusted (`clock.rs` there).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WallClock {
-    /// Seconds that it is ahead.
-    pub(crate) ahead_s: i64,
-    /// Trusted floor, and when it was learned, milliseconds.
-    pub(crate) floor_s: u64,
-    pub(crate) since_ms: u64,
-    pub(crate) confirmed: bool,
-}
-
 /// Name of a node.
 pub(crate) fn name_of(node: u32) -> String {
     format!("gate-{node:06}")
@@ -161,6 +167,11 @@ pub(crate) struct Board {
     pub(crate) retired: bool,
     pub(crate) machine: Option<Box<Machine>>,
     pub(crate) store: Store,
+    pub(crate) identity: Option<Identity>,
+    /// The certificate of the connection that is being made.
+    pub(crate) shown: Option<Certificate>,
+    /// When its agent was started.
+    pub(crate) started_at: u64,
     /// Handed to the store and not yet durable.
     pub(crate) applying: Option<(u32, Changes, u64)>,
     pub(crate) running: Vec<Run>,
@@ -177,7 +188,8 @@ pub(crate) struct Board {
     pub(crate) compromised: bool,
     /// Frames that a compromised board has seen.
     pub(crate) seen: Vec<Vec<u8>>,
-    pub(crate) clock: WallClock,
+    /// Seconds that its wall clock is ahead. Records get its time; the agent asks it nothing.
+    pub(crate) ahead_s: i64,
     pub(crate) up: Lane,
     pub(crate) down: Lane,
     /// Since when it has no live session.
@@ -196,6 +208,9 @@ impl Board {
             retired: false,
             machine: None,
             store: Store::default(),
+            identity: None,
+            shown: None,
+            started_at: 0,
             applying: None,
             running: Vec::new(),
             remains: Vec::new(),
@@ -207,7 +222,7 @@ impl Board {
             slow: 1,
             compromised: false,
             seen: Vec::new(),
-            clock: WallClock::default(),
+            ahead_s: 0,
             up: Lane::default(),
             down: Lane::default(),
             waiting_since: 0,
@@ -225,13 +240,15 @@ impl Board {
     }
 
     /// When something is to be done without anything from outside.
-    pub(crate) fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
         let machine = self.machine.as_ref()?;
-        [machine.agent.deadline(), machine.device.deadline()]
+        let renewal = self.renewal_deadline(now);
+        [machine.agent.deadline(), machine.device.deadline(), renewal]
             .into_iter()
             .flatten()
             .map(|at| self.global(at))
             .chain(self.connect_at)
+            .chain(machine.send_at)
             .min()
     }
 
@@ -252,7 +269,6 @@ impl Board {
         self.running.clear();
         self.remains.clear();
         self.powered = false;
-        self.clock.confirmed = false;
     }
 
     /// Ends the agent; containers run on.
@@ -327,38 +343,35 @@ impl Board {
         });
         let found = running.chain(remains).collect();
         agent.handle(self.local(now), AgentInput::Discovered(found));
+        let identity = self.identity.as_ref();
         self.machine = Some(Box::new(Machine {
             agent,
             device,
             reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
+            time: TrustedTime::new(BUILD_UNIX_S, self.store.floor_s),
+            certificates: identity.map(|identity| Certificates::new(self.node, identity)),
+            line: Line::default(),
+            send_at: None,
             epoch: self.store.epoch,
             in_sync: false,
             blob_len: 0,
             post,
         }));
         self.conn = Conn::None;
+        self.started_at = now;
         self.connect_at = Some(now);
         self.waiting_since = now;
     }
 
-    /// The agent's wall clock: seconds since 1970, and whether it trusts them.
-    pub(crate) fn wall(&self, now: u64, true_s: u64) -> (u64, bool) {
-        let system = true_s.saturating_add_signed(self.clock.ahead_s);
-        let floor = self.clock.floor_s + now.saturating_sub(self.clock.since_ms) / 1000;
-        if self.clock.confirmed {
-            (floor, true)
-        } else {
-            (system.max(floor), system >= floor)
-        }
-    }
-
-    /// The cloud said the time.
-    pub(crate) fn confirm_time(&mut self, now: u64, unix_s: u64) {
-        let floor = self.clock.floor_s + now.saturating_sub(self.clock.since_ms) / 1000;
-        if unix_s >= floor {
-            self.clock.floor_s = unix_s;
-            self.clock.since_ms = now;
-            self.clock.confirmed = true;
+    /// The cloud said the time, as `time_from_cloud` of the driver takes it.
+    pub(crate) fn time_from_cloud(&mut self, now: u64, unix_s: u64) {
+        let local = self.local(now);
+        if let Some(machine) = &mut self.machine {
+            machine.time.confirm(local, unix_s);
+            let floor_s = machine.time.floor(local);
+            if machine.time.cloud(local).is_some() && floor_s >= self.store.floor_s + PERSIST_S {
+                self.store.floor_s = floor_s;
+            }
         }
     }
 }

@@ -65,9 +65,16 @@ impl World {
         let cost = 1_000_000 / options.accept_per_s;
         let full = slot - now_us > options.accept_queue * cost;
         let wait_ms = (slot - now_us) / 1000;
-        let refused = self.records[node as usize].revoked.is_some();
         let delay = self.scenario.link.delay_ms;
-        if !self.broker.up || self.is_cut(node) || full || refused {
+        let away = !self.broker.up || self.is_cut(node) || full;
+        let shown = self.boards[board].shown;
+        let revoked = self.records[node as usize].revoked.is_some();
+        let refused = !away && (revoked || !self.admits_certificate(node, shown));
+        if refused {
+            self.server_proven(board);
+            self.boards[board].alert(conn);
+        }
+        if away || refused {
             self.stats.refused += 1;
             self.series.refused(self.now);
             let board = board as u32;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
+use edge_proto::lanes::Lane;
 use edge_proto::session::Output;
 use edge_proto::set::root;
 
@@ -165,8 +166,38 @@ impl World {
         record.converged = converged;
     }
 
+    /// No frame waits longer than the share of its lane allows.
+    pub(crate) fn check_lane(&mut self, node: u32, lane: Lane, waited_ms: u64, patience_ms: u64) {
+        if waited_ms > patience_ms {
+            self.fail(
+                node,
+                format!("a frame of lane {lane:?} waits {waited_ms} of {patience_ms} ms"),
+            );
+        }
+    }
+
+    /// Nor one that still waits.
+    fn check_lines(&mut self, board: usize) {
+        let kbit = self.scenario.link.bandwidth_kbit;
+        let (now, one) = (self.now, &self.boards[board]);
+        let (node, asleep_until) = (one.node, one.asleep_until);
+        let mut waits = Vec::new();
+        let up = one.machine.as_ref().map(|machine| &machine.line);
+        let down = self.owner_session(node).map(|session| &session.line);
+        for line in up.into_iter().chain(down) {
+            for (lane, since) in line.oldest() {
+                let waited_ms = now.saturating_sub(since.max(asleep_until));
+                waits.push((lane, waited_ms, line.patience_ms(lane, kbit)));
+            }
+        }
+        for (lane, waited_ms, patience_ms) in waits {
+            self.check_lane(node, lane, waited_ms, patience_ms);
+        }
+    }
+
     pub(crate) fn second(&mut self) {
         self.series.sample(self.now);
+        self.set_clocks();
         self.look_over();
         let planned = self.queue.len();
         let cap = 10_000 + PLANNED_PER_NODE * self.boards.len();
@@ -188,6 +219,16 @@ impl World {
             }
         }
         self.plan(1000, Event::Second);
+    }
+
+    /// With the faults the wrong clocks of the replicas end, too.
+    fn set_clocks(&mut self) {
+        if !self.is_faulty() && self.replicas.iter().any(|one| one.ahead_s != 0) {
+            for one in &mut self.replicas {
+                one.ahead_s = 0;
+            }
+            self.disturbed_at = self.now;
+        }
     }
 
     /// A part of the fleet: caps, and whether a node starves.
@@ -213,6 +254,8 @@ impl World {
                 };
                 self.fail(node, format!("starves: {way}, no session for {waited} ms"));
             }
+            self.check_certificate(board);
+            self.check_lines(board);
             let blobs = self.boards[board].store.blobs.len();
             self.check_cap(board, "large objects half fetched", blobs, 64);
         }
@@ -302,6 +345,9 @@ impl World {
             return Some(format!(
                 "container {name} of pod {uid} runs and shall not, or the reverse"
             ));
+        }
+        if let Some(why) = self.certificate_unsettled(node) {
+            return Some(why.to_owned());
         }
         let missing = record.ledger.missing();
         if missing > 0 {

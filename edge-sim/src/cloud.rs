@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
-use edge_proto::key::Key;
+use edge_proto::key::{Key, Kind};
 use edge_proto::session::{Cloud, CloudConfig, Input, Output};
 use edge_proto::turnstile::{Turn, Turnstile};
 
 use crate::event::{Changes, Event, Packet};
+use crate::line::Line;
 use crate::outbox::Batch;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
@@ -55,6 +56,8 @@ pub(crate) struct Session {
     /// Its turn to open a session.
     turn: Turn,
     pub(crate) in_sync: bool,
+    /// Frames that wait for a rate of the node's policy.
+    pub(crate) line: Line,
     storing: Option<u32>,
     /// When the sink has what was given to it.
     sunk_at: u64,
@@ -88,6 +91,13 @@ pub(crate) struct Replica {
     wait_ms: u64,
     serials: u32,
     rng: Rng,
+}
+
+impl Session {
+    fn deadline(&self) -> Option<u64> {
+        let own = self.cloud.deadline().into_iter();
+        own.chain(self.line.deadline()).min()
+    }
 }
 
 impl Replica {
@@ -320,6 +330,7 @@ impl World {
             live: false,
             turn: Turn::default(),
             in_sync: false,
+            line: Line::default(),
             storing: None,
             sunk_at: 0,
             heard: self.now,
@@ -358,6 +369,7 @@ impl World {
             for node in 0..one.sessions.len() {
                 if let Some(session) = &mut self.replicas[replica].sessions[node] {
                     session.attached = false;
+                    session.line.clear();
                     self.tell_session(replica, node as u32, Input::TransportDown);
                 }
             }
@@ -400,6 +412,10 @@ impl World {
             session.attached = true;
             session.heard = now;
             session.asked = 0;
+            session.line.clear();
+            session
+                .line
+                .limit(now, self.records[node as usize].limits_down());
             self.tell_session(replica, node, Input::TransportUp);
         }
     }
@@ -535,9 +551,10 @@ impl World {
             outputs,
             OUTPUTS_MAX,
         );
+        self.pump_down(replica, node, epoch);
         let one = &mut self.replicas[replica];
         if let Some(session) = &mut one.sessions[node as usize]
-            && let Some(at) = session.cloud.deadline()
+            && let Some(at) = session.deadline()
             && at.max(now) < session.wake_at
         {
             session.wake_at = at.max(now);
@@ -556,6 +573,19 @@ impl World {
         self.refresh(node);
     }
 
+    /// As `Frames::pump`: what may go is given to the broker.
+    fn pump_down(&mut self, replica: usize, node: u32, epoch: u64) {
+        let now = self.now;
+        let kbit = self.scenario.link.bandwidth_kbit;
+        while let Some(session) = &mut self.replicas[replica].sessions[node as usize]
+            && let Some((lane, since, frame)) = session.line.poll(now)
+        {
+            let patience_ms = session.line.patience_ms(lane, kbit);
+            self.check_lane(node, lane, now - since, patience_ms);
+            self.publish_down(node, epoch, frame);
+        }
+    }
+
     fn perform_cloud(&mut self, replica: usize, node: u32, epoch: u64, output: Output) {
         let store_ms = self.scenario.cloud.store_ms;
         let one = &mut self.replicas[replica];
@@ -565,7 +595,10 @@ impl World {
         };
         match output {
             Output::Send(frame) if linked && session.attached => {
-                self.publish_down(node, epoch, frame);
+                if !session.line.push(self.now, frame) {
+                    self.stats.dropped += 1;
+                }
+                self.pump_down(replica, node, epoch);
             }
             Output::Apply {
                 ticket, changes, ..
@@ -720,6 +753,14 @@ impl World {
 
     fn show_desired(&mut self, replica: usize, node: u32, key: &Key) {
         let key = key.clone();
+        let now = self.now;
+        if key.kind() == Kind::NodePolicy
+            && let Some(session) = &mut self.replicas[replica].sessions[node as usize]
+        {
+            session
+                .line
+                .limit(now, self.records[node as usize].limits_down());
+        }
         let input = match self.records[node as usize].desired.get(&key) {
             Some(payload) => Input::Put {
                 payload: Arc::clone(payload),

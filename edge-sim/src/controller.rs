@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use edge_proto::hash::sha256;
 use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::lanes::{BLOB_SHARE_PERCENT_MAX, LANES, Limits};
 use edge_proto::limits::SET_OBJECTS_MAX;
 use edge_proto::object::{
-    ConfigMap, Container, EnvValue, EnvVar, NodePolicy, NodeStatus, Pod, RuntimeClass, Volume,
-    VolumeMount, VolumeSource,
+    ConfigMap, Container, EnvValue, EnvVar, LaneLimit, NodePolicy, NodeStatus, Pod, RuntimeClass,
+    Volume, VolumeMount, VolumeSource,
 };
 use edge_proto::session::Payload;
 
 use crate::board::PODS_MAX;
+use crate::certs::Registered;
 use crate::event::Changes;
 use crate::outbox::Ledger;
 use crate::rng::Rng;
@@ -23,6 +25,8 @@ use crate::world::World;
 const NAMESPACE: &str = "toll";
 /// Pods that may be desired of one node: room for old ones that are ending.
 const PODS_DESIRED_MAX: usize = PODS_MAX as usize / 2;
+/// Smallest rate of a policy, bits per second.
+const LINK_BITS_MIN: u64 = 30_000;
 /// Bytes of a large ConfigMap: three chunks.
 const LARGE_BYTES: usize = 9_000;
 
@@ -42,6 +46,8 @@ pub(crate) struct Record {
     /// Boot ids that were reported, newest first.
     boots: [String; 2],
     made: u32,
+    /// What the registry has of its certificates; `None` where they do not end.
+    pub(crate) registered: Option<Registered>,
     /// The sink's side of the stream lane.
     pub(crate) ledger: Ledger,
 }
@@ -58,6 +64,7 @@ impl Record {
             converged: false,
             boots: [String::new(), String::new()],
             made: 0,
+            registered: None,
             ledger: Ledger::default(),
         };
         if scenario.reconnect_spread_s > 0 {
@@ -65,8 +72,9 @@ impl Record {
                 reconnect_spread_s: Some(scenario.reconnect_spread_s),
                 ..NodePolicy::default()
             };
-            let key = Key::Name(Kind::NodePolicy, String::new(), String::new());
-            record.desired.insert(key, Arc::from(policy.encode()));
+            record
+                .desired
+                .insert(policy_key(), Arc::from(policy.encode()));
         }
         for number in 0..scenario.config_maps {
             let large = rng.chance(scenario.large);
@@ -123,6 +131,17 @@ impl Record {
         }
     }
 
+    fn policy(&self) -> NodePolicy {
+        let policy = self.desired.get(&policy_key());
+        let policy = policy.and_then(|bytes| NodePolicy::decode(bytes).ok());
+        policy.unwrap_or_default()
+    }
+
+    /// What the node's policy allows on the way to it.
+    pub(crate) fn limits_down(&self) -> Limits {
+        self.policy().limits_down()
+    }
+
     /// Pods that are to run.
     pub(crate) fn pods(&self) -> impl Iterator<Item = Pod> {
         let pods = self
@@ -132,6 +151,10 @@ impl Record {
         pods.filter_map(|(_, payload)| Pod::decode(payload).ok())
             .filter(|pod| !pod.terminating)
     }
+}
+
+fn policy_key() -> Key {
+    Key::Name(Kind::NodePolicy, String::new(), String::new())
 }
 
 fn config_key(number: u32) -> Key {
@@ -235,6 +258,26 @@ impl World {
             let payload = config(&mut self.rng, large);
             self.set_desired(node, config_key(number), Some(payload));
         }
+    }
+
+    /// A node gets other rates: for the link, for a lane, or none.
+    pub(crate) fn change_policy(&mut self, node: u32) {
+        let mut rate = || match self.rng.below(3) {
+            0 => None,
+            _ => Some(self.rng.between(LINK_BITS_MIN, 3_000_000)),
+        };
+        let (bandwidth_up, bandwidth_down) = (rate(), rate());
+        let (up, down) = (rate().unwrap_or(0), rate().unwrap_or(0));
+        let lane = self.rng.below(LANES as u64) as u8;
+        let percent = self.rng.between(1, u64::from(BLOB_SHARE_PERCENT_MAX));
+        let policy = NodePolicy {
+            bandwidth_up,
+            bandwidth_down,
+            blob_share_percent: u8::try_from(percent).ok(),
+            limits: vec![LaneLimit { lane, up, down }],
+            ..self.records[node as usize].policy()
+        };
+        self.set_desired(node, policy_key(), Some(Arc::from(policy.encode())));
     }
 
     /// What a node reports is stored.

@@ -5,6 +5,8 @@ use edge_proto::hash::Hash32;
 use edge_proto::key::Key;
 use edge_proto::session::Payload;
 
+use crate::certs::{Certificate, Enrolment};
+
 /// Changes of a replicated set, as the session gives them out.
 pub(crate) type Changes = Vec<(Key, Option<Payload>)>;
 
@@ -44,6 +46,10 @@ pub(crate) enum Answer {
 pub(crate) enum Event {
     /// A deadline of a board has come.
     Wake(u32),
+    /// A request for the next certificate is at a desk of the cloud.
+    Enrol(Enrolment),
+    /// Its answer is at the board: a certificate and the time, or whether it was refused.
+    Enrolled(Enrolment, Result<(Certificate, u64), bool>),
     /// A board's shell answers the agent of this boot.
     Answer(u32, u32, Box<Answer>),
     /// A container's process ends with this code.

@@ -33,10 +33,11 @@ pub(crate) enum Kind {
     UpdatePod,
     DeletePod,
     ChangeConfig,
+    ChangePolicy,
     AppendRecord,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 20] = [
     Kind::PartitionStation,
     Kind::PartitionProvince,
     Kind::BrokerRestart,
@@ -55,6 +56,7 @@ const KINDS: [Kind; 19] = [
     Kind::UpdatePod,
     Kind::DeletePod,
     Kind::ChangeConfig,
+    Kind::ChangePolicy,
     Kind::AppendRecord,
 ];
 
@@ -105,6 +107,7 @@ impl World {
             Kind::UpdatePod => (workload.update, nodes),
             Kind::DeletePod => (workload.delete, nodes),
             Kind::ChangeConfig => (workload.config, nodes),
+            Kind::ChangePolicy => (workload.policy, nodes),
             Kind::AppendRecord => (workload.record.unwrap_or_default(), nodes),
         }
     }
@@ -159,7 +162,7 @@ impl World {
             Kind::AgentCrash => self.kill_agent(board),
             Kind::Stall => self.boards[board].asleep_until = self.now + self.span(faults.stall_s),
             Kind::StoreWipe => self.wipe_store(board),
-            Kind::ClockJump => self.boards[board].clock.ahead_s += self.jump_s(),
+            Kind::ClockJump => self.boards[board].ahead_s += self.jump_s(),
             Kind::ReplicaClockJump => self.replicas[replica].ahead_s += self.jump_s(),
             Kind::Attack => self.attack(),
             Kind::ContainerCrash => {
@@ -175,6 +178,7 @@ impl World {
             Kind::UpdatePod => self.update_pod(node),
             Kind::DeletePod => self.delete_pod(node),
             Kind::ChangeConfig => self.change_config(node),
+            Kind::ChangePolicy => self.change_policy(node),
             Kind::AppendRecord => self.append_record(node as usize),
         }
         self.plan_fault(kind);
@@ -258,7 +262,7 @@ impl World {
             }
             Act::Clock => {
                 for node in self.chosen(&step) {
-                    self.boards[node as usize].clock.ahead_s += step.by_s;
+                    self.boards[node as usize].ahead_s += step.by_s;
                 }
             }
             Act::Clone => {
@@ -286,7 +290,7 @@ impl World {
         let board = self.boards.len() as u32;
         let mut twin = Board::new(node, self.rng.draw());
         twin.store = self.boards[node as usize].store.clone();
-        twin.clock.floor_s = self.boards[node as usize].clock.floor_s;
+        twin.identity = self.boards[node as usize].identity;
         twin.boot_id = self.rng.draw();
         self.boards.push(twin);
         self.stats.twins += 1;

@@ -10,11 +10,13 @@
 
 mod board;
 mod broker;
+mod certs;
 mod check;
 mod cloud;
 mod controller;
 mod event;
 mod faults;
+mod line;
 mod outbox;
 mod queue;
 mod report;

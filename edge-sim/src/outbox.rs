@@ -262,9 +262,10 @@ pub(crate) struct Batch {
 impl World {
     /// A workload writes a record.
     pub(crate) fn append_record(&mut self, board: usize) {
-        let unix_ms = self.unix_s() * 1000;
-        let node = self.boards[board].node as usize;
+        let unix_s = self.unix_s();
         let one = &mut self.boards[board];
+        let unix_ms = unix_s.saturating_add_signed(one.ahead_s) * 1000;
+        let node = one.node as usize;
         let class = CLASSES[one.rng.index(CLASSES.len())];
         let Some(post) = one
             .machine

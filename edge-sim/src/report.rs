@@ -51,6 +51,9 @@ stats! {
     handovers
     fenced
     revoked
+    renewals
+    renewals_failed
+    expired
     twins
     twins_found
     attacks

@@ -34,6 +34,8 @@ pub struct Scenario {
     pub config_maps: u32,
     /// Bytes of each class of an outbox. From 1 MiB on it is taken never to be full.
     pub outbox_bytes: u64,
+    /// Life of the nodes' certificates, seconds. Without this they do not end.
+    pub certificate_life_s: Option<u64>,
     /// What `NodePolicy` says of the spread of first attempts after a lost link, seconds.
     pub reconnect_spread_s: u32,
     /// Part of ConfigMap contents that are too large for a change frame.
@@ -64,6 +66,7 @@ impl Default for Scenario {
             provinces: 30,
             pods: 2,
             config_maps: 1,
+            certificate_life_s: None,
             reconnect_spread_s: 0,
             outbox_bytes: 64 << 20,
             large: Share::default(),
@@ -167,6 +170,8 @@ pub struct Workload {
     pub delete: PerHour,
     /// A ConfigMap gets other contents.
     pub config: PerHour,
+    /// The rates in a node's policy change.
+    pub policy: PerHour,
     /// A workload writes a record. Without this there is no outbox.
     pub record: Option<PerHour>,
 }
@@ -364,6 +369,7 @@ impl Scenario {
             ("cloud.lease-s", self.cloud.lease_s),
             ("cloud.silence-s", self.cloud.silence_s),
             ("faults.slow-factor", self.faults.slow_factor),
+            ("certificate-life-s", self.certificate_life_s.unwrap_or(1)),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{name} must not be 0"));

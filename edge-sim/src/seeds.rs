@@ -42,6 +42,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
         delete: rate(20),
         config: rate(20),
         record: Some(rate(200)),
+        ..Workload::default()
     };
     let mut faults = Faults {
         partition_station: rate(6),
@@ -73,6 +74,13 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     faults.remove_failure = share(20);
     faults.ignore_term = share(50);
     scenario.faults = faults;
+    // Drawn last: what came before is the same for each seed as ever.
+    if rng.below(2) == 0 {
+        scenario.certificate_life_s = Some(rng.between(600, 3_000));
+    }
+    if rng.below(2) == 0 {
+        scenario.workload.policy = PerHour::milli(rng.below(20_000));
+    }
     scenario
 }
 

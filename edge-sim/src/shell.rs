@@ -8,7 +8,9 @@ use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use edge_proto::session::{Input, Output};
 
 use crate::board::{Conn, Run};
+use crate::certs::Enrolment;
 use crate::event::{Answer, Event, Packet, Topic};
+use crate::line::SOCKET_BYTES;
 use crate::rng::Share;
 use crate::world::World;
 
@@ -30,6 +32,7 @@ impl World {
     pub(crate) fn passes_board(&mut self, event: Event) -> Option<Event> {
         let board = match &event {
             Event::Wake(board)
+            | Event::Enrolled(Enrolment { board, .. }, _)
             | Event::Answer(board, ..)
             | Event::Dialled { board, .. }
             | Event::Broken { board, .. }
@@ -110,17 +113,22 @@ impl World {
             one.connect_at = None;
             self.ask_for_connection(board);
         }
+        self.renew(board);
         self.settle_board(board);
     }
 
     fn ask_for_connection(&mut self, board: usize) {
         let conn = self.broker.next_conn();
-        self.boards[board].conn = Conn::Trying(conn);
+        let one = &mut self.boards[board];
+        one.conn = Conn::Trying(conn);
+        one.shown = one.choose_certificate();
         self.stats.dials += 1;
         let index = board as u32;
         let node = self.boards[board].node;
-        let (now_s, _) = self.boards[board].wall(self.now, self.unix_s());
-        let expired = now_s > self.broker.not_after_s;
+        let one = &self.boards[board];
+        let local = one.local(self.now);
+        let floor_s = one.machine.as_ref().map(|one| one.time.floor(local));
+        let expired = floor_s > Some(self.broker.not_after_s);
         let open = OPEN_DELAYS * self.scenario.link.delay_ms;
         let failed = Event::Dialled {
             board: index,
@@ -167,6 +175,9 @@ impl World {
             );
             return;
         }
+        if open {
+            self.server_proven(board);
+        }
         let one = &mut self.boards[board];
         let local = one.local(now);
         let Some(machine) = &mut one.machine else {
@@ -182,8 +193,17 @@ impl World {
         self.settle_board(board);
     }
 
+    /// The broker has shown its certificate and proven its key, which comes before the board's own.
+    pub(crate) fn server_proven(&mut self, board: usize) {
+        let one = &mut self.boards[board];
+        let local = one.local(self.now);
+        if let Some(machine) = &mut one.machine {
+            machine.time.server(local, self.broker.not_after_s);
+        }
+    }
+
     /// As the driver does it when the link ends or the attempt fails.
-    fn link_down(&mut self, board: usize) {
+    pub(crate) fn link_down(&mut self, board: usize) {
         let now = self.now;
         let one = &mut self.boards[board];
         let local = one.local(now);
@@ -194,6 +214,7 @@ impl World {
             let again = machine.reconnect.down(local, spread_ms);
             one.connect_at = Some(now + again.saturating_sub(local));
         }
+        one.certificate_refused();
     }
 
     /// The board's connection has ended: the broker closed it, or nothing came for too long.
@@ -352,10 +373,11 @@ impl World {
             }
             outputs += 1;
         }
+        self.pump_up(board);
         self.check_cap(board, "outputs of one input", outputs, OUTPUTS_MAX);
         self.check_epoch(board);
         let one = &mut self.boards[board];
-        if let Some(at) = one.deadline() {
+        if let Some(at) = one.deadline(self.now) {
             let at = at.max(self.now);
             if at < one.wake_at {
                 one.wake_at = at;
@@ -467,7 +489,13 @@ impl World {
 
     fn perform_session(&mut self, board: usize, output: Output) {
         match output {
-            Output::Send(frame) => self.send_up(board, frame),
+            Output::Send(frame) => {
+                let now = self.now;
+                let machine = self.boards[board].machine.as_mut();
+                if !machine.is_none_or(|machine| machine.line.push(now, frame)) {
+                    self.stats.dropped += 1;
+                }
+            }
             Output::Apply {
                 ticket,
                 changes,
@@ -493,6 +521,7 @@ impl World {
                 blob.extend(bytes);
                 self.answer(board, 5, Answer::Blob(sha256));
             }
+            Output::Live { .. } => self.certificate_works(board),
             Output::Down => {
                 self.boards[board].waiting_since = self.now;
                 if let Some(machine) = &mut self.boards[board].machine {
@@ -515,13 +544,53 @@ impl World {
             } => self.answer(board, 5, Answer::Records(class, from, bytes_max)),
             Output::RecordsAcked { class, next } => self.records_acked(board, class, next),
             Output::RecordsAhead { .. } => self.records_ahead(board),
-            Output::TimeFromCloud(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
+            Output::TimeFromCloud(unix_s) => self.boards[board].time_from_cloud(self.now, unix_s),
             Output::PeerProblem(_) => self.stats.problems_at_nodes += 1,
             Output::PutRefused { key, reason } => {
                 let node = self.boards[board].node;
                 self.fail(node, format!("a report was refused: {key} {reason}"));
             }
             _ => {}
+        }
+    }
+
+    /// As `pump_lanes` of the driver: what may go is given to the socket while that has room.
+    fn pump_up(&mut self, board: usize) {
+        let now = self.now;
+        let kbit = self.scenario.link.bandwidth_kbit;
+        loop {
+            let one = &mut self.boards[board];
+            let (up, conn, asleep_until) = (one.up, one.conn, one.asleep_until);
+            let Some(machine) = &mut one.machine else {
+                return;
+            };
+            machine.send_at = None;
+            machine.line.limit(now, machine.agent.policy().limits_up());
+            if !matches!(conn, Conn::Up(_)) {
+                machine.line.clear();
+                return;
+            }
+            let room_at = (up.free_us / 1000).saturating_sub(SOCKET_BYTES * 8 / kbit);
+            if machine.line.is_empty() {
+                return;
+            }
+            if room_at > now {
+                machine.send_at = Some(room_at);
+                return;
+            }
+            let Some((lane, since, frame)) = machine.line.poll(now) else {
+                machine.send_at = machine.line.deadline();
+                return;
+            };
+            let patience_ms = machine.line.patience_ms(lane, kbit);
+            let node = one.node;
+            self.check_lane(
+                node,
+                lane,
+                now - since.max(asleep_until).min(now),
+                patience_ms,
+            );
+            self.send_up(board, frame);
         }
     }
 

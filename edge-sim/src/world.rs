@@ -43,6 +43,8 @@ pub struct World {
     /// The next board that is looked after, see `check`.
     pub(crate) cursor: usize,
     pub(crate) converged_at: Option<u64>,
+    /// Certificates that were issued.
+    pub(crate) serials: u64,
 }
 
 impl World {
@@ -71,6 +73,7 @@ impl World {
             violation: None,
             cursor: 0,
             converged_at: None,
+            serials: 0,
             rng: Rng::new(rng.draw()),
             scenario,
         };
@@ -84,10 +87,10 @@ impl World {
                 board.slow = world.scenario.faults.slow_factor;
             }
             board.compromised = rng.chance(world.scenario.faults.compromised);
-            board.clock.floor_s = START_UNIX_S - 86_400;
             let at = rng.below(world.scenario.boot_spread_s * 1000 + 1);
             world.queue.push(at, Event::Start(node, 0));
             world.boards.push(board);
+            world.join(node);
         }
         world.series.unconverged = nodes;
         for replica in 0..replicas {
@@ -186,6 +189,8 @@ impl World {
         };
         match event {
             Event::Wake(board) => self.board_wakes(board as usize),
+            Event::Enrol(enrolment) => self.enrol(enrolment),
+            Event::Enrolled(enrolment, answer) => self.enrolled(enrolment, answer),
             Event::Answer(board, boot, answer) => self.board_answer(board as usize, boot, *answer),
             Event::Exit(board, pid, code) => self.container_exits(board as usize, pid, code),
             Event::Start(board, boot) => self.board_starts(board as usize, boot),

@@ -1,0 +1,422 @@
+//! Certificates of nodes. When to renew is the agent's real rule ([`edge_core::renewal`]), and what
+//! time it is, too; what the driver does with the certificates and what the desk of edge-cloud
+//! answers are modelled after `edge-min/src/driver/certificate.rs` and `edge-cloud/src/enrol.rs`.
+
+use edge_core::renewal::{Life, Renewal, Time};
+
+use crate::board::{Board, Conn, name_of};
+use crate::event::Event;
+use crate::world::{START_UNIX_S, World};
+
+/// How long after its end a certificate is still renewed, seconds (`RENEW_GRACE_S` of edge-cloud).
+const GRACE_S: u64 = 90 * 86_400;
+/// Pause between two new certificates of a node, seconds (`RENEW_PACE_S` of its registry).
+const PACE_S: u64 = 600;
+/// Patience of the agent with an enrolment that is not answered, milliseconds; 90 s in truth.
+const PATIENCE_MS: u64 = 20_000;
+/// One-way delays of an enrolment: TCP, TLS, the request.
+const DELAYS: u64 = 5;
+
+/// A certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    pub(crate) serial: u64,
+    key: u64,
+    issued_s: u64,
+    pub(crate) end_s: u64,
+}
+
+impl Certificate {
+    const fn life(self) -> Life {
+        Life {
+            issued_unix_s: self.issued_s,
+            end_unix_s: self.end_s,
+        }
+    }
+}
+
+/// What of it is on a board's medium.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) new: Certificate,
+    /// The one before, until `new` has proven good.
+    pub(crate) old: Option<Certificate>,
+    /// Key of a request whose answer may have been lost.
+    next_key: Option<u64>,
+}
+
+/// What the driver knows of it.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    pub(crate) renewal: Renewal,
+    turns_back: bool,
+    /// What the last connection was tried with.
+    tried: u64,
+    /// The other end has refused that one.
+    pub(crate) refused: bool,
+}
+
+impl Certificates {
+    pub(crate) fn new(node: u32, identity: &Identity) -> Self {
+        Self {
+            renewal: Renewal::new(&name_of(node), identity.new.life()),
+            turns_back: false,
+            tried: 0,
+            refused: false,
+        }
+    }
+}
+
+/// What the registry has of a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registered {
+    current: Certificate,
+    pending: Option<Certificate>,
+}
+
+impl Registered {
+    pub(crate) fn lists(&self, serial: u64) -> bool {
+        let pending = self.pending.is_some_and(|one| one.serial == serial);
+        self.current.serial == serial || pending
+    }
+
+    /// The node has come with its pending certificate: the one before is refused from now on.
+    fn promote(&mut self, serial: u64) {
+        if let Some(next) = self.pending.take_if(|one| one.serial == serial) {
+            self.current = next;
+        }
+    }
+}
+
+/// What the desk answers: the next certificate with its time, or whether it refuses.
+type Answer = Result<(Certificate, u64), bool>;
+
+/// An enrolment on its way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Enrolment {
+    pub(crate) board: u32,
+    boot: u32,
+    proof: Certificate,
+    key: u64,
+}
+
+impl Board {
+    fn time(&self, now: u64) -> Option<Time> {
+        let local = self.local(now);
+        let time = &self.machine.as_ref()?.time;
+        let cloud = time.cloud(local);
+        Some(Time {
+            unix_s: cloud.unwrap_or_else(|| time.floor(local)),
+            confirmed: cloud.is_some(),
+        })
+    }
+
+    /// When the certificate is to be looked after, by the board's clock.
+    pub(crate) fn renewal_deadline(&self, now: u64) -> Option<u64> {
+        let certificates = self.machine.as_ref()?.certificates.as_ref()?;
+        certificates
+            .renewal
+            .deadline(self.local(now), self.time(now)?)
+    }
+
+    /// The certificate that the next connection is made with.
+    pub(crate) fn choose_certificate(&mut self) -> Option<Certificate> {
+        let identity = self.identity?;
+        let certificates = self.machine.as_mut()?.certificates.as_mut()?;
+        let old = identity.old.filter(|_| certificates.turns_back);
+        let chosen = old.unwrap_or(identity.new);
+        certificates.tried = chosen.serial;
+        Some(chosen)
+    }
+
+    /// TLS says that the certificate of this connection is refused.
+    pub(crate) fn alert(&mut self, conn: u32) {
+        let certificates = self
+            .machine
+            .as_mut()
+            .and_then(|one| one.certificates.as_mut());
+        if let Some(certificates) = certificates.filter(|_| self.conn == Conn::Trying(conn)) {
+            certificates.refused = true;
+        }
+    }
+
+    /// The link is down: whether its certificate was refused.
+    pub(crate) fn certificate_refused(&mut self) {
+        let old = self.identity.is_some_and(|identity| identity.old.is_some());
+        let certificates = self
+            .machine
+            .as_mut()
+            .and_then(|one| one.certificates.as_mut());
+        if let Some(certificates) = certificates
+            && std::mem::take(&mut certificates.refused)
+        {
+            if !old || certificates.turns_back {
+                certificates.renewal.want();
+            }
+            certificates.turns_back = old && !certificates.turns_back;
+        }
+    }
+}
+
+impl World {
+    /// The first certificate of a node, of some age, in its registry and on its board.
+    pub(crate) fn join(&mut self, node: u32) {
+        let Some(life_s) = self.scenario.certificate_life_s else {
+            return;
+        };
+        let issued_s = self.unix_s() - self.boards[node as usize].rng.below(life_s * 2 / 3);
+        let first = self.issue(issued_s, 0);
+        self.records[node as usize].registered = Some(Registered {
+            current: first,
+            pending: None,
+        });
+        self.boards[node as usize].identity = Some(Identity {
+            new: first,
+            old: None,
+            next_key: None,
+        });
+    }
+
+    fn issue(&mut self, issued_s: u64, key: u64) -> Certificate {
+        self.serials += 1;
+        Certificate {
+            serial: self.serials,
+            key,
+            issued_s,
+            end_s: issued_s + self.scenario.certificate_life_s.unwrap_or(0),
+        }
+    }
+
+    /// Whether the broker lets this certificate in: it has not ended, and is not replaced.
+    pub(crate) fn admits_certificate(&mut self, node: u32, shown: Option<Certificate>) -> bool {
+        let now_s = self.unix_s();
+        let registered = self.records[node as usize].registered.as_mut();
+        let (Some(shown), Some(registered)) = (shown, registered) else {
+            return true;
+        };
+        if shown.end_s < now_s {
+            self.stats.expired += 1;
+            return false;
+        }
+        let listed = registered.lists(shown.serial);
+        registered.promote(shown.serial);
+        listed
+    }
+
+    /// Begins a renewal that is due.
+    pub(crate) fn renew(&mut self, index: usize) {
+        let now = self.now;
+        let board = &mut self.boards[index];
+        let local = board.local(now);
+        let (Some(time), Some(identity)) = (board.time(now), &mut board.identity) else {
+            return;
+        };
+        let certificates = board.machine.as_mut();
+        let certificates = certificates.and_then(|one| one.certificates.as_mut());
+        if !certificates.is_some_and(|one| one.renewal.begins(local, time)) {
+            return;
+        }
+        let enrolment = Enrolment {
+            board: index as u32,
+            boot: board.boot,
+            proof: identity.new,
+            key: *identity.next_key.get_or_insert_with(|| board.rng.draw()),
+        };
+        let ms = DELAYS * self.scenario.link.delay_ms;
+        match self.is_lost(index) {
+            true => self.plan(PATIENCE_MS, Event::Enrolled(enrolment, Err(false))),
+            false => self.plan(ms, Event::Enrol(enrolment)),
+        }
+    }
+
+    /// Whether an exchange with the desk does not come to an end.
+    fn is_lost(&mut self, index: usize) -> bool {
+        let loss = self.scenario.faults.loss;
+        let lost = self.is_faulty() && self.boards[index].rng.chance(loss);
+        lost || self.is_cut(self.boards[index].node)
+    }
+
+    /// A request is at some replica's desk.
+    pub(crate) fn enrol(&mut self, enrolment: Enrolment) {
+        let index = enrolment.board as usize;
+        let awake = |replica: &&usize| {
+            let one = &self.replicas[**replica];
+            one.alive && !one.paused
+        };
+        let all: Vec<usize> = (0..self.replicas.len()).collect();
+        let awake: Vec<usize> = all.iter().filter(awake).copied().collect();
+        let chosen = awake.get(self.rng.index(awake.len())).copied();
+        let answer = chosen.map_or(Err(false), |replica| self.desk(replica, enrolment));
+        let ms = self.scenario.link.delay_ms;
+        match self.is_lost(index) {
+            true => self.plan(PATIENCE_MS, Event::Enrolled(enrolment, Err(false))),
+            false => self.plan(ms, Event::Enrolled(enrolment, answer)),
+        }
+    }
+
+    /// As `Desk::renew` and `Registry::renew`.
+    fn desk(&mut self, replica: usize, enrolment: Enrolment) -> Answer {
+        let Enrolment { proof, key, .. } = enrolment;
+        let node = self.boards[enrolment.board as usize].node as usize;
+        let ahead_s = self.replicas[replica].ahead_s;
+        let unix_s = self.unix_s().saturating_add_signed(ahead_s);
+        let life_s = self.scenario.certificate_life_s.unwrap_or(0);
+        let next = self.issue(unix_s, key);
+        let record = &mut self.records[node];
+        let known = record
+            .registered
+            .as_mut()
+            .filter(|_| record.revoked.is_none());
+        let known = known
+            .filter(|known| known.lists(proof.serial))
+            .ok_or(true)?;
+        if unix_s.saturating_sub(proof.end_s) > GRACE_S {
+            return Err(true);
+        }
+        known.promote(proof.serial);
+        if known.current.serial != proof.serial {
+            return Err(true);
+        }
+        let same = |one: &Certificate| one.key == key && unix_s < one.issued_s + life_s / 2;
+        if let Some(same) = known.pending.filter(same) {
+            return Ok((same, unix_s));
+        }
+        let last_s = known.pending.unwrap_or(known.current).issued_s;
+        let age_s = unix_s.checked_sub(last_s);
+        if age_s.is_some_and(|age_s| age_s < PACE_S.min(life_s / 20)) {
+            return Err(true);
+        }
+        known.pending = Some(next);
+        Ok((next, unix_s))
+    }
+
+    /// The answer is at the board, if the agent that asked still lives.
+    pub(crate) fn enrolled(&mut self, enrolment: Enrolment, answer: Answer) {
+        let now = self.now;
+        let index = enrolment.board as usize;
+        let board = &mut self.boards[index];
+        let local = board.local(now);
+        let (Some(machine), Some(identity)) = (&mut board.machine, &mut board.identity) else {
+            return;
+        };
+        let Some(certificates) = machine.certificates.as_mut() else {
+            return;
+        };
+        if board.boot != enrolment.boot {
+            return;
+        }
+        let floor_s = machine.time.floor(local);
+        let answer = answer.and_then(|(next, unix_s)| {
+            let over = next.end_s <= floor_s && next.end_s <= identity.new.end_s;
+            if over { Err(false) } else { Ok((next, unix_s)) }
+        });
+        match answer {
+            Err(refused) => {
+                self.stats.renewals_failed += 1;
+                certificates.renewal.failed(local, refused);
+            }
+            Ok((next, unix_s)) => {
+                self.stats.renewals += 1;
+                identity.old = Some(std::mem::replace(&mut identity.new, next));
+                identity.next_key = None;
+                certificates.renewal.renewed(next.life());
+                certificates.turns_back = false;
+                board.time_from_cloud(now, unix_s);
+                self.begin_anew(index);
+            }
+        }
+        self.settle_board(index);
+    }
+
+    /// The link is closed in order, so that the next one is made with the right certificate.
+    fn begin_anew(&mut self, index: usize) {
+        match self.boards[index].conn {
+            Conn::Up(conn) => {
+                self.socket_closed(index, conn);
+                self.link_down(index);
+            }
+            Conn::Trying(_) => {}
+            Conn::None => {
+                let now = self.now;
+                let board = &mut self.boards[index];
+                board.connect_at = board.connect_at.map(|_| now);
+            }
+        }
+    }
+
+    /// A session lives with the certificate that the connection was made with.
+    pub(crate) fn certificate_works(&mut self, index: usize) {
+        let now = self.now;
+        let board = &mut self.boards[index];
+        let local = board.local(now);
+        let (Some(machine), Some(identity)) = (&mut board.machine, &mut board.identity) else {
+            return;
+        };
+        let (Some(certificates), Some(old)) = (&mut machine.certificates, identity.old.take())
+        else {
+            return;
+        };
+        if certificates.tried == identity.new.serial {
+            return;
+        }
+        if certificates.turns_back {
+            certificates.turns_back = false;
+            certificates.renewal.renewed(old.life());
+            certificates.renewal.failed(local, true);
+            identity.new = old;
+        } else {
+            identity.old = Some(old);
+            self.begin_anew(index);
+        }
+    }
+
+    /// Whether the clocks of all replicas are right, and one of them answers.
+    fn desk_is_open(&self) -> bool {
+        let open = |one: &crate::cloud::Replica| one.alive && !one.paused;
+        self.replicas.iter().all(|one| one.ahead_s == 0) && self.replicas.iter().any(open)
+    }
+
+    /// A session that was opened by a replica whose clock was behind goes on with that time. The
+    /// node then renews when its certificate is refused, at its next connection.
+    fn knows_the_time(&self, index: usize) -> bool {
+        let time = self.boards[index].time(self.now);
+        time.is_none_or(|time| !time.confirmed || time.unix_s + 60 > self.unix_s())
+    }
+
+    /// No node that can be reached and knows the time goes on without a certificate.
+    pub(crate) fn check_certificate(&mut self, index: usize) {
+        let board = &self.boards[index];
+        let (Some(identity), Some(life_s)) = (board.identity, self.scenario.certificate_life_s)
+        else {
+            return;
+        };
+        let could = board.machine.is_some() && self.broker.up && self.desk_is_open();
+        if !could || self.is_excused(board.node) || !self.knows_the_time(index) {
+            return;
+        }
+        let ended_at = identity.new.end_s.saturating_sub(START_UNIX_S) * 1000;
+        let since = ended_at
+            .max(board.started_at)
+            .max(self.disturbed_at)
+            .max(self.cut_until(board.node));
+        let without_ms = self.now.saturating_sub(since);
+        if without_ms > self.scenario.starve_s * 1000 {
+            let node = board.node;
+            self.fail(
+                node,
+                format!("its certificate of {life_s} s has ended, for {without_ms} ms"),
+            );
+        }
+    }
+
+    /// Why a node's certificate is not as it shall be.
+    pub(crate) fn certificate_unsettled(&self, node: u32) -> Option<&'static str> {
+        let identity = self.boards[node as usize].identity?;
+        let registered = self.records[node as usize].registered?;
+        if !registered.lists(identity.new.serial) {
+            return Some("its certificate is refused");
+        }
+        let ended = identity.new.end_s <= self.unix_s() && self.knows_the_time(node as usize);
+        ended.then_some("its certificate has ended")
+    }
+}
