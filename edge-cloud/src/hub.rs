@@ -24,7 +24,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -69,6 +69,17 @@ pub async fn serve(
     if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
         log::warn!("notsent_lowat_failed error={error}");
     }
+    tokio::select! {
+        () = accept(listener, tls, &links) => {}
+        () = links.admit() => {}
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    links: &Arc<Links>,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let strangers = Strangers::new(STRANGERS_MAX);
     loop {
@@ -85,12 +96,10 @@ pub async fn serve(
             }
         };
         // Before TLS, which is what costs: after an outage all come at once.
-        let Some(turn) = links.accept_turn() else {
-            continue;
-        };
+        let turn = links.turn(address.ip());
         let stranger = strangers.enter(address.ip());
         let tls = TlsAcceptor::from(Arc::clone(&tls.borrow()));
-        let links = Arc::clone(&links);
+        let links = Arc::clone(links);
         tokio::spawn(async move {
             if let Err(error) = connection(stream, turn, tls, &links, stranger).await {
                 log::debug!("connection_ended error={error}");
@@ -108,7 +117,7 @@ async fn timely<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 async fn connection(
     stream: TcpStream,
-    turn: Duration,
+    turn: oneshot::Receiver<()>,
     tls: TlsAcceptor,
     links: &Arc<Links>,
     stranger: Place,
@@ -129,11 +138,12 @@ async fn connection(
 /// All that a connection does before it has shown a certificate, a whole enrolment included.
 async fn open(
     stream: TcpStream,
-    turn: Duration,
+    turn: oneshot::Receiver<()>,
     tls: TlsAcceptor,
     links: &Arc<Links>,
 ) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
-    tokio::time::sleep(turn).await;
+    turn.await
+        .map_err(|_| io::Error::other("too many connections wait"))?;
     let stream = timely(OPENING, tls.accept(stream)).await?;
     let (_, session) = stream.get_ref();
     let joins = session.alpn_protocol() == Some(ALPN_JOIN);

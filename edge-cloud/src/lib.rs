@@ -27,3 +27,4 @@ pub mod source;
 pub mod takeover;
 pub mod tls;
 pub mod token;
+pub mod turns;

@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use edge_proto::session::{Cloud, CloudConfig, Input};
 use edge_proto::turnstile::{Turn, Turnstile};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::call::{PIECES_MAX, Piece, relay};
 use self::node::{Connection, Frames, Node};
@@ -41,6 +42,7 @@ use crate::registry::{Admission, Registry};
 use crate::takeover::{Takeovers, Verdict};
 use crate::tls::{Peer, Port};
 use crate::token::TokenStore;
+use crate::turns::Turns;
 
 pub use behind::Behind;
 pub use rollover::{ASK_AGAIN_MS, ASK_PACE, PROOF_AGAIN_MS, RENEWALS_AT_ONCE, WAITING_SHOWN};
@@ -50,9 +52,6 @@ pub const FRAMES_MAX: usize = 256;
 /// Openings a second, TLS handshakes and sessions, unless the operator says otherwise: about a
 /// quarter of what one core can do, so that live links stay quick. 5,000 nodes are back in 25 s.
 pub const ADMISSIONS_PER_S: u32 = 200;
-/// A connection waits no longer than this for its turn, milliseconds: a further one is closed, and
-/// its node comes back later, each time after a longer and random delay.
-const CONNECTION_WAIT_MS_MAX: u64 = 5_000;
 /// Pause between two events that tell of a crowd, milliseconds.
 const CROWDED_MS: u64 = 60_000;
 /// Events kept for people.
@@ -64,7 +63,7 @@ const READMITTED: &str =
 struct State {
     nodes: BTreeMap<String, Node>,
     /// Turns of connections, whoever they are from.
-    accepts: Turnstile,
+    accepts: Turns<oneshot::Sender<()>>,
     /// Turns of sessions.
     openings: Turnstile,
     /// Connections closed since the last event of it, and when the next one is due.
@@ -103,6 +102,8 @@ pub struct Links {
     unasked: Notify,
     /// The CAs have changed.
     rotated: Notify,
+    /// A connection waits for its turn.
+    entered: Notify,
 }
 
 fn session(epoch: u64, now: u64) -> Cloud {
@@ -154,6 +155,7 @@ impl Links {
             wake: Notify::new(),
             unasked: Notify::new(),
             rotated: Notify::new(),
+            entered: Notify::new(),
             registry,
         });
         {
@@ -177,29 +179,37 @@ impl Links {
     /// Admits so many connections and so many sessions a second.
     pub fn set_admissions(&self, per_s: u32) {
         let mut state = self.lock();
-        state.accepts = Turnstile::new(per_s);
+        state.accepts = Turns::new(per_s);
         state.openings = Turnstile::new(per_s);
     }
 
-    /// How long a new connection has to wait for its turn; `None` when it is to be closed, for
-    /// there are too many.
-    pub(crate) fn accept_turn(&self) -> Option<Duration> {
+    /// The turn of a new connection from this address: it ends without one when the connection is to
+    /// be closed, for there are too many.
+    pub(crate) fn turn(&self, address: IpAddr) -> oneshot::Receiver<()> {
+        let (turn, receiver) = oneshot::channel();
         let now = self.now();
         let mut state = self.lock();
-        if state.accepts.wait_ms(now) <= CONNECTION_WAIT_MS_MAX {
-            return Some(Duration::from_millis(state.accepts.take(now)));
+        state.accepts.enter(now, address, turn);
+        state.admit(now);
+        drop(state);
+        self.entered.notify_one();
+        receiver
+    }
+
+    /// Gives the connections that wait their turns, for ever.
+    pub(crate) async fn admit(&self) {
+        loop {
+            let wait = {
+                let now = self.now();
+                let mut state = self.lock();
+                state.admit(now);
+                state.accepts.wait_ms(now)
+            };
+            match wait {
+                Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                None => self.entered.notified().await,
+            }
         }
-        let (count, due) = &mut state.turned_away;
-        *count += 1;
-        if now >= *due {
-            let text = format!(
-                "more connections than the admission allows: {count} closed since the last such \
-                 event, their nodes come back after a pause"
-            );
-            state.turned_away = (0, now + CROWDED_MS);
-            state.event("", "Crowded", &text);
-        }
-        None
     }
 
     /// Whether a `Hello` has to wait; its node is told how long. One whose session is live here
@@ -485,7 +495,7 @@ impl State {
     fn new(records: Arc<Records>) -> Self {
         Self {
             nodes: BTreeMap::new(),
-            accepts: Turnstile::new(ADMISSIONS_PER_S),
+            accepts: Turns::new(ADMISSIONS_PER_S),
             openings: Turnstile::new(ADMISSIONS_PER_S),
             turned_away: (0, 0),
             events: VecDeque::new(),
@@ -524,6 +534,24 @@ impl State {
                 calls: BTreeMap::new(),
             }
         });
+    }
+
+    /// Gives the turns that are due.
+    fn admit(&mut self, now: u64) {
+        while let Some(turn) = self.accepts.next(now) {
+            // Its connection may have made room for another.
+            turn.send(()).ok();
+        }
+        let (count, due) = &mut self.turned_away;
+        *count += self.accepts.take_turned_away();
+        if *count > 0 && now >= *due {
+            let text = format!(
+                "more connections than the admission allows: {count} closed since the last such \
+                 event, their nodes come back after a pause"
+            );
+            self.turned_away = (0, now + CROWDED_MS);
+            self.event("", "Crowded", &text);
+        }
     }
 
     fn event(&mut self, node: &str, reason: &str, message: &str) {

@@ -378,3 +378,50 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     assert_eq!(followed.len(), 2);
     assert!(followed[1].is_err(), "{followed:?}");
 }
+
+/// Goal: whoever opens more connections than are admitted keeps out nobody but itself. Method: a
+/// flood of connections from one address, silent ones and some that shake hands without a
+/// certificate; nodes come from another address, each time with one try.
+#[tokio::test]
+async fn a_flood_from_one_address_keeps_no_node_out() {
+    let (mut cloud, [a, b]) = Cloud::with(["a", "b"]).await;
+    let mut board = Board::open(&cloud, "b", &b, Answers::Whole).await.unwrap();
+    let running = tokio::spawn(async move { board.run().await });
+    cloud.until("b is live", |cloud| cloud.is_live("b")).await;
+    cloud.links.set_admissions(20);
+    let flood = Arc::new(Cloud::at(
+        cloud.address,
+        cloud.data(),
+        Arc::clone(&cloud.links),
+    ));
+    cloud.source = [127, 0, 0, 2].into();
+    let mut tasks = Vec::new();
+    for shakes in [true, false, false, false] {
+        let flood = Arc::clone(&flood);
+        tasks.push(tokio::spawn(async move {
+            let mut open = std::collections::VecDeque::new();
+            loop {
+                if shakes {
+                    let config = flood.mqtt_config(None);
+                    drop(flood.tls(&config).await);
+                } else if let Ok(stream) = tokio::net::TcpStream::connect(flood.address).await {
+                    open.push_front(stream);
+                    open.truncate(200);
+                }
+                tokio::task::yield_now().await;
+            }
+        }));
+    }
+    while cloud.events("", "Crowded") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for attempt in 0..10 {
+        let client = cloud.client("a", &a).await;
+        assert!(client.is_ok(), "{attempt}: {:?}", client.err());
+    }
+    assert!(!running.is_finished() && cloud.is_live("b"));
+    for task in tasks {
+        assert!(!task.is_finished());
+        task.abort();
+    }
+}

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::turns::network;
+
 /// The places.
 pub(super) struct Strangers {
     places: usize,
@@ -89,17 +91,6 @@ fn dispensable(present: &BTreeMap<u64, (IpAddr, Arc<Notify>)>) -> Option<u64> {
     }
     let most = networks.into_values().max_by_key(|(count, _)| *count);
     most.map(|(_, oldest)| oldest)
-}
-
-/// One customer of IPv6 has a whole /64.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let network = address.to_bits() & (u128::MAX << 64);
-            std::net::Ipv6Addr::from_bits(network).into()
-        }
-    }
 }
 
 #[cfg(test)]

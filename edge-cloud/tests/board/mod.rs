@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -66,7 +66,9 @@ pub(crate) fn identity(ca: &Ca, node: &str, unix_s: u64, life_s: u64) -> Identit
 pub(crate) struct Cloud {
     pub(crate) links: Arc<Links>,
     pub(crate) ca: Ca,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
+    /// Where its boards connect from.
+    pub(crate) source: IpAddr,
     _data: tempfile::TempDir,
 }
 
@@ -82,6 +84,7 @@ impl Cloud {
             links,
             ca: Ca::open(data).unwrap(),
             address,
+            source: Ipv4Addr::LOCALHOST.into(),
             _data: tempfile::tempdir().unwrap(),
         }
     }
@@ -118,9 +121,15 @@ impl Cloud {
             links,
             ca,
             address,
+            source: Ipv4Addr::LOCALHOST.into(),
             _data: data,
         };
         (cloud, identities)
+    }
+
+    /// Its data folder.
+    pub(crate) fn data(&self) -> &std::path::Path {
+        self._data.path()
     }
 
     pub(crate) fn view(&self, node: &str) -> Option<NodeView> {
@@ -156,7 +165,9 @@ impl Cloud {
     /// One TLS connection. Whether the client's certificate is taken shows only when it is read.
     pub(crate) async fn tls(&self, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tcp = TcpStream::connect(self.address).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.source, 0).into())?;
+        let tcp = socket.connect(self.address).await?;
         tcp.set_nodelay(true)?;
         TlsConnector::from(Arc::clone(config))
             .connect(name, tcp)
