@@ -5,6 +5,7 @@ mod view;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -31,6 +32,10 @@ pub const SOCKET: &str = "api.sock";
 pub const TOKEN_TTL_S_MAX: u64 = 366 * 24 * 3600;
 /// Most uses of one join token.
 pub const TOKEN_USES_MAX: u32 = 1_000_000;
+
+/// Patience with the beginning of a node's answer, and with the whole of a reason: longer than the
+/// links have with a silent node, whose word on it is better than ours.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// What the handlers share.
 struct App<N> {
@@ -290,7 +295,8 @@ async fn logs<N: Nodes>(
         follow: query.follow,
     };
     let mut answer = app.nodes.call(&node, METHOD_LOGS, request.encode());
-    let first = match answer.recv().await {
+    let first = tokio::time::timeout(ANSWER, answer.recv()).await;
+    let first = match first.unwrap_or(None) {
         Some(Ok(first)) if !first.is_empty() => first,
         Some(Ok(_)) | None => return fail(StatusCode::BAD_GATEWAY, "the node gave no answer"),
         Some(Err(error)) => return fail(StatusCode::BAD_GATEWAY, error),
@@ -320,16 +326,39 @@ fn follow(
     })
 }
 
-/// Text of an error answer, which is short.
+/// Text of an error answer, which is short; as much of it as comes in time.
 async fn reason(first: Bytes, mut answer: mpsc::Receiver<Result<Bytes, String>>) -> String {
     const REASON_BYTES_MAX: usize = 1024;
     let mut bytes = first.to_vec();
+    let until = tokio::time::Instant::now() + ANSWER;
     while bytes.len() < REASON_BYTES_MAX {
-        match answer.recv().await {
-            Some(Ok(more)) => bytes.extend(more),
-            Some(Err(_)) | None => break,
+        match tokio::time::timeout_at(until, answer.recv()).await {
+            Ok(Some(Ok(more))) => bytes.extend(more),
+            Ok(Some(Err(_)) | None) | Err(_) => break,
         }
     }
     bytes.truncate(REASON_BYTES_MAX);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a reason that a node begins and never ends keeps no client waiting. Method: virtual time;
+    /// the node goes on for ever, a byte now and then.
+    #[tokio::test(start_paused = true)]
+    async fn a_reason_without_an_end_is_cut_off_in_time() {
+        let (node, answer) = mpsc::channel(1);
+        let dripping = tokio::spawn(async move {
+            while node.send(Ok(Bytes::from_static(b"!"))).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(25)).await;
+            }
+        });
+        let start = tokio::time::Instant::now();
+        let text = reason(Bytes::from_static(b"no such pod"), answer).await;
+        assert_eq!(text, "no such pod!!!");
+        assert_eq!(start.elapsed(), ANSWER);
+        dripping.await.unwrap();
+    }
 }
