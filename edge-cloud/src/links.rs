@@ -54,6 +54,8 @@ pub const FRAMES_MAX: usize = 256;
 pub const ADMISSIONS_PER_S: u32 = 200;
 /// Pause between two events that tell of a crowd, milliseconds.
 const CROWDED_MS: u64 = 60_000;
+/// A node whose books are still being read asks again after this, milliseconds.
+const BOOKS_WAIT_MS: u64 = 500;
 /// Events kept for people.
 const EVENTS_MAX: usize = 1_000;
 /// Why an unknown node was let in.
@@ -222,7 +224,13 @@ impl Links {
         let Ok(Frame::Hello { n, .. }) = Frame::decode(frame) else {
             return false;
         };
-        let wait_ms = state.openings.ask(now, &mut node.turn);
+        let wait_ms = match node.booked {
+            true => state.openings.ask(now, &mut node.turn),
+            false => {
+                state.records.hurry(name);
+                BOOKS_WAIT_MS
+            }
+        };
         if wait_ms == 0 {
             return false;
         }
@@ -513,10 +521,11 @@ impl State {
             (records.attach(name, &mut session), session)
         };
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
-            let (stream, session) = opened();
+            let ((stream, booked), session) = opened();
             Node {
                 session,
                 stream,
+                booked,
                 connection: None,
                 limits: watch::Sender::new(Limits::NONE),
                 desired: None,
@@ -603,7 +612,7 @@ impl Nodes for Arc<Links> {
                 let was_live = std::mem::take(&mut node.live);
                 node.session = session(epoch, now);
                 node.session.restore(reported);
-                node.stream = records.attach(name, &mut node.session);
+                (node.stream, node.booked) = records.attach(name, &mut node.session);
                 node.in_sync = false;
                 for (key, payload) in desired {
                     let (key, payload) = (key.clone(), Arc::clone(payload));

@@ -10,6 +10,7 @@
 //! Bound: [`QUEUE_BYTES_MAX`] of records that wait, beyond which they are refused and come again.
 
 pub mod account;
+pub mod books;
 pub mod cursors;
 pub mod files;
 mod http;
@@ -36,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::account::{Account, Batch, Incarnation, Item, Loss, Plan};
+use self::books::{Books, READERS};
 use self::sink::{Sink, blocking};
 use self::target::Config;
 use crate::links::Links;
@@ -83,6 +85,7 @@ pub(crate) type Told = (&'static str, String);
 
 #[derive(Debug, Default)]
 struct Node {
+    books: Books,
     /// `None` until it could be read.
     account: Option<Account>,
     waiting: VecDeque<Waiting>,
@@ -105,6 +108,8 @@ struct Node {
 #[derive(Default)]
 struct State {
     nodes: BTreeMap<String, Node>,
+    /// Nodes whose books are to be read.
+    unread: VecDeque<String>,
     /// Nodes that a writer may take, once each.
     ready: VecDeque<String>,
     later: BTreeSet<(Instant, String)>,
@@ -124,6 +129,7 @@ pub struct Records {
     sink: Option<Arc<Sink>>,
     state: Mutex<State>,
     wake: Notify,
+    unread: Notify,
 }
 
 /// One node's records for a writer.
@@ -150,6 +156,7 @@ impl Records {
             sink: None,
             state: Mutex::default(),
             wake: Notify::new(),
+            unread: Notify::new(),
         })
     }
 
@@ -162,33 +169,29 @@ impl Records {
             sink: Some(Arc::new(Sink::open(data, config)?)),
             state: Mutex::default(),
             wake: Notify::new(),
+            unread: Notify::new(),
         }))
     }
 
     /// A node has a new session, which learns where its streams stand. Returns the name by which
-    /// the session is known here.
-    pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> u64 {
+    /// the session is known here, and whether the books are there: if not, the session must not
+    /// open until [`Links::books_read`].
+    pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> (u64, bool) {
         let mut state = self.lock();
         state.sessions += 1;
         let id = state.sessions;
-        let Some(sink) = &self.sink else {
-            return id;
-        };
+        if self.sink.is_none() {
+            return (id, true);
+        }
+        let booked = self.has_books(&mut state, node);
         let known = state.nodes.entry(node.to_owned()).or_default();
         known.gone = false;
-        if known.account.is_none() && !known.busy {
-            match sink.load(node) {
-                Ok(found) => known.account = Some(took_over(node, found)),
-                // A writer tries again, and nothing is taken before.
-                Err(error) => log::error!("records_not_read node={node} error={error}"),
-            }
-        }
         for (class, stream) in known.account.iter().flat_map(|account| &account.streams) {
             for lane in stream.lanes.iter().rev() {
                 session.restore_stream(lane.incarnation.0, *class, lane.next);
             }
         }
-        id
+        (id, booked)
     }
 
     /// A node has left the registry. What it has sent is still delivered.
@@ -242,9 +245,13 @@ impl Records {
         }
     }
 
-    /// Writes records and answers the sessions, for ever.
+    /// Reads the books, writes records and answers the sessions, for ever.
     pub async fn run(self: &Arc<Self>, links: &Arc<Links>) {
         let mut writers = JoinSet::new();
+        for _ in 0..READERS {
+            let (records, links) = (Arc::clone(self), Arc::clone(links));
+            writers.spawn(async move { records.read_books(&links).await });
+        }
         for _ in 0..WRITERS {
             let (records, links) = (Arc::clone(self), Arc::clone(links));
             writers.spawn(async move {

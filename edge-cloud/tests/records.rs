@@ -5,6 +5,8 @@
 mod board;
 #[path = "records/process.rs"]
 mod process;
+#[path = "records/secure.rs"]
+mod secure;
 #[path = "records/servers.rs"]
 mod servers;
 
@@ -33,7 +35,7 @@ const POLL: Duration = Duration::from_millis(10);
 struct Place {
     data: tempfile::TempDir,
     identity: Identity,
-    url: Option<String>,
+    config: target::Config,
 }
 
 impl Place {
@@ -50,19 +52,18 @@ impl Place {
         Self {
             data,
             identity,
-            url,
+            config: target::Config {
+                url,
+                ..target::Config::default()
+            },
         }
     }
 
     /// An edge-cloud over the folder, and the node's board.
     async fn start(&self, outbox: &Arc<Mutex<Outbox>>) -> Running {
         let data = self.data.path();
-        let config = target::Config {
-            url: self.url.clone(),
-            ..target::Config::default()
-        };
         // The one before may still write its last.
-        let records = until(|| Records::open(data, &config).ok()).await;
+        let records = until(|| Records::open(data, &self.config).ok()).await;
         let ca = Ca::open(data).unwrap();
         let links =
             Links::open_with(data, ca, None, Arc::clone(&records), Default::default()).unwrap();
@@ -79,7 +80,11 @@ impl Place {
             tokio::spawn(async move { records.run(&writing).await }),
         ];
         tasks.push(self.board(cloud, outbox));
-        Running { links, tasks }
+        Running {
+            address,
+            links,
+            tasks,
+        }
     }
 
     /// The node's board, which comes back whenever its link ends.
@@ -102,6 +107,7 @@ impl Place {
 
 /// An edge-cloud; dropping it ends it in the middle of whatever it does.
 struct Running {
+    address: std::net::SocketAddr,
     links: Arc<Links>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -409,4 +415,86 @@ async fn jetstream_has_each_record_once() {
         .map(|(text, _)| text.clone());
     assert_eq!(texts.collect::<Vec<_>>(), expected(600));
     assert_eq!(messages.len() as u64, end - 1);
+}
+
+/// Goal: a start waits for no books, a node waits only for its own, and what it is told then is what
+/// they say. Method: the books of many nodes, and one node's that cannot be read for now, as they
+/// come through a pipe that nobody writes to yet.
+#[tokio::test]
+async fn a_start_does_not_wait_for_the_books() {
+    let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
+    let others = if long { 10_000 } else { 1_000 };
+    let server = Http::start().await;
+    let place = Place::new(Some(server.url()));
+    let data = place.data.path();
+    let nodes = data.join("nodes.json");
+    let mut state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&nodes).unwrap()).unwrap();
+    let record = state["nodes"][NODE].clone();
+    let books = |next: u64| {
+        let delivered = next - 1;
+        let lane = serde_json::json!(
+            { "incarnation": "0909090909090909", "next": next, "delivered": delivered }
+        );
+        serde_json::json!({ "streams": { "0": { "lanes": [lane] } } }).to_string()
+    };
+    let cursors = data.join("cursors");
+    std::fs::create_dir_all(&cursors).unwrap();
+    for number in 0..others {
+        let name = format!("gate-{number}");
+        std::fs::write(cursors.join(&name).with_extension("json"), books(8)).unwrap();
+        let mut record = record.clone();
+        record["serial"] = format!("{number:x}").into();
+        state["nodes"][&name] = record;
+    }
+    let ca = Ca::open(data).unwrap();
+    let late = identity(&ca, "late", now(), 3_600);
+    let mut record = record.clone();
+    record["serial"] = late.serial.clone().into();
+    state["nodes"]["late"] = record;
+    std::fs::write(&nodes, state.to_string()).unwrap();
+    let pipe = cursors.join("late.json");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+
+    let (records, end) = outbox(5);
+    let cloud = place.start(&records).await;
+    // A node among them delivers, and all books but one are there.
+    until(|| (acknowledged(&records) >= end).then_some(())).await;
+    let view = until(|| Some(cloud.view()).filter(|view| view.sink.unread <= 1)).await;
+    assert_eq!(view.sink.unread, 1);
+    assert_eq!(view.streams.len(), others + 1);
+    assert!(view.streams.iter().all(|stream| stream.balanced));
+
+    // The other node is connected, and its session waits.
+    let at = Arc::new(Cloud::at(cloud.address, data, Arc::clone(&cloud.links)));
+    let (boards, _) = outbox(9);
+    let mut board = Board::open(&at, "late", &late, Answers::Never)
+        .await
+        .unwrap();
+    board.outbox = Arc::clone(&boards);
+    board.ready().await.unwrap();
+    let running = tokio::spawn(async move { board.run().await });
+    let waited = tokio::time::timeout(
+        Duration::from_millis(1_500),
+        at.until("", |at| at.is_live("late")),
+    );
+    assert!(waited.await.is_err(), "a session without books");
+    assert_eq!(acknowledged(&boards), 1);
+    tokio::task::spawn_blocking(move || std::fs::write(pipe, books(8)))
+        .await
+        .unwrap()
+        .unwrap();
+    until(|| (acknowledged(&boards) == 10).then_some(())).await;
+    let view = until(|| Some(cloud.view()).filter(|view| view.sink.unread == 0)).await;
+    let row = view.streams.iter().find(|row| row.node == "late").unwrap();
+    // Two of its nine were not in the books.
+    assert_eq!((row.next, row.delivered, row.balanced), (10, 9, true));
+    assert!(!running.is_finished());
+    // The server may have answered a failure to what it took: the same again, under one key.
+    let posts = server.posts().into_iter().map(|(key, _)| key);
+    let late: std::collections::BTreeSet<String> =
+        posts.filter(|key| key.starts_with("late/")).collect();
+    let late: Vec<String> = late.into_iter().collect();
+    assert_eq!(late, ["late/0909090909090909/toll/8-9"]);
 }

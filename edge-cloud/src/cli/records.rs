@@ -26,9 +26,16 @@ fn text(view: &View) -> String {
         "" => "nobody takes records: nodes keep them\n".to_owned(),
         target => format!("sink {target}: {}\n", sink.guarantee),
     };
+    if let Some(warning) = &sink.warning {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
     if let Some(error) = &sink.error {
         let nodes = sink.failing;
         text.push_str(&format!("it fails for {nodes} nodes: {error}\n"));
+    }
+    if sink.unread > 0 {
+        let nodes = sink.unread;
+        text.push_str(&format!("the books of {nodes} nodes are not read yet\n"));
     }
     let rows = view.streams.iter().map(|stream| {
         let mut cells = vec![

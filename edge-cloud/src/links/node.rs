@@ -79,6 +79,8 @@ pub(super) struct Node {
     pub(super) session: Cloud,
     /// Name of the session for the records that come by it.
     pub(super) stream: u64,
+    /// The books of its records are known; no session opens before.
+    pub(super) booked: bool,
     pub(super) connection: Option<Connection>,
     /// What the node's policy allows on the way to it.
     pub(super) limits: watch::Sender<Limits>,

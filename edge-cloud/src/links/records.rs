@@ -45,6 +45,15 @@ impl Node {
 }
 
 impl Links {
+    /// A node's books are there: its session may open.
+    pub(crate) fn books_read(&self, name: &str) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(node) = state.nodes.get_mut(name).filter(|node| !node.booked) {
+            (node.stream, node.booked) = state.records.attach(name, &mut node.session);
+        }
+    }
+
     /// What became of a node's records: its session acknowledges, or asks for them again.
     pub(crate) fn settle_records(&self, name: &str, settled: &[Settled], told: Vec<Told>) {
         let mut state = self.lock();

@@ -12,13 +12,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use async_nats::connection::State;
+use async_nats::jetstream::context::GetStreamByNameErrorKind;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, StorageType};
 use async_nats::jetstream::{self, Context};
-use async_nats::{ConnectOptions, HeaderMap};
+use async_nats::{ConnectOptions, Event, HeaderMap};
 use tokio::sync::OnceCell;
 
 use super::account::{Account, Item, Plan, Stream, class_name};
@@ -39,6 +41,10 @@ pub(super) struct Nats {
     context: OnceCell<Context>,
     /// Sequence number in the stream of the newest message of a subject, where we know it.
     known: Mutex<BTreeMap<String, u64>>,
+    /// What the connection last failed of, while there is none.
+    trouble: Arc<Mutex<Option<String>>>,
+    /// Why the stream may lose what it has confirmed, once we have seen it.
+    warning: OnceLock<Option<String>>,
 }
 
 impl Nats {
@@ -57,7 +63,21 @@ impl Nats {
                 None => options.token(auth),
             };
         }
+        let trouble = Arc::<Mutex<Option<String>>>::default();
+        let noted = Arc::clone(&trouble);
+        options = options.event_callback(move |event| {
+            let text = match &event {
+                Event::Connected => None,
+                Event::ServerError(error) => Some(error.to_string()),
+                Event::ClientError(error) => Some(error.to_string()),
+                _ => return std::future::ready(()),
+            };
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = text;
+            std::future::ready(())
+        });
         Ok(Self {
+            trouble,
+            warning: OnceLock::new(),
             url: format!("nats://{}", server.place()),
             subject: server.path,
             options: Mutex::new(Some(options)),
@@ -79,9 +99,23 @@ impl Nats {
             let client = client.map_err(|error| error.to_string())?;
             let mut context = jetstream::new(client);
             context.set_timeout(ANSWER);
-            Ok(context)
+            Ok::<_, String>(context)
         };
-        self.context.get_or_try_init(|| connect).await
+        let context = self.context.get_or_try_init(|| connect).await?;
+        // Who asks without a connection waits for an answer that cannot come.
+        self.trouble().map_or(Ok(context), Err)
+    }
+
+    /// Why there is no connection; `None` if there is one, or nobody has said why.
+    fn trouble(&self) -> Option<String> {
+        let context = self.context.get()?;
+        let connected = context.client().connection_state() == State::Connected;
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone().filter(|_| !connected)
+    }
+
+    pub(super) fn warning(&self) -> Option<String> {
+        self.warning.get().cloned().flatten()
     }
 
     /// Books of a stream as its newest message has them, if we do not know that message.
@@ -92,7 +126,15 @@ impl Nats {
         }
         let newest = newest(self.context().await?, &subject);
         let newest = tokio::time::timeout(ANSWER, newest).await;
-        let (last, books) = newest.unwrap_or_else(|_| Err("the server does not answer".into()))?;
+        let newest = newest.unwrap_or_else(|_| Err("the server does not answer".into()));
+        let (last, books, stream) = newest.map_err(|error| self.trouble().unwrap_or(error))?;
+        self.warning.get_or_init(|| {
+            let warning = weakness(&stream);
+            if let Some(warning) = &warning {
+                log::warn!("records_stream_weak {warning}");
+            }
+            warning
+        });
         self.known().insert(subject, last);
         Ok(books)
     }
@@ -106,7 +148,8 @@ impl Nats {
         let subject = self.subject_of(node, plan.class);
         // Whatever comes of it if this is cut off, the newest message will tell.
         let last = self.known().remove(&subject).unwrap_or_default();
-        let last = self.publish(&subject, node, (account, plan), last).await?;
+        let sent = self.publish(&subject, node, (account, plan), last).await;
+        let last = sent.map_err(|error| self.trouble().unwrap_or(error))?;
         self.known().insert(subject, last);
         Ok(())
     }
@@ -154,22 +197,47 @@ impl Nats {
     }
 }
 
-/// The newest message of a subject: its sequence number in the stream, and the books in it.
-async fn newest(context: &Context, subject: &str) -> Result<(u64, Option<Stream>), String> {
+/// What a stream's settings say against it. Whether its server syncs is not among them.
+fn weakness(stream: &stream::Config) -> Option<String> {
+    let name = &stream.name;
+    if stream.storage == StorageType::Memory {
+        return Some(format!(
+            "the stream {name} is in memory: what it has confirmed is lost with its server; make it \
+             anew with storage file"
+        ));
+    }
+    (stream.num_replicas <= 1).then(|| {
+        format!(
+            "the stream {name} has one copy: a power cut may cost what its server confirmed in the last \
+             two minutes, unless that has `sync_interval: always`; or give the stream 3 replicas"
+        )
+    })
+}
+
+/// The newest message of a subject: its sequence number in the stream, and the books in it; and how
+/// the stream is kept.
+async fn newest(
+    context: &Context,
+    subject: &str,
+) -> Result<(u64, Option<Stream>, stream::Config), String> {
     let name = context.stream_by_subject(subject).await;
-    let name = name.map_err(|_| format!("no stream takes {subject}"))?;
-    let stream = context.get_stream_no_info(name).await;
+    let name = name.map_err(|error| match error.kind() {
+        GetStreamByNameErrorKind::NotFound => format!("no stream takes {subject}"),
+        _ => error.to_string(),
+    })?;
+    let stream = context.get_stream(name).await;
     let stream = stream.map_err(|error| error.to_string())?;
+    let config = stream.cached_info().config.clone();
     let message = match stream.get_last_raw_message_by_subject(subject).await {
         Ok(message) => message,
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            return Ok((0, None));
+            return Ok((0, None, config));
         }
         Err(error) => return Err(error.to_string()),
     };
     let books = message.headers.get(BOOKS).map(|books| books.as_str());
     let books = books.and_then(|books| serde_json::from_str(books).ok());
-    Ok((message.sequence, books))
+    Ok((message.sequence, books, config))
 }
 
 fn message(

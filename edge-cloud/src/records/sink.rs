@@ -91,9 +91,25 @@ impl Sink {
     /// What the sink knows better than we, before a plan is made.
     pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
         match &self.kind {
-            Kind::Nats(nats) => nats.recover(node, class).await,
+            Kind::Nats(nats) => {
+                let known = nats.recover(node, class).await;
+                known.map_err(|error| self.named(&error))
+            }
             _ => Ok(None),
         }
+    }
+
+    /// Why the sink may lose what it has confirmed, if it says so itself.
+    pub(super) fn warning(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Nats(nats) => nats.warning(),
+            _ => None,
+        }
+    }
+
+    /// An error that names the sink, and what to look at.
+    fn named(&self, error: &str) -> String {
+        format!("{}: {error}{}", self.target, hint(&self.target, error))
     }
 
     /// Gives a plan to the sink. It has it on its medium when this returns, and the books after it
@@ -116,14 +132,55 @@ impl Sink {
                 let (node, plan) = (node.to_owned(), plan.clone());
                 blocking(move || stdout::write(&node, &plan)).await?;
             }
-            Kind::Http(http) => http.deliver(node, plan).await?,
-            Kind::Mqtt(mqtt) => mqtt.deliver(node, plan).await?,
-            Kind::Nats(nats) => nats.deliver(node, account, plan).await?,
+            Kind::Http(http) => {
+                let sent = http.deliver(node, plan).await;
+                sent.map_err(|error| self.named(&error))?;
+            }
+            Kind::Mqtt(mqtt) => {
+                let sent = mqtt.deliver(node, plan).await;
+                sent.map_err(|error| self.named(&error))?;
+            }
+            Kind::Nats(nats) => {
+                let sent = nats.deliver(node, account, plan).await;
+                sent.map_err(|error| self.named(&error))?;
+            }
         }
         let mut after = account.clone();
         after.apply(plan);
         let (cursors, node) = (self.cursors.clone(), node.to_owned());
         blocking(move || cursors.save(&node, &after)).await
+    }
+}
+
+/// What to look at after an error, by what the libraries say: their errors share no type.
+fn hint(target: &str, error: &str) -> &'static str {
+    let error = error.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if says(&["notvalidforname", "not valid for name"]) {
+        "; --records must name the server as its certificate does"
+    } else if says(&["invalid peer certificate"]) {
+        "; --records-ca must have the CA of the server's certificate"
+    } else if says(&[
+        "certificaterequired",
+        "handshakefailure",
+        "badcertificate",
+        "unknownca",
+    ]) {
+        "; the server wants another certificate of ours: --records-cert and --records-key"
+    } else if target.starts_with("natss:") && says(&["io error", "tls error"]) {
+        // All that async-nats says, also of a certificate that it does not trust.
+        "; is the server there, and does --records-ca have its CA? The server's log says more"
+    } else if says(&[
+        "401",
+        "403",
+        "notauthorized",
+        "badusernamepassword",
+        "authorization violation",
+    ]) {
+        "; the file of --records-auth must have what the server wants, and edge-cloud reads it at its \
+         start"
+    } else {
+        ""
     }
 }
 

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Records;
 use super::account::{Incarnation, Lost, Stream, class_name};
+use super::books::Books;
+use super::{Records, State};
 
 /// The sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,9 @@ pub struct SinkRow {
     pub guarantee: String,
     /// Why it fails, for one of the nodes for which it does.
     pub error: Option<String>,
+    /// Why it may lose what it has confirmed, if it says so itself.
+    #[serde(default)]
+    pub warning: Option<String>,
     /// Nodes for which it fails.
     pub failing: usize,
     /// Attempts that failed since the start.
@@ -22,6 +26,9 @@ pub struct SinkRow {
     pub refused: u64,
     /// Bytes of records that wait for it.
     pub waiting_bytes: usize,
+    /// Nodes whose books are not read yet, after a start: they have no rows.
+    #[serde(default)]
+    pub unread: usize,
 }
 
 /// A stream: one class of one node.
@@ -81,12 +88,23 @@ impl Records {
                 target: sink.map(|sink| sink.target.clone()).unwrap_or_default(),
                 guarantee: sink.map_or("", |sink| sink.guarantee()).to_owned(),
                 error: state.nodes.values().find_map(|known| known.error.clone()),
+                warning: sink.and_then(|sink| sink.warning()),
                 failing: state.failing,
                 failures: state.failures,
                 refused: state.refused,
                 waiting_bytes: state.bytes,
+                unread: state.unread(),
             },
         }
+    }
+}
+
+impl State {
+    fn unread(&self) -> usize {
+        let nodes = self.nodes.values();
+        nodes
+            .filter(|known| !known.gone && known.books != Books::Read)
+            .count()
     }
 }
 

@@ -17,6 +17,7 @@ use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use tokio::net::TcpListener;
 
 use crate::board::PATIENCE;
+use crate::secure::Pki;
 
 /// Keys and bodies of the posts that were taken, also of those whose answer said otherwise.
 type Posts = Arc<Mutex<(u32, Vec<(String, String)>)>>;
@@ -131,6 +132,8 @@ type Heard = (String, String, u64);
 /// Debian's mosquitto, and a subscriber with a session that outlives both.
 pub(crate) struct Mosquitto {
     server: Server,
+    /// Where the subscriber connects, without TLS.
+    plain: u16,
     heard: Arc<Mutex<Vec<Heard>>>,
 }
 
@@ -146,7 +149,45 @@ impl Mosquitto {
             vec!["mosquitto".to_owned(), "-c".to_owned(), file]
         });
         Self {
+            plain: server.port,
             server,
+            heard: Arc::default(),
+        }
+    }
+
+    /// One that wants TLS and a password, or a certificate of the same CA.
+    pub(crate) fn with_tls(pki: &Pki, user: Option<(&str, &str)>) -> Self {
+        let plain = free_port();
+        let server = Server::start(|port, dir| {
+            let file = format!("{dir}/mosquitto.conf");
+            let who = match user {
+                None => "require_certificate true\nuse_identity_as_username true\n".to_owned(),
+                Some((user, word)) => {
+                    let passwords = format!("{dir}/passwords");
+                    let made = Command::new("mosquitto_passwd")
+                        .args(["-b", "-c", &passwords, user, word])
+                        .status();
+                    assert!(made.unwrap().success());
+                    format!("password_file {passwords}\n")
+                }
+            };
+            let [ca, certificate, key] =
+                ["ca.pem", "127.0.0.1.pem", "127.0.0.1.key"].map(|name| pki.file(name));
+            let config = format!(
+                "per_listener_settings true\nuser root\nmax_queued_messages 0\npersistence false\n\
+                 listener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n\
+                 allow_anonymous false\n{who}\
+                 listener {plain} 127.0.0.1\nallow_anonymous true\n",
+                ca.display(),
+                certificate.display(),
+                key.display(),
+            );
+            std::fs::write(&file, config).unwrap();
+            vec!["mosquitto".to_owned(), "-c".to_owned(), file]
+        });
+        Self {
+            server,
+            plain,
             heard: Arc::default(),
         }
     }
@@ -161,7 +202,7 @@ impl Mosquitto {
 
     /// Subscribes, again after each connect; returns when it has for the first time.
     pub(crate) async fn subscribe(&self, filter: &str) {
-        let (port, heard, filter) = (self.server.port, Arc::clone(&self.heard), filter.to_owned());
+        let (port, heard, filter) = (self.plain, Arc::clone(&self.heard), filter.to_owned());
         let (done, subscribed) = tokio::sync::oneshot::channel();
         let mut done = Some(done);
         tokio::spawn(async move {
@@ -207,6 +248,8 @@ impl Mosquitto {
 /// Debian's nats-server with a JetStream on disk.
 pub(crate) struct Jetstream {
     server: Server,
+    /// The CA of its certificate, and who may write.
+    secure: Option<(std::path::PathBuf, &'static str, &'static str)>,
 }
 
 impl Jetstream {
@@ -225,7 +268,43 @@ impl Jetstream {
             ];
             words.map(str::to_owned).to_vec()
         });
-        Self { server }
+        Self {
+            server,
+            secure: None,
+        }
+    }
+
+    /// One that wants TLS, and a user.
+    pub(crate) fn with_tls(pki: &Pki, (user, word): (&'static str, &'static str)) -> Self {
+        let [certificate, key] =
+            ["127.0.0.1.pem", "127.0.0.1.key"].map(|name| pki.file(name).display().to_string());
+        let server = Server::start(|port, dir| {
+            let port = port.to_string();
+            let words = [
+                "nats-server",
+                "-js",
+                "-a",
+                "127.0.0.1",
+                "-sd",
+                dir,
+                "-p",
+                &port,
+                "--tls",
+                "--tlscert",
+                &certificate,
+                "--tlskey",
+                &key,
+                "--user",
+                user,
+                "--pass",
+                word,
+            ];
+            words.map(str::to_owned).to_vec()
+        });
+        Self {
+            server,
+            secure: Some((pki.file("ca.pem"), user, word)),
+        }
     }
 
     pub(crate) fn url(&self, subject: &str) -> String {
@@ -238,7 +317,14 @@ impl Jetstream {
 
     async fn context(&self) -> async_nats::jetstream::Context {
         let url = format!("nats://127.0.0.1:{}", self.server.port);
-        async_nats::jetstream::new(async_nats::connect(url).await.unwrap())
+        let mut options = async_nats::ConnectOptions::new();
+        if let Some((ca, user, word)) = &self.secure {
+            options = options
+                .require_tls(true)
+                .add_root_certificates(ca.clone())
+                .user_and_password((*user).to_owned(), (*word).to_owned());
+        }
+        async_nats::jetstream::new(options.connect(url).await.unwrap())
     }
 
     /// A stream without a duplicate window that would help.
