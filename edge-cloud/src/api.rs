@@ -79,8 +79,9 @@ pub struct TokenRequest {
 #[serde(deny_unknown_fields)]
 pub struct RetireRequest {
     /// Nodes that depend on the old CA: they are revoked. With any other number of them nothing is
-    /// done.
-    pub cut_off: usize,
+    /// done. Absent: only if none does.
+    #[serde(default)]
+    pub force: Option<usize>,
 }
 
 /// Answer of `POST /v1/tokens`.
@@ -247,7 +248,7 @@ async fn retire_ca<N: Nodes>(
     State(app): State<App<N>>,
     Json(request): Json<RetireRequest>,
 ) -> Response {
-    match app.nodes.retire_ca(request.cut_off).await {
+    match app.nodes.retire_ca(request.force).await {
         Ok(retired) => Json(retired).into_response(),
         Err(error) => fail(StatusCode::CONFLICT, error),
     }

@@ -714,8 +714,8 @@ impl Nodes for Arc<Links> {
         self.rotate()
     }
 
-    async fn retire_ca(&self, cut_off: usize) -> Result<CaRetired, String> {
-        self.retire(cut_off)
+    async fn retire_ca(&self, force: Option<usize>) -> Result<CaRetired, String> {
+        self.retire(force)
     }
 
     fn events(&self) -> Vec<Event> {

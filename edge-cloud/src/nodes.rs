@@ -153,10 +153,14 @@ pub trait Nodes: Send + Sync + 'static {
         std::future::ready(Err("there is no CA here".to_owned()))
     }
 
-    /// Ends the rollover: the old CA is accepted no more. It does so only if exactly `cut_off` nodes
-    /// depend on it, and revokes those.
-    fn retire_ca(&self, cut_off: usize) -> impl Future<Output = Result<CaRetired, String>> + Send {
-        let _ = cut_off;
+    /// Ends the rollover: the old CA is accepted no more. It does so only if exactly `force` nodes
+    /// depend on it, and revokes those; without `force` only if none does, and none that is not known
+    /// may.
+    fn retire_ca(
+        &self,
+        force: Option<usize>,
+    ) -> impl Future<Output = Result<CaRetired, String>> + Send {
+        let _ = force;
         std::future::ready(Err("there is no CA here".to_owned()))
     }
 

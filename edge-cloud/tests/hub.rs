@@ -196,6 +196,40 @@ async fn a_refused_node_does_not_come_back_by_resumption() {
     }
 }
 
+/// Goal: retiring a CA acts at once, on live links and on tickets of before. Method: a board that cannot
+/// renew, connected all the time, and a client with a ticket; both know the old CA only.
+#[tokio::test]
+async fn a_retired_ca_ends_live_links_and_resumes_none() {
+    let (cloud, [a, b]) = Cloud::with(["a", "b"]).await;
+    let mut board = Board::open(&cloud, "a", &a, Answers::Whole).await.unwrap();
+    let running = tokio::spawn(async move { board.run().await });
+    cloud.until("a is live", |cloud| cloud.is_live("a")).await;
+    let view = cloud.links.rotate_ca().await.unwrap();
+    assert_eq!((view.cas.len(), view.depending), (2, 2));
+    assert!(cloud.is_live("a") && !running.is_finished());
+    // The old CA is accepted, and vouches for the server's new certificate.
+    let ticket = cloud.mqtt_config(Some(&b));
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let stream = cloud.tls(&ticket).await.unwrap();
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+        Client::greet(stream, "b", None).await.unwrap();
+    }
+    for wrong in [None, Some(1), Some(3)] {
+        let refused = cloud.links.retire_ca(wrong).await.unwrap_err();
+        assert!(refused.contains("2 nodes have no certificate"), "{refused}");
+        assert!(!cloud.view("a").unwrap().revoked);
+    }
+    let done = cloud.links.retire_ca(Some(2)).await.unwrap();
+    assert_eq!(done.cut_off, ["a", "b"]);
+    let ended = tokio::time::timeout(board::PATIENCE, running).await;
+    assert!(ended.is_ok(), "the link goes on");
+    assert!(cloud.view("a").unwrap().revoked && !cloud.is_live("a"));
+    let error = cloud.tls(&ticket).await.err().unwrap().to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+    assert_eq!(cloud.links.cas().phase, "single");
+    assert!(!cloud.links.retire_ca(None).await.unwrap().retired);
+}
+
 #[tokio::test]
 async fn revocation_and_deletion_end_live_links_for_good() {
     let (cloud, [a, b, c]) = Cloud::with(["a", "b", "c"]).await;

@@ -31,8 +31,8 @@ pub(super) enum Command {
         yes: bool,
         /// Revokes the nodes that depend on the old CA, if there are exactly this many. They have to be
         /// deleted and to join again.
-        #[arg(long, value_name = "NODES", default_value_t = 0)]
-        force: usize,
+        #[arg(long, value_name = "NODES")]
+        force: Option<usize>,
     },
 }
 
@@ -63,11 +63,13 @@ impl Context<'_> {
             }
             Command::Retire { yes, force } => {
                 let question = match force {
-                    0 => "Retire the old CA?".to_owned(),
-                    count => format!("Retire the old CA, and cut {count} nodes off for good?"),
+                    None | Some(0) => "Retire the old CA?".to_owned(),
+                    Some(count) => {
+                        format!("Retire the old CA, and cut {count} nodes off for good?")
+                    }
                 };
                 confirm(*yes, &question)?;
-                let body = serde_json::to_vec(&RetireRequest { cut_off: *force });
+                let body = serde_json::to_vec(&RetireRequest { force: *force });
                 let body = body.map_err(io::Error::from)?;
                 let target = "/v1/ca/retire";
                 let done: CaRetired = client::json(self.data, Method::POST, target, body).await?;
@@ -117,6 +119,8 @@ fn status(view: &CaView) -> String {
         "NODES THAT TRUST IT",
     ];
     let mut text = table(&head, rows);
+    let end = ahead(view.server_end_unix_s);
+    text.push_str(&format!("edge-cloud's own certificate ends in {end}\n"));
     let nodes = view.nodes;
     text.push_str(&match view.phase.as_str() {
         "offered" => "rollover: the new CA signs as soon as the broker accepts its clients: run `edge-cloud \

@@ -93,7 +93,7 @@ impl Links {
         Ok(self.ca_view())
     }
 
-    pub(super) fn retire(&self, cut_off: usize) -> Result<CaRetired, String> {
+    pub(super) fn retire(&self, force: Option<usize>) -> Result<CaRetired, String> {
         let cas = self.authorities();
         let old = match (cas.phase(), cas.other()) {
             (Phase::Signing, Some(old)) => old.sha256(),
@@ -106,7 +106,7 @@ impl Links {
             }
             _ => return Ok(CaRetired::default()),
         };
-        if let Some(grace) = self.registry.grace(unix_s()).filter(|_| cut_off == 0) {
+        if let Some(grace) = self.registry.grace(unix_s()).filter(|_| force.is_none()) {
             return Err(format!(
                 "nodes that joined after the restored backup may come back until {} (seconds since \
                  1970), and nobody knows of which CA their certificates are: wait, or retire it with \
@@ -116,7 +116,7 @@ impl Links {
         }
         let revoked = self
             .registry
-            .revoke_others(&cas.signer().sha256(), cut_off)
+            .revoke_others(&cas.signer().sha256(), force.unwrap_or(0))
             .map_err(|error| error.to_string())?;
         let cut_off = revoked.map_err(|depending| refusal(&depending))?;
         let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;

@@ -194,3 +194,21 @@ fn a_policy_reaches_the_connection_that_is_there() {
     links.set_desired("gate", &Desired::new());
     assert_eq!(*limits.borrow(), Limits::NONE);
 }
+
+/// Goal: while nodes may come back after a restore, nobody can say that none depends on the old CA: it is
+/// retired only by who says so.
+#[test]
+fn a_grace_holds_up_the_retirement_of_a_ca() {
+    let data = tempfile::tempdir().unwrap();
+    let until = unix_s() + 1_000;
+    let state = format!(
+        r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
+    );
+    std::fs::write(data.path().join(crate::registry::NODES), state).unwrap();
+    let links = open(data.path());
+    assert!(!links.retire(None).unwrap().retired, "one CA");
+    assert_eq!(links.rotate().unwrap().grace_until_unix_s, until);
+    assert!(links.retire(None).unwrap_err().contains("--force"));
+    assert!(links.retire(Some(0)).unwrap().retired);
+    assert_eq!(links.ca_view().retired.len(), 1);
+}
