@@ -22,6 +22,7 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::{CA_DER, CA_KEY, Ca, CaError, file, replace};
+use crate::registry::NODES;
 
 /// File with the CAs in the data folder, since the first rollover.
 pub const AUTHORITIES: &str = "ca/authorities.json";
@@ -113,16 +114,56 @@ impl From<Ca> for Authorities {
 }
 
 impl Authorities {
-    /// Reads the CAs in `data`, or makes the first one.
+    /// Reads the CAs in `data`, or makes the first one, if nothing there has ever had one.
     ///
     /// # Errors
     /// See [`CaError`].
     pub fn open(data: &Path) -> Result<Self, CaError> {
-        match std::fs::read(data.join(AUTHORITIES)) {
-            Ok(bytes) => Self::parse(&bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ca::open(data).map(Self::from),
-            Err(error) => Err(file("cannot read the CAs")(error)),
+        let path = data.join(AUTHORITIES);
+        match std::fs::read(&path) {
+            Ok(bytes) => Self::parse(&bytes).map_err(damaged(&path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::first(data),
+            Err(error) => Err(file(&format!("cannot read {}", path.display()))(error)),
         }
+    }
+
+    /// The CA before the first rollover. It is older than the registry: where that is, a CA that is
+    /// missing was lost, and a new one would cut every node off.
+    fn first(data: &Path) -> Result<Self, CaError> {
+        let is_there = |name: &str| {
+            let path = data.join(name);
+            path.try_exists()
+                .map_err(file(&format!("cannot read {}", path.display())))
+        };
+        let (key, der, nodes) = (is_there(CA_KEY)?, is_there(CA_DER)?, is_there(NODES)?);
+        let missing = match (key, der) {
+            (false, false) if nodes => Some(AUTHORITIES),
+            (false, true) => Some(CA_KEY),
+            (true, false) if nodes => Some(CA_DER),
+            _ => None,
+        };
+        if let Some(name) = missing {
+            let mut path = data.join(name).display().to_string();
+            if name == AUTHORITIES {
+                path.push_str(" (before the first rollover: ca.key and ca.der)");
+            }
+            return Err(CaError::Missing(path));
+        }
+        let opened = Ca::open(data).map(Self::from);
+        opened.map_err(damaged(&data.join(CA_KEY).with_extension("{key,der}")))
+    }
+
+    /// Removes a copy of the first CA that a rollover left when it was cut off right behind its step:
+    /// it is the key of a CA that may be retired.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn clear_remains(data: &Path) -> io::Result<()> {
+        if data.join(AUTHORITIES).try_exists()? {
+            remove(&data.join(CA_KEY))?;
+            remove(&data.join(CA_DER))?;
+        }
+        Ok(())
     }
 
     /// Those of `data`, if it has some that can be read; makes none.
@@ -344,6 +385,18 @@ fn store(ca: &Ca, made_unix_s: u64) -> Stored {
     }
 }
 
+/// Names the file in what is wrong with its content.
+fn damaged(path: &Path) -> impl FnOnce(CaError) -> CaError {
+    let path = path.display().to_string();
+    |error| match error {
+        CaError::Certificate(_) | CaError::Pair => CaError::Damaged {
+            path,
+            why: error.to_string(),
+        },
+        other => other,
+    }
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -396,6 +449,64 @@ mod tests {
         assert!(last.is_related(&first) && last.is_further(&first));
         let stranger = tempfile::tempdir().unwrap();
         assert!(!last.is_related(&Authorities::open(stranger.path()).unwrap()));
+    }
+
+    /// Goal: a CA that is lost or damaged is told with its file, and never replaced by a new one that
+    /// no node accepts.
+    #[test]
+    fn a_lost_ca_is_told_and_never_made_anew() {
+        let text = |data: &Path| match Authorities::open(data) {
+            Ok(cas) => cas.signer().sha256(),
+            Err(error) => error.to_string(),
+        };
+        let fresh = || {
+            let data = tempfile::tempdir().unwrap();
+            let first = text(data.path());
+            std::fs::write(data.path().join(NODES), "{}").unwrap();
+            (data, first)
+        };
+        for name in [CA_KEY, CA_DER] {
+            let (data, _) = fresh();
+            let path = data.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            assert!(text(data.path()).contains("ca.{key,der} is damaged"));
+            std::fs::remove_file(&path).unwrap();
+            assert!(text(data.path()).starts_with(&format!("{} is missing", path.display())));
+            assert!(!path.exists());
+        }
+        let (data, _) = fresh();
+        let rolled = Authorities::open(data.path()).unwrap();
+        rolled.rotate(5, true).unwrap().write(data.path()).unwrap();
+        let path = data.path().join(AUTHORITIES);
+        std::fs::write(&path, "{").unwrap();
+        assert!(text(data.path()).starts_with(&format!("{} is damaged", path.display())));
+        std::fs::remove_file(&path).unwrap();
+        assert!(text(data.path()).starts_with(&format!("{} (before", path.display())));
+        // A power cut in the very first start.
+        let (data, _) = fresh();
+        std::fs::remove_file(data.path().join(NODES)).unwrap();
+        std::fs::remove_file(data.path().join(CA_DER)).unwrap();
+        assert_eq!(text(data.path()).len(), 64);
+    }
+
+    /// Goal: the old key does not outlive a rollover that was cut off right behind its step.
+    #[test]
+    fn the_copy_of_the_first_ca_goes_once_it_does_not_count() {
+        let data = tempfile::tempdir().unwrap();
+        let first = Authorities::open(data.path()).unwrap();
+        Authorities::clear_remains(data.path()).unwrap();
+        assert!(data.path().join(CA_KEY).exists());
+        let next = first.rotate(5, true).unwrap();
+        next.write(data.path()).unwrap();
+        for name in [CA_KEY, CA_DER] {
+            std::fs::write(data.path().join(name), "x").unwrap();
+        }
+        Authorities::clear_remains(data.path()).unwrap();
+        assert!(!data.path().join(CA_KEY).exists() && !data.path().join(CA_DER).exists());
+        assert_eq!(
+            Authorities::open(data.path()).unwrap().given(),
+            next.given()
+        );
     }
 
     /// Goal: who knows only one of the two CAs accepts the server, whichever it is. Method: webpki, by

@@ -56,6 +56,23 @@ pub enum CaError {
     /// The certificate of the CA is none, or of another key.
     #[error("key and certificate of the CA do not belong together")]
     Pair,
+    /// A file of the data folder is not what was written.
+    #[error(
+        "{path} is damaged ({why}): put a whole one back, or restore a backup (`edge-cloud restore --force`)"
+    )]
+    Damaged {
+        /// The file, or both.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The CA is gone, and nodes rely on it.
+    #[error(
+        "{0} is missing, and no new CA is made, because no node would accept it: put the file back, \
+         or restore a backup (`edge-cloud restore --force`). To begin anew, move the whole data folder away, \
+         and let every node join again"
+    )]
+    Missing(String),
     /// The rollover of the CA is not at the step that this needs.
     #[error("the rollover of the CA is at another step")]
     Rollover,
@@ -420,6 +437,15 @@ fn read_or(
 
 /// How the name of a file begins that is not whole yet.
 pub(crate) const TEMPORARY: &str = ".writing-";
+
+/// What is said of a file of the data folder that is not what was written there.
+pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> io::Error {
+    let text = CaError::Damaged {
+        path: path.display().to_string(),
+        why: error.to_string(),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
 
 /// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

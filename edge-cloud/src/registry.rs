@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::ca::{NODE_LIFE_S, replace};
+use crate::ca::{NODE_LIFE_S, damaged, replace};
 use crate::tls::Peer;
 
 /// File with the nodes in the data folder.
@@ -686,7 +686,7 @@ fn is_pending(record: &NodeRecord, serial: &str) -> bool {
 
 fn load(path: &Path) -> io::Result<State> {
     match std::fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
         Err(error) => Err(error),
     }

@@ -21,6 +21,8 @@ use crate::enrol::Lives;
 use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::records::{Records, target};
+use crate::registry::NODES;
+use crate::saved::PLACEMENT;
 use crate::source::Folder;
 use crate::{api, backup, controller, hub};
 
@@ -96,6 +98,10 @@ pub async fn run(config: Config) -> io::Result<()> {
         return Err(io::Error::other(unfinished));
     }
     let cas = Authorities::open(data).map_err(io::Error::other)?;
+    if let Err(error) = Authorities::clear_remains(data) {
+        log::warn!("remains of the first CA: {error}");
+    }
+    registry_is_there(data)?;
     let (broker, behind) = match &config.broker {
         None => (None, None),
         Some(config) => {
@@ -175,6 +181,19 @@ fn clear_remains(data: &Path) {
     }
 }
 
+/// The registry is written before anything is placed: where it is missing all the same it was lost,
+/// and an empty one would refuse every node.
+fn registry_is_there(data: &Path) -> io::Result<()> {
+    if data.join(NODES).try_exists()? || !data.join(PLACEMENT).try_exists()? {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} is missing, and without it no node is known: put it back, or restore a backup \
+         (`edge-cloud restore --force`). To begin with no nodes, move {PLACEMENT} away, too",
+        data.join(NODES).display()
+    )))
+}
+
 /// Takes the data folder, making it if need be. The file is the lock.
 ///
 /// # Errors
@@ -195,6 +214,17 @@ pub fn lock(data: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_registry_is_told_and_an_empty_folder_needs_none() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(registry_is_there(data.path()).is_ok());
+        std::fs::write(data.path().join(PLACEMENT), "{}").unwrap();
+        let error = registry_is_there(data.path()).unwrap_err().to_string();
+        assert!(error.contains(&data.path().join(NODES).display().to_string()));
+        std::fs::write(data.path().join(NODES), "{}").unwrap();
+        assert!(registry_is_there(data.path()).is_ok());
+    }
 
     #[test]
     fn half_written_files_go_and_nothing_else() {

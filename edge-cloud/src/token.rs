@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::ca::{hex, random, replace};
+use crate::ca::{damaged, hex, random, replace};
 
 /// File with the tokens in the data folder.
 pub const TOKENS: &str = "tokens.json";
@@ -81,7 +81,7 @@ impl TokenStore {
     pub fn open(data: &Path) -> io::Result<Self> {
         let path = data.join(TOKENS);
         let tokens = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Tokens::new(),
             Err(error) => return Err(error),
         };

@@ -119,14 +119,17 @@ impl Links {
             .revoke_others(&cas.signer().sha256(), force.unwrap_or(0))
             .map_err(|error| error.to_string())?;
         let cut_off = revoked.map_err(|depending| refusal(&depending))?;
-        let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
-        self.step(|cas| cas.retire(unix_s()))?;
+        // They are revoked from here on, also when the disk is full for what follows.
         let mut state = self.lock();
         for name in &cut_off {
             self.end_link(&mut state, name);
             let why = "the CA of its certificate is retired: delete it, and join it again";
             state.event(name, "Revoked", why);
         }
+        drop(state);
+        let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
+        self.step(|cas| cas.retire(unix_s()))?;
+        let mut state = self.lock();
         state.event("", "CaRetired", &format!("{old} is accepted no more"));
         drop(state);
         self.changed();
