@@ -11,6 +11,7 @@ use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{NodeStatus, Pod};
 use edge_proto::session::{Device, DeviceConfig, Payload};
 
+use crate::calls::Writer;
 use crate::certs::{Certificate, Certificates, Identity};
 use crate::event::Changes;
 use crate::line::Line;
@@ -114,6 +115,8 @@ pub(crate) struct Machine {
     pub(crate) time: TrustedTime,
     /// `None` where certificates do not end.
     pub(crate) certificates: Option<Certificates>,
+    /// Calls that it answers.
+    pub(crate) calls: BTreeMap<u32, Writer>,
     /// Frames that wait for the socket.
     pub(crate) line: Line,
     /// When the next of them may go.
@@ -350,6 +353,7 @@ impl Board {
             reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
             time: TrustedTime::new(BUILD_UNIX_S, self.store.floor_s),
             certificates: identity.map(|identity| Certificates::new(self.node, identity)),
+            calls: BTreeMap::new(),
             line: Line::default(),
             send_at: None,
             epoch: self.store.epoch,

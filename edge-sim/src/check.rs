@@ -346,6 +346,16 @@ impl World {
                 "container {name} of pod {uid} runs and shall not, or the reverse"
             ));
         }
+        let readers = session.calls.len();
+        if readers > 0 {
+            return Some(format!("{readers} calls go on at the cloud"));
+        }
+        let writers = machine.calls.len();
+        if writers > 0 {
+            return Some(format!(
+                "{writers} calls go on at the node, and nobody reads"
+            ));
+        }
         if let Some(why) = self.certificate_unsettled(node) {
             return Some(why.to_owned());
         }

@@ -2,7 +2,7 @@
 //! owns, leases with epochs, and a store behind them all. What the shell of edge-cloud does,
 //! `edge-cloud/src/links` and `broker.rs` there.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use edge_proto::frame::Frame;
@@ -11,6 +11,7 @@ use edge_proto::key::{Key, Kind};
 use edge_proto::session::{Cloud, CloudConfig, Input, Output};
 use edge_proto::turnstile::{Turn, Turnstile};
 
+use crate::calls::Reader;
 use crate::event::{Changes, Event, Packet};
 use crate::line::Line;
 use crate::outbox::Batch;
@@ -50,7 +51,10 @@ pub(crate) struct Shard {
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) cloud: Cloud,
-    serial: u32,
+    pub(crate) serial: u32,
+    /// Who reads the answers of calls.
+    pub(crate) calls: BTreeMap<u32, Reader>,
+    pub(crate) last_call: u32,
     attached: bool,
     live: bool,
     /// Its turn to open a session.
@@ -142,6 +146,8 @@ impl World {
             | Event::Session { replica, life, .. }
             | Event::Stored { replica, life, .. }
             | Event::Sunk { replica, life, .. }
+            | Event::Patience { replica, life, .. }
+            | Event::CallRead { replica, life, .. }
             | Event::Lease { replica, life }
             | Event::Probe { replica, life }
             | Event::Watch { replica, life }
@@ -326,6 +332,8 @@ impl World {
         Session {
             cloud,
             serial: one.serials,
+            calls: BTreeMap::new(),
+            last_call: 0,
             attached: false,
             live: false,
             turn: Turn::default(),
@@ -650,6 +658,13 @@ impl World {
             Output::Live { .. } => {
                 session.live = true;
                 session.turn = Turn::default();
+            }
+            Output::CallBytes { id, bytes, end } => {
+                self.call_bytes(replica, node, id, (&bytes, end));
+            }
+            Output::CallCancelled { id } => {
+                let broken = session.calls.remove(&id).is_some();
+                self.stats.calls_broken += u64::from(broken);
             }
             Output::Down => {
                 session.live = false;

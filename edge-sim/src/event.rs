@@ -37,6 +37,8 @@ pub(crate) enum Answer {
     Blob(Hash32),
     /// What was appended to the outbox is durable.
     Synced,
+    /// A piece of the answer to this call is read.
+    Piece(u32),
     /// Records of this class from this number on, at most so many bytes.
     Records(u8, u64, usize),
 }
@@ -105,6 +107,21 @@ pub(crate) enum Event {
         node: u32,
         serial: u32,
         batch: Box<crate::outbox::Batch>,
+    },
+    /// Somebody who reads an answer may have waited for too long; session and call.
+    Patience {
+        replica: u8,
+        life: u32,
+        node: u32,
+        call: (u32, u32),
+    },
+    /// They have read so many bytes, or leave.
+    CallRead {
+        replica: u8,
+        life: u32,
+        node: u32,
+        call: (u32, u32),
+        taken: Option<u32>,
     },
     /// A replica looks after its leases.
     Lease { replica: u8, life: u32 },

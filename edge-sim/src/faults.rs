@@ -34,10 +34,11 @@ pub(crate) enum Kind {
     DeletePod,
     ChangeConfig,
     ChangePolicy,
+    BeginCall,
     AppendRecord,
 }
 
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 21] = [
     Kind::PartitionStation,
     Kind::PartitionProvince,
     Kind::BrokerRestart,
@@ -57,6 +58,7 @@ const KINDS: [Kind; 20] = [
     Kind::DeletePod,
     Kind::ChangeConfig,
     Kind::ChangePolicy,
+    Kind::BeginCall,
     Kind::AppendRecord,
 ];
 
@@ -108,6 +110,7 @@ impl World {
             Kind::DeletePod => (workload.delete, nodes),
             Kind::ChangeConfig => (workload.config, nodes),
             Kind::ChangePolicy => (workload.policy, nodes),
+            Kind::BeginCall => (workload.call, nodes),
             Kind::AppendRecord => (workload.record.unwrap_or_default(), nodes),
         }
     }
@@ -179,6 +182,7 @@ impl World {
             Kind::DeletePod => self.delete_pod(node),
             Kind::ChangeConfig => self.change_config(node),
             Kind::ChangePolicy => self.change_policy(node),
+            Kind::BeginCall => self.begin_call(node),
             Kind::AppendRecord => self.append_record(node as usize),
         }
         self.plan_fault(kind);

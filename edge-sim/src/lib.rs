@@ -10,6 +10,7 @@
 
 mod board;
 mod broker;
+mod calls;
 mod certs;
 mod check;
 mod cloud;

@@ -51,6 +51,10 @@ stats! {
     handovers
     fenced
     revoked
+    calls
+    calls_done
+    calls_left
+    calls_broken
     renewals
     renewals_failed
     expired

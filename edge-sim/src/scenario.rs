@@ -172,6 +172,8 @@ pub struct Workload {
     pub config: PerHour,
     /// The rates in a node's policy change.
     pub policy: PerHour,
+    /// Somebody asks for a log.
+    pub call: PerHour,
     /// A workload writes a record. Without this there is no outbox.
     pub record: Option<PerHour>,
 }

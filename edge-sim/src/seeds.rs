@@ -81,6 +81,9 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     if rng.below(2) == 0 {
         scenario.workload.policy = PerHour::milli(rng.below(20_000));
     }
+    if rng.below(2) == 0 {
+        scenario.workload.call = PerHour::milli(rng.below(100_000));
+    }
     scenario
 }
 

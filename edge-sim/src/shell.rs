@@ -317,6 +317,7 @@ impl World {
                         .handle(local, Input::Applied { ticket, refused });
                 }
             }
+            Answer::Piece(id) => self.call_piece(board, id),
             Answer::Synced => self.records_synced(board),
             Answer::Records(class, first, bytes) => {
                 self.read_records(board, (class, first), bytes);
@@ -526,6 +527,7 @@ impl World {
                 self.boards[board].waiting_since = self.now;
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.in_sync = false;
+                    machine.calls.clear();
                 }
             }
             Output::InSync { desired, reported } => {
@@ -544,6 +546,13 @@ impl World {
             } => self.answer(board, 5, Answer::Records(class, from, bytes_max)),
             Output::RecordsAcked { class, next } => self.records_acked(board, class, next),
             Output::RecordsAhead { .. } => self.records_ahead(board),
+            Output::CallRequest { id, body, .. } => self.call_requested(board, id, &body),
+            Output::CallWindow { id, bytes } => self.call_window(board, id, bytes),
+            Output::CallCancelled { id } => {
+                if let Some(machine) = &mut self.boards[board].machine {
+                    machine.calls.remove(&id);
+                }
+            }
             Output::TimeFromCloud(unix_s) => self.boards[board].time_from_cloud(self.now, unix_s),
             Output::PeerProblem(_) => self.stats.problems_at_nodes += 1,
             Output::PutRefused { key, reason } => {

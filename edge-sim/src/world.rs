@@ -231,6 +231,19 @@ impl World {
                 batch,
                 ..
             } => self.records_sunk(usize::from(replica), node, serial, &batch),
+            Event::Patience {
+                replica,
+                node,
+                call,
+                ..
+            } => self.call_patience(usize::from(replica), node, call),
+            Event::CallRead {
+                replica,
+                node,
+                call,
+                taken,
+                ..
+            } => self.call_read(usize::from(replica), node, call, taken),
             Event::Lease { replica, life } => self.look_after_leases(usize::from(replica), life),
             Event::Probe { replica, .. } => self.probe_next(usize::from(replica)),
             Event::Watch { replica, life } => self.watch_silence(usize::from(replica), life),

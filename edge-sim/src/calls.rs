@@ -1,0 +1,255 @@
+//! Calls: somebody asks for a log through the session of a node, reads it, gives up on it, or waits
+//! in vain. The sessions are real; who reads and who writes is modelled after
+//! `edge-cloud/src/links/call.rs` and `edge-min/src/logs.rs`.
+
+use edge_proto::call::METHOD_LOGS;
+use edge_proto::limits::{CALL_BYTES_MAX, CALLS_MAX};
+use edge_proto::session::Input;
+
+use crate::event::{Answer, Event};
+use crate::world::World;
+
+/// Patience of a reader with a node that says nothing, milliseconds (`CALL_FIRST`, `CALL_NEXT`).
+const PATIENCE_MS: u64 = 30_000;
+/// Longest answer: several windows.
+const ANSWER_BYTES_MAX: u64 = 60_000;
+/// Slowest reader, milliseconds for a piece.
+const READ_MS: u64 = 400;
+
+/// Who reads an answer, at the cloud.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader {
+    total: u64,
+    got: u64,
+    /// It gives up when it has so many bytes.
+    enough: u64,
+    heard: u64,
+}
+
+/// Who writes it, at the node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    total: u64,
+    sent: u64,
+    window: u64,
+}
+
+/// The byte of an answer at this place.
+fn byte(id: u32, at: u64) -> u8 {
+    (u64::from(id).wrapping_mul(31) + at * 7 + (at >> 8)) as u8
+}
+
+impl World {
+    /// Somebody asks for a log of this node, if it has a session.
+    pub(crate) fn begin_call(&mut self, node: u32) {
+        let now = self.now;
+        let total = self.rng.below(ANSWER_BYTES_MAX);
+        let leaves = self.rng.below(4) == 0;
+        let enough = if leaves {
+            self.rng.below(total + 1)
+        } else {
+            u64::MAX
+        };
+        let shard = usize::from(self.records[node as usize].shard);
+        let Some(replica) = self.shards[shard].owner else {
+            return;
+        };
+        let life = self.replicas[replica].life;
+        let Some(session) = &mut self.replicas[replica].sessions[node as usize] else {
+            return;
+        };
+        if !session.cloud.is_live() || session.calls.len() >= CALLS_MAX {
+            return;
+        }
+        session.last_call += 1;
+        let (id, serial) = (session.last_call, session.serial);
+        let reader = Reader {
+            total,
+            got: 0,
+            enough,
+            heard: now,
+        };
+        session.calls.insert(id, reader);
+        self.stats.calls += 1;
+        let (method, body) = (METHOD_LOGS, total.to_be_bytes().to_vec());
+        self.tell_session(replica, node, Input::CallStart { id, method, body });
+        let replica = u8::try_from(replica).unwrap_or_default();
+        let patience = Event::Patience {
+            replica,
+            life,
+            node,
+            call: (serial, id),
+        };
+        self.plan(PATIENCE_MS, patience);
+    }
+
+    /// Whether the reader still waits: it gives up after a silence.
+    pub(crate) fn call_patience(&mut self, replica: usize, node: u32, (serial, id): (u32, u32)) {
+        let now = self.now;
+        let life = self.replicas[replica].life;
+        let session = self.replicas[replica].sessions[node as usize].as_mut();
+        let Some(session) = session.filter(|session| session.serial == serial) else {
+            return;
+        };
+        let Some(reader) = session.calls.get(&id) else {
+            return;
+        };
+        let left_ms = (reader.heard + PATIENCE_MS).saturating_sub(now);
+        if left_ms == 0 {
+            session.calls.remove(&id);
+            self.stats.calls_broken += 1;
+            self.tell_session(replica, node, Input::CallCancel { id });
+            return;
+        }
+        let replica = u8::try_from(replica).unwrap_or_default();
+        let call = (serial, id);
+        let patience = Event::Patience {
+            replica,
+            life,
+            node,
+            call,
+        };
+        self.plan(left_ms, patience);
+    }
+
+    /// A piece is at the reader.
+    pub(crate) fn call_bytes(
+        &mut self,
+        replica: usize,
+        node: u32,
+        id: u32,
+        (bytes, end): (&[u8], bool),
+    ) {
+        let now = self.now;
+        let life = self.replicas[replica].life;
+        let session = self.replicas[replica].sessions[node as usize].as_mut();
+        // A reader that leaves tells so only after a moment.
+        let Some((serial, reader)) =
+            session.and_then(|session| Some((session.serial, session.calls.get_mut(&id)?)))
+        else {
+            return;
+        };
+        let wrong = (reader.got..)
+            .zip(bytes)
+            .find(|(at, one)| byte(id, *at) != **one);
+        reader.got += bytes.len() as u64;
+        reader.heard = now;
+        let Reader {
+            total, got, enough, ..
+        } = *reader;
+        if (end || got >= enough)
+            && let Some(session) = &mut self.replicas[replica].sessions[node as usize]
+        {
+            session.calls.remove(&id);
+        }
+        if let Some((at, _)) = wrong {
+            self.fail(node, format!("the answer to call {id} is wrong at {at}"));
+        }
+        if end {
+            self.stats.calls_done += 1;
+            if got != total {
+                self.fail(node, format!("call {id} ends after {got} of {total} bytes"));
+            }
+        } else if got >= enough {
+            self.stats.calls_left += 1;
+            self.later(replica, life, node, (serial, id), None);
+        } else {
+            let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            self.later(replica, life, node, (serial, id), Some(count));
+        }
+    }
+
+    /// The reader takes so many bytes, or leaves, after a moment.
+    fn later(
+        &mut self,
+        replica: usize,
+        life: u32,
+        node: u32,
+        call: (u32, u32),
+        taken: Option<u32>,
+    ) {
+        let ms = self.rng.between(1, READ_MS);
+        let replica = u8::try_from(replica).unwrap_or_default();
+        let taken = Event::CallRead {
+            replica,
+            life,
+            node,
+            call,
+            taken,
+        };
+        self.plan(ms, taken);
+    }
+
+    pub(crate) fn call_read(
+        &mut self,
+        replica: usize,
+        node: u32,
+        (serial, id): (u32, u32),
+        taken: Option<u32>,
+    ) {
+        let session = self.replicas[replica].sessions[node as usize].as_ref();
+        if session.is_some_and(|session| session.serial == serial) {
+            let input = match taken {
+                Some(bytes) => Input::CallTaken { id, bytes },
+                None => Input::CallCancel { id },
+            };
+            self.tell_session(replica, node, input);
+        }
+    }
+
+    /// The node is asked.
+    pub(crate) fn call_requested(&mut self, board: usize, id: u32, body: &[u8]) {
+        let total = body.try_into().map_or(0, u64::from_be_bytes);
+        let writer = Writer {
+            total,
+            sent: 0,
+            window: 0,
+        };
+        if let Some(machine) = &mut self.boards[board].machine {
+            machine.calls.insert(id, writer);
+            let count = machine.calls.len();
+            self.check_cap(board, "calls of a node", count, CALLS_MAX);
+        }
+    }
+
+    pub(crate) fn call_window(&mut self, board: usize, id: u32, bytes: u32) {
+        let machine = self.boards[board].machine.as_mut();
+        let writer = machine.and_then(|machine| machine.calls.get_mut(&id));
+        if let Some(writer) = writer {
+            writer.window += u64::from(bytes);
+            self.answer(board, 5, Answer::Piece(id));
+        }
+    }
+
+    /// The node reads a piece of the log and sends it.
+    pub(crate) fn call_piece(&mut self, board: usize, id: u32) {
+        let one = &mut self.boards[board];
+        let local = one.local(self.now);
+        let Some(machine) = &mut one.machine else {
+            return;
+        };
+        let Some(writer) = machine.calls.get_mut(&id) else {
+            return;
+        };
+        let left = writer.total - writer.sent;
+        let count = left.min(writer.window).min(CALL_BYTES_MAX as u64);
+        let end = count == left;
+        if count == 0 && !end {
+            return;
+        }
+        let bytes: Vec<u8> = (writer.sent..writer.sent + count)
+            .map(|at| byte(id, at))
+            .collect();
+        writer.sent += count;
+        writer.window -= count;
+        if end {
+            machine.calls.remove(&id);
+        }
+        machine
+            .device
+            .handle(local, Input::CallAnswer { id, bytes, end });
+        if !end {
+            self.answer(board, 5, Answer::Piece(id));
+        }
+    }
+}
