@@ -581,19 +581,6 @@ impl World {
         self.refresh(node);
     }
 
-    /// As `Frames::pump`: what may go is given to the broker.
-    fn pump_down(&mut self, replica: usize, node: u32, epoch: u64) {
-        let now = self.now;
-        let kbit = self.scenario.link.bandwidth_kbit;
-        while let Some(session) = &mut self.replicas[replica].sessions[node as usize]
-            && let Some((lane, since, frame)) = session.line.poll(now)
-        {
-            let patience_ms = session.line.patience_ms(lane, kbit);
-            self.check_lane(node, lane, now - since, patience_ms);
-            self.publish_down(node, epoch, frame);
-        }
-    }
-
     fn perform_cloud(&mut self, replica: usize, node: u32, epoch: u64, output: Output) {
         let store_ms = self.scenario.cloud.store_ms;
         let one = &mut self.replicas[replica];

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use edge_proto::lanes::{LANE_BYTES_MAX, LANES, Lane, Lanes, Limits, SHARE_PERCENT};
 
+use crate::world::World;
+
 /// Bytes between the lanes and the line: what the link hands ahead, and the socket's buffer
 /// (`AHEAD_BYTES_MAX` and `SEND_BUFFER_BYTES` of the agent's link).
 pub(crate) const SOCKET_BYTES: u64 = 68 * 1024;
@@ -90,5 +92,20 @@ impl Line {
             rate => rate,
         };
         2 * bits * 1000 / shared.min(own) + socket_ms + SLACK_MS
+    }
+}
+
+impl World {
+    /// As `Frames::pump`: what may go is given to the broker.
+    pub(crate) fn pump_down(&mut self, replica: usize, node: u32, epoch: u64) {
+        let now = self.now;
+        let kbit = self.scenario.link.bandwidth_kbit;
+        while let Some(session) = &mut self.replicas[replica].sessions[node as usize]
+            && let Some((lane, since, frame)) = session.line.poll(now)
+        {
+            let patience_ms = session.line.patience_ms(lane, kbit);
+            self.check_lane(node, lane, now - since, patience_ms);
+            self.publish_down(node, epoch, frame);
+        }
     }
 }
