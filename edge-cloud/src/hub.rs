@@ -69,6 +69,11 @@ pub async fn serve(
     if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
         log::warn!("notsent_lowat_failed error={error}");
     }
+    // On a line that loses packets at random, others take each loss for a queue and come to a stand.
+    // A kernel that does not offer it keeps its own.
+    if let Err(error) = SockRef::from(&listener).set_tcp_congestion(b"bbr") {
+        log::info!("no_bbr error={error}");
+    }
     tokio::select! {
         () = accept(listener, tls, &links) => {}
         () = links.admit() => {}

@@ -77,6 +77,19 @@ impl Wan {
         Ok(wan)
     }
 
+    /// With the oldest congestion control at both ends, as if the kernels had no other default: it
+    /// takes each lost packet for a queue.
+    ///
+    /// # Errors
+    /// Those of sysctl.
+    pub fn with_reno(self) -> Result<Self> {
+        for namespace in [&self.gate, &self.cloud] {
+            let setting = "net.ipv4.tcp_congestion_control=reno";
+            ip(&["netns", "exec", namespace, "sysctl", "-qw", setting])?;
+        }
+        Ok(self)
+    }
+
     /// What runs a program at the gate's end.
     #[must_use]
     pub fn at_gate(&self) -> Vec<String> {
