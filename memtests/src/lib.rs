@@ -245,9 +245,26 @@ impl Gate {
     /// # Errors
     /// Those of the file system.
     pub fn manifests(&self, manifests: &str) -> Result<()> {
-        let aside = self.dir.join("all.yaml");
-        fs::write(&aside, manifests)?;
-        Ok(fs::rename(aside, self.dir.join("manifests/all.yaml"))?)
+        self.manifest("all.yaml", manifests)
+    }
+
+    /// Replaces one file of the manifests. What [`Self::manifests`] writes is `all.yaml`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn manifest(&self, name: &str, text: &str) -> Result<()> {
+        let aside = self.dir.join(name);
+        fs::write(&aside, text)?;
+        Ok(fs::rename(aside, self.dir.join("manifests").join(name))?)
+    }
+
+    /// Bytes of large objects that have come so far.
+    #[must_use]
+    pub fn fetched(&self) -> u64 {
+        let objects = fs::read_dir(self.state_dir().join("objects"));
+        let entries = objects.into_iter().flatten().flatten();
+        let bytes = entries.filter_map(|entry| entry.metadata().ok());
+        bytes.map(|metadata| metadata.len()).sum()
     }
 
     /// The gate's own folder.
@@ -694,7 +711,13 @@ impl Drop for Gate {
             .is_ok_and(|status| status["connected"] == true);
         let pids = self.pids().unwrap_or_default();
         if linked {
-            self.manifests("").ok();
+            for entry in fs::read_dir(self.dir.join("manifests"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                fs::remove_file(entry.path()).ok();
+            }
             self.until("pods end", |gate| {
                 gate.status()
                     .is_ok_and(|status| status["pods"] == Value::Array(Vec::new()))

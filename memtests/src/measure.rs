@@ -2,6 +2,7 @@
 //! the link from a proxy or from the kernel's packet counters. Nothing here asks the agent.
 
 mod board;
+pub mod line;
 mod link;
 pub mod scenario;
 
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 pub use board::{Board, Budget, Latency, boards};
 pub use link::{PacketCounter, Proxy};
 
-/// One promise, what was measured, and its bar. Less is better for every one.
+/// One promise, what was measured, and its bar.
 #[derive(Clone, Debug)]
 pub struct Figure {
     /// What is promised.
@@ -28,19 +29,28 @@ pub struct Figure {
     pub value: f64,
     /// Of value and bar.
     pub unit: &'static str,
-    /// The most that is allowed; `None` for a figure that is only recorded.
+    /// The most that is allowed, or the least; `None` for a figure that is only recorded.
     pub bar: Option<f64>,
+    /// More is better.
+    pub at_least: bool,
 }
 
 impl Figure {
-    /// A figure with a bar.
+    /// A figure that may be as high as its bar.
     #[must_use]
     pub fn new(promise: impl Into<String>, value: f64, unit: &'static str, bar: f64) -> Self {
         Self {
-            promise: promise.into(),
-            value,
-            unit,
             bar: Some(bar),
+            ..Self::recorded(promise, value, unit)
+        }
+    }
+
+    /// A figure that must be as high as its bar.
+    #[must_use]
+    pub fn at_least(promise: impl Into<String>, value: f64, unit: &'static str, bar: f64) -> Self {
+        Self {
+            at_least: true,
+            ..Self::new(promise, value, unit, bar)
         }
     }
 
@@ -52,13 +62,18 @@ impl Figure {
             value,
             unit,
             bar: None,
+            at_least: false,
         }
     }
 
     /// The promise is kept. What is not a number is not kept.
     #[must_use]
     pub fn ok(&self) -> bool {
-        self.bar.is_none_or(|bar| self.value <= bar)
+        let kept = |bar: f64| match self.at_least {
+            true => self.value >= bar,
+            false => self.value <= bar,
+        };
+        self.bar.is_none_or(kept)
     }
 
     /// As one line of `scripts/bench --json`.
@@ -76,7 +91,9 @@ impl Figure {
 
 impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bar = self.bar.map_or_else(|| "-".to_owned(), short);
+        let least = if self.at_least { ">= " } else { "" };
+        let bar = self.bar.map(|bar| least.to_owned() + &short(bar));
+        let bar = bar.unwrap_or_else(|| "-".to_owned());
         let word = match (self.bar, self.ok()) {
             (None, _) => "",
             (_, true) => "ok",
@@ -115,7 +132,7 @@ pub fn all_kept(figures: &[Figure]) -> Result<()> {
     if missed.is_empty() {
         return Ok(());
     }
-    bail!("over the budget:\n{}", missed.join("\n"))
+    bail!("missed:\n{}", missed.join("\n"))
 }
 
 /// The middle of the values.
@@ -263,20 +280,25 @@ pub fn files(dir: &Path) -> Result<Files> {
 /// # Errors
 /// It does not answer, or with an error.
 pub fn get(socket: &Path, target: &str) -> Result<Value> {
+    Ok(serde_json::from_str(&get_text(socket, target)?)?)
+}
+
+/// The text that it answers, whose end may be that of the connection.
+///
+/// # Errors
+/// It does not answer, or with an error.
+pub fn get_text(socket: &Path, target: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    let request = format!("GET {target} HTTP/1.1\r\nHost: local\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {target} HTTP/1.0\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    if !head
-        .lines()
-        .next()
-        .is_some_and(|line| line.contains(" 200 "))
-    {
+    let first = head.lines().next();
+    if !first.is_some_and(|line| line.contains(" 200 ")) {
         bail!("{target}: {head} {body}");
     }
-    Ok(serde_json::from_str(body)?)
+    Ok(body.to_owned())
 }
 
 #[cfg(test)]
@@ -288,6 +310,9 @@ mod tests {
         assert!(Figure::new("a", 2.0, "KiB", 2.0).ok());
         assert!(!Figure::new("a", 2.5, "KiB", 2.0).ok());
         assert!(!Figure::new("a", f64::NAN, "KiB", 2.0).ok());
+        assert!(Figure::at_least("a", 2.0, "records/s", 2.0).ok());
+        assert!(!Figure::at_least("a", 1.5, "records/s", 2.0).ok());
+        assert!(!Figure::at_least("a", f64::NAN, "records/s", 2.0).ok());
         assert!(all_kept(&[Figure::recorded("a", 9.0, "KiB")]).is_ok());
         assert!(all_kept(&[Figure::new("a", 3.0, "KiB", 2.0)]).is_err());
     }

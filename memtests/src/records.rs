@@ -102,6 +102,47 @@ impl Writer {
     }
 }
 
+/// Writes `records` texts of `bytes` of a class over so many connections, [`PIPELINE_MAX`] at a time;
+/// returns how long that took.
+///
+/// # Errors
+/// One is not taken.
+pub fn fill(
+    gate: &Gate,
+    class: &str,
+    (records, bytes): (usize, usize),
+    connections: usize,
+) -> Result<Duration> {
+    let text = "r".repeat(bytes);
+    let together = vec![(class, text); PIPELINE_MAX];
+    let mut writers = Vec::new();
+    for _ in 0..connections {
+        writers.push(Writer::connect(gate)?);
+    }
+    let start = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let together = &together;
+        let write = |mut writer: Writer| {
+            for _ in 0..records / PIPELINE_MAX / connections {
+                let answers = writer.write(together)?;
+                let refused = answers.iter().find(|answer| answer.sequence.is_none());
+                ensure!(refused.is_none(), "{refused:?}");
+            }
+            Ok(())
+        };
+        let writers = writers.into_iter();
+        let threads: Vec<_> = writers
+            .map(|writer| scope.spawn(move || write(writer)))
+            .collect();
+        for thread in threads {
+            let done = thread.join();
+            done.unwrap_or_else(|_| bail!("a writer died"))?;
+        }
+        Ok(())
+    })?;
+    Ok(start.elapsed())
+}
+
 /// The agent's accounts of a class, as `edge-min status` has them.
 ///
 /// # Errors

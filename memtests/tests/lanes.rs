@@ -2,9 +2,10 @@
 //! and TCP, in namespaces of the test's own.
 #![cfg(test)]
 
-use std::fs;
 use std::time::{Duration, Instant};
 
+use memtests::measure::line::added_to_messages;
+use memtests::measure::{Board, all_kept};
 use memtests::wan::Wan;
 use memtests::{Gate, Setup};
 
@@ -46,14 +47,6 @@ fn is_running(gate: &Gate, pod: &str) -> bool {
         .any(|row| row["name"] == pod && row["phase"] == "Running")
 }
 
-/// Bytes of large objects that have come so far.
-fn fetched(gate: &Gate) -> u64 {
-    let objects = fs::read_dir(gate.state_dir().join("objects"));
-    let entries = objects.into_iter().flatten().flatten();
-    let bytes = entries.filter_map(|entry| entry.metadata().ok());
-    bytes.map(|metadata| metadata.len()).sum()
-}
-
 /// Goal: a pod is deployed while ConfigMaps of several MiB are under way in about the time that it
 /// takes on the idle line, and they take about the time of their bytes. Method: wan.py with
 /// 3 Mbit/s and 150 ms; the same manifests lie in the folder for both.
@@ -74,7 +67,7 @@ fn a_deployment_does_not_wait_for_large_objects() {
     gate.manifests(&manifests).unwrap();
     let start = Instant::now();
     gate.until_within(PATIENCE, "large objects are under way", |gate| {
-        fetched(gate) > 100_000
+        gate.fetched() > 100_000
     })
     .unwrap();
     let under_way = Instant::now();
@@ -108,4 +101,17 @@ fn a_deployment_does_not_wait_for_large_objects() {
     println!("busy={busy:?} idle={idle:?} bulk={bulk_took:?}");
     let added = median(&busy).saturating_sub(median(&idle));
     assert!(added < ADDED_MAX, "{added:?} more: {busy:?}, idle {idle:?}");
+}
+
+/// Goal: large objects that come and records that go add less than 300 ms to a single small message:
+/// to a change, to a report, to a call. Method: wan.py as above; the bench has more of each.
+#[test]
+#[ignore = "needs root: cgroups and namespaces"]
+fn a_single_message_does_not_wait_for_bulk() {
+    let bar_ms = Board::here().unwrap().latency.unwrap().added_ms;
+    let figures = added_to_messages(None, (1, 4), bar_ms).unwrap();
+    for figure in &figures {
+        println!("{figure}");
+    }
+    all_kept(&figures).unwrap();
 }

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use memtests::measure::line;
 use memtests::measure::scenario::{self, IMAGE, Kind};
 use memtests::measure::{Board, Figure, Latency, median};
 use memtests::{Gate, PATIENCE, Setup};
@@ -21,6 +22,8 @@ use serde_json::Value;
 const GLANCE: Duration = Duration::from_millis(1);
 /// Pods, and with them measurements of each timing.
 const ROUNDS: usize = 10;
+/// Rounds, and small messages in each, while bulk is under way.
+const MESSAGES: (usize, usize) = (2, 5);
 
 fn main() -> ExitCode {
     let (mut json, mut long) = (false, false);
@@ -71,6 +74,12 @@ fn bench(json: bool, long: bool) -> Result<bool> {
     }
     print(scenario::link_bytes(&board)?);
     print(scenario::link_bytes_behind_broker(&board)?);
+    print(line::outbox(&board, latency)?);
+    print(line::added_to_messages(
+        Some(board.agent()),
+        MESSAGES,
+        latency.added_ms,
+    )?);
     print(scenario::idle(&board, if long { 10 } else { 2 })?);
     Ok(kept)
 }

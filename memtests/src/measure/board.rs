@@ -66,7 +66,7 @@ pub struct Budget {
     pub metered_bytes_per_month: f64,
 }
 
-/// How fast the agent must be, medians in milliseconds.
+/// How fast the agent must be: medians in milliseconds, rates at least.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Latency {
@@ -78,6 +78,13 @@ pub struct Latency {
     pub restart_ms: f64,
     /// The agent starts, until the cloud sees the node connected.
     pub ready_ms: f64,
+    /// What large objects or records under way may add to a single small message over a line of
+    /// 3 Mbit/s and 150 ms.
+    pub added_ms: f64,
+    /// Records of 200 bytes a second from one workload.
+    pub append_per_s: f64,
+    /// Of that line, what the payload of such records takes when an outbox drains.
+    pub drain_percent: f64,
 }
 
 impl Board {
