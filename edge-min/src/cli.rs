@@ -460,16 +460,23 @@ fn reset(options: &Options) -> Result<(), Failure> {
         1 => "1 container".to_owned(),
         count => [&count.to_string(), " containers"].concat(),
     };
+    let records = crate::reset::unsent(&config, &alone);
     let state = config.state_dir.to_string_lossy().into_owned();
     if !options.yes {
         if !io::stdin().is_terminal() {
-            let text = "reset: nobody can be asked here; --yes goes ahead";
-            return Err(Failure(EXIT_USAGE, text.to_owned()));
+            let words = [
+                "reset: nobody can be asked here; --yes wipes ",
+                &records,
+                " too",
+            ];
+            return Err(Failure(EXIT_USAGE, words.concat()));
         }
         say(&[
             "This stops ",
             &containers,
-            ", and wipes identity, desired state and images in ",
+            ", and wipes identity, desired state, images and ",
+            &records,
+            " in ",
             &state,
             ".\nThe node must join again. Type `yes` to go on: ",
         ]
@@ -488,6 +495,8 @@ fn reset(options: &Options) -> Result<(), Failure> {
         "reset: ",
         &containers,
         " stopped, ",
+        &records,
+        " wiped, ",
         &state,
         " is empty but for the preload folder\n",
     ]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::lock::Lock;
+use crate::outbox::Store;
 use crate::runtime::Runtime;
 use crate::tree;
 
@@ -16,9 +17,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
 /// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 17] = [
+const STATE: [&str; 18] = [
     "identity",
     "identity.new",
+    "identity.old",
     "cache",
     "cache.bad",
     "desired.a",
@@ -44,6 +46,26 @@ const STATE: [&str; 17] = [
 pub fn running(config: &Config) -> Result<usize, String> {
     let found = runtime(config)?.discover();
     Ok(found.iter().filter(|one| one.process.is_some()).count())
+}
+
+/// How many records wait for the cloud, for a person. Opening the outbox mends it at most, and nobody
+/// else has it open.
+#[must_use]
+pub fn unsent(config: &Config, _alone: &Lock) -> String {
+    let dir = config.state_dir.join("outbox");
+    let mut count = 0;
+    if dir.exists() {
+        match Store::open(&dir, &config.outbox) {
+            Ok(store) => {
+                for class in &config.outbox.classes {
+                    count += store.counters(class.config.number).held;
+                }
+            }
+            // Also what cannot be read is wiped: it may be why the board is reset.
+            Err(_) => return "unsent records that cannot be counted".to_owned(),
+        }
+    }
+    [&count.to_string(), " unsent records"].concat()
 }
 
 /// Ends every container, then wipes identity and state. The lock says that no agent runs, which would

@@ -570,3 +570,41 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
     assert_eq!(toll["lost_damaged"], 2, "{body}");
     agent.kill();
 }
+
+/// Goal: nobody wipes records without being told how many. Method: three are written, which
+/// no cloud gets; a reset is asked for where nobody can answer, and then with --yes.
+#[test]
+#[ignore = "starts an agent"]
+fn a_reset_says_how_many_records_it_wipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(folder.path());
+    let mut stream = agent.connect();
+    for class in ["toll", "toll", "event"] {
+        stream.write_all(post(class, "record").as_bytes()).unwrap();
+        assert_eq!(answer(&mut stream).unwrap().0, "HTTP/1.1 201 Created");
+    }
+    agent.kill();
+    let reset = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_edge-min"))
+            .arg("--config")
+            .arg(folder.path().join("edge-min.toml"))
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let (code, text) = reset(&["reset"]);
+    assert!(
+        code != Some(0) && text.contains("3 unsent records"),
+        "{text}"
+    );
+    assert!(folder.path().join("state/outbox/state").exists());
+    let (code, text) = reset(&["reset", "--yes"]);
+    assert!(
+        code == Some(0) && text.contains("3 unsent records wiped"),
+        "{text}"
+    );
+    assert!(!folder.path().join("state/outbox").exists());
+}
