@@ -86,8 +86,14 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// Numbers of the gaps.
+    fn gone(&self) -> u64 {
+        self.gaps.iter().map(|gap| gap.end() - gap.first).sum()
+    }
+
     /// Whether the numbers fit each other; those of another file of ours might not.
-    fn is_sound(&self) -> bool {
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
         let mut end = Some(self.held);
         for gap in &self.gaps {
             let start = end.filter(|end| *end <= gap.first).map(|_| gap.first);
@@ -103,7 +109,7 @@ impl Saved {
             && self.gaps.len() <= GAPS_MAX
             && end.is_some_and(|end| end <= self.next)
             && self.next <= NUMBER_MAX
-            && counted.is_some_and(|counted| counted <= self.next)
+            && counted.and_then(|counted| counted.checked_sub(self.gone())) == Some(self.held - 1)
     }
 }
 

@@ -645,7 +645,9 @@ fn read_state(path: &Path) -> io::Result<Option<State>> {
         let (crc, rest) = rest.split_first_chunk::<4>()?;
         let body = rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
         let whole = crc32fast::hash(body).to_le_bytes() == *crc;
-        postcard::from_bytes::<State>(body).ok().filter(|_| whole)
+        let state = postcard::from_bytes::<State>(body).ok()?;
+        let sound = state.classes.iter().all(|one| one.saved().is_sound());
+        (whole && sound).then_some(state)
     });
     Ok(slots.max_by_key(|state| state.generation))
 }
