@@ -305,6 +305,9 @@ impl Desk<'_> {
         let (id, secret) = (&request.token_id, &request.token_secret);
         let csr = ca::Request::read(&request.csr)?;
         let key_sha256 = csr.key_sha256();
+        // Of two joins at once with one key, the later one would be refused by the registry and give
+        // back a use that the other one has taken.
+        let _turn = tokens.turn();
         let known = registry.find(&request.node);
         if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256)
         {
@@ -336,8 +339,7 @@ impl Desk<'_> {
             ..NodeRecord::default()
         };
         if let Err(error) = registry.add(&request.node, record) {
-            // A full disk or another board that was faster: with its one use gone, this board could
-            // not try again.
+            // A full disk: with its one use gone, this board could not try again.
             tokens.give_back(id);
             return Err(error.into());
         }
@@ -372,5 +374,47 @@ mod tests {
         assert!(matches!(refused, Err(Refusal::Clock)));
         let refused = desk.join(&request, unix_s());
         assert!(matches!(refused, Err(Refusal::Request(_))));
+    }
+
+    /// Goal: a token with one use lets one board in, also when that asks twice at the same moment.
+    /// Method: two threads with the same request, many times.
+    #[test]
+    fn a_board_that_asks_twice_at_once_gives_no_use_back() {
+        use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+        let folder = tempfile::tempdir().unwrap();
+        let cas = Authorities::open(folder.path()).unwrap();
+        let desk = Desk {
+            cas: &cas,
+            tokens: &TokenStore::open(folder.path()).unwrap(),
+            registry: &Registry::open(folder.path(), 1_000).unwrap(),
+            broker: None,
+            lives: Lives::default(),
+        };
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = CertificateParams::default().serialize_request(&key);
+        let csr = csr.unwrap().der().to_vec();
+        for round in 0..50 {
+            let now = unix_s();
+            let token = desk.tokens.create(b"ca", 1, 60, now).unwrap();
+            let parts: Vec<&str> = token.split('.').collect();
+            let request = JoinRequest {
+                token_id: parts[1].to_owned(),
+                token_secret: parts[2].to_owned(),
+                node: format!("gate-{round}"),
+                csr: csr.clone(),
+            };
+            let start = std::sync::Barrier::new(2);
+            let join = || {
+                start.wait();
+                desk.join(&request, now)
+            };
+            let (one, two) = std::thread::scope(|scope| {
+                let other = scope.spawn(join);
+                (join(), other.join().unwrap())
+            });
+            assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+            let used = desk.tokens.spend(parts[1], parts[2], now);
+            assert!(matches!(used, Err(TokenError::Used)), "round {round}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -70,6 +70,8 @@ pub(crate) type Tokens = BTreeMap<String, Token>;
 pub struct TokenStore {
     path: PathBuf,
     tokens: Mutex<Tokens>,
+    /// See [`Self::turn`].
+    joining: Mutex<()>,
 }
 
 impl TokenStore {
@@ -85,8 +87,17 @@ impl TokenStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Tokens::new(),
             Err(error) => return Err(error),
         };
-        let tokens = Mutex::new(tokens);
-        Ok(Self { path, tokens })
+        Ok(Self {
+            path,
+            tokens: Mutex::new(tokens),
+            joining: Mutex::new(()),
+        })
+    }
+
+    /// Held from the look at the registry to the change of it: joins go one after the other, because
+    /// the token and the node are two files.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a token, for `ca` (DER): `em1.<id>.<secret>.<hex SHA-256 of the CA>`.
