@@ -146,9 +146,10 @@ impl Broker {
         Ok((broker, behind))
     }
 
-    /// TLS with the CAs that are accepted now, as [`USER`], or as whom `ca` has signed.
+    /// TLS with the CAs that are accepted now, as [`USER`]; or with `ca` alone, as whom it has signed:
+    /// a broker that shows a certificate of the old CA would be lost with that.
     fn tls(&self, cas: &Authorities, ca: Option<&Ca>) -> Result<ClientConfig, TlsError> {
-        let own = cas.ders();
+        let own = ca.map_or_else(|| cas.ders(), |ca| vec![ca.der().clone()]);
         let anchors = match self.anchors.is_empty() {
             true => &own,
             false => &self.anchors,
@@ -293,8 +294,8 @@ async fn receive(events: &mut EventLoop, client: &AsyncClient, links: &Links) ->
     }
 }
 
-/// While a new CA is offered: tries whether the broker lets in a client of it, so that no node renews
-/// its certificate before.
+/// While a new CA is offered: tries whether the broker lets in a client of it, and is one itself unless
+/// it has a CA of its own, so that no node renews its certificate before.
 async fn try_new_ca(broker: &Broker, links: &Links) -> std::convert::Infallible {
     loop {
         let cas = links.authorities();

@@ -565,12 +565,13 @@ impl Registry {
         ca_sha256: &str,
         expected: usize,
     ) -> Result<Result<Vec<String>, Vec<String>>, RegistryError> {
-        let mut others = Vec::new();
-        let changed = self.change(|state| {
+        let (mut others, mut fits) = (Vec::new(), false);
+        self.change(|state| {
             let other = |record: &NodeRecord| !record.revoked && record.ca_sha256 != ca_sha256;
             let names = state.nodes.iter().filter(|(_, record)| other(record));
             others = names.map(|(name, _)| name.clone()).collect();
-            if others.len() != expected {
+            fits = others.len() == expected;
+            if !fits {
                 return Ok(false);
             }
             for name in &others {
@@ -584,10 +585,7 @@ impl Registry {
             }
             Ok(!others.is_empty())
         })?;
-        Ok(match changed || others.is_empty() {
-            true => Ok(others),
-            false => Err(others),
-        })
+        Ok(if fits { Ok(others) } else { Err(others) })
     }
 
     /// Forgets a node. `false` when there is none of this name. During a [`Grace`] a name that is

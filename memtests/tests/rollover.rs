@@ -153,6 +153,8 @@ fn a_gate_that_missed_a_rollover_joins_again_and_its_pods_do_not_notice() {
             "{refused}"
         );
     }
+    let refused = gate.cloud_text(&["ca", "retire", "--yes"]).unwrap_err();
+    assert!(refused.to_string().contains("new CA: gate."), "{refused}");
     assert_eq!(ca(&gate)["phase"], "signing");
     let done = gate
         .cloud_text(&["ca", "retire", "--yes", "--force", "1"])

@@ -293,6 +293,10 @@ impl Links {
 
 /// Why the old CA is not retired.
 fn refusal(depending: &[String]) -> String {
+    if depending.is_empty() {
+        return "no node depends on the old CA: `edge-cloud ca retire` without a number retires it"
+            .to_owned();
+    }
     let shown: Vec<&str> = depending
         .iter()
         .take(WAITING_SHOWN)

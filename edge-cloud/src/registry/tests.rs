@@ -269,3 +269,29 @@ fn names_are_labels() {
         assert!(!is_label(name), "{name}");
     }
 }
+
+/// Goal: nobody is cut off by a number that was right before, and a wrong number changes nothing, also
+/// when nobody is left to be cut off.
+#[test]
+fn nodes_of_another_ca_are_revoked_by_their_exact_number_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    for (name, ca) in [("a", "old"), ("b", "new"), ("c", "")] {
+        let ca_sha256 = ca.to_owned();
+        let record = NodeRecord {
+            ca_sha256,
+            ..record(name)
+        };
+        registry.add(name, record).unwrap();
+    }
+    let wrong = Err(vec!["a".to_owned(), "c".to_owned()]);
+    for expected in [0, 1, 3] {
+        assert_eq!(registry.revoke_others("new", expected).unwrap(), wrong);
+    }
+    assert!(registry.knows("a") && registry.retired().is_empty());
+    let cut_off = registry.revoke_others("new", 2).unwrap();
+    assert_eq!(cut_off, Ok(vec!["a".to_owned(), "c".to_owned()]));
+    assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
+    assert_eq!(registry.revoke_others("new", 2).unwrap(), Err(vec![]));
+    assert_eq!(registry.revoke_others("new", 0).unwrap(), Ok(vec![]));
+}
