@@ -3,7 +3,8 @@
 //! waits for itself, and a node of another network is next but one.
 //!
 //! Bound: as many wait as have a turn within [`WAIT_MS_MAX`]; when all of these places are taken, the
-//! longest line loses its newest.
+//! longest line loses its newest to one that is shorter afterwards, too. Of lines of one each none does:
+//! whoever comes then is turned away, and no line is ever empty.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -47,7 +48,7 @@ impl<T> Turns<T> {
             self.turned_away += 1;
             let own = self.lines.get(&network).map_or(0, VecDeque::len);
             let longest = self.lines.iter().max_by_key(|(_, line)| line.len());
-            let Some((longest, _)) = longest.filter(|(_, line)| line.len() > own) else {
+            let Some((longest, _)) = longest.filter(|(_, line)| line.len() > own + 1) else {
                 return;
             };
             let longest = *longest;
@@ -173,6 +174,29 @@ mod tests {
         assert!(served[..200].iter().all(|n| n % 2 == 0));
         assert!(now <= 3_100, "{now}");
         assert_eq!(turns.take_turned_away(), 0);
+    }
+
+    /// Goal: a flood from very many networks takes nobody's place and fills no memory. Method: a thousand
+    /// of them for each turn, with the places taken by nodes of the highest addresses.
+    #[test]
+    fn a_flood_from_many_networks_takes_no_place_that_is_taken() {
+        let mut turns = Turns::new(10);
+        let place = |n: u32| std::net::Ipv4Addr::from_bits(n).into();
+        let nodes: Vec<u32> = (0..50).map(|n| u32::MAX - n).collect();
+        for n in &nodes {
+            turns.enter(0, place(*n), *n);
+        }
+        let (mut served, mut flood) = (Vec::new(), 0);
+        for now in 0..5_000_u64 {
+            for _ in 0..10 {
+                flood += 1;
+                turns.enter(now, place(flood), flood);
+            }
+            served.extend(std::iter::from_fn(|| turns.next(now)));
+            assert!(turns.waiting <= turns.places && turns.lines.len() == turns.waiting);
+            assert_eq!(turns.order.len(), turns.lines.len());
+        }
+        assert!(nodes.iter().all(|n| served.contains(n)), "{served:?}");
     }
 
     /// Goal: who waited too long is turned away, and costs no turn. Method: nobody asked for a while.
