@@ -358,6 +358,30 @@ fn a_rollover_behind_a_broker_waits_for_it_and_leaves_no_old_certificate() {
     let early = gate.join_another("early").unwrap();
     Tap::connect(&gate, &early, "early", None).unwrap();
 
+    // It would accept clients of the new CA, but shows a certificate that nodes refuse once they have
+    // forgotten the old one: nothing is signed.
+    let half = gate.dir().join("half");
+    let dir = gate.broker().unwrap().dir().to_owned();
+    let words = [
+        "broker-config",
+        half.to_str().unwrap(),
+        "--name",
+        "localhost",
+    ];
+    gate.cloud_text(&words).unwrap();
+    for name in ["ca.crt", "broker.crl"] {
+        fs::copy(half.join(name), dir.join(name)).unwrap();
+    }
+    let broker = gate.broker().unwrap();
+    broker.kill().unwrap();
+    broker.start().unwrap();
+    gate.until("it is tried and refused", |gate| {
+        let log = gate.broker_log().unwrap();
+        log.contains("alert unknown ca")
+    })
+    .unwrap();
+    assert_eq!(phase(&gate), "offered");
+
     gate.configure_broker().unwrap();
     gate.until("the broker lets the new CA in", |gate| {
         phase(gate) == "signing"
