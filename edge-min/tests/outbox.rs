@@ -285,6 +285,33 @@ fn lost_accounts_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
     running.stop();
 }
 
+/// Goal: a new incarnation that cannot be written at once is written later, and no other one comes after
+/// a restart: the cloud knows it already. Method: the accounts are away for a while.
+#[test]
+fn a_new_incarnation_that_is_not_written_at_once_is_the_one_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("outbox");
+    let running = Running::start(&dir, 4 << 20);
+    let (incarnation, _) = running.stored(CLASS_TOLL, "", b"one");
+    let (state, away) = (dir.join("state"), folder.path().join("away"));
+    let trouble = |running: &Running| loop {
+        if let Done::Trouble(reason) = running.done.recv_blocking().unwrap() {
+            break reason.is_some();
+        }
+    };
+    fs::rename(&state, &away).unwrap();
+    running.job(Job::Renew { incarnation });
+    assert!(trouble(&running));
+    fs::rename(&away, &state).unwrap();
+    assert!(!trouble(&running), "the trouble ends by itself");
+    let (renewed, _) = running.stored(CLASS_TOLL, "", b"two");
+    assert!(renewed != incarnation);
+    running.stop();
+    let running = Running::start(&dir, 4 << 20);
+    assert_eq!(running.ready(CLASS_TOLL).0, renewed);
+    running.stop();
+}
+
 /// Goal: a full medium is answered as full before it is, loses nothing, and works again once
 /// there is room.
 #[test]

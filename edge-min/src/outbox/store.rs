@@ -270,6 +270,7 @@ impl Store {
             let held = self.outbox.ready(writer.class).map_or(1, |(held, _)| held);
             writer.base = held - 1;
         }
+        self.unsaved = true;
         self.save()
     }
 
