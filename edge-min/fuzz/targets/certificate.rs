@@ -1,0 +1,24 @@
+//! Bytes as a certificate: none may panic, and what both x509-parser and the agent read has the same end.
+//! The agent may read less: x509-parser takes a constructed time for one.
+#![no_main]
+
+use edge_min::certificate::life;
+use libfuzzer_sys::fuzz_target;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((issued, end)) = life(data) else {
+        return;
+    };
+    assert!(issued <= end, "{issued} {end}");
+    // What follows the certificate is not its own.
+    let mut longer = data.to_vec();
+    longer.push(0x30);
+    assert_eq!(life(&longer), Some((issued, end)));
+    if let Ok((_, certificate)) = X509Certificate::from_der(data) {
+        assert_eq!(
+            u64::try_from(certificate.validity().not_after.timestamp()),
+            Ok(end)
+        );
+    }
+});
