@@ -342,7 +342,8 @@ pub enum Output {
     },
     /// Cloud only: give this to the sink, then answer `RecordsDurable`. It follows on what came
     /// before in its stream. The entries may be empty: then only `forgotten` is to be noted, or
-    /// that there is such an outbox.
+    /// that there is such an outbox. After a `RecordsFailed` it may begin with what the sink has
+    /// taken since then: that is left out by its number, and `RecordsDurable` is the answer.
     Records {
         /// For `RecordsDurable`.
         ticket: u32,

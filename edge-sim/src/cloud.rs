@@ -14,7 +14,7 @@ use edge_proto::turnstile::{Turn, Turnstile};
 use crate::calls::Reader;
 use crate::event::{Changes, Event, Packet};
 use crate::line::Line;
-use crate::outbox::Batch;
+use crate::outbox::{Batch, Books};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::world::{SHARDS, World};
@@ -63,6 +63,8 @@ pub(crate) struct Session {
     /// Frames that wait for a rate of the node's policy.
     pub(crate) line: Line,
     storing: Option<u32>,
+    /// What the replica knows of the sink: read when it took the shard, its own writes since then.
+    pub(crate) books: Books,
     /// When the sink has what was given to it.
     sunk_at: u64,
     heard: u64,
@@ -340,6 +342,7 @@ impl World {
             in_sync: false,
             line: Line::default(),
             storing: None,
+            books: record.ledger.books(),
             sunk_at: 0,
             heard: self.now,
             asked: 0,
@@ -624,7 +627,7 @@ impl World {
                 incarnation,
                 class,
                 first,
-                forgotten,
+                held,
                 entries,
                 ..
             } => {
@@ -633,7 +636,7 @@ impl World {
                     incarnation,
                     class,
                     first,
-                    forgotten,
+                    held,
                     entries,
                 };
                 self.sink_records(replica, node, batch);
@@ -732,7 +735,7 @@ impl World {
         }
         let fails = self.is_faulty() && self.rng.chance(self.scenario.faults.sink_failure);
         let ticket = batch.ticket;
-        let input = if !fails && self.commit(node, batch) {
+        let input = if !fails && self.commit(replica, node, batch) {
             Input::RecordsDurable { ticket }
         } else {
             self.stats.sink_failures += 1;

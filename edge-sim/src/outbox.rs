@@ -224,6 +224,14 @@ impl Ledger {
         self.streams.iter().copied().skip(skip)
     }
 
+    /// What a replica reads of the sink.
+    pub(crate) fn books(&self) -> Books {
+        let streams = self.streams.iter();
+        streams
+            .map(|(incarnation, class, next)| ((*incarnation, *class), *next))
+            .collect()
+    }
+
     fn next(&mut self, incarnation: Incarnation, class: u8) -> &mut u64 {
         let same =
             |(one, number, _): &(Incarnation, u8, u64)| (*one, *number) == (incarnation, class);
@@ -248,6 +256,9 @@ impl Ledger {
     }
 }
 
+/// The sink has all before, by stream.
+pub(crate) type Books = BTreeMap<(Incarnation, u8), u64>;
+
 /// Records on their way into the sink.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -255,7 +266,8 @@ pub(crate) struct Batch {
     pub(crate) incarnation: Incarnation,
     pub(crate) class: u8,
     pub(crate) first: u64,
-    pub(crate) forgotten: u64,
+    /// The lowest number that the node accounts for.
+    pub(crate) held: u64,
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -387,19 +399,31 @@ impl World {
     }
 
     /// Whether the sink takes a batch: records and high-water mark commit together, and only on
-    /// top of what it has.
-    pub(crate) fn commit(&mut self, node: u32, batch: &Batch) -> bool {
+    /// top of what the replica's books say. What they have already is left out, as in edge-cloud
+    /// (`Account::plan`): a session whose first batch failed does not hear that the one behind it
+    /// was taken, and gives that again.
+    pub(crate) fn commit(&mut self, replica: usize, node: u32, batch: &Batch) -> bool {
+        let Some(session) = &mut self.replicas[replica].sessions[node as usize] else {
+            return false;
+        };
+        let stream = (batch.incarnation, batch.class);
+        let in_books = session.books.entry(stream).or_insert(1);
+        let mark = *in_books;
         let honest = !self.boards[node as usize].compromised;
         let ledger = &mut self.records[node as usize].ledger;
-        let mark = ledger.next(batch.incarnation, batch.class);
-        if *mark + batch.forgotten != batch.first {
+        if batch.first > mark.max(batch.held) {
             return false;
         }
-        let mut wrong = (batch.forgotten > 0).then(|| "forgotten records".to_owned());
+        let mut wrong = (batch.held > mark).then(|| "forgotten records".to_owned());
         let mut number = batch.first;
         for entry in &batch.entries {
             let end = number + entry.count();
             match entry {
+                Entry::Record { bytes, .. } if number < mark => {
+                    if !ledger.delivered.contains(&id_of(bytes)) {
+                        wrong = Some(format!("another record than delivered at {number}"));
+                    }
+                }
                 Entry::Record { bytes, .. } => {
                     let id = id_of(bytes);
                     let promised =
@@ -415,8 +439,8 @@ impl World {
                 }
                 Entry::Gap { .. } => {
                     let lost = ledger.promised.extract_if(
-                        (batch.incarnation, batch.class, number)
-                            ..(batch.incarnation, batch.class, end),
+                        (batch.incarnation, batch.class, number.max(mark))
+                            ..(batch.incarnation, batch.class, end.max(mark)),
                         |_, _| true,
                     );
                     let lost = lost.count() as u64;
@@ -428,8 +452,11 @@ impl World {
             }
             number = end;
         }
-        *ledger.next(batch.incarnation, batch.class) = number;
-        self.stats.records_delivered += number - batch.first;
+        let next = number.max(mark);
+        *in_books = next;
+        let at_sink = ledger.next(batch.incarnation, batch.class);
+        *at_sink = next.max(*at_sink);
+        self.stats.records_delivered += next - mark.max(batch.first);
         if let Some(wrong) = wrong.filter(|_| honest) {
             self.fail(node, wrong);
         }

@@ -607,6 +607,15 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_again_is_left_out_and_answered() {
+        let mut account = Account::default();
+        take(&mut account, &[batch(1, 1, vec![record(1)])]);
+        let plan = take(&mut account, &[batch(1, 1, (1..=3).map(record).collect())]);
+        assert_eq!(numbers(&plan), [2, 3]);
+        assert_eq!((plan.taken, plan.duplicates), (1, 1));
+    }
+
+    #[test]
     fn a_new_outbox_begins_anew_and_old_ones_end_as_totals() {
         let mut account = Account::default();
         for number in 1..=6 {
