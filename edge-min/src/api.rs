@@ -1,6 +1,6 @@
 //! The local API for workloads: HTTP/1.1 on the unix socket `RUN/api/edge.sock`, in a folder of its
-//! own that a pod mounts. [`CONNECTIONS_MAX`] connections at once, further ones wait in the
-//! backlog; a connection has at most [`PIPELINE_MAX`] requests without an answer, the rest waits in
+//! own that a pod mounts. [`CONNECTIONS_MAX`] connections at once; when one more waits, the one that
+//! is at rest for longest ends. A connection has at most [`PIPELINE_MAX`] requests without an answer, the rest waits in
 //! the socket.
 //!
 //! `POST /v1/records/CLASS` stores the body as a record: 201 when it is durable, 202 when it will be
@@ -8,17 +8,22 @@
 
 pub mod http;
 
+use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use edge_proto::limits::RECORD_BYTES_MAX;
-use smol::Timer;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smol::future::or;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::unix::{UnixListener, UnixStream};
+use smol::{Async, Timer};
 
 use crate::outbox::{self, Answer, Class, Job, Report, Shared};
 use http::{Head, Parsed};
@@ -27,12 +32,17 @@ use http::{Head, Parsed};
 pub const CONNECTIONS_MAX: usize = 8;
 /// Requests of one connection that wait for the same answer from the medium.
 const PIPELINE_MAX: usize = 16;
-/// A client that leaves a request unfinished, or takes no answer, for this long is dropped.
+/// A client that has not finished a request this long after its first byte, or takes no answer, is
+/// dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this.
 const IDLE: Duration = Duration::from_secs(60);
 /// Pause when the system has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(250);
+/// A place without a connection.
+const FREE: u64 = 0;
+/// A place whose connection has a request.
+const BUSY: u64 = u64::MAX;
 
 /// What each connection needs.
 pub struct Api {
@@ -42,6 +52,24 @@ pub struct Api {
     pub jobs: Sender<Job>,
     /// Its accounts.
     pub shared: Shared,
+    /// By place: [`FREE`], [`BUSY`], or since when a connection is at rest, as a number that grows.
+    pub places: [Cell<u64>; CONNECTIONS_MAX],
+    /// Rests so far.
+    rests: Cell<u64>,
+}
+
+impl Api {
+    /// Serves `classes` from the outbox behind `jobs`.
+    #[must_use]
+    pub fn new(classes: Vec<Class>, jobs: Sender<Job>, shared: Shared) -> Self {
+        Self {
+            classes,
+            jobs,
+            shared,
+            places: Default::default(),
+            rests: Cell::new(FREE),
+        }
+    }
 }
 
 /// Path of the socket.
@@ -70,16 +98,43 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves one connection after the other; run [`CONNECTIONS_MAX`] of these.
-pub async fn serve(listener: &UnixListener, api: &Api) {
+/// Serves one connection after the other; run one of these for each place.
+pub async fn serve(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            Timer::after(AGAIN).await;
+            sleep(AGAIN).await;
             continue;
         };
+        place.set(BUSY);
         // A client that went away is its own affair.
-        drop(connection(stream, api).await);
+        connection(stream, listener, api, place).await.ok();
+        place.set(FREE);
     }
+}
+
+/// Comes to its end when a connection at rest does: in time, or because another waits, all places
+/// are taken, and no other is at rest for longer.
+async fn rest(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
+    let waiting: Arc<Async<net::UnixListener>> = listener.clone().into();
+    api.rests.set(api.rests.get() + 1);
+    place.set(api.rests.get());
+    let gives_way = async {
+        loop {
+            waiting.readable().await.ok();
+            // Readiness may be that of one who was served in the meantime.
+            let mut newcomer = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            if api.places.iter().all(|other| other.get() >= place.get())
+                && poll(&mut newcomer, PollTimeout::ZERO) == Ok(1)
+            {
+                break;
+            }
+        }
+    };
+    or(sleep(IDLE), gives_way).await;
+}
+
+async fn sleep(time: Duration) {
+    Timer::after(time).await;
 }
 
 /// An answer, or where it comes from.
@@ -88,8 +143,14 @@ enum Pending {
     Stored(Receiver<Answer>, usize),
 }
 
-async fn connection(mut stream: UnixStream, api: &Api) -> io::Result<()> {
+async fn connection(
+    mut stream: UnixStream,
+    listener: &UnixListener,
+    api: &Api,
+    place: &Cell<u64>,
+) -> io::Result<()> {
     let mut input = Vec::new();
+    let mut begun = Instant::now();
     loop {
         let mut pending = Vec::new();
         let mut close = false;
@@ -119,9 +180,20 @@ async fn connection(mut stream: UnixStream, api: &Api) -> io::Result<()> {
             }
         }
         if pending.is_empty() {
-            let patience = if input.is_empty() { IDLE } else { PATIENCE };
-            if read(&mut stream, &mut input, patience).await? == 0 {
+            let is_at_rest = input.is_empty();
+            let end = async {
+                if is_at_rest {
+                    rest(listener, api, place).await;
+                } else {
+                    sleep(PATIENCE.saturating_sub(begun.elapsed())).await;
+                }
+            };
+            if read(&mut stream, &mut input, end).await? == 0 {
                 return Ok(());
+            }
+            place.set(BUSY);
+            if is_at_rest {
+                begun = Instant::now();
             }
             continue;
         }
@@ -137,18 +209,19 @@ async fn connection(mut stream: UnixStream, api: &Api) -> io::Result<()> {
         if close {
             return Ok(());
         }
+        begun = Instant::now();
     }
 }
 
 async fn read(
     stream: &mut UnixStream,
     into: &mut Vec<u8>,
-    patience: Duration,
+    end: impl Future<Output = ()>,
 ) -> io::Result<usize> {
     // Never more than one request of the largest kind beyond what is waited for.
     let mut buffer = [0; 1024];
     let count = or(stream.read(&mut buffer), async {
-        Timer::after(patience).await;
+        end.await;
         Ok(0)
     })
     .await?;
@@ -158,7 +231,7 @@ async fn read(
 
 async fn write(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
     or(stream.write_all(bytes), async {
-        Timer::after(PATIENCE).await;
+        sleep(PATIENCE).await;
         Err(io::ErrorKind::TimedOut.into())
     })
     .await

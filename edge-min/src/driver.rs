@@ -238,14 +238,16 @@ pub fn run(config: Config) -> Result<(), String> {
     log::info!("agent_started node={} version={VERSION}", driver.node);
 
     let api_listener = api::listen(&driver.config.run_dir).map_err(failed("api socket"))?;
-    let api = Api {
-        classes: driver.config.outbox.classes.clone(),
-        jobs: driver.outbox_jobs.sender(),
-        shared: driver.accounts.clone(),
-    };
+    let api = Api::new(
+        driver.config.outbox.classes.clone(),
+        driver.outbox_jobs.sender(),
+        driver.accounts.clone(),
+    );
     let executor = LocalExecutor::new();
-    for _ in 0..api::CONNECTIONS_MAX {
-        executor.spawn(api::serve(&api_listener, &api)).detach();
+    for place in &api.places {
+        executor
+            .spawn(api::serve(&api_listener, &api, place))
+            .detach();
     }
     for _ in 0..local::CONNECTIONS_MAX {
         executor.spawn(local::serve(&listener, &requests)).detach();

@@ -409,8 +409,10 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
 
-    fn kill(mut self) {
+impl Drop for Agent {
+    fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -478,7 +480,7 @@ fn a_killed_agent_loses_no_record_that_it_acknowledged() {
             .collect();
         // A measuring window: the kill is to come at any moment of the writing.
         std::thread::sleep(Duration::from_millis(200 + round * 37 % 300));
-        agent.kill();
+        drop(agent);
         for writer in writers {
             for (sequence, body) in writer.join().unwrap() {
                 let before = acknowledged.insert(sequence, body);
@@ -500,6 +502,59 @@ fn a_killed_agent_loses_no_record_that_it_acknowledged() {
         }
     }
     assert!(acknowledged.is_empty(), "{} are gone", acknowledged.len());
+}
+
+/// Goal: writers that keep all connections keep nobody out. Method: eight at rest, then eight that
+/// send a byte now and then and never a whole request; each time one more wants to write.
+#[test]
+#[ignore = "starts an agent"]
+fn connections_that_are_kept_keep_no_writer_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = Agent::start(folder.path());
+    let stored = |stream: &mut UnixStream, body: &str| {
+        stream.write_all(post("toll", body).as_bytes()).is_ok()
+            && answer(stream).is_some_and(|(status, _)| status == "HTTP/1.1 201 Created")
+    };
+    let mut kept: Vec<_> = (0..edge_min::api::CONNECTIONS_MAX)
+        .map(|_| agent.connect())
+        .collect();
+    assert!(kept.iter_mut().all(|stream| stored(stream, "kept")));
+    let mut ninth = agent.connect();
+    ninth.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(stored(&mut ninth, "ninth"));
+    drop(ninth);
+    // The first, which was at rest for longest.
+    assert!(!stored(&mut kept[0], "again"));
+    assert!(kept[1..].iter_mut().all(|stream| stored(stream, "again")));
+    drop(kept);
+
+    let slow: Vec<_> = (0..edge_min::api::CONNECTIONS_MAX)
+        .map(|_| {
+            let mut stream = agent.connect();
+            stream.write_all(b"P").unwrap();
+            stream
+        })
+        .collect();
+    let (done, is_done) = std::sync::mpsc::channel::<()>();
+    let drip = std::thread::Builder::new()
+        .spawn(move || {
+            while is_done.recv_timeout(Duration::from_millis(200))
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                for mut stream in &slow {
+                    // Those that were closed are meant.
+                    let _gone = stream.write_all(b"P");
+                }
+            }
+        })
+        .unwrap();
+    let mut ninth = agent.connect();
+    ninth.set_read_timeout(Some(PATIENCE)).unwrap();
+    let served = stored(&mut ninth, "behind the slow ones");
+    drop(done);
+    drip.join().unwrap();
+    assert!(served);
+    drop(agent);
 }
 
 #[test]
@@ -541,7 +596,7 @@ fn the_api_answers_each_request_of_a_connection_in_order() {
     assert_eq!(accounts["classes"][0]["class"], "toll");
     assert_eq!(accounts["classes"][0]["appended"], 2);
     assert_eq!(accounts["classes"][0]["held"], 2);
-    agent.kill();
+    drop(agent);
 }
 
 /// Goal: a writer hears that the medium is full or broken, and why, and can store its record once
@@ -595,7 +650,7 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
     let toll = &accounts["classes"][0];
     assert_eq!([&toll["appended"], &toll["held"]], [4, 2], "{body}");
     assert_eq!(toll["lost_damaged"], 2, "{body}");
-    agent.kill();
+    drop(agent);
 }
 
 /// Goal: nobody wipes records without being told how many. Method: three are written, which
@@ -610,7 +665,7 @@ fn a_reset_says_how_many_records_it_wipes() {
         stream.write_all(post(class, "record").as_bytes()).unwrap();
         assert_eq!(answer(&mut stream).unwrap().0, "HTTP/1.1 201 Created");
     }
-    agent.kill();
+    drop(agent);
     let reset = |words: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_edge-min"))
             .arg("--config")
