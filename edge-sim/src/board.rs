@@ -113,6 +113,8 @@ pub(crate) struct Machine {
     pub(crate) device: Device,
     pub(crate) reconnect: Reconnect,
     pub(crate) time: TrustedTime,
+    /// The cloud said a time last that is before the agent's build, and is not believed.
+    pub(crate) misled: bool,
     /// `None` where certificates do not end.
     pub(crate) certificates: Option<Certificates>,
     /// Calls that it answers.
@@ -352,6 +354,7 @@ impl Board {
             device,
             reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
             time: TrustedTime::new(BUILD_UNIX_S, self.store.floor_s),
+            misled: false,
             certificates: identity.map(|identity| Certificates::new(self.node, identity)),
             calls: BTreeMap::new(),
             line: Line::default(),
@@ -371,6 +374,7 @@ impl Board {
     pub(crate) fn time_from_cloud(&mut self, now: u64, unix_s: u64) {
         let local = self.local(now);
         if let Some(machine) = &mut self.machine {
+            machine.misled = unix_s < BUILD_UNIX_S;
             machine.time.confirm(local, unix_s);
             let floor_s = machine.time.floor(local);
             if machine.time.cloud(local).is_some() && floor_s >= self.store.floor_s + PERSIST_S {

@@ -376,11 +376,17 @@ impl World {
         self.replicas.iter().all(|one| one.ahead_s == 0) && self.replicas.iter().any(open)
     }
 
-    /// A session that was opened by a replica whose clock was behind goes on with that time. The
-    /// node then renews when its certificate is refused, at its next connection.
+    /// A session that was opened by a replica whose clock was behind goes on with that time, or
+    /// without any if it was not to be believed. The node then renews when its certificate is
+    /// refused, at its next connection.
     fn knows_the_time(&self, index: usize) -> bool {
-        let time = self.boards[index].time(self.now);
-        time.is_none_or(|time| !time.confirmed || time.unix_s + 60 > self.unix_s())
+        let board = &self.boards[index];
+        let misled = board.machine.as_ref().is_some_and(|one| one.misled);
+        let time = board.time(self.now);
+        time.is_none_or(|time| match time.confirmed {
+            true => time.unix_s + 60 > self.unix_s(),
+            false => !misled || !matches!(board.conn, Conn::Up(_)),
+        })
     }
 
     /// No node that can be reached and knows the time goes on without a certificate.
