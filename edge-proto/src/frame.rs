@@ -212,8 +212,9 @@ pub enum Frame {
         base: Hash16,
         /// Root after them.
         result: Hash16,
-        /// Whether the sender already knows of changes after these.
-        more: bool,
+        /// Twice the number of this change, which ascends within a session, and 1 more if the
+        /// sender already knows of changes after these.
+        order: u64,
         /// The changes; no key twice.
         items: Vec<Item>,
     },

@@ -59,7 +59,7 @@ fn all_frames() -> Vec<Frame> {
             set: Set::Desired,
             base: Hash16::default(),
             result: ROOT,
-            more: true,
+            order: 1,
             items: vec![
                 Item::Put {
                     key: config.clone(),
@@ -143,6 +143,15 @@ fn all_frames() -> Vec<Frame> {
             sha256: SHA,
             offset: 4096,
             bytes: Vec::new(),
+        },
+        // The 150th, and the last for now.
+        Frame::Change {
+            session,
+            set: Set::Reported,
+            base: ROOT,
+            result: ROOT,
+            order: 300,
+            items: Vec::new(),
         },
     ]
 }

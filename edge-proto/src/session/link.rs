@@ -132,11 +132,11 @@ impl Link {
                 set,
                 base,
                 result,
-                more,
+                order,
                 items,
                 ..
             } if set != self.sends => {
-                let step = (base, result, more);
+                let step = (base, result, order);
                 let pace = &mut self.pace;
                 self.receiver
                     .handle_change(session, step, items, self.epoch, pace, out);

@@ -41,6 +41,8 @@ pub(super) struct Receiver {
     replica: ReplicaSet,
     pending: Option<Pending>,
     ticket: u32,
+    /// The highest `order` of this session.
+    order: u64,
     /// Root at which the peer has nothing more to send, if known.
     wanted: Option<Hash16>,
     in_sync: bool,
@@ -53,6 +55,7 @@ impl Receiver {
             replica: ReplicaSet::new(),
             pending: None,
             ticket: 0,
+            order: 0,
             wanted: None,
             in_sync: false,
         }
@@ -85,6 +88,7 @@ impl Receiver {
     /// A session opens in which the peer wants `wanted`.
     pub(super) fn open(&mut self, wanted: Hash16) {
         self.close();
+        self.order = 0;
         self.wanted = Some(wanted);
         self.settle(self.replica.root());
     }
@@ -130,12 +134,18 @@ impl Receiver {
     pub(super) fn handle_change(
         &mut self,
         session: SessionId,
-        (base, result, more): (Hash16, Hash16, bool),
+        (base, result, order): (Hash16, Hash16, u64),
         items: Vec<Item>,
         epoch: u64,
         pace: &mut Pace,
         out: &mut VecDeque<Output>,
     ) {
+        // Doubled or overtaken: the peer has gone on. It may fit all the same, when the set has come
+        // back to the root that it starts from.
+        if order < self.order {
+            return;
+        }
+        self.order = order;
         match &self.pending {
             // Its `Have` follows.
             Some(Pending::Applying { .. }) => return,
@@ -144,7 +154,7 @@ impl Receiver {
             }) if *pending == result && !items.is_empty() => return,
             _ => {}
         }
-        self.wanted = (!more).then_some(result);
+        self.wanted = (order & 1 == 0).then_some(result);
         let root = self.replica.root();
         self.settle(root);
         if root == result {

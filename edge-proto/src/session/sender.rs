@@ -54,7 +54,7 @@ impl Object {
 #[derive(Debug)]
 struct Flight {
     result: Hash16,
-    more: bool,
+    order: u64,
     items: Vec<(Key, Option<Object>)>,
 }
 
@@ -77,6 +77,8 @@ pub(super) struct Sender {
     behind: BTreeMap<Key, Option<Hash16>>,
     cursor: Option<Key>,
     flight: Option<Flight>,
+    /// Twice the number of the last change or question. A new session goes on with it.
+    order: u64,
     /// A large object that made way for small ones. The receiver may have had all of it.
     aside: Option<Flight>,
     made_way: Option<Millis>,
@@ -97,6 +99,7 @@ impl Sender {
             behind: BTreeMap::new(),
             cursor: None,
             flight: None,
+            order: 0,
             aside: None,
             made_way: None,
             owes_large: false,
@@ -231,22 +234,23 @@ impl Sender {
             self.made_way = Some(now);
             self.repeat.reset();
         }
-        if self.flight.is_some() || self.repeat.at.is_some() {
+        if self.flight.is_some() || self.repeat.at.is_some() || self.is_in_sync() {
             return;
         }
+        self.order += 2;
         if self.peer_root.is_none() {
             // A change from and to our root without items asks the peer for its own.
             let root = self.root();
-            let frame = self.change(session, root, root, false, Vec::new());
+            let frame = self.change(session, root, root, self.order, Vec::new());
             send(out, &frame);
             self.repeat.arm(now);
-        } else if !self.behind.is_empty() {
+        } else {
             let items = self.next_batch();
             self.owes_large = makes_way;
-            let more = items.len() < self.behind.len();
+            let more = u64::from(items.len() < self.behind.len());
             self.flight = Some(Flight {
                 result: self.root_after(&items),
-                more,
+                order: self.order | more,
                 items,
             });
             self.send_flight(now, session, out);
@@ -273,7 +277,7 @@ impl Sender {
         session: SessionId,
         base: Hash16,
         result: Hash16,
-        more: bool,
+        order: u64,
         items: Vec<Item>,
     ) -> Frame {
         Frame::Change {
@@ -281,7 +285,7 @@ impl Sender {
             set: self.set,
             base,
             result,
-            more,
+            order,
             items,
         }
     }
@@ -289,7 +293,7 @@ impl Sender {
     fn send_flight(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
         if let (Some(flight), Some(base)) = (&self.flight, self.peer_root) {
             let items = flight.items.iter().map(item).collect();
-            let frame = self.change(session, base, flight.result, flight.more, items);
+            let frame = self.change(session, base, flight.result, flight.order, items);
             send(out, &frame);
             self.repeat.arm(now);
         }

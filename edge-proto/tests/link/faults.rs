@@ -155,7 +155,7 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
         set: Set::Desired,
         base: pair.device.desired().root(),
         result: edge_proto::set::root([(&key, hash)].into_iter()),
-        more: false,
+        order: 2,
         items: vec![put(b"a"), put(b"b")],
     };
     pair.device(Input::Frame(&change.encode()));
@@ -166,6 +166,37 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
     );
     pair.settle();
     assert!(pair.is_equal());
+}
+
+/// Goal: what was deleted does not come back. Method: the change that made it arrives again when
+/// the set is back at the root that it starts from.
+#[test]
+fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let key = key(Kind::ConfigMap, 1);
+    for _ in 0..2 {
+        let empty = pair.device.desired().root();
+        pair.cloud(put(key.clone(), b"a"));
+        let creation = pair.down[0].clone();
+        pair.settle();
+        assert_eq!(pair.at_device.objects.len(), 1);
+        pair.cloud(Input::Delete { key: key.clone() });
+        pair.settle();
+        assert_eq!(pair.device.desired().root(), empty);
+        pair.device(Input::Frame(&creation));
+        assert!(pair.at_device.objects.is_empty());
+        assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+        assert!(pair.up.is_empty());
+    }
+    // A new session, and a cloud that counts from the start.
+    pair.device(Input::TransportDown);
+    pair.cloud = crate::support::cloud(7, 50);
+    pair.connect();
+    pair.cloud(put(key, b"a"));
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.at_device.objects.len(), 1);
 }
 
 #[test]
