@@ -478,6 +478,9 @@ impl Links {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
+        // Each time: the clock may have been set right since the session was made.
+        let clock = Input::Clock { unix_s: unix_s() };
+        node.session.handle(now, clock);
         node.session.handle(now, input);
         let mut events = Vec::new();
         while let Some(output) = node.session.poll() {
