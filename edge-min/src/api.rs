@@ -1,7 +1,7 @@
 //! The local API for workloads: HTTP/1.1 on the unix socket `RUN/api/edge.sock`, in a folder of its
 //! own that a pod mounts. [`CONNECTIONS_MAX`] connections at once; when one more waits, the one that
-//! is at rest for longest ends. A connection has at most [`PIPELINE_MAX`] requests without an answer, the rest waits in
-//! the socket.
+//! is at rest for longest ends. A connection has at most [`PIPELINE_MAX`] requests without an answer,
+//! the rest waits in the socket.
 //!
 //! `POST /v1/records/CLASS` stores the body as a record: 201 when it is durable, 202 when it will be
 //! soon. `GET /v1/records` answers the accounts. `docs/outbox.md` has all of it.

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use memtests::measure::line::added_to_messages;
+use memtests::measure::line::{added_to_messages, sleeper};
 use memtests::measure::{Board, all_kept};
 use memtests::wan::Wan;
 use memtests::{Gate, Setup};
@@ -17,20 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const ADDED_MAX: Duration = Duration::from_millis(2_000);
 /// Deployments of each kind.
 const DEPLOYMENTS: usize = 3;
-
-/// A process that names these ConfigMaps.
-fn pod(name: &str, configs: &[String]) -> String {
-    let volumes: Vec<String> = configs
-        .iter()
-        .map(|config| format!("{{name: {config}, configMap: {{name: {config}}}}}"))
-        .collect();
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
-         runtimeClassName: process\n  terminationGracePeriodSeconds: 1\n  \
-         volumes: [{}]\n  containers:\n  - {{name: main, command: [/bin/sleep, '100000']}}\n",
-        volumes.join(", ")
-    )
-}
 
 /// A ConfigMap of nearly 1 MiB, unlike any other.
 fn config(name: &str) -> String {
@@ -55,7 +41,7 @@ fn is_running(gate: &Gate, pod: &str) -> bool {
 fn a_deployment_does_not_wait_for_large_objects() {
     let gate = Gate::set_up(Setup {
         keepalive: Duration::from_secs(60),
-        manifests: pod("base", &[]),
+        manifests: sleeper("base", &[]),
         wan: Some(Wan::start(75, 0, 3000).unwrap()),
         ..Setup::default()
     })
@@ -63,7 +49,7 @@ fn a_deployment_does_not_wait_for_large_objects() {
     gate.converged_within(PATIENCE, 1).unwrap();
     let names: Vec<String> = (0..3).map(|index| format!("load-{index}")).collect();
     let bulk: Vec<String> = names.iter().map(|name| config(name)).collect();
-    let mut manifests = pod("base", &[]) + &bulk.concat() + &pod("bulk", &names);
+    let mut manifests = sleeper("base", &[]) + &bulk.concat() + &sleeper("bulk", &names);
     gate.manifests(&manifests).unwrap();
     let start = Instant::now();
     gate.until_within(PATIENCE, "large objects are under way", |gate| {
@@ -76,7 +62,7 @@ fn a_deployment_does_not_wait_for_large_objects() {
     for (kind, took) in took.iter_mut().enumerate() {
         for index in 0..DEPLOYMENTS {
             let name = format!("pod-{kind}-{index}");
-            manifests += &pod(&name, &[]);
+            manifests += &sleeper(&name, &[]);
             gate.manifests(&manifests).unwrap();
             let start = Instant::now();
             gate.until_within(PATIENCE, &name, |gate| is_running(gate, &name))

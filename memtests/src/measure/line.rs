@@ -75,8 +75,9 @@ fn config(name: &str, round: usize) -> String {
     )
 }
 
-/// A process that names these ConfigMaps.
-fn sleeper(name: &str, configs: &[String]) -> String {
+/// Manifest of a process that names these ConfigMaps.
+#[must_use]
+pub fn sleeper(name: &str, configs: &[String]) -> String {
     let volumes: Vec<String> = configs
         .iter()
         .map(|config| format!("{{name: {config}, configMap: {{name: {config}}}}}"))
