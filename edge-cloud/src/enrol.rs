@@ -351,19 +351,40 @@ impl Desk<'_> {
 mod tests {
     use super::*;
 
+    /// What a desk stands on.
+    struct Parts {
+        cas: Authorities,
+        tokens: TokenStore,
+        registry: Registry,
+    }
+
+    impl Parts {
+        fn open(folder: &std::path::Path) -> Self {
+            Self {
+                cas: Authorities::open(folder).unwrap(),
+                tokens: TokenStore::open(folder).unwrap(),
+                registry: Registry::open(folder, 1_000).unwrap(),
+            }
+        }
+
+        fn desk(&self) -> Desk<'_> {
+            Desk {
+                cas: &self.cas,
+                tokens: &self.tokens,
+                registry: &self.registry,
+                broker: None,
+                lives: Lives::default(),
+            }
+        }
+    }
+
     /// Goal: no node joins with a certificate that has expired once the clock is right. Method: the
     /// clock of a machine without a battery.
     #[test]
     fn nobody_joins_while_the_clock_is_before_this_build() {
         let folder = tempfile::tempdir().unwrap();
-        let cas = Authorities::open(folder.path()).unwrap();
-        let desk = Desk {
-            cas: &cas,
-            tokens: &TokenStore::open(folder.path()).unwrap(),
-            registry: &Registry::open(folder.path(), 1_000).unwrap(),
-            broker: None,
-            lives: Lives::default(),
-        };
+        let parts = Parts::open(folder.path());
+        let desk = parts.desk();
         let request = JoinRequest {
             token_id: String::new(),
             token_secret: String::new(),
@@ -382,14 +403,8 @@ mod tests {
     fn a_board_that_asks_twice_at_once_gives_no_use_back() {
         use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
         let folder = tempfile::tempdir().unwrap();
-        let cas = Authorities::open(folder.path()).unwrap();
-        let desk = Desk {
-            cas: &cas,
-            tokens: &TokenStore::open(folder.path()).unwrap(),
-            registry: &Registry::open(folder.path(), 1_000).unwrap(),
-            broker: None,
-            lives: Lives::default(),
-        };
+        let parts = Parts::open(folder.path());
+        let desk = parts.desk();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default().serialize_request(&key);
         let csr = csr.unwrap().der().to_vec();

@@ -80,6 +80,25 @@ async fn is_refused(place: &mut Place, config: Config, words: &[&str]) {
     assert_eq!(cloud.view().sink.failing, 1);
 }
 
+/// The words of another are refused as the server says it, the certificate of another CA by edge-cloud.
+async fn wrong_words_and_a_wrong_ca_are_refused(
+    place: &mut Place,
+    right: &Config,
+    (auth, said): (Option<PathBuf>, &str),
+) {
+    let wrong = Config {
+        auth,
+        ..right.clone()
+    };
+    is_refused(place, wrong, &[said, "--records-auth"]).await;
+    let other = Pki::new();
+    let wrong = Config {
+        ca: Some(other.file("ca.pem")),
+        ..right.clone()
+    };
+    is_refused(place, wrong, &["invalid peer certificate", "--records-ca"]).await;
+}
+
 /// With these every record is acknowledged; what is said of the sink then.
 async fn is_served(place: &mut Place, config: Config) -> Option<String> {
     place.config = config;
@@ -150,7 +169,7 @@ async fn https(pki: &Pki, token: &'static str) -> (String, Arc<Mutex<Vec<String>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn https_wants_a_certificate_that_is_trusted_and_a_token() {
-    let (pki, other) = (Pki::new(), Pki::new());
+    let pki = Pki::new();
     let (url, taken) = https(&pki, "secret-of-the-sink").await;
     let mut place = Place::new(Some(url.clone()));
     let right = Config {
@@ -159,21 +178,8 @@ async fn https_wants_a_certificate_that_is_trusted_and_a_token() {
         auth: pki.auth("secret-of-the-sink"),
         ..Config::default()
     };
-    let wrong = Config {
-        auth: pki.auth("another secret"),
-        ..right.clone()
-    };
-    is_refused(&mut place, wrong, &["401 Unauthorized", "--records-auth"]).await;
-    let wrong = Config {
-        ca: Some(other.file("ca.pem")),
-        ..right.clone()
-    };
-    is_refused(
-        &mut place,
-        wrong,
-        &["invalid peer certificate", "--records-ca"],
-    )
-    .await;
+    let wrong = (pki.auth("another secret"), "401 Unauthorized");
+    wrong_words_and_a_wrong_ca_are_refused(&mut place, &right, wrong).await;
     assert!(taken.lock().unwrap().is_empty());
     is_served(&mut place, right).await;
     let texts: Vec<String> = taken
@@ -200,7 +206,7 @@ async fn passed_on(broker: &Mosquitto) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_wants_a_password_over_tls() {
-    let (pki, other) = (Pki::new(), Pki::new());
+    let pki = Pki::new();
     let broker = Mosquitto::with_tls(&pki, Some(("edge", "word")));
     broker.subscribe("edge/records/#").await;
     let url = broker.url("edge/records").replace("mqtt://", "mqtts://");
@@ -211,21 +217,8 @@ async fn a_broker_wants_a_password_over_tls() {
         auth: pki.auth("edge:word"),
         ..Config::default()
     };
-    let wrong = Config {
-        auth: pki.auth("edge:another"),
-        ..right.clone()
-    };
-    is_refused(&mut place, wrong, &["broker", "--records-auth"]).await;
-    let wrong = Config {
-        ca: Some(other.file("ca.pem")),
-        ..right.clone()
-    };
-    is_refused(
-        &mut place,
-        wrong,
-        &["invalid peer certificate", "--records-ca"],
-    )
-    .await;
+    let wrong = (pki.auth("edge:another"), "broker");
+    wrong_words_and_a_wrong_ca_are_refused(&mut place, &right, wrong).await;
     assert!(broker.heard().is_empty());
     is_served(&mut place, right).await;
     assert_eq!(passed_on(&broker).await, expected(COUNT));

@@ -254,22 +254,8 @@ pub(crate) struct Jetstream {
 
 impl Jetstream {
     pub(crate) fn start() -> Self {
-        let server = Server::start(|port, dir| {
-            let port = port.to_string();
-            let words = [
-                "nats-server",
-                "-js",
-                "-a",
-                "127.0.0.1",
-                "-sd",
-                dir,
-                "-p",
-                &port,
-            ];
-            words.map(str::to_owned).to_vec()
-        });
         Self {
-            server,
+            server: Self::server(&[]),
             secure: None,
         }
     }
@@ -278,7 +264,16 @@ impl Jetstream {
     pub(crate) fn with_tls(pki: &Pki, (user, word): (&'static str, &'static str)) -> Self {
         let [certificate, key] =
             ["127.0.0.1.pem", "127.0.0.1.key"].map(|name| pki.file(name).display().to_string());
-        let server = Server::start(|port, dir| {
+        let words = ["--tls", "--tlscert", &certificate, "--tlskey", &key];
+        let words = [&words[..], &["--user", user, "--pass", word]].concat();
+        Self {
+            server: Self::server(&words),
+            secure: Some((pki.file("ca.pem"), user, word)),
+        }
+    }
+
+    fn server(more: &[&str]) -> Server {
+        Server::start(|port, dir| {
             let port = port.to_string();
             let words = [
                 "nats-server",
@@ -289,22 +284,10 @@ impl Jetstream {
                 dir,
                 "-p",
                 &port,
-                "--tls",
-                "--tlscert",
-                &certificate,
-                "--tlskey",
-                &key,
-                "--user",
-                user,
-                "--pass",
-                word,
             ];
-            words.map(str::to_owned).to_vec()
-        });
-        Self {
-            server,
-            secure: Some((pki.file("ca.pem"), user, word)),
-        }
+            let words = words.iter().chain(more);
+            words.map(|word| (*word).to_owned()).collect()
+        })
     }
 
     pub(crate) fn url(&self, subject: &str) -> String {
