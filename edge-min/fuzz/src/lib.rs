@@ -1,7 +1,10 @@
-//! What the targets share: a scratch folder in memory, and tars whose checksums are right.
+//! What the targets share: a scratch folder in memory, an outbox, and tars whose checksums are right.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use edge_core::outbox::ClassConfig;
+use edge_min::outbox::{Class, Settings};
 
 const BLOCK: usize = 512;
 
@@ -17,6 +20,22 @@ pub fn scratch(name: &str) -> PathBuf {
     edge_min::tree::remove(&path).unwrap();
     fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// An outbox of 1 MiB with one durable class.
+pub fn toll_only() -> Settings {
+    Settings {
+        quota_bytes: 1 << 20,
+        classes: vec![Class {
+            name: "toll".to_owned(),
+            config: ClassConfig {
+                number: 0,
+                quota_bytes: 1 << 20,
+                ttl_ms: None,
+            },
+            must: true,
+        }],
+    }
 }
 
 /// The bytes as a tar with the checksum of each header set right: hardly any input would get past

@@ -7,9 +7,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use edge_core::outbox::ClassConfig;
-use edge_min::outbox::{Class, Settings, Store, segment};
-use edge_min_fuzz::scratch;
+use edge_min::outbox::{Store, segment};
+use edge_min_fuzz::{scratch, toll_only};
 use libfuzzer_sys::fuzz_target;
 
 const SLOT_BYTES: usize = 32 * 1024;
@@ -43,18 +42,7 @@ fuzz_target!(|data: &[u8]| {
     }
     segment::put_acked(&mut records, 4);
     fs::write(dir.join("0-0000000000000003.seg"), &records).unwrap();
-    let settings = Settings {
-        quota_bytes: 1 << 20,
-        classes: vec![Class {
-            name: "toll".to_owned(),
-            config: ClassConfig {
-                number: 0,
-                quota_bytes: 1 << 20,
-                ttl_ms: None,
-            },
-            must: true,
-        }],
-    };
+    let settings = toll_only();
     let mut store = Store::open(&dir, &settings).unwrap();
     let before = store.counters(0);
     let lost: u64 = before.lost.iter().sum();
