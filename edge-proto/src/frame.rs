@@ -199,6 +199,8 @@ pub enum Frame {
         page: u8,
         /// Whether this is the page with the highest number.
         last: bool,
+        /// Highest `order` of a `Change` of this set that the receiver had, in this session.
+        order: u64,
         /// Keys and hashes in ascending order.
         entries: Vec<(Key, Hash16)>,
     },
@@ -226,6 +228,8 @@ pub enum Frame {
         set: Set,
         /// Root of the receiver's set.
         root: Hash16,
+        /// Highest `order` of a `Change` of this set that the receiver had, in this session.
+        order: u64,
     },
     /// From a set's receiver: asks for one chunk of a large object.
     ChunkGet {

@@ -52,6 +52,7 @@ fn all_frames() -> Vec<Frame> {
             root: ROOT,
             page: 1,
             last: true,
+            order: 2,
             entries: vec![(pod.clone(), ROOT)],
         },
         Frame::Change {
@@ -77,6 +78,7 @@ fn all_frames() -> Vec<Frame> {
             session,
             set: Set::Reported,
             root: ROOT,
+            order: 300,
         },
         Frame::ChunkGet {
             session,
@@ -360,6 +362,7 @@ fn frames_that_are_not_ours_are_refused() {
         root: ROOT,
         page: 0,
         last: true,
+        order: 2,
         entries: vec![(key, ROOT)],
     };
     assert_eq!(

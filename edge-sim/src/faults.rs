@@ -371,7 +371,13 @@ impl World {
                 agent: String::new(),
             }
             .encode(),
-            3 => Frame::Have { session, set, root }.encode(),
+            3 => Frame::Have {
+                session,
+                set,
+                root,
+                order: u64::MAX >> self.rng.below(64),
+            }
+            .encode(),
             4 => {
                 let epoch = self.rng.draw();
                 Frame::Reset { session, epoch }.encode()
@@ -383,6 +389,7 @@ impl World {
                 root,
                 page: self.rng.draw() as u8,
                 last: self.rng.below(2) == 0,
+                order: u64::MAX >> self.rng.below(64),
                 entries: Vec::new(),
             }
             .encode(),

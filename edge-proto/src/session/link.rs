@@ -141,15 +141,22 @@ impl Link {
                 self.receiver
                     .handle_change(session, step, items, self.epoch, pace, out);
             }
-            Frame::Have { set, root, .. } if set == self.sends => self.sender.handle_have(root),
+            Frame::Have {
+                set, root, order, ..
+            } if set == self.sends => self.sender.handle_have(root, order),
             Frame::Inventory {
                 set,
                 root,
                 page,
                 last,
+                order,
                 entries,
                 ..
-            } if set == self.sends => self.sender.handle_inventory(now, root, page, last, entries),
+            } if set == self.sends => {
+                let page = (page, last);
+                self.sender
+                    .handle_inventory(now, (root, order), page, entries);
+            }
             Frame::ChunkGet { sha256, offset, .. } => {
                 if self.sender.handle_chunk_get(session, sha256, offset, out) {
                     self.sender.postpone(now);

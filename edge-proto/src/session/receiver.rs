@@ -126,6 +126,7 @@ impl Receiver {
             session,
             set: self.set,
             root: self.replica.root(),
+            order: self.order,
         };
         send(out, &frame);
     }
@@ -316,6 +317,7 @@ impl Receiver {
                 root,
                 page,
                 last,
+                order: self.order,
                 entries: on_page,
             };
             send(out, &frame);

@@ -77,8 +77,10 @@ pub(super) struct Sender {
     behind: BTreeMap<Key, Option<Hash16>>,
     cursor: Option<Key>,
     flight: Option<Flight>,
-    /// Twice the number of the last change or question. A new session goes on with it.
+    /// Twice the number of the last change or question of this session.
     order: u64,
+    /// That of the last change. The peer's answers to what came before say nothing of it.
+    flown: u64,
     /// A large object that made way for small ones. The receiver may have had all of it.
     aside: Option<Flight>,
     made_way: Option<Millis>,
@@ -100,6 +102,7 @@ impl Sender {
             cursor: None,
             flight: None,
             order: 0,
+            flown: 0,
             aside: None,
             made_way: None,
             owes_large: false,
@@ -189,6 +192,8 @@ impl Sender {
     /// A session opens in which the peer holds `peer_root`.
     pub(super) fn open(&mut self, peer_root: Hash16, kinds: u32) {
         self.close();
+        self.order = 0;
+        self.flown = 0;
         if self.kinds != kinds {
             self.kinds = kinds;
             self.forget_peer();
@@ -248,6 +253,7 @@ impl Sender {
             let items = self.next_batch();
             self.owes_large = makes_way;
             let more = u64::from(items.len() < self.behind.len());
+            self.flown = self.order;
             self.flight = Some(Flight {
                 result: self.root_after(&items),
                 order: self.order | more,
@@ -361,11 +367,11 @@ impl Sender {
         root(view.into_iter())
     }
 
-    /// The peer's set is durable at `have`.
-    pub(super) fn handle_have(&mut self, have: Hash16) {
+    /// The peer's set is durable at `have`, and `order` was the last that it had heard.
+    pub(super) fn handle_have(&mut self, have: Hash16, order: u64) {
         let is_done = |flight: &Option<Flight>| {
-            let result = flight.as_ref().map(|flight| flight.result);
-            result == Some(have)
+            let flight = flight.as_ref();
+            flight.is_some_and(|flight| flight.result == have && flight.order <= order)
         };
         let done = if is_done(&self.flight) {
             self.flight.take()
@@ -386,7 +392,7 @@ impl Sender {
                 let wanted = self.wanted_hash(&key);
                 self.note_peer(&key, at_peer, wanted);
             }
-        } else if self.peer_root != Some(have) {
+        } else if order >= self.flown && self.peer_root != Some(have) {
             self.forget_peer();
             self.pages = None;
             self.repeat.at = None;
@@ -401,13 +407,13 @@ impl Sender {
     pub(super) fn handle_inventory(
         &mut self,
         now: Millis,
-        root: Hash16,
-        page: u8,
-        last: bool,
+        (root, order): (Hash16, u64),
+        (page, last): (u8, bool),
         entries: Vec<(Key, Hash16)>,
     ) {
         let known = self.peer_root == Some(root);
-        if page >= PAGES_MAX || (known && (self.flight.is_some() || self.behind.is_empty())) {
+        let is_idle = known && (self.flight.is_some() || self.behind.is_empty());
+        if page >= PAGES_MAX || order < self.flown || is_idle {
             return;
         }
         let mut pages = match self.pages.take() {

@@ -32,6 +32,7 @@ fn an_inventory_that_contradicts_itself_means_a_full_resend_later() {
         root: Hash16([9; 16]),
         page: 0,
         last: true,
+        order: 4,
         entries: vec![(key(Kind::ConfigMap, 1), hash)],
     };
     pair.cloud(Input::Frame(&lie.encode()));
@@ -197,6 +198,41 @@ fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
     pair.settle();
     assert!(pair.is_equal());
     assert_eq!(pair.at_device.objects.len(), 1);
+}
+
+/// Goal: the cloud believes only what the node says of the newest changes. Method: the answer to an
+/// earlier change that made the same set arrives while the newest is on its way.
+#[test]
+fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let key = key(Kind::ConfigMap, 1);
+    pair.cloud(put(key.clone(), b"a"));
+    let change = pair.down.pop_front().expect("a change is sent");
+    pair.device(Input::Frame(&change));
+    let have = pair.up[0].clone();
+    pair.settle();
+    pair.cloud(Input::Delete { key: key.clone() });
+    pair.settle();
+    pair.cloud(put(key.clone(), b"a"));
+    assert_eq!(pair.down.len(), 1, "the change is on its way");
+    let inventory = Frame::Inventory {
+        session: session(&pair),
+        set: Set::Desired,
+        root: pair.cloud.desired_root(),
+        page: 0,
+        last: true,
+        order: 2,
+        entries: vec![(key, Hash16::of(b"a"))],
+    };
+    for overtaken in [have, inventory.encode()] {
+        pair.cloud(Input::Frame(&overtaken));
+        assert_eq!(pair.seen_cloud.in_sync, Some((false, true)));
+    }
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
 }
 
 #[test]
