@@ -26,6 +26,8 @@ const CHANGE_HEADER_BYTES: usize = 64;
 const ITEM_HEADER_BYTES: usize = 48;
 /// A large object makes way for small ones at most so often.
 const MAKE_WAY_MS: Millis = 2_000;
+/// Batches of small objects that a large one lets go before it in a row.
+const PASSED_OVER_MAX: u8 = 16;
 /// Pages that an inventory can have, a bit each in [`Pages`].
 const PAGES_MAX: u8 = 128;
 /// Bytes of the longest entry of an inventory: key with two names, and hash.
@@ -84,8 +86,8 @@ pub(super) struct Sender {
     /// A large object that made way for small ones. The receiver may have had all of it.
     aside: Option<Flight>,
     made_way: Option<Millis>,
-    /// It goes next.
-    owes_large: bool,
+    /// Batches of small ones that went before one that waits.
+    passed_over: u8,
     pages: Option<Pages>,
     repeat: Repeat,
 }
@@ -105,7 +107,7 @@ impl Sender {
             flown: 0,
             aside: None,
             made_way: None,
-            owes_large: false,
+            passed_over: 0,
             pages: None,
             repeat: Repeat::new(),
         }
@@ -250,8 +252,7 @@ impl Sender {
             send(out, &frame);
             self.repeat.arm(now);
         } else {
-            let items = self.next_batch();
-            self.owes_large = makes_way;
+            let items = self.next_batch(makes_way);
             let more = u64::from(items.len() < self.behind.len());
             self.flown = self.order;
             self.flight = Some(Flight {
@@ -307,7 +308,7 @@ impl Sender {
 
     /// The next changes: deletions first, so that the peer's set never passes its cap; then what
     /// fits inline, in turn from where the last batch ended; a large object travels alone.
-    fn next_batch(&mut self) -> Vec<(Key, Option<Object>)> {
+    fn next_batch(&mut self, makes_way: bool) -> Vec<(Key, Option<Object>)> {
         let mut items: Vec<(Key, Option<Object>)> = Vec::new();
         let mut large = None;
         let mut room = FRAME_BYTES_MAX - CHANGE_HEADER_BYTES;
@@ -338,12 +339,18 @@ impl Sender {
             items.push((key.clone(), object));
         }
         // Deletions make the room that it may need.
-        let owes = self.owes_large && items.iter().all(|(_, object)| object.is_some());
-        if owes && large.is_some() {
+        let owes = self.passed_over >= PASSED_OVER_MAX;
+        if owes && large.is_some() && items.iter().all(|(_, object)| object.is_some()) {
             items.clear();
         }
         if items.is_empty() {
+            self.passed_over = 0;
             items.extend(large);
+        } else if makes_way {
+            // What made way goes next.
+            self.passed_over = PASSED_OVER_MAX;
+        } else if large.is_some() {
+            self.passed_over = self.passed_over.saturating_add(1);
         }
         self.cursor = items.last().map(|(key, _)| key.clone());
         items
@@ -378,7 +385,7 @@ impl Sender {
         } else if is_done(&self.aside) {
             // It came before the small ones, which started from another root and are next.
             self.flight = None;
-            self.owes_large = false;
+            self.passed_over = 0;
             self.aside.take()
         } else {
             None

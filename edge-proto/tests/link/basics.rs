@@ -119,6 +119,33 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
     assert_eq!(pair.at_device.objects.len(), SET_OBJECTS_MAX);
 }
 
+/// Goal: a large object waits for small ones, but not for ever. Method: there is a newer small one at
+/// every step.
+#[test]
+fn a_large_object_does_not_starve_behind_small_ones() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let large = key(Kind::ConfigMap, 1);
+    pair.cloud(put(key(Kind::ConfigMap, 2), b"first"));
+    pair.cloud(put(large.clone(), &vec![7; 50_000]));
+    for step in 0_u32.. {
+        assert!(step < 1_000, "the large one never came");
+        if pair.at_device.objects.contains_key(&large) {
+            break;
+        }
+        pair.now += 10;
+        pair.cloud(put(key(Kind::ConfigMap, 2), &step.to_le_bytes()));
+        if let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+        }
+        if let Some(frame) = pair.down.pop_front() {
+            pair.device(Input::Frame(&frame));
+        }
+    }
+    pair.settle();
+    assert!(pair.is_equal());
+}
+
 #[test]
 fn a_large_object_resumes_where_the_link_broke() {
     let mut pair = Pair::new();
