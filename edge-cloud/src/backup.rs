@@ -261,7 +261,7 @@ impl Contents {
                 ca.map_err(wrong(CA_KEY))?.into()
             }
         };
-        let state = serde_json::from_slice(&must(NODES)?).map_err(wrong(NODES))?;
+        let state = State::parse(&must(NODES)?).map_err(wrong(NODES))?;
         let tokens = backup.file(TOKENS)?.unwrap_or_else(|| b"{}".to_vec());
         let tokens = serde_json::from_slice(&tokens).map_err(wrong(TOKENS))?;
         let accepted = backup.file(ACCEPTED)?.unwrap_or_else(|| b"[]".to_vec());
@@ -286,7 +286,7 @@ impl Contents {
     fn write(&self, data: &Path) -> io::Result<()> {
         self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
-        replace(&data.join(NODES), &serde_json::to_vec(&self.state)?)?;
+        replace(&data.join(NODES), &self.state.to_bytes()?)?;
         let books = Cursors::open(data)?;
         for (node, account) in &self.cursors {
             // What the folder knows is of the same sink, and further on or the same.
@@ -432,7 +432,7 @@ impl Live {
             return None;
         }
         let read = |name| std::fs::read(data.join(name)).ok();
-        let state: State = serde_json::from_slice(&read(NODES)?).ok()?;
+        let state = State::parse(&read(NODES)?).ok()?;
         let tokens = read(TOKENS).unwrap_or_else(|| b"{}".to_vec());
         Some(Self {
             tokens: serde_json::from_slice(&tokens).ok()?,

@@ -10,22 +10,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-use crate::ca::{NODE_LIFE_S, damaged, replace};
+pub(crate) use self::state::State;
+pub use self::state::{CHANGES_BYTES, RETIRED_MAX};
+use self::state::{Kept, Retired, Step, load};
+use crate::ca::NODE_LIFE_S;
 use crate::tls::Peer;
+
+mod state;
 
 /// File with the nodes in the data folder.
 pub const NODES: &str = "nodes.json";
 /// Nodes of one edge-cloud.
 pub const NODES_MAX: usize = 10_000;
-/// Certificates that are refused before they expire. The oldest ones make room, which matters only
-/// behind an external broker, and there only with more than this many in a certificate's life.
-pub const RETIRED_MAX: usize = 50_000;
-
 /// Seconds between two new certificates of one node, or a twentieth of their life if that is less.
 pub const RENEW_PACE_S: u64 = 600;
 
@@ -120,15 +121,17 @@ impl NodeRecord {
         self.ca_sha256 == *ca && self.other_ca_sha256 == *other
     }
 
-    /// Makes the pending certificate the node's own, and returns the serial number before.
-    fn promote(&mut self) -> Option<String> {
-        let next = self.pending.take()?;
+    /// Makes the pending certificate the node's own.
+    fn promote(&mut self) {
+        let Some(next) = self.pending.take() else {
+            return;
+        };
         self.joined_unix_s = next.issued_unix_s;
         self.key_sha256 = next.key_sha256;
         self.life_s = next.life_s;
         self.ca_sha256 = next.ca_sha256;
         self.other_ca_sha256 = next.other_ca_sha256;
-        Some(std::mem::replace(&mut self.serial, next.serial))
+        self.serial = next.serial;
     }
 
     /// Of two pending certificates of one node, the newer one counts.
@@ -139,12 +142,12 @@ impl NodeRecord {
         }
     }
 
-    /// Every serial number that is valid now.
-    fn serials(&self) -> Vec<String> {
-        let pending = self.pending.iter().map(|next| next.serial.clone());
-        std::iter::once(self.serial.clone())
-            .chain(pending)
-            .collect()
+    /// Refuses every certificate that is valid now.
+    fn retire(&self, node: &str) -> impl Iterator<Item = Step> {
+        let own = Retired::now(node, &self.serial, &self.ca_sha256);
+        let pending = self.pending.as_ref();
+        let pending = pending.map(|next| Retired::now(node, &next.serial, &next.ca_sha256));
+        std::iter::once(own).chain(pending).map(Step::Retire)
     }
 }
 
@@ -195,74 +198,10 @@ pub enum RegistryError {
     Store(#[from] io::Error),
 }
 
-/// A certificate that was revoked, or whose node was deleted: an external broker cannot look into
-/// the registry, so it is told what is no longer valid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Retired {
-    /// Empty when it was not seen.
-    serial: String,
-    unix_s: u64,
-    /// Whose it was; empty when that was not noted.
-    #[serde(default)]
-    node: String,
-}
-
-impl Retired {
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.serial == other.serial && (!self.serial.is_empty() || self.node == other.node)
-    }
-
-    fn listed(self) -> Option<(String, u64)> {
-        (!self.serial.is_empty()).then_some((self.serial, self.unix_s))
-    }
-}
-
-/// The file.
-#[derive(Clone, Default, Serialize, Deserialize)]
-pub(crate) struct State {
-    pub(crate) epoch: u64,
-    pub(crate) nodes: BTreeMap<String, NodeRecord>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) grace: Option<Grace>,
-    /// When nodes were deleted during the grace: without this they would come back.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) deleted: BTreeMap<String, u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) retired: Vec<Retired>,
-}
-
-impl State {
-    pub(crate) fn grace_at(&self, unix_s: u64) -> Option<Grace> {
-        self.grace.filter(|grace| unix_s < grace.until_unix_s)
-    }
-
-    fn retire(&mut self, node: &str, serial: &str) {
-        let known = |one: &Retired| match serial {
-            // A node that was readmitted by its name has none that we know.
-            "" => one.node == node,
-            serial => one.serial == serial,
-        };
-        if let Some(one) = self.retired.iter_mut().find(|one| known(one)) {
-            node.clone_into(&mut one.node);
-            return;
-        }
-        let unix_s = crate::clock::unix_s();
-        self.retired
-            .retain(|one| one.unix_s.saturating_add(NODE_LIFE_S) > unix_s);
-        let over = (self.retired.len() + 1).saturating_sub(RETIRED_MAX);
-        self.retired.drain(..over);
-        self.retired.push(Retired {
-            serial: serial.to_owned(),
-            unix_s,
-            node: node.to_owned(),
-        });
-    }
-}
-
 /// All nodes, in memory and on disk.
 pub struct Registry {
     path: PathBuf,
-    state: Mutex<State>,
+    kept: Mutex<Kept>,
 }
 
 impl Registry {
@@ -281,9 +220,8 @@ impl Registry {
             state.grace = None;
             state.deleted.clear();
         }
-        replace(&path, &serde_json::to_vec(&state)?)?;
-        let state = Mutex::new(state);
-        Ok(Self { path, state })
+        let kept = Mutex::new(Kept::new(&path, state)?);
+        Ok(Self { path, kept })
     }
 
     /// Epoch of this start.
@@ -328,12 +266,12 @@ impl Registry {
         let readmitted = self.change(|state| {
             let deleted = state.deleted.get(&peer.node);
             if deleted.is_some_and(|deleted| issued_unix_s <= *deleted) {
-                return Ok(false);
+                return Ok(Vec::new());
             }
             match state.nodes.get(&peer.node) {
                 // Revoked stays revoked, and of two certificates the newer one counts.
                 Some(record) if record.revoked || record.joined_unix_s >= issued_unix_s => {
-                    return Ok(false);
+                    return Ok(Vec::new());
                 }
                 Some(_) => {}
                 None => room(state, &peer.node)?,
@@ -344,8 +282,7 @@ impl Registry {
                 life_s: peer.expires_unix_s.saturating_sub(issued_unix_s),
                 ..NodeRecord::default()
             };
-            state.nodes.insert(peer.node.clone(), record);
-            Ok(true)
+            Ok(vec![put(&peer.node, record)])
         })?;
         Ok(if readmitted {
             Admission::Readmitted
@@ -358,14 +295,14 @@ impl Registry {
     /// `false` when there is no such certificate any more.
     fn promote(&self, node: &str, serial: &str) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let record = state.nodes.get_mut(node).filter(|record| !record.revoked);
-            let before = record
-                .filter(|record| is_pending(record, serial))
-                .and_then(NodeRecord::promote);
-            if let Some(before) = &before {
-                state.retire(node, before);
-            }
-            Ok(before.is_some())
+            let record = state.nodes.get(node).filter(|record| !record.revoked);
+            let Some(record) = record.filter(|record| is_pending(record, serial)) else {
+                return Ok(Vec::new());
+            };
+            let before = Step::Retire(Retired::now(node, &record.serial, &record.ca_sha256));
+            let mut record = record.clone();
+            record.promote();
+            Ok(vec![put(node, record), before])
         })
     }
 
@@ -391,9 +328,9 @@ impl Registry {
         let mut issued = None;
         self.change(|state| {
             let gone = state.retired.iter().any(|one| one.serial == peer.serial);
-            let record = state.nodes.get_mut(&peer.node);
+            let record = state.nodes.get(&peer.node);
             let record = record.filter(|record| !record.revoked && !gone);
-            let record = record.ok_or(RegistryError::NotKnown)?;
+            let mut record = record.cloned().ok_or(RegistryError::NotKnown)?;
             if record.serial.is_empty() {
                 // It was readmitted by its name, and this is the first that is seen of it.
                 record.serial.clone_from(&peer.serial);
@@ -412,7 +349,7 @@ impl Registry {
             };
             if let Some(same) = record.pending.as_ref().filter(same) {
                 issued = Some(same.clone());
-                return Ok(false);
+                return Ok(Vec::new());
             }
             let last = match &record.pending {
                 Some(pending) => pending.clone(),
@@ -425,10 +362,10 @@ impl Registry {
                 return Err(RegistryError::TooSoon(age));
             }
             issued = Some(next.clone());
-            if let Some(unused) = record.pending.replace(next.clone()) {
-                state.retire(&peer.node, &unused.serial);
-            }
-            Ok(true)
+            let unused = record.pending.replace(next.clone());
+            let unused = unused.map(|one| Retired::now(&peer.node, &one.serial, &one.ca_sha256));
+            let steps = std::iter::once(put(&peer.node, record));
+            Ok(steps.chain(unused.map(Step::Retire)).collect())
         })?;
         issued.ok_or(RegistryError::NotKnown)
     }
@@ -452,24 +389,20 @@ impl Registry {
         self.change(|state| {
             let retired = state.retired.iter().any(|one| one.node == node);
             if retired || state.nodes.contains_key(node) || state.deleted.contains_key(node) {
-                return Ok(false);
+                return Ok(Vec::new());
             }
             room(state, node)?;
             let record = NodeRecord {
                 joined_unix_s: unix_s,
                 ..NodeRecord::default()
             };
-            state.nodes.insert(node.to_owned(), record);
-            Ok(true)
+            Ok(vec![put(node, record)])
         })
     }
 
     /// Serial numbers, hex, of the certificates that are refused, with when that began.
     pub fn retired(&self) -> Vec<(String, u64)> {
-        self.read(|state| {
-            let retired = state.retired.iter().cloned();
-            retired.filter_map(Retired::listed).collect()
-        })
+        self.read(State::listed)
     }
 
     /// Whether a node of this name could join.
@@ -487,8 +420,7 @@ impl Registry {
     pub fn add(&self, node: &str, record: NodeRecord) -> Result<(), RegistryError> {
         self.change(|state| {
             room(state, node)?;
-            state.nodes.insert(node.to_owned(), record);
-            Ok(true)
+            Ok(vec![put(node, record)])
         })
         .map(|_| ())
     }
@@ -505,14 +437,17 @@ impl Registry {
         (ca, other): (String, String),
     ) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let Some(record) = state.nodes.get_mut(node) else {
-                return Ok(false);
+            let Some(before) = state.nodes.get(node) else {
+                return Ok(Vec::new());
             };
-            let before = record.clone();
-            token_id.clone_into(&mut record.token_id);
-            record.ca_sha256 = ca;
-            record.other_ca_sha256 = other;
-            Ok(*record != before)
+            let record = NodeRecord {
+                token_id: token_id.to_owned(),
+                ca_sha256: ca,
+                other_ca_sha256: other,
+                ..before.clone()
+            };
+            let changed = record != *before;
+            Ok(changed.then(|| put(node, record)).into_iter().collect())
         })
     }
 
@@ -572,18 +507,13 @@ impl Registry {
             others = names.map(|(name, _)| name.clone()).collect();
             fits = others.len() == expected;
             if !fits {
-                return Ok(false);
+                return Ok(Vec::new());
             }
-            for name in &others {
-                let Some(record) = state.nodes.get_mut(name) else {
-                    continue;
-                };
-                record.revoked = true;
-                for serial in record.serials() {
-                    state.retire(name, &serial);
-                }
-            }
-            Ok(!others.is_empty())
+            let of = |name: &String| Some((name.clone(), state.nodes.get(name)?));
+            let others = others.iter().filter_map(of);
+            Ok(others
+                .flat_map(|(name, record)| revoke(&name, record))
+                .collect())
         })?;
         Ok(if fits { Ok(others) } else { Err(others) })
     }
@@ -596,24 +526,22 @@ impl Registry {
     pub fn delete(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
             let grace = state.grace_at(unix_s).is_some();
-            match state.nodes.remove(node) {
+            let mut steps = match state.nodes.get(node) {
                 Some(record) => {
-                    for serial in record.serials() {
-                        state.retire(node, &serial);
-                    }
+                    let remove = std::iter::once(Step::Remove(node.to_owned()));
+                    remove.chain(record.retire(node)).collect()
                 }
-                None if grace && is_label(node) => {}
-                None => return Ok(false),
-            }
+                None if grace && is_label(node) => Vec::new(),
+                None => return Ok(Vec::new()),
+            };
             if grace {
-                state.deleted.insert(node.to_owned(), unix_s);
-                if state.deleted.len() > NODES_MAX {
+                steps.push(Step::Deleted(node.to_owned(), unix_s));
+                if state.deleted.len() >= NODES_MAX && !state.deleted.contains_key(node) {
                     // Nobody comes back unseen because we have forgotten that it must not.
-                    state.grace = None;
-                    state.deleted.clear();
+                    steps.push(Step::EndGrace);
                 }
             }
-            Ok(true)
+            Ok(steps)
         })
     }
 
@@ -624,15 +552,11 @@ impl Registry {
     /// See [`RegistryError`].
     pub fn revoke(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
-            if let Some(record) = state.nodes.get_mut(node) {
-                record.revoked = true;
-                for serial in record.serials() {
-                    state.retire(node, &serial);
-                }
-                return Ok(true);
+            if let Some(record) = state.nodes.get(node) {
+                return Ok(revoke(node, record));
             }
             if state.grace_at(unix_s).is_none() || !is_label(node) {
-                return Ok(false);
+                return Ok(Vec::new());
             }
             room(state, node)?;
             let record = NodeRecord {
@@ -640,29 +564,39 @@ impl Registry {
                 joined_unix_s: unix_s,
                 ..NodeRecord::default()
             };
-            state.nodes.insert(node.to_owned(), record);
-            Ok(true)
+            Ok(vec![put(node, record)])
         })
     }
 
-    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        read(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    /// A CA is accepted no more: its certificates need not be on the list of refused ones.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn forget_ca(&self, ca_sha256: &str) -> Result<(), RegistryError> {
+        let steps = vec![Step::ForgetCa(ca_sha256.to_owned())];
+        self.change(|_| Ok(steps)).map(|_| ())
     }
 
-    /// Changes memory only after the disk.
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.lock().state)
+    }
+
+    /// Makes the steps that `plan` names, durably. `false` when there are none.
     fn change(
         &self,
-        change: impl FnOnce(&mut State) -> Result<bool, RegistryError>,
+        plan: impl FnOnce(&State) -> Result<Vec<Step>, RegistryError>,
     ) -> Result<bool, RegistryError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = state.clone();
-        let changed = change(&mut next)?;
-        if changed {
-            let bytes = serde_json::to_vec(&next).map_err(io::Error::from)?;
-            replace(&self.path, &bytes)?;
-            *state = next;
+        let mut kept = self.lock();
+        let steps = plan(&kept.state)?;
+        let changes = !steps.is_empty();
+        if changes {
+            kept.make(&self.path, steps)?;
         }
-        Ok(changed)
+        Ok(changes)
     }
 }
 
@@ -671,8 +605,7 @@ impl Registry {
 /// # Errors
 /// Those of the file system; a damaged file is one, too.
 pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
-    let retired = load(&data.join(NODES))?.retired.into_iter();
-    Ok(retired.filter_map(Retired::listed).collect())
+    Ok(load(&data.join(NODES))?.listed())
 }
 
 fn is_pending(record: &NodeRecord, serial: &str) -> bool {
@@ -682,12 +615,17 @@ fn is_pending(record: &NodeRecord, serial: &str) -> bool {
         .is_some_and(|next| next.serial == serial)
 }
 
-fn load(path: &Path) -> io::Result<State> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
-        Err(error) => Err(error),
-    }
+fn put(node: &str, record: NodeRecord) -> Step {
+    Step::Put(node.to_owned(), Box::new(record))
+}
+
+fn revoke(node: &str, record: &NodeRecord) -> Vec<Step> {
+    let revoked = NodeRecord {
+        revoked: true,
+        ..record.clone()
+    };
+    let put = std::iter::once(put(node, revoked));
+    put.chain(record.retire(node)).collect()
 }
 
 fn room(state: &State, node: &str) -> Result<(), RegistryError> {

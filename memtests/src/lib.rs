@@ -273,6 +273,27 @@ impl Gate {
         &self.dir
     }
 
+    /// What edge-cloud's registry holds: one value, and the changes since, a line each.
+    ///
+    /// # Errors
+    /// The file is not there or not whole.
+    pub fn registry(&self) -> Result<Value> {
+        let text = fs::read_to_string(self.dir.join("cloud/nodes.json"))?;
+        let mut lines = text.lines();
+        let mut registry: Value = serde_json::from_str(lines.next().unwrap_or_default())?;
+        for line in lines {
+            let steps: Vec<Value> = serde_json::from_str(line)?;
+            for step in steps {
+                if let Some(name) = step["put"][0].as_str() {
+                    registry["nodes"][name] = step["put"][1].clone();
+                } else if let Some(name) = step["remove"].as_str() {
+                    registry["nodes"][name] = Value::Null;
+                }
+            }
+        }
+        Ok(registry)
+    }
+
     /// The agent's process.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use memtests::{BrokerCa, Gate, Setup, program};
-use serde_json::Value;
 
 fn config(lane: u32) -> String {
     format!(
@@ -43,18 +42,13 @@ fn manifests(lane: u32, count: usize) -> String {
     config(lane) + &pods.concat()
 }
 
-fn registry(gate: &Gate) -> Value {
-    let bytes = fs::read(gate.dir().join("cloud/nodes.json")).unwrap();
-    serde_json::from_slice(&bytes).unwrap()
-}
-
 fn epoch(gate: &Gate) -> u64 {
-    registry(gate)["epoch"].as_u64().unwrap()
+    gate.registry().unwrap()["epoch"].as_u64().unwrap()
 }
 
 /// Only for a cloud that does not run.
 fn set_epoch(gate: &Gate, epoch: u64) {
-    let mut registry = registry(gate);
+    let mut registry = gate.registry().unwrap();
     registry["epoch"] = epoch.into();
     fs::write(gate.dir().join("cloud/nodes.json"), registry.to_string()).unwrap();
 }
@@ -217,16 +211,16 @@ fn a_node_that_joined_after_the_backup_comes_back() {
     join_again(&gate);
     gate.start_agent().unwrap();
     until_equal(&gate, 1);
-    let serial = registry(&gate)["nodes"]["gate"]["serial"].clone();
+    let serial = gate.registry().unwrap()["nodes"]["gate"]["serial"].clone();
 
     gate.kill_cloud().unwrap();
     lose_data(&gate);
     gate.cloud_text(&["restore", &file]).unwrap();
-    assert_ne!(registry(&gate)["nodes"]["gate"]["serial"], serial);
+    assert_ne!(gate.registry().unwrap()["nodes"]["gate"]["serial"], serial);
     gate.start_cloud().unwrap();
     until_equal(&gate, 1);
     assert!(has_event(&gate, "Readmitted"));
-    assert_eq!(registry(&gate)["nodes"]["gate"]["serial"], serial);
+    assert_eq!(gate.registry().unwrap()["nodes"]["gate"]["serial"], serial);
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
@@ -253,7 +247,7 @@ fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
     gate.kill_cloud().unwrap();
     lose_data(&gate);
     gate.cloud_text(&["restore", &file]).unwrap();
-    assert!(registry(&gate)["nodes"]["gate"].is_null());
+    assert!(gate.registry().unwrap()["nodes"]["gate"].is_null());
     gate.start_cloud().unwrap();
     // edge-cloud cannot ask a node that it does not know; the node speaks when it reconnects.
     gate.broker().unwrap().kill().unwrap();
@@ -261,7 +255,7 @@ fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
     gate.until("the node is refused", |gate| has_event(gate, "Refused"))
         .unwrap();
     assert!(!has_event(&gate, "Readmitted"));
-    assert!(registry(&gate)["nodes"]["gate"].is_null());
+    assert!(gate.registry().unwrap()["nodes"]["gate"].is_null());
     gate.kill_agent().unwrap();
     join_again(&gate);
     gate.start_agent().unwrap();
@@ -351,7 +345,7 @@ fn a_lost_join_answer_is_had_again_for_the_same_use() {
     let proxy = Cut::start(port);
     let through = format!("mqtts://localhost:{}", proxy.port);
     let mut lost = join("second", &through).spawn().unwrap();
-    let known = |gate: &Gate| registry(gate)["nodes"]["second"]["serial"].clone();
+    let known = |gate: &Gate| gate.registry().unwrap()["nodes"]["second"]["serial"].clone();
     gate.until("the cloud has decided", |gate| known(gate).is_string())
         .unwrap();
     assert_eq!(lost.try_wait().unwrap(), None, "it waits for its answer");

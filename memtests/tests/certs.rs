@@ -37,9 +37,7 @@ fn gate(life: &str) -> Gate {
 
 /// What the registry says of the gate's certificates.
 fn record(gate: &Gate) -> Value {
-    let bytes = fs::read(gate.dir().join("cloud/nodes.json")).unwrap();
-    let registry: Value = serde_json::from_slice(&bytes).unwrap();
-    registry["nodes"]["gate"].clone()
+    gate.registry().unwrap()["nodes"]["gate"].clone()
 }
 
 fn end(gate: &Gate) -> u64 {

@@ -126,7 +126,7 @@ fn restored(folder: &Path) -> Registry {
         }),
         deleted: BTreeMap::new(),
     };
-    std::fs::write(folder.join(NODES), serde_json::to_vec(&state).unwrap()).unwrap();
+    std::fs::write(folder.join(NODES), state.to_bytes().unwrap()).unwrap();
     Registry::open(folder, 1_000).unwrap()
 }
 
@@ -243,11 +243,7 @@ fn behind_a_broker_a_node_comes_back_by_name_within_the_grace_unless_deleted_or_
     // A later restore, from a backup that was made after these two were deleted.
     let mut state = load(&folder.path().join(NODES)).unwrap();
     state.deleted.clear();
-    std::fs::write(
-        folder.path().join(NODES),
-        serde_json::to_vec(&state).unwrap(),
-    )
-    .unwrap();
+    std::fs::write(folder.path().join(NODES), state.to_bytes().unwrap()).unwrap();
     let registry = Registry::open(folder.path(), 1_600).unwrap();
     for name in ["late", "old"] {
         assert!(
@@ -294,4 +290,122 @@ fn nodes_of_another_ca_are_revoked_by_their_exact_number_only() {
     assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
     assert_eq!(registry.revoke_others("new", 2).unwrap(), Err(vec![]));
     assert_eq!(registry.revoke_others("new", 0).unwrap(), Ok(vec![]));
+}
+
+/// Goal: thousands that come at once do not each write all. Method: what one change adds to the file.
+#[test]
+fn a_change_costs_its_own_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(NODES);
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    for n in 0..1_000 {
+        registry.add(&format!("gate-{n}"), record("01")).unwrap();
+    }
+    let before = std::fs::read(&path).unwrap();
+    registry.revoke("gate-7", 0).unwrap();
+    let after = std::fs::read(&path).unwrap();
+    assert_eq!(after[..before.len()], before);
+    assert!((1..500).contains(&(after.len() - before.len())));
+    // A start writes it whole, and so does a file that has grown.
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    let whole = std::fs::metadata(&path).unwrap().len();
+    assert!(whole < before.len() as u64);
+    let mut longest = 0;
+    for n in 0..CHANGES_BYTES / 100 {
+        let (ca, other) = (format!("{n:0100}"), String::new());
+        registry.joined_with("gate-8", "", (ca, other)).unwrap();
+        longest = longest.max(std::fs::metadata(&path).unwrap().len());
+    }
+    assert!(longest > CHANGES_BYTES);
+    assert!(longest < whole + CHANGES_BYTES + 500);
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    assert!(!registry.knows("gate-7") && registry.knows("gate-8"));
+    let last = format!("{:0100}", CHANGES_BYTES / 100 - 1);
+    assert_eq!(registry.find("gate-8").unwrap().ca_sha256, last);
+}
+
+/// Goal: a power cut leaves all of a change or nothing of it, and damage is no power cut.
+#[test]
+fn what_a_power_cut_left_of_the_last_change_is_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(NODES);
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    registry.add("a", record("01")).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    registry.revoke("a", 0).unwrap();
+    let after = std::fs::read(&path).unwrap();
+    for cut in before.len()..after.len() {
+        for tail in [&b""[..], &[0; 100]] {
+            std::fs::write(&path, [&after[..cut], tail].concat()).unwrap();
+            let registry = Registry::open(folder.path(), 0).unwrap();
+            assert!(registry.knows("a") && registry.retired().is_empty());
+        }
+    }
+    let mut hurt = after;
+    hurt[before.len() + 3] = b'!';
+    std::fs::write(&path, &hurt).unwrap();
+    assert!(Registry::open(folder.path(), 0).is_err());
+    for empty in [&b""[..], b" \n"] {
+        std::fs::write(&path, empty).unwrap();
+        assert!(Registry::open(folder.path(), 0).is_err());
+    }
+    // As it was written before there were changes, and as a person would.
+    for text in [
+        "{\"epoch\":1,\"nodes\":{}}",
+        "{\n\"epoch\": 1,\n\"nodes\": {}\n}\n",
+    ] {
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(Registry::open(folder.path(), 0).unwrap().epoch(), 2);
+    }
+}
+
+/// Goal: whatever becomes of the file, the next change makes it whole.
+#[test]
+fn a_file_that_is_not_as_it_was_left_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(NODES);
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    registry.add("a", record("01")).unwrap();
+    let hurts: [fn(&Path); 3] = [
+        |path| std::fs::remove_file(path).unwrap(),
+        |path| std::fs::write(path, "{").unwrap(),
+        |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            bytes.extend(b"[{\"remove\":");
+            std::fs::write(path, bytes).unwrap();
+        },
+    ];
+    for (n, hurt) in hurts.iter().enumerate() {
+        hurt(&path);
+        registry.add(&format!("b-{n}"), record("02")).unwrap();
+        let state = load(&path).unwrap();
+        assert_eq!(state.nodes, registry.nodes());
+    }
+    // Nothing is true that is not on the medium.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(registry.add("c", record("03")).is_err());
+    assert!(registry.find("c").is_none());
+}
+
+/// Goal: rollovers do not fill the list of refused certificates.
+#[test]
+fn the_certificates_of_a_retired_ca_need_no_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path(), 0).unwrap();
+    let (old, new) = ("a".repeat(64), "b".repeat(64));
+    for (name, ca_sha256) in [("a", &old), ("b", &new), ("c", &String::new())] {
+        let ca_sha256 = ca_sha256.clone();
+        let record = NodeRecord {
+            ca_sha256,
+            ..record(name)
+        };
+        registry.add(name, record).unwrap();
+        registry.delete(name, 0).unwrap();
+    }
+    registry.forget_ca(&old).unwrap();
+    for registry in [registry, Registry::open(folder.path(), 0).unwrap()] {
+        let listed: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
+        assert_eq!(listed, ["b", "c"]);
+    }
 }
