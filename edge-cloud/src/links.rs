@@ -104,6 +104,10 @@ pub struct Links {
     unasked: Notify,
     /// The CAs have changed.
     rotated: Notify,
+    /// More certificates are refused than the broker's list says.
+    refused: Notify,
+    /// Held while that list is written.
+    listing: Mutex<()>,
     /// A connection waits for its turn.
     entered: Notify,
 }
@@ -157,6 +161,8 @@ impl Links {
             wake: Notify::new(),
             unasked: Notify::new(),
             rotated: Notify::new(),
+            refused: Notify::new(),
+            listing: Mutex::new(()),
             entered: Notify::new(),
             registry,
         });
@@ -174,7 +180,7 @@ impl Links {
                 state.add(name, links.registry.epoch(), links.now());
             }
         }
-        links.keep_crl()?;
+        links.write_crl()?;
         Ok(links)
     }
 
@@ -295,7 +301,11 @@ impl Links {
         let (name, reason, text) = match enrolled {
             None => return Ok(()),
             Some(Enrolled::Joined(name)) => (name, "Joined", "certificate issued"),
-            Some(Enrolled::Renewed(name)) => (name, "Renewed", "next certificate issued"),
+            Some(Enrolled::Renewed(name)) => {
+                // One that was issued before and never used may be refused now.
+                self.refused.notify_one();
+                (name, "Renewed", "next certificate issued")
+            }
         };
         let mut state = self.lock();
         // It may have been deleted again meanwhile.
@@ -303,10 +313,6 @@ impl Links {
             state.add(&name, self.registry.epoch(), self.now());
         }
         state.event(&name, reason, text);
-        let listed = self.keep_crl();
-        if let Err(error) = listed {
-            state.event(&name, "CrlNotWritten", &error.to_string());
-        }
         drop(state);
         self.changed();
         Ok(())
@@ -433,13 +439,6 @@ impl Links {
     /// A node is refused from now on. A socket closes when its `Connection` is dropped; behind a
     /// broker the node is told that its session is over.
     fn end(&self, state: &mut State, name: &str) {
-        self.end_link(state, name);
-        if let Err(error) = self.keep_crl() {
-            state.event(name, "CrlNotWritten", &error.to_string());
-        }
-    }
-
-    fn end_link(&self, state: &mut State, name: &str) {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
@@ -682,6 +681,7 @@ impl Nodes for Arc<Links> {
             state.event(name, "Deleted", refused_from_now_on(known));
         }
         drop(state);
+        self.keep_crl();
         self.changed();
         Ok(found)
     }
@@ -699,6 +699,7 @@ impl Nodes for Arc<Links> {
             state.event(name, "Revoked", refused_from_now_on(known));
         }
         drop(state);
+        self.keep_crl();
         self.changed();
         Ok(found)
     }

@@ -148,6 +148,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         () = brokered => Ok(()),
         () = hub::serve(listener, tls, Arc::clone(&links)) => Ok(()),
         () = links.keep_current() => Ok(()),
+        () = links.keep_list() => Ok(()),
         () = links.tick() => Ok(()),
         () = records.run(&links) => Ok(()),
         result = serve(nodes, data, config.manifests, http) => result,

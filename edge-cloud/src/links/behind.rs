@@ -3,6 +3,8 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use edge_proto::frame::Frame;
 use edge_proto::lanes::Lanes;
@@ -10,6 +12,9 @@ use edge_proto::session::Input;
 
 use super::{Connection, Frames, Links, Node, State};
 use crate::broker::{Publisher, write_crl};
+
+/// See [`Links::keep_list`].
+const LIST_PACE: Duration = Duration::from_secs(1);
 
 /// What an edge-cloud behind an external broker is told.
 #[derive(Clone, Debug)]
@@ -181,10 +186,29 @@ impl Links {
     }
 
     /// Writes the list of refused certificates for the broker.
-    pub(super) fn keep_crl(&self) -> io::Result<()> {
-        match self.behind.as_ref().and_then(|behind| behind.crl.as_ref()) {
-            Some(path) => write_crl(path, &self.authorities(), self.registry.retired()),
-            None => Ok(()),
+    pub(super) fn write_crl(&self) -> io::Result<()> {
+        let Some(path) = self.behind.as_ref().and_then(|behind| behind.crl.as_ref()) else {
+            return Ok(());
+        };
+        // Of two that write, the later one knows more.
+        let _listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        write_crl(path, &self.authorities(), self.registry.retired())
+    }
+
+    /// The same; that it failed is told. Not under the lock of the links, which would all wait.
+    pub(super) fn keep_crl(&self) {
+        if let Err(error) = self.write_crl() {
+            self.lock().event("", "CrlNotWritten", &error.to_string());
+        }
+    }
+
+    /// Writes the list after certificates were replaced, for ever: once in a [`LIST_PACE`], for
+    /// thousands are replaced together.
+    pub async fn keep_list(&self) {
+        loop {
+            self.refused.notified().await;
+            self.keep_crl();
+            tokio::time::sleep(LIST_PACE).await;
         }
     }
 }

@@ -67,9 +67,7 @@ impl Links {
             let why = format!("restart edge-cloud: its certificate was not made anew: {error}");
             self.lock().event("", "PortNotRenewed", &why);
         }
-        if let Err(error) = self.keep_crl() {
-            self.lock().event("", "CrlNotWritten", &error.to_string());
-        }
+        self.keep_crl();
         self.rotated.notify_one();
         Ok(next)
     }
@@ -122,13 +120,18 @@ impl Links {
         // They are revoked from here on, also when the disk is full for what follows.
         let mut state = self.lock();
         for name in &cut_off {
-            self.end_link(&mut state, name);
+            self.end(&mut state, name);
             let why = "the CA of its certificate is retired: delete it, and join it again";
             state.event(name, "Revoked", why);
         }
         drop(state);
         let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
         self.step(|cas| cas.retire(unix_s()))?;
+        // The list for the broker is that of the CAs that are left, so this one's may go.
+        if let Err(error) = self.registry.forget_ca(&old) {
+            self.lock().event("", "NotStored", &error.to_string());
+        }
+        self.keep_crl();
         let mut state = self.lock();
         state.event("", "CaRetired", &format!("{old} is accepted no more"));
         drop(state);
@@ -285,8 +288,8 @@ impl Links {
             Ok(proven) => proven,
             Err(error) => return self.lock().event(name, "NotStored", &error.to_string()),
         };
-        if proven && let Err(error) = self.keep_crl() {
-            self.lock().event(name, "CrlNotWritten", &error.to_string());
+        if proven {
+            self.refused.notify_one();
         }
     }
 }
