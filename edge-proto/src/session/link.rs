@@ -184,7 +184,8 @@ impl Link {
     pub(super) fn tick(&mut self, now: Millis) {
         if let Some(session) = self.session {
             self.sender.tick(now, session, &mut self.out);
-            self.receiver.tick(now, &mut self.pace);
+            self.receiver
+                .tick(now, session, &mut self.pace, &mut self.out);
             self.blobs.tick(now, &mut self.pace);
         }
     }

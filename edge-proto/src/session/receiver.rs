@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use super::chunk::{Fetch, Want};
+use super::opening::Repeat;
 use super::pace::Pace;
 use super::sender::send;
 use super::{Output, Payload, Problem};
@@ -46,6 +47,10 @@ pub(super) struct Receiver {
     /// Root at which the peer has nothing more to send, if known.
     wanted: Option<Hash16>,
     in_sync: bool,
+    /// When to say again what we hold, while that is not what the peer wants and nothing comes: it may
+    /// believe us elsewhere, because an apply of a former session has ended since and one `Have` is
+    /// easily lost.
+    repeat: Repeat,
 }
 
 impl Receiver {
@@ -58,6 +63,7 @@ impl Receiver {
             order: 0,
             wanted: None,
             in_sync: false,
+            repeat: Repeat::new(),
         }
     }
 
@@ -81,7 +87,8 @@ impl Receiver {
     pub(super) fn deadline(&self) -> Option<Millis> {
         match &self.pending {
             Some(Pending::Fetching { fetch, .. }) => fetch.deadline(),
-            _ => None,
+            Some(Pending::Applying { .. }) => None,
+            None => self.repeat.at,
         }
     }
 
@@ -100,11 +107,21 @@ impl Receiver {
         }
         self.wanted = None;
         self.in_sync = false;
+        self.repeat.reset();
     }
 
-    pub(super) fn tick(&mut self, now: Millis, pace: &mut Pace) {
+    pub(super) fn tick(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        pace: &mut Pace,
+        out: &mut VecDeque<Output>,
+    ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
             fetch.tick(now, pace);
+        }
+        if self.repeat.is_due(now) {
+            self.send_have(session, out);
         }
     }
 
@@ -118,6 +135,11 @@ impl Receiver {
     ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
             fetch.pump(now, session, pace, out);
+        }
+        if self.pending.is_some() || self.in_sync || self.wanted.is_none() {
+            self.repeat.reset();
+        } else if self.repeat.at.is_none() {
+            self.repeat.arm(now);
         }
     }
 
@@ -147,6 +169,7 @@ impl Receiver {
             return;
         }
         self.order = order;
+        self.repeat.reset();
         match &self.pending {
             // Its `Have` follows.
             Some(Pending::Applying { .. }) => return,

@@ -81,7 +81,8 @@ pub(super) struct Sender {
     flight: Option<Flight>,
     /// Twice the number of the last change or question of this session.
     order: u64,
-    /// That of the last change. The peer's answers to what came before say nothing of it.
+    /// That of the last change, and 1 more if it said that others wait. The peer's answers to what came
+    /// before say nothing of it.
     flown: u64,
     /// A large object that made way for small ones. The receiver may have had all of it.
     aside: Option<Flight>,
@@ -241,7 +242,9 @@ impl Sender {
             self.made_way = Some(now);
             self.repeat.reset();
         }
-        if self.flight.is_some() || self.repeat.at.is_some() || self.is_in_sync() {
+        // Those that were said to wait may be gone: an empty change says that they are.
+        let says_more = self.flown & 1 == 1;
+        if self.flight.is_some() || self.repeat.at.is_some() || (self.is_in_sync() && !says_more) {
             return;
         }
         self.order += 2;
@@ -254,10 +257,10 @@ impl Sender {
         } else {
             let items = self.next_batch(makes_way);
             let more = u64::from(items.len() < self.behind.len());
-            self.flown = self.order;
+            self.flown = self.order | more;
             self.flight = Some(Flight {
                 result: self.root_after(&items),
-                order: self.order | more,
+                order: self.flown,
                 items,
             });
             self.send_flight(now, session, out);
@@ -339,8 +342,9 @@ impl Sender {
             items.push((key.clone(), object));
         }
         // Deletions make the room that it may need.
-        let owes = self.passed_over >= PASSED_OVER_MAX;
-        if owes && large.is_some() && items.iter().all(|(_, object)| object.is_some()) {
+        let fits = self.objects.len() + self.behind.len() < SET_OBJECTS_MAX
+            || items.iter().all(|(_, object)| object.is_some());
+        if self.passed_over >= PASSED_OVER_MAX && fits && large.is_some() {
             items.clear();
         }
         if items.is_empty() {
@@ -400,12 +404,15 @@ impl Sender {
                 self.note_peer(&key, at_peer, wanted);
             }
         } else if order >= self.flown && self.peer_root != Some(have) {
-            self.forget_peer();
-            self.pages = None;
-            self.repeat.at = None;
+            let asks = self.peer_root.is_none();
             if self.root() == have {
+                self.forget_peer();
                 self.peer_root = Some(have);
+                self.pages = None;
                 self.repeat.reset();
+            } else if !asks {
+                self.forget_peer();
+                self.repeat.at = None;
             }
         }
     }

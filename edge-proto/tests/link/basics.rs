@@ -119,31 +119,45 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
     assert_eq!(pair.at_device.objects.len(), SET_OBJECTS_MAX);
 }
 
-/// Goal: a large object waits for small ones, but not for ever. Method: there is a newer small one at
-/// every step.
+/// Goal: a large object waits for sixteen batches of small ones, and not for ever. Method: at every
+/// answer there is a newer small one, or one is deleted and the next is there.
 #[test]
 fn a_large_object_does_not_starve_behind_small_ones() {
-    let mut pair = Pair::new();
-    pair.connect();
-    let large = key(Kind::ConfigMap, 1);
-    pair.cloud(put(key(Kind::ConfigMap, 2), b"first"));
-    pair.cloud(put(large.clone(), &vec![7; 50_000]));
-    for step in 0_u32.. {
-        assert!(step < 1_000, "the large one never came");
-        if pair.at_device.objects.contains_key(&large) {
-            break;
-        }
-        pair.now += 10;
-        pair.cloud(put(key(Kind::ConfigMap, 2), &step.to_le_bytes()));
-        if let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
-        }
-        if let Some(frame) = pair.down.pop_front() {
+    for deletes in [false, true] {
+        let mut pair = Pair::new();
+        pair.connect();
+        let large = key(Kind::ConfigMap, 1);
+        pair.cloud(put(key(Kind::ConfigMap, 2), b"first"));
+        pair.cloud(put(large.clone(), &vec![7; 50_000]));
+        let mut batches = 0;
+        while !pair.at_device.objects.contains_key(&large) {
+            let Some(frame) = pair.down.pop_front() else {
+                break;
+            };
+            let decoded = Frame::decode(&frame);
+            if matches!(decoded, Ok(Frame::Change { .. })) {
+                batches += 1;
+                assert!(batches < 30, "it does not come");
+                let (old, new) = if deletes {
+                    (2 + batches, 3 + batches)
+                } else {
+                    (3, 2)
+                };
+                let key = |name| key(Kind::ConfigMap, name);
+                pair.cloud(Input::Delete { key: key(old) });
+                pair.cloud(put(key(new), &batches.to_le_bytes()));
+            }
             pair.device(Input::Frame(&frame));
+            while let Some(frame) = pair.up.pop_front() {
+                pair.cloud(Input::Frame(&frame));
+            }
+            // It makes way again at most every two seconds.
+            pair.now += 10;
         }
+        assert!(batches >= 17, "{batches}");
+        pair.settle();
+        assert!(pair.is_equal());
     }
-    pair.settle();
-    assert!(pair.is_equal());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
 use edge_proto::session::{Input, Output};
 
-use crate::support::{Pair, key, put};
+use crate::support::{End, Pair, drain, finish_applies, key, put};
 
 fn session(pair: &Pair) -> SessionId {
     let mut frames = pair.up.iter().chain(&pair.down);
@@ -253,4 +253,89 @@ fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
     pair.cloud(Input::Tick);
     pair.settle();
     assert!(pair.cloud.is_live());
+}
+
+/// Goal: a lost frame delays, and no more. Method: what an apply of the session before came to is told
+/// once, and that is lost; the cloud takes the node to be where it was.
+#[test]
+fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let key = key(Kind::ConfigMap, 1);
+    pair.cloud(put(key.clone(), b"a"));
+    let change = pair.down.pop_front().expect("a change is sent");
+    let mut end = End::Device(&mut pair.device);
+    end.handle(pair.now, Input::Frame(&change));
+    let (store, seen) = (&mut pair.at_device, &mut pair.seen_device);
+    assert!(drain(&mut end, pair.now, store, seen, true).is_empty());
+    pair.device(Input::TransportDown);
+    pair.cloud(Input::TransportDown);
+    pair.cloud(Input::Delete { key });
+    pair.connect();
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+    let mut end = End::Device(&mut pair.device);
+    finish_applies(&mut end, pair.now, &mut pair.at_device);
+    pair.device(Input::Tick);
+    assert_eq!(pair.up.len(), 1, "it is told");
+    pair.up.clear();
+    while let Some(next) = pair.device.deadline() {
+        pair.now = next;
+        pair.device(Input::Tick);
+        pair.settle();
+    }
+    assert!(pair.is_equal());
+    assert!(pair.at_device.objects.is_empty());
+    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+}
+
+/// Goal: the node knows when it has all. Method: what a change said to wait behind it is deleted.
+#[test]
+fn a_node_learns_that_nothing_waits_any_more() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let small = put(key(Kind::ConfigMap, 1), b"a");
+    let large = key(Kind::ConfigMap, 2);
+    pair.cloud(put(key(Kind::ConfigMap, 3), b"first"));
+    pair.cloud(small);
+    pair.cloud(put(large.clone(), &vec![7; 9_000]));
+    let first = pair.down.pop_front().expect("a change is sent");
+    pair.device(Input::Frame(&first));
+    let have = pair.up.pop_front().expect("an answer");
+    pair.cloud(Input::Frame(&have));
+    pair.cloud(Input::Delete { key: large });
+    pair.settle();
+    assert!(pair.is_equal());
+    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+}
+
+/// Goal: who asks does not ask again for each thing that it hears meanwhile.
+#[test]
+fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
+    let mut pair = Pair::new();
+    pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
+    pair.cloud(Input::TransportUp);
+    pair.device(Input::TransportUp);
+    let is_question = |frame: &Vec<u8>| matches!(Frame::decode(frame), Ok(Frame::Change { items, .. }) if items.is_empty());
+    while !pair.down.iter().any(is_question) {
+        if let Some(frame) = pair.up.pop_front() {
+            pair.cloud(Input::Frame(&frame));
+        } else {
+            let frame = pair.down.pop_front().expect("a question comes");
+            pair.device(Input::Frame(&frame));
+        }
+    }
+    let have = Frame::Have {
+        session: session(&pair),
+        set: Set::Desired,
+        root: Hash16([9; 16]),
+        order: 0,
+    };
+    pair.cloud(Input::Frame(&have.encode()));
+    assert_eq!(
+        pair.down.iter().filter(|frame| is_question(frame)).count(),
+        1
+    );
+    pair.settle();
+    assert!(pair.is_equal());
 }

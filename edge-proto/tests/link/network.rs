@@ -38,8 +38,8 @@ impl World {
     fn new(mut rng: Rng) -> Self {
         Self {
             now: 5000,
-            device: device(rng.next()),
-            clouds: vec![cloud(10, rng.next())],
+            device: device(rng.nonce()),
+            clouds: vec![cloud(10, rng.nonce())],
             rng,
             epoch: 10,
             at_device: Store::default(),
@@ -167,7 +167,7 @@ impl World {
     fn restart_device(&mut self) {
         self.connected = false;
         self.at_device.applying.clear();
-        self.device = device(self.rng.next());
+        self.device = device(self.rng.nonce());
         let hashes = self.at_device.hashes();
         let members = hashes.into_iter().map(|(key, hash)| (key, hash, None));
         assert!(self.device.restore(members, self.at_device.epoch));
@@ -180,7 +180,7 @@ impl World {
         self.epoch += 1;
         self.at_cloud.applying.clear();
         self.stale_store = Store::default();
-        let new = cloud(self.epoch, self.rng.next());
+        let new = cloud(self.epoch, self.rng.nonce());
         let old = std::mem::replace(&mut self.clouds[0], new);
         self.clouds.truncate(1);
         if self.rng.chance(50) {

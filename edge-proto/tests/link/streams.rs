@@ -140,8 +140,8 @@ impl World {
     fn new(mut rng: Rng) -> Self {
         let mut world = Self {
             now: 5000,
-            device: device(rng.next()),
-            cloud: cloud(10, rng.next()),
+            device: device(rng.nonce()),
+            cloud: cloud(10, rng.nonce()),
             rng,
             epoch: 10,
             outbox: Outbox::new(1),
@@ -313,7 +313,7 @@ impl World {
 
     fn restart_device(&mut self) {
         self.connect(false);
-        self.device = device(self.rng.next());
+        self.device = device(self.rng.nonce());
         // Acknowledged positions are stored late.
         for held in self.outbox.held.values_mut() {
             *held = held.saturating_sub(self.rng.below(20)).max(1);
@@ -324,7 +324,7 @@ impl World {
     fn restart_cloud(&mut self) {
         self.epoch += 1;
         self.sink.pending.clear();
-        self.cloud = cloud(self.epoch, self.rng.next());
+        self.cloud = cloud(self.epoch, self.rng.nonce());
         for (&(incarnation, class), stream) in &self.sink.streams {
             let next = stream.len() as u64 + 1;
             assert!(self.cloud.restore_stream(incarnation, class, next));

@@ -13,6 +13,7 @@ use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Outpu
 pub struct Rng {
     script: Option<VecDeque<u8>>,
     state: u64,
+    nonces: u64,
 }
 
 impl Rng {
@@ -20,6 +21,7 @@ impl Rng {
         Self {
             script: None,
             state: seed,
+            nonces: 0,
         }
     }
 
@@ -28,12 +30,20 @@ impl Rng {
         Self {
             script: Some(script.iter().copied().collect()),
             state: 0,
+            nonces: 0,
         }
     }
 
     /// The script is at its end, and nothing more shall go wrong.
     pub fn is_over(&self) -> bool {
         self.script.as_ref().is_some_and(VecDeque::is_empty)
+    }
+
+    /// For the nonces of an end: never the same twice, whatever a script says, because sessions are
+    /// told apart by nothing else.
+    pub fn nonce(&mut self) -> u64 {
+        self.nonces += 1;
+        self.next() ^ (self.nonces << 32)
     }
 
     pub fn next(&mut self) -> u64 {
