@@ -294,18 +294,17 @@ impl Links {
             lives: self.lives,
         };
         let enrolled = if http {
-            desk.serve_http(stream).await?
+            desk.serve_http(stream).await
         } else {
-            desk.serve(stream).await?
+            desk.serve(stream).await
         };
+        // A certificate may be refused from now on, also when the answer was lost.
+        self.refused.notify_one();
+        let enrolled = enrolled?;
         let (name, reason, text) = match enrolled {
             None => return Ok(()),
             Some(Enrolled::Joined(name)) => (name, "Joined", "certificate issued"),
-            Some(Enrolled::Renewed(name)) => {
-                // One that was issued before and never used may be refused now.
-                self.refused.notify_one();
-                (name, "Renewed", "next certificate issued")
-            }
+            Some(Enrolled::Renewed(name)) => (name, "Renewed", "next certificate issued"),
         };
         let mut state = self.lock();
         // It may have been deleted again meanwhile.

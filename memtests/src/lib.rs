@@ -281,7 +281,10 @@ impl Gate {
         let text = fs::read_to_string(self.dir.join("cloud/nodes.json"))?;
         let mut lines = text.lines();
         let mut registry: Value = serde_json::from_str(lines.next().unwrap_or_default())?;
-        for line in lines {
+        // Of a live cloud the last line may be half written.
+        let whole = text.ends_with('\n');
+        let count = text.lines().count() - usize::from(!whole);
+        for line in lines.take(count.saturating_sub(1)) {
             let steps: Vec<Value> = serde_json::from_str(line)?;
             for step in steps {
                 if let Some(name) = step["put"][0].as_str() {
@@ -369,6 +372,14 @@ impl Gate {
     /// The gate is not behind one; those of the file system.
     pub fn broker_log(&self) -> Result<String> {
         self.broker.as_ref().context("there is no broker")?.log()
+    }
+
+    /// The broker reads certificates and lists anew.
+    ///
+    /// # Errors
+    /// The gate is not behind one, or it does not run.
+    pub fn reload_broker(&self) -> Result<()> {
+        self.broker.as_ref().context("there is no broker")?.reload()
     }
 
     /// Port of the broker.

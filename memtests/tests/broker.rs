@@ -321,10 +321,10 @@ fn a_broker_is_trusted_by_the_ca_that_was_told_alone() {
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_revoked_node_is_not_heard_and_then_not_let_in() {
-    let mut gate = start();
+    let gate = start();
     let other = gate.join_another("other").unwrap();
     scenario::revoked(&gate).unwrap();
-    gate.broker().unwrap().reload().unwrap();
+    gate.reload_broker().unwrap();
     let own = gate.state_dir().join("identity");
     gate.until("the broker has read the list", |gate| {
         Tap::connect(gate, &own, "gate", None).is_err()
@@ -395,9 +395,9 @@ fn a_rollover_behind_a_broker_waits_for_it_and_leaves_no_old_certificate() {
     .unwrap();
     gate.until_converged(1).unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
-    // The broker accepts both CAs, and has the list of each.
-    gate.broker().unwrap().reload().unwrap();
+    // The broker accepts both CAs, and has the list of each, which edge-cloud writes within a second.
     gate.until("the old certificate is on the old CA's list", |gate| {
+        gate.reload_broker().unwrap();
         Tap::connect(gate, &before, "gate", None).is_err()
     })
     .unwrap();
@@ -412,7 +412,7 @@ fn a_rollover_behind_a_broker_waits_for_it_and_leaves_no_old_certificate() {
     gate.until_converged(1).unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
     gate.cloud_text(&["node", "revoke", "gate"]).unwrap();
-    gate.broker().unwrap().reload().unwrap();
+    gate.reload_broker().unwrap();
     gate.until("the new certificate is refused, too", |gate| {
         Tap::connect(gate, &identity, "gate", None).is_err()
     })

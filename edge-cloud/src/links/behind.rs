@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use edge_proto::frame::Frame;
@@ -15,6 +15,8 @@ use crate::broker::{Publisher, write_crl};
 
 /// See [`Links::keep_list`].
 const LIST_PACE: Duration = Duration::from_secs(1);
+/// When a list that could not be written is tried again.
+const LIST_AGAIN: Duration = Duration::from_secs(60);
 
 /// What an edge-cloud behind an external broker is told.
 #[derive(Clone, Debug)]
@@ -195,20 +197,29 @@ impl Links {
         write_crl(path, &self.authorities(), self.registry.retired())
     }
 
-    /// The same; that it failed is told. Not under the lock of the links, which would all wait.
-    pub(super) fn keep_crl(&self) {
-        if let Err(error) = self.write_crl() {
-            self.lock().event("", "CrlNotWritten", &error.to_string());
-        }
+    /// The same. That it failed is told and tried again: `false` then. Not under the lock of the links,
+    /// which would all wait.
+    pub(super) fn keep_crl(&self) -> bool {
+        let Err(error) = self.write_crl() else {
+            return true;
+        };
+        self.lock().event("", "CrlNotWritten", &error.to_string());
+        self.refused.notify_one();
+        false
     }
 
     /// Writes the list after certificates were replaced, for ever: once in a [`LIST_PACE`], for
-    /// thousands are replaced together.
-    pub async fn keep_list(&self) {
+    /// thousands are replaced together, and on a thread that may wait for the medium.
+    pub async fn keep_list(self: &Arc<Self>) {
         loop {
             self.refused.notified().await;
-            self.keep_crl();
-            tokio::time::sleep(LIST_PACE).await;
+            let links = Arc::clone(self);
+            let kept = tokio::task::spawn_blocking(move || links.keep_crl()).await;
+            let pace = match kept {
+                Ok(true) => LIST_PACE,
+                _ => LIST_AGAIN,
+            };
+            tokio::time::sleep(pace).await;
         }
     }
 }

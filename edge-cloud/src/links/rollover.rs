@@ -125,10 +125,14 @@ impl Links {
             state.event(name, "Revoked", why);
         }
         drop(state);
+        self.keep_crl();
         let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
         self.step(|cas| cas.retire(unix_s()))?;
-        // The list for the broker is that of the CAs that are left, so this one's may go.
-        if let Err(error) = self.registry.forget_ca(&old) {
+        // The list for the broker is that of the CAs that are left, so this one's may go; but during a
+        // grace it also says which names do not come back.
+        if self.registry.grace(unix_s()).is_none()
+            && let Err(error) = self.registry.forget_ca(&old)
+        {
             self.lock().event("", "NotStored", &error.to_string());
         }
         self.keep_crl();

@@ -212,3 +212,29 @@ fn a_grace_holds_up_the_retirement_of_a_ca() {
     assert!(links.retire(Some(0)).unwrap().retired);
     assert_eq!(links.ca_view().retired.len(), 1);
 }
+
+/// Goal: rollovers do not fill the list of refused certificates; but while nodes may come back by their
+/// names after a restore, it is what keeps the deleted ones out.
+#[test]
+fn a_retired_ca_takes_its_refused_certificates_along_unless_there_is_a_grace() {
+    for grace in [false, true] {
+        let data = tempfile::tempdir().unwrap();
+        let until = unix_s() + if grace { 1_000 } else { 0 };
+        let state = format!(
+            r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
+        );
+        std::fs::write(data.path().join(crate::registry::NODES), state).unwrap();
+        let links = open(data.path());
+        let record = NodeRecord {
+            serial: "01".to_owned(),
+            ca_sha256: links.authorities().signer().sha256(),
+            ..NodeRecord::default()
+        };
+        links.registry.add("a", record).unwrap();
+        links.registry.delete("a", unix_s()).unwrap();
+        assert_eq!(links.registry.retired().len(), 1);
+        links.rotate().unwrap();
+        assert!(links.retire(Some(0)).unwrap().retired);
+        assert_eq!(links.registry.retired().len(), usize::from(grace));
+    }
+}

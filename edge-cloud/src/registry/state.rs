@@ -92,7 +92,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Reads the bytes of the file. What a power cut left of a last line was promised to nobody.
+    /// Reads the bytes of the file. What a power cut left of a last line was promised to nobody: its
+    /// start, or all but blocks that were not written yet and are zeros.
     ///
     /// # Errors
     /// They are damaged.
@@ -103,8 +104,10 @@ impl State {
             None => return serde_json::from_slice(bytes),
         };
         let changes = bytes.get(whole.byte_offset()..).unwrap_or_default();
-        for line in changes.split_inclusive(|byte| *byte == b'\n') {
-            if !line.ends_with(b"\n") {
+        let mut lines = changes.split_inclusive(|byte| *byte == b'\n').peekable();
+        while let Some(line) = lines.next() {
+            let is_torn = !line.ends_with(b"\n") || line.contains(&0);
+            if is_torn && lines.peek().is_none() {
                 break;
             }
             if !line.trim_ascii().is_empty() {
@@ -211,7 +214,8 @@ impl Kept {
     }
 }
 
-/// Adds a line to a file of `bytes`, durably or not at all.
+/// Adds a line to a file of `bytes`, durably. One that could not be added may be there all the same after
+/// a power cut, if nothing is written before: what was refused then counts.
 fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
     if file.metadata()?.len() != bytes {

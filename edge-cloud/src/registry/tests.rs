@@ -311,16 +311,16 @@ fn a_change_costs_its_own_bytes() {
     let whole = std::fs::metadata(&path).unwrap().len();
     assert!(whole < before.len() as u64);
     let mut longest = 0;
-    for n in 0..CHANGES_BYTES / 100 {
-        let (ca, other) = (format!("{n:0100}"), String::new());
+    for n in 0..CHANGES_BYTES / 10_000 + 2 {
+        let (ca, other) = (format!("{n:010000}"), String::new());
         registry.joined_with("gate-8", "", (ca, other)).unwrap();
         longest = longest.max(std::fs::metadata(&path).unwrap().len());
     }
     assert!(longest > CHANGES_BYTES);
-    assert!(longest < whole + CHANGES_BYTES + 500);
+    assert!(longest < whole + CHANGES_BYTES + 10_500);
     let registry = Registry::open(folder.path(), 0).unwrap();
     assert!(!registry.knows("gate-7") && registry.knows("gate-8"));
-    let last = format!("{:0100}", CHANGES_BYTES / 100 - 1);
+    let last = format!("{:010000}", CHANGES_BYTES / 10_000 + 1);
     assert_eq!(registry.find("gate-8").unwrap().ca_sha256, last);
 }
 
@@ -335,8 +335,15 @@ fn what_a_power_cut_left_of_the_last_change_is_nothing() {
     registry.revoke("a", 0).unwrap();
     let after = std::fs::read(&path).unwrap();
     for cut in before.len()..after.len() {
-        for tail in [&b""[..], &[0; 100]] {
-            std::fs::write(&path, [&after[..cut], tail].concat()).unwrap();
+        // The end is missing, or was not written, or the end is there and what is before is not.
+        let holes = [
+            &before[..],
+            &vec![0; cut + 1 - before.len()],
+            &after[cut + 1..],
+        ];
+        let ends = [&after[..cut], &[0; 100]];
+        for bytes in [after[..cut].to_vec(), ends.concat(), holes.concat()] {
+            std::fs::write(&path, bytes).unwrap();
             let registry = Registry::open(folder.path(), 0).unwrap();
             assert!(registry.knows("a") && registry.retired().is_empty());
         }
