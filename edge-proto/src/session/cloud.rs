@@ -47,6 +47,8 @@ impl Tries {
 struct Candidate {
     session: SessionId,
     kinds: u32,
+    /// Root that every `Welcome` of this session says, also when our set is another by then.
+    said: Hash16,
     desired_root: Hash16,
     reported_root: Hash16,
     tries: Tries,
@@ -279,7 +281,7 @@ impl Cloud {
                 session: candidate.session,
                 wire: WIRE_VERSION,
                 epoch: self.link.epoch,
-                desired_root: self.link.sender.root_for(candidate.kinds),
+                desired_root: candidate.said,
                 reported_root: self.link.receiver.replica().root(),
                 unix_s,
             };
@@ -359,17 +361,19 @@ impl Cloud {
             return;
         }
         // Probing goes on until the node confirms: this `Hello` may be an old one.
-        let same = self.candidate.as_ref().map(|candidate| candidate.session);
-        let session = match same {
-            Some(session) if session.n == n => session,
-            _ => SessionId {
-                n,
-                c: self.rng.nonce(),
-            },
+        let same = self.candidate.as_ref();
+        let same = same.filter(|same| same.session.n == n && same.kinds == kinds);
+        let (session, said) = match same {
+            Some(same) => (same.session, same.said),
+            None => {
+                let c = self.rng.nonce();
+                (SessionId { n, c }, self.link.sender.root_for(kinds))
+            }
         };
         self.candidate = Some(Candidate {
             session,
             kinds,
+            said,
             desired_root,
             reported_root,
             tries: Tries::new(),
@@ -388,7 +392,7 @@ impl Cloud {
             self.requests.close(&mut self.link.out);
             self.link.open(
                 session,
-                candidate.desired_root,
+                (candidate.desired_root, Some(candidate.said)),
                 candidate.reported_root,
                 candidate.kinds,
             );

@@ -30,6 +30,8 @@ pub struct Device {
     config: DeviceConfig,
     rng: Rng,
     n: Nonce,
+    /// The root of our set that was said with this nonce; `None` inside if there were several.
+    said: Option<Option<Hash16>>,
     transport_up: bool,
     opening: Option<Repeat>,
     /// Until when the owner of this epoch has asked us to wait with `Hello`.
@@ -53,6 +55,7 @@ impl Device {
             config: DeviceConfig { agent, ..config },
             n: rng.nonce(),
             rng,
+            said: None,
             transport_up: false,
             opening: None,
             turn: None,
@@ -123,6 +126,7 @@ impl Device {
                 self.turn = None;
                 self.end_session();
                 self.n = self.rng.nonce();
+                self.said = None;
             }
             Input::Frame(bytes) => match Frame::decode(bytes) {
                 Ok(frame) if self.transport_up => self.handle_frame(now, frame),
@@ -221,13 +225,16 @@ impl Device {
     }
 
     fn send_hello(&mut self, now: Millis) {
+        let reported_root = self.reported_root();
+        let said = self.said.unwrap_or(Some(reported_root));
+        self.said = Some(said.filter(|said| *said == reported_root));
         let hello = Frame::Hello {
             n: self.n,
             wire: WIRE_VERSION,
             kinds: self.config.kinds,
             epoch: self.link.epoch,
             desired_root: self.desired().root(),
-            reported_root: self.reported_root(),
+            reported_root,
             agent: self.config.agent.clone(),
         };
         self.link.send(&hello);
@@ -350,8 +357,8 @@ impl Device {
         self.answers.close(&mut self.link.out);
         self.session_epoch = epoch;
         self.link.epoch = epoch;
-        self.link
-            .open(session, reported_root, desired_root, u32::MAX);
+        let reported = (reported_root, self.said.flatten());
+        self.link.open(session, reported, desired_root, u32::MAX);
         self.streams.open(epoch);
         self.link.receiver.send_have(session, &mut self.link.out);
         self.link.out.push_back(Output::Live { unix_s });

@@ -50,11 +50,18 @@ impl Link {
         send(&mut self.out, frame);
     }
 
-    /// `session` is live; the peer holds `held` of our set and wants us at `wanted`.
-    pub(super) fn open(&mut self, session: SessionId, held: Hash16, wanted: Hash16, kinds: u32) {
+    /// `session` is live; the peer holds `held` of our set, was told to reach `said`, if that is sure,
+    /// and wants us at `wanted`.
+    pub(super) fn open(
+        &mut self,
+        session: SessionId,
+        (held, said): (Hash16, Option<Hash16>),
+        wanted: Hash16,
+        kinds: u32,
+    ) {
         self.session = Some(session);
         self.pace.open();
-        self.sender.open(held, kinds);
+        self.sender.open(held, said, kinds);
         self.receiver.open(wanted);
         self.blobs.begin(&mut self.pace, &mut self.out);
         self.told = None;

@@ -170,6 +170,9 @@ impl Receiver {
         }
         self.order = order;
         self.repeat.reset();
+        self.wanted = (order & 1 == 0).then_some(result);
+        let root = self.replica.root();
+        self.settle(root);
         match &self.pending {
             // Its `Have` follows.
             Some(Pending::Applying { .. }) => return,
@@ -178,9 +181,6 @@ impl Receiver {
             }) if *pending == result && !items.is_empty() => return,
             _ => {}
         }
-        self.wanted = (order & 1 == 0).then_some(result);
-        let root = self.replica.root();
-        self.settle(root);
         if root == result {
             self.send_have(session, out);
             return;

@@ -81,9 +81,10 @@ pub(super) struct Sender {
     flight: Option<Flight>,
     /// Twice the number of the last change or question of this session.
     order: u64,
-    /// That of the last change, and 1 more if it said that others wait. The peer's answers to what came
-    /// before say nothing of it.
+    /// That of the last change. The peer's answers to what came before say nothing of it.
     flown: u64,
+    /// The root that the peer was told to reach last, if that is known. It is not at rest elsewhere.
+    said: Option<Hash16>,
     /// A large object that made way for small ones. The receiver may have had all of it.
     aside: Option<Flight>,
     made_way: Option<Millis>,
@@ -106,6 +107,7 @@ impl Sender {
             flight: None,
             order: 0,
             flown: 0,
+            said: None,
             aside: None,
             made_way: None,
             passed_over: 0,
@@ -192,11 +194,12 @@ impl Sender {
         }
     }
 
-    /// A session opens in which the peer holds `peer_root`.
-    pub(super) fn open(&mut self, peer_root: Hash16, kinds: u32) {
+    /// A session opens in which the peer holds `peer_root` and was told to reach `said`.
+    pub(super) fn open(&mut self, peer_root: Hash16, said: Option<Hash16>, kinds: u32) {
         self.close();
         self.order = 0;
         self.flown = 0;
+        self.said = said;
         if self.kinds != kinds {
             self.kinds = kinds;
             self.forget_peer();
@@ -242,25 +245,28 @@ impl Sender {
             self.made_way = Some(now);
             self.repeat.reset();
         }
-        // Those that were said to wait may be gone: an empty change says that they are.
-        let says_more = self.flown & 1 == 1;
-        if self.flight.is_some() || self.repeat.at.is_some() || (self.is_in_sync() && !says_more) {
+        // Our set may have come to the peer's root by itself. Then an empty change says that this is it.
+        let at_rest = self.is_in_sync() && self.said == self.peer_root;
+        if self.flight.is_some() || self.repeat.at.is_some() || at_rest {
             return;
         }
         self.order += 2;
         if self.peer_root.is_none() {
             // A change from and to our root without items asks the peer for its own.
             let root = self.root();
+            self.said = Some(root);
             let frame = self.change(session, root, root, self.order, Vec::new());
             send(out, &frame);
             self.repeat.arm(now);
         } else {
             let items = self.next_batch(makes_way);
-            let more = u64::from(items.len() < self.behind.len());
-            self.flown = self.order | more;
+            let more = items.len() < self.behind.len();
+            let result = self.root_after(&items);
+            self.said = (!more).then_some(result);
+            self.flown = self.order;
             self.flight = Some(Flight {
-                result: self.root_after(&items),
-                order: self.flown,
+                result,
+                order: self.order | u64::from(more),
                 items,
             });
             self.send_flight(now, session, out);
@@ -405,12 +411,16 @@ impl Sender {
             }
         } else if order >= self.flown && self.peer_root != Some(have) {
             let asks = self.peer_root.is_none();
+            // Whether the peer has heard all that we said.
+            let heard = order >= self.order;
             if self.root() == have {
                 self.forget_peer();
                 self.peer_root = Some(have);
+                self.said = self.said.filter(|_| heard);
                 self.pages = None;
                 self.repeat.reset();
-            } else if !asks {
+            } else if !asks || heard {
+                // It was busy with an apply when it heard the question, or is elsewhere now.
                 self.forget_peer();
                 self.repeat.at = None;
             }

@@ -6,7 +6,7 @@ use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
 use edge_proto::session::{Input, Output};
 
-use crate::support::{End, Pair, drain, finish_applies, key, put};
+use crate::support::{End, Pair, Store, cloud, device, drain, finish_applies, key, put};
 
 fn session(pair: &Pair) -> SessionId {
     let mut frames = pair.up.iter().chain(&pair.down);
@@ -192,7 +192,7 @@ fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
     }
     // A new session, and a cloud that counts from the start.
     pair.device(Input::TransportDown);
-    pair.cloud = crate::support::cloud(7, 50);
+    pair.cloud = cloud(7, 50);
     pair.connect();
     pair.cloud(put(key, b"a"));
     pair.settle();
@@ -243,7 +243,7 @@ fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
     pair.device(Input::TransportUp);
     let old = pair.up[0].clone();
     pair.settle();
-    pair.cloud = crate::support::cloud(7, 50);
+    pair.cloud = cloud(7, 50);
     pair.cloud(Input::TransportUp);
     pair.down.clear();
     pair.cloud(Input::Frame(&old));
@@ -338,4 +338,100 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
     );
     pair.settle();
     assert!(pair.is_equal());
+}
+
+/// Both ends have the same sets, know it, and say nothing any more.
+fn assert_at_rest(pair: &Pair) {
+    assert!(pair.is_equal());
+    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
+    assert_eq!(
+        (pair.device.deadline(), pair.cloud.deadline()),
+        (None, None)
+    );
+}
+
+/// Goal: who was told to reach a root hears when that is no longer it. Method: while a session opens, and
+/// between a question and its answer, each set comes to what the other end has by itself.
+#[test]
+fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
+    let object = key(Kind::ConfigMap, 1);
+    let status = key(Kind::DeviceStatus, 1);
+    // The number of frames that are delivered before.
+    for before in 0..8 {
+        // The node has nothing, and the cloud has something less and less long.
+        let mut pair = Pair::new();
+        pair.cloud(put(object.clone(), b"a"));
+        pair.cloud(Input::TransportUp);
+        pair.device(Input::TransportUp);
+        pair.deliver(before);
+        pair.cloud(Input::Delete {
+            key: object.clone(),
+        });
+        pair.settle();
+        assert_at_rest(&pair);
+
+        // The cloud has a status of before, and the node says the same again, but late.
+        pair.device(put(status.clone(), b"up"));
+        pair.settle();
+        pair.device = device(99);
+        pair.cloud(Input::TransportDown);
+        pair.cloud(Input::TransportUp);
+        pair.device(Input::TransportUp);
+        pair.deliver(before);
+        pair.device(put(status.clone(), b"up"));
+        pair.settle();
+        assert_at_rest(&pair);
+
+        // A cloud that has forgotten what the node has hears of it late.
+        pair.cloud(put(object.clone(), b"b"));
+        pair.settle();
+        pair.device(Input::TransportDown);
+        pair.cloud = cloud(8, 50);
+        pair.cloud(Input::TransportUp);
+        pair.device(Input::TransportUp);
+        pair.deliver(before);
+        pair.cloud(put(object.clone(), b"b"));
+        pair.settle();
+        assert_at_rest(&pair);
+    }
+}
+
+/// Goal: a question that comes while the node is busy with an apply costs no repeat.
+#[test]
+fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
+    let mut pair = Pair::new();
+    pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
+    pair.cloud(Input::TransportUp);
+    pair.device(Input::TransportUp);
+    // Of a new epoch there is an apply, and it takes until the question is there.
+    let mut end = End::Device(&mut pair.device);
+    let mut held = Store::default();
+    let mut rest = 10;
+    while rest > 0 {
+        rest -= 1;
+        if let Some(frame) = pair.down.pop_front() {
+            end.handle(pair.now, Input::Frame(&frame));
+        }
+        pair.up.extend(drain(
+            &mut end,
+            pair.now,
+            &mut held,
+            &mut pair.seen_device,
+            true,
+        ));
+        if let Some(frame) = pair.up.pop_front() {
+            let mut cloud = End::Cloud(&mut pair.cloud);
+            cloud.handle(pair.now, Input::Frame(&frame));
+            let (store, seen) = (&mut pair.at_cloud, &mut pair.seen_cloud);
+            pair.down
+                .extend(drain(&mut cloud, pair.now, store, seen, false));
+        }
+    }
+    assert_eq!(held.applying.len(), 1);
+    finish_applies(&mut end, pair.now, &mut held);
+    pair.at_device = held;
+    pair.device(Input::Tick);
+    pair.settle();
+    assert_at_rest(&pair);
 }

@@ -318,7 +318,12 @@ impl Pair {
 
     /// Delivers until nothing is on its way.
     pub fn settle(&mut self) {
-        loop {
+        self.deliver(usize::MAX);
+    }
+
+    /// Delivers so many frames.
+    pub fn deliver(&mut self, count: usize) {
+        for _ in 0..count {
             if let Some(frame) = self.up.pop_front() {
                 self.cloud(Input::Frame(&frame));
             } else if let Some(frame) = self.down.pop_front() {
