@@ -104,9 +104,7 @@ pub struct Links {
     unasked: Notify,
     /// The CAs have changed.
     rotated: Notify,
-    /// More certificates are refused than the broker's list says.
-    refused: Notify,
-    /// Held while that list is written.
+    /// Held while the broker's list of refused certificates is written.
     listing: Mutex<()>,
     /// A connection waits for its turn.
     entered: Notify,
@@ -161,7 +159,6 @@ impl Links {
             wake: Notify::new(),
             unasked: Notify::new(),
             rotated: Notify::new(),
-            refused: Notify::new(),
             listing: Mutex::new(()),
             entered: Notify::new(),
             registry,
@@ -294,13 +291,10 @@ impl Links {
             lives: self.lives,
         };
         let enrolled = if http {
-            desk.serve_http(stream).await
+            desk.serve_http(stream).await?
         } else {
-            desk.serve(stream).await
+            desk.serve(stream).await?
         };
-        // A certificate may be refused from now on, also when the answer was lost.
-        self.refused.notify_one();
-        let enrolled = enrolled?;
         let (name, reason, text) = match enrolled {
             None => return Ok(()),
             Some(Enrolled::Joined(name)) => (name, "Joined", "certificate issued"),

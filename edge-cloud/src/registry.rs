@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 pub(crate) use self::state::State;
 pub use self::state::{CHANGES_BYTES, RETIRED_MAX};
@@ -202,6 +203,7 @@ pub enum RegistryError {
 pub struct Registry {
     path: PathBuf,
     kept: Mutex<Kept>,
+    refused: Notify,
 }
 
 impl Registry {
@@ -221,7 +223,12 @@ impl Registry {
             state.deleted.clear();
         }
         let kept = Mutex::new(Kept::new(&path, state)?);
-        Ok(Self { path, kept })
+        let refused = Notify::new();
+        Ok(Self {
+            path,
+            kept,
+            refused,
+        })
     }
 
     /// Epoch of this start.
@@ -403,6 +410,11 @@ impl Registry {
     /// Serial numbers, hex, of the certificates that are refused, with when that began.
     pub fn retired(&self) -> Vec<(String, u64)> {
         self.read(State::listed)
+    }
+
+    /// Told when more certificates are refused than before.
+    pub const fn refused(&self) -> &Notify {
+        &self.refused
     }
 
     /// Whether a node of this name could join.
@@ -593,8 +605,12 @@ impl Registry {
         let mut kept = self.lock();
         let steps = plan(&kept.state)?;
         let changes = !steps.is_empty();
+        let refuses = steps.iter().any(|step| matches!(step, Step::Retire(_)));
         if changes {
             kept.make(&self.path, steps)?;
+        }
+        if refuses {
+            self.refused.notify_one();
         }
         Ok(changes)
     }

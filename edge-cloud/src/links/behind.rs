@@ -204,7 +204,7 @@ impl Links {
             return true;
         };
         self.lock().event("", "CrlNotWritten", &error.to_string());
-        self.refused.notify_one();
+        self.registry.refused().notify_one();
         false
     }
 
@@ -212,12 +212,15 @@ impl Links {
     /// thousands are replaced together, and on a thread that may wait for the medium.
     pub async fn keep_list(self: &Arc<Self>) {
         loop {
-            self.refused.notified().await;
+            self.registry.refused().notified().await;
             let links = Arc::clone(self);
             let kept = tokio::task::spawn_blocking(move || links.keep_crl()).await;
             let pace = match kept {
                 Ok(true) => LIST_PACE,
-                _ => LIST_AGAIN,
+                _ => {
+                    self.registry.refused().notify_one();
+                    LIST_AGAIN
+                }
             };
             tokio::time::sleep(pace).await;
         }

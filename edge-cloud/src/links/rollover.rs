@@ -288,12 +288,8 @@ impl Links {
         let Ok(end) = end.try_into().map(u64::from_le_bytes) else {
             return;
         };
-        let proven = match self.registry.lives_with(name, end) {
-            Ok(proven) => proven,
-            Err(error) => return self.lock().event(name, "NotStored", &error.to_string()),
-        };
-        if proven {
-            self.refused.notify_one();
+        if let Err(error) = self.registry.lives_with(name, end) {
+            self.lock().event(name, "NotStored", &error.to_string());
         }
     }
 }

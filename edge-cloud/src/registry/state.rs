@@ -92,8 +92,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Reads the bytes of the file. What a power cut left of a last line was promised to nobody: its
-    /// start, or all but blocks that were not written yet and are zeros.
+    /// Reads the bytes of the file. What a power cut left of a last line was promised to nobody: a part
+    /// of it, with zeros where blocks were not written yet.
     ///
     /// # Errors
     /// They are damaged.
@@ -214,8 +214,8 @@ impl Kept {
     }
 }
 
-/// Adds a line to a file of `bytes`, durably. One that could not be added may be there all the same after
-/// a power cut, if nothing is written before: what was refused then counts.
+/// Adds a line to a file of `bytes`, durably. A change that was refused may still be in the file after a
+/// power cut, because its removal is not synced.
 fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
     if file.metadata()?.len() != bytes {
