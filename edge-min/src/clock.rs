@@ -100,10 +100,10 @@ impl Clock {
     }
 
     /// A server of the link has proven that it holds the key of a certificate that ends then.
-    pub fn server(&self, end_unix_s: u64) {
+    pub fn server(&self, not_after: u64) {
         let mut state = self.lock();
         let now = state.now();
-        state.time.server(now, end_unix_s);
+        state.time.server(now, not_after);
     }
 
     /// The cloud said the time.

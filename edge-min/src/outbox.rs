@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_channel::{Receiver, Sender};
-use edge_core::limits::{RECORD_SOON_MS, WRITE_AGAIN_MS};
+use edge_core::limits::{RECORD_SOON_MS, WRITE_RETRY_MS};
 use edge_core::outbox::{ClassConfig, Counters, Refused};
 use edge_proto::frame::{Entry, Incarnation};
 
@@ -216,7 +216,7 @@ pub fn spawn(
 
 /// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
 fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
-    let again_at = after(WRITE_AGAIN_MS);
+    let again_at = after(WRITE_RETRY_MS);
     loop {
         match wait(jobs, again_at) {
             // A writer may be gone.
@@ -434,7 +434,7 @@ impl Thread {
 
     fn trouble(&mut self, error: &io::Error) {
         let first = self.again_at.is_none();
-        self.again_at = after(WRITE_AGAIN_MS).map(|at| (at, why(error)));
+        self.again_at = after(WRITE_RETRY_MS).map(|at| (at, why(error)));
         if first {
             let reason = Some(error.to_string());
             self.done.send_blocking(Done::Trouble(reason)).ok();

@@ -70,10 +70,10 @@ fn renew(cloud: Option<&str>, state: &std::path::Path, time: Clock) -> Result<Re
     let config = tls::renew_config(&old, end.https, time.clone()).map_err(JoinError::Tls)?;
     let issued = ask(&end, config, &message.encode())?;
     let end = |certificate: &[u8]| certificate::life(certificate).map(|(_, end)| end);
-    let end_unix_s = end(&issued.certificate).ok_or(JoinError::Answer)?;
+    let not_after = end(&issued.certificate).ok_or(JoinError::Answer)?;
     // The cloud's clock stands in the past; but the floor may be too late itself, and then a
     // certificate that outlives the old one is good.
-    if end_unix_s <= time.floor() && Some(end_unix_s) <= end(&old.certificate) {
+    if not_after <= time.floor() && Some(not_after) <= end(&old.certificate) {
         return Err(JoinError::CloudClock);
     }
     let identity = Identity {

@@ -26,7 +26,7 @@ pub struct Status {
     /// The agent's time, seconds since 1970.
     pub unix_s: u64,
     /// When the node's certificate ends, seconds since 1970; 0 before the join.
-    pub certificate_end_unix_s: u64,
+    pub certificate_not_after: u64,
     /// When it is to be renewed, seconds since 1970.
     pub certificate_renewal_unix_s: u64,
     /// Why the last renewal failed; empty after one that did not.
@@ -446,8 +446,8 @@ impl fmt::Display for Status {
             "time       {}",
             word(self.time_trusted, "trusted", "untrusted")
         )?;
-        if self.certificate_end_unix_s > 0 {
-            let ends = in_days(self.unix_s, self.certificate_end_unix_s);
+        if self.certificate_not_after > 0 {
+            let ends = in_days(self.unix_s, self.certificate_not_after);
             let due = in_days(self.unix_s, self.certificate_renewal_unix_s);
             let text = ["ends ", &ends, ", to be renewed ", &due].concat();
             writeln!(

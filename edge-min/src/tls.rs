@@ -124,9 +124,9 @@ impl ServerCertVerifier for Clockproof {
             .verify_tls13_signature(message, certificate, signature)?;
         // Not before: anybody can show a certificate.
         if self.link
-            && let Some((_, end_unix_s)) = certificate::life(certificate)
+            && let Some((_, not_after)) = certificate::life(certificate)
         {
-            self.time.server(end_unix_s);
+            self.time.server(not_after);
         }
         Ok(valid)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, RecvError, Sender, TrySendError};
 use edge_core::limits::CLEAR_AFTER_MS;
-use edge_core::pace::{self, Pace};
+use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
@@ -124,7 +124,7 @@ pub fn spawn_store(
 ) -> io::Result<()> {
     let mut thread = StoreThread {
         store,
-        pace: Pace::default(),
+        scheduler: WriteScheduler::default(),
         start: Instant::now(),
         wanted: 0,
         done,
@@ -136,10 +136,10 @@ pub fn spawn_store(
         .map(drop)
 }
 
-/// Does what [`Pace`] decides.
+/// Does what [`WriteScheduler`] decides.
 struct StoreThread {
     store: Store,
-    pace: Pace,
+    scheduler: WriteScheduler,
     start: Instant,
     /// Length of the large object that comes.
     wanted: u32,
@@ -150,16 +150,16 @@ impl StoreThread {
     /// Until there are no more jobs, or nobody to answer to.
     fn run(&mut self, jobs: &Receiver<StoreJob>) {
         if self.store.cache_behind() {
-            self.pace(pace::Input::Changed);
+            self.schedule(scheduler::Input::Changed);
         }
         // A job whose write failed: nothing else is done before it.
         let mut failed = None;
         loop {
             let job = if failed.is_some() {
                 self.sleep();
-                self.pace(pace::Input::Tick);
-                match self.pace.poll() {
-                    Some(pace::Output::Again) => failed.take(),
+                self.schedule(scheduler::Input::Tick);
+                match self.scheduler.poll() {
+                    Some(scheduler::Output::Retry) => failed.take(),
                     _ => None,
                 }
             } else {
@@ -167,7 +167,7 @@ impl StoreThread {
                     Some(Ok(job)) => Some(job),
                     Some(Err(_)) => return,
                     None => {
-                        self.pace(pace::Input::Tick);
+                        self.schedule(scheduler::Input::Tick);
                         None
                     }
                 }
@@ -176,7 +176,7 @@ impl StoreThread {
             if let Some(job) = job {
                 match self.perform(&job) {
                     Ok(answer) => {
-                        self.pace(pace::Input::Written);
+                        self.schedule(scheduler::Input::Written);
                         if let Some(answer) = answer
                             && self.done.send_blocking(answer).is_err()
                         {
@@ -186,12 +186,12 @@ impl StoreThread {
                     Err(error) => {
                         word = Some(error.to_string());
                         failed = Some(job);
-                        self.pace(pace::Input::Failed);
+                        self.schedule(scheduler::Input::Failed);
                     }
                 }
             }
-            match self.pace.poll() {
-                Some(pace::Output::Failing | pace::Output::Recovered) => {
+            match self.scheduler.poll() {
+                Some(scheduler::Output::Failing | scheduler::Output::Recovered) => {
                     self.done.send_blocking(StoreDone::Trouble(word)).ok();
                     if let Some(StoreJob::Apply { changes, .. }) = &failed {
                         let pods = endings(changes);
@@ -200,20 +200,20 @@ impl StoreThread {
                         }
                     }
                 }
-                Some(pace::Output::Cache) => {
+                Some(scheduler::Output::Cache) => {
                     if let Err(error) = self.store.write_cache() {
                         log::warn!("cache_not_written error={error}");
-                        self.pace(pace::Input::CacheFailed);
+                        self.schedule(scheduler::Input::CacheFailed);
                     }
                 }
-                Some(pace::Output::Again) | None => {}
+                Some(scheduler::Output::Retry) | None => {}
             }
         }
     }
 
-    fn pace(&mut self, input: pace::Input) {
+    fn schedule(&mut self, input: scheduler::Input) {
         let now = self.start.elapsed().as_millis();
-        self.pace
+        self.scheduler
             .handle(u64::try_from(now).unwrap_or(u64::MAX), input);
     }
 
@@ -226,7 +226,7 @@ impl StoreThread {
                 epoch,
             } => {
                 let applied = self.store.apply(changes.clone(), *epoch)?;
-                self.pace(pace::Input::Changed);
+                self.schedule(scheduler::Input::Changed);
                 StoreDone::Applied {
                     ticket: *ticket,
                     applied,
@@ -247,7 +247,7 @@ impl StoreThread {
                 StoreDone::Have(*hash, have)
             }
             StoreJob::OverBudget(over) => {
-                self.pace(pace::Input::OverBudget(*over));
+                self.schedule(scheduler::Input::OverBudget(*over));
                 return Ok(None);
             }
         };
@@ -255,7 +255,7 @@ impl StoreThread {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let at = Duration::from_millis(self.pace.deadline()?);
+        let at = Duration::from_millis(self.scheduler.deadline()?);
         self.start.checked_add(at)
     }
 

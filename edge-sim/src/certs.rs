@@ -30,7 +30,7 @@ impl Certificate {
     const fn life(self) -> Life {
         Life {
             issued_unix_s: self.issued_s,
-            end_unix_s: self.end_s,
+            not_after: self.end_s,
         }
     }
 }

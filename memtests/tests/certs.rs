@@ -42,7 +42,7 @@ fn record(gate: &Gate) -> Value {
 
 fn end(gate: &Gate) -> u64 {
     let status = gate.status().unwrap();
-    status["certificate_end_unix_s"].as_u64().unwrap()
+    status["certificate_not_after"].as_u64().unwrap()
 }
 
 fn has_old_identity(gate: &Gate) -> bool {

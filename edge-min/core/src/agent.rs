@@ -317,7 +317,7 @@ impl Agent {
         }
     }
 
-    /// Takes over what runs. Of two finds of one container the running one counts, for starting
+    /// Adopts what runs. Of two finds of one container the running one counts, for starting
     /// another beside it would be worse than leaving remains.
     fn handle_discovered(&mut self, now: Millis, mut found: Vec<Discovered>) {
         if self.discovered {
@@ -342,7 +342,7 @@ impl Agent {
                 }
             }
             if seen.insert((item.uid, item.container.clone())) {
-                self.take_over(now, item, wanted);
+                self.adopt(now, item, wanted);
             }
         }
         for (uid, pod) in &self.pods {
@@ -373,7 +373,7 @@ impl Agent {
         }
     }
 
-    fn take_over(&mut self, now: Millis, item: Discovered, wanted: bool) {
+    fn adopt(&mut self, now: Millis, item: Discovered, wanted: bool) {
         let pod = self.pods.entry(item.uid).or_insert_with(PodState::new);
         pod.directory = Directory::Ready;
         let policy = pod.spec.as_ref().map(|spec| spec.restart_policy);

@@ -8,7 +8,7 @@ use edge_proto::key::{Key, Uid};
 /// One state change worth a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A container that ran before the agent did was taken over.
+    /// A container that ran before the agent did was adopted.
     Adopted(Uid, String),
     /// A container runs.
     Started(Uid, String, u32),

@@ -200,7 +200,7 @@ pub struct Wear {
 
 impl Wear {
     /// From the texts of `life_time`, for example `0x01 0x02`, and `pre_eol_info`, for example
-    /// `0x01`. What is not defined there counts as not said.
+    /// `0x01`. A value that is not defined there is `None`.
     #[must_use]
     pub fn parse(life_time: &str, pre_eol_info: &str) -> Self {
         let registers = |text: &'_ str, max: u8| {
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(
             budget.handle(HOUR_MS, &counters(11 * MIB)),
             None,
-            "told once"
+            "reported once"
         );
         let (today, since) = budget.of(Subsystem::Images);
         assert_eq!((today.bytes, since.bytes), (11 * MIB, 11 * MIB));
@@ -274,14 +274,14 @@ mod tests {
         assert_eq!(budget.handle(3 * HOUR_MS, &counters(20 * MIB)), None);
         // Then half a MiB an hour: 20 hours of that are too much.
         let mut bytes = 20 * MIB;
-        let mut told = None;
+        let mut reported = None;
         for hour in 3..7 {
             bytes += MIB / 2;
             let risk = budget.handle(hour * HOUR_MS + 60_000, &counters(bytes));
-            told = told.or_else(|| risk.map(|risk| (hour, risk)));
+            reported = reported.or_else(|| risk.map(|risk| (hour, risk)));
         }
         assert_eq!(
-            told,
+            reported,
             Some((5, Risk::Projected)),
             "after the second full hour"
         );
@@ -304,21 +304,21 @@ mod tests {
 
     #[test]
     fn wear_is_what_the_kernel_prints() {
-        let said = |life, reserve| {
+        let parsed = |life, reserve| {
             let wear = Wear::parse(life, reserve);
             (wear.used_percent, wear.reserve, wear.worn())
         };
-        assert_eq!(said("0x01 0x02\n", "0x01\n"), (Some(20), Some(1), false));
-        assert_eq!(said("0x09 0x01\n", "0x01\n"), (Some(90), Some(1), false));
-        assert_eq!(said("0x01 0x0a\n", "0x01\n"), (Some(100), Some(1), true));
-        assert_eq!(said("0x0b 0x0b\n", "0x03\n"), (Some(110), Some(3), true));
-        assert_eq!(said("0x02 0x01\n", "0x02\n"), (Some(20), Some(2), true));
+        assert_eq!(parsed("0x01 0x02\n", "0x01\n"), (Some(20), Some(1), false));
+        assert_eq!(parsed("0x09 0x01\n", "0x01\n"), (Some(90), Some(1), false));
+        assert_eq!(parsed("0x01 0x0a\n", "0x01\n"), (Some(100), Some(1), true));
+        assert_eq!(parsed("0x0b 0x0b\n", "0x03\n"), (Some(110), Some(3), true));
+        assert_eq!(parsed("0x02 0x01\n", "0x02\n"), (Some(20), Some(2), true));
         // Not defined, older than the registers, or of no eMMC.
-        assert_eq!(said("0x00 0x00\n", "0x00\n"), (None, None, false));
-        assert_eq!(said("0x00 0x03\n", "0x00\n"), (Some(30), None, false));
-        assert_eq!(said("", ""), (None, None, false));
-        assert_eq!(said("0xff 0x0c", "0x04"), (None, None, false));
-        assert_eq!(said("10 20", "normal"), (None, None, false));
+        assert_eq!(parsed("0x00 0x00\n", "0x00\n"), (None, None, false));
+        assert_eq!(parsed("0x00 0x03\n", "0x00\n"), (Some(30), None, false));
+        assert_eq!(parsed("", ""), (None, None, false));
+        assert_eq!(parsed("0xff 0x0c", "0x04"), (None, None, false));
+        assert_eq!(parsed("10 20", "normal"), (None, None, false));
     }
 
     proptest! {
@@ -329,7 +329,7 @@ mod tests {
             prop_assert!(wear.reserve.is_none_or(|one| (1..=3).contains(&one)));
         }
 
-        /// Any steps of time and any growth: what is over is told, what is under is not, and the
+        /// Any steps of time and any growth: what is over is reported, what is under is not, and the
         /// figures of a day never exceed those since the start.
         #[test]
         fn over_is_over(steps in proptest::collection::vec((0_u64..200 * HOUR_MS, 0_u64..4 * MIB), 1..40)) {

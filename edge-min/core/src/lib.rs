@@ -1,4 +1,4 @@
-//! Every decision of the agent. No clock, no IO, no threads: the shell tells what happened
+//! Every decision of the agent. No clock, no IO, no threads: the shell passes in what happened
 //! ([`Input`]) and does what comes out ([`Output`]).
 //!
 //! The contract, on the board, in tests and in a simulator alike:
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod` with exactly one input.
-//! It tells the end of a run once, as `Exited`, which may come before the `Started` of that run;
+//! It reports the end of a run once, as `Exited`, which may come before the `Started` of that run;
 //! `Discovered` comes once, and nothing is prepared or started before it. A `Report` comes out only
 //! when the payload changed.
 #![no_std]
@@ -33,7 +33,6 @@ mod event;
 pub mod flash;
 pub mod limits;
 pub mod outbox;
-pub mod pace;
 mod pod;
 mod port;
 mod reconcile;
@@ -41,6 +40,7 @@ pub mod reconnect;
 pub mod renewal;
 mod supervisor;
 pub mod time;
+pub mod write_scheduler;
 
 pub use agent::Agent;
 pub use event::Event;

@@ -6,7 +6,7 @@ use edge_proto::Millis;
 /// status.
 pub const PODS_MAX: usize = 110;
 /// Discovered containers that are not desired and are stopped at start; further ones are found
-/// again at the next start. Desired ones are always taken over, however many are found.
+/// again at the next start. Desired ones are always adopted, however many are found.
 pub const ORPHANS_MAX: usize = 256;
 /// First back-off of a crashing container, milliseconds: Kubernetes' 10 s. The very first restart
 /// is immediate.
@@ -18,10 +18,10 @@ pub const BACKOFF_RESET_MS: Millis = 600_000;
 /// Grace from SIGTERM to SIGKILL when the Pod names none, seconds: Kubernetes' default.
 pub const GRACE_S_DEFAULT: u32 = 30;
 /// A killed container that does not end is killed again after this, milliseconds.
-pub const KILL_AGAIN_MS: Millis = 5_000;
-/// Pause before a failed write of an accepted change is tried again, milliseconds: a full disk
+pub const KILL_RETRY_MS: Millis = 5_000;
+/// Pause before a failed write of an accepted change is retried, milliseconds: a full disk
 /// needs somebody to make room.
-pub const WRITE_AGAIN_MS: Millis = 5_000;
+pub const WRITE_RETRY_MS: Millis = 5_000;
 /// The state cache follows the set after this much quiet, milliseconds...
 pub const CACHE_QUIET_MS: Millis = 2_000;
 /// ...or at the latest this long after the first change, so that a burst costs one write. With it
@@ -30,8 +30,8 @@ pub const CACHE_LATEST_MS: Millis = 30_000;
 /// What an earlier agent left half is cleared in the first pause of this length, milliseconds:
 /// after a boot the pods come first.
 pub const CLEAR_AFTER_MS: Millis = 30_000;
-/// Pause before a cache that could not be written is tried again, milliseconds.
-pub const CACHE_AGAIN_MS: Millis = 600_000;
+/// Pause before a cache that could not be written is retried, milliseconds.
+pub const CACHE_RETRY_MS: Millis = 600_000;
 /// Longest wait for the sync of a record of durability *soon*, milliseconds.
 pub const RECORD_SOON_MS: Millis = 2_000;
 /// Ranges of lost numbers that a class of the outbox notes; if damage needs more, the records

@@ -1,5 +1,5 @@
 //! What the outbox keeps, drops and counts. Records lie in segments, files of one class with
-//! consecutive numbers; the shell writes and reads them and tells what became durable.
+//! consecutive numbers; the shell writes and reads them and reports what became durable.
 //!
 //! Of each number exactly one thing holds: it was delivered (the cloud acknowledged it), it is held,
 //! or it is lost for one reason. So `appended = delivered + held + lost` for each class, always, over
@@ -434,7 +434,7 @@ impl Outbox {
         }
     }
 
-    /// What [`Outbox::saved`] said last is on the medium.
+    /// The value that [`Outbox::saved`] returned last is on the medium.
     pub fn saved_durably(&mut self) {
         for class in &mut self.classes {
             class.unsure = u64::MAX;
@@ -626,7 +626,7 @@ impl Class {
         }
     }
 
-    /// Numbers before can be told.
+    /// Numbers below this one are durable, so the session may announce them.
     fn end(&self) -> u64 {
         self.durable.min(self.unsure)
     }

@@ -38,7 +38,7 @@ impl Agent {
         }
         for uid in gone {
             // A terminating pod stays as a spec until the cloud drops it; its status goes now,
-            // which tells the cloud that it may.
+            // after which the cloud may drop it.
             let desired = self.pods.get(&uid).is_some_and(|pod| pod.desired);
             if let Some(pod) = self.pods.get_mut(&uid)
                 && pod.reported.take().is_some()

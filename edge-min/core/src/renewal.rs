@@ -3,7 +3,8 @@
 //! for it or refuses the one there is; and again, ever more slowly, after a failure.
 //!
 //! While the time is not confirmed only the floor counts, which no clock of the board can move: a
-//! certificate is due when it has ended by the floor. Whether it ended earlier, the refusal tells.
+//! certificate is due when it has ended by the floor. That it ended earlier is known only when the
+//! other end refuses it.
 
 use edge_proto::Millis;
 
@@ -12,18 +13,18 @@ use crate::limits::{RENEWAL_MS_MAX, RENEWAL_MS_MIN};
 /// Certificates are due between two thirds of their life and this many percent later.
 const SPREAD_PERCENT: u64 = 10;
 
-/// Life of a certificate, seconds since 1970.
+/// When a certificate begins and ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
-    /// When it was issued.
+    /// When it was issued, seconds since 1970: later than its `notBefore`, which the CA backdates.
     pub issued_unix_s: u64,
-    /// When it ends.
-    pub end_unix_s: u64,
+    /// The end of its validity, seconds since 1970.
+    pub not_after: u64,
 }
 
 impl Life {
     const fn seconds(self) -> u64 {
-        self.end_unix_s.saturating_sub(self.issued_unix_s)
+        self.not_after.saturating_sub(self.issued_unix_s)
     }
 }
 
@@ -32,12 +33,12 @@ impl Life {
 pub struct Time {
     /// Seconds since 1970: the cloud's when it is confirmed, else the floor.
     pub unix_s: u64,
-    /// The cloud has said it since the start.
+    /// The cloud has confirmed it since the agent started.
     pub confirmed: bool,
 }
 
 /// The renewals of one node. The shell asks [`Self::begins`] at each [`Self::deadline`], makes the
-/// attempt, and tells how it ended.
+/// attempt, and reports its end by [`Self::renewed`] or [`Self::failed`].
 #[derive(Debug)]
 pub struct Renewal {
     life: Life,
@@ -75,16 +76,16 @@ impl Renewal {
         self.life.issued_unix_s + life_s / 3 * 2 + spread_s
     }
 
-    /// When it ends, seconds since 1970.
+    /// The end of its validity, seconds since 1970.
     #[must_use]
-    pub const fn end_unix_s(&self) -> u64 {
-        self.life.end_unix_s
+    pub const fn not_after(&self) -> u64 {
+        self.life.not_after
     }
 
     /// Whether it should have been renewed long ago: five sixths of its life are over.
     #[must_use]
     pub const fn is_late(&self, time: Time) -> bool {
-        let late = self.life.end_unix_s.saturating_sub(self.life.seconds() / 6);
+        let late = self.life.not_after.saturating_sub(self.life.seconds() / 6);
         time.unix_s >= late
     }
 
@@ -92,7 +93,7 @@ impl Renewal {
     fn due(&self, confirmed: bool) -> u64 {
         match confirmed {
             true => self.due_unix_s(),
-            false => self.life.end_unix_s,
+            false => self.life.not_after,
         }
     }
 
@@ -159,7 +160,7 @@ mod tests {
     const YEAR_S: u64 = 365 * 24 * 3600;
     const LIFE: Life = Life {
         issued_unix_s: 1_800_000_000,
-        end_unix_s: 1_800_000_000 + YEAR_S,
+        not_after: 1_800_000_000 + YEAR_S,
     };
 
     const fn at(unix_s: u64, confirmed: bool) -> Time {
@@ -190,7 +191,7 @@ mod tests {
         assert!(!renewal.begins(20_000, at(due + 10, true)));
         let next = Life {
             issued_unix_s: due,
-            end_unix_s: due + YEAR_S,
+            not_after: due + YEAR_S,
         };
         renewal.renewed(next);
         assert!(!renewal.begins(20_000, at(due + 10, true)));
@@ -201,16 +202,16 @@ mod tests {
     #[test]
     fn without_a_confirmed_time_only_an_end_by_the_floor_or_a_refusal_counts() {
         let mut renewal = Renewal::new("gate", LIFE);
-        assert!(!renewal.begins(0, at(LIFE.end_unix_s - 1, false)));
+        assert!(!renewal.begins(0, at(LIFE.not_after - 1, false)));
         assert_eq!(
-            renewal.deadline(0, at(LIFE.end_unix_s - 1, false)),
+            renewal.deadline(0, at(LIFE.not_after - 1, false)),
             Some(1_000)
         );
         renewal.want();
         assert_eq!(renewal.deadline(0, at(0, false)), Some(0));
         assert!(renewal.begins(0, at(0, false)));
         let mut renewal = Renewal::new("gate", LIFE);
-        assert!(renewal.begins(0, at(LIFE.end_unix_s, false)));
+        assert!(renewal.begins(0, at(LIFE.not_after, false)));
     }
 
     #[test]
@@ -229,7 +230,7 @@ mod tests {
     #[test]
     fn a_certificate_is_late_when_a_sixth_is_left() {
         let renewal = Renewal::new("gate", LIFE);
-        let late = LIFE.end_unix_s - YEAR_S / 6;
+        let late = LIFE.not_after - YEAR_S / 6;
         assert!(!renewal.is_late(at(late - 1, true)));
         assert!(renewal.is_late(at(late, false)));
         assert!(renewal.due_unix_s() < late);
@@ -241,7 +242,7 @@ mod tests {
         fn waits_stay_within_their_bounds(
             issued in any::<u64>(), end in any::<u64>(), failures in 1_u32..200, unix_s in any::<u64>()
         ) {
-            let life = Life { issued_unix_s: issued / 2, end_unix_s: end };
+            let life = Life { issued_unix_s: issued / 2, not_after: end };
             let mut renewal = Renewal::new("gate", life);
             let _due = (renewal.due_unix_s(), renewal.is_late(at(unix_s, true)));
             let mut last = 0;

@@ -11,7 +11,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::object::{ContainerState, ContainerStatus, RestartPolicy, clip};
 
 use crate::backoff;
-use crate::limits::{BACKOFF_RESET_MS, KILL_AGAIN_MS};
+use crate::limits::{BACKOFF_RESET_MS, KILL_RETRY_MS};
 
 /// Bytes of a container's reason in a status; a longer one is cut. 16 containers with reasons this
 /// long and without messages fit the payload of a status.
@@ -36,8 +36,8 @@ pub struct StartFailure {
 pub(crate) enum State {
     /// Not there, may start at this time.
     Idle { start_at: Millis },
-    /// The shell starts it. A short run may be told to have ended before it was told to have
-    /// started; its end is kept until then.
+    /// The shell starts it. `Exited` of a short run may come before its `Started`; its
+    /// end is kept until then.
     Starting { ended: Option<(Option<i32>, bool)> },
     /// Runs.
     Running { pid: u32, since: Millis },
@@ -118,7 +118,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes over a container that runs already.
+    /// The container runs already: this agent did not start it.
     pub(crate) fn adopt(&mut self, now: Millis, pid: u32, spec: Hash16) {
         self.running_spec = spec;
         self.run = 1;
@@ -201,7 +201,7 @@ impl Supervisor {
             } if kill_at <= now => {
                 self.state = State::Stopping {
                     pid,
-                    kill_at: now.saturating_add(KILL_AGAIN_MS),
+                    kill_at: now.saturating_add(KILL_RETRY_MS),
                     kills: kills.saturating_add(1),
                 };
                 Some(Step::Kill {
@@ -294,7 +294,7 @@ impl Supervisor {
         self.state = removing(next);
     }
 
-    /// Its end was told before its pod's spec.
+    /// It ended before its pod's spec was known.
     pub(crate) const fn leave_undecided(&mut self) {
         self.undecided = true;
     }
@@ -341,7 +341,7 @@ impl Supervisor {
         let State::Removing { again_at, .. } = &mut self.state else {
             return false;
         };
-        *again_at = Some(now.saturating_add(KILL_AGAIN_MS));
+        *again_at = Some(now.saturating_add(KILL_RETRY_MS));
         self.remains.replace(clip(error).into()).is_none()
     }
 
@@ -384,7 +384,7 @@ impl Supervisor {
         }
     }
 
-    /// Why it never ran, when that was its end: the state of what has ended has no words of its own.
+    /// Why it never ran, when that was its end: the state of an ended container has no message of its own.
     pub(crate) fn never_ran(&self) -> Option<&str> {
         let failure = self.failure.as_ref()?;
         self.ended().map(|_| failure.message.as_str())

@@ -1,11 +1,11 @@
 //! What a node believes of the time. Two answers, for two questions:
 //!
 //! - *Has a certificate ended?* The floor: the latest of the date of the build, of what was kept,
-//!   and of what the cloud said. It never goes back, or an old certificate whose key was stolen
+//!   and of the cloud's time. It never goes back, or an old certificate whose key was stolen
 //!   would be good again. But a cloud with a wrong clock must not shut its nodes out: a server
 //!   cannot prove a time at which its own certificate would have ended, so the floor is believed up
 //!   to that end only, and does not run past it either.
-//! - *What time is it?* The cloud's, as it said last, wherever the floor is.
+//! - *What time is it?* The cloud's, as last received, wherever the floor is.
 
 use edge_proto::Millis;
 
@@ -13,14 +13,14 @@ use edge_proto::Millis;
 /// that of a dead battery may be. Believed, it would take every certificate for expired.
 pub const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
 
-/// A time that was told, and when.
+/// A time, and the monotonic instant at which it held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Told {
+struct Reading {
     unix_s: u64,
     at: Millis,
 }
 
-impl Told {
+impl Reading {
     fn runs_on(self, now: Millis) -> u64 {
         let since_s = now.saturating_sub(self.at) / 1000;
         self.unix_s.saturating_add(since_s)
@@ -31,24 +31,24 @@ impl Told {
 #[derive(Clone, Debug)]
 pub struct TrustedTime {
     build_unix_s: u64,
-    floor: Told,
+    floor: Reading,
     /// End of the certificate of the server that the link has spoken with last; 0 before the first.
-    server_end_unix_s: u64,
-    cloud: Option<Told>,
+    server_not_after: u64,
+    cloud: Option<Reading>,
 }
 
 impl TrustedTime {
     /// At the agent's start: the build's date, and the floor that was kept. The floor stands still
-    /// until a server of the link has proven itself and the cloud has said the time: it may be the end
-    /// of that server's certificate already. What a join or a renewal says does not move it, for their
-    /// server's certificate bounds nothing.
+    /// until a server of the link has proven itself and the cloud has sent its time: it may be the end
+    /// of that server's certificate already. The time in the answer to a join or a renewal does not move
+    /// it, for their server's certificate bounds nothing.
     #[must_use]
     pub fn new(build_unix_s: u64, kept_unix_s: u64) -> Self {
         let unix_s = build_unix_s.max(kept_unix_s);
         Self {
             build_unix_s,
-            floor: Told { unix_s, at: 0 },
-            server_end_unix_s: 0,
+            floor: Reading { unix_s, at: 0 },
+            server_not_after: 0,
             cloud: None,
         }
     }
@@ -56,43 +56,43 @@ impl TrustedTime {
     /// The earliest time that it can be, seconds since 1970: what certificates are judged by.
     #[must_use]
     pub fn floor(&self, now: Millis) -> u64 {
-        let Told { unix_s, .. } = self.floor;
+        let Reading { unix_s, .. } = self.floor;
         match self.cloud {
             None => unix_s,
             Some(_) => {
-                let end = self.server_end_unix_s.max(unix_s);
+                let end = self.server_not_after.max(unix_s);
                 self.floor.runs_on(now).min(end)
             }
         }
     }
 
-    /// The cloud's time, seconds since 1970, when it was said since the start.
+    /// The cloud's time, seconds since 1970, when it was received since the start.
     #[must_use]
     pub fn cloud(&self, now: Millis) -> Option<u64> {
-        self.cloud.map(|told| told.runs_on(now))
+        self.cloud.map(|reading| reading.runs_on(now))
     }
 
     /// A server of the link has proven that it holds the key of a certificate that is good by the
     /// floor, and that ends then.
-    pub fn server(&mut self, now: Millis, end_unix_s: u64) {
+    pub fn server(&mut self, now: Millis, not_after: u64) {
         let unix_s = self.floor(now);
-        self.floor = Told { unix_s, at: now };
-        self.server_end_unix_s = end_unix_s;
+        self.floor = Reading { unix_s, at: now };
+        self.server_not_after = not_after;
     }
 
-    /// The cloud said the time, authenticated. Ignored when it can only be a broken clock.
+    /// The cloud sent its time, authenticated. Ignored when it can only be a broken clock.
     pub fn confirm(&mut self, now: Millis, unix_s: u64) {
         let floor = self.floor(now);
         if unix_s < self.build_unix_s || unix_s.saturating_sub(floor) >= AHEAD_S_MAX {
             return;
         }
-        let proven = unix_s.min(self.server_end_unix_s);
+        let proven = unix_s.min(self.server_not_after);
         let unix_s_floor = floor.max(proven);
-        self.floor = Told {
+        self.floor = Reading {
             unix_s: unix_s_floor,
             at: now,
         };
-        self.cloud = Some(Told { unix_s, at: now });
+        self.cloud = Some(Reading { unix_s, at: now });
     }
 }
 

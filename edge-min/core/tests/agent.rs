@@ -120,7 +120,7 @@ fn a_stubborn_container_is_killed_after_its_grace() {
     assert_eq!(board.running.len(), 1);
     board.advance(1);
     assert!(board.running.is_empty());
-    assert_eq!(board.status(UID), None, "gone is told by a missing status");
+    assert_eq!(board.status(UID), None, "a pod that is gone has no status");
     board.tell(Input::Desired(Key::pod(UID), None));
     assert_eq!(board.agent.statuses().count(), 0);
 }
@@ -139,8 +139,8 @@ fn a_container_that_cannot_be_killed_is_named_and_tried_for_ever() {
     let status = board.status(pod.uid).unwrap();
     assert_eq!(status.reason, "Terminating");
     assert_eq!(status.message, "process 1 does not end after SIGKILL");
-    let said = board.events.iter().filter(|e| e.starts_with("kill_failed"));
-    assert_eq!(said.count(), 1);
+    let failures = board.events.iter().filter(|e| e.starts_with("kill_failed"));
+    assert_eq!(failures.count(), 1);
     board.exit(pod.uid, "main", Some(137));
     board.advance(10);
     assert!(board.status(pod.uid).is_none());
@@ -166,11 +166,11 @@ fn remains_that_cannot_be_cleared_hold_back_the_restart_and_say_so() {
         (reason.as_str(), message.as_str()),
         ("RemoveContainerError", "rmdir: busy")
     );
-    let said = board
+    let failures = board
         .events
         .iter()
         .filter(|e| e.starts_with("remove_failed"));
-    assert_eq!(said.count(), 1);
+    assert_eq!(failures.count(), 1);
     board.keeps_remains = false;
     board.advance(1);
     assert_eq!(board.starts, 2);

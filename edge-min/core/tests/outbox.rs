@@ -47,8 +47,8 @@ struct Board {
     owed: BTreeSet<(u8, u64)>,
     /// Highest durable number.
     given: BTreeMap<u8, u64>,
-    /// Before this the session was told of all numbers.
-    told: BTreeMap<u8, u64>,
+    /// The session has announced all numbers below this one.
+    announced: BTreeMap<u8, u64>,
     /// Nothing can be saved or deleted, and what waits for it.
     broken: bool,
     waiting: Vec<Output>,
@@ -66,7 +66,7 @@ impl Board {
             saved: Vec::new(),
             owed: BTreeSet::new(),
             given: BTreeMap::new(),
-            told: BTreeMap::new(),
+            announced: BTreeMap::new(),
             broken: false,
             waiting: Vec::new(),
             over: false,
@@ -80,9 +80,9 @@ impl Board {
             durable.is_none_or(|durable| *durable < place.number),
             "a number twice"
         );
-        let told = self.told.get(&number);
+        let announced = self.announced.get(&number);
         assert!(
-            told.is_none_or(|told| *told <= place.number),
+            announced.is_none_or(|announced| *announced <= place.number),
             "a number again that the cloud knows"
         );
         let record = Record {
@@ -178,8 +178,8 @@ impl Board {
     /// Reads a class as the session would; returns what each number is: `None` is a record.
     fn read(&mut self, class: u8) -> BTreeMap<u64, Option<GapReason>> {
         let (mut at, end) = self.outbox.ready(class).unwrap();
-        let told = self.told.entry(class).or_default();
-        *told = end.max(*told);
+        let announced = self.announced.entry(class).or_default();
+        *announced = end.max(*announced);
         let mut read = BTreeMap::new();
         while at < end {
             match self.outbox.next(class, at) {
@@ -300,7 +300,7 @@ proptest! {
             }
             board.check();
         }
-        // In the end everything can be told to the cloud.
+        // In the end everything can be announced to the cloud.
         board.broken = false;
         board.perform();
         board.durable();

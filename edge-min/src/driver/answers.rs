@@ -81,7 +81,7 @@ impl Driver {
             reported_root: self.device.reported_root().to_string(),
             time_trusted,
             unix_s,
-            certificate_end_unix_s: end,
+            certificate_not_after: end,
             certificate_renewal_unix_s: due,
             certificate_error: error.to_owned(),
             conditions: node

@@ -46,7 +46,7 @@ impl Certificates {
     /// known which one that is.
     pub(super) const fn proven_end(&self) -> u64 {
         match self.old {
-            None => self.renewal.end_unix_s(),
+            None => self.renewal.not_after(),
             Some(_) => 0,
         }
     }
@@ -59,7 +59,7 @@ impl Certificates {
     /// When the certificate ends and when it is renewed, seconds since 1970, and why that failed.
     pub(super) fn facts(&self) -> (u64, u64, &str) {
         let renewal = &self.renewal;
-        (renewal.end_unix_s(), renewal.due_unix_s(), &self.error)
+        (renewal.not_after(), renewal.due_unix_s(), &self.error)
     }
 }
 
@@ -70,7 +70,7 @@ impl Driver {
         let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
         let tls = tls::link_config(identity, self.clock.clone())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;
-        let (issued_unix_s, end_unix_s) =
+        let (issued_unix_s, not_after) =
             certificate::life(&identity.certificate).ok_or("identity: node.crt is none")?;
         Ok(InUse {
             target: Arc::new(Target {
@@ -80,7 +80,7 @@ impl Driver {
             }),
             life: Life {
                 issued_unix_s,
-                end_unix_s,
+                not_after,
             },
         })
     }
@@ -142,7 +142,7 @@ impl Driver {
         let Some(certificates) = &mut self.certificates else {
             return;
         };
-        log::info!("renewed end_unix_s={}", new.life.end_unix_s);
+        log::info!("renewed not_after={}", new.life.not_after);
         certificates.renewal.renewed(new.life);
         certificates.error.clear();
         certificates.turns_back = false;
@@ -188,8 +188,8 @@ impl Driver {
         let state = &self.config.state_dir;
         let done = if certificates.tried(&certificates.new) {
             log::info!(
-                "certificate_in_use end_unix_s={}",
-                certificates.new.life.end_unix_s
+                "certificate_in_use not_after={}",
+                certificates.new.life.not_after
             );
             identity::forget_old(state)
         } else if certificates.turns_back {

@@ -9,7 +9,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Uid};
 use edge_proto::object::{NodeStatus, Pod, PodStatus};
 
-/// A board whose containers run until told otherwise.
+/// A board whose containers run until a test ends them or they are stopped.
 pub(crate) struct Board {
     pub(crate) agent: Agent,
     pub(crate) now: Millis,

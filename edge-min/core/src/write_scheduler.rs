@@ -2,12 +2,12 @@
 //! follows the desired set. Nothing here is due while nothing has changed.
 //!
 //! The store does one thing at a time. After [`Input::Failed`] it takes no further job until
-//! [`Output::Again`] has led to [`Input::Written`]: nothing is acknowledged that is not on the
+//! [`Output::Retry`] has led to [`Input::Written`]: nothing is acknowledged that is not on the
 //! medium, and changes keep their order.
 
 use edge_proto::Millis;
 
-use crate::limits::{CACHE_AGAIN_MS, CACHE_LATEST_MS, CACHE_QUIET_MS, WRITE_AGAIN_MS};
+use crate::limits::{CACHE_LATEST_MS, CACHE_QUIET_MS, CACHE_RETRY_MS, WRITE_RETRY_MS};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,28 +29,28 @@ pub enum Input {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Say that writes fail; the first of a row only.
+    /// Report that writes fail; the first of a row only.
     Failing,
-    /// Say that writes succeed again.
+    /// Report that writes succeed again.
     Recovered,
-    /// Try the failed write again.
-    Again,
+    /// Retry the failed write.
+    Retry,
     /// Write the cache.
     Cache,
 }
 
-/// The times of the store's thread.
+/// When the store's thread retries a failed write and writes the cache.
 #[derive(Debug, Default)]
-pub struct Pace {
-    /// When the failed write is tried again.
-    again: Option<Millis>,
+pub struct WriteScheduler {
+    /// When the failed write is retried.
+    retry_at: Option<Millis>,
     /// When the cache is due, and when at the latest.
     cache: Option<(Millis, Millis)>,
     over_budget: bool,
     output: Option<Output>,
 }
 
-impl Pace {
+impl WriteScheduler {
     /// Takes in one thing that happened.
     pub fn handle(&mut self, now: Millis, input: Input) {
         match input {
@@ -63,23 +63,23 @@ impl Pace {
                 self.cache = Some((due, latest));
             }
             Input::Written => {
-                if self.again.take().is_some() {
+                if self.retry_at.take().is_some() {
                     self.output = Some(Output::Recovered);
                 }
             }
             Input::Failed => {
-                let at = now.saturating_add(WRITE_AGAIN_MS);
-                if self.again.replace(at).is_none() {
+                let at = now.saturating_add(WRITE_RETRY_MS);
+                if self.retry_at.replace(at).is_none() {
                     self.output = Some(Output::Failing);
                 }
             }
             Input::CacheFailed => {
-                let at = now.saturating_add(CACHE_AGAIN_MS);
+                let at = now.saturating_add(CACHE_RETRY_MS);
                 self.cache = Some((at, at));
             }
             Input::OverBudget(over) => self.over_budget = over,
             Input::Tick if self.deadline().is_none_or(|at| at > now) => {}
-            Input::Tick if self.again.is_some() => self.output = Some(Output::Again),
+            Input::Tick if self.retry_at.is_some() => self.output = Some(Output::Retry),
             Input::Tick => {
                 self.cache = None;
                 self.output = Some(Output::Cache);
@@ -96,7 +96,7 @@ impl Pace {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let cache = || self.cache.filter(|_| !self.over_budget);
-        self.again.or_else(|| cache().map(|(due, _)| due))
+        self.retry_at.or_else(|| cache().map(|(due, _)| due))
     }
 }
 
@@ -106,71 +106,77 @@ mod tests {
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    fn step(pace: &mut Pace, now: Millis, input: Input) -> Option<Output> {
-        pace.handle(now, input);
-        let output = pace.poll();
-        assert_eq!(pace.poll(), None);
+    fn step(scheduler: &mut WriteScheduler, now: Millis, input: Input) -> Option<Output> {
+        scheduler.handle(now, input);
+        let output = scheduler.poll();
+        assert_eq!(scheduler.poll(), None);
         output
     }
 
     #[test]
-    fn a_failed_write_is_tried_again_until_it_succeeds_and_told_once() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.deadline(), None);
-        assert_eq!(step(&mut pace, 0, Input::Failed), Some(Output::Failing));
+    fn a_failed_write_is_retried_until_it_succeeds_and_reported_once() {
+        let mut scheduler = WriteScheduler::default();
+        assert_eq!(scheduler.deadline(), None);
+        assert_eq!(
+            step(&mut scheduler, 0, Input::Failed),
+            Some(Output::Failing)
+        );
         for round in 1..4 {
-            let at = round * WRITE_AGAIN_MS;
-            assert_eq!(pace.deadline(), Some(at));
-            assert_eq!(step(&mut pace, at - 1, Input::Tick), None, "early");
-            assert_eq!(step(&mut pace, at, Input::Tick), Some(Output::Again));
-            assert_eq!(step(&mut pace, at, Input::Failed), None);
+            let at = round * WRITE_RETRY_MS;
+            assert_eq!(scheduler.deadline(), Some(at));
+            assert_eq!(step(&mut scheduler, at - 1, Input::Tick), None, "early");
+            assert_eq!(step(&mut scheduler, at, Input::Tick), Some(Output::Retry));
+            assert_eq!(step(&mut scheduler, at, Input::Failed), None);
         }
         assert_eq!(
-            step(&mut pace, 50_000, Input::Written),
+            step(&mut scheduler, 50_000, Input::Written),
             Some(Output::Recovered)
         );
-        assert_eq!(pace.deadline(), None);
-        assert_eq!(step(&mut pace, 60_000, Input::Written), None);
+        assert_eq!(scheduler.deadline(), None);
+        assert_eq!(step(&mut scheduler, 60_000, Input::Written), None);
     }
 
     #[test]
     fn the_cache_follows_after_quiet_and_a_row_of_changes_costs_one_write() {
-        let mut pace = Pace::default();
-        step(&mut pace, 0, Input::Changed);
-        assert_eq!(pace.deadline(), Some(CACHE_QUIET_MS));
+        let mut scheduler = WriteScheduler::default();
+        step(&mut scheduler, 0, Input::Changed);
+        assert_eq!(scheduler.deadline(), Some(CACHE_QUIET_MS));
         let mut now = 0;
         while now < CACHE_LATEST_MS {
-            assert_eq!(step(&mut pace, now, Input::Tick), None);
-            step(&mut pace, now, Input::Changed);
+            assert_eq!(step(&mut scheduler, now, Input::Tick), None);
+            step(&mut scheduler, now, Input::Changed);
             now += CACHE_QUIET_MS / 2;
         }
-        assert_eq!(pace.deadline(), Some(CACHE_LATEST_MS), "changes go on");
-        assert_eq!(step(&mut pace, now, Input::Tick), Some(Output::Cache));
-        assert_eq!(pace.deadline(), None, "written, so nothing is due");
-        step(&mut pace, now, Input::CacheFailed);
-        assert_eq!(pace.deadline(), Some(now + CACHE_AGAIN_MS));
+        assert_eq!(scheduler.deadline(), Some(CACHE_LATEST_MS), "changes go on");
+        assert_eq!(step(&mut scheduler, now, Input::Tick), Some(Output::Cache));
+        assert_eq!(scheduler.deadline(), None, "written, so nothing is due");
+        step(&mut scheduler, now, Input::CacheFailed);
+        assert_eq!(scheduler.deadline(), Some(now + CACHE_RETRY_MS));
     }
 
     #[test]
     fn a_change_after_a_failed_cache_does_not_hurry_it() {
-        let mut pace = Pace::default();
-        step(&mut pace, 0, Input::CacheFailed);
-        step(&mut pace, CACHE_AGAIN_MS - 1, Input::Changed);
-        assert_eq!(pace.deadline(), Some(CACHE_AGAIN_MS));
+        let mut scheduler = WriteScheduler::default();
+        step(&mut scheduler, 0, Input::CacheFailed);
+        step(&mut scheduler, CACHE_RETRY_MS - 1, Input::Changed);
+        assert_eq!(scheduler.deadline(), Some(CACHE_RETRY_MS));
     }
 
     #[test]
     fn over_the_budget_the_cache_waits_and_a_failed_write_does_not() {
-        let mut pace = Pace::default();
-        step(&mut pace, 0, Input::Changed);
-        step(&mut pace, 0, Input::OverBudget(true));
-        assert_eq!(pace.deadline(), None);
-        assert_eq!(step(&mut pace, 90_000, Input::Tick), None);
-        step(&mut pace, 90_000, Input::Failed);
-        assert_eq!(pace.deadline(), Some(90_000 + WRITE_AGAIN_MS));
-        step(&mut pace, 96_000, Input::Written);
-        step(&mut pace, 96_000, Input::OverBudget(false));
-        assert_eq!(step(&mut pace, 96_000, Input::Tick), Some(Output::Cache));
+        let mut scheduler = WriteScheduler::default();
+        step(&mut scheduler, 0, Input::Changed);
+        step(&mut scheduler, 0, Input::OverBudget(true));
+        assert_eq!(scheduler.deadline(), None);
+        assert_eq!(step(&mut scheduler, 90_000, Input::Tick), None);
+        step(&mut scheduler, 90_000, Input::Failed);
+        assert_eq!(scheduler.deadline(), Some(90_000 + WRITE_RETRY_MS));
+        step(&mut scheduler, 96_000, Input::Written);
+        step(&mut scheduler, 96_000, Input::OverBudget(false));
+        assert_eq!(
+            step(&mut scheduler, 96_000, Input::Tick),
+            Some(Output::Cache)
+        );
     }
 
     proptest! {
@@ -178,7 +184,7 @@ mod tests {
         /// written while one is outstanding.
         #[test]
         fn a_failed_write_goes_before_the_cache(steps in proptest::collection::vec((0_u8..5, 0_u64..20_000), 1..60)) {
-            let (mut pace, mut now, mut failing) = (Pace::default(), 0, false);
+            let (mut scheduler, mut now, mut failing) = (WriteScheduler::default(), 0, false);
             let mut outputs = Vec::new();
             for (kind, wait) in steps {
                 now += wait;
@@ -190,17 +196,17 @@ mod tests {
                     _ => Input::Tick,
                 };
                 failing = match input { Input::Failed => true, Input::Written => false, _ => failing };
-                let output = step(&mut pace, now, input);
+                let output = step(&mut scheduler, now, input);
                 prop_assert!(!(failing && output == Some(Output::Cache)));
                 if failing {
-                    prop_assert!(pace.deadline().is_some_and(|at| at <= now + WRITE_AGAIN_MS));
+                    prop_assert!(scheduler.deadline().is_some_and(|at| at <= now + WRITE_RETRY_MS));
                 }
                 outputs.extend(output);
             }
-            let told: Vec<_> = outputs.into_iter().filter(|one| matches!(one, Output::Failing | Output::Recovered)).collect();
-            for (index, one) in told.iter().enumerate() {
+            let reported: Vec<_> = outputs.into_iter().filter(|one| matches!(one, Output::Failing | Output::Recovered)).collect();
+            for (index, one) in reported.iter().enumerate() {
                 let wanted = if index % 2 == 0 { Output::Failing } else { Output::Recovered };
-                prop_assert_eq!(*one, wanted, "told in turn");
+                prop_assert_eq!(*one, wanted, "reported in turn");
             }
         }
     }
