@@ -22,7 +22,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::object::{Condition, NodeStatus};
-use edge_proto::session::{self, Device, DeviceConfig};
+use edge_proto::session::{self, Node, NodeConfig};
 use smol::future::or;
 use smol::{Async, Timer};
 
@@ -66,7 +66,7 @@ struct Driver {
     clock: Clock,
     start: Instant,
     agent: Agent,
-    device: Device,
+    session: Node,
     node: String,
     link: Option<LinkSender>,
     lanes: Lanes,
@@ -118,14 +118,14 @@ pub fn run(config: Config) -> Result<(), String> {
     let reaper = Reaper::new(runtime.newborns()).map_err(failed("reaper"))?;
     let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
 
-    let mut device = Device::new(
-        DeviceConfig {
+    let mut session = Node::new(
+        NodeConfig {
             kinds: kinds(),
             agent: ["edge-min ", VERSION].concat(),
         },
         random().ok_or("the system's random source failed")?,
     );
-    device.restore(
+    session.restore(
         objects.iter().map(|object| {
             (
                 object.key.clone(),
@@ -181,7 +181,7 @@ pub fn run(config: Config) -> Result<(), String> {
         clock,
         start: Instant::now(),
         agent,
-        device,
+        session,
         link: None,
         lanes: Lanes::new(),
         limits: Limits::NONE,
@@ -355,7 +355,7 @@ impl Driver {
         let connect = self.connect_at.filter(|_| self.connects.is_some());
         let earliest = [
             self.agent.deadline(),
-            self.device.deadline(),
+            self.session.deadline(),
             connect,
             self.send_at,
             trim,
@@ -433,7 +433,7 @@ impl Driver {
 
     fn handle_time(&mut self, now: u64, link_events: &Sender<LinkEvent>) {
         self.agent.handle(now, Input::Tick);
-        self.device.handle(now, session::Input::Tick);
+        self.session.handle(now, session::Input::Tick);
         if self.connect_at.is_some_and(|at| at <= now)
             && let Some(connects) = &self.connects
             && let Some(certificates) = &mut self.certificates
@@ -443,7 +443,7 @@ impl Driver {
             connects
                 .try_send(Connect {
                     to: certificates.next(),
-                    will: self.device.will(),
+                    will: self.session.will(),
                 })
                 .ok();
         }
@@ -466,7 +466,7 @@ impl Driver {
                     self.agent.handle(now, Input::Desired(key, payload));
                 }
                 let refused = Vec::new();
-                self.device
+                self.session
                     .handle(now, session::Input::Applied { ticket, refused });
             }
             StoreDone::Ahead(pods) => {
@@ -475,7 +475,7 @@ impl Driver {
                 }
             }
             StoreDone::Have(sha256, bytes) => {
-                self.device
+                self.session
                     .handle(now, session::Input::BlobHave { sha256, bytes });
             }
             StoreDone::Trouble(reason) => {
@@ -560,7 +560,7 @@ impl Driver {
             self.outbox_jobs.flush();
             if let Some(output) = self.agent.poll() {
                 self.perform(output);
-            } else if let Some(output) = self.device.poll() {
+            } else if let Some(output) = self.session.poll() {
                 self.perform_session(output);
             } else if !self.pump_log_calls() {
                 break;
@@ -625,7 +625,7 @@ impl Driver {
                     },
                     None => session::Input::Delete { key },
                 };
-                self.device.handle(now, input);
+                self.session.handle(now, input);
             }
             Output::Event(event) => log::info!("{event}"),
         }

@@ -1,4 +1,4 @@
-//! The link session of both ends as state machines without IO: [`Device`] on the node, one
+//! The link session of both ends as state machines without IO: [`Node`] on the node, one
 //! [`Cloud`] per node on the other side.
 //!
 //! The loop of a shell is: one `handle`, then `poll` until `None`, then wait until `deadline()` or
@@ -10,8 +10,8 @@
 mod call;
 mod chunk;
 mod cloud;
-mod device;
 mod link;
+mod node;
 mod opening;
 mod pace;
 mod receiver;
@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 pub use cloud::{Cloud, CloudConfig};
-pub use device::{Device, DeviceConfig};
+pub use node::{Node, NodeConfig};
 
 use crate::frame::{Entry, FrameError, Incarnation};
 use crate::hash::Hash32;
@@ -73,7 +73,7 @@ pub enum Input<'a> {
         /// Stored bytes.
         bytes: u32,
     },
-    /// Device only: fetches a blob, behind large objects of the set and earlier blobs. `BlobWanted`
+    /// Node only: fetches a blob, behind large objects of the set and earlier blobs. `BlobWanted`
     /// follows, and again in each session until all is stored.
     BlobFetch {
         /// Hash of its bytes.
@@ -81,7 +81,7 @@ pub enum Input<'a> {
         /// Their number, at least 1.
         len: u32,
     },
-    /// Device only: a blob is not wanted any more. No `BlobUnavailable` follows.
+    /// Node only: a blob is not wanted any more. No `BlobUnavailable` follows.
     BlobCancel {
         /// The blob.
         sha256: Hash32,
@@ -112,7 +112,7 @@ pub enum Input<'a> {
         /// Bytes taken since the last time.
         bytes: u32,
     },
-    /// Device only: a piece of an answer, within the window that `CallWindow` gave.
+    /// Node only: a piece of an answer, within the window that `CallWindow` gave.
     CallAnswer {
         /// Id of the call.
         id: u32,
@@ -126,7 +126,7 @@ pub enum Input<'a> {
         /// Id of the call.
         id: u32,
     },
-    /// Device only: the numbers `held..end` of a class can be read from the outbox; all of them
+    /// Node only: the numbers `held..end` of a class can be read from the outbox; all of them
     /// are durable there. Given for each class at start, again whenever `end` has grown or reading
     /// may work again, and with a new incarnation when the outbox has begun anew.
     RecordsReady {
@@ -139,7 +139,7 @@ pub enum Input<'a> {
         /// Number that the next record gets.
         end: u64,
     },
-    /// Device only: answers `RecordsWanted`.
+    /// Node only: answers `RecordsWanted`.
     RecordsRead {
         /// The class.
         class: u8,
@@ -246,7 +246,7 @@ pub enum Output {
         /// At most `CHUNK_BYTES_MAX`.
         bytes: Vec<u8>,
     },
-    /// Device only: the cloud does not have this blob, or `BLOBS_MAX` others are wanted already.
+    /// Node only: the cloud does not have this blob, or `BLOBS_MAX` others are wanted already.
     BlobUnavailable {
         /// The blob.
         sha256: Hash32,
@@ -275,7 +275,7 @@ pub enum Output {
         /// The reported set.
         reported: bool,
     },
-    /// Device only: run this call. A `CallWindow` follows.
+    /// Node only: run this call. A `CallWindow` follows.
     CallRequest {
         /// Id of the call.
         id: u32,
@@ -298,14 +298,14 @@ pub enum Output {
         /// Id of the call.
         id: u32,
     },
-    /// Device only: this many more bytes of the answer may be given to `CallAnswer`.
+    /// Node only: this many more bytes of the answer may be given to `CallAnswer`.
     CallWindow {
         /// Id of the call.
         id: u32,
         /// Additional bytes.
         bytes: u32,
     },
-    /// Device only: the cloud's clock, seconds since 1970.
+    /// Node only: the cloud's clock, seconds since 1970.
     TimeFromCloud(u64),
     /// `Put` was not taken into the sent set: its key, size or the set's cap forbids it. An
     /// earlier object under the key stays.
@@ -315,7 +315,7 @@ pub enum Output {
         /// Why.
         reason: Reason,
     },
-    /// Device only: read entries from the outbox, then answer `RecordsRead`.
+    /// Node only: read entries from the outbox, then answer `RecordsRead`.
     RecordsWanted {
         /// The class.
         class: u8,
@@ -325,14 +325,14 @@ pub enum Output {
         /// `RECORD_ENTRIES_MAX` of them; what is over is read again later.
         bytes_max: usize,
     },
-    /// Device only: everything before `next` may be deleted.
+    /// Node only: everything before `next` may be deleted.
     RecordsAcked {
         /// The class.
         class: u8,
         /// First number that must be kept.
         next: u64,
     },
-    /// Device only: the cloud has numbers of this outbox that the outbox has never given. So the
+    /// Node only: the cloud has numbers of this outbox that the outbox has never given. So the
     /// medium went back in time, or another node has a copy of it: begin a new incarnation.
     RecordsAhead {
         /// The class.

@@ -8,7 +8,7 @@ use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::lanes::{Lane, Limits};
 use edge_proto::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_BYTES_MAX};
 use edge_proto::object::{LaneLimit, NodePolicy};
-use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input};
+use edge_proto::session::{Cloud, CloudConfig, Input, Node, NodeConfig};
 use proptest::prelude::*;
 
 const SESSION: SessionId = SessionId {
@@ -472,14 +472,14 @@ proptest! {
     #[test]
     fn any_frames_leave_both_ends_working(frames in prop::collection::vec(frame_bytes(), 0..20)) {
         let agent = String::new();
-        let mut device = Device::new(DeviceConfig { kinds: u32::MAX, agent }, 1);
+        let mut node = Node::new(NodeConfig { kinds: u32::MAX, agent }, 1);
         let mut cloud = Cloud::new(CloudConfig { epoch: 1 }, 2);
-        device.handle(0, Input::TransportUp);
+        node.handle(0, Input::TransportUp);
         cloud.handle(0, Input::TransportUp);
         for frame in &frames {
-            device.handle(1, Input::Frame(frame));
+            node.handle(1, Input::Frame(frame));
             cloud.handle(1, Input::Frame(frame));
-            while device.poll().is_some() {}
+            while node.poll().is_some() {}
             while cloud.poll().is_some() {}
         }
     }

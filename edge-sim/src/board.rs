@@ -9,7 +9,7 @@ use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput};
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{NodeStatus, Pod};
-use edge_proto::session::{Device, DeviceConfig, Payload};
+use edge_proto::session::{Node, NodeConfig, Payload};
 
 use crate::calls::Writer;
 use crate::certs::{Certificate, Certificates, Identity};
@@ -110,7 +110,7 @@ pub(crate) struct Run {
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) agent: Agent,
-    pub(crate) device: Device,
+    pub(crate) session: Node,
     pub(crate) reconnect: Reconnect,
     pub(crate) time: TrustedTime,
     /// The cloud said a time last that is before the agent's build, and is not believed.
@@ -248,19 +248,23 @@ impl Board {
     pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
         let machine = self.machine.as_ref()?;
         let renewal = self.renewal_deadline(now);
-        [machine.agent.deadline(), machine.device.deadline(), renewal]
-            .into_iter()
-            .flatten()
-            .map(|at| self.global(at))
-            .chain(self.connect_at)
-            .chain(machine.send_at)
-            .min()
+        [
+            machine.agent.deadline(),
+            machine.session.deadline(),
+            renewal,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|at| self.global(at))
+        .chain(self.connect_at)
+        .chain(machine.send_at)
+        .min()
     }
 
     pub(crate) fn is_live(&self) -> bool {
         self.machine
             .as_ref()
-            .is_some_and(|machine| machine.device.is_live())
+            .is_some_and(|machine| machine.session.is_live())
     }
 
     pub(crate) fn in_sync(&self) -> bool {
@@ -297,8 +301,8 @@ impl Board {
             self.boot_id = self.rng.draw();
             self.booted_at = now;
         }
-        let mut device = Device::new(
-            DeviceConfig {
+        let mut session = Node::new(
+            NodeConfig {
                 kinds: Kind::Pod.bit()
                     | Kind::ConfigMap.bit()
                     | Kind::Secret.bit()
@@ -308,14 +312,14 @@ impl Board {
             self.rng.draw(),
         );
         let objects = self.store.objects.iter();
-        device.restore(
+        session.restore(
             objects.map(|(key, stored)| (key.clone(), stored.hash, None)),
             self.store.epoch,
         );
         let post =
             outbox_bytes.map(|quota| Post::open(&mut self.store.outbox, quota, &mut self.rng));
         for input in post.iter().flat_map(|post| post.ready(&self.store.outbox)) {
-            device.handle(self.local(now), input);
+            session.handle(self.local(now), input);
         }
         let facts = NodeStatus {
             agent: "sim".to_owned(),
@@ -351,7 +355,7 @@ impl Board {
         let identity = self.identity.as_ref();
         self.machine = Some(Box::new(Machine {
             agent,
-            device,
+            session,
             reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
             time: TrustedTime::new(BUILD_UNIX_S, self.store.floor_s),
             misled: false,

@@ -105,7 +105,7 @@ impl World {
         let Some(machine) = &self.boards[board].machine else {
             return;
         };
-        let will = machine.device.will();
+        let will = machine.session.will();
         let connection = Connection {
             id: conn,
             board: index,

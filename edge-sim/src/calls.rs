@@ -246,7 +246,7 @@ impl World {
             machine.calls.remove(&id);
         }
         machine
-            .device
+            .session
             .handle(local, Input::CallAnswer { id, bytes, end });
         if !end {
             self.answer(board, 5, Answer::Piece(id));

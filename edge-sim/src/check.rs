@@ -55,7 +55,7 @@ impl World {
         let Some(machine) = &mut one.machine else {
             return;
         };
-        let (before, now) = (machine.epoch, machine.device.epoch());
+        let (before, now) = (machine.epoch, machine.session.epoch());
         machine.epoch = now;
         let stored = one.store.epoch;
         if now < before || now < stored {
@@ -278,10 +278,10 @@ impl World {
         let Some(session) = self.owner_session(node) else {
             return Some("no replica has its shard".to_owned());
         };
-        if !machine.device.is_live() || !session.cloud.is_live() {
+        if !machine.session.is_live() || !session.cloud.is_live() {
             let state = (
                 board.conn,
-                machine.device.is_live(),
+                machine.session.is_live(),
                 session.cloud.is_live(),
             );
             return Some(format!("no live session at both ends: {state:?}"));
@@ -307,19 +307,19 @@ impl World {
             ),
             (
                 "desired at the node",
-                machine.device.desired().root(),
+                machine.session.desired().root(),
                 desired_root,
             ),
             ("desired on the node's medium", stored, desired_root),
             (
                 "reported at the replica",
                 session.cloud.reported().root(),
-                machine.device.reported_root(),
+                machine.session.reported_root(),
             ),
             (
                 "reported in the cloud's store",
                 reported,
-                machine.device.reported_root(),
+                machine.session.reported_root(),
             ),
         ];
         if let Some((what, ..)) = roots.iter().find(|(_, is, shall)| is != shall) {

@@ -318,7 +318,7 @@ impl World {
                 .insert((incarnation, class, number), id);
         }
         for input in post.ready(&one.store.outbox) {
-            machine.device.handle(local, input);
+            machine.session.handle(local, input);
         }
     }
 
@@ -334,7 +334,7 @@ impl World {
                 first,
                 entries,
             };
-            machine.device.handle(local, input);
+            machine.session.handle(local, input);
         }
     }
 
@@ -372,7 +372,7 @@ impl World {
         {
             let post = Post::open(&mut one.store.outbox, quota, &mut one.rng);
             for input in post.ready(&one.store.outbox) {
-                machine.device.handle(local, input);
+                machine.session.handle(local, input);
             }
             machine.post = Some(post);
         }

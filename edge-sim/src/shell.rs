@@ -108,7 +108,7 @@ impl World {
             return;
         };
         machine.agent.handle(local, AgentInput::Tick);
-        machine.device.handle(local, Input::Tick);
+        machine.session.handle(local, Input::Tick);
         if one.connect_at.is_some_and(|at| at <= now) {
             one.connect_at = None;
             self.ask_for_connection(board);
@@ -186,7 +186,7 @@ impl World {
         if open {
             one.conn = Conn::Up(conn);
             machine.reconnect.up(local);
-            machine.device.handle(local, Input::TransportUp);
+            machine.session.handle(local, Input::TransportUp);
         } else {
             self.link_down(board);
         }
@@ -209,7 +209,7 @@ impl World {
         let local = one.local(now);
         one.conn = Conn::None;
         if let Some(machine) = &mut one.machine {
-            machine.device.handle(local, Input::TransportDown);
+            machine.session.handle(local, Input::TransportDown);
             let spread_ms = machine.agent.policy().reconnect_spread_ms();
             let again = machine.reconnect.down(local, spread_ms);
             one.connect_at = Some(now + again.saturating_sub(local));
@@ -280,8 +280,8 @@ impl World {
         if one.compromised && one.seen.len() < 16 {
             one.seen.push(bytes.to_vec());
         }
-        let accepted = machine.device.epoch();
-        machine.device.handle(local, Input::Frame(&bytes));
+        let accepted = machine.session.epoch();
+        machine.session.handle(local, Input::Frame(&bytes));
         self.settle_after(board, Some((epoch, accepted)));
     }
 
@@ -313,7 +313,7 @@ impl World {
                     }
                     let refused = Vec::new();
                     machine
-                        .device
+                        .session
                         .handle(local, Input::Applied { ticket, refused });
                 }
             }
@@ -325,7 +325,7 @@ impl World {
             Answer::Blob(sha256) => {
                 let bytes = one.store.blob_bytes(sha256, machine.blob_len);
                 machine
-                    .device
+                    .session
                     .handle(local, Input::BlobHave { sha256, bytes });
             }
         }
@@ -366,7 +366,7 @@ impl World {
         while let Some(machine) = &mut self.boards[board].machine {
             if let Some(output) = machine.agent.poll() {
                 self.perform(board, output);
-            } else if let Some(output) = machine.device.poll() {
+            } else if let Some(output) = machine.session.poll() {
                 self.check_order(board, order, &output);
                 self.perform_session(board, output);
             } else {
@@ -481,7 +481,7 @@ impl World {
                         },
                         None => Input::Delete { key },
                     };
-                    machine.device.handle(local, input);
+                    machine.session.handle(local, input);
                 }
             }
             AgentOutput::UpdateConfig(_) | AgentOutput::Event(_) => {}

@@ -17,7 +17,7 @@ use edge_min::join;
 use edge_min::link::{self, Connect, LinkConfig, LinkEvent, LinkSender, Target};
 use edge_min::tls;
 use edge_proto::enrol::Endpoint;
-use edge_proto::session::{Device, DeviceConfig, Input, Output};
+use edge_proto::session::{self, Input, NodeConfig, Output};
 use serde::Serialize;
 use smol::future::or;
 
@@ -265,7 +265,7 @@ impl Swarm<'_> {
 
 /// One node: the agent's link and session.
 struct Node {
-    device: Device,
+    session: session::Node,
     reconnect: Reconnect,
     connects: Sender<Connect>,
     to: Arc<Target>,
@@ -295,12 +295,12 @@ impl Node {
         });
         link::spawn(config, receiver, sender).map_err(|error| error.to_string())?;
         let mut rng = Rng::new(number ^ u64::from(std::process::id()) << 32);
-        let device = DeviceConfig {
+        let config = NodeConfig {
             kinds: u32::MAX,
             agent: "edge-sim swarm".to_owned(),
         };
         Ok(Self {
-            device: Device::new(device, rng.draw()),
+            session: session::Node::new(config, rng.draw()),
             reconnect: Reconnect::new(rng.draw(), slot(&identity.node)),
             connects,
             to,
@@ -323,7 +323,7 @@ impl Node {
             Time,
         }
         loop {
-            let deadline = [self.connect_at, self.device.deadline()];
+            let deadline = [self.connect_at, self.session.deadline()];
             let at = deadline.into_iter().flatten().min();
             let at = at.map(|at| self.start + Duration::from_millis(at));
             let event = or(
@@ -375,7 +375,7 @@ impl Node {
                     if self.connect_at.is_some_and(|at| at <= now) {
                         self.connect_at = None;
                         counts.attempts.fetch_add(1, Ordering::SeqCst);
-                        let will = self.device.will();
+                        let will = self.session.will();
                         // The thread takes one at a time, and this is the only one that asks.
                         let to = Arc::clone(&self.to);
                         self.connects.try_send(Connect { to, will }).ok();
@@ -388,8 +388,8 @@ impl Node {
 
     fn handle(&mut self, input: Input<'_>, said: &Sender<Said>) {
         let now = self.now();
-        self.device.handle(now, input);
-        while let Some(output) = self.device.poll() {
+        self.session.handle(now, input);
+        while let Some(output) = self.session.poll() {
             match output {
                 Output::Send(frame) => {
                     if let Some(link) = &mut self.link {
@@ -400,11 +400,11 @@ impl Node {
                 }
                 Output::Apply { ticket, .. } => {
                     let refused = Vec::new();
-                    self.device.handle(now, Input::Applied { ticket, refused });
+                    self.session.handle(now, Input::Applied { ticket, refused });
                 }
                 Output::BlobWanted { sha256, len } => {
                     // It runs nothing, so it says that it has what it is sent.
-                    self.device
+                    self.session
                         .handle(now, Input::BlobHave { sha256, bytes: len });
                 }
                 // The receiver is there as long as the swarm runs.

@@ -15,7 +15,7 @@ use edge_cloud::nodes::{NodeView, Nodes as _};
 use edge_cloud::registry::{NodeRecord, Registry};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
-use edge_proto::session::{Device, DeviceConfig, Input, Output};
+use edge_proto::session::{Input, Node, NodeConfig, Output};
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
     Connect, ConnectReturnCode, Filter, LastWill, Packet, Publish, Subscribe,
@@ -384,7 +384,7 @@ impl Outbox {
 /// A board with a session, as the agent runs it.
 pub(crate) struct Board {
     client: Client,
-    device: Device,
+    session: Node,
     node: String,
     answers: Answers,
     start: Instant,
@@ -421,13 +421,13 @@ impl Board {
             other => return Err(format!("{other:?}")),
         }
         let seed: [u8; 8] = rand();
-        let config = DeviceConfig {
+        let config = NodeConfig {
             kinds: u32::MAX,
             agent: "test".to_owned(),
         };
         let mut board = Self {
             client,
-            device: Device::new(config, u64::from_le_bytes(seed)),
+            session: Node::new(config, u64::from_le_bytes(seed)),
             node: node.to_owned(),
             answers,
             start: Instant::now(),
@@ -442,12 +442,12 @@ impl Board {
     }
 
     pub(crate) fn will(&self) -> Vec<u8> {
-        self.device.will()
+        self.session.will()
     }
 
     async fn handle(&mut self, input: Input<'_>) -> io::Result<()> {
-        self.device.handle(self.now(), input);
-        while let Some(output) = self.device.poll() {
+        self.session.handle(self.now(), input);
+        while let Some(output) = self.session.poll() {
             match output {
                 Output::Send(frame) => {
                     let topic = topic_up(&self.node);
@@ -456,7 +456,7 @@ impl Board {
                 Output::Apply { ticket, .. } => {
                     let refused = Vec::new();
                     let now = self.now();
-                    self.device.handle(now, Input::Applied { ticket, refused });
+                    self.session.handle(now, Input::Applied { ticket, refused });
                 }
                 Output::RecordsWanted {
                     class,
@@ -470,7 +470,7 @@ impl Board {
                         entries,
                     };
                     let now = self.now();
-                    self.device.handle(now, read);
+                    self.session.handle(now, read);
                 }
                 Output::RecordsAcked { next, .. } => {
                     self.outbox.lock().unwrap().acknowledged = next;
@@ -479,7 +479,7 @@ impl Board {
                     let bytes = b"\0line\n".to_vec();
                     let end = self.answers == Answers::Whole;
                     let now = self.now();
-                    self.device
+                    self.session
                         .handle(now, Input::CallAnswer { id, bytes, end });
                 }
                 _ => {}
@@ -491,7 +491,7 @@ impl Board {
     /// Runs until the connection ends.
     pub(crate) async fn run(&mut self) -> io::Result<()> {
         loop {
-            let wait = self.device.deadline().unwrap_or(u64::MAX);
+            let wait = self.session.deadline().unwrap_or(u64::MAX);
             let wait = Duration::from_millis(wait.saturating_sub(self.now()).min(60_000));
             // Reading again after the deadline loses nothing: the bytes are in the buffer.
             match tokio::time::timeout(wait, self.client.read()).await {

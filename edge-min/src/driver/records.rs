@@ -21,7 +21,7 @@ impl Driver {
                     held,
                     end,
                 };
-                self.device.handle(now, ready);
+                self.session.handle(now, ready);
             }
             Done::Read {
                 incarnation,
@@ -34,7 +34,7 @@ impl Driver {
                     first,
                     entries,
                 };
-                self.device.handle(now, read);
+                self.session.handle(now, read);
             }
             // Of an outbox that was given up meanwhile.
             Done::Read { .. } => {}

@@ -48,14 +48,14 @@ impl Driver {
                 self.reconnect.up(now);
                 self.link_error.clear();
                 self.link = Some(sender);
-                self.device.handle(now, session::Input::TransportUp);
+                self.session.handle(now, session::Input::TransportUp);
             }
             LinkEvent::Room => {}
-            LinkEvent::Frame(frame) => self.device.handle(now, session::Input::Frame(&frame)),
+            LinkEvent::Frame(frame) => self.session.handle(now, session::Input::Frame(&frame)),
             LinkEvent::Down(reason, refused) => {
                 self.link = None;
                 self.lanes.clear();
-                self.device.handle(now, session::Input::TransportDown);
+                self.session.handle(now, session::Input::TransportDown);
                 let at = self
                     .reconnect
                     .down(now, self.agent.policy().reconnect_spread_ms());
@@ -184,7 +184,7 @@ impl Driver {
         let Some(answer) = answer else {
             return false;
         };
-        self.device.handle(now, answer);
+        self.session.handle(now, answer);
         true
     }
 

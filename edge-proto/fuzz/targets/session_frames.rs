@@ -7,14 +7,14 @@ use std::collections::VecDeque;
 use edge_proto::frame::{Entry, GapReason};
 use edge_proto::hash::Hash32;
 use edge_proto::key::{Key, Kind};
-use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output};
+use edge_proto::session::{Cloud, CloudConfig, Node, NodeConfig, Input, Output};
 use libfuzzer_sys::fuzz_target;
 
 const OUTPUTS_MAX: usize = 512;
 const FLYING_MAX: usize = 256;
 
 struct Ends {
-    device: Device,
+    node: Node,
     cloud: Cloud,
     up: VecDeque<Vec<u8>>,
     down: VecDeque<Vec<u8>>,
@@ -23,18 +23,18 @@ struct Ends {
 }
 
 impl Ends {
-    fn handle(&mut self, to_device: bool, now: u64, input: Input<'_>) {
+    fn handle(&mut self, to_node: bool, now: u64, input: Input<'_>) {
         let mut inputs = VecDeque::from([input]);
         let mut outputs = 0;
         while let Some(input) = inputs.pop_front() {
-            if to_device {
-                self.device.handle(now, input);
+            if to_node {
+                self.node.handle(now, input);
             } else {
                 self.cloud.handle(now, input);
             }
             loop {
-                let output = if to_device {
-                    self.device.poll()
+                let output = if to_node {
+                    self.node.poll()
                 } else {
                     self.cloud.poll()
                 };
@@ -43,7 +43,7 @@ impl Ends {
                 assert!(outputs < OUTPUTS_MAX);
                 match output {
                     Output::Send(frame) => {
-                        let lane = if to_device {
+                        let lane = if to_node {
                             &mut self.up
                         } else {
                             &mut self.down
@@ -134,8 +134,8 @@ impl Ends {
 fuzz_target!(|script: &[u8]| {
     let agent = String::new();
     let mut ends = Ends {
-        device: Device::new(
-            DeviceConfig {
+        node: Node::new(
+            NodeConfig {
                 kinds: u32::MAX,
                 agent,
             },
@@ -149,24 +149,24 @@ fuzz_target!(|script: &[u8]| {
     let mut now = 0;
     let mut script = script.iter().copied();
     while let (Some(act), Some(argument)) = (script.next(), script.next()) {
-        let to_device = act & 0x80 != 0;
+        let to_node = act & 0x80 != 0;
         let key = |kind| Key::Name(kind, String::new(), argument.to_string());
-        let kind = if to_device {
+        let kind = if to_node {
             Kind::DeviceStatus
         } else {
             Kind::ConfigMap
         };
         match act & 0x7f {
-            0..8 => ends.handle(to_device, now, Input::TransportUp),
-            8..12 => ends.handle(to_device, now, Input::TransportDown),
+            0..8 => ends.handle(to_node, now, Input::TransportUp),
+            8..12 => ends.handle(to_node, now, Input::TransportDown),
             12..20 => {
                 now += u64::from(argument) * 1000;
-                ends.handle(to_device, now, Input::Tick);
+                ends.handle(to_node, now, Input::Tick);
             }
             20..40 => {
                 let payload = vec![argument; usize::from(argument) * 40].into();
                 ends.handle(
-                    to_device,
+                    to_node,
                     now,
                     Input::Put {
                         key: key(kind),
@@ -174,7 +174,7 @@ fuzz_target!(|script: &[u8]| {
                     },
                 );
             }
-            40..42 => ends.handle(to_device, now, Input::Delete { key: key(kind) }),
+            40..42 => ends.handle(to_node, now, Input::Delete { key: key(kind) }),
             42..44 => {
                 let end = now / 1000 + u64::from(argument);
                 let ready = Input::RecordsReady {
@@ -198,7 +198,7 @@ fuzz_target!(|script: &[u8]| {
                 ends.handle(true, now, Input::CallAnswer { id, bytes, end });
             }
             52..54 => ends.handle(
-                to_device,
+                to_node,
                 now,
                 Input::CallCancel {
                     id: u32::from(argument),
@@ -211,7 +211,7 @@ fuzz_target!(|script: &[u8]| {
             56..60 => {
                 // Raw bytes of the script as a frame.
                 let frame: Vec<u8> = script.by_ref().take(usize::from(argument)).collect();
-                ends.handle(to_device, now, Input::Frame(&frame));
+                ends.handle(to_node, now, Input::Frame(&frame));
             }
             60 => {
                 let (sha256, len) = (Hash32([argument & 3; 32]), u32::from(argument) * 999);
@@ -221,13 +221,13 @@ fuzz_target!(|script: &[u8]| {
                 let sha256 = Hash32([argument & 3; 32]);
                 ends.handle(true, now, Input::BlobCancel { sha256 });
             }
-            62..64 => drop(if to_device {
+            62..64 => drop(if to_node {
                 ends.down.pop_front()
             } else {
                 ends.up.pop_front()
             }),
             act => {
-                let lane = if to_device {
+                let lane = if to_node {
                     &mut ends.down
                 } else {
                     &mut ends.up
@@ -240,7 +240,7 @@ fuzz_target!(|script: &[u8]| {
                     if act >= 112 {
                         lane.push_back(frame.clone());
                     }
-                    ends.handle(to_device, now, Input::Frame(&frame));
+                    ends.handle(to_node, now, Input::Frame(&frame));
                 }
             }
         }

@@ -17,34 +17,34 @@ fn config(name: u64) -> Key {
 fn opens_and_replicates_both_ways() {
     let mut pair = Pair::new();
     pair.connect();
-    assert_eq!((pair.seen_device.live, pair.seen_cloud.live), (1, 1));
-    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert_eq!((pair.seen_node.live, pair.seen_cloud.live), (1, 1));
+    assert_eq!(pair.seen_node.in_sync, Some((true, true)));
     pair.cloud(put(config(1), b"config"));
-    pair.device(put(Key::node_status(), b"ready"));
+    pair.node(put(Key::node_status(), b"ready"));
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.at_device.objects.len(), 1);
-    assert_eq!(pair.at_device.epoch, 7);
+    assert_eq!(pair.at_node.objects.len(), 1);
+    assert_eq!(pair.at_node.epoch, 7);
     assert_eq!(pair.at_cloud.objects.len(), 1);
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
     pair.cloud(Input::Delete { key: config(1) });
     pair.settle();
-    assert!(pair.is_equal() && pair.at_device.objects.is_empty());
+    assert!(pair.is_equal() && pair.at_node.objects.is_empty());
 }
 
 #[test]
 fn reconnect_without_changes_is_four_small_frames() {
     let mut pair = Pair::new();
     pair.cloud(put(config(1), b"config"));
-    pair.device(put(Key::node_status(), b"ready"));
+    pair.node(put(Key::node_status(), b"ready"));
     pair.connect();
-    pair.device(Input::TransportDown);
-    pair.seen_device.sent_bytes = 0;
+    pair.node(Input::TransportDown);
+    pair.seen_node.sent_bytes = 0;
     pair.seen_cloud.sent_bytes = 0;
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     pair.settle();
-    assert_eq!(pair.seen_device.live, 2);
-    let bytes = pair.seen_device.sent_bytes + pair.seen_cloud.sent_bytes;
+    assert_eq!(pair.seen_node.live, 2);
+    let bytes = pair.seen_node.sent_bytes + pair.seen_cloud.sent_bytes;
     assert!(bytes <= 200, "{bytes} bytes");
 }
 
@@ -53,26 +53,26 @@ fn bytes_after_a_day_offline(keys: u64, changes: u64) -> usize {
     let mut pair = Pair::new();
     pair.connect();
     for name in 0..keys {
-        pair.device(put(key(Kind::DeviceStatus, name), b"8 bytes."));
+        pair.node(put(key(Kind::DeviceStatus, name), b"8 bytes."));
     }
     pair.settle();
     assert!(pair.is_equal());
-    pair.device(Input::TransportDown);
+    pair.node(Input::TransportDown);
     pair.cloud(Input::TransportDown);
     for change in 0..changes {
         let payload: Arc<[u8]> = Arc::from(change.to_le_bytes());
         let key = key(Kind::DeviceStatus, change % keys);
-        pair.device.handle(pair.now, Input::Put { key, payload });
-        assert_eq!(pair.device.poll(), None, "nothing is queued offline");
+        pair.node.handle(pair.now, Input::Put { key, payload });
+        assert_eq!(pair.node.poll(), None, "nothing is queued offline");
     }
     pair.now += 24 * 3600 * 1000;
-    pair.seen_device.sent_bytes = 0;
+    pair.seen_node.sent_bytes = 0;
     pair.seen_cloud.sent_bytes = 0;
     pair.cloud(Input::TransportUp);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     pair.settle();
     assert!(pair.is_equal());
-    pair.seen_device.sent_bytes + pair.seen_cloud.sent_bytes
+    pair.seen_node.sent_bytes + pair.seen_cloud.sent_bytes
 }
 
 /// Goal: a day offline costs keys, not changes. Method: a million changes cost what one for each
@@ -116,7 +116,7 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
     pair.cloud(Input::TransportUp);
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.at_device.objects.len(), SET_OBJECTS_MAX);
+    assert_eq!(pair.at_node.objects.len(), SET_OBJECTS_MAX);
 }
 
 /// Goal: a large object waits for sixteen batches of small ones, and not for ever. Method: at every
@@ -130,7 +130,7 @@ fn a_large_object_does_not_starve_behind_small_ones() {
         pair.cloud(put(key(Kind::ConfigMap, 2), b"first"));
         pair.cloud(put(large.clone(), &vec![7; 50_000]));
         let mut batches = 0;
-        while !pair.at_device.objects.contains_key(&large) {
+        while !pair.at_node.objects.contains_key(&large) {
             let Some(frame) = pair.down.pop_front() else {
                 break;
             };
@@ -147,7 +147,7 @@ fn a_large_object_does_not_starve_behind_small_ones() {
                 pair.cloud(Input::Delete { key: key(old) });
                 pair.cloud(put(key(new), &batches.to_le_bytes()));
             }
-            pair.device(Input::Frame(&frame));
+            pair.node(Input::Frame(&frame));
             while let Some(frame) = pair.up.pop_front() {
                 pair.cloud(Input::Frame(&frame));
             }
@@ -172,16 +172,16 @@ fn a_large_object_resumes_where_the_link_broke() {
             break;
         }
         if step % 100 == 99 {
-            pair.device(Input::TransportDown);
+            pair.node(Input::TransportDown);
             pair.up.clear();
             pair.down.clear();
-            pair.device(Input::TransportUp);
+            pair.node(Input::TransportUp);
             reconnects += 1;
         }
         if let Some(frame) = pair.up.pop_front() {
             pair.cloud(Input::Frame(&frame));
         } else if let Some(frame) = pair.down.pop_front() {
-            pair.device(Input::Frame(&frame));
+            pair.node(Input::Frame(&frame));
         }
     }
     assert!(reconnects > 3);
@@ -189,10 +189,10 @@ fn a_large_object_resumes_where_the_link_broke() {
     let sent = pair.seen_cloud.sent_bytes;
     let again = reconnects * BLOB_WINDOW_BYTES;
     assert!(sent < (CONFIG_BYTES_MAX + again) * 11 / 10, "{sent} bytes");
-    let Some(Payload::Large { sha256, .. }) = pair.at_device.objects.get(&config(1)) else {
+    let Some(Payload::Large { sha256, .. }) = pair.at_node.objects.get(&config(1)) else {
         panic!("no large object");
     };
-    assert_eq!(pair.at_device.blobs[&sha256.0], payload);
+    assert_eq!(pair.at_node.blobs[&sha256.0], payload);
 }
 
 #[test]
@@ -201,11 +201,11 @@ fn a_refused_object_stays_as_a_stub_and_roots_meet() {
     pair.connect();
     pair.cloud(put(config(1), b"bad"));
     let frame = pair.down.pop_front().unwrap();
-    pair.device.handle(pair.now, Input::Frame(&frame));
-    while let Some(output) = pair.device.poll() {
+    pair.node.handle(pair.now, Input::Frame(&frame));
+    while let Some(output) = pair.node.poll() {
         if let Output::Apply { ticket, .. } = output {
             let refused = vec![(config(1), Reason::Field(99))];
-            pair.device
+            pair.node
                 .handle(pair.now, Input::Applied { ticket, refused });
         } else if let Output::Send(frame) = output {
             pair.up.push_back(frame);
@@ -214,7 +214,7 @@ fn a_refused_object_stays_as_a_stub_and_roots_meet() {
     pair.settle();
     assert!(pair.is_equal());
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-    let stubs: Vec<_> = pair.device.desired().refused().collect();
+    let stubs: Vec<_> = pair.node.desired().refused().collect();
     assert_eq!(stubs, [(&config(1), Reason::Field(99))]);
 }
 
@@ -224,10 +224,10 @@ fn have_is_sent_only_when_the_change_is_durable() {
     pair.connect();
     pair.cloud(put(config(1), b"config"));
     let frame = pair.down.pop_front().unwrap();
-    pair.device.handle(pair.now, Input::Frame(&frame));
+    pair.node.handle(pair.now, Input::Frame(&frame));
     // Repeats while the caller is busy change nothing.
-    pair.device.handle(pair.now, Input::Frame(&frame));
-    let outputs: Vec<_> = std::iter::from_fn(|| pair.device.poll()).collect();
+    pair.node.handle(pair.now, Input::Frame(&frame));
+    let outputs: Vec<_> = std::iter::from_fn(|| pair.node.poll()).collect();
     let [
         Output::Apply { ticket, .. },
         Output::InSync { desired: false, .. },
@@ -236,7 +236,7 @@ fn have_is_sent_only_when_the_change_is_durable() {
         panic!("{outputs:?}");
     };
     let refused = Vec::new();
-    pair.device(Input::Applied { ticket, refused });
+    pair.node(Input::Applied { ticket, refused });
     let have = Frame::decode(&pair.up[0]).unwrap();
     assert!(matches!(have, Frame::Have { root, .. } if root == pair.cloud.desired_root()));
 }
@@ -244,18 +244,18 @@ fn have_is_sent_only_when_the_change_is_durable() {
 #[test]
 fn kinds_that_the_node_does_not_know_are_not_sent() {
     let mut pair = Pair::new();
-    let config_device = edge_proto::session::DeviceConfig {
+    let config_node = edge_proto::session::NodeConfig {
         kinds: Kind::ConfigMap.bit() | Kind::NodeStatus.bit(),
         agent: "old".into(),
     };
-    pair.device = edge_proto::session::Device::new(config_device, 5);
+    pair.node = edge_proto::session::Node::new(config_node, 5);
     pair.cloud(put(config(1), b"config"));
     pair.cloud(put(key(Kind::Rule, 1), b"rule"));
     pair.connect();
     pair.cloud(put(key(Kind::Rule, 2), b"rule"));
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.at_node.objects.len(), 1);
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
 }
 
@@ -271,7 +271,7 @@ fn a_call_keeps_to_its_window() {
     pair.settle();
     let window = CALL_WINDOW_BYTES;
     assert_eq!(
-        pair.seen_device.other,
+        pair.seen_node.other,
         [
             Output::CallRequest {
                 id: 1,
@@ -289,14 +289,14 @@ fn a_call_keeps_to_its_window() {
         bytes: vec![7; bytes],
         end,
     };
-    pair.device(answer(window as usize, false));
+    pair.node(answer(window as usize, false));
     pair.settle();
     pair.cloud(Input::CallTaken {
         id: 1,
         bytes: window,
     });
     pair.settle();
-    let more = pair.seen_device.other.pop().unwrap();
+    let more = pair.seen_node.other.pop().unwrap();
     assert_eq!(
         more,
         Output::CallWindow {
@@ -304,7 +304,7 @@ fn a_call_keeps_to_its_window() {
             bytes: window
         }
     );
-    pair.device(answer(5, true));
+    pair.node(answer(5, true));
     pair.settle();
     let received: usize = pair.seen_cloud.other.iter().map(call_bytes).sum();
     assert_eq!(received, window as usize + 5);
@@ -336,7 +336,7 @@ fn calls_end_with_the_session_and_with_a_broken_window() {
     // The ninth is over the cap.
     assert_eq!(pair.seen_cloud.other, [Output::CallCancelled { id: 9 }]);
     let bytes = vec![0; CALL_WINDOW_BYTES as usize + 1];
-    pair.device(Input::CallAnswer {
+    pair.node(Input::CallAnswer {
         id: 1,
         bytes,
         end: true,
@@ -346,14 +346,14 @@ fn calls_end_with_the_session_and_with_a_broken_window() {
         pair.seen_cloud.other.pop(),
         Some(Output::CallCancelled { id: 1 })
     );
-    pair.device(Input::TransportDown);
+    pair.node(Input::TransportDown);
     let cancelled = |other: &[Output]| {
         let calls = other.iter();
         calls
             .filter(|output| matches!(output, Output::CallCancelled { .. }))
             .count()
     };
-    assert_eq!(cancelled(&pair.seen_device.other), 8);
+    assert_eq!(cancelled(&pair.seen_node.other), 8);
     pair.cloud(Input::TransportDown);
     assert_eq!(cancelled(&pair.seen_cloud.other), 8);
 }

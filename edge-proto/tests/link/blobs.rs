@@ -58,13 +58,13 @@ impl Library {
             pair.cloud(Input::Frame(&frame));
             self.answer(pair);
         } else if let Some(frame) = pair.down.pop_front() {
-            pair.device(Input::Frame(&frame));
+            pair.node(Input::Frame(&frame));
         }
     }
 }
 
 fn fetch(pair: &mut Pair, (sha256, len): (Hash32, u32)) {
-    pair.device(Input::BlobFetch { sha256, len });
+    pair.node(Input::BlobFetch { sha256, len });
 }
 
 #[test]
@@ -84,10 +84,10 @@ fn blobs_come_whole_one_after_the_other_and_cost_their_bytes() {
     }
     library.settle(&mut pair);
     for (hash, _) in &blobs {
-        assert_eq!(pair.at_device.blobs[&hash.0], library.0[&hash.0]);
+        assert_eq!(pair.at_node.blobs[&hash.0], library.0[&hash.0]);
     }
-    assert_eq!(pair.seen_device.other, []);
-    assert_eq!(pair.device.deadline(), None);
+    assert_eq!(pair.seen_node.other, []);
+    assert_eq!(pair.node.deadline(), None);
     let bytes: u32 = blobs.iter().map(|(_, len)| len).sum();
     let sent = pair.seen_cloud.sent_bytes;
     assert!(sent < bytes as usize * 103 / 100 + 1000, "{sent}");
@@ -106,16 +106,16 @@ fn a_blob_resumes_in_the_next_session_from_what_is_stored() {
             break;
         }
         if step % 300 == 299 {
-            pair.device(Input::TransportDown);
+            pair.node(Input::TransportDown);
             pair.up.clear();
             pair.down.clear();
-            pair.device(Input::TransportUp);
+            pair.node(Input::TransportUp);
             breaks += 1;
         }
         library.step(&mut pair);
     }
     assert!(breaks > 3);
-    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+    assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
     let sent = pair.seen_cloud.sent_bytes;
     let again = breaks * BLOB_WINDOW_BYTES;
     assert!(sent < (3_000_000 + again) * 103 / 100, "{sent}");
@@ -138,23 +138,23 @@ fn a_blob_that_is_not_there_is_told() {
         library.step(&mut pair);
     }
     library.0.remove(&gone.0.0);
-    pair.device(Input::BlobCancel {
+    pair.node(Input::BlobCancel {
         sha256: cancelled.0,
     });
     library.settle(&mut pair);
     let unavailable = |sha256| Output::BlobUnavailable { sha256 };
-    assert_eq!(pair.seen_device.other, [unavailable(gone.0)]);
-    assert!(!pair.at_device.blobs.contains_key(&cancelled.0.0));
-    assert_eq!(pair.at_device.blobs[&there.0.0], library.0[&there.0.0]);
+    assert_eq!(pair.seen_node.other, [unavailable(gone.0)]);
+    assert!(!pair.at_node.blobs.contains_key(&cancelled.0.0));
+    assert_eq!(pair.at_node.blobs[&there.0.0], library.0[&there.0.0]);
 
-    pair.seen_device.other.clear();
+    pair.seen_node.other.clear();
     for index in 0..=BLOBS_MAX {
         fetch(&mut pair, (Hash32([index as u8; 32]), 5));
     }
     let last = Hash32([BLOBS_MAX as u8; 32]);
-    assert_eq!(pair.seen_device.other, [unavailable(last)]);
+    assert_eq!(pair.seen_node.other, [unavailable(last)]);
     library.settle(&mut pair);
-    assert_eq!(pair.seen_device.other.len(), BLOBS_MAX + 1);
+    assert_eq!(pair.seen_node.other.len(), BLOBS_MAX + 1);
 }
 
 /// Goal: a large ConfigMap does not wait for the end of a large blob.
@@ -170,15 +170,15 @@ fn the_set_goes_before_a_blob() {
     }
     let config: Vec<u8> = (0..CONFIG_BYTES_MAX).map(|i| (i * i) as u8).collect();
     pair.cloud(put(key(Kind::ConfigMap, 1), &config));
-    let before = pair.at_device.blobs[&blob.0.0].len();
+    let before = pair.at_node.blobs[&blob.0.0].len();
     while !pair.is_equal() {
         library.step(&mut pair);
     }
-    let meanwhile = pair.at_device.blobs[&blob.0.0].len() - before;
+    let meanwhile = pair.at_node.blobs[&blob.0.0].len() - before;
     // What is on its way when the change is sent, and what is asked for until it comes.
     assert!(meanwhile <= 2 * BLOB_WINDOW_BYTES, "{meanwhile}");
     library.settle(&mut pair);
-    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+    assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
 }
 
 /// Goal: lost, doubled and swapped chunks cost themselves and little else, and the bytes arrive in
@@ -194,10 +194,10 @@ fn lost_and_swapped_chunks_are_asked_for_again() {
         let blob = library.add(seed, 500_000);
         fetch(&mut pair, blob);
         let (mut lost, mut waits) = (0, 0);
-        while pair.at_device.blobs.get(&blob.0.0).map_or(0, Vec::len) < 500_000 {
+        while pair.at_node.blobs.get(&blob.0.0).map_or(0, Vec::len) < 500_000 {
             if pair.up.is_empty() && pair.down.is_empty() {
-                pair.now = pair.device.deadline().unwrap();
-                pair.device(Input::Tick);
+                pair.now = pair.node.deadline().unwrap();
+                pair.node(Input::Tick);
                 waits += 1;
             }
             for lane in [&mut pair.up, &mut pair.down] {
@@ -215,7 +215,7 @@ fn lost_and_swapped_chunks_are_asked_for_again() {
             }
             library.step(&mut pair);
         }
-        assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+        assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
         assert!(lost > 5, "{lost}");
         // Most are seen to be lost by those that come after; a few need the timer.
         assert!(
@@ -236,7 +236,7 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
     let library = {
         let mut library = Library::default();
         let blob = library.add(1, 50_000);
-        pair.device.handle(
+        pair.node.handle(
             pair.now,
             Input::BlobFetch {
                 sha256: blob.0,
@@ -247,17 +247,17 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
     };
     let (mut chunks, start) = (0, pair.now);
     while pair.now < start + 3_600_000 {
-        while let Some(output) = pair.device.poll() {
+        while let Some(output) = pair.node.poll() {
             match output {
                 Output::Send(frame) => pair.up.push_back(frame),
                 Output::BlobWanted { sha256, .. } => {
-                    pair.device
+                    pair.node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
                 }
                 Output::ChunkReceived { sha256, offset, .. } => {
                     assert_eq!(offset, 0);
                     chunks += 1;
-                    pair.device
+                    pair.node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
                 }
                 _ => {}
@@ -268,14 +268,14 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
             library.answer(&mut pair);
         }
         if let Some(frame) = pair.down.pop_front() {
-            pair.device.handle(pair.now, Input::Frame(&frame));
+            pair.node.handle(pair.now, Input::Frame(&frame));
             continue;
         }
-        let Some(at) = pair.device.deadline() else {
+        let Some(at) = pair.node.deadline() else {
             break;
         };
         pair.now = at;
-        pair.device.handle(at, Input::Tick);
+        pair.node.handle(at, Input::Tick);
     }
     assert!((10..30).contains(&chunks), "{chunks}");
 }
@@ -302,12 +302,12 @@ fn chunks_that_nobody_asked_for_are_dropped() {
                     bytes: vec![0; bytes],
                 };
                 let before = pair.up.len();
-                pair.device(Input::Frame(&frame.encode()));
+                pair.node(Input::Frame(&frame.encode()));
                 assert_eq!(pair.up.len(), before, "{index} {bytes}");
             }
         }
     }
-    assert!(!pair.at_device.blobs.contains_key(&blob.0.0));
+    assert!(!pair.at_node.blobs.contains_key(&blob.0.0));
     library.settle(&mut pair);
-    assert_eq!(pair.at_device.blobs[&blob.0.0], library.0[&blob.0.0]);
+    assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
 }

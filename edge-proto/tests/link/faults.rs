@@ -6,7 +6,7 @@ use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
 use edge_proto::session::{Input, Output};
 
-use crate::support::{End, Pair, Store, cloud, device, drain, finish_applies, key, put};
+use crate::support::{End, Pair, Store, cloud, drain, finish_applies, key, node, put};
 
 fn session(pair: &Pair) -> SessionId {
     let mut frames = pair.up.iter().chain(&pair.down);
@@ -59,8 +59,8 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
     let mut wanted = None;
     for _ in 0..10 {
         while let Some(frame) = pair.down.pop_front() {
-            pair.device.handle(pair.now, Input::Frame(&frame));
-            while let Some(output) = pair.device.poll() {
+            pair.node.handle(pair.now, Input::Frame(&frame));
+            while let Some(output) = pair.node.poll() {
                 match output {
                     Output::Send(frame) => {
                         requests += 1;
@@ -69,12 +69,12 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
                     Output::BlobWanted { sha256, .. } => {
                         wanted = Some(sha256);
                         let bytes = 4096;
-                        pair.device
+                        pair.node
                             .handle(pair.now, Input::BlobHave { sha256, bytes });
                     }
                     // The whole object is there, and it is not what its hash says.
                     Output::ChunkReceived { sha256, .. } => pair
-                        .device
+                        .node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 }),
                     _ => {}
                 }
@@ -86,7 +86,7 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
     }
     assert!(wanted.is_some());
     assert_eq!(requests, 1, "asked again at once");
-    assert!(pair.device.deadline().unwrap() >= pair.now + REPEAT_MS_MIN);
+    assert!(pair.node.deadline().unwrap() >= pair.now + REPEAT_MS_MIN);
 }
 
 #[test]
@@ -96,13 +96,13 @@ fn in_sync_is_said_only_after_the_last_batch() {
         pair.cloud(put(key(Kind::ConfigMap, name), &[1; 100]));
     }
     pair.cloud(Input::TransportUp);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let mut batches = 0;
     while let Some(frame) = pair.down.pop_front() {
-        pair.device(Input::Frame(&frame));
+        pair.node(Input::Frame(&frame));
         batches += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Change { .. })));
-        let in_sync = pair.seen_device.in_sync == Some((true, true));
-        assert_eq!(in_sync, pair.at_device.objects.len() == 300);
+        let in_sync = pair.seen_node.in_sync == Some((true, true));
+        assert_eq!(in_sync, pair.at_node.objects.len() == 300);
         while let Some(frame) = pair.up.pop_front() {
             pair.cloud(Input::Frame(&frame));
         }
@@ -121,7 +121,7 @@ fn a_gap_in_an_answer_ends_the_call() {
         body: Vec::new(),
     });
     pair.settle();
-    pair.device(Input::CallAnswer {
+    pair.node(Input::CallAnswer {
         id: 3,
         bytes: vec![1; CALL_WINDOW_BYTES as usize],
         end: false,
@@ -133,7 +133,7 @@ fn a_gap_in_an_answer_ends_the_call() {
         Some(&Output::CallCancelled { id: 3 })
     );
     assert_eq!(
-        pair.seen_device.other.last(),
+        pair.seen_node.other.last(),
         Some(&Output::CallCancelled { id: 3 })
     );
 }
@@ -142,7 +142,7 @@ fn a_gap_in_an_answer_ends_the_call() {
 fn a_change_that_names_a_key_twice_is_not_applied() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.device(put(Key::node_status(), b"ready"));
+    pair.node(put(Key::node_status(), b"ready"));
     let session = session(&pair);
     pair.settle();
     let key = key(Kind::ConfigMap, 1);
@@ -154,15 +154,15 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
     let change = Frame::Change {
         session,
         set: Set::Desired,
-        base: pair.device.desired().root(),
+        base: pair.node.desired().root(),
         result: edge_proto::set::root([(&key, hash)].into_iter()),
         order: 2,
         items: vec![put(b"a"), put(b"b")],
     };
-    pair.device(Input::Frame(&change.encode()));
-    assert!(pair.at_device.objects.is_empty());
+    pair.node(Input::Frame(&change.encode()));
+    assert!(pair.at_node.objects.is_empty());
     assert_eq!(
-        pair.seen_device.problems,
+        pair.seen_node.problems,
         [edge_proto::session::Problem::Change]
     );
     pair.settle();
@@ -177,27 +177,27 @@ fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
     pair.connect();
     let key = key(Kind::ConfigMap, 1);
     for _ in 0..2 {
-        let empty = pair.device.desired().root();
+        let empty = pair.node.desired().root();
         pair.cloud(put(key.clone(), b"a"));
         let creation = pair.down[0].clone();
         pair.settle();
-        assert_eq!(pair.at_device.objects.len(), 1);
+        assert_eq!(pair.at_node.objects.len(), 1);
         pair.cloud(Input::Delete { key: key.clone() });
         pair.settle();
-        assert_eq!(pair.device.desired().root(), empty);
-        pair.device(Input::Frame(&creation));
-        assert!(pair.at_device.objects.is_empty());
-        assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+        assert_eq!(pair.node.desired().root(), empty);
+        pair.node(Input::Frame(&creation));
+        assert!(pair.at_node.objects.is_empty());
+        assert_eq!(pair.seen_node.in_sync, Some((true, true)));
         assert!(pair.up.is_empty());
     }
     // A new session, and a cloud that counts from the start.
-    pair.device(Input::TransportDown);
+    pair.node(Input::TransportDown);
     pair.cloud = cloud(7, 50);
     pair.connect();
     pair.cloud(put(key, b"a"));
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.at_node.objects.len(), 1);
 }
 
 /// Goal: the cloud believes only what the node says of the newest changes. Method: the answer to an
@@ -209,7 +209,7 @@ fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
     let key = key(Kind::ConfigMap, 1);
     pair.cloud(put(key.clone(), b"a"));
     let change = pair.down.pop_front().expect("a change is sent");
-    pair.device(Input::Frame(&change));
+    pair.node(Input::Frame(&change));
     let have = pair.up[0].clone();
     pair.settle();
     pair.cloud(Input::Delete { key: key.clone() });
@@ -231,7 +231,7 @@ fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
     }
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.at_device.objects.len(), 1);
+    assert_eq!(pair.at_node.objects.len(), 1);
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
 }
 
@@ -240,7 +240,7 @@ fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
     let mut pair = Pair::new();
     pair.cloud(Input::TransportUp);
     pair.down.clear();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let old = pair.up[0].clone();
     pair.settle();
     pair.cloud = cloud(7, 50);
@@ -264,28 +264,28 @@ fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
     let key = key(Kind::ConfigMap, 1);
     pair.cloud(put(key.clone(), b"a"));
     let change = pair.down.pop_front().expect("a change is sent");
-    let mut end = End::Device(&mut pair.device);
+    let mut end = End::Node(&mut pair.node);
     end.handle(pair.now, Input::Frame(&change));
-    let (store, seen) = (&mut pair.at_device, &mut pair.seen_device);
+    let (store, seen) = (&mut pair.at_node, &mut pair.seen_node);
     assert!(drain(&mut end, pair.now, store, seen, true).is_empty());
-    pair.device(Input::TransportDown);
+    pair.node(Input::TransportDown);
     pair.cloud(Input::TransportDown);
     pair.cloud(Input::Delete { key });
     pair.connect();
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-    let mut end = End::Device(&mut pair.device);
-    finish_applies(&mut end, pair.now, &mut pair.at_device);
-    pair.device(Input::Tick);
+    let mut end = End::Node(&mut pair.node);
+    finish_applies(&mut end, pair.now, &mut pair.at_node);
+    pair.node(Input::Tick);
     assert_eq!(pair.up.len(), 1, "it is told");
     pair.up.clear();
-    while let Some(next) = pair.device.deadline() {
+    while let Some(next) = pair.node.deadline() {
         pair.now = next;
-        pair.device(Input::Tick);
+        pair.node(Input::Tick);
         pair.settle();
     }
     assert!(pair.is_equal());
-    assert!(pair.at_device.objects.is_empty());
-    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert!(pair.at_node.objects.is_empty());
+    assert_eq!(pair.seen_node.in_sync, Some((true, true)));
 }
 
 /// Goal: the node knows when it has all. Method: what a change said to wait behind it is deleted.
@@ -299,13 +299,13 @@ fn a_node_learns_that_nothing_waits_any_more() {
     pair.cloud(small);
     pair.cloud(put(large.clone(), &vec![7; 9_000]));
     let first = pair.down.pop_front().expect("a change is sent");
-    pair.device(Input::Frame(&first));
+    pair.node(Input::Frame(&first));
     let have = pair.up.pop_front().expect("an answer");
     pair.cloud(Input::Frame(&have));
     pair.cloud(Input::Delete { key: large });
     pair.settle();
     assert!(pair.is_equal());
-    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert_eq!(pair.seen_node.in_sync, Some((true, true)));
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
 }
 
@@ -315,14 +315,14 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
     pair.cloud(Input::TransportUp);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let is_question = |frame: &Vec<u8>| matches!(Frame::decode(frame), Ok(Frame::Change { items, .. }) if items.is_empty());
     while !pair.down.iter().any(is_question) {
         if let Some(frame) = pair.up.pop_front() {
             pair.cloud(Input::Frame(&frame));
         } else {
             let frame = pair.down.pop_front().expect("a question comes");
-            pair.device(Input::Frame(&frame));
+            pair.node(Input::Frame(&frame));
         }
     }
     let have = Frame::Have {
@@ -343,12 +343,9 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
 /// Both ends have the same sets, know it, and say nothing any more.
 fn assert_at_rest(pair: &Pair) {
     assert!(pair.is_equal());
-    assert_eq!(pair.seen_device.in_sync, Some((true, true)));
+    assert_eq!(pair.seen_node.in_sync, Some((true, true)));
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-    assert_eq!(
-        (pair.device.deadline(), pair.cloud.deadline()),
-        (None, None)
-    );
+    assert_eq!((pair.node.deadline(), pair.cloud.deadline()), (None, None));
 }
 
 /// Goal: who was told to reach a root hears when that is no longer it. Method: while a session opens, and
@@ -363,7 +360,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         let mut pair = Pair::new();
         pair.cloud(put(object.clone(), b"a"));
         pair.cloud(Input::TransportUp);
-        pair.device(Input::TransportUp);
+        pair.node(Input::TransportUp);
         pair.deliver(before);
         pair.cloud(Input::Delete {
             key: object.clone(),
@@ -372,24 +369,24 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         assert_at_rest(&pair);
 
         // The cloud has a status of before, and the node says the same again, but late.
-        pair.device(put(status.clone(), b"up"));
+        pair.node(put(status.clone(), b"up"));
         pair.settle();
-        pair.device = device(99);
+        pair.node = node(99);
         pair.cloud(Input::TransportDown);
         pair.cloud(Input::TransportUp);
-        pair.device(Input::TransportUp);
+        pair.node(Input::TransportUp);
         pair.deliver(before);
-        pair.device(put(status.clone(), b"up"));
+        pair.node(put(status.clone(), b"up"));
         pair.settle();
         assert_at_rest(&pair);
 
         // A cloud that has forgotten what the node has hears of it late.
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
-        pair.device(Input::TransportDown);
+        pair.node(Input::TransportDown);
         pair.cloud = cloud(8, 50);
         pair.cloud(Input::TransportUp);
-        pair.device(Input::TransportUp);
+        pair.node(Input::TransportUp);
         pair.deliver(before);
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
@@ -403,9 +400,9 @@ fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
     pair.cloud(Input::TransportUp);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     // Of a new epoch there is an apply, and it takes until the question is there.
-    let mut end = End::Device(&mut pair.device);
+    let mut end = End::Node(&mut pair.node);
     let mut held = Store::default();
     let mut rest = 10;
     while rest > 0 {
@@ -417,7 +414,7 @@ fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
             &mut end,
             pair.now,
             &mut held,
-            &mut pair.seen_device,
+            &mut pair.seen_node,
             true,
         ));
         if let Some(frame) = pair.up.pop_front() {
@@ -430,8 +427,8 @@ fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
     }
     assert_eq!(held.applying.len(), 1);
     finish_applies(&mut end, pair.now, &mut held);
-    pair.at_device = held;
-    pair.device(Input::Tick);
+    pair.at_node = held;
+    pair.node(Input::Tick);
     pair.settle();
     assert_at_rest(&pair);
 }

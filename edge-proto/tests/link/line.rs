@@ -122,20 +122,20 @@ impl World {
     fn fetch(&mut self, len: u32) {
         self.blob = (Hash32([7; 32]), len);
         let (sha256, len) = self.blob;
-        self.tell_device(Input::BlobFetch { sha256, len });
+        self.tell_node(Input::BlobFetch { sha256, len });
     }
 
-    fn tell_device(&mut self, input: Input<'_>) {
+    fn tell_node(&mut self, input: Input<'_>) {
         self.pair.now = self.now / US;
         let now = self.pair.now;
-        self.pair.device.handle(now, input);
-        while let Some(output) = self.pair.device.poll() {
+        self.pair.node.handle(now, input);
+        while let Some(output) = self.pair.node.poll() {
             match output {
                 Output::Send(frame) => self.up.push(self.now, frame),
                 Output::BlobWanted { sha256, .. } if sha256 == self.blob.0 => {
                     let bytes = self.stored;
                     self.pair
-                        .device
+                        .node
                         .handle(now, Input::BlobHave { sha256, bytes });
                 }
                 Output::ChunkReceived {
@@ -150,10 +150,10 @@ impl World {
                     }
                     let bytes = self.stored;
                     self.pair
-                        .device
+                        .node
                         .handle(now, Input::BlobHave { sha256, bytes });
                 }
-                other => self.pair.shell_device(other),
+                other => self.pair.shell_node(other),
             }
         }
         self.up.pump(self.now);
@@ -190,7 +190,7 @@ impl World {
     /// Lets everything happen until `until`.
     fn run(&mut self, until: u64) {
         loop {
-            let timers = [self.pair.device.deadline(), self.pair.cloud.deadline()];
+            let timers = [self.pair.node.deadline(), self.pair.cloud.deadline()];
             let timers = timers.into_iter().flatten().map(|at| at * US);
             let arrivals = [self.up.next(), self.down.next()];
             let next = timers.chain(arrivals.into_iter().flatten()).min();
@@ -200,11 +200,11 @@ impl World {
             };
             self.now = self.now.max(next);
             if let Some(frame) = self.down.arrival(self.now) {
-                self.tell_device(Input::Frame(&frame));
+                self.tell_node(Input::Frame(&frame));
             } else if let Some(frame) = self.up.arrival(self.now) {
                 self.tell_cloud(Input::Frame(&frame));
             } else {
-                self.tell_device(Input::Tick);
+                self.tell_node(Input::Tick);
                 self.tell_cloud(Input::Tick);
             }
         }
@@ -228,7 +228,7 @@ impl World {
             self.up.pump(self.now);
             let bytes = vec![count as u8; 100 + count as usize % 2_000];
             self.tell_cloud(put(key(Kind::ConfigMap, count % 7), &bytes));
-            self.tell_device(put(key(Kind::DeviceStatus, count % 7), &bytes));
+            self.tell_node(put(key(Kind::DeviceStatus, count % 7), &bytes));
             self.run(self.now + 700 * US);
         }
     }
@@ -323,7 +323,7 @@ fn a_small_change_does_not_wait_for_a_large_one() {
     world.tell_cloud(put(key(Kind::ConfigMap, 2), b"small"));
     while !world
         .pair
-        .at_device
+        .at_node
         .objects
         .contains_key(&key(Kind::ConfigMap, 2))
     {
@@ -335,14 +335,14 @@ fn a_small_change_does_not_wait_for_a_large_one() {
     assert!(
         !world
             .pair
-            .at_device
+            .at_node
             .objects
             .contains_key(&key(Kind::ConfigMap, 1))
     );
     let mut count = 0;
     while !world
         .pair
-        .at_device
+        .at_node
         .objects
         .contains_key(&key(Kind::ConfigMap, 1))
     {
@@ -377,7 +377,7 @@ fn a_small_change_waits_for_no_large_one_whenever_it_comes() {
         world.run(world.now + at_ms * US);
         let start = world.now;
         world.tell_cloud(put(small.clone(), b"small"));
-        while !world.pair.at_device.objects.contains_key(&small) {
+        while !world.pair.at_node.objects.contains_key(&small) {
             world.run(world.now + 5 * US);
             assert!(world.now < start + 9_000 * US, "{at_ms}: it waits for ever");
         }

@@ -3,26 +3,26 @@
 
 use edge_proto::Millis;
 use edge_proto::key::{Key, Kind};
-use edge_proto::session::{Cloud, Device, Input};
+use edge_proto::session::{Cloud, Input, Node};
 
-use crate::support::{End, Rng, Seen, Store, cloud, device, drain, finish_applies, key, put};
+use crate::support::{End, Rng, Seen, Store, cloud, drain, finish_applies, key, node, put};
 
 const KEYS: u64 = 20;
 const CHAOS_MS: Millis = 8 * 60 * 1000;
 
 #[derive(Clone, Copy, PartialEq)]
 enum To {
-    Device,
+    Node,
     Cloud,
 }
 
 struct World {
     rng: Rng,
     now: Millis,
-    device: Device,
+    node: Node,
     clouds: Vec<Cloud>,
     epoch: u64,
-    at_device: Store,
+    at_node: Store,
     at_cloud: Store,
     stale_store: Store,
     seen: Seen,
@@ -38,11 +38,11 @@ impl World {
     fn new(mut rng: Rng) -> Self {
         Self {
             now: 5000,
-            device: device(rng.nonce()),
+            node: node(rng.nonce()),
             clouds: vec![cloud(10, rng.nonce())],
             rng,
             epoch: 10,
-            at_device: Store::default(),
+            at_node: Store::default(),
             at_cloud: Store::default(),
             stale_store: Store::default(),
             seen: Seen::default(),
@@ -72,11 +72,11 @@ impl World {
         }
     }
 
-    fn tell_device(&mut self, input: Input<'_>) {
-        let mut end = End::Device(&mut self.device);
+    fn tell_node(&mut self, input: Input<'_>) {
+        let mut end = End::Node(&mut self.node);
         end.handle(self.now, input);
         let hold = self.chaos && self.rng.chance(30);
-        let (store, seen) = (&mut self.at_device, &mut self.seen);
+        let (store, seen) = (&mut self.at_node, &mut self.seen);
         let frames = drain(&mut end, self.now, store, seen, hold);
         self.send(To::Cloud, frames);
     }
@@ -91,16 +91,12 @@ impl World {
             &mut self.stale_store
         };
         let frames = drain(&mut end, self.now, store, &mut Seen::default(), hold);
-        self.send(To::Device, frames);
+        self.send(To::Node, frames);
     }
 
     fn apply(&mut self) {
-        finish_applies(
-            &mut End::Device(&mut self.device),
-            self.now,
-            &mut self.at_device,
-        );
-        self.tell_device(Input::Tick);
+        finish_applies(&mut End::Node(&mut self.node), self.now, &mut self.at_node);
+        self.tell_node(Input::Tick);
         finish_applies(
             &mut End::Cloud(&mut self.clouds[0]),
             self.now,
@@ -121,7 +117,7 @@ impl World {
         } else {
             Input::TransportDown
         };
-        self.tell_device(input.clone());
+        self.tell_node(input.clone());
         if self.rng.chance(30) {
             self.tell_cloud(0, Input::TransportDown);
             self.tell_cloud(0, Input::TransportUp);
@@ -156,23 +152,23 @@ impl World {
             let payload = &payload[..payload.len().min(4000)];
             if remove {
                 self.reported.remove(&key);
-                self.tell_device(Input::Delete { key });
+                self.tell_node(Input::Delete { key });
             } else {
                 self.reported.insert(key.clone(), payload.to_vec());
-                self.tell_device(put(key, payload));
+                self.tell_node(put(key, payload));
             }
         }
     }
 
-    fn restart_device(&mut self) {
+    fn restart_node(&mut self) {
         self.connected = false;
-        self.at_device.applying.clear();
-        self.device = device(self.rng.nonce());
-        let hashes = self.at_device.hashes();
+        self.at_node.applying.clear();
+        self.node = node(self.rng.nonce());
+        let hashes = self.at_node.hashes();
         let members = hashes.into_iter().map(|(key, hash)| (key, hash, None));
-        assert!(self.device.restore(members, self.at_device.epoch));
+        assert!(self.node.restore(members, self.at_node.epoch));
         for (key, payload) in self.reported.clone() {
-            self.tell_device(put(key, &payload));
+            self.tell_node(put(key, &payload));
         }
     }
 
@@ -202,7 +198,7 @@ impl World {
     fn step(&mut self, until: Millis) -> bool {
         let frame = self.flying.iter().map(|(at, ..)| *at).min();
         let clouds = self.clouds.iter().filter_map(Cloud::deadline).min();
-        let times = [frame, self.device.deadline(), clouds];
+        let times = [frame, self.node.deadline(), clouds];
         let Some(next) = times.into_iter().flatten().min().filter(|at| *at <= until) else {
             self.now = until;
             return false;
@@ -211,8 +207,8 @@ impl World {
         if let Some(index) = self.flying.iter().position(|(at, ..)| *at <= self.now) {
             let (_, to, frame) = self.flying.swap_remove(index);
             match to {
-                To::Device if self.connected => self.tell_device(Input::Frame(&frame)),
-                To::Device => {}
+                To::Node if self.connected => self.tell_node(Input::Frame(&frame)),
+                To::Node => {}
                 To::Cloud => {
                     for index in 0..self.clouds.len() {
                         self.tell_cloud(index, Input::Frame(&frame));
@@ -220,7 +216,7 @@ impl World {
                 }
             }
         } else {
-            self.tell_device(Input::Tick);
+            self.tell_node(Input::Tick);
             for index in 0..self.clouds.len() {
                 self.tell_cloud(index, Input::Tick);
             }
@@ -234,8 +230,8 @@ impl World {
 
     fn is_equal(&self) -> bool {
         let cloud = &self.clouds[0];
-        self.device.desired().root() == cloud.desired_root()
-            && cloud.reported().root() == self.device.reported_root()
+        self.node.desired().root() == cloud.desired_root()
+            && cloud.reported().root() == self.node.reported_root()
     }
 }
 
@@ -250,7 +246,7 @@ pub fn survives(rng: Rng, seed: u64) {
             0..50 => world.change(),
             50..60 => world.connect(false),
             60..75 => world.connect(true),
-            75..78 => world.restart_device(),
+            75..78 => world.restart_node(),
             78..80 => world.restart_cloud(),
             _ => world.apply(),
         }
@@ -268,9 +264,9 @@ pub fn survives(rng: Rng, seed: u64) {
     frames += world.run(until);
     assert!(world.is_equal(), "seed {seed}");
     assert!(frames < 100_000, "seed {seed}: {frames} frames");
-    assert!(world.device.is_live() && world.clouds[0].is_live());
+    assert!(world.node.is_live() && world.clouds[0].is_live());
     assert_eq!(world.seen.in_sync, Some((true, true)), "seed {seed}");
-    let stored = world.at_device.hashes();
+    let stored = world.at_node.hashes();
     let wanted: Vec<_> = world
         .desired
         .iter()

@@ -12,16 +12,16 @@ fn a_late_hello_cannot_take_a_live_session_away() {
     let mut pair = Pair::new();
     pair.cloud(Input::TransportUp);
     pair.down.clear();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let late = pair.up[0].clone();
-    pair.device(Input::TransportDown);
+    pair.node(Input::TransportDown);
     pair.up.clear();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     pair.settle();
     let lives = pair.seen_cloud.live;
     pair.cloud(Input::Frame(&late));
     pair.settle();
-    assert!(pair.cloud.is_live() && pair.device.is_live());
+    assert!(pair.cloud.is_live() && pair.node.is_live());
     assert_eq!((pair.seen_cloud.live, pair.seen_cloud.down), (lives, 0));
     pair.cloud(put(key(Kind::ConfigMap, 1), b"still here"));
     pair.settle();
@@ -31,7 +31,7 @@ fn a_late_hello_cannot_take_a_live_session_away() {
 #[test]
 fn a_node_waits_for_its_turn_and_a_probe_of_the_same_owner_does_not_change_that() {
     let mut pair = Pair::new();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
         panic!("not a Hello");
@@ -39,26 +39,26 @@ fn a_node_waits_for_its_turn_and_a_probe_of_the_same_owner_does_not_change_that(
     let later = |n, epoch, wait_ms| Frame::Later { n, epoch, wait_ms }.encode();
     let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
     // Of another connection, and of an owner that is no more: nothing changes.
-    let repeat = pair.device.deadline();
-    pair.device(Input::Frame(&later([9; 8], 7, 30_000)));
-    assert_eq!(pair.device.deadline(), repeat);
-    pair.device(Input::Frame(&later(n, 7, 30_000)));
-    assert_eq!(pair.device.deadline(), Some(pair.now + 30_000));
-    pair.device(Input::Frame(&probe(7)));
+    let repeat = pair.node.deadline();
+    pair.node(Input::Frame(&later([9; 8], 7, 30_000)));
+    assert_eq!(pair.node.deadline(), repeat);
+    pair.node(Input::Frame(&later(n, 7, 30_000)));
+    assert_eq!(pair.node.deadline(), Some(pair.now + 30_000));
+    pair.node(Input::Frame(&probe(7)));
     assert!(pair.up.is_empty());
     pair.now += 30_000;
-    pair.device(Input::Tick);
+    pair.node(Input::Tick);
     assert_eq!(pair.up.pop_front(), Some(hello.clone()));
     // A new owner is answered at once; nobody can make a node wait for ever.
-    pair.device(Input::Frame(&later(n, 7, u64::MAX)));
-    assert_eq!(pair.device.deadline(), Some(pair.now + LATER_MS_MAX));
-    pair.device(Input::Frame(&probe(8)));
+    pair.node(Input::Frame(&later(n, 7, u64::MAX)));
+    assert_eq!(pair.node.deadline(), Some(pair.now + LATER_MS_MAX));
+    pair.node(Input::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
     // A live session is not to be made to wait.
     pair.connect();
-    pair.device(Input::Frame(&later(n, 7, 1_000)));
-    assert!(pair.device.is_live());
-    assert_eq!(pair.device.deadline(), None);
+    pair.node(Input::Frame(&later(n, 7, 1_000)));
+    assert!(pair.node.is_live());
+    assert_eq!(pair.node.deadline(), None);
 }
 
 #[test]
@@ -69,19 +69,19 @@ fn a_node_that_has_just_connected_is_asked_only_when_it_says_nothing() {
         pair.cloud(input);
     }
     assert!(pair.down.is_empty());
-    let before = (pair.seen_device.sent_frames, pair.seen_cloud.sent_frames);
-    pair.device(Input::TransportDown);
-    pair.device(Input::TransportUp);
+    let before = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
+    pair.node(Input::TransportDown);
+    pair.node(Input::TransportUp);
     pair.settle();
-    assert!(pair.cloud.is_live() && pair.device.is_live());
-    let after = (pair.seen_device.sent_frames, pair.seen_cloud.sent_frames);
+    assert!(pair.cloud.is_live() && pair.node.is_live());
+    let after = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
     assert_eq!((after.0 - before.0, after.1 - before.1), (2, 1));
     // Its `Hello` is lost.
     for input in [Input::TransportDown, Input::NodeConnected] {
         pair.cloud(input);
     }
-    pair.device(Input::TransportDown);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportDown);
+    pair.node(Input::TransportUp);
     pair.up.clear();
     pair.now = pair.cloud.deadline().unwrap();
     pair.cloud(Input::Tick);
@@ -96,11 +96,11 @@ fn a_node_that_has_just_connected_is_asked_only_when_it_says_nothing() {
 #[test]
 fn the_will_of_an_old_connection_does_not_end_the_new_one() {
     let mut pair = Pair::new();
-    let old = pair.device.will();
+    let old = pair.node.will();
     pair.connect();
-    pair.device(Input::TransportDown);
-    let new = pair.device.will();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportDown);
+    let new = pair.node.will();
+    pair.node(Input::TransportUp);
     pair.settle();
     pair.cloud(Input::Frame(&old));
     assert!(pair.cloud.is_live());
@@ -114,13 +114,13 @@ fn a_lost_third_message_is_repeated() {
     let mut pair = Pair::new();
     pair.cloud(Input::TransportUp);
     pair.down.clear();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     pair.cloud(Input::Frame(&hello));
     let welcome = pair.down.pop_front().unwrap();
-    pair.device(Input::Frame(&welcome));
+    pair.node(Input::Frame(&welcome));
     pair.up.clear();
-    assert!(pair.device.is_live() && !pair.cloud.is_live());
+    assert!(pair.node.is_live() && !pair.cloud.is_live());
     pair.now = pair.cloud.deadline().unwrap();
     pair.cloud(Input::Tick);
     pair.settle();
@@ -139,10 +139,10 @@ fn a_restarted_cloud_finds_its_live_node() {
     pair.cloud = cloud(9, 78);
     pair.cloud(Input::TransportUp);
     pair.down.clear();
-    pair.device(put(key(Kind::DeviceStatus, 1), b"changed"));
+    pair.node(put(key(Kind::DeviceStatus, 1), b"changed"));
     pair.settle();
     assert!(pair.cloud.is_live());
-    assert_eq!(pair.at_device.epoch, 9);
+    assert_eq!(pair.at_node.epoch, 9);
     assert!(pair.is_equal());
 }
 
@@ -156,21 +156,21 @@ fn a_stale_replica_is_refused_and_learns_it() {
     end.handle(0, Input::TransportUp);
     let probes = drain(&mut end, 0, &mut store, &mut seen, false);
     for probe in probes {
-        pair.device(Input::Frame(&probe));
+        pair.node(Input::Frame(&probe));
     }
-    assert_eq!(pair.seen_device.problems, [Problem::Epoch(6)]);
+    assert_eq!(pair.seen_node.problems, [Problem::Epoch(6)]);
     // It hears the node's frames and answers them with a reset, which the node refuses too.
-    pair.device(put(key(Kind::DeviceStatus, 1), b"changed"));
+    pair.node(put(key(Kind::DeviceStatus, 1), b"changed"));
     end.handle(0, Input::Frame(&pair.up[0]));
     let resets = drain(&mut end, 0, &mut store, &mut seen, false);
     assert!(matches!(Frame::decode(&resets[0]), Ok(Frame::Reset { .. })));
-    pair.device(Input::Frame(&resets[0]));
-    assert!(pair.device.is_live());
+    pair.node(Input::Frame(&resets[0]));
+    assert!(pair.node.is_live());
     pair.settle();
     assert!(pair.is_equal());
     // It does not even answer the node's next opening.
-    pair.device(Input::TransportDown);
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportDown);
+    pair.node(Input::TransportUp);
     end.handle(0, Input::Frame(&pair.up[0]));
     assert!(drain(&mut end, 0, &mut store, &mut seen, false).is_empty());
     assert_eq!(seen.problems, [Problem::Epoch(7)]);
@@ -181,7 +181,7 @@ fn the_higher_epoch_wins_while_both_replicas_answer() {
     let mut pair = Pair::new();
     pair.cloud(Input::TransportUp);
     pair.down.clear();
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     let mut newer = cloud(8, 99);
     let (mut store, mut seen) = (Store::default(), Seen::default());
     let mut end = End::Cloud(&mut newer);
@@ -190,9 +190,9 @@ fn the_higher_epoch_wins_while_both_replicas_answer() {
     end.handle(0, Input::Frame(&pair.up[0]));
     let welcome = drain(&mut end, 0, &mut store, &mut seen, false);
     pair.settle();
-    assert_eq!(pair.device.epoch(), 7);
-    pair.device(Input::Frame(&welcome[0]));
-    assert_eq!(pair.device.epoch(), 8);
+    assert_eq!(pair.node.epoch(), 7);
+    pair.node(Input::Frame(&welcome[0]));
+    assert_eq!(pair.node.epoch(), 8);
     end.handle(0, Input::Frame(&pair.up[0]));
     drain(&mut end, 0, &mut store, &mut seen, false);
     assert_eq!(seen.live, 1);
@@ -208,11 +208,11 @@ fn probes_and_hellos_are_repeated_with_a_bound() {
     }
     assert_eq!(pair.seen_cloud.sent_frames, 8);
     pair.now = 0;
-    pair.device(Input::TransportUp);
+    pair.node(Input::TransportUp);
     while pair.now < 24 * 3600 * 1000 {
-        pair.now = pair.device.deadline().unwrap();
-        pair.device(Input::Tick);
+        pair.now = pair.node.deadline().unwrap();
+        pair.node(Input::Tick);
     }
-    let hellos = pair.seen_device.sent_frames;
+    let hellos = pair.seen_node.sent_frames;
     assert!((230..300).contains(&hellos), "{hellos} in a day");
 }

@@ -8,9 +8,9 @@ use edge_proto::limits::{
     CLASS_TELEMETRY, CLASS_TOLL, FRAME_BYTES_MAX, RECORD_BYTES_MAX, REPEAT_MS_MAX,
     STREAM_FRAMES_MAX, STREAM_WINDOW_BYTES,
 };
-use edge_proto::session::{Cloud, Device, Input, Output};
+use edge_proto::session::{Cloud, Input, Node, Output};
 
-use crate::support::{Rng, cloud, device, put};
+use crate::support::{Rng, cloud, node, put};
 
 const CLASSES: [u8; 3] = [CLASS_TOLL, 1, CLASS_TELEMETRY];
 
@@ -120,7 +120,7 @@ impl Sink {
 struct World {
     rng: Rng,
     now: Millis,
-    device: Device,
+    node: Node,
     cloud: Cloud,
     epoch: u64,
     outbox: Outbox,
@@ -140,7 +140,7 @@ impl World {
     fn new(mut rng: Rng) -> Self {
         let mut world = Self {
             now: 5000,
-            device: device(rng.nonce()),
+            node: node(rng.nonce()),
             cloud: cloud(10, rng.nonce()),
             rng,
             epoch: 10,
@@ -163,14 +163,14 @@ impl World {
     fn tell_all_ready(&mut self) {
         for class in CLASSES {
             let ready = self.outbox.ready(class);
-            self.device(ready);
+            self.node(ready);
         }
     }
 
     fn append(&mut self, class: u8, entry: Entry) {
         self.outbox.logs.get_mut(&class).unwrap().push(entry);
         let ready = self.outbox.ready(class);
-        self.device(ready);
+        self.node(ready);
     }
 
     /// When the frame arrives; twice, never.
@@ -183,9 +183,9 @@ impl World {
         (0..copies).map(|_| one()).collect()
     }
 
-    fn device(&mut self, input: Input<'_>) {
-        self.device.handle(self.now, input);
-        while let Some(output) = self.device.poll() {
+    fn node(&mut self, input: Input<'_>) {
+        self.node.handle(self.now, input);
+        while let Some(output) = self.node.poll() {
             match output {
                 Output::Send(frame) => {
                     assert!(frame.len() <= FRAME_BYTES_MAX);
@@ -205,7 +205,7 @@ impl World {
                         first: from,
                         entries: self.outbox.read(class, from, bytes_max),
                     };
-                    self.device.handle(self.now, read);
+                    self.node.handle(self.now, read);
                 }
                 Output::RecordsAcked { class, next } => {
                     let reached = self.sink.reached.get(&(self.outbox.incarnation, class));
@@ -214,7 +214,7 @@ impl World {
                     self.outbox.held.insert(class, next);
                 }
                 Output::RecordsAhead { .. } => self.ahead = true,
-                Output::Apply { ticket, .. } => self.device.handle(
+                Output::Apply { ticket, .. } => self.node.handle(
                     self.now,
                     Input::Applied {
                         ticket,
@@ -268,16 +268,16 @@ impl World {
     fn connect(&mut self, up: bool) {
         self.connected = up;
         if up {
-            self.device(Input::TransportUp);
+            self.node(Input::TransportUp);
         } else {
-            self.device(Input::TransportDown);
+            self.node(Input::TransportDown);
         }
     }
 
     /// Lets the next thing happen before `until`: a frame arrives, or a deadline comes.
     fn step(&mut self, until: Millis) -> bool {
         let frames = self.up.iter().chain(&self.down).map(|(at, _)| *at).min();
-        let times = [frames, self.device.deadline(), self.cloud.deadline()];
+        let times = [frames, self.node.deadline(), self.cloud.deadline()];
         let next = times.into_iter().flatten().min();
         let Some(next) = next.filter(|at| *at <= until) else {
             self.now = until;
@@ -296,10 +296,10 @@ impl World {
         } else if let Some(place) = due(&self.down, self.now) {
             let (_, frame) = self.down.remove(place);
             if self.connected {
-                self.device(Input::Frame(&frame));
+                self.node(Input::Frame(&frame));
             }
         } else {
-            self.device(Input::Tick);
+            self.node(Input::Tick);
             self.cloud(Input::Tick);
         }
         true
@@ -311,9 +311,9 @@ impl World {
         (0..1_000_000).take_while(|_| self.step(until)).count()
     }
 
-    fn restart_device(&mut self) {
+    fn restart_node(&mut self) {
         self.connect(false);
-        self.device = device(self.rng.nonce());
+        self.node = node(self.rng.nonce());
         // Acknowledged positions are stored late.
         for held in self.outbox.held.values_mut() {
             *held = held.saturating_sub(self.rng.below(20)).max(1);
@@ -383,7 +383,7 @@ pub fn survives(rng: Rng, seed: u64) {
             0..45 => world.append_any(),
             45..55 => world.connect(false),
             55..75 => world.connect(true),
-            75..78 => world.restart_device(),
+            75..78 => world.restart_node(),
             78..81 => world.restart_cloud(),
             81..83 if restores => {
                 // From a backup: the ends of some streams are gone.
@@ -397,7 +397,7 @@ pub fn survives(rng: Rng, seed: u64) {
             83 => {
                 incarnation += 1;
                 world.outbox = Outbox::new(incarnation);
-                world.restart_device();
+                world.restart_node();
             }
             84..87 => world.outbox.broken = !world.outbox.broken,
             87..92 => world.sink.hold = !world.sink.hold,
@@ -465,7 +465,7 @@ fn classes_sent(world: &World) -> Vec<u8> {
 #[test]
 fn a_toll_record_goes_before_the_telemetry_that_waits() {
     let mut world = quiet();
-    world.device(Input::TransportDown);
+    world.node(Input::TransportDown);
     for _ in 0..100 {
         world.append(CLASS_TELEMETRY, record(&[7; RECORD_BYTES_MAX]));
     }
@@ -484,7 +484,7 @@ fn state_goes_before_streams() {
     let mut world = quiet();
     world.connect(false);
     world.append(CLASS_TOLL, record(b"toll"));
-    world.device(put(edge_proto::key::Key::node_status(), b"ready"));
+    world.node(put(edge_proto::key::Key::node_status(), b"ready"));
     world.connect(true);
     world.run(1000);
     let change = world
@@ -583,7 +583,7 @@ fn a_lost_outbox_and_a_restored_cloud_are_noticed_at_the_next_session() {
     let stream = &world.sink.streams[&([1; 8], CLASS_TOLL)];
     assert_eq!(stream[..], [Kept::Record(b"one".into()), Kept::Forgotten]);
     world.outbox = Outbox::new(2);
-    world.restart_device();
+    world.restart_node();
     world.connect(true);
     world.run(60_000);
     assert!(world.sink.streams.contains_key(&([2; 8], CLASS_TOLL)));
@@ -600,7 +600,7 @@ fn an_outbox_behind_the_cloud_is_told_to_begin_anew() {
     world.outbox.logs.get_mut(&CLASS_TOLL).unwrap().pop();
     world.outbox.held.insert(CLASS_TOLL, 2);
     world.connect(false);
-    world.device = device(9);
+    world.node = node(9);
     world.tell_all_ready();
     world.connect(true);
     world.run(1000);

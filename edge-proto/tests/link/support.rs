@@ -6,7 +6,7 @@ use std::sync::Arc;
 use edge_proto::Millis;
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
-use edge_proto::session::{Cloud, CloudConfig, Device, DeviceConfig, Input, Output, Payload};
+use edge_proto::session::{Cloud, CloudConfig, Input, Node, NodeConfig, Output, Payload};
 
 /// Where a world's decisions come from: first the bytes of a script, if there is one, two for each
 /// decision, then random numbers (splitmix64).
@@ -131,21 +131,21 @@ pub struct Seen {
 }
 
 pub enum End<'a> {
-    Device(&'a mut Device),
+    Node(&'a mut Node),
     Cloud(&'a mut Cloud),
 }
 
 impl End<'_> {
     pub fn handle(&mut self, now: Millis, input: Input<'_>) {
         match self {
-            Self::Device(device) => device.handle(now, input),
+            Self::Node(node) => node.handle(now, input),
             Self::Cloud(cloud) => cloud.handle(now, input),
         }
     }
 
     fn poll(&mut self) -> Option<Output> {
         match self {
-            Self::Device(device) => device.poll(),
+            Self::Node(node) => node.poll(),
             Self::Cloud(cloud) => cloud.poll(),
         }
     }
@@ -227,10 +227,10 @@ pub fn finish_applies(end: &mut End<'_>, now: Millis, store: &mut Store) {
     }
 }
 
-pub fn device(seed: u64) -> Device {
+pub fn node(seed: u64) -> Node {
     let agent = "edge-min/test".into();
-    Device::new(
-        DeviceConfig {
+    Node::new(
+        NodeConfig {
             kinds: u32::MAX,
             agent,
         },
@@ -254,13 +254,13 @@ pub fn put(key: Key, bytes: &[u8]) -> Input<'static> {
 /// Both ends over a network that loses nothing and keeps order.
 pub struct Pair {
     pub now: Millis,
-    pub device: Device,
+    pub node: Node,
     pub cloud: Cloud,
-    pub at_device: Store,
+    pub at_node: Store,
     pub at_cloud: Store,
-    pub seen_device: Seen,
+    pub seen_node: Seen,
     pub seen_cloud: Seen,
-    /// Frames on their way to the cloud and to the device.
+    /// Frames on their way to the cloud and to the node.
     pub up: VecDeque<Vec<u8>>,
     pub down: VecDeque<Vec<u8>>,
 }
@@ -269,21 +269,21 @@ impl Pair {
     pub fn new() -> Self {
         Self {
             now: 1000,
-            device: device(1),
+            node: node(1),
             cloud: cloud(7, 2),
-            at_device: Store::default(),
+            at_node: Store::default(),
             at_cloud: Store::default(),
-            seen_device: Seen::default(),
+            seen_node: Seen::default(),
             seen_cloud: Seen::default(),
             up: VecDeque::new(),
             down: VecDeque::new(),
         }
     }
 
-    pub fn device(&mut self, input: Input<'_>) {
-        let mut end = End::Device(&mut self.device);
+    pub fn node(&mut self, input: Input<'_>) {
+        let mut end = End::Node(&mut self.node);
         end.handle(self.now, input);
-        let (store, seen) = (&mut self.at_device, &mut self.seen_device);
+        let (store, seen) = (&mut self.at_node, &mut self.seen_node);
         self.up
             .extend(drain(&mut end, self.now, store, seen, false));
     }
@@ -296,10 +296,10 @@ impl Pair {
             .extend(drain(&mut end, self.now, store, seen, false));
     }
 
-    /// The device's shell does what the device asks.
-    pub fn shell_device(&mut self, output: Output) {
-        let mut end = End::Device(&mut self.device);
-        let (store, seen) = (&mut self.at_device, &mut self.seen_device);
+    /// The node's shell does what the node asks.
+    pub fn shell_node(&mut self, output: Output) {
+        let mut end = End::Node(&mut self.node);
+        let (store, seen) = (&mut self.at_node, &mut self.seen_node);
         perform(&mut end, self.now, store, seen, false, output);
     }
 
@@ -312,7 +312,7 @@ impl Pair {
 
     pub fn connect(&mut self) {
         self.cloud(Input::TransportUp);
-        self.device(Input::TransportUp);
+        self.node(Input::TransportUp);
         self.settle();
     }
 
@@ -327,7 +327,7 @@ impl Pair {
             if let Some(frame) = self.up.pop_front() {
                 self.cloud(Input::Frame(&frame));
             } else if let Some(frame) = self.down.pop_front() {
-                self.device(Input::Frame(&frame));
+                self.node(Input::Frame(&frame));
             } else {
                 return;
             }
@@ -335,7 +335,7 @@ impl Pair {
     }
 
     pub fn is_equal(&self) -> bool {
-        self.device.desired().root() == self.cloud.desired_root()
-            && self.cloud.reported().root() == self.device.reported_root()
+        self.node.desired().root() == self.cloud.desired_root()
+            && self.cloud.reported().root() == self.node.reported_root()
     }
 }

@@ -17,7 +17,7 @@ use crate::set::{Member, Reason, ReplicaSet};
 
 /// What a node says of itself when it opens a session.
 #[derive(Clone, Debug)]
-pub struct DeviceConfig {
+pub struct NodeConfig {
     /// Mask of the kinds that the agent understands, see `Kind::bit`.
     pub kinds: u32,
     /// Name and version of the agent, for people; cut at `AGENT_BYTES_MAX`.
@@ -26,8 +26,8 @@ pub struct DeviceConfig {
 
 /// The node's end: sends the reported set, receives the desired one.
 #[derive(Debug)]
-pub struct Device {
-    config: DeviceConfig,
+pub struct Node {
+    config: NodeConfig,
     rng: Rng,
     n: Nonce,
     /// The root of our set that was said with this nonce; `None` inside if there were several.
@@ -45,14 +45,14 @@ pub struct Device {
     streams: StreamSender,
 }
 
-impl Device {
+impl Node {
     /// A node with empty sets. `seed` must be unpredictable and new at every start.
     #[must_use]
-    pub fn new(config: DeviceConfig, seed: u64) -> Self {
+    pub fn new(config: NodeConfig, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let agent = super::agent_text(config.agent);
         Self {
-            config: DeviceConfig { agent, ..config },
+            config: NodeConfig { agent, ..config },
             n: rng.nonce(),
             rng,
             said: None,
