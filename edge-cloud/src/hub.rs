@@ -525,11 +525,11 @@ mod tests {
         assert!(after <= WRITE + KEEPALIVE, "{after:?}");
     }
 
-    /// Goal: a control frame overtakes the chunks that wait for the same socket. Method: chunks
+    /// Goal: a control frame overtakes the pieces that wait for the same socket. Method: pieces
     /// fill a socket that takes 4 KiB, then comes the control frame; what is read before it.
     #[tokio::test(start_paused = true)]
-    async fn a_control_frame_waits_for_no_chunk_but_those_under_way() {
-        const CHUNK: usize = 4096;
+    async fn a_control_frame_waits_for_no_piece_but_those_under_way() {
+        const PIECE: usize = 4096;
         const BUFFER: usize = 4096;
         let mut served = serve(BUFFER).await;
         let urgent = Frame::Probe {
@@ -538,11 +538,11 @@ mod tests {
         };
         let urgent = urgent.encode();
         for _ in 0..20 {
-            let mut chunk = vec![0; CHUNK];
-            chunk[1] = 9;
-            served.frames.send(chunk).await.unwrap();
+            let mut piece = vec![0; PIECE];
+            piece[1] = 9;
+            served.frames.send(piece).await.unwrap();
         }
-        let mut received = vec![0; CHUNK];
+        let mut received = vec![0; PIECE];
         served.stream.read_exact(&mut received).await.unwrap();
         served.frames.send(urgent.clone()).await.unwrap();
         // The task takes it before it writes on.
@@ -555,7 +555,7 @@ mod tests {
             before += count;
             tail.extend_from_slice(&buffer[..count]);
         }
-        let under_way = BUFFER + AHEAD_BYTES_MAX + CHUNK;
+        let under_way = BUFFER + AHEAD_BYTES_MAX + PIECE;
         assert!(before <= under_way + 512, "{before}");
     }
 

@@ -321,11 +321,11 @@ impl Store {
         }
     }
 
-    /// Appends a chunk of a large object; returns the bytes that are here now, 0 to start over.
+    /// Appends a piece of a large object; returns the bytes that are here now, 0 to start over.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn blob_chunk(
+    pub fn blob_piece(
         &mut self,
         sha256: Hash32,
         offset: u32,
@@ -563,12 +563,12 @@ mod tests {
         let hash = sha256(&bytes);
         assert_eq!(store.blob_have(hash, 10_000), 0);
         assert_eq!(
-            store.blob_chunk(hash, 0, &bytes[..4096], 10_000).unwrap(),
+            store.blob_piece(hash, 0, &bytes[..4096], 10_000).unwrap(),
             4096
         );
         assert_eq!(
             store
-                .blob_chunk(hash, 9_000, &bytes[9_000..], 10_000)
+                .blob_piece(hash, 9_000, &bytes[9_000..], 10_000)
                 .unwrap(),
             4096
         );
@@ -580,7 +580,7 @@ mod tests {
         );
         assert_eq!(
             store
-                .blob_chunk(hash, 4096, &bytes[4096..], 10_000)
+                .blob_piece(hash, 4096, &bytes[4096..], 10_000)
                 .unwrap(),
             10_000
         );
@@ -607,10 +607,10 @@ mod tests {
         let mut wrong = bytes;
         wrong[5] ^= 1;
         let (mut store, ..) = open(dir.path()).unwrap();
-        store.blob_chunk(hash, 0, &wrong[..5000], 10_000).unwrap();
+        store.blob_piece(hash, 0, &wrong[..5000], 10_000).unwrap();
         assert_eq!(
             store
-                .blob_chunk(hash, 5000, &wrong[5000..], 10_000)
+                .blob_piece(hash, 5000, &wrong[5000..], 10_000)
                 .unwrap(),
             0
         );
@@ -620,7 +620,7 @@ mod tests {
     fn put_large(store: &mut Store, key: &Key, bytes: &[u8], epoch: u64) {
         let len = u32::try_from(bytes.len()).unwrap();
         let sha256 = sha256(bytes);
-        store.blob_chunk(sha256, 0, bytes, len).unwrap();
+        store.blob_piece(sha256, 0, bytes, len).unwrap();
         let change = (key.clone(), Some(Payload::Large { sha256, len }));
         store.apply(vec![change], epoch).unwrap();
     }

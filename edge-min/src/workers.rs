@@ -93,7 +93,7 @@ pub enum StoreJob {
     /// Whether the flash budget of the day is used up.
     OverBudget(bool),
     /// A piece of it.
-    Chunk(Hash32, u32, Vec<u8>),
+    Piece(Hash32, u32, Vec<u8>),
 }
 
 /// An answer of the store.
@@ -242,8 +242,8 @@ impl StoreThread {
                 self.wanted = *length;
                 StoreDone::Have(*hash, self.store.blob_have(*hash, *length))
             }
-            StoreJob::Chunk(hash, offset, bytes) => {
-                let have = self.store.blob_chunk(*hash, *offset, bytes, self.wanted)?;
+            StoreJob::Piece(hash, offset, bytes) => {
+                let have = self.store.blob_piece(*hash, *offset, bytes, self.wanted)?;
                 StoreDone::Have(*hash, have)
             }
             StoreJob::OverBudget(over) => {

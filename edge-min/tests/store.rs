@@ -51,7 +51,7 @@ fn put(store: &mut Store, kind: Kind, name: &str, length: usize, salt: u8) -> (K
         Payload::Inline(bytes)
     } else {
         let len = u32::try_from(length).unwrap();
-        store.blob_chunk(hash, 0, &bytes, len).unwrap();
+        store.blob_piece(hash, 0, &bytes, len).unwrap();
         Payload::Large { sha256: hash, len }
     };
     let key = key(kind, name);
@@ -410,7 +410,7 @@ fn a_full_medium_keeps_the_last_accepted_set() {
             let bytes = vec![index; 100_000];
             let hash = sha256(&bytes);
             let key = key(Kind::ConfigMap, &format!("large-{index}"));
-            let taken = store.blob_chunk(hash, 0, &bytes, 100_000).and_then(|_| {
+            let taken = store.blob_piece(hash, 0, &bytes, 100_000).and_then(|_| {
                 let payload = Payload::Large {
                     sha256: hash,
                     len: 100_000,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::hash::{Hash16, Hash32};
 use crate::key::Key;
 use crate::limits::{
-    AGENT_BYTES_MAX, CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, CLASSES_MAX, FRAME_BYTES_MAX,
-    INVENTORY_PAGE_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
+    AGENT_BYTES_MAX, CHANGE_ITEMS_MAX, CLASSES_MAX, FRAME_BYTES_MAX, INVENTORY_PAGE_MAX,
+    PIECE_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
 };
 
 /// Half of a session's name: random, never persisted.
@@ -44,7 +44,7 @@ pub enum Item {
         /// Payload, at most `INLINE_BYTES_MAX`.
         bytes: Vec<u8>,
     },
-    /// The payload is fetched by chunks.
+    /// The payload is fetched by pieces.
     Large {
         /// Key of the object.
         key: Key,
@@ -231,8 +231,8 @@ pub enum Frame {
         /// Highest `order` of a `Change` of this set that the receiver had, in this session.
         order: u64,
     },
-    /// From a set's receiver: asks for one chunk of a large object.
-    ChunkGet {
+    /// From a set's receiver: asks for one piece of a large object.
+    PieceGet {
         /// The session.
         session: SessionId,
         /// The object.
@@ -240,15 +240,15 @@ pub enum Frame {
         /// First wanted byte.
         offset: u32,
     },
-    /// Answers `ChunkGet`.
-    Chunk {
+    /// Answers `PieceGet`.
+    Piece {
         /// The session.
         session: SessionId,
         /// The object.
         sha256: Hash32,
         /// Place of the first byte.
         offset: u32,
-        /// At most `CHUNK_BYTES_MAX`.
+        /// At most `PIECE_BYTES_MAX`.
         bytes: Vec<u8>,
     },
     /// Down: starts a call.
@@ -342,7 +342,7 @@ pub enum FrameError {
     PeerVersion(u8),
     /// The bytes are not one frame of this version.
     PeerMalformed,
-    /// A list, name or chunk is over its cap, or a key's form does not fit its kind.
+    /// A list, name or piece is over its cap, or a key's form does not fit its kind.
     PeerLimit,
 }
 
@@ -404,8 +404,8 @@ impl Frame {
             Self::Inventory { session, .. }
             | Self::Change { session, .. }
             | Self::Have { session, .. }
-            | Self::ChunkGet { session, .. }
-            | Self::Chunk { session, .. }
+            | Self::PieceGet { session, .. }
+            | Self::Piece { session, .. }
             | Self::CallOpen { session, .. }
             | Self::CallData { session, .. }
             | Self::CallCredit { session, .. }
@@ -424,7 +424,7 @@ impl Frame {
             Self::Change { items, .. } => {
                 items.len() <= CHANGE_ITEMS_MAX && items.iter().all(|item| item.key().is_valid())
             }
-            Self::Chunk { bytes, .. } => bytes.len() <= CHUNK_BYTES_MAX,
+            Self::Piece { bytes, .. } => bytes.len() <= PIECE_BYTES_MAX,
             Self::Records {
                 class,
                 held,

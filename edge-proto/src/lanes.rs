@@ -75,7 +75,7 @@ pub enum Lane {
     Stream,
     /// Calls.
     Call,
-    /// Chunks of large objects and blobs, and what asks for them.
+    /// Pieces of large objects and blobs, and what asks for them.
     Blob,
 }
 

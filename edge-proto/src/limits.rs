@@ -8,10 +8,10 @@ pub const WIRE_VERSION_MIN: u8 = 1;
 /// Bytes of one frame, header included. Larger is refused before decoding; rumqttc's own limit is
 /// 10 KiB and a larger packet would loop for ever.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024;
-/// Payload bytes that travel inside a change; larger objects go as chunks.
+/// Payload bytes that travel inside a change; larger objects go as pieces.
 pub const INLINE_BYTES_MAX: usize = 4 * 1024;
-/// Bytes of one chunk of a large object.
-pub const CHUNK_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one piece of a large object.
+pub const PIECE_BYTES_MAX: usize = 4 * 1024;
 /// Payload bytes of a Pod.
 pub const POD_BYTES_MAX: usize = 32 * 1024;
 /// Payload bytes of one ConfigMap or Secret, Kubernetes' own limit plus our framing.
@@ -73,7 +73,7 @@ pub const STREAM_FRAMES_MAX: usize = 16;
 pub const STREAM_PENDING_BYTES_MAX: usize = (STREAM_FRAMES_MAX + CLASSES_MAX) * FRAME_BYTES_MAX;
 /// Streams (outbox, class) that the cloud's end of one node knows; the oldest is forgotten.
 pub const STREAMS_MAX: usize = 4 * CLASSES_MAX;
-/// Bytes of chunks on their way at once: 3 Mbit/s over 150 ms, and a little that queues.
+/// Bytes of pieces on their way at once: 3 Mbit/s over 150 ms, and a little that queues.
 pub const BLOB_WINDOW_BYTES: usize = 96 * 1024;
 /// Blobs that a node fetches one after the other.
 pub const BLOBS_MAX: usize = 16;
@@ -106,8 +106,8 @@ pub const SILENCE_PERCENT: u32 = 175;
 pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 
 const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
-const _: () = assert!(CHUNK_BYTES_MAX + 256 < FRAME_BYTES_MAX);
-const _: () = assert!(BLOB_WINDOW_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
+const _: () = assert!(PIECE_BYTES_MAX + 256 < FRAME_BYTES_MAX);
+const _: () = assert!(BLOB_WINDOW_BYTES.is_multiple_of(PIECE_BYTES_MAX));
 const _: () = assert!(CONFIG_BYTES_MAX < NODE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + 14 <= RECORDS_BYTES_MAX);
 const _: () = assert!(2 * FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);

@@ -8,12 +8,12 @@
 //! of the other. A lost, doubled or reordered frame can delay convergence, never corrupt a set.
 
 mod call;
-mod chunk;
 mod cloud;
 mod link;
 mod node;
 mod opening;
 mod pace;
+mod piece;
 mod receiver;
 mod sender;
 mod stream;
@@ -65,7 +65,7 @@ pub enum Input<'a> {
         refused: Vec<(Key, Reason)>,
     },
     /// How much of a large object or blob the caller has stored from its start: the answer to
-    /// `BlobWanted` and to each `ChunkReceived`. The length of the object only once its hash has
+    /// `BlobWanted` and to each `PieceReceived`. The length of the object only once its hash has
     /// been checked; 0 starts over.
     BlobHave {
         /// The object.
@@ -238,12 +238,12 @@ pub enum Output {
         len: u32,
     },
     /// Bytes of the wanted object; store them and answer `BlobHave`.
-    ChunkReceived {
+    PieceReceived {
         /// The object.
         sha256: Hash32,
         /// Place of the first byte; always what `BlobHave` last said.
         offset: u32,
-        /// At most `CHUNK_BYTES_MAX`.
+        /// At most `PIECE_BYTES_MAX`.
         bytes: Vec<u8>,
     },
     /// Node only: the cloud does not have this blob, or `BLOBS_MAX` others are wanted already.

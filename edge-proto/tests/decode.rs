@@ -80,12 +80,12 @@ fn all_frames() -> Vec<Frame> {
             root: ROOT,
             order: 300,
         },
-        Frame::ChunkGet {
+        Frame::PieceGet {
             session,
             sha256: SHA,
             offset: 4096,
         },
-        Frame::Chunk {
+        Frame::Piece {
             session,
             sha256: SHA,
             offset: 4096,
@@ -140,7 +140,7 @@ fn all_frames() -> Vec<Frame> {
             missing: true,
         },
         // Not here.
-        Frame::Chunk {
+        Frame::Piece {
             session,
             sha256: SHA,
             offset: 4096,
@@ -272,7 +272,7 @@ fn every_frame_has_its_lane() {
             Frame::Inventory { .. } | Frame::Change { .. } | Frame::Have { .. } => Lane::State,
             Frame::Records { class: 0, .. } | Frame::RecordsAck { class: 0, .. } => Lane::Toll,
             Frame::Records { .. } | Frame::RecordsAck { .. } => Lane::Stream,
-            Frame::ChunkGet { .. } | Frame::Chunk { .. } => Lane::Blob,
+            Frame::PieceGet { .. } | Frame::Piece { .. } => Lane::Blob,
             Frame::CallOpen { .. }
             | Frame::CallData { .. }
             | Frame::CallCredit { .. }

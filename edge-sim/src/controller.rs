@@ -27,7 +27,7 @@ const NAMESPACE: &str = "toll";
 const PODS_DESIRED_MAX: usize = PODS_MAX as usize / 2;
 /// Smallest rate of a policy, bits per second.
 const LINK_BITS_MIN: u64 = 30_000;
-/// Bytes of a large ConfigMap: three chunks.
+/// Bytes of a large ConfigMap: three pieces.
 const LARGE_BYTES: usize = 9_000;
 
 /// One node in the durable store.

@@ -512,7 +512,7 @@ impl World {
                 }
                 self.answer(board, 5, Answer::Blob(sha256));
             }
-            Output::ChunkReceived {
+            Output::PieceReceived {
                 sha256,
                 offset,
                 bytes,

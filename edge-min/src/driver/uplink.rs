@@ -92,12 +92,12 @@ impl Driver {
             session::Output::BlobWanted { sha256, len } => {
                 self.store_jobs.push(StoreJob::BlobWanted(sha256, len));
             }
-            session::Output::ChunkReceived {
+            session::Output::PieceReceived {
                 sha256,
                 offset,
                 bytes,
             } => {
-                self.store_jobs.push(StoreJob::Chunk(sha256, offset, bytes));
+                self.store_jobs.push(StoreJob::Piece(sha256, offset, bytes));
             }
             session::Output::Live { .. } => {
                 self.live = true;

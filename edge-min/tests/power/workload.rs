@@ -23,7 +23,7 @@ pub(crate) const DIR: &str = "EDGE_MIN_WORKLOAD_DIR";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-min");
 /// Tries of a write: a single failing call may hit more than one step of it.
 const TRIES: u32 = 5;
-const CHUNK: usize = 4096;
+const PIECE: usize = 4096;
 
 /// Hashes instead of bytes, so that a failed comparison can be read.
 type Set = BTreeMap<Key, Hash32>;
@@ -161,12 +161,12 @@ fn set_of(epoch: u64) -> Set {
 /// Accepts that the store's workload makes.
 const EPOCHS: u64 = 13;
 
-/// Takes an accept as the agent does: large objects in chunks, from where they stopped.
+/// Takes an accept as the agent does: large objects in pieces, from where they stopped.
 fn accept(store: &mut Store, epoch: u64) -> std::io::Result<()> {
     let mut wanted = Vec::new();
     for (key, bytes) in changes(epoch) {
         let payload = match bytes {
-            Some(bytes) if bytes.len() > CHUNK => {
+            Some(bytes) if bytes.len() > PIECE => {
                 let (hash, len) = (sha256(&bytes), u32::try_from(bytes.len()).unwrap());
                 let mut have = store.blob_have(hash, len);
                 // Damage to what was there is found at the end, and it starts over.
@@ -175,8 +175,8 @@ fn accept(store: &mut Store, epoch: u64) -> std::io::Result<()> {
                     if at == bytes.len() {
                         break;
                     }
-                    let chunk = &bytes[at..bytes.len().min(at + CHUNK)];
-                    have = store.blob_chunk(hash, have, chunk, len)?;
+                    let piece = &bytes[at..bytes.len().min(at + PIECE)];
+                    have = store.blob_piece(hash, have, piece, len)?;
                 }
                 Some(Payload::Large { sha256: hash, len })
             }

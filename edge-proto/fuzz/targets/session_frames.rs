@@ -62,7 +62,7 @@ impl Ends {
                             bytes: len / 2,
                         });
                     }
-                    Output::ChunkReceived {
+                    Output::PieceReceived {
                         sha256,
                         offset,
                         bytes,

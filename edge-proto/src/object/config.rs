@@ -94,7 +94,7 @@ pub struct NodePolicy {
     pub bandwidth_up: Option<u64>,
     /// What it may be sent, bits per second.
     pub bandwidth_down: Option<u64>,
-    /// What chunks are owed of a full link, percent.
+    /// What pieces are owed of a full link, percent.
     pub blob_share_percent: Option<u8>,
     /// Limits of single lanes, at most one for each.
     pub limits: Vec<LaneLimit>,

@@ -9,7 +9,7 @@ use crate::Millis;
 use crate::frame::{Frame, Incarnation, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{CHUNK_BYTES_MAX, PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{PIECE_BYTES_MAX, PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, ReplicaSet};
 
 /// How the cloud's end starts.
@@ -182,9 +182,9 @@ impl Cloud {
                 bytes,
             } => {
                 // A longer one the node would drop as no frame.
-                if let Some(session) = self.link.session.filter(|_| bytes.len() <= CHUNK_BYTES_MAX)
+                if let Some(session) = self.link.session.filter(|_| bytes.len() <= PIECE_BYTES_MAX)
                 {
-                    self.link.send(&Frame::Chunk {
+                    self.link.send(&Frame::Piece {
                         session,
                         sha256,
                         offset,

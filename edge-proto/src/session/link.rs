@@ -4,8 +4,8 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::chunk::{CHUNK_BYTES, Fetch, Want};
 use super::pace::Pace;
+use super::piece::{Fetch, PIECE_BYTES, Want};
 use super::receiver::Receiver;
 use super::sender::{Sender, send};
 use super::{Output, Reason};
@@ -21,7 +21,7 @@ pub(super) struct Link {
     pub(super) receiver: Receiver,
     /// What the caller wants besides the set.
     pub(super) blobs: Fetch,
-    /// Of all chunks that are asked for.
+    /// Of all pieces that are asked for.
     pub(super) pace: Pace,
     /// Drained after every `handle`, which adds at most an inventory's pages and a few more.
     pub(super) out: VecDeque<Output>,
@@ -114,7 +114,7 @@ impl Link {
             .remove(sha256, live, &mut self.pace, &mut self.out)
     }
 
-    pub(super) fn handle_chunk(
+    pub(super) fn handle_piece(
         &mut self,
         now: Millis,
         (sha256, offset): (Hash32, u32),
@@ -126,8 +126,8 @@ impl Link {
             if self.blob_cancel(sha256) {
                 self.out.push_back(Output::BlobUnavailable { sha256 });
             }
-        } else if !self.receiver.handle_chunk(now, place, &mut bytes, pace) {
-            self.blobs.handle_chunk(now, place, &mut bytes, pace);
+        } else if !self.receiver.handle_piece(now, place, &mut bytes, pace) {
+            self.blobs.handle_piece(now, place, &mut bytes, pace);
         }
     }
 
@@ -164,12 +164,12 @@ impl Link {
                 self.sender
                     .handle_inventory(now, (root, order), page, entries);
             }
-            Frame::ChunkGet { sha256, offset, .. } => {
-                if self.sender.handle_chunk_get(session, sha256, offset, out) {
+            Frame::PieceGet { sha256, offset, .. } => {
+                if self.sender.handle_piece_get(session, sha256, offset, out) {
                     self.sender.postpone(now);
                 } else if self.sends == Set::Desired {
                     // Our caller may have it all the same.
-                    let bytes_max = CHUNK_BYTES;
+                    let bytes_max = PIECE_BYTES;
                     out.push_back(Output::BlobRead {
                         sha256,
                         offset,
@@ -177,12 +177,12 @@ impl Link {
                     });
                 }
             }
-            Frame::Chunk {
+            Frame::Piece {
                 sha256,
                 offset,
                 bytes,
                 ..
-            } => self.handle_chunk(now, (sha256, offset), bytes),
+            } => self.handle_piece(now, (sha256, offset), bytes),
             // A frame for the other half, or of the opening: never sent by this peer's build.
             _ => {}
         }

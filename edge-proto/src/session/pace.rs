@@ -1,19 +1,19 @@
-//! How many chunks a receiver asks for ahead: as many as the line carries, and few that queue.
+//! How many pieces a receiver asks for ahead: as many as the line carries, and few that queue.
 //!
-//! What counts is the time from a request to its chunk. Near the shortest that was seen, nothing
-//! queues, and the window grows; a good deal over it, chunks queue somewhere on the line, where
+//! What counts is the time from a request to its piece. Near the shortest that was seen, nothing
+//! queues, and the window grows; a good deal over it, pieces queue somewhere on the line, where
 //! state and control would queue behind them, and the window becomes what the line carries in the
 //! shortest time. Only the shortest time of a round counts, for a single packet that was lost and
 //! sent again says nothing of queues.
 
 use crate::Millis;
-use crate::limits::{BLOB_WINDOW_BYTES, CHUNK_BYTES_MAX};
+use crate::limits::{BLOB_WINDOW_BYTES, PIECE_BYTES_MAX};
 
-/// Chunks ahead at most.
-pub(super) const WINDOW_MAX: u64 = (BLOB_WINDOW_BYTES / CHUNK_BYTES_MAX) as u64;
-/// Chunks ahead at first.
+/// Pieces ahead at most.
+pub(super) const WINDOW_MAX: u64 = (BLOB_WINDOW_BYTES / PIECE_BYTES_MAX) as u64;
+/// Pieces ahead at first.
 const WINDOW_FIRST: u64 = 4;
-/// Chunks ahead however long they take: one that is sent while another comes.
+/// Pieces ahead however long they take: one that is sent while another comes.
 const WINDOW_MIN: u64 = 2;
 /// Time in queues, up to which the window grows.
 const QUEUE_MS_LOW: Millis = 40;
@@ -82,7 +82,7 @@ impl Pace {
             self.remember(now, after);
             self.shortest = Some(self.shortest.map_or(after, |shortest| shortest.min(after)));
         }
-        // Numbers wrap after 16 TiB of chunks.
+        // Numbers wrap after 16 TiB of pieces.
         if number.wrapping_sub(self.round) < u32::MAX / 2 {
             self.end_round();
         }

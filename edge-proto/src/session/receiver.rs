@@ -3,9 +3,9 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-use super::chunk::{Fetch, Want};
 use super::opening::Repeat;
 use super::pace::Pace;
+use super::piece::{Fetch, Want};
 use super::sender::send;
 use super::{Output, Payload, Problem};
 use crate::Millis;
@@ -125,7 +125,7 @@ impl Receiver {
         }
     }
 
-    /// Asks for chunks, and gives the caller the one whose turn it is.
+    /// Asks for pieces, and gives the caller the one whose turn it is.
     pub(super) fn pump(
         &mut self,
         now: Millis,
@@ -304,8 +304,8 @@ impl Receiver {
         }
     }
 
-    /// Returns whether the chunk was asked for here.
-    pub(super) fn handle_chunk(
+    /// Returns whether the piece was asked for here.
+    pub(super) fn handle_piece(
         &mut self,
         now: Millis,
         place: (Hash32, u32),
@@ -313,7 +313,7 @@ impl Receiver {
         pace: &mut Pace,
     ) -> bool {
         match &mut self.pending {
-            Some(Pending::Fetching { fetch, .. }) => fetch.handle_chunk(now, place, bytes, pace),
+            Some(Pending::Fetching { fetch, .. }) => fetch.handle_piece(now, place, bytes, pace),
             _ => false,
         }
     }

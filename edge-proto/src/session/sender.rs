@@ -15,8 +15,8 @@ use crate::frame::{Frame, Item, SessionId, Set};
 use crate::hash::{Hash16, Hash32, sha256};
 use crate::key::Key;
 use crate::limits::{
-    CHANGE_ITEMS_MAX, CHUNK_BYTES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX,
-    NODE_BYTES_MAX, SET_OBJECTS_MAX,
+    CHANGE_ITEMS_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX, NODE_BYTES_MAX,
+    PIECE_BYTES_MAX, SET_OBJECTS_MAX,
 };
 use crate::set::{Reason, root};
 
@@ -273,8 +273,8 @@ impl Sender {
         }
     }
 
-    /// Whether a large object is in flight and something small waits: that does not wait for chunks,
-    /// but not so often that the chunks would never come.
+    /// Whether a large object is in flight and something small waits: that does not wait for pieces,
+    /// but not so often that the pieces would never come.
     fn makes_way(&self, now: Millis) -> bool {
         let flying = self.flight.as_ref().and_then(|flight| flight.items.first());
         let Some((flying, Some(object))) = flying else {
@@ -493,7 +493,7 @@ impl Sender {
 
     /// The peer asks for bytes of a large object: of the set, or of the changes in flight. Returns
     /// whether it is one.
-    pub(super) fn handle_chunk_get(
+    pub(super) fn handle_piece_get(
         &self,
         session: SessionId,
         sha256: Hash32,
@@ -507,8 +507,8 @@ impl Sender {
             .find(|object| object.is_large() && object.sha256 == sha256);
         let rest = object.and_then(|object| object.payload.get(offset as usize..));
         if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
-            let bytes = rest.iter().take(CHUNK_BYTES_MAX).copied().collect();
-            let frame = Frame::Chunk {
+            let bytes = rest.iter().take(PIECE_BYTES_MAX).copied().collect();
+            let frame = Frame::Piece {
                 session,
                 sha256,
                 offset,
@@ -519,7 +519,7 @@ impl Sender {
         object.is_some()
     }
 
-    /// The peer asked for a chunk of what is in flight: it is alive and busy, a repeat can wait.
+    /// The peer asked for a piece of what is in flight: it is alive and busy, a repeat can wait.
     pub(super) fn postpone(&mut self, now: Millis) {
         if self.flight.is_some() {
             self.repeat.reset();

@@ -1,11 +1,11 @@
-//! Blobs besides the sets, and the window of chunks.
+//! Blobs besides the sets, and the window of pieces.
 
 use std::collections::BTreeMap;
 
 use edge_proto::frame::Frame;
 use edge_proto::hash::{Hash32, sha256};
 use edge_proto::key::Kind;
-use edge_proto::limits::{BLOB_WINDOW_BYTES, BLOBS_MAX, CHUNK_BYTES_MAX, CONFIG_BYTES_MAX};
+use edge_proto::limits::{BLOB_WINDOW_BYTES, BLOBS_MAX, CONFIG_BYTES_MAX, PIECE_BYTES_MAX};
 use edge_proto::session::{Input, Output};
 
 use crate::support::{Pair, Rng, key, put};
@@ -181,11 +181,11 @@ fn the_set_goes_before_a_blob() {
     assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
 }
 
-/// Goal: lost, doubled and swapped chunks cost themselves and little else, and the bytes arrive in
+/// Goal: lost, doubled and swapped pieces cost themselves and little else, and the bytes arrive in
 /// order whatever happens. Method: a seed decides for each frame; time passes only when nothing
 /// is on its way.
 #[test]
-fn lost_and_swapped_chunks_are_asked_for_again() {
+fn lost_and_swapped_pieces_are_asked_for_again() {
     for seed in 0..30 {
         let mut rng = Rng::new(seed);
         let mut library = Library::default();
@@ -228,7 +228,7 @@ fn lost_and_swapped_chunks_are_asked_for_again() {
 }
 
 /// Goal: a store that falls behind, fails or finds a wrong hash is not flooded. Method: the answer
-/// to each chunk is `BlobHave` of 0.
+/// to each piece is `BlobHave` of 0.
 #[test]
 fn a_store_that_fails_is_asked_less_and_less_often() {
     let mut pair = Pair::new();
@@ -245,7 +245,7 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
         );
         library
     };
-    let (mut chunks, start) = (0, pair.now);
+    let (mut pieces, start) = (0, pair.now);
     while pair.now < start + 3_600_000 {
         while let Some(output) = pair.node.poll() {
             match output {
@@ -254,9 +254,9 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
                     pair.node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
                 }
-                Output::ChunkReceived { sha256, offset, .. } => {
+                Output::PieceReceived { sha256, offset, .. } => {
                     assert_eq!(offset, 0);
-                    chunks += 1;
+                    pieces += 1;
                     pair.node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
                 }
@@ -277,13 +277,13 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
         pair.now = at;
         pair.node.handle(at, Input::Tick);
     }
-    assert!((10..30).contains(&chunks), "{chunks}");
+    assert!((10..30).contains(&pieces), "{pieces}");
 }
 
-/// Goal: nothing that a cloud sends can make the node hold more than a window. Method: chunks that
+/// Goal: nothing that a cloud sends can make the node hold more than a window. Method: pieces that
 /// nobody asked for, of all lengths.
 #[test]
-fn chunks_that_nobody_asked_for_are_dropped() {
+fn pieces_that_nobody_asked_for_are_dropped() {
     let mut library = Library::default();
     let mut pair = Pair::new();
     pair.connect();
@@ -292,10 +292,10 @@ fn chunks_that_nobody_asked_for_are_dropped() {
     let session = pair.cloud.session().unwrap();
     let asked = pair.up.len() as u32;
     for index in 0..2_000_u32 {
-        let offset = index * CHUNK_BYTES_MAX as u32;
-        for bytes in [1, CHUNK_BYTES_MAX - 1, CHUNK_BYTES_MAX] {
-            if index > 0 && (index >= asked || bytes < CHUNK_BYTES_MAX) {
-                let frame = Frame::Chunk {
+        let offset = index * PIECE_BYTES_MAX as u32;
+        for bytes in [1, PIECE_BYTES_MAX - 1, PIECE_BYTES_MAX] {
+            if index > 0 && (index >= asked || bytes < PIECE_BYTES_MAX) {
+                let frame = Frame::Piece {
                     session,
                     sha256: blob.0,
                     offset,

@@ -73,7 +73,7 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
                             .handle(pair.now, Input::BlobHave { sha256, bytes });
                     }
                     // The whole object is there, and it is not what its hash says.
-                    Output::ChunkReceived { sha256, .. } => pair
+                    Output::PieceReceived { sha256, .. } => pair
                         .node
                         .handle(pair.now, Input::BlobHave { sha256, bytes: 0 }),
                     _ => {}

@@ -138,7 +138,7 @@ impl World {
                         .node
                         .handle(now, Input::BlobHave { sha256, bytes });
                 }
-                Output::ChunkReceived {
+                Output::PieceReceived {
                     sha256,
                     offset,
                     bytes,
@@ -288,7 +288,7 @@ fn the_window_fits_slow_and_fast_lines() {
             "{bits_per_s} bit/s {delay_ms} ms: worst={} ms share={share} %",
             world.worst_ms()
         );
-        // On the slowest line a chunk alone takes 130 ms.
+        // On the slowest line a piece alone takes 130 ms.
         assert!(world.worst_ms() < 450, "{bits_per_s}: {}", world.worst_ms());
         assert!(share >= share_min, "{bits_per_s}: {share} %");
     }

@@ -200,7 +200,7 @@ fn perform(
             let bytes = store.bytes(sha256, len);
             end.handle(now, Input::BlobHave { sha256, bytes });
         }
-        Output::ChunkReceived {
+        Output::PieceReceived {
             sha256,
             offset,
             bytes,

@@ -22,7 +22,7 @@ const RATE_KBIT: u32 = 3_000;
 const GLANCE: Duration = Duration::from_millis(2);
 /// Patience with several MiB.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// A change that comes sooner after the last one waits for chunks of a large object of the same set,
+/// A change that comes sooner after the last one waits for pieces of a large object of the same set,
 /// so that those come at all: what is measured is a single one.
 const APART: Duration = Duration::from_millis(2_200);
 /// Bytes of a ConfigMap. It takes 3 s at the line's rate, so one for each message, and two more.
@@ -169,7 +169,7 @@ fn messages(
     Ok(took)
 }
 
-/// What bulk under way adds to a single small message: chunks of large objects on their way down, and
+/// What bulk under way adds to a single small message: pieces of large objects on their way down, and
 /// records on their way up. So many rounds with so many messages of each kind, at most 5.
 ///
 /// # Errors

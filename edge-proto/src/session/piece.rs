@@ -1,5 +1,5 @@
-//! Fetching large objects, one after the other, several chunks ahead. Chunks that come out of turn
-//! wait here, so that the caller gets the bytes in order and one chunk at a time.
+//! Fetching large objects, one after the other, several pieces ahead. Pieces that come out of turn
+//! wait here, so that the caller gets the bytes in order and one piece at a time.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -12,13 +12,13 @@ use super::sender::send;
 use crate::Millis;
 use crate::frame::{Frame, SessionId};
 use crate::hash::Hash32;
-use crate::limits::{BLOBS_MAX, CHUNK_BYTES_MAX};
+use crate::limits::{BLOBS_MAX, PIECE_BYTES_MAX};
 
-/// A chunk is given up when so many that were asked for later have come.
+/// A piece is given up when so many that were asked for later have come.
 const OVERTAKEN_MAX: u8 = 3;
-/// Bytes of a chunk that is not the last.
+/// Bytes of a piece that is not the last.
 #[expect(clippy::cast_possible_truncation, reason = "4 KiB")]
-pub(super) const CHUNK_BYTES: u32 = CHUNK_BYTES_MAX as u32;
+pub(super) const PIECE_BYTES: u32 = PIECE_BYTES_MAX as u32;
 
 /// A large object of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) struct Want {
     pub(super) len: u32,
 }
 
-/// A chunk that is missing.
+/// A piece that is missing.
 #[derive(Debug)]
 struct Ask {
     offset: u32,
@@ -35,7 +35,7 @@ struct Ask {
     flying: Option<(u32, Millis)>,
     /// It was asked for before.
     again: bool,
-    /// Chunks that were asked for later and have come.
+    /// Pieces that were asked for later and have come.
     overtaken: u8,
 }
 
@@ -43,13 +43,13 @@ struct Ask {
 pub(super) struct Fetch {
     /// The first is being fetched.
     wants: VecDeque<Want>,
-    /// Bytes that the caller has; `None` while it has a question or a chunk to answer.
+    /// Bytes that the caller has; `None` while it has a question or a piece to answer.
     have: Option<u32>,
     /// What it will have when it has stored what it was given.
     given: u32,
-    /// Missing chunks before `next`, ascending; with `held` at most a window.
+    /// Missing pieces before `next`, ascending; with `held` at most a window.
     asks: VecDeque<Ask>,
-    /// Chunks that came before their turn.
+    /// Pieces that came before their turn.
     held: BTreeMap<u32, Vec<u8>>,
     /// Nothing was asked for from here on.
     next: u32,
@@ -154,7 +154,7 @@ impl Fetch {
         }
     }
 
-    /// Gives the caller the next chunk, asks the peer for as many as may be on their way.
+    /// Gives the caller the next piece, asks the peer for as many as may be on their way.
     pub(super) fn pump(
         &mut self,
         now: Millis,
@@ -171,8 +171,8 @@ impl Fetch {
         if let Some((offset, bytes)) = self.have.and_then(|have| self.held.remove_entry(&have)) {
             self.have = None;
             // Within the object: checked when it came.
-            self.given = offset + chunk_bytes(offset, len);
-            out.push_back(Output::ChunkReceived {
+            self.given = offset + piece_bytes(offset, len);
+            out.push_back(Output::PieceReceived {
                 sha256,
                 offset,
                 bytes,
@@ -183,7 +183,7 @@ impl Fetch {
             ask.flying = Some((pace.sent(), now));
             asked = true;
             let offset = ask.offset;
-            let frame = Frame::ChunkGet {
+            let frame = Frame::PieceGet {
                 session,
                 sha256,
                 offset,
@@ -212,7 +212,7 @@ impl Fetch {
                 overtaken: 0,
             };
             ask_peer(&mut ask, pace);
-            self.next += chunk_bytes(self.next, len);
+            self.next += piece_bytes(self.next, len);
             self.asks.push_back(ask);
         }
         if asked && self.repeat.at.is_none() {
@@ -251,8 +251,8 @@ impl Fetch {
         false
     }
 
-    /// A chunk came. Returns whether it was asked for here.
-    pub(super) fn handle_chunk(
+    /// A piece came. Returns whether it was asked for here.
+    pub(super) fn handle_piece(
         &mut self,
         now: Millis,
         (sha256, offset): (Hash32, u32),
@@ -262,7 +262,7 @@ impl Fetch {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
             return false;
         };
-        let whole = bytes.len() == chunk_bytes(offset, want.len) as usize;
+        let whole = bytes.len() == piece_bytes(offset, want.len) as usize;
         let place = self.asks.iter().position(|ask| ask.offset == offset);
         let ask = match place {
             Some(place) if whole => self.asks.remove(place),
@@ -300,7 +300,7 @@ impl Fetch {
     }
 }
 
-/// Bytes of the chunk at `offset`; 0 beyond the end.
-fn chunk_bytes(offset: u32, len: u32) -> u32 {
-    len.saturating_sub(offset).min(CHUNK_BYTES)
+/// Bytes of the piece at `offset`; 0 beyond the end.
+fn piece_bytes(offset: u32, len: u32) -> u32 {
+    len.saturating_sub(offset).min(PIECE_BYTES)
 }
