@@ -9,10 +9,10 @@
 
 mod call;
 mod cloud;
+mod congestion_window;
 mod link;
 mod node;
 mod opening;
-mod pace;
 mod piece;
 mod receiver;
 mod sender;

@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::pace::Pace;
+use super::congestion_window::CongestionWindow;
 use super::piece::{Fetch, PIECE_BYTES, Want};
 use super::receiver::Receiver;
 use super::sender::{Sender, send};
@@ -22,7 +22,7 @@ pub(super) struct Link {
     /// What the caller wants besides the set.
     pub(super) blobs: Fetch,
     /// Of all pieces that are asked for.
-    pub(super) pace: Pace,
+    pub(super) window: CongestionWindow,
     /// Drained after every `handle`, which adds at most an inventory's pages and a few more.
     pub(super) out: VecDeque<Output>,
     /// Highest accepted epoch (node), own epoch (cloud).
@@ -38,7 +38,7 @@ impl Link {
             sender: Sender::new(sends),
             receiver: Receiver::new(receives),
             blobs: Fetch::new(VecDeque::new()),
-            pace: Pace::new(),
+            window: CongestionWindow::new(),
             out: VecDeque::new(),
             epoch: 0,
             sends,
@@ -60,10 +60,10 @@ impl Link {
         kinds: u32,
     ) {
         self.session = Some(session);
-        self.pace.open();
+        self.window.open();
         self.sender.open(held, said, kinds);
         self.receiver.open(wanted);
-        self.blobs.begin(&mut self.pace, &mut self.out);
+        self.blobs.begin(&mut self.window, &mut self.out);
         self.told = None;
     }
 
@@ -71,7 +71,7 @@ impl Link {
     pub(super) fn close(&mut self) -> bool {
         self.sender.close();
         self.receiver.close();
-        self.blobs.forget(&mut self.pace);
+        self.blobs.forget(&mut self.window);
         self.told = None;
         self.session.take().is_some()
     }
@@ -94,10 +94,10 @@ impl Link {
     pub(super) fn blob_have(&mut self, now: Millis, sha256: Hash32, bytes: u32) {
         if self.session.is_some() {
             let have = (sha256, bytes);
-            let (pace, out) = (&mut self.pace, &mut self.out);
+            let (window, out) = (&mut self.window, &mut self.out);
             self.receiver
-                .handle_blob_have(now, have, self.epoch, pace, out);
-            self.blobs.handle_have(now, have, pace, out);
+                .handle_blob_have(now, have, self.epoch, window, out);
+            self.blobs.handle_have(now, have, window, out);
         }
     }
 
@@ -111,7 +111,7 @@ impl Link {
     pub(super) fn blob_cancel(&mut self, sha256: Hash32) -> bool {
         let live = self.session.is_some();
         self.blobs
-            .remove(sha256, live, &mut self.pace, &mut self.out)
+            .remove(sha256, live, &mut self.window, &mut self.out)
     }
 
     pub(super) fn handle_piece(
@@ -120,14 +120,14 @@ impl Link {
         (sha256, offset): (Hash32, u32),
         mut bytes: Vec<u8>,
     ) {
-        let (place, pace) = ((sha256, offset), &mut self.pace);
+        let (place, window) = ((sha256, offset), &mut self.window);
         if bytes.is_empty() {
             // An object of the set that is gone has been replaced: a change follows.
             if self.blob_cancel(sha256) {
                 self.out.push_back(Output::BlobUnavailable { sha256 });
             }
-        } else if !self.receiver.handle_piece(now, place, &mut bytes, pace) {
-            self.blobs.handle_piece(now, place, &mut bytes, pace);
+        } else if !self.receiver.handle_piece(now, place, &mut bytes, window) {
+            self.blobs.handle_piece(now, place, &mut bytes, window);
         }
     }
 
@@ -144,9 +144,9 @@ impl Link {
                 ..
             } if set != self.sends => {
                 let step = (base, result, order);
-                let pace = &mut self.pace;
+                let window = &mut self.window;
                 self.receiver
-                    .handle_change(session, step, items, self.epoch, pace, out);
+                    .handle_change(session, step, items, self.epoch, window, out);
             }
             Frame::Have {
                 set, root, order, ..
@@ -192,8 +192,8 @@ impl Link {
         if let Some(session) = self.session {
             self.sender.tick(now, session, &mut self.out);
             self.receiver
-                .tick(now, session, &mut self.pace, &mut self.out);
-            self.blobs.tick(now, &mut self.pace);
+                .tick(now, session, &mut self.window, &mut self.out);
+            self.blobs.tick(now, &mut self.window);
         }
     }
 
@@ -204,10 +204,11 @@ impl Link {
         };
         self.sender.pump(now, session, &mut self.out);
         self.receiver
-            .pump(now, session, &mut self.pace, &mut self.out);
+            .pump(now, session, &mut self.window, &mut self.out);
         // The set goes before what else is fetched.
         if !self.receiver.is_fetching() {
-            self.blobs.pump(now, session, &mut self.pace, &mut self.out);
+            self.blobs
+                .pump(now, session, &mut self.window, &mut self.out);
         }
         let sent = self.sender.is_in_sync();
         let received = self.receiver.is_in_sync();

@@ -5,9 +5,9 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use super::Output;
+use super::congestion_window::{CongestionWindow, WINDOW_MAX};
 use super::link::earliest;
 use super::opening::Repeat;
-use super::pace::{Pace, WINDOW_MAX};
 use super::sender::send;
 use crate::Millis;
 use crate::frame::{Frame, SessionId};
@@ -94,7 +94,7 @@ impl Fetch {
         &mut self,
         sha256: Hash32,
         live: bool,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) -> bool {
         let Some(place) = self.wants.iter().position(|want| want.sha256 == sha256) else {
@@ -102,18 +102,18 @@ impl Fetch {
         };
         self.wants.remove(place);
         if place == 0 {
-            self.forget(pace);
+            self.forget(window);
             self.pause.reset();
             if live {
-                self.begin(pace, out);
+                self.begin(window, out);
             }
         }
         true
     }
 
     /// Begins with the first object, from what the caller says that it has.
-    pub(super) fn begin(&mut self, pace: &mut Pace, out: &mut VecDeque<Output>) {
-        self.forget(pace);
+    pub(super) fn begin(&mut self, window: &mut CongestionWindow, out: &mut VecDeque<Output>) {
+        self.forget(window);
         self.pause.reset();
         self.ask_caller(out);
     }
@@ -129,8 +129,8 @@ impl Fetch {
     }
 
     /// The current object is forgotten as far as it is not stored.
-    pub(super) fn forget(&mut self, pace: &mut Pace) {
-        pace.flying = pace.flying.saturating_sub(self.flying());
+    pub(super) fn forget(&mut self, window: &mut CongestionWindow) {
+        window.flying = window.flying.saturating_sub(self.flying());
         self.asks.clear();
         self.held.clear();
         self.have = None;
@@ -144,10 +144,10 @@ impl Fetch {
         flying.count() as u64
     }
 
-    pub(super) fn tick(&mut self, now: Millis, pace: &mut Pace) {
+    pub(super) fn tick(&mut self, now: Millis, window: &mut CongestionWindow) {
         self.pause.is_due(now);
         if self.repeat.is_due(now) {
-            pace.lost(self.flying(), true);
+            window.lost(self.flying(), true);
             for ask in &mut self.asks {
                 ask.flying = None;
             }
@@ -159,7 +159,7 @@ impl Fetch {
         &mut self,
         now: Millis,
         session: SessionId,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) {
         let Some(Want { sha256, len }) = self.wants.front().copied() else {
@@ -179,8 +179,8 @@ impl Fetch {
             });
         }
         let mut asked = false;
-        let mut ask_peer = |ask: &mut Ask, pace: &mut Pace| {
-            ask.flying = Some((pace.sent(), now));
+        let mut ask_peer = |ask: &mut Ask, window: &mut CongestionWindow| {
+            ask.flying = Some((window.sent(), now));
             asked = true;
             let offset = ask.offset;
             let frame = Frame::PieceGet {
@@ -191,19 +191,19 @@ impl Fetch {
             send(out, &frame);
         };
         for ask in self.asks.iter_mut().filter(|ask| ask.flying.is_none()) {
-            if !pace.has_room() {
+            if !window.has_room() {
                 break;
             }
             ask.again = true;
             ask.overtaken = 0;
-            ask_peer(ask, pace);
+            ask_peer(ask, window);
         }
         // Not before the caller has said where to begin.
         let begun = self.have.is_some() || self.given > 0;
         while begun
             && self.next < len
             && ((self.asks.len() + self.held.len()) as u64) < WINDOW_MAX
-            && pace.has_room()
+            && window.has_room()
         {
             let mut ask = Ask {
                 offset: self.next,
@@ -211,7 +211,7 @@ impl Fetch {
                 again: false,
                 overtaken: 0,
             };
-            ask_peer(&mut ask, pace);
+            ask_peer(&mut ask, window);
             self.next += piece_bytes(self.next, len);
             self.asks.push_back(ask);
         }
@@ -225,7 +225,7 @@ impl Fetch {
         &mut self,
         now: Millis,
         (sha256, bytes): (Hash32, u32),
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) -> bool {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
@@ -233,7 +233,7 @@ impl Fetch {
         };
         if bytes == want.len {
             self.wants.pop_front();
-            self.begin(pace, out);
+            self.begin(window, out);
             return self.wants.is_empty();
         }
         let bytes = if bytes < want.len { bytes } else { 0 };
@@ -243,7 +243,7 @@ impl Fetch {
         }
         if bytes != self.given || self.asks.is_empty() && self.held.is_empty() {
             // The first answer, or the caller could not store: what comes after is of no use.
-            self.forget(pace);
+            self.forget(window);
             self.given = bytes;
             self.next = bytes;
         }
@@ -257,7 +257,7 @@ impl Fetch {
         now: Millis,
         (sha256, offset): (Hash32, u32),
         bytes: &mut Vec<u8>,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
     ) -> bool {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
             return false;
@@ -273,8 +273,8 @@ impl Fetch {
         };
         if let Some((number, at)) = ask.flying {
             let after = (!ask.again).then(|| now.saturating_sub(at));
-            pace.answered(now, number, after);
-            self.note_overtaken(number, pace);
+            window.answered(now, number, after);
+            self.note_overtaken(number, window);
         }
         self.held.insert(offset, core::mem::take(bytes));
         self.repeat.reset();
@@ -284,7 +284,7 @@ impl Fetch {
         true
     }
 
-    fn note_overtaken(&mut self, number: u32, pace: &mut Pace) {
+    fn note_overtaken(&mut self, number: u32, window: &mut CongestionWindow) {
         let mut lost = 0;
         for ask in &mut self.asks {
             let earlier = |(sent, _)| number.wrapping_sub(sent) < u32::MAX / 2;
@@ -296,7 +296,7 @@ impl Fetch {
                 }
             }
         }
-        pace.lost(lost, false);
+        window.lost(lost, false);
     }
 }
 

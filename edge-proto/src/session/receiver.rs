@@ -3,8 +3,8 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use super::congestion_window::CongestionWindow;
 use super::opening::Repeat;
-use super::pace::Pace;
 use super::piece::{Fetch, Want};
 use super::sender::send;
 use super::{Output, Payload, Problem};
@@ -114,11 +114,11 @@ impl Receiver {
         &mut self,
         now: Millis,
         session: SessionId,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.tick(now, pace);
+            fetch.tick(now, window);
         }
         if self.repeat.is_due(now) {
             self.send_have(session, out);
@@ -130,11 +130,11 @@ impl Receiver {
         &mut self,
         now: Millis,
         session: SessionId,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.pump(now, session, pace, out);
+            fetch.pump(now, session, window, out);
         }
         if self.pending.is_some() || self.in_sync || self.wanted.is_none() {
             self.repeat.reset();
@@ -160,7 +160,7 @@ impl Receiver {
         (base, result, order): (Hash16, Hash16, u64),
         items: Vec<Item>,
         epoch: u64,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) {
         // Doubled or overtaken: the peer has gone on. It may fit all the same, when the set has come
@@ -194,13 +194,13 @@ impl Receiver {
             return;
         }
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.forget(pace);
+            fetch.forget(window);
         }
         if wants.is_empty() {
             self.apply(changes, epoch, out);
         } else {
             let mut fetch = Fetch::new(wants);
-            fetch.begin(pace, out);
+            fetch.begin(window, out);
             self.pending = Some(Pending::Fetching {
                 result,
                 changes,
@@ -292,13 +292,13 @@ impl Receiver {
         now: Millis,
         have: (Hash32, u32),
         epoch: u64,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
         out: &mut VecDeque<Output>,
     ) {
         let Some(Pending::Fetching { fetch, changes, .. }) = &mut self.pending else {
             return;
         };
-        if fetch.handle_have(now, have, pace, out) {
+        if fetch.handle_have(now, have, window, out) {
             let changes = core::mem::take(changes);
             self.apply(changes, epoch, out);
         }
@@ -310,10 +310,10 @@ impl Receiver {
         now: Millis,
         place: (Hash32, u32),
         bytes: &mut Vec<u8>,
-        pace: &mut Pace,
+        window: &mut CongestionWindow,
     ) -> bool {
         match &mut self.pending {
-            Some(Pending::Fetching { fetch, .. }) => fetch.handle_piece(now, place, bytes, pace),
+            Some(Pending::Fetching { fetch, .. }) => fetch.handle_piece(now, place, bytes, window),
             _ => false,
         }
     }

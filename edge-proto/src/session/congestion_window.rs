@@ -23,7 +23,7 @@ const QUEUE_MS_HIGH: Millis = 90;
 const MEMORY_MS: Millis = 60_000;
 
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct CongestionWindow {
     window: u64,
     /// Below it the window doubles.
     threshold: u64,
@@ -42,7 +42,7 @@ pub(super) struct Pace {
     span_end: Millis,
 }
 
-impl Pace {
+impl CongestionWindow {
     pub(super) const fn new() -> Self {
         Self {
             window: WINDOW_FIRST,
