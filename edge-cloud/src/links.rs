@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::frame::Frame;
 use edge_proto::lanes::Limits;
+use edge_proto::rate_limiter::{RateLimiter, Reservation};
 use edge_proto::session::{Cloud, CloudConfig, Input};
-use edge_proto::turnstile::{Turn, Turnstile};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -67,7 +67,7 @@ struct State {
     /// Turns of connections, whoever they are from.
     accepts: Turns<oneshot::Sender<()>>,
     /// Turns of sessions.
-    openings: Turnstile,
+    openings: RateLimiter,
     /// Connections closed since the last event of it, and when the next one is due.
     turned_away: (u64, u64),
     events: VecDeque<Event>,
@@ -185,7 +185,7 @@ impl Links {
     pub fn set_admissions(&self, per_s: u32) {
         let mut state = self.lock();
         state.accepts = Turns::new(per_s);
-        state.openings = Turnstile::new(per_s);
+        state.openings = RateLimiter::new(per_s);
     }
 
     /// The turn of a new connection from this address: it ends without one when the connection is to
@@ -228,7 +228,7 @@ impl Links {
             return false;
         };
         let wait_ms = match node.booked {
-            true => state.openings.ask(now, &mut node.turn),
+            true => state.openings.ask(now, &mut node.reservation),
             false => {
                 state.records.hurry(name);
                 BOOKS_WAIT_MS
@@ -239,8 +239,8 @@ impl Links {
         }
         let epoch = self.registry.epoch();
         if let Some(connection) = &mut node.connection {
-            let later = Frame::Later { n, epoch, wait_ms };
-            connection.frames.send(now, later.encode());
+            let retry_after = Frame::RetryAfter { n, epoch, wait_ms };
+            connection.frames.send(now, retry_after.encode());
         }
         true
     }
@@ -499,7 +499,7 @@ impl State {
         Self {
             nodes: BTreeMap::new(),
             accepts: Turns::new(ADMISSIONS_PER_S),
-            openings: Turnstile::new(ADMISSIONS_PER_S),
+            openings: RateLimiter::new(ADMISSIONS_PER_S),
             turned_away: (0, 0),
             events: VecDeque::new(),
             connections: 0,
@@ -526,7 +526,7 @@ impl State {
                 desired: None,
                 reported: BTreeMap::new(),
                 live: false,
-                turn: Turn::default(),
+                reservation: Reservation::default(),
                 in_sync: false,
                 heard: false,
                 boots: Default::default(),

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
-use edge_proto::turnstile::Turnstile;
+use edge_proto::rate_limiter::RateLimiter;
 
 /// A connection waits no longer than this for its turn, milliseconds: a further one is closed, and
 /// its node comes back later, each time after a longer and random delay.
@@ -17,7 +17,7 @@ pub const WAIT_MS_MAX: u64 = 5_000;
 
 /// The lines; `T` is what is dropped when it is turned away.
 pub struct Turns<T> {
-    rate: Turnstile,
+    rate: RateLimiter,
     places: usize,
     lines: BTreeMap<IpAddr, VecDeque<(u64, T)>>,
     /// Networks that have a line, the next one first.
@@ -32,7 +32,7 @@ impl<T> Turns<T> {
     pub fn new(per_s: u32) -> Self {
         let places = u64::from(per_s.max(1)) * WAIT_MS_MAX / 1_000;
         Self {
-            rate: Turnstile::new(per_s),
+            rate: RateLimiter::new(per_s),
             places: usize::try_from(places).unwrap_or(usize::MAX),
             lines: BTreeMap::new(),
             order: VecDeque::new(),

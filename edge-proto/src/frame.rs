@@ -292,13 +292,13 @@ pub enum Frame {
         id: u32,
     },
     /// Down: answers a `Hello` that has to wait for its turn.
-    Later {
+    RetryAfter {
         /// The node's nonce.
         n: Nonce,
         /// Epoch of the shard's owner.
         epoch: u64,
         /// When to say `Hello` again, milliseconds from now; the node keeps to at most
-        /// `LATER_MS_MAX`.
+        /// `RETRY_AFTER_MS_MAX`.
         wait_ms: u64,
     },
     /// Up: records of one class, in order; without entries a question whether all before `first`
@@ -400,7 +400,7 @@ impl Frame {
             | Self::Reset { .. }
             | Self::Probe { .. }
             | Self::Gone { .. }
-            | Self::Later { .. } => None,
+            | Self::RetryAfter { .. } => None,
             Self::Inventory { session, .. }
             | Self::Change { session, .. }
             | Self::Have { session, .. }

@@ -24,9 +24,9 @@ pub mod key;
 pub mod lanes;
 pub mod limits;
 pub mod object;
+pub mod rate_limiter;
 pub mod session;
 pub mod set;
-pub mod turnstile;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

@@ -35,8 +35,8 @@ pub const REPEAT_MS_MIN: u64 = 4_000;
 pub const REPEAT_MS_MAX: u64 = 300_000;
 /// Probes of a silent node in a row. One that comes back says `Hello` by itself.
 pub const PROBES_MAX: u8 = 8;
-/// Longest that a node waits for its turn with `Hello`.
-pub const LATER_MS_MAX: u64 = 600_000;
+/// Longest that a node waits with `Hello` after a `RetryAfter`.
+pub const RETRY_AFTER_MS_MAX: u64 = 600_000;
 /// Bytes of a call's arguments, and of one piece of its answer.
 pub const CALL_BYTES_MAX: usize = 4 * 1024;
 /// Calls open at once in one session.

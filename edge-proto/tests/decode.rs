@@ -110,7 +110,7 @@ fn all_frames() -> Vec<Frame> {
             upto: 16384,
         },
         Frame::CallCancel { session, id: 9 },
-        Frame::Later {
+        Frame::RetryAfter {
             n: [1; 8],
             epoch: 7,
             wait_ms: 30_000,
@@ -268,7 +268,7 @@ fn every_frame_has_its_lane() {
             | Frame::Reset { .. }
             | Frame::Probe { .. }
             | Frame::Gone { .. }
-            | Frame::Later { .. } => Lane::Control,
+            | Frame::RetryAfter { .. } => Lane::Control,
             Frame::Inventory { .. } | Frame::Change { .. } | Frame::Have { .. } => Lane::State,
             Frame::Records { class: 0, .. } | Frame::RecordsAck { class: 0, .. } => Lane::Toll,
             Frame::Records { .. } | Frame::RecordsAck { .. } => Lane::Stream,

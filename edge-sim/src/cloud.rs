@@ -8,8 +8,8 @@ use std::sync::Arc;
 use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
+use edge_proto::rate_limiter::{RateLimiter, Reservation};
 use edge_proto::session::{Cloud, CloudConfig, Input, Output};
-use edge_proto::turnstile::{Turn, Turnstile};
 
 use crate::calls::Reader;
 use crate::event::{Changes, Event, Packet};
@@ -57,8 +57,8 @@ pub(crate) struct Session {
     pub(crate) last_call: u32,
     attached: bool,
     live: bool,
-    /// Its turn to open a session.
-    turn: Turn,
+    /// When it may open a session.
+    reservation: Reservation,
     pub(crate) in_sync: bool,
     /// Frames that wait for a rate of the node's policy.
     pub(crate) line: Line,
@@ -92,7 +92,7 @@ pub(crate) struct Replica {
     /// Changes of desired sets that it has not seen because it was paused.
     missed: BTreeSet<(u32, Key)>,
     pub(crate) ahead_s: i64,
-    openings: Turnstile,
+    openings: RateLimiter,
     free_us: u64,
     wait_ms: u64,
     serials: u32,
@@ -122,7 +122,7 @@ impl Replica {
             backlog: Vec::new(),
             missed: BTreeSet::new(),
             ahead_s: 0,
-            openings: Turnstile::new(scenario.cloud.admissions_per_s),
+            openings: RateLimiter::new(scenario.cloud.admissions_per_s),
             free_us: 0,
             wait_ms: WAIT_MS_MIN,
             serials: 0,
@@ -338,7 +338,7 @@ impl World {
             last_call: 0,
             attached: false,
             live: false,
-            turn: Turn::default(),
+            reservation: Reservation::default(),
             in_sync: false,
             line: Line::default(),
             storing: None,
@@ -518,13 +518,17 @@ impl World {
         let Ok(Frame::Hello { n, .. }) = Frame::decode(&packet.bytes) else {
             return false;
         };
-        let wait_ms = one.openings.ask(now, &mut session.turn);
+        let wait_ms = one.openings.ask(now, &mut session.reservation);
         let epoch = one.owned[usize::from(packet.topic.shard)];
         let Some(epoch) = epoch.filter(|_| wait_ms > 0) else {
             return false;
         };
         self.stats.told_to_wait += 1;
-        self.publish_down(node, epoch, Frame::Later { n, epoch, wait_ms }.encode());
+        self.publish_down(
+            node,
+            epoch,
+            Frame::RetryAfter { n, epoch, wait_ms }.encode(),
+        );
         true
     }
 
@@ -647,7 +651,7 @@ impl World {
             }
             Output::Live { .. } => {
                 session.live = true;
-                session.turn = Turn::default();
+                session.reservation = Reservation::default();
             }
             Output::CallBytes { id, bytes, end } => {
                 self.call_bytes(replica, node, id, (&bytes, end));

@@ -6,8 +6,8 @@ use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
 use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
+use edge_proto::rate_limiter::Reservation;
 use edge_proto::session::{Cloud, Input, Output, Payload};
-use edge_proto::turnstile::Turn;
 use tokio::sync::{mpsc, watch};
 
 use super::call::Heard;
@@ -89,8 +89,8 @@ pub(super) struct Node {
     pub(super) desired: Option<Desired>,
     pub(super) reported: BTreeMap<Key, Vec<u8>>,
     pub(super) live: bool,
-    /// Its turn to open a session.
-    pub(super) turn: Turn,
+    /// When it may open a session.
+    pub(super) reservation: Reservation,
     pub(super) in_sync: bool,
     /// The whole reported set was here once since our start.
     pub(super) heard: bool,
@@ -199,7 +199,7 @@ impl Node {
                 true
             }
             Output::Live { .. } => {
-                self.turn = Turn::default();
+                self.reservation = Reservation::default();
                 self.proof_asked = None;
                 // A session may follow another without a break.
                 if !self.live {

@@ -124,7 +124,7 @@ fn openings_at_once_get_turns_one_after_the_other() {
         let answers = std::iter::from_fn(|| frames.try_recv().ok());
         answers
             .filter_map(|frame| match Frame::decode(&frame) {
-                Ok(Frame::Later { n, wait_ms, .. }) => {
+                Ok(Frame::RetryAfter { n, wait_ms, .. }) => {
                     assert_eq!(n, [1; 8]);
                     Some(wait_ms)
                 }

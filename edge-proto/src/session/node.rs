@@ -12,7 +12,7 @@ use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{LATER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{RETRY_AFTER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, Reason, ReplicaSet};
 
 /// What a node says of itself when it opens a session.
@@ -35,7 +35,7 @@ pub struct Node {
     transport_up: bool,
     opening: Option<Repeat>,
     /// Until when the owner of this epoch has asked us to wait with `Hello`.
-    turn: Option<(Millis, u64)>,
+    wait: Option<(Millis, u64)>,
     /// Epoch that the caller has on its medium.
     stored_epoch: u64,
     /// Epoch under which the live session was opened.
@@ -58,7 +58,7 @@ impl Node {
             said: None,
             transport_up: false,
             opening: None,
-            turn: None,
+            wait: None,
             stored_epoch: 0,
             session_epoch: 0,
             link: Link::new(Set::Reported, Set::Desired),
@@ -123,7 +123,7 @@ impl Node {
             Input::TransportDown => {
                 self.transport_up = false;
                 self.opening = None;
-                self.turn = None;
+                self.wait = None;
                 self.end_session();
                 self.n = self.rng.nonce();
                 self.said = None;
@@ -219,7 +219,7 @@ impl Node {
     }
 
     fn open(&mut self, now: Millis) {
-        self.turn = None;
+        self.wait = None;
         self.opening = Some(Repeat::new());
         self.send_hello(now);
     }
@@ -270,18 +270,18 @@ impl Node {
             // The session stays until the answer: a doubled probe costs nothing but a `Hello`.
             Frame::Probe { epoch, .. } => {
                 let waits = |(at, owner): (Millis, u64)| now < at && epoch <= owner;
-                if self.admits(epoch) && !self.turn.is_some_and(waits) {
+                if self.admits(epoch) && !self.wait.is_some_and(waits) {
                     self.open(now);
                 }
             }
-            Frame::Later { n, epoch, wait_ms } => {
+            Frame::RetryAfter { n, epoch, wait_ms } => {
                 if n == self.n
                     && self.admits(epoch)
                     && let Some(repeat) = &mut self.opening
                 {
-                    let at = now.saturating_add(wait_ms.min(LATER_MS_MAX));
+                    let at = now.saturating_add(wait_ms.min(RETRY_AFTER_MS_MAX));
                     repeat.arm_at(at);
-                    self.turn = Some((at, epoch));
+                    self.wait = Some((at, epoch));
                 }
             }
             Frame::Reset { session, epoch } => {

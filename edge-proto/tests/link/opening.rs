@@ -2,7 +2,7 @@
 
 use edge_proto::frame::Frame;
 use edge_proto::key::Kind;
-use edge_proto::limits::LATER_MS_MAX;
+use edge_proto::limits::RETRY_AFTER_MS_MAX;
 use edge_proto::session::{Input, Problem};
 
 use crate::support::{End, Pair, Seen, Store, cloud, drain, key, put};
@@ -29,20 +29,20 @@ fn a_late_hello_cannot_take_a_live_session_away() {
 }
 
 #[test]
-fn a_node_waits_for_its_turn_and_a_probe_of_the_same_owner_does_not_change_that() {
+fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_change_that() {
     let mut pair = Pair::new();
     pair.node(Input::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
         panic!("not a Hello");
     };
-    let later = |n, epoch, wait_ms| Frame::Later { n, epoch, wait_ms }.encode();
+    let retry_after = |n, epoch, wait_ms| Frame::RetryAfter { n, epoch, wait_ms }.encode();
     let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
     // Of another connection, and of an owner that is no more: nothing changes.
     let repeat = pair.node.deadline();
-    pair.node(Input::Frame(&later([9; 8], 7, 30_000)));
+    pair.node(Input::Frame(&retry_after([9; 8], 7, 30_000)));
     assert_eq!(pair.node.deadline(), repeat);
-    pair.node(Input::Frame(&later(n, 7, 30_000)));
+    pair.node(Input::Frame(&retry_after(n, 7, 30_000)));
     assert_eq!(pair.node.deadline(), Some(pair.now + 30_000));
     pair.node(Input::Frame(&probe(7)));
     assert!(pair.up.is_empty());
@@ -50,13 +50,13 @@ fn a_node_waits_for_its_turn_and_a_probe_of_the_same_owner_does_not_change_that(
     pair.node(Input::Tick);
     assert_eq!(pair.up.pop_front(), Some(hello.clone()));
     // A new owner is answered at once; nobody can make a node wait for ever.
-    pair.node(Input::Frame(&later(n, 7, u64::MAX)));
-    assert_eq!(pair.node.deadline(), Some(pair.now + LATER_MS_MAX));
+    pair.node(Input::Frame(&retry_after(n, 7, u64::MAX)));
+    assert_eq!(pair.node.deadline(), Some(pair.now + RETRY_AFTER_MS_MAX));
     pair.node(Input::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
     // A live session is not to be made to wait.
     pair.connect();
-    pair.node(Input::Frame(&later(n, 7, 1_000)));
+    pair.node(Input::Frame(&retry_after(n, 7, 1_000)));
     assert!(pair.node.is_live());
     assert_eq!(pair.node.deadline(), None);
 }

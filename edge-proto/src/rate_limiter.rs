@@ -1,22 +1,23 @@
-//! Turnstile at the cloud: so many openings a second, the others get a turn. A mass return is
-//! then a plateau as long as it must be and never a spike, and whoever asked first is served first.
+//! Admission at the cloud: so many openings a second, each of the others gets a time of its own. A mass
+//! return is then a plateau as long as it must be and never a spike, and whoever asked first is
+//! served first.
 
 use crate::Millis;
 
-/// Turns at a constant rate, with a burst (the generic cell rate algorithm).
+/// Admissions at a constant rate, with a burst (the generic cell rate algorithm).
 #[derive(Clone, Debug)]
-pub struct Turnstile {
+pub struct RateLimiter {
     interval_us: u64,
     burst_us: u64,
-    /// When the next turn would be if nobody had saved one up, microseconds.
+    /// When the next admission would be without the burst, microseconds.
     next_us: u64,
 }
 
-/// One node's place in the queue; kept until its session is live.
+/// When one node is admitted, if it has asked; kept until its session is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turn(Option<Millis>);
+pub struct Reservation(Option<Millis>);
 
-impl Turnstile {
+impl RateLimiter {
     /// `per_s` openings a second, and as many at once after a quiet second. 0 counts as 1.
     #[must_use]
     pub fn new(per_s: u32) -> Self {
@@ -33,11 +34,11 @@ impl Turnstile {
     #[must_use]
     pub fn wait_ms(&self, now: Millis) -> Millis {
         let now_us = now.saturating_mul(1_000);
-        let turn_us = self.next_us.saturating_sub(self.burst_us);
-        turn_us.saturating_sub(now_us).div_ceil(1_000)
+        let admitted_us = self.next_us.saturating_sub(self.burst_us);
+        admitted_us.saturating_sub(now_us).div_ceil(1_000)
     }
 
-    /// Takes the next turn; returns how long to wait for it, milliseconds.
+    /// Takes the next admission; returns how long to wait for it, milliseconds.
     pub fn take(&mut self, now: Millis) -> Millis {
         let wait_ms = self.wait_ms(now);
         let now_us = now.saturating_mul(1_000);
@@ -45,14 +46,14 @@ impl Turnstile {
         wait_ms
     }
 
-    /// A node asks, perhaps again: 0 when it is its turn, else how long it still has to wait,
-    /// milliseconds. It has one turn however often it asks.
-    pub fn ask(&mut self, now: Millis, turn: &mut Turn) -> Millis {
-        let at = match turn.0 {
+    /// A node asks, perhaps again: 0 when it is admitted, else how long it still has to wait,
+    /// milliseconds. It has one reservation however often it asks.
+    pub fn ask(&mut self, now: Millis, reservation: &mut Reservation) -> Millis {
+        let at = match reservation.0 {
             Some(at) => at,
             None => {
                 let at = now.saturating_add(self.take(now));
-                turn.0 = Some(at);
+                reservation.0 = Some(at);
                 at
             }
         };
@@ -68,12 +69,12 @@ mod tests {
 
     #[test]
     fn a_mass_return_becomes_a_plateau_in_the_order_of_asking() {
-        let mut turnstile = Turnstile::new(200);
-        let mut turns: Vec<Turn> = Vec::new();
-        turns.resize(20_000, Turn::default());
-        let waits: Vec<Millis> = turns
+        let mut limiter = RateLimiter::new(200);
+        let mut reservations: Vec<Reservation> = Vec::new();
+        reservations.resize(20_000, Reservation::default());
+        let waits: Vec<Millis> = reservations
             .iter_mut()
-            .map(|turn| turnstile.ask(5_000, turn))
+            .map(|one| limiter.ask(5_000, one))
             .collect();
         assert!(waits.is_sorted());
         for second in 0..99 {
@@ -90,31 +91,31 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_again_keeps_its_turn_and_takes_no_second_one() {
-        let mut turnstile = Turnstile::new(1);
-        let (mut first, mut second) = (Turn::default(), Turn::default());
-        assert_eq!(turnstile.ask(0, &mut first), 0);
-        assert_eq!(turnstile.ask(0, &mut second), 1_000);
-        assert_eq!(turnstile.ask(400, &mut second), 600);
-        assert_eq!(turnstile.ask(400, &mut first), 0);
-        assert_eq!(turnstile.ask(1_000, &mut second), 0);
-        assert_eq!(turnstile.wait_ms(1_000), 1_000);
+    fn who_asks_again_keeps_its_time_and_takes_no_second_one() {
+        let mut limiter = RateLimiter::new(1);
+        let (mut first, mut second) = (Reservation::default(), Reservation::default());
+        assert_eq!(limiter.ask(0, &mut first), 0);
+        assert_eq!(limiter.ask(0, &mut second), 1_000);
+        assert_eq!(limiter.ask(400, &mut second), 600);
+        assert_eq!(limiter.ask(400, &mut first), 0);
+        assert_eq!(limiter.ask(1_000, &mut second), 0);
+        assert_eq!(limiter.wait_ms(1_000), 1_000);
     }
 
     #[test]
     fn a_quiet_time_saves_up_no_more_than_a_second() {
-        let mut turnstile = Turnstile::new(10);
+        let mut limiter = RateLimiter::new(10);
         let now = 86_400_000;
-        let at_once = (0..50).filter(|_| turnstile.take(now) == 0).count();
+        let at_once = (0..50).filter(|_| limiter.take(now) == 0).count();
         assert_eq!(at_once, 10);
     }
 
     #[test]
     fn no_rate_and_no_time_overflow() {
         for per_s in [0, 1, u32::MAX] {
-            let mut turnstile = Turnstile::new(per_s);
+            let mut limiter = RateLimiter::new(per_s);
             for now in [0, u64::MAX / 2, u64::MAX] {
-                turnstile.take(now);
+                limiter.take(now);
             }
         }
     }
