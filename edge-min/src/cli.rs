@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use lexopt::prelude::{Long, Short, Value};
 
-use crate::clock::Clock;
-use crate::config::{self, Config};
-use crate::identity::Identity;
-use crate::name::{SYSFS, Template};
-use crate::status::Status;
+use crate::board::clock::Clock;
+use crate::board::config::{self, Config};
+use crate::board::name::{SYSFS, Template};
+use crate::link::identity::Identity;
+use crate::local::status::Status;
 
 /// A command: its name, how it is called, the options that it takes, and what it does: the first
 /// line for the list of all commands, the rest for its own help.
@@ -336,8 +336,9 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
     })?;
     let clock = Clock::open(&config.state_dir);
     let before = Identity::load(&config.state_dir).ok().flatten();
-    let (identity, unix_s) = crate::join::join(url, token, &node, &config.state_dir, clock.clone())
-        .map_err(|error| error.to_string())?;
+    let (identity, unix_s) =
+        crate::link::join::join(url, token, &node, &config.state_dir, clock.clone())
+            .map_err(|error| error.to_string())?;
     clock.confirm(unix_s);
     say(&["joined as ", &identity.node, "\n"].concat());
     if let Some(Identity { node: old, .. }) = before.filter(|before| before.node != node) {
@@ -362,7 +363,7 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
 }
 
 fn request(config: &Config, target: &str) -> Result<io::BufReader<UnixStream>, Failure> {
-    let socket = crate::local::socket(&config.run_dir);
+    let socket = crate::local::read_api::socket(&config.run_dir);
     let failed = |error: io::Error| {
         let denied = error.kind() == io::ErrorKind::PermissionDenied;
         let text = [
@@ -436,8 +437,8 @@ fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
 fn check(options: &Options) -> Result<ExitCode, Failure> {
     // A board without a config yet is just where this is needed.
     let report = match load(options) {
-        Ok(config) => crate::check::check(&Ok(config)),
-        Err(Failure(_, text)) => crate::check::check(&Err(text)),
+        Ok(config) => crate::board::check::check(&Ok(config)),
+        Err(Failure(_, text)) => crate::board::check::check(&Err(text)),
     };
     let json = || serde_json::to_string(&report).unwrap_or_default() + "\n";
     say(&if options.json {
@@ -454,13 +455,13 @@ fn check(options: &Options) -> Result<ExitCode, Failure> {
 
 fn reset(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
-    let alone = crate::lock::take(&config)?;
-    let running = crate::reset::running(&config)?;
+    let alone = crate::storage::lock::take(&config)?;
+    let running = crate::storage::reset::running(&config)?;
     let containers = match running {
         1 => "1 container".to_owned(),
         count => [&count.to_string(), " containers"].concat(),
     };
-    let records = crate::reset::unsent(&config, &alone);
+    let records = crate::storage::reset::unsent(&config, &alone);
     let state = config.state_dir.to_string_lossy().into_owned();
     if !options.yes {
         if !io::stdin().is_terminal() {
@@ -490,7 +491,7 @@ fn reset(options: &Options) -> Result<(), Failure> {
             return Err("nothing was changed".to_owned().into());
         }
     }
-    crate::reset::reset(&config, &alone)?;
+    crate::storage::reset::reset(&config, &alone)?;
     say(&[
         "reset: ",
         &containers,

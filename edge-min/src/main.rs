@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
-        Some("launch") => edge_min::launch::main(),
-        Some("state-cache") => edge_min::store::cache::main(),
+        Some("launch") => edge_min::workload::launch::main(),
+        Some("state-cache") => edge_min::storage::store::cache::main(),
         _ => edge_min::cli::main(),
     }
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use edge_core::outbox::ClassConfig;
-use edge_min::outbox::segment::{Frame, Scan};
-use edge_min::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
+use edge_min::storage::outbox::segment::{Frame, Scan};
+use edge_min::storage::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORDS_BYTES_MAX};
 
@@ -515,7 +515,7 @@ fn connections_that_are_kept_keep_no_writer_out() {
         stream.write_all(post("toll", body).as_bytes()).is_ok()
             && answer(stream).is_some_and(|(status, _)| status == "HTTP/1.1 201 Created")
     };
-    let mut kept: Vec<_> = (0..edge_min::api::CONNECTIONS_MAX)
+    let mut kept: Vec<_> = (0..edge_min::local::workload_api::CONNECTIONS_MAX)
         .map(|_| agent.connect())
         .collect();
     assert!(kept.iter_mut().all(|stream| stored(stream, "kept")));
@@ -528,7 +528,7 @@ fn connections_that_are_kept_keep_no_writer_out() {
     assert!(kept[1..].iter_mut().all(|stream| stored(stream, "again")));
     drop(kept);
 
-    let slow: Vec<_> = (0..edge_min::api::CONNECTIONS_MAX)
+    let slow: Vec<_> = (0..edge_min::local::workload_api::CONNECTIONS_MAX)
         .map(|_| {
             let mut stream = agent.connect();
             stream.write_all(b"P").unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use edge_min::store::Store;
+use edge_min::storage::store::Store;
 use edge_proto::hash::{Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::Payload;

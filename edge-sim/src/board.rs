@@ -1,5 +1,5 @@
 //! A board: the real agent, reconnect rule and session of a node, over a model of its store and its
-//! container runtime. What the shell of the agent does, `edge-min/src/driver.rs`.
+//! container runtime. What the shell of the agent does, `edge-min/src/driver/mod.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ use crate::world::START_UNIX_S;
 const UPTIME_MS: u64 = 5_000;
 /// Date of the agent's build, seconds since 1970.
 const BUILD_UNIX_S: u64 = START_UNIX_S - 86_400;
-/// The floor is persisted when it moved by so much (`edge-min/src/clock.rs`).
+/// The floor is persisted when it moved by so much (`edge-min/src/board/clock.rs`).
 const PERSIST_S: u64 = 86_400;
 /// Pods that a node takes.
 pub(crate) const PODS_MAX: u32 = 20;

@@ -14,7 +14,7 @@ use crate::line::SOCKET_BYTES;
 use crate::rng::Share;
 use crate::world::World;
 
-/// Frames that wait for the socket of a board (`edge-min/src/link.rs`).
+/// Frames that wait for the socket of a board (`edge-min/src/link/connection.rs`).
 const REQUESTS_MAX: u32 = 128;
 /// Bytes around a frame: topic, MQTT, TLS record, TCP and IP.
 pub(crate) const PACKET_BYTES: usize = 100;

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use edge_core::reconnect::{Reconnect, slot};
-use edge_min::clock::Clock;
-use edge_min::identity::Identity;
-use edge_min::join;
-use edge_min::link::{self, Connect, LinkConfig, LinkEvent, LinkSender, Target};
-use edge_min::tls;
+use edge_min::board::clock::Clock;
+use edge_min::link::connection::{self, Connect, LinkConfig, LinkEvent, LinkSender, Target};
+use edge_min::link::identity::Identity;
+use edge_min::link::join;
+use edge_min::link::tls;
 use edge_proto::enrol::Endpoint;
 use edge_proto::session::{self, Input, NodeConfig, Output};
 use serde::Serialize;
@@ -293,7 +293,7 @@ impl Node {
             port: end.port,
             tls: tls::link_config(identity, clock).map_err(|error| error.to_string())?,
         });
-        link::spawn(config, receiver, sender).map_err(|error| error.to_string())?;
+        connection::spawn(config, receiver, sender).map_err(|error| error.to_string())?;
         let mut rng = Rng::new(number ^ u64::from(std::process::id()) << 32);
         let config = NodeConfig {
             kinds: u32::MAX,

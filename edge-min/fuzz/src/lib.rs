@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use edge_core::outbox::ClassConfig;
-use edge_min::outbox::{Class, Settings};
+use edge_min::storage::outbox::{Class, Settings};
 
 const BLOCK: usize = 512;
 
@@ -17,7 +17,7 @@ pub fn scratch(name: &str) -> PathBuf {
         std::env::temp_dir()
     };
     let path = base.join(format!("edge-min-fuzz-{name}-{}", std::process::id()));
-    edge_min::tree::remove(&path).unwrap();
+    edge_min::storage::tree::remove(&path).unwrap();
     fs::create_dir_all(&path).unwrap();
     path
 }

@@ -2,7 +2,7 @@
 //! The agent may read less: x509-parser takes a constructed time for one.
 #![no_main]
 
-use edge_min::certificate::life;
+use edge_min::link::certificate::life;
 use libfuzzer_sys::fuzz_target;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 

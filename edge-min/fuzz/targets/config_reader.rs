@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use edge_min::config;
+use edge_min::board::config;
 use edge_min_fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,7 +1,7 @@
 //! Bytes as a request of the local API: read or refused, the same for any split of them.
 #![no_main]
 
-use edge_min::api::http::{HEAD_BYTES_MAX, Parsed, parse};
+use edge_min::local::http::{HEAD_BYTES_MAX, Parsed, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -40,7 +40,7 @@ fn read(layout: PathBuf) {
 /// second one and `$2` its size, and so on.
 fn documents(text: &str, dir: &PathBuf) {
     let blobs = dir.join("blobs/sha256");
-    edge_min::tree::remove(dir).unwrap();
+    edge_min::storage::tree::remove(dir).unwrap();
     fs::create_dir_all(&blobs).unwrap();
     fs::write(dir.join("oci-layout"), "{}").unwrap();
     let mut done: Vec<(usize, String, usize)> = Vec::new();

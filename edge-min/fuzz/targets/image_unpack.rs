@@ -98,7 +98,7 @@ type Unpack = fn(&[u8], &Path) -> Result<(), String>;
 
 fn unpacked(dir: &Path, tar: &[u8], unpack: Unpack) -> (bool, Vec<String>) {
     let root = dir.join("root");
-    edge_min::tree::remove(&root).unwrap();
+    edge_min::storage::tree::remove(&root).unwrap();
     fs::create_dir(&root).unwrap();
     let before = fs::metadata(dir.join("outside")).unwrap();
     let result = unpack(tar, &root);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use edge_min::outbox::{Store, segment};
+use edge_min::storage::outbox::{Store, segment};
 use edge_min_fuzz::{scratch, toll_only};
 use libfuzzer_sys::fuzz_target;
 

@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use edge_min::clock::Clock;
-use edge_min::identity::{self, Identity};
-use edge_min::name::Template;
-use edge_min::seal::Sealer;
-use edge_min::{certificate, wear};
+use edge_min::board::clock::Clock;
+use edge_min::link::identity::{self, Identity};
+use edge_min::board::name::Template;
+use edge_min::storage::seal::Sealer;
+use edge_min::link::certificate;
+use edge_min::storage::wear;
 use edge_min_fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 

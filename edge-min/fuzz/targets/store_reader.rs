@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use edge_min::store::Store;
+use edge_min::storage::store::Store;
 use edge_min_fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 

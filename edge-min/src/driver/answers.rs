@@ -6,9 +6,9 @@ use edge_proto::object::ContainerState;
 
 use super::certificate::Certificates;
 use super::{Driver, VERSION};
-use crate::local::Request;
-use crate::runtime;
-use crate::status::{self, Status};
+use crate::local::read_api::Request;
+use crate::local::status::{self, Status};
+use crate::workload::runtime;
 
 impl Driver {
     pub(super) fn handle_local(&self, request: Request) {
@@ -105,7 +105,7 @@ impl Driver {
             memory: status::Memory::own(),
             flash: self.flash.status(),
             outbox: status::Outbox::new(
-                &crate::outbox::report(&self.accounts),
+                &crate::storage::outbox::report(&self.accounts),
                 &self.config.outbox.classes,
             ),
         };

@@ -8,10 +8,10 @@ use edge_core::renewal::{Life, Renewal, Time};
 use edge_proto::enrol::Endpoint;
 
 use super::Driver;
-use crate::identity::{self, Identity};
-use crate::link::{LinkEvent, Target};
-use crate::renew::{self, Renewed};
-use crate::{certificate, tls};
+use crate::link::connection::{LinkEvent, Target};
+use crate::link::identity::{self, Identity};
+use crate::link::renew::{self, Renewed};
+use crate::link::{certificate, tls};
 
 /// A certificate in use.
 struct InUse {

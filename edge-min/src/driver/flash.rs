@@ -6,9 +6,10 @@ use std::path::Path;
 use edge_core::flash::{Budget, Risk, Subsystem};
 
 use super::Driver;
-use crate::name::SYSFS;
-use crate::workers::StoreJob;
-use crate::{medium, status, wear};
+use crate::board::name::SYSFS;
+use crate::driver::workers::StoreJob;
+use crate::local::status;
+use crate::storage::{medium, wear};
 
 /// How often the wear is read, if anything happens at all: it moves by a tenth in years.
 const WEAR_MS: u64 = 24 * 3_600_000;

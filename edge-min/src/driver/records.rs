@@ -3,7 +3,7 @@
 use edge_proto::session;
 
 use super::Driver;
-use crate::outbox::{Done, Job};
+use crate::storage::outbox::{Done, Job};
 
 impl Driver {
     pub(super) fn handle_outbox(&mut self, now: u64, done: Done) {

@@ -9,10 +9,10 @@ use edge_proto::call::{ANSWER_OK, LogsRequest, METHOD_RENEW};
 use edge_proto::session;
 
 use super::Driver;
-use crate::identity::Identity;
-use crate::link::{self, LinkConfig, LinkEvent};
-use crate::logs::LogCalls;
-use crate::workers::StoreJob;
+use crate::driver::log_calls::LogCalls;
+use crate::driver::workers::StoreJob;
+use crate::link::connection::{self, LinkConfig, LinkEvent};
+use crate::link::identity::Identity;
 
 impl Driver {
     pub(super) fn start_link(
@@ -29,7 +29,7 @@ impl Driver {
             node: identity.node.clone(),
             keepalive: self.config.keepalive,
         };
-        link::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
+        connection::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
         self.connects = Some(connects);
         self.connect_at = Some(self.now());
         self.watch_certificate();

@@ -136,7 +136,7 @@ impl Board {
         let mut board = Self::new();
         let state = board.dir.path().join("state");
         fs::create_dir(&state).unwrap();
-        crate::runtime::volume::tmpfs(&state, bytes).unwrap();
+        crate::workload::volume::tmpfs(&state, bytes).unwrap();
         board.medium = Some(state);
         board
     }

@@ -13,7 +13,7 @@ use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tar::{Archive, EntryType};
 
-use super::ImageError;
+use super::images::ImageError;
 use super::records::Records;
 
 /// Bytes of an index, manifest or config. What they become in memory may be ten times as much.

@@ -22,7 +22,7 @@ use tar::{Archive, EntryType};
 
 use super::records::{Record, Records};
 use super::root::{self, Root};
-use crate::medium;
+use crate::storage::medium;
 
 /// Headers of a layer, and directories made for paths whose directories it does not name.
 const ENTRIES_MAX: usize = 100_000;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use edge_core::outbox::{ClassConfig, Counters};
-use edge_min::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
+use edge_min::storage::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TOLL, RECORDS_BYTES_MAX};
 

@@ -1,0 +1,234 @@
+//! The time that can be relied on, see [`edge_core::time`], over this process's monotonic clock. The
+//! floor file is written when the floor moves by a day, so it costs the flash nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use edge_core::flash::Subsystem;
+use edge_core::time::{AHEAD_S_MAX, TrustedTime};
+
+use crate::storage::medium::{self, Durability};
+
+/// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
+const BUILD_UNIX_S: u64 = 1_795_478_400;
+/// The floor is persisted when it moved by this much, seconds.
+const PERSIST_S: u64 = 24 * 3600;
+
+struct State {
+    file: PathBuf,
+    persisted: u64,
+    time: TrustedTime,
+    start: Instant,
+    /// The system's clock.
+    system: fn() -> u64,
+}
+
+impl State {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The clock; clones share one state.
+#[derive(Clone)]
+pub struct Clock(Arc<Mutex<State>>);
+
+impl core::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl Clock {
+    /// A clock with its floor below `state`. A floor file that is missing or altered counts as 0.
+    #[must_use]
+    pub fn open(state: &Path) -> Self {
+        let file = state.join("time.floor");
+        let persisted = fs::read(&file)
+            .ok()
+            .and_then(|bytes| from_file(&bytes))
+            .unwrap_or(0);
+        Self(Arc::new(Mutex::new(State {
+            file,
+            persisted,
+            time: TrustedTime::new(BUILD_UNIX_S, persisted),
+            start: Instant::now(),
+            system,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds since 1970 for people, and whether they are to be trusted: the cloud has said the time
+    /// since the start, or the system's clock is above the floor, and not by [`AHEAD_S_MAX`].
+    #[must_use]
+    pub fn now(&self) -> (u64, bool) {
+        let (unix_s, confirmed) = self.reliable();
+        if confirmed {
+            return (unix_s, true);
+        }
+        let system = (self.lock().system)();
+        let trusted = system
+            .checked_sub(unix_s)
+            .is_some_and(|ahead| ahead < AHEAD_S_MAX);
+        (if trusted { system } else { unix_s }, trusted)
+    }
+
+    /// The cloud's time, seconds since 1970, if it has said it since the start; else the floor, and
+    /// `false`. The system's clock has no part in this: one that stands in 2100 would make every
+    /// certificate expired, and nobody can tell it from one that is right.
+    #[must_use]
+    pub fn reliable(&self) -> (u64, bool) {
+        let state = self.lock();
+        let now = state.now();
+        let cloud = state.time.cloud(now);
+        (
+            cloud.unwrap_or_else(|| state.time.floor(now)),
+            cloud.is_some(),
+        )
+    }
+
+    /// The floor, seconds since 1970: what a server's certificate is judged by.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        let state = self.lock();
+        state.time.floor(state.now())
+    }
+
+    /// A server of the link has proven that it holds the key of a certificate that ends then.
+    pub fn server(&self, not_after: u64) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.time.server(now, not_after);
+    }
+
+    /// The cloud said the time.
+    pub fn confirm(&self, unix_s: u64) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.time.confirm(now, unix_s);
+        let floor = state.time.floor(now);
+        if state.time.cloud(now).is_some() && floor.saturating_sub(state.persisted) >= PERSIST_S {
+            // Without it the next start only has a lower floor.
+            let must = Durability::Must(Subsystem::Time);
+            if medium::write(&state.file, &to_file(floor), must).is_ok() {
+                state.persisted = floor;
+            }
+        }
+    }
+}
+
+fn system() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
+}
+
+/// The floor file: seconds since 1970 and their CRC-32, both big-endian.
+fn to_file(unix_s: u64) -> Vec<u8> {
+    let seconds = unix_s.to_be_bytes();
+    let crc = crc32fast::hash(&seconds).to_be_bytes();
+    [seconds.as_slice(), &crc].concat()
+}
+
+/// A flipped bit must not lift the floor: certificates would all be out of date for good.
+fn from_file(bytes: &[u8]) -> Option<u64> {
+    let (seconds, crc) = bytes.split_first_chunk::<8>()?;
+    (crc32fast::hash(seconds).to_be_bytes() == *crc).then(|| u64::from_be_bytes(*seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_survives_a_restart_and_is_never_lowered() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::open(dir.path());
+        let far = 2_000_000_000;
+        clock.server(u64::MAX);
+        clock.confirm(far);
+        assert!(clock.now().0 >= far && clock.now().1);
+        clock.confirm(BUILD_UNIX_S);
+        assert!(clock.floor() >= far);
+        assert!(
+            clock.now().0 < far,
+            "the cloud's clock was wrong, and is right now"
+        );
+        let again = Clock::open(dir.path());
+        assert!(again.now().0 >= far && again.floor() >= far);
+        assert!(!again.now().1, "the board's own clock is below the floor");
+    }
+
+    #[test]
+    fn a_time_that_is_far_too_late_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::open(dir.path());
+        clock.server(u64::MAX);
+        clock.confirm(u64::from(u32::MAX));
+        assert!(clock.now().0 < BUILD_UNIX_S + AHEAD_S_MAX);
+        assert!(!dir.path().join("time.floor").exists());
+    }
+
+    #[test]
+    fn the_floor_is_written_up_to_what_the_server_has_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::open(dir.path());
+        let end = BUILD_UNIX_S + 3_000_000;
+        clock.server(end);
+        clock.confirm(end + 9_000_000);
+        assert_eq!(clock.floor(), end);
+        assert_eq!(Clock::open(dir.path()).floor(), end);
+    }
+
+    /// Goal: wherever the board's own clock stands, it neither moves the floor nor is asked about a
+    /// certificate.
+    #[test]
+    fn the_systems_clock_moves_neither_the_floor_nor_the_time_for_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        for system in [|| 0, || 4_102_444_800, || u64::MAX] {
+            let clock = Clock::open(dir.path());
+            clock.0.lock().unwrap().system = system;
+            let (floor, confirmed) = clock.reliable();
+            assert!((BUILD_UNIX_S..BUILD_UNIX_S + 60).contains(&floor) && !confirmed);
+            assert_eq!(clock.floor(), floor);
+            assert!(!dir.path().join("time.floor").exists());
+        }
+        let clock = Clock::open(dir.path());
+        clock.0.lock().unwrap().system = || u64::MAX;
+        clock.server(u64::MAX);
+        clock.confirm(BUILD_UNIX_S + 1_000_000);
+        assert_eq!(clock.now(), clock.reliable());
+        let floor = Clock::open(dir.path()).reliable().0;
+        assert!((BUILD_UNIX_S + 1_000_000..BUILD_UNIX_S + 1_000_060).contains(&floor));
+    }
+
+    #[test]
+    fn an_altered_floor_file_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("time.floor");
+        let clock = Clock::open(dir.path());
+        clock.server(u64::MAX);
+        clock.confirm(2_000_000_000);
+        let whole = fs::read(&file).unwrap();
+        let persisted = || Clock::open(dir.path()).0.lock().unwrap().persisted;
+        assert_eq!(persisted(), 2_000_000_000);
+        for bit in 0..whole.len() * 8 {
+            let mut altered = whole.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, altered).unwrap();
+            assert_eq!(persisted(), 0, "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            fs::write(&file, &whole[..length]).unwrap();
+            assert_eq!(persisted(), 0, "{length} bytes");
+        }
+        for other in [[0; 12].as_slice(), b"4000000000", b"nonsense"] {
+            fs::write(&file, other).unwrap();
+            assert_eq!(persisted(), 0);
+        }
+    }
+}

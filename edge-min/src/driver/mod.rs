@@ -1,0 +1,639 @@
+//! The loop: what happens on the board and on the link goes into the core and the session, what
+//! comes out is done. No policy here: no retry count, no ordering, no "if offline".
+
+mod answers;
+mod certificate;
+mod flash;
+pub mod log_calls;
+mod records;
+mod resolve;
+mod uplink;
+pub mod workers;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use async_executor::LocalExecutor;
+use edge_core::reconnect::Reconnect;
+use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
+use edge_proto::frame::Incarnation;
+use edge_proto::hash::Hash16;
+use edge_proto::key::{Kind, Uid};
+use edge_proto::lanes::{Lanes, Limits};
+use edge_proto::object::{Condition, NodeStatus};
+use edge_proto::session::{self, Node, NodeConfig};
+use smol::future::or;
+use smol::{Async, Timer};
+
+use crate::board::clock::Clock;
+use crate::board::config::Config;
+use crate::driver::log_calls::LogCalls;
+use crate::driver::workers::{Jobs, RuntimeJob, StoreDone, StoreJob};
+use crate::image::images::Images;
+use crate::link::connection::{Connect, LinkEvent, LinkSender};
+use crate::link::identity::Identity;
+use crate::link::join;
+use crate::local::read_api::{self, Request};
+use crate::local::workload_api::{self, Api};
+use crate::storage::lock;
+use crate::storage::outbox;
+use crate::storage::store::Store;
+use crate::workload::logs;
+use crate::workload::reaper::{Process, Reaper};
+use crate::workload::runtime::{self, Runtime};
+use certificate::Certificates;
+
+/// How often the logs of running containers are cut to their tail.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// Version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One thing that happened.
+enum Event {
+    Link(LinkEvent),
+    Store(StoreDone),
+    Runtime(Input),
+    Outbox(outbox::Done),
+    Local(Request),
+    Joined(Box<(Identity, u64)>),
+    Exits,
+    Time,
+}
+
+struct Driver {
+    config: Config,
+    clock: Clock,
+    start: Instant,
+    agent: Agent,
+    session: Node,
+    node: String,
+    link: Option<LinkSender>,
+    lanes: Lanes,
+    /// Those that hold in them.
+    limits: Limits,
+    send_at: Option<u64>,
+    connects: Option<Sender<Connect>>,
+    /// `None` before the join.
+    certificates: Option<Certificates>,
+    /// `None` while a connection is up or being tried.
+    connect_at: Option<u64>,
+    reconnect: Reconnect,
+    /// Why there is no connection.
+    link_error: String,
+    live: bool,
+    in_sync: bool,
+    /// Spec hash of what runs.
+    running: BTreeMap<(Uid, String), Hash16>,
+    reaper: Reaper,
+    runtime: Runtime,
+    runtime_jobs: Jobs<RuntimeJob>,
+    store_jobs: Jobs<StoreJob>,
+    log_calls: LogCalls,
+    trim_at: u64,
+    flash: flash::Flash,
+    outbox_jobs: Jobs<outbox::Job>,
+    /// The outbox that the session knows.
+    incarnation: Incarnation,
+    accounts: outbox::Shared,
+}
+
+/// Runs the agent until the process is ended.
+///
+/// # Errors
+/// What keeps it from starting, for a person.
+pub fn run(config: Config) -> Result<(), String> {
+    let failed =
+        |what: &'static str| move |error: io::Error| [what, ": ", &error.to_string()].concat();
+    // Without it exit codes of containers by runc are unknown, which is no reason to run none.
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        log::warn!("subreaper_failed error={}", error.desc());
+    }
+    let _alone = lock::take(&config)?;
+    let (store, objects, damage) =
+        Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
+    let clock = Clock::open(&config.state_dir);
+    let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
+    // Before any thread: it blocks a signal for all of them.
+    let reaper = Reaper::new(runtime.newborns()).map_err(failed("reaper"))?;
+    let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
+
+    let mut session = Node::new(
+        NodeConfig {
+            kinds: kinds(),
+            agent: ["edge-min ", VERSION].concat(),
+        },
+        random().ok_or("the system's random source failed")?,
+    );
+    session.restore(
+        objects.iter().map(|object| {
+            (
+                object.key.clone(),
+                object.hash,
+                object.payload.as_ref().err().copied(),
+            )
+        }),
+        store.epoch(),
+    );
+    let mut agent = Agent::new(AgentConfig {
+        facts: facts(&config),
+        unconfirmed: damage.is_some() || objects.is_empty(),
+    });
+    for object in objects {
+        if let Ok(payload) = object.payload {
+            agent.handle(0, Input::Desired(object.key, Some(payload)));
+        }
+    }
+
+    let (runtime_jobs, runtime_receiver) = Jobs::new();
+    let (store_jobs, store_receiver) = Jobs::new();
+    let (outbox_jobs, outbox_receiver) = Jobs::new();
+    let (outbox_done, outbox_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let accounts = outbox::Shared::default();
+    let (runtime_done, runtime_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (store_done, store_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (link_sender, link_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
+    let (joined_sender, joined) = async_channel::bounded(1);
+    workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
+    workers::spawn_runtime(
+        runtime.clone(),
+        images,
+        config.host_paths.clone(),
+        runtime_receiver,
+        runtime_done,
+    )
+    .map_err(failed("runtime thread"))?;
+
+    outbox::spawn(
+        config.state_dir.join("outbox"),
+        config.outbox.clone(),
+        outbox_receiver,
+        outbox_done,
+        accounts.clone(),
+    )
+    .map_err(failed("outbox thread"))?;
+
+    let flash = flash::Flash::new(config.flash_mib_per_day);
+    let mut driver = Driver {
+        node: config.name().unwrap_or_default(),
+        config,
+        clock,
+        start: Instant::now(),
+        agent,
+        session,
+        link: None,
+        lanes: Lanes::new(),
+        limits: Limits::NONE,
+        send_at: None,
+        connects: None,
+        certificates: None,
+        connect_at: None,
+        reconnect: Reconnect::new(1, 0),
+        link_error: String::new(),
+        live: false,
+        in_sync: false,
+        running: BTreeMap::new(),
+        reaper,
+        runtime,
+        runtime_jobs,
+        store_jobs,
+        log_calls: LogCalls::default(),
+        trim_at: 0,
+        flash,
+        outbox_jobs,
+        incarnation: Incarnation::default(),
+        accounts,
+    };
+    driver.condition(
+        "StoreDamaged",
+        damage.is_some(),
+        damage.as_deref().unwrap_or(""),
+    );
+    driver.watch_flash();
+    driver.adopt();
+    // Without a link the agent still runs what it has.
+    let unlinked = match Identity::load(&driver.config.state_dir) {
+        Ok(Some(identity)) => driver.start_link(&identity, &link_sender).err(),
+        Ok(None) => {
+            let (time, seed) = (driver.clock.clone(), random().unwrap_or(1));
+            join::spawn(
+                &driver.config,
+                time,
+                seed,
+                joined_sender,
+                link_sender.clone(),
+            )
+            .map_err(failed("join thread"))?
+            .map(str::to_owned)
+        }
+        Err(error) => Some(["identity: ", &error.to_string()].concat()),
+    };
+    if let Some(reason) = unlinked {
+        driver.unlinked(reason);
+    }
+    let listener = read_api::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
+    let exits = Async::new(driver.reaper.readiness().map_err(failed("reaper"))?)
+        .map_err(failed("reaper"))?;
+    log::info!("agent_started node={} version={VERSION}", driver.node);
+
+    let api_listener =
+        workload_api::listen(&driver.config.run_dir).map_err(failed("api socket"))?;
+    let api = Api::new(
+        driver.config.outbox.classes.clone(),
+        driver.outbox_jobs.sender(),
+        driver.accounts.clone(),
+    );
+    let executor = LocalExecutor::new();
+    for place in &api.places {
+        executor
+            .spawn(workload_api::serve(&api_listener, &api, place))
+            .detach();
+    }
+    for _ in 0..read_api::CONNECTIONS_MAX {
+        executor
+            .spawn(read_api::serve(&listener, &requests))
+            .detach();
+    }
+    smol::block_on(executor.run(async {
+        loop {
+            let deadline = driver.deadline();
+            let event = or(
+                or(async { Event::Link(next(&link_events).await) }, async {
+                    Event::Store(next(&store_events).await)
+                }),
+                or(
+                    or(
+                        or(
+                            async { Event::Runtime(next(&runtime_events).await) },
+                            async { Event::Outbox(next(&outbox_events).await) },
+                        ),
+                        async { Event::Local(next(&local_requests).await) },
+                    ),
+                    or(
+                        async { Event::Joined(Box::new(next(&joined).await)) },
+                        or(
+                            async {
+                                // An error would be a closed descriptor, which is ours.
+                                exits.readable().await.ok();
+                                Event::Exits
+                            },
+                            async {
+                                driver_timer(deadline).await;
+                                Event::Time
+                            },
+                        ),
+                    ),
+                ),
+            )
+            .await;
+            driver.handle(event, &link_sender);
+            driver.watch_flash();
+            driver.settle();
+        }
+    }))
+}
+
+/// The next message; a sender that is gone (a thread of ours ended) never sends again.
+async fn next<T>(receiver: &Receiver<T>) -> T {
+    match receiver.recv().await {
+        Ok(message) => message,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn driver_timer(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => drop(Timer::at(at).await),
+        None => std::future::pending().await,
+    }
+}
+
+fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+const fn kinds() -> u32 {
+    Kind::Pod.bit() | Kind::ConfigMap.bit() | Kind::Secret.bit() | Kind::NodePolicy.bit()
+}
+
+fn facts(config: &Config) -> NodeStatus {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
+    let memory_kib: u64 = read("/proc/meminfo")
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0);
+    NodeStatus {
+        agent: VERSION.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: read("/proc/sys/kernel/osrelease"),
+        board: config.board.clone(),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
+        memory_bytes: config.memory_mib.map_or(memory_kib * 1024, |mib| {
+            (u64::from(mib) << 20).min(memory_kib * 1024)
+        }),
+        pods_max: config.pods_max,
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        labels: config.labels.clone(),
+        ..NodeStatus::default()
+    }
+}
+
+impl Driver {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let trim = (!self.running.is_empty()).then_some(self.trim_at);
+        let calls = self.log_calls.deadline();
+        let connect = self.connect_at.filter(|_| self.connects.is_some());
+        let earliest = [
+            self.agent.deadline(),
+            self.session.deadline(),
+            connect,
+            self.send_at,
+            trim,
+            calls,
+            self.flash.deadline(),
+            self.renewal_deadline(),
+        ];
+        let at = earliest.into_iter().flatten().min()?;
+        self.start.checked_add(Duration::from_millis(at))
+    }
+
+    /// What runs already, and what an earlier agent left half-done.
+    fn adopt(&mut self) {
+        self.runtime.clear_strays();
+        let found = self.runtime.discover();
+        for pod in self.runtime.pods() {
+            let known = self.agent.pod(&pod).is_some() || found.iter().any(|one| one.uid == pod);
+            if !known {
+                self.runtime_jobs.push(resolve::removal(&self.agent, pod));
+            }
+        }
+        for end in self.runtime.ends() {
+            self.agent.handle(self.now(), end);
+        }
+        let mut gone = Vec::new();
+        let discovered = found
+            .into_iter()
+            .map(|one| {
+                let key = (one.uid, one.container.clone());
+                let pid = one.process.as_ref().map(Process::pid);
+                if let Some(process) = one.process {
+                    self.running.insert(key.clone(), one.hash);
+                    if self.reaper.hold(one.uid, &one.container, process).is_err() {
+                        gone.push(key);
+                    }
+                }
+                edge_core::Discovered {
+                    uid: one.uid,
+                    container: one.container,
+                    spec: one.hash,
+                    pid,
+                }
+            })
+            .collect();
+        self.agent.handle(self.now(), Input::Discovered(discovered));
+        for (uid, container) in gone {
+            self.exited(uid, container, None);
+        }
+        self.settle();
+    }
+
+    fn handle(&mut self, event: Event, link_events: &Sender<LinkEvent>) {
+        let now = self.now();
+        match event {
+            Event::Link(event) => self.handle_link(now, event),
+            Event::Store(done) => self.handle_store(now, done),
+            Event::Runtime(input) => self.handle_runtime(now, input),
+            Event::Outbox(done) => self.handle_outbox(now, done),
+            Event::Local(request) => self.handle_local(request),
+            Event::Joined(joined) => {
+                let (identity, unix_s) = *joined;
+                self.clock.confirm(unix_s);
+                if let Err(reason) = self.start_link(&identity, link_events) {
+                    self.unlinked(reason);
+                }
+            }
+            Event::Exits => {
+                for exit in self.reaper.drain() {
+                    self.exited(exit.uid, exit.container, exit.code);
+                }
+            }
+            Event::Time => self.handle_time(now, link_events),
+        }
+    }
+
+    fn handle_time(&mut self, now: u64, link_events: &Sender<LinkEvent>) {
+        self.agent.handle(now, Input::Tick);
+        self.session.handle(now, session::Input::Tick);
+        if self.connect_at.is_some_and(|at| at <= now)
+            && let Some(connects) = &self.connects
+            && let Some(certificates) = &mut self.certificates
+        {
+            self.connect_at = None;
+            // The thread takes one at a time, and this is the only one that asks.
+            connects
+                .try_send(Connect {
+                    to: certificates.next(),
+                    will: self.session.will(),
+                })
+                .ok();
+        }
+        self.renew(now, link_events);
+        if self.trim_at <= now {
+            self.trim_at = now + u64::try_from(TRIM_INTERVAL.as_millis()).unwrap_or(u64::MAX);
+            for (uid, container) in self.running.keys() {
+                let file = runtime::log_file(&self.config.run_dir, *uid, container);
+                // A container that has written nothing yet has no file.
+                logs::trim(&file, resolve::log_bytes(&self.agent, *uid)).ok();
+            }
+        }
+    }
+
+    fn handle_store(&mut self, now: u64, done: StoreDone) {
+        match done {
+            StoreDone::Applied { ticket, applied } => {
+                for (key, payload) in applied {
+                    let payload = payload.and_then(Result::ok);
+                    self.agent.handle(now, Input::Desired(key, payload));
+                }
+                let refused = Vec::new();
+                self.session
+                    .handle(now, session::Input::Applied { ticket, refused });
+            }
+            StoreDone::Ahead(pods) => {
+                for (key, payload) in pods {
+                    self.agent.handle(now, Input::Desired(key, payload));
+                }
+            }
+            StoreDone::Have(sha256, bytes) => {
+                self.session
+                    .handle(now, session::Input::BlobHave { sha256, bytes });
+            }
+            StoreDone::Trouble(reason) => {
+                if let Some(reason) = &reason {
+                    log::error!("store_write_failed error={reason}");
+                }
+                self.condition(
+                    "StoreUnwritable",
+                    reason.is_some(),
+                    reason.as_deref().unwrap_or(""),
+                );
+            }
+        }
+    }
+
+    fn handle_runtime(&mut self, now: u64, input: Input) {
+        if let Input::Started {
+            uid,
+            container,
+            result,
+            ..
+        } = &input
+        {
+            match result {
+                Ok(pid) => {
+                    return self.handle_started(*uid, container.clone(), *pid, input.clone());
+                }
+                Err(failure) if failure.counts_as_run => {
+                    let hash = self.agent.spec_hash(uid, container).unwrap_or_default();
+                    let code = Some(EXIT_NOT_RUN);
+                    self.runtime.note_end(*uid, container, hash, code, false);
+                }
+                Err(_) => {}
+            }
+        }
+        self.agent.handle(now, input);
+    }
+
+    fn handle_started(&mut self, uid: Uid, container: String, pid: u32, input: Input) {
+        let hash = self.agent.spec_hash(&uid, &container).unwrap_or_default();
+        self.running.insert((uid, container.clone()), hash);
+        let watched = self.reaper.watch(uid, &container, pid);
+        self.agent.handle(self.now(), input);
+        if let Err(code) = watched {
+            self.exited(uid, container, code);
+        }
+    }
+
+    fn exited(&mut self, uid: Uid, container: String, code: Option<i32>) {
+        let key = (uid, container);
+        let ran = self.running.remove(&key);
+        let (uid, container) = key;
+        let oom = ran.is_some_and(|hash| self.runtime.oom_killed(uid, &container, hash));
+        if let Some(hash) = ran {
+            self.runtime.note_end(uid, &container, hash, code, oom);
+        }
+        self.agent.handle(
+            self.now(),
+            Input::Exited {
+                uid,
+                container,
+                code,
+                oom,
+            },
+        );
+    }
+
+    fn condition(&mut self, name: &str, holds: bool, message: &str) {
+        let condition = Condition {
+            name: name.to_owned(),
+            holds,
+            message: message.to_owned(),
+        };
+        self.agent.handle(self.now(), Input::Condition(condition));
+    }
+
+    /// Does what the core and the session ask, until they ask nothing more.
+    fn settle(&mut self) {
+        loop {
+            self.store_jobs.flush();
+            self.runtime_jobs.flush();
+            self.outbox_jobs.flush();
+            if let Some(output) = self.agent.poll() {
+                self.perform(output);
+            } else if let Some(output) = self.session.poll() {
+                self.perform_session(output);
+            } else if !self.pump_log_calls() {
+                break;
+            }
+        }
+        self.pump_lanes();
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::PreparePod(uid) => {
+                let containers = self.agent.pod(&uid).map_or(1, |pod| pod.containers.len());
+                self.runtime_jobs.push(RuntimeJob::PreparePod {
+                    uid,
+                    containers: containers as u64,
+                    log_bytes: resolve::log_bytes(&self.agent, uid),
+                });
+            }
+            Output::UpdateConfig(uid) => {
+                let Some(pod) = self.agent.pod(&uid) else {
+                    return;
+                };
+                let volumes = pod.volumes.iter().filter_map(|volume| {
+                    let content = resolve::content(&self.agent, pod, &volume.source).ok()?;
+                    Some((volume.name.clone(), content))
+                });
+                let job = RuntimeJob::UpdateConfig(uid, volumes.collect());
+                self.runtime_jobs.push(job);
+            }
+            Output::Start {
+                uid,
+                container,
+                run,
+            } => {
+                if let Some(start) = resolve::start(&self.agent, uid, &container, run) {
+                    self.runtime_jobs.push(RuntimeJob::Start(Box::new(start)));
+                }
+            }
+            Output::Signal {
+                uid,
+                container,
+                signal,
+            } => {
+                if signal == Signal::Terminate {
+                    return self.reaper.terminate(uid, &container);
+                }
+                // Here and not by the worker, which may be busy with an image for minutes.
+                if let Some(hash) = self.running.get(&(uid, container.clone())).copied() {
+                    self.runtime.kill(uid, &container, hash);
+                }
+            }
+            Output::Remove { uid, container } => {
+                self.runtime_jobs.push(RuntimeJob::Remove(uid, container));
+            }
+            Output::RemovePod(uid) => self.runtime_jobs.push(resolve::removal(&self.agent, uid)),
+            Output::Report(key, payload) => {
+                let now = self.now();
+                let input = match payload {
+                    Some(payload) => session::Input::Put {
+                        key,
+                        payload: Arc::from(payload),
+                    },
+                    None => session::Input::Delete { key },
+                };
+                self.session.handle(now, input);
+            }
+            Output::Event(event) => log::info!("{event}"),
+        }
+    }
+}

@@ -1,0 +1,606 @@
+//! The two threads that block so that the driver need not: one for the store, one for containers.
+//! Each takes jobs in order from a bounded channel and answers each once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, RecvError, Sender, TrySendError};
+use edge_core::limits::CLEAR_AFTER_MS;
+use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
+use edge_core::{Input, StartFailure};
+use edge_proto::hash::{Hash16, Hash32};
+use edge_proto::key::{Key, Kind, Uid};
+use edge_proto::object::{CAPABILITIES_ALL, Container, Pod, RuntimeClass, granted};
+use edge_proto::session::Payload;
+
+use crate::image::images::Images;
+use crate::storage::store::{Applied, Store};
+use crate::workload::cgroup::Limits;
+use crate::workload::launch::Bind;
+use crate::workload::runtime::{Rights, Rootfs, Runtime, Spec};
+use crate::workload::volume::{self, Content};
+
+/// Stack of a worker: JSON, tar and deflate in debug builds need the most.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// Messages in each channel between a worker and the driver.
+pub const CHANNEL_MAX: usize = 64;
+
+/// A bounded channel to a worker, and what did not fit: at most what the core and the session
+/// have outstanding, which their own caps bound.
+pub struct Jobs<T> {
+    sender: Sender<T>,
+    waiting: VecDeque<T>,
+}
+
+impl<T> Jobs<T> {
+    /// The channel's two ends.
+    #[must_use]
+    pub fn new() -> (Self, Receiver<T>) {
+        let (sender, receiver) = async_channel::bounded(CHANNEL_MAX);
+        (
+            Self {
+                sender,
+                waiting: VecDeque::new(),
+            },
+            receiver,
+        )
+    }
+
+    /// For others who have jobs of this kind, and wait while the channel is full.
+    #[must_use]
+    pub fn sender(&self) -> Sender<T> {
+        self.sender.clone()
+    }
+
+    /// Hands over a job, now or as soon as there is room.
+    pub fn push(&mut self, job: T) {
+        self.waiting.push_back(job);
+        self.flush();
+    }
+
+    /// Hands over what waits, as far as there is room.
+    pub fn flush(&mut self) {
+        while let Some(job) = self.waiting.pop_front() {
+            match self.sender.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job) | TrySendError::Closed(job)) => {
+                    self.waiting.push_front(job);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A job for the store.
+pub enum StoreJob {
+    /// Make these changes durable.
+    Apply {
+        /// For the answer.
+        ticket: u32,
+        /// The changes.
+        changes: Vec<(Key, Option<Payload>)>,
+        /// Epoch that goes with them.
+        epoch: u64,
+    },
+    /// A large object is wanted.
+    BlobWanted(Hash32, u32),
+    /// The cloud has confirmed the set: what damage left is to be written over.
+    Mend,
+    /// Whether the flash budget of the day is used up.
+    OverBudget(bool),
+    /// A piece of it.
+    Piece(Hash32, u32, Vec<u8>),
+}
+
+/// An answer of the store.
+pub enum StoreDone {
+    /// Durable.
+    Applied {
+        /// The ticket.
+        ticket: u32,
+        /// What holds now.
+        applied: Vec<Applied>,
+    },
+    /// Bytes of the wanted object that are here.
+    Have(Hash32, u32),
+    /// Pods that a change ends which is not durable yet, as the cloud sees them now.
+    Ahead(Vec<(Key, Option<Vec<u8>>)>),
+    /// A write failed and is tried again; `None` when it went well again.
+    Trouble(Option<String>),
+}
+
+/// Starts the store's thread.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn_store(
+    store: Store,
+    jobs: Receiver<StoreJob>,
+    done: Sender<StoreDone>,
+) -> io::Result<()> {
+    let mut thread = StoreThread {
+        store,
+        scheduler: WriteScheduler::default(),
+        start: Instant::now(),
+        wanted: 0,
+        done,
+    };
+    std::thread::Builder::new()
+        .name("store".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || thread.run(&jobs))
+        .map(drop)
+}
+
+/// Does what [`WriteScheduler`] decides.
+struct StoreThread {
+    store: Store,
+    scheduler: WriteScheduler,
+    start: Instant,
+    /// Length of the large object that comes.
+    wanted: u32,
+    done: Sender<StoreDone>,
+}
+
+impl StoreThread {
+    /// Until there are no more jobs, or nobody to answer to.
+    fn run(&mut self, jobs: &Receiver<StoreJob>) {
+        if self.store.cache_behind() {
+            self.schedule(scheduler::Input::Changed);
+        }
+        // A job whose write failed: nothing else is done before it.
+        let mut failed = None;
+        loop {
+            let job = if failed.is_some() {
+                self.sleep();
+                self.schedule(scheduler::Input::Tick);
+                match self.scheduler.poll() {
+                    Some(scheduler::Output::Retry) => failed.take(),
+                    _ => None,
+                }
+            } else {
+                match self.wait(jobs) {
+                    Some(Ok(job)) => Some(job),
+                    Some(Err(_)) => return,
+                    None => {
+                        self.schedule(scheduler::Input::Tick);
+                        None
+                    }
+                }
+            };
+            let mut word = None;
+            if let Some(job) = job {
+                match self.perform(&job) {
+                    Ok(answer) => {
+                        self.schedule(scheduler::Input::Written);
+                        if let Some(answer) = answer
+                            && self.done.send_blocking(answer).is_err()
+                        {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        word = Some(error.to_string());
+                        failed = Some(job);
+                        self.schedule(scheduler::Input::Failed);
+                    }
+                }
+            }
+            match self.scheduler.poll() {
+                Some(scheduler::Output::Failing | scheduler::Output::Recovered) => {
+                    self.done.send_blocking(StoreDone::Trouble(word)).ok();
+                    if let Some(StoreJob::Apply { changes, .. }) = &failed {
+                        let pods = endings(changes);
+                        if !pods.is_empty() {
+                            self.done.send_blocking(StoreDone::Ahead(pods)).ok();
+                        }
+                    }
+                }
+                Some(scheduler::Output::Cache) => {
+                    if let Err(error) = self.store.write_cache() {
+                        log::warn!("cache_not_written error={error}");
+                        self.schedule(scheduler::Input::CacheFailed);
+                    }
+                }
+                Some(scheduler::Output::Retry) | None => {}
+            }
+        }
+    }
+
+    fn schedule(&mut self, input: scheduler::Input) {
+        let now = self.start.elapsed().as_millis();
+        self.scheduler
+            .handle(u64::try_from(now).unwrap_or(u64::MAX), input);
+    }
+
+    /// The answer, or why nothing has changed and the job has to be done again.
+    fn perform(&mut self, job: &StoreJob) -> io::Result<Option<StoreDone>> {
+        let answer = match job {
+            StoreJob::Apply {
+                ticket,
+                changes,
+                epoch,
+            } => {
+                let applied = self.store.apply(changes.clone(), *epoch)?;
+                self.schedule(scheduler::Input::Changed);
+                StoreDone::Applied {
+                    ticket: *ticket,
+                    applied,
+                }
+            }
+            StoreJob::Mend => {
+                if let Err(error) = self.store.mend() {
+                    log::warn!("store_not_mended error={error}");
+                }
+                return Ok(None);
+            }
+            StoreJob::BlobWanted(hash, length) => {
+                self.wanted = *length;
+                StoreDone::Have(*hash, self.store.blob_have(*hash, *length))
+            }
+            StoreJob::Piece(hash, offset, bytes) => {
+                let have = self.store.blob_piece(*hash, *offset, bytes, self.wanted)?;
+                StoreDone::Have(*hash, have)
+            }
+            StoreJob::OverBudget(over) => {
+                self.schedule(scheduler::Input::OverBudget(*over));
+                return Ok(None);
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let at = Duration::from_millis(self.scheduler.deadline()?);
+        self.start.checked_add(at)
+    }
+
+    fn sleep(&self) {
+        if let Some(at) = self.deadline() {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// The next job, or `None` when something is due before one comes.
+    fn wait(&self, jobs: &Receiver<StoreJob>) -> Option<Result<StoreJob, RecvError>> {
+        let Some(at) = self.deadline() else {
+            return Some(jobs.recv_blocking());
+        };
+        smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
+            smol::Timer::at(at).await;
+            None
+        }))
+    }
+}
+
+/// Pods that these changes end. They end before it is durable: on a full medium it may be their own
+/// files that keep the change from being written.
+fn endings(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
+    let mut pods = Vec::new();
+    for (key, payload) in changes {
+        match payload {
+            _ if key.kind() != Kind::Pod => {}
+            None => pods.push((key.clone(), None)),
+            Some(Payload::Inline(bytes)) => {
+                if Pod::decode(bytes).is_ok_and(|pod| pod.terminating) {
+                    pods.push((key.clone(), Some(bytes.clone())));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    pods
+}
+
+/// Everything about one start, resolved from the desired objects.
+pub struct Start {
+    /// Pod.
+    pub uid: Uid,
+    /// Its name, for the host name.
+    pub pod: String,
+    /// Number of the run.
+    pub run: u32,
+    /// Spec hash.
+    pub hash: Hash16,
+    /// Runtime.
+    pub runtime: RuntimeClass,
+    /// The container.
+    pub container: Container,
+    /// Images of all desired pods: their layers stay.
+    pub images: Vec<String>,
+    /// Environment, or what is missing.
+    pub env: Result<Vec<(String, String)>, String>,
+    /// Volumes that it mounts, or what is missing.
+    pub volumes: Vec<(String, Result<Content, String>)>,
+}
+
+/// A job for containers.
+pub enum RuntimeJob {
+    /// Make the pod's directory.
+    PreparePod {
+        /// Pod.
+        uid: Uid,
+        /// Containers.
+        containers: u64,
+        /// Bytes of one log ring.
+        log_bytes: u64,
+    },
+    /// Rewrite the files of volumes.
+    UpdateConfig(Uid, Vec<(String, Content)>),
+    /// Start a container.
+    Start(Box<Start>),
+    /// Clear a container.
+    Remove(Uid, String),
+    /// Clear a pod; these are the images of the pods that stay.
+    RemovePod(Uid, Vec<String>),
+}
+
+/// Starts the containers' thread; each answer is an input of the core.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn_runtime(
+    runtime: Runtime,
+    images: Images,
+    host_paths: Vec<PathBuf>,
+    jobs: Receiver<RuntimeJob>,
+    done: Sender<Input>,
+) -> io::Result<()> {
+    let run = move || {
+        let mut cleared = false;
+        loop {
+            let job = match cleared {
+                true => Some(jobs.recv_blocking()),
+                false => or_after(Duration::from_millis(CLEAR_AFTER_MS), jobs.recv()),
+            };
+            let job = match job {
+                Some(Ok(job)) => job,
+                Some(Err(_)) => return,
+                None => {
+                    images.clear_remains();
+                    cleared = true;
+                    continue;
+                }
+            };
+            let Some(answer) = perform(&runtime, &images, &host_paths, job) else {
+                continue;
+            };
+            if done.send_blocking(answer).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("runtime".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(run)
+        .map(drop)
+}
+
+fn perform(
+    runtime: &Runtime,
+    images: &Images,
+    host_paths: &[PathBuf],
+    job: RuntimeJob,
+) -> Option<Input> {
+    match job {
+        RuntimeJob::PreparePod {
+            uid,
+            containers,
+            log_bytes,
+        } => {
+            let result = runtime.prepare_pod(uid, containers, log_bytes);
+            Some(Input::PodPrepared(
+                uid,
+                result.map_err(|error| error.to_string()),
+            ))
+        }
+        RuntimeJob::UpdateConfig(uid, volumes) => {
+            for (name, content) in volumes {
+                let dir = runtime.volume_dir(uid, &name);
+                let Content::Files { files, mode, .. } = content else {
+                    continue;
+                };
+                // A volume that no container has mounted yet is written at its start.
+                if dir.exists()
+                    && let Err(error) = volume::write_files(&dir, &files, mode)
+                {
+                    log::warn!("volume_not_updated pod={uid} volume={name} error={error}");
+                }
+            }
+            None
+        }
+        RuntimeJob::Start(start) => {
+            let result =
+                spec(runtime, images, host_paths, &start).and_then(|spec| runtime.start(&spec));
+            let Start {
+                uid,
+                run,
+                container,
+                ..
+            } = *start;
+            Some(Input::Started {
+                uid,
+                container: container.name,
+                run,
+                result,
+            })
+        }
+        RuntimeJob::Remove(uid, container) => {
+            let result = runtime.remove(uid, &container);
+            let result = result.map_err(|error| error.to_string());
+            Some(Input::Removed(uid, container, result))
+        }
+        RuntimeJob::RemovePod(uid, in_use) => {
+            if let Err(error) = runtime.remove_pod(uid) {
+                log::warn!("remains pod={uid} error={error}");
+            }
+            if let Err(error) = images.collect_unused(&in_use) {
+                log::warn!("layers_remain error={error}");
+            }
+            Some(Input::PodRemoved(uid))
+        }
+    }
+}
+
+/// What comes, or `None` after so long.
+fn or_after<T>(limit: Duration, coming: impl Future<Output = T>) -> Option<T> {
+    smol::block_on(smol::future::or(async { Some(coming.await) }, async {
+        smol::Timer::after(limit).await;
+        None
+    }))
+}
+
+fn failure(reason: &str, message: String) -> StartFailure {
+    StartFailure {
+        reason: reason.to_owned(),
+        message,
+        counts_as_run: false,
+    }
+}
+
+fn spec(
+    runtime: &Runtime,
+    images: &Images,
+    host_paths: &[PathBuf],
+    start: &Start,
+) -> Result<Spec, StartFailure> {
+    let config = |message: String| failure("CreateContainerConfigError", message);
+    let container = &start.container;
+    let own_env = start.env.clone().map_err(config)?;
+    let image = match start.runtime {
+        RuntimeClass::Process => None,
+        RuntimeClass::Runc => Some(
+            images
+                .ensure(&container.image, &start.images)
+                .map_err(|error| failure(error.reason(), error.to_string()))?,
+        ),
+    };
+    let mut binds = Vec::with_capacity(container.mounts.len());
+    for (index, mount) in container.mounts.iter().enumerate() {
+        let known = start.volumes.iter().find(|(name, _)| *name == mount.volume);
+        let (name, content) =
+            known.ok_or_else(|| config(["no volume ", &mount.volume].concat()))?;
+        let content = content
+            .as_ref()
+            .map_err(|message| config(message.clone()))?;
+        let dir = match content {
+            Content::Empty { memory: false, .. } => runtime
+                .scratch_dir(start.uid, name)
+                .map_err(|error| config(["emptyDir: ", &error.to_string()].concat()))?,
+            _ => runtime.volume_dir(start.uid, name),
+        };
+        let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
+        if !mount.sub_path.is_empty() {
+            // A volume's name begins with no dot. Unmounted with the volumes of the pod.
+            let place = [".", &container.name, ".", &index.to_string()].concat();
+            let place = runtime.volume_dir(start.uid, &place);
+            let new_mode = match content {
+                Content::Empty { .. } => Some(0o777),
+                Content::Host { .. } => Some(0o755),
+                Content::Files { .. } => None,
+            };
+            volume::sub_path(&source, &mount.sub_path, new_mode, &place).map_err(config)?;
+            source = place;
+        }
+        let files = matches!(content, Content::Files { .. });
+        let target = PathBuf::from(&mount.path);
+        binds.push(Bind {
+            source,
+            target,
+            read_only: mount.read_only || files,
+        });
+    }
+    let (argv, env, cwd, user, rootfs) = match image {
+        None => (
+            [container.command.as_slice(), &container.args].concat(),
+            [default_path(), own_env].concat(),
+            String::new(),
+            None,
+            None,
+        ),
+        Some(image) => {
+            // As Kubernetes: a command also replaces the image's arguments.
+            let argv = match (container.command.is_empty(), container.args.is_empty()) {
+                (true, true) => [image.entrypoint, image.cmd].concat(),
+                (true, false) => [image.entrypoint, container.args.clone()].concat(),
+                (false, _) => [container.command.as_slice(), &container.args].concat(),
+            };
+            let env = [default_path(), image.env, own_env].concat();
+            (
+                argv,
+                env,
+                image.working_dir,
+                image.user,
+                Some(Rootfs {
+                    layers: image.layers,
+                }),
+            )
+        }
+    };
+    if argv.is_empty() {
+        return Err(config(
+            "neither the Pod nor its image names a command".to_owned(),
+        ));
+    }
+    let rights = rights(container);
+    if rights.privileged && rootfs.is_some() {
+        return Err(config("privileged is for processes only".to_owned()));
+    }
+    let cwd = container.working_dir.clone().unwrap_or(cwd);
+    let resources = &container.resources;
+    Ok(Spec {
+        uid: start.uid,
+        container: container.name.clone(),
+        hash: start.hash,
+        rootfs,
+        argv,
+        env: last_wins(env),
+        cwd: PathBuf::from(if cwd.is_empty() { "/" } else { &cwd }),
+        uid_number: container.user.or(user),
+        gid: container.group,
+        rights,
+        binds,
+        limits: Limits {
+            cpu_millis: resources.cpu_millis,
+            memory_bytes: resources.memory_bytes,
+            pids: resources.pids,
+        },
+        hostname: start.pod.clone(),
+        read_only_root: container.read_only_root,
+    })
+}
+
+fn rights(container: &Container) -> Rights {
+    let (add, drop) = (container.add_capabilities, container.drop_capabilities);
+    if container.privileged {
+        return Rights {
+            granted: CAPABILITIES_ALL,
+            for_users: 0,
+            privileged: true,
+        };
+    }
+    let granted = granted(add, drop);
+    // Whoever asks for one by name means it for the container's user, whoever that is. `ALL` is
+    // what a container of root may have.
+    let for_users = if add == CAPABILITIES_ALL { 0 } else { add };
+    Rights {
+        granted,
+        for_users: granted & for_users,
+        privileged: false,
+    }
+}
+
+fn default_path() -> Vec<(String, String)> {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    vec![("PATH".to_owned(), path.to_owned())]
+}
+
+fn last_wins(env: Vec<(String, String)>) -> Vec<(String, String)> {
+    let map: std::collections::BTreeMap<_, _> = env.into_iter().collect();
+    map.into_iter().collect()
+}

@@ -1,0 +1,313 @@
+//! The one connection to the cloud: MQTT 5 by rumqttc, on a thread of its own, frames in and
+//! frames out. It never decides when to connect (the driver asks), and it never trusts MQTT with
+//! delivery: everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
+//!
+//! Bound: about [`AHEAD_BYTES_MAX`] wait for the socket, for rumqttc's queue knows no lanes; what
+//! comes after waits in the driver's.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
+use rumqttc::v5::{
+    Client, Connection, ConnectionError, Event as MqttEvent, MqttOptions, StateError,
+};
+use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
+use rustls::ClientConfig;
+
+use crate::link::renew::Renewed;
+use crate::link::tls::{self, NO_TLS};
+
+/// Frames that wait for the socket.
+const REQUESTS_MAX: usize = 32;
+/// Bytes that wait for the socket before a further frame is kept back.
+const AHEAD_BYTES_MAX: usize = 4 * 1024;
+/// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
+const PACKET_BYTES_MAX: u32 = 9 * 1024;
+const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
+/// rumqttc allocates 216 B for each of these; QoS 0 needs none.
+const INFLIGHT_MAX: u16 = 8;
+/// Seconds for TCP, TLS and CONNACK: 70 s were seen at 30 % loss each way.
+const CONNECT_S: u64 = 90;
+/// When they pass without an end.
+const UNANSWERED: &str = "no answer to TCP, TLS or MQTT within 90 s";
+/// Bytes that the kernel holds for us: 3 Mbit/s over 150 ms fit, and at 30 % loss a ping is not
+/// minutes behind.
+const SEND_BUFFER_BYTES: u32 = 64 * 1024;
+/// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// How to connect.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// Node name, also the MQTT client id.
+    pub node: String,
+    /// MQTT keepalive; a dead link is noticed within two.
+    pub keepalive: Duration,
+}
+
+/// Where to connect, and as whom. It changes with the certificate.
+pub struct Target {
+    /// Host of the cloud or broker.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Mutual TLS.
+    pub tls: Arc<ClientConfig>,
+}
+
+/// What the driver asks for: one connection attempt with this will.
+pub struct Connect {
+    /// Where to.
+    pub to: Arc<Target>,
+    /// Frame that the broker publishes when this connection dies.
+    pub will: Vec<u8>,
+}
+
+/// What the thread tells.
+pub enum LinkEvent {
+    /// Connected and subscribed; frames go through this client.
+    Up(LinkSender),
+    /// There is room again; only after a [`LinkSender::has_room`] that said no.
+    Room,
+    /// One frame from the cloud.
+    Frame(Vec<u8>),
+    /// The attempt or the connection ended, with the reason, and whether that is the certificate:
+    /// the other end refuses it.
+    Down(String, bool),
+    /// An attempt to join failed, with the reason.
+    NotJoined(String),
+    /// There is a new certificate.
+    Renewed(Box<Renewed>),
+    /// An attempt to renew the certificate failed, with the reason, and whether that is the
+    /// cloud's refusal.
+    NotRenewed(String, bool),
+}
+
+/// Frames that the socket has taken, and whether the driver waits to hear of it.
+#[derive(Default)]
+struct Taken {
+    frames: AtomicU32,
+    awaited: AtomicBool,
+}
+
+/// Sends frames of one connection.
+pub struct LinkSender {
+    client: Client,
+    topic: String,
+    taken: Arc<Taken>,
+    /// Bytes of each frame that was given away and of which it is not known that it was taken; the
+    /// first is number `heard`.
+    given: VecDeque<usize>,
+    heard: u32,
+}
+
+impl LinkSender {
+    /// Whether a further frame would go to the socket soon. If not, a [`LinkEvent::Room`] follows.
+    pub fn has_room(&mut self) -> bool {
+        if self.is_free() {
+            return true;
+        }
+        // Both in one order at both ends: either the thread sees this, or we see what it counted.
+        self.taken.awaited.store(true, Ordering::SeqCst);
+        let free = self.is_free();
+        if free {
+            self.taken.awaited.store(false, Ordering::SeqCst);
+        }
+        free
+    }
+
+    fn is_free(&mut self) -> bool {
+        let taken = self.taken.frames.load(Ordering::SeqCst);
+        while self.heard != taken && self.given.pop_front().is_some() {
+            self.heard = self.heard.wrapping_add(1);
+        }
+        self.given.len() < REQUESTS_MAX / 2 && self.given.iter().sum::<usize>() < AHEAD_BYTES_MAX
+    }
+
+    /// Gives a frame to the socket. One that finds no room is lost like one on the way.
+    pub fn send(&mut self, frame: Vec<u8>) {
+        let bytes = frame.len();
+        let sent = self
+            .client
+            .try_publish(self.topic.as_str(), QoS::AtMostOnce, false, frame);
+        if sent.is_ok() {
+            self.given.push_back(bytes);
+        }
+    }
+
+    /// Ends the connection in order.
+    pub fn close(&self) {
+        // A connection that is gone already needs no goodbye.
+        drop(self.client.try_disconnect());
+    }
+}
+
+/// Topic of frames to the cloud: `m1/u/<first byte of SHA-256(node)>/<node>`.
+#[must_use]
+pub fn topic_up(node: &str) -> String {
+    let hash = edge_proto::hash::sha256(node.as_bytes());
+    let [shard, ..] = hash.0;
+    format!("m1/u/{shard:02x}/{node}")
+}
+
+/// Topic of frames to the node.
+#[must_use]
+pub fn topic_down(node: &str) -> String {
+    format!("m1/d/{node}")
+}
+
+/// Starts the thread. It ends when `connects` closes.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    config: LinkConfig,
+    connects: Receiver<Connect>,
+    events: Sender<LinkEvent>,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("link".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            while let Ok(connect) = connects.recv_blocking() {
+                let reason = session(&config, connect, &events);
+                let refused = is_refusal(&reason);
+                if events
+                    .send_blocking(LinkEvent::Down(reason, refused))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        })
+        .map(drop)
+}
+
+/// One connection from attempt to end; returns why it ended.
+fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
+    let mut network = NetworkOptions::new();
+    network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
+    // Each frame is whole. To hold one back until the one before is acknowledged adds a round trip,
+    // which the pace of large objects would take for a queue.
+    network.set_tcp_nodelay(true);
+    let mut options = MqttOptions::new(
+        config.node.as_str(),
+        connect.to.host.as_str(),
+        connect.to.port,
+    );
+    options
+        .set_keep_alive(config.keepalive)
+        .set_clean_start(true)
+        .set_connection_timeout(CONNECT_S)
+        .set_network_options(network)
+        .set_max_packet_size(Some(PACKET_BYTES_MAX))
+        .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
+        .set_transport(Transport::Tls(TlsConfiguration::Rustls(
+            connect.to.tls.clone(),
+        )))
+        .set_last_will(LastWill::new(
+            topic_up(&config.node),
+            connect.will,
+            QoS::AtMostOnce,
+            false,
+            None,
+        ));
+    let (client, mut connection) = Client::new(options, REQUESTS_MAX);
+    let taken = Arc::new(Taken::default());
+    let sender = LinkSender {
+        client,
+        topic: topic_up(&config.node),
+        taken: taken.clone(),
+        given: VecDeque::new(),
+        heard: 0,
+    };
+    run(config, &mut connection, sender, &taken, events)
+}
+
+fn run(
+    config: &LinkConfig,
+    connection: &mut Connection,
+    sender: LinkSender,
+    taken: &Taken,
+    events: &Sender<LinkEvent>,
+) -> String {
+    // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
+    // long as TCP does, without a ping, and its own count of unanswered pings would end a link
+    // that is only busy. What counts is the last that was heard.
+    let mut patience = Duration::from_secs(CONNECT_S + 5);
+    let mut heard = Instant::now();
+    let mut pending = Some(sender);
+    loop {
+        let event = match connection.recv_timeout(patience.saturating_sub(heard.elapsed())) {
+            Err(_) if pending.is_some() => return UNANSWERED.to_owned(),
+            Err(_) => return "silent over its keepalive".to_owned(),
+            Ok(Err(error)) => return reason(&error),
+            Ok(Ok(event)) => event,
+        };
+        if matches!(event, MqttEvent::Incoming(_)) {
+            heard = Instant::now();
+            connection.eventloop.state.await_pingresp = false;
+        }
+        let told = match event {
+            MqttEvent::Incoming(Packet::ConnAck(_)) => {
+                patience = config.keepalive * SILENCE_PERCENT / 100;
+                let subscribed = pending.as_ref().is_some_and(|sender| {
+                    sender
+                        .client
+                        .try_subscribe(topic_down(&config.node), QoS::AtMostOnce)
+                        .is_ok()
+                });
+                if !subscribed {
+                    return "cannot subscribe".to_owned();
+                }
+                continue;
+            }
+            MqttEvent::Incoming(Packet::SubAck(_)) => match pending.take() {
+                Some(sender) => LinkEvent::Up(sender),
+                None => continue,
+            },
+            MqttEvent::Incoming(Packet::Publish(publish)) => {
+                LinkEvent::Frame(publish.payload.to_vec())
+            }
+            MqttEvent::Incoming(Packet::Disconnect(_)) => return "closed by the cloud".to_owned(),
+            // After the flush: the kernel has it.
+            MqttEvent::Outgoing(Outgoing::Publish(_)) => {
+                taken.frames.fetch_add(1, Ordering::SeqCst);
+                if !taken.awaited.swap(false, Ordering::SeqCst) {
+                    continue;
+                }
+                LinkEvent::Room
+            }
+            MqttEvent::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
+            _ => continue,
+        };
+        if events.send_blocking(told).is_err() {
+            return "the agent stops".to_owned();
+        }
+    }
+}
+
+/// Whether this end's certificate was refused: by TLS, whose alerts rustls names, or by MQTT.
+fn is_refusal(reason: &str) -> bool {
+    reason.contains("NotAuthorized") || reason.contains("fatal alert")
+}
+
+/// What a person can do something with.
+fn reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
+        ConnectionError::Tls(TlsError::Io(error)) if tls::is_no_tls(error) => NO_TLS.to_owned(),
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_string: Some(why),
+            ..
+        }) => ["closed by the cloud: ", why].concat(),
+        other => other.to_string(),
+    }
+}

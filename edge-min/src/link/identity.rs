@@ -1,0 +1,428 @@
+//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
+//! DER but for the last two, `ca2.crt` while the cloud has two CAs, and `broker`, postcard, if there
+//! is one. Key and certificate change together: a new identity is made whole in `identity.new` and
+//! then renamed. A renewal leaves the old one in `identity.old` until the new one has proven good.
+//! The new key is in `identity.new` from the first request on.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use edge_core::flash::Subsystem;
+use edge_proto::enrol::Broker;
+
+use crate::storage::medium::{self, Durability, sync_dir};
+
+/// Bytes of one identity file; larger is refused before reading.
+const FILE_BYTES_MAX: u64 = 16 * 1024;
+
+/// What a join leaves behind.
+pub struct Identity {
+    /// Node name, as the cloud accepted it.
+    pub node: String,
+    /// PKCS#8 private key. Never logged.
+    pub key: Vec<u8>,
+    /// Certificate.
+    pub certificate: Vec<u8>,
+    /// The CAs of the cloud, one or two, which are trusted unless the broker has its own.
+    pub cas: Vec<Vec<u8>>,
+    /// URL of the cloud that was joined; empty in an identity that is older than this field.
+    pub cloud: String,
+    /// The external broker, if the link goes to one.
+    pub broker: Option<Broker>,
+}
+
+/// Directory of the identity below the state directory.
+#[must_use]
+pub fn dir(state: &Path) -> PathBuf {
+    state.join("identity")
+}
+
+impl Identity {
+    /// Where the link goes: to the broker that the join named, else to the cloud that was joined;
+    /// another one in the config moves it.
+    #[must_use]
+    pub fn link_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
+        let moved = config.filter(|url| *url != self.cloud && !url.starts_with("https://"));
+        let broker = self.broker.as_ref().map(|broker| broker.url.as_str());
+        moved.or(broker).unwrap_or(&self.cloud)
+    }
+
+    /// Where the certificate is renewed: at the cloud that was joined, or that the config names.
+    #[must_use]
+    pub fn renewal_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
+        match config {
+            // Behind a broker another mqtts:// moves the link only.
+            Some(url) if self.broker.is_none() || url.starts_with("https://") => url,
+            _ => &self.cloud,
+        }
+    }
+
+    /// The CAs, DER, against which the other end of the link is checked.
+    #[must_use]
+    pub fn anchors(&self) -> &[Vec<u8>] {
+        match &self.broker {
+            Some(broker) if !broker.anchors.is_empty() => &broker.anchors,
+            _ => &self.cas,
+        }
+    }
+
+    /// Loads the identity; `None` when the board has not joined.
+    ///
+    /// # Errors
+    /// A file that is unreadable or over 16 KiB.
+    pub fn load(state: &Path) -> io::Result<Option<Self>> {
+        // A power cut between the last two steps of a change leaves the new one, which is whole
+        // once its name is there.
+        let dirs = [dir(state), new_dir(state), old_dir(state)];
+        match dirs.iter().find(|dir| is_whole(dir)) {
+            Some(dir) => Self::read(dir).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The identity before the last renewal, until the new one has proven good.
+    #[must_use]
+    pub fn load_old(state: &Path) -> Option<Self> {
+        let dir = old_dir(state);
+        is_whole(&dir).then(|| Self::read(&dir).ok())?
+    }
+
+    fn read(dir: &Path) -> io::Result<Self> {
+        let text = |name: &str| {
+            let text = String::from_utf8(read(&dir.join(name))?);
+            text.map(|text| text.trim().to_owned())
+                .map_err(|_| io::Error::other("an identity file is not text: join again"))
+        };
+        let cloud = match text("cloud.url") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
+        let broker = match read(&dir.join("broker")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            bytes => {
+                let broken = |_| io::Error::other("identity/broker is damaged: join again");
+                Some(postcard::from_bytes(&bytes?).map_err(broken)?)
+            }
+        };
+        let mut cas = vec![read(&dir.join("ca.crt"))?];
+        match read(&dir.join("ca2.crt")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            second => cas.push(second?),
+        }
+        Ok(Self {
+            node: text("node.name")?,
+            cloud,
+            key: read(&dir.join("node.key"))?,
+            certificate: read(&dir.join("node.crt"))?,
+            cas,
+            broker,
+        })
+    }
+
+    /// Stores the identity of a join; durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the file system. The old identity, if any, is then still there.
+    pub fn save(&self, state: &Path) -> io::Result<()> {
+        self.replace(state, &mut || Ok(()))?;
+        forget_old(state)
+    }
+
+    /// Stores the identity of a renewal, and keeps the old one; durable when it returns.
+    ///
+    /// # Errors
+    /// Those of the file system. The old identity is then still there.
+    pub fn save_renewed(&self, state: &Path) -> io::Result<()> {
+        self.replace(state, &mut || Ok(()))
+    }
+
+    /// `step` is called before each change of the medium. A power cut there leaves the old or the
+    /// new identity, whole.
+    fn replace(&self, state: &Path, step: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        settle(state)?;
+        let new = new_dir(state);
+        step()?;
+        // Not whole while it is written.
+        remove_file(&new.join("node.name"))?;
+        step()?;
+        keep_key(state, &self.key)?;
+        let [ca, rest @ ..] = self.cas.as_slice() else {
+            return Err(io::Error::other("an identity without a CA"));
+        };
+        let broker = self.broker.as_ref().map(edge_proto::encode);
+        // One that a power cut has left from an earlier change would count.
+        for (name, content) in [
+            ("node.crt", Some(self.certificate.as_slice())),
+            ("ca.crt", Some(ca)),
+            ("ca2.crt", rest.first().map(Vec::as_slice)),
+            ("cloud.url", Some(self.cloud.as_bytes())),
+            ("broker", broker.as_deref()),
+            // The name last: with it, all is there.
+            ("node.name", Some(self.node.as_bytes())),
+        ] {
+            step()?;
+            match content {
+                Some(content) => write(&new.join(name), content)?,
+                None => remove_file(&new.join(name))?,
+            }
+        }
+        step()?;
+        forget_old(state)?;
+        step()?;
+        if dir(state).exists() {
+            fs::rename(dir(state), old_dir(state))?;
+        }
+        step()?;
+        fs::rename(&new, dir(state))?;
+        sync_dir(state, Subsystem::Identity)
+    }
+}
+
+/// Whether all of an identity is there.
+fn is_whole(dir: &Path) -> bool {
+    dir.join("node.name").exists()
+}
+
+/// Ends a change that was cut off at its end.
+fn settle(state: &Path) -> io::Result<()> {
+    let dir = dir(state);
+    let dirs = [new_dir(state), old_dir(state)];
+    if !is_whole(&dir)
+        && let Some(whole) = dirs.iter().find(|dir| is_whole(dir))
+    {
+        remove(&dir)?;
+        fs::rename(whole, &dir)?;
+        sync_dir(state, Subsystem::Identity)?;
+    }
+    Ok(())
+}
+
+/// The identity of the last renewal has proven good, or there was none before.
+///
+/// # Errors
+/// Those of the file system.
+pub fn forget_old(state: &Path) -> io::Result<()> {
+    let old = old_dir(state);
+    remove_file(&old.join("node.name"))?;
+    remove(&old)
+}
+
+/// Goes back to the identity before the last renewal: the new one is refused. Durable when it
+/// returns.
+///
+/// # Errors
+/// Those of the file system.
+pub fn go_back(state: &Path) -> io::Result<()> {
+    if is_whole(&old_dir(state)) {
+        // Then the old one is the first that is whole, whatever is cut off.
+        remove_file(&new_dir(state).join("node.name"))?;
+        remove_file(&dir(state).join("node.name"))?;
+        settle(state)?;
+    }
+    Ok(())
+}
+
+/// The key of a join that was not answered, if there was one.
+///
+/// # Errors
+/// Those of the file system.
+pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
+    match read(&new_dir(state).join("node.key")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Keeps the key of a join; durable when it returns. Returns the folder of the new identity.
+///
+/// # Errors
+/// Those of the file system.
+pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
+    settle(state)?;
+    let new = new_dir(state);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(&new)?;
+    write(&new.join("node.key"), key)?;
+    sync_dir(state, Subsystem::Identity)?;
+    Ok(new)
+}
+
+fn new_dir(state: &Path) -> PathBuf {
+    state.join("identity.new")
+}
+
+fn old_dir(state: &Path) -> PathBuf {
+    state.join("identity.old")
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
+    }
+    path.parent()
+        .map_or(Ok(()), |dir| sync_dir(dir, Subsystem::Identity))
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other("identity file over 16 KiB: join again"));
+    }
+    fs::read(path)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    medium::write(path, bytes, Durability::Must(Subsystem::Identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what a join knew is there after a restart, and an identity of before is still one.
+    #[test]
+    fn an_identity_remembers_the_cloud_that_it_joined() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(Identity::load(state.path()).unwrap().is_none());
+        let identity = Identity {
+            node: "gate-7".into(),
+            key: vec![1],
+            certificate: vec![2],
+            cas: vec![vec![3]],
+            cloud: "mqtts://cloud:1".into(),
+            broker: None,
+        };
+        identity.save(state.path()).unwrap();
+        let cloud = || Identity::load(state.path()).unwrap().unwrap().cloud;
+        assert_eq!(cloud(), "mqtts://cloud:1");
+        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        assert_eq!(cloud(), "mqtts://cloud:1", "cut off before the rename");
+        fs::remove_file(new_dir(state.path()).join("cloud.url")).unwrap();
+        assert_eq!(cloud(), "");
+    }
+
+    /// A node's `number`th identity: key and certificate belong together.
+    fn identity(number: u8, cas: usize) -> Identity {
+        Identity {
+            node: "gate-7".into(),
+            key: vec![number, 1],
+            certificate: vec![number, 2],
+            cas: vec![vec![number, 3]; cas],
+            cloud: "mqtts://cloud:1".into(),
+            broker: None,
+        }
+    }
+
+    fn number(state: &Path) -> u8 {
+        let found = Identity::load(state).unwrap().unwrap();
+        let number = found.key[0];
+        assert_eq!(found.certificate, [number, 2]);
+        assert!(found.cas.iter().all(|ca| *ca == [number, 3]));
+        assert_eq!(found.cas.len(), usize::from(number));
+        number
+    }
+
+    /// Goal: key and certificate change together, wherever the power is cut; and the next change
+    /// works from there. Method: the change ends before each of its steps.
+    #[test]
+    fn a_renewal_that_is_cut_off_anywhere_leaves_the_old_or_the_new_identity() {
+        let mut steps = 0;
+        for cut in 0.. {
+            let state = tempfile::tempdir().unwrap();
+            let state = state.path();
+            identity(2, 2).save(state).unwrap();
+            keep_key(state, &[1, 1]).unwrap();
+            let mut left = cut;
+            let whole = identity(1, 1).replace(state, &mut || match left {
+                0 => Err(io::Error::other("power cut")),
+                _ => {
+                    left -= 1;
+                    Ok(())
+                }
+            });
+            steps = cut;
+            if whole.is_ok() {
+                assert_eq!(number(state), 1);
+                assert_eq!(Identity::load_old(state).unwrap().key, [2, 1]);
+                break;
+            }
+            // Only between the last two renames is the new one loaded already.
+            let is_new = !dir(state).exists();
+            assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
+            // The same key is at hand for the same request, unless it is in use already.
+            if !is_new {
+                assert_eq!(pending_key(state).unwrap(), Some(vec![1, 1]), "cut {cut}");
+            }
+            keep_key(state, &[1, 1]).unwrap();
+            assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
+            identity(1, 1).save_renewed(state).unwrap();
+            assert_eq!(number(state), 1, "cut {cut}");
+        }
+        assert!(steps >= 10, "{steps}");
+    }
+
+    #[test]
+    fn a_new_identity_that_is_refused_gives_way_to_the_old_one() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        identity(2, 2).save(state).unwrap();
+        assert!(Identity::load_old(state).is_none());
+        identity(1, 1).save_renewed(state).unwrap();
+        go_back(state).unwrap();
+        assert_eq!(number(state), 2);
+        assert!(Identity::load_old(state).is_none());
+        go_back(state).unwrap();
+        assert_eq!(number(state), 2);
+        identity(1, 1).save_renewed(state).unwrap();
+        forget_old(state).unwrap();
+        go_back(state).unwrap();
+        assert_eq!(number(state), 1);
+        assert_eq!(pending_key(state).unwrap(), None);
+    }
+
+    /// Goal: the link goes to the broker that the join named, and trusts that broker's CA alone.
+    #[test]
+    fn an_identity_remembers_the_broker_until_the_config_moves_it() {
+        let state = tempfile::tempdir().unwrap();
+        let mut identity = Identity {
+            node: "gate-7".into(),
+            key: vec![1],
+            certificate: vec![2],
+            cas: vec![vec![3]],
+            cloud: "https://cloud:1".into(),
+            broker: Some(Broker {
+                url: "mqtts://broker:1".into(),
+                anchors: vec![vec![4], vec![5]],
+            }),
+        };
+        identity.save(state.path()).unwrap();
+        let loaded = Identity::load(state.path()).unwrap().unwrap();
+        assert_eq!(loaded.broker, identity.broker);
+        assert_eq!(loaded.anchors(), [vec![4], vec![5]]);
+        for same in [None, Some("https://cloud:1"), Some("https://cloud:2")] {
+            assert_eq!(loaded.link_url(same), "mqtts://broker:1");
+        }
+        assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
+        identity.broker = None;
+        // A join of before was cut off just before its end; this one has another key, or the same.
+        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        assert_eq!(pending_key(state.path()).unwrap(), Some(vec![1]));
+        identity.save(state.path()).unwrap();
+        let loaded = Identity::load(state.path()).unwrap().unwrap();
+        assert_eq!(loaded.broker, None);
+        assert_eq!(pending_key(state.path()).unwrap(), None);
+        assert_eq!(identity.anchors(), [vec![3]]);
+        assert_eq!(identity.link_url(None), "https://cloud:1");
+    }
+}

@@ -1,0 +1,458 @@
+//! Enrolment: one TLS connection, one request, one answer, bare or as HTTP. `docs/wire.md` has the
+//! bytes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::Sender;
+use edge_core::reconnect::Reconnect;
+use edge_proto::enrol::{Broker, CAS_MAX, Endpoint, HTTP_PATH, JoinAnswer, JoinRequest};
+use edge_proto::limits::ENROL_BYTES_MAX;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+
+use crate::board::clock::Clock;
+use crate::board::config::Config;
+use crate::board::name::SYSFS;
+use crate::link::connection::LinkEvent;
+use crate::link::csr;
+use crate::link::identity::{self, Identity};
+use crate::link::tls::{self, NO_TLS};
+
+/// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
+const EXCHANGE: Duration = Duration::from_secs(180);
+/// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
+pub(crate) const STACK_BYTES: usize = 512 * 1024;
+/// Bytes of the head of an HTTP answer.
+const HEAD_BYTES_MAX: usize = 2 * 1024;
+
+/// Why a join failed, for a person.
+#[derive(Debug)]
+pub enum JoinError {
+    /// The token's text is not `em1.ID.SECRET.CAHASH`.
+    Token,
+    /// The URL is neither `mqtts://HOST[:PORT]` nor `https://HOST[:PORT]`.
+    Url,
+    /// Network or TLS.
+    Io(&'static str, io::Error),
+    /// TLS set-up.
+    Tls(rustls::Error),
+    /// The system's random source failed.
+    Random,
+    /// The cloud's reason.
+    Refused(String),
+    /// HTTP, but not a join's: the status line.
+    Http(String),
+    /// The answer is not one.
+    Answer,
+    /// The certificate in the answer is over already.
+    CloudClock,
+}
+
+impl core::fmt::Display for JoinError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Token => f.write_str("token: not of the form em1.ID.SECRET.CAHASH; make one with `edge-cloud token create`"),
+            Self::Url => f.write_str("url: not of the form mqtts://HOST[:PORT] or https://HOST[:PORT]"),
+            Self::Io(what, error) if tls::is_no_tls(error) => write!(f, "{what}: {NO_TLS}"),
+            Self::Io(what, error) if tls::is_other_ca(error) => {
+                write!(f, "{what}: the server has another CA than the token: is it the cloud that made the token?")
+            }
+            // rustls has a link to its manual for it.
+            Self::Io(what, error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                write!(f, "{what}: it closed the connection without an answer")
+            }
+            // What a read says whose patience is over.
+            Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
+                write!(f, "{what}: no answer in time")
+            }
+            Self::Io(what, error) => write!(f, "{what}: {error}"),
+            Self::Tls(error) => write!(f, "tls: {error}"),
+            Self::Random => f.write_str("the system's random source failed"),
+            Self::Refused(reason) => write!(f, "refused by the cloud: {reason}"),
+            Self::Http(status) => write!(f, "the server answers {status}: is this port edge-cloud's?"),
+            Self::CloudClock => {
+                f.write_str("the new certificate has expired already: is the cloud's clock right?")
+            }
+            Self::Answer => f.write_str("the cloud's answer is not one of edge-join/1: is this port edge-cloud's?"),
+        }
+    }
+}
+
+impl core::error::Error for JoinError {}
+
+struct Token<'a> {
+    id: &'a str,
+    secret: &'a str,
+    ca_sha256: [u8; 32],
+}
+
+fn token(text: &str) -> Option<Token<'_>> {
+    let mut parts = text.trim().split('.');
+    let (version, id, secret, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if version != "em1" || parts.next().is_some() || hash.len() != 64 || !hash.is_ascii() {
+        return None;
+    }
+    let mut ca_sha256 = [0; 32];
+    for (index, byte) in ca_sha256.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hash.get(index * 2..index * 2 + 2)?, 16).ok()?;
+    }
+    Some(Token {
+        id,
+        secret,
+        ca_sha256,
+    })
+}
+
+/// Joins as `node` and stores the identity below `state`. Returns it and the cloud's time.
+///
+/// # Errors
+/// See [`JoinError`]; only the key is stored then, for the next try.
+pub fn join(
+    url: &str,
+    token_text: &str,
+    node: &str,
+    state: &Path,
+    time: Clock,
+) -> Result<(Identity, u64), JoinError> {
+    let token = token(token_text).ok_or(JoinError::Token)?;
+    let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
+    let (key, csr) = key_and_csr(node, state, &[])?;
+    let message = postcard::to_allocvec(&JoinRequest {
+        token_id: token.id.to_owned(),
+        token_secret: token.secret.to_owned(),
+        node: node.to_owned(),
+        csr,
+    })
+    .map_err(|_| JoinError::Answer)?;
+    let config = tls::join_config(token.ca_sha256, end.https, time).map_err(JoinError::Tls)?;
+    let issued = ask(&end, config, &message)?;
+    let identity = Identity {
+        node: node.to_owned(),
+        key,
+        certificate: issued.certificate,
+        cas: issued.cas,
+        cloud: url.to_owned(),
+        broker: issued.broker,
+    };
+    identity
+        .save(state)
+        .map_err(|error| JoinError::Io("store the identity", error))?;
+    Ok((identity, issued.unix_s))
+}
+
+/// What the cloud has given.
+pub(crate) struct Issued {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) cas: Vec<Vec<u8>>,
+    pub(crate) unix_s: u64,
+    pub(crate) broker: Option<Broker>,
+}
+
+/// One request, one answer.
+pub(crate) fn ask(
+    end: &Endpoint,
+    config: Arc<ClientConfig>,
+    message: &[u8],
+) -> Result<Issued, JoinError> {
+    let name = ServerName::try_from(end.host.clone()).map_err(|_| JoinError::Url)?;
+    let connection = ClientConnection::new(config, name).map_err(JoinError::Tls)?;
+    let mut stream = StreamOwned::new(connection, connect(&end.host, end.port)?);
+    let answer = if end.https {
+        exchange_http(&mut stream, &end.host, message)?
+    } else {
+        exchange(&mut stream, message)?
+    };
+    let answer = postcard::from_bytes(&answer).map_err(|_| JoinError::Answer)?;
+    let issued = match answer {
+        JoinAnswer::Refused(reason) => return Err(JoinError::Refused(reason)),
+        JoinAnswer::Accepted {
+            certificate,
+            ca,
+            unix_s,
+        } => Issued {
+            certificate,
+            cas: vec![ca],
+            unix_s,
+            broker: None,
+        },
+        JoinAnswer::Behind {
+            certificate,
+            ca,
+            unix_s,
+            broker,
+        } => Issued {
+            certificate,
+            cas: vec![ca],
+            unix_s,
+            broker: Some(broker),
+        },
+        JoinAnswer::Issued {
+            certificate,
+            cas,
+            unix_s,
+            broker,
+        } => Issued {
+            certificate,
+            cas,
+            unix_s,
+            broker,
+        },
+    };
+    match issued.cas.len() {
+        1..=CAS_MAX => Ok(issued),
+        _ => Err(JoinError::Answer),
+    }
+}
+
+/// Starts a thread that joins by itself, with the token of the config and a name from its template;
+/// it tries until it succeeds, and gives the identity and the cloud's time to `joined`. Returns
+/// what the config lacks for that; then only `edge-min join` helps.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    config: &Config,
+    time: Clock,
+    seed: u64,
+    joined: Sender<(Identity, u64)>,
+    events: Sender<LinkEvent>,
+) -> io::Result<Option<&'static str>> {
+    let (url, file, template) = match (&config.cloud, &config.token_file, &config.node) {
+        (Some(url), Some(file), Some(node)) => (url.clone(), file.clone(), node.clone()),
+        (_, None, _) => return Ok(Some("not joined: run edge-min join")),
+        (None, ..) => return Ok(Some("not joined: token-file needs cloud in the config")),
+        (.., None) => return Ok(Some("not joined: token-file needs node in the config")),
+    };
+    let state = config.state_dir.clone();
+    let mut reconnect = Reconnect::new(seed, 0);
+    let attempt = move || {
+        let token = std::fs::read_to_string(&file)
+            .map_err(|error| [&file.to_string_lossy(), ": ", &error.to_string()].concat())?;
+        // Anew each time: an interface may show up long after the agent has started.
+        let node = template.resolve(Path::new(SYSFS))?;
+        join(&url, &token, &node, &state, time.clone()).map_err(|error| error.to_string())
+    };
+    std::thread::Builder::new()
+        .name("join".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            loop {
+                match attempt() {
+                    Ok(identity) => {
+                        // The driver lives as long as the process.
+                        joined.send_blocking(identity).ok();
+                        return;
+                    }
+                    Err(error) => events.send_blocking(LinkEvent::NotJoined(error)).ok(),
+                };
+                std::thread::sleep(Duration::from_millis(reconnect.down(0, 0)));
+            }
+        })?;
+    Ok(None)
+}
+
+/// A key and its request. The key is on the medium before the request goes out: when the answer is
+/// lost, the next try has the same key, and the cloud repeats its answer instead of refusing.
+///
+/// `old` is the key so far, which the new one must not be.
+pub(crate) fn key_and_csr(
+    node: &str,
+    state: &Path,
+    old: &[u8],
+) -> Result<(Vec<u8>, Vec<u8>), JoinError> {
+    let failed = |error| JoinError::Io("store the key", error);
+    if let Some(key) = identity::pending_key(state).map_err(failed)?
+        && key != old
+        && let Some(csr) = csr::request(node, &key)
+    {
+        return Ok((key, csr));
+    }
+    let key = csr::generate().ok_or(JoinError::Random)?;
+    identity::keep_key(state, &key).map_err(failed)?;
+    let csr = csr::request(node, &key).ok_or(JoinError::Random)?;
+    Ok((key, csr))
+}
+
+/// A connection with an end: one that sends a byte now and then would be waited for for ever.
+struct Bounded {
+    stream: TcpStream,
+    end: Instant,
+}
+
+impl Bounded {
+    fn new(stream: TcpStream, limit: Duration) -> Self {
+        let end = Instant::now() + limit;
+        Self { stream, end }
+    }
+
+    /// How long one read or write may take now.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::WouldBlock.into()),
+            left => Ok(Some(left.min(PATIENCE))),
+        }
+    }
+}
+
+impl io::Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn connect(host: &str, port: u16) -> Result<Bounded, JoinError> {
+    let failed = |error: io::Error| {
+        let text = [host, ":", &port.to_string(), ": ", &error.to_string()].concat();
+        JoinError::Io("connect to the cloud", io::Error::new(error.kind(), text))
+    };
+    let mut last = io::Error::other("the name has no address");
+    for address in (host, port).to_socket_addrs().map_err(failed)? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(Bounded::new(stream, EXCHANGE)),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn exchange(
+    stream: &mut StreamOwned<ClientConnection, Bounded>,
+    message: &[u8],
+) -> Result<Vec<u8>, JoinError> {
+    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let length = u16::try_from(message.len()).map_err(|_| JoinError::Answer)?;
+    stream.write_all(&length.to_be_bytes()).map_err(failed)?;
+    stream.write_all(message).map_err(failed)?;
+    stream.flush().map_err(failed)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).map_err(failed)?;
+    let length = usize::from(u16::from_be_bytes(length));
+    if length > ENROL_BYTES_MAX {
+        return Err(JoinError::Answer);
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer).map_err(failed)?;
+    Ok(answer)
+}
+
+/// The same two messages as the bodies of one HTTP request and its answer.
+fn exchange_http(
+    stream: &mut StreamOwned<ClientConnection, Bounded>,
+    host: &str,
+    message: &[u8],
+) -> Result<Vec<u8>, JoinError> {
+    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let length = message.len().to_string();
+    let head = [
+        "POST ",
+        HTTP_PATH,
+        " HTTP/1.1\r\nhost: ",
+        host,
+        "\r\nconnection: close\r\ncontent-type: application/octet-stream\r\ncontent-length: ",
+        &length,
+        "\r\n\r\n",
+    ];
+    let request = [head.concat().as_bytes(), message].concat();
+    stream.write_all(&request).map_err(failed)?;
+    stream.flush().map_err(failed)?;
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    while answer.len() <= HEAD_BYTES_MAX + ENROL_BYTES_MAX {
+        if let Some(body) = body(&answer)? {
+            return Ok(body.to_vec());
+        }
+        let count = stream.read(&mut piece).map_err(failed)?;
+        let piece = piece.get(..count).filter(|piece| !piece.is_empty());
+        answer.extend_from_slice(piece.ok_or(JoinError::Answer)?);
+    }
+    Err(JoinError::Answer)
+}
+
+/// The body of an HTTP answer, once all of it is there. Anything but a 200 with its length is
+/// none of edge-cloud's.
+fn body(answer: &[u8]) -> Result<Option<&[u8]>, JoinError> {
+    const END: &[u8] = b"\r\n\r\n";
+    let Some(end) = answer.windows(END.len()).position(|bytes| bytes == END) else {
+        return Ok(None);
+    };
+    let (head, rest) = answer.split_at(end);
+    let head = core::str::from_utf8(head).map_err(|_| JoinError::Answer)?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    if !status.starts_with("HTTP/1.1 200") {
+        return Err(JoinError::Http(status.to_owned()));
+    }
+    let length = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse::<usize>().ok())
+        .filter(|length| *length <= ENROL_BYTES_MAX)
+        .ok_or(JoinError::Answer)?;
+    Ok(rest.get(END.len()..END.len() + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a server that sends a byte now and then, and never the last one, is given up.
+    #[test]
+    fn a_server_that_trickles_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        std::thread::Builder::new()
+            .spawn(move || while far.write_all(b"x").is_ok() {})
+            .unwrap();
+        let mut bounded = Bounded::new(stream, Duration::from_millis(200));
+        let error = io::copy(&mut bounded, &mut io::sink()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_http_answer_counts_when_it_is_whole() {
+        let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\ndate: x\r\n\r\nabc";
+        for end in 0..whole.len() {
+            assert!(matches!(body(&whole[..end]), Ok(None)), "{end}");
+        }
+        assert_eq!(body(whole).unwrap(), Some(b"abc".as_slice()));
+        for wrong in [
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nabc",
+            "HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+            "\r\n\r\n",
+        ] {
+            assert!(body(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert!(body(b"\xff\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_token_has_four_parts_and_a_whole_hash() {
+        let hash = "ab".repeat(32);
+        assert!(token(&format!("em1.id.secret.{hash}\n")).is_some());
+        for wrong in ["", "em1.a.b", "em2.a.b.c", "em1.a.b.zz"] {
+            assert!(token(wrong).is_none(), "{wrong}");
+        }
+        assert!(token(&format!("em1.a.b.{}", "é".repeat(32))).is_none());
+    }
+}

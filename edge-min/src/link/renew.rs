@@ -1,0 +1,96 @@
+//! Renewal of the node's certificate: an enrolment with the old certificate and its key instead of a
+//! token, see `docs/wire.md`. When, `edge_core::renewal` decides.
+
+use std::io;
+use std::path::PathBuf;
+
+use async_channel::Sender;
+use edge_proto::enrol::{Endpoint, RenewRequest};
+
+use crate::board::clock::Clock;
+use crate::link::certificate;
+use crate::link::connection::LinkEvent;
+use crate::link::identity::Identity;
+use crate::link::join::{self, JoinError, STACK_BYTES, ask};
+use crate::link::tls;
+
+/// What a renewal brought: the new identity, stored, and the cloud's time.
+pub struct Renewed {
+    /// The new identity.
+    pub identity: Identity,
+    /// The cloud's time, seconds since 1970.
+    pub unix_s: u64,
+}
+
+/// Makes one attempt on a thread of its own, which then ends. It tells [`LinkEvent::Renewed`] or
+/// [`LinkEvent::NotRenewed`].
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn(
+    cloud: Option<String>,
+    state: PathBuf,
+    time: Clock,
+    events: Sender<LinkEvent>,
+) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("renew".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let told = match renew(cloud.as_deref(), &state, time) {
+                Ok(renewed) => LinkEvent::Renewed(Box::new(renewed)),
+                Err(error) => {
+                    let refused = matches!(error, JoinError::Refused(_));
+                    LinkEvent::NotRenewed(error.to_string(), refused)
+                }
+            };
+            // The driver lives as long as the process.
+            events.send_blocking(told).ok();
+        })
+        .map(drop)
+}
+
+fn renew(cloud: Option<&str>, state: &std::path::Path, time: Clock) -> Result<Renewed, JoinError> {
+    let failed = |error| JoinError::Io("read the identity", error);
+    let none = || failed(io::ErrorKind::NotFound.into());
+    let old = Identity::load(state).map_err(failed)?.ok_or_else(none)?;
+    let url = old.renewal_url(cloud);
+    let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
+    let (key, csr) = join::key_and_csr(&old.node, state, &old.key)?;
+    let ca = old.cas.first().map_or(&[][..], Vec::as_slice);
+    let ca_sha256 = edge_proto::hash::sha256(ca).0;
+    let signed = RenewRequest::signed(&ca_sha256, &old.certificate, &csr);
+    let signature = crate::link::csr::sign(&old.key, &signed).ok_or(JoinError::Random)?;
+    let message = RenewRequest {
+        ca_sha256,
+        certificate: old.certificate.clone(),
+        csr,
+        signature,
+    };
+    let config = tls::renew_config(&old, end.https, time.clone()).map_err(JoinError::Tls)?;
+    let issued = ask(&end, config, &message.encode())?;
+    let end = |certificate: &[u8]| certificate::life(certificate).map(|(_, end)| end);
+    let not_after = end(&issued.certificate).ok_or(JoinError::Answer)?;
+    // The cloud's clock stands in the past; but the floor may be too late itself, and then a
+    // certificate that outlives the old one is good.
+    if not_after <= time.floor() && Some(not_after) <= end(&old.certificate) {
+        return Err(JoinError::CloudClock);
+    }
+    let identity = Identity {
+        node: old.node,
+        key,
+        certificate: issued.certificate,
+        cas: issued.cas,
+        cloud: old.cloud,
+        broker: issued.broker,
+    };
+    // Also checks that key and certificate belong together.
+    tls::link_config(&identity, time).map_err(JoinError::Tls)?;
+    identity
+        .save_renewed(state)
+        .map_err(|error| JoinError::Io("store the identity", error))?;
+    Ok(Renewed {
+        identity,
+        unix_s: issued.unix_s,
+    })
+}

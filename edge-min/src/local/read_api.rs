@@ -1,0 +1,232 @@
+//! The read-only local API: HTTP/1.0 on the unix socket `RUN/edge-min.sock`, for the CLI and for
+//! `curl --unix-socket`. [`CONNECTIONS_MAX`] requests at once, further ones wait in the backlog.
+//!
+//! `GET /v1/status` answers JSON; `GET /v1/logs/NAMESPACE/POD/CONTAINER?tail=BYTES&follow=1`
+//! answers the container's output (`-` as CONTAINER: the only one).
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_channel::Sender;
+use smol::Timer;
+use smol::future::or;
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::net::unix::{UnixListener, UnixStream};
+
+/// Requests served at once.
+pub const CONNECTIONS_MAX: usize = 4;
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 2048;
+/// A client that sends nothing for this long is dropped.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a followed log is looked at.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
+/// Looks at a quiet log after which its container is asked for.
+const QUIET_LOOKS: u32 = 4;
+
+/// A question to the driver.
+pub enum Request {
+    /// The status as JSON.
+    Status(Sender<String>),
+    /// The file that holds a container's output.
+    LogFile {
+        /// Namespace.
+        namespace: String,
+        /// Pod.
+        pod: String,
+        /// Container; `None` is the only one.
+        container: Option<String>,
+        /// The path and whether the container has ended for good, or what is wrong.
+        reply: Sender<Result<(PathBuf, bool), String>>,
+    },
+}
+
+/// Path of the socket.
+#[must_use]
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("edge-min.sock")
+}
+
+/// Listens; a socket left behind by a killed agent is replaced. Only root may connect.
+///
+/// # Errors
+/// Those of the file system.
+pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
+    let path = socket(run_dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves one connection after the other; run [`CONNECTIONS_MAX`] of these.
+pub async fn serve(listener: &UnixListener, requests: &Sender<Request>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: wait for some to come back.
+            Timer::after(FOLLOW_INTERVAL).await;
+            continue;
+        };
+        // A client that went away is its own affair.
+        drop(answer(stream, requests).await);
+    }
+}
+
+async fn answer(mut stream: UnixStream, requests: &Sender<Request>) -> io::Result<()> {
+    let head = or(read_head(&mut stream), async {
+        Timer::after(PATIENCE).await;
+        Err(io::ErrorKind::TimedOut.into())
+    })
+    .await?;
+    let mut words = head.split_whitespace();
+    let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    if method != "GET" {
+        return reply(&mut stream, "405 Method Not Allowed", "only GET\n").await;
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut parts = path.trim_start_matches('/').split('/');
+    match (
+        parts.next(),
+        parts.next(),
+        parts.next(),
+        parts.next(),
+        parts.next(),
+        parts.next(),
+    ) {
+        (Some("v1"), Some("status"), None, ..) => {
+            let (sender, receiver) = async_channel::bounded(1);
+            let text = match requests.send(Request::Status(sender)).await {
+                Ok(()) => receiver.recv().await.unwrap_or_default(),
+                Err(_) => String::new(),
+            };
+            reply(&mut stream, "200 OK", &text).await
+        }
+        (Some("v1"), Some("logs"), Some(namespace), Some(pod), Some(container), None) => {
+            let log = Log {
+                requests,
+                namespace,
+                pod,
+                container: (container != "-").then_some(container),
+            };
+            match log.find().await {
+                Ok((file, _)) => logs(&mut stream, &log, &file, query).await,
+                Err(reason) => reply(&mut stream, "404 Not Found", &(reason + "\n")).await,
+            }
+        }
+        _ => {
+            reply(
+                &mut stream,
+                "404 Not Found",
+                "try /v1/status or /v1/logs/NAMESPACE/POD/CONTAINER\n",
+            )
+            .await
+        }
+    }
+}
+
+async fn read_head(stream: &mut UnixStream) -> io::Result<String> {
+    let mut head = Vec::with_capacity(HEAD_BYTES_MAX);
+    let mut buffer = [0; 512];
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 || head.len() + count > HEAD_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        head.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    }
+    String::from_utf8(head).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+async fn reply(stream: &mut UnixStream, code: &str, body: &str) -> io::Result<()> {
+    let kind = if body.starts_with('{') {
+        "application/json"
+    } else {
+        "text/plain"
+    };
+    let head = ["HTTP/1.0 ", code, "\r\nContent-Type: ", kind, "\r\n\r\n"].concat();
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await
+}
+
+/// The log that a client asked for.
+struct Log<'a> {
+    requests: &'a Sender<Request>,
+    namespace: &'a str,
+    pod: &'a str,
+    container: Option<&'a str>,
+}
+
+impl Log<'_> {
+    async fn find(&self) -> Result<(PathBuf, bool), String> {
+        let (sender, receiver) = async_channel::bounded(1);
+        let request = Request::LogFile {
+            namespace: self.namespace.to_owned(),
+            pod: self.pod.to_owned(),
+            container: self.container.map(str::to_owned),
+            reply: sender,
+        };
+        let stops = || Err("the agent stops".to_owned());
+        if self.requests.send(request).await.is_err() {
+            return stops();
+        }
+        receiver.recv().await.unwrap_or_else(|_| stops())
+    }
+
+    /// Whether nothing more will be written to `file`: its container has ended for good, its pod
+    /// is gone, or another has taken its name.
+    async fn is_over(&self, file: &Path) -> bool {
+        !matches!(self.find().await, Ok((now, false)) if now == file)
+    }
+}
+
+/// Returns after a while, or at once and with `true` when the client went away: it sends nothing,
+/// so all there is to read is its end. Without this a quiet log would hold its connection forever.
+async fn is_left(stream: &UnixStream) -> bool {
+    let mut stream = stream.clone();
+    let mut byte = [0; 1];
+    let gone = async { !matches!(stream.read(&mut byte).await, Ok(1..)) };
+    or(gone, async {
+        Timer::after(FOLLOW_INTERVAL).await;
+        false
+    })
+    .await
+}
+
+async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) -> io::Result<()> {
+    let value = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    };
+    let tail = value("tail")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(u64::MAX);
+    let follow = value("follow") == Some("1");
+    stream
+        .write_all(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n")
+        .await?;
+    let mut at = crate::workload::logs::start_of_tail(file, tail)?;
+    let (mut quiet, mut over) = (0, !follow);
+    loop {
+        let bytes = crate::workload::logs::read_from(file, at)?;
+        if bytes.is_empty() {
+            if over || !file.exists() || is_left(stream).await {
+                return Ok(());
+            }
+            quiet += 1;
+            if quiet % QUIET_LOOKS == 0 {
+                // Before the last look, so that nothing written meanwhile is lost.
+                over = log.is_over(file).await;
+            }
+            continue;
+        }
+        quiet = 0;
+        at += bytes.len() as u64;
+        stream.write_all(&bytes).await?;
+    }
+}

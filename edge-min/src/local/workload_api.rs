@@ -1,0 +1,348 @@
+//! The local API for workloads: HTTP/1.1 on the unix socket `RUN/api/edge.sock`, in a folder of its
+//! own that a pod mounts. [`CONNECTIONS_MAX`] connections at once; when one more waits, the one that
+//! is at rest for longest ends. A connection has at most [`PIPELINE_MAX`] requests without an answer,
+//! the rest waits in the socket.
+//!
+//! `POST /v1/records/CLASS` stores the body as a record: 201 when it is durable, 202 when it will be
+//! soon. `GET /v1/records` answers the accounts. `docs/outbox.md` has all of it.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender};
+use edge_proto::limits::RECORD_BYTES_MAX;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use smol::future::or;
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::net::unix::{UnixListener, UnixStream};
+use smol::{Async, Timer};
+
+use super::http::{self, Head, Parsed};
+use crate::storage::outbox::{self, Answer, Class, Job, Report, Shared};
+
+/// Connections served at once.
+pub const CONNECTIONS_MAX: usize = 8;
+/// Requests of one connection that wait for the same answer from the medium.
+const PIPELINE_MAX: usize = 16;
+/// A client that has not finished a request this long after its first byte, or takes no answer, is
+/// dropped.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection without a request is closed after this.
+const IDLE: Duration = Duration::from_secs(60);
+/// Pause when the system has no descriptor left.
+const AGAIN: Duration = Duration::from_millis(250);
+/// A place without a connection.
+const FREE: u64 = 0;
+/// A place whose connection has a request.
+const BUSY: u64 = u64::MAX;
+
+/// What each connection needs.
+pub struct Api {
+    /// Classes of the outbox.
+    pub classes: Vec<Class>,
+    /// The outbox.
+    pub jobs: Sender<Job>,
+    /// Its accounts.
+    pub shared: Shared,
+    /// By place: [`FREE`], [`BUSY`], or since when a connection is at rest, as a number that grows.
+    pub places: [Cell<u64>; CONNECTIONS_MAX],
+    /// Rests so far.
+    rests: Cell<u64>,
+}
+
+impl Api {
+    /// Serves `classes` from the outbox behind `jobs`.
+    #[must_use]
+    pub fn new(classes: Vec<Class>, jobs: Sender<Job>, shared: Shared) -> Self {
+        Self {
+            classes,
+            jobs,
+            shared,
+            places: Default::default(),
+            rests: Cell::new(FREE),
+        }
+    }
+}
+
+/// Path of the socket.
+#[must_use]
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("api").join("edge.sock")
+}
+
+/// Listens; a socket left behind by a killed agent is replaced. Whoever sees the folder may write:
+/// a container sees it when its pod mounts it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
+    let path = socket(run_dir);
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+    }
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Serves one connection after the other; run one of these for each place.
+pub async fn serve(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(AGAIN).await;
+            continue;
+        };
+        place.set(BUSY);
+        // A client that went away is its own affair.
+        connection(stream, listener, api, place).await.ok();
+        place.set(FREE);
+    }
+}
+
+/// Comes to its end when a connection at rest does: in time, or because another waits, all places
+/// are taken, and no other is at rest for longer.
+async fn rest(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
+    let waiting: Arc<Async<net::UnixListener>> = listener.clone().into();
+    api.rests.set(api.rests.get() + 1);
+    place.set(api.rests.get());
+    let gives_way = async {
+        loop {
+            waiting.readable().await.ok();
+            // Readiness may be that of one who was served in the meantime.
+            let mut newcomer = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            if api.places.iter().all(|other| other.get() >= place.get())
+                && poll(&mut newcomer, PollTimeout::ZERO) == Ok(1)
+            {
+                break;
+            }
+        }
+    };
+    or(sleep(IDLE), gives_way).await;
+}
+
+async fn sleep(time: Duration) {
+    Timer::after(time).await;
+}
+
+/// An answer, or where it comes from.
+enum Pending {
+    Now(&'static str, String),
+    Stored(Receiver<Answer>, usize),
+}
+
+async fn connection(
+    mut stream: UnixStream,
+    listener: &UnixListener,
+    api: &Api,
+    place: &Cell<u64>,
+) -> io::Result<()> {
+    let mut input = Vec::new();
+    let mut begun = Instant::now();
+    loop {
+        let mut pending = Vec::new();
+        let mut close = false;
+        while !close && pending.len() < PIPELINE_MAX {
+            match http::parse(&input) {
+                Parsed::Partial => break,
+                Parsed::Bad(status) => {
+                    pending.push(Pending::Now(status, String::new()));
+                    close = true;
+                }
+                Parsed::Whole(head, _) if head.body_bytes > RECORD_BYTES_MAX => {
+                    pending.push(Pending::Now("413 Content Too Large", String::new()));
+                    close = true;
+                }
+                Parsed::Whole(head, length) => {
+                    let end = length + head.body_bytes;
+                    let Some(body) = input.get(length..end) else {
+                        if head.expects && input.len() == length && pending.is_empty() {
+                            write(&mut stream, b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                        }
+                        break;
+                    };
+                    close = head.close;
+                    pending.push(answer(api, &head, body.to_vec()).await);
+                    input.drain(..end);
+                }
+            }
+        }
+        if pending.is_empty() {
+            let is_at_rest = input.is_empty();
+            let end = async {
+                if is_at_rest {
+                    rest(listener, api, place).await;
+                } else {
+                    sleep(PATIENCE.saturating_sub(begun.elapsed())).await;
+                }
+            };
+            if read(&mut stream, &mut input, end).await? == 0 {
+                return Ok(());
+            }
+            place.set(BUSY);
+            if is_at_rest {
+                begun = Instant::now();
+            }
+            continue;
+        }
+        let mut output = Vec::new();
+        for one in pending {
+            let (status, body) = match one {
+                Pending::Now(status, body) => (status, body),
+                Pending::Stored(answer, class) => stored(api, answer.recv().await.ok(), class),
+            };
+            reply(&mut output, status, &body, close);
+        }
+        write(&mut stream, &output).await?;
+        if close {
+            return Ok(());
+        }
+        begun = Instant::now();
+    }
+}
+
+async fn read(
+    stream: &mut UnixStream,
+    into: &mut Vec<u8>,
+    end: impl Future<Output = ()>,
+) -> io::Result<usize> {
+    // Never more than one request of the largest kind beyond what is waited for.
+    let mut buffer = [0; 1024];
+    let count = or(stream.read(&mut buffer), async {
+        end.await;
+        Ok(0)
+    })
+    .await?;
+    into.extend_from_slice(buffer.get(..count).unwrap_or_default());
+    Ok(count)
+}
+
+async fn write(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
+    or(stream.write_all(bytes), async {
+        sleep(PATIENCE).await;
+        Err(io::ErrorKind::TimedOut.into())
+    })
+    .await
+}
+
+async fn answer(api: &Api, head: &Head<'_>, body: Vec<u8>) -> Pending {
+    let path = head.target.split('?').next().unwrap_or_default();
+    let Some(name) = path.strip_prefix("/v1/records") else {
+        return Pending::Now("404 Not Found", text("try /v1/records"));
+    };
+    if name.is_empty() {
+        return match head.method {
+            "GET" => Pending::Now(
+                "200 OK",
+                accounts(&outbox::report(&api.shared), &api.classes),
+            ),
+            _ => Pending::Now("405 Method Not Allowed", text("GET /v1/records")),
+        };
+    }
+    let place = api
+        .classes
+        .iter()
+        .position(|class| name.strip_prefix('/') == Some(&class.name));
+    let Some((place, class)) = place.and_then(|place| Some((place, api.classes.get(place)?)))
+    else {
+        return Pending::Now("404 Not Found", text("no such class in the node's config"));
+    };
+    if head.method != "POST" {
+        return Pending::Now("405 Method Not Allowed", text("POST /v1/records/CLASS"));
+    }
+    let (reply, answer) = async_channel::bounded(1);
+    let job = Job::Append {
+        class: class.config.number,
+        must: class.must,
+        key: head.key.as_bytes().to_vec(),
+        unix_ms: head.unix_ms.unwrap_or_else(outbox::unix_ms),
+        bytes: body,
+        reply,
+    };
+    match api.jobs.send(job).await {
+        Ok(()) => Pending::Stored(answer, place),
+        Err(_) => Pending::Now("503 Service Unavailable", text("the agent stops")),
+    }
+}
+
+fn stored(api: &Api, answer: Option<Answer>, place: usize) -> (&'static str, String) {
+    let class = api.classes.get(place);
+    match answer {
+        Some(Answer::Stored {
+            incarnation,
+            sequence,
+        }) => {
+            let status = if class.is_none_or(|class| class.must) {
+                "201 Created"
+            } else {
+                "202 Accepted"
+            };
+            let name = class.map_or("", |class| class.name.as_str());
+            let body = [
+                "{\"incarnation\":\"",
+                &hex(incarnation),
+                "\",\"class\":\"",
+                name,
+                "\",\"sequence\":",
+                &sequence.to_string(),
+                "}\n",
+            ];
+            (status, body.concat())
+        }
+        Some(Answer::Full) => (
+            "429 Too Many Requests",
+            text("the quota is full of records of more important classes"),
+        ),
+        Some(Answer::Medium(reason)) => ("507 Insufficient Storage", text(reason)),
+        None => ("503 Service Unavailable", text("the outbox stopped")),
+    }
+}
+
+fn text(message: &str) -> String {
+    [message, "\n"].concat()
+}
+
+/// Sixteen hex digits.
+#[must_use]
+pub fn hex(incarnation: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(incarnation))
+}
+
+/// The accounts as JSON. For each class `appended` is the sum of the others but `bytes`.
+fn accounts(report: &Report, classes: &[Class]) -> String {
+    let rows = crate::local::status::Outbox::new(report, classes);
+    serde_json::to_string(&rows).unwrap_or_default() + "\n"
+}
+
+fn reply(out: &mut Vec<u8>, status: &str, body: &str, close: bool) {
+    let kind = if body.starts_with('{') {
+        "application/json"
+    } else {
+        "text/plain"
+    };
+    let close = if close { "\r\nConnection: close" } else { "" };
+    let length = body.len().to_string();
+    for part in [
+        "HTTP/1.1 ",
+        status,
+        "\r\nContent-Type: ",
+        kind,
+        "\r\nContent-Length: ",
+        &length,
+        close,
+        "\r\n\r\n",
+        body,
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}

@@ -1,0 +1,87 @@
+//! One agent for a state folder and a run folder: a second one would start a second copy of every
+//! pod, and a reset would wipe what the first one runs on.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::board::config::Config;
+
+/// The empty file that is locked. Only root can open it: whoever can may lock it for ever.
+const NAME: &str = "lock";
+/// Tries, and the pause between two. A child that an earlier agent was about to start holds the lock
+/// until it has become another program.
+const TRIES: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Held as long as it lives, and by nobody after the process has ended, however it did.
+pub struct Lock {
+    _files: (File, Option<File>),
+}
+
+/// Takes both folders of the config, which are made if they are missing. A state folder on a medium
+/// that takes no new file is not locked: its pods have to run all the same.
+///
+/// # Errors
+/// Another process has one of them, or it is not for this user; for a person.
+pub fn take(config: &Config) -> Result<Lock, String> {
+    let run = open(&config.run_dir).map_err(|error| text(&config.run_dir, &error.to_string()))?;
+    lock(&config.run_dir, &run)?;
+    if config.run_dir == config.state_dir {
+        return Ok(Lock {
+            _files: (run, None),
+        });
+    }
+    let state = match open(&config.state_dir) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(text(&config.state_dir, &error.to_string()));
+        }
+        Err(error) => {
+            log::warn!("state_not_locked error={error}");
+            None
+        }
+    };
+    if let Some(file) = &state {
+        lock(&config.state_dir, file)?;
+    }
+    Ok(Lock {
+        _files: (run, state),
+    })
+}
+
+fn open(folder: &Path) -> io::Result<File> {
+    fs::create_dir_all(folder)?;
+    let path = folder.join(NAME);
+    match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path),
+        opened => opened,
+    }
+}
+
+fn lock(folder: &Path, file: &File) -> Result<(), String> {
+    for tried in 0..TRIES {
+        if tried > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(text(folder, &error.to_string())),
+        }
+    }
+    Err(text(
+        folder,
+        "another edge-min uses this folder: stop it first",
+    ))
+}
+
+fn text(folder: &Path, what: &str) -> String {
+    [&folder.to_string_lossy(), ": ", what].concat()
+}

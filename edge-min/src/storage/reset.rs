@@ -1,0 +1,117 @@
+//! `edge-min reset`: a board without identity and state, as before its first join. The containers
+//! end first: their root filesystems stand on what is wiped.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::board::config::Config;
+use crate::storage::lock::Lock;
+use crate::storage::outbox::Store;
+use crate::storage::tree;
+use crate::workload::runtime::Runtime;
+
+/// Time that containers get to end by themselves. The desired set with their own is going.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often they are looked at meanwhile.
+const POLL: Duration = Duration::from_millis(50);
+/// What is wiped of the state directory; the preload folder stays.
+const STATE: [&str; 18] = [
+    "identity",
+    "identity.new",
+    "identity.old",
+    "cache",
+    "cache.bad",
+    "desired.a",
+    "desired.b",
+    "objects",
+    "layers",
+    "rw",
+    "board.key",
+    "board.key.bad",
+    "time.floor",
+    "outbox",
+    // What a power cut may leave of a write.
+    "desired.tmp",
+    "board.tmp",
+    "time.tmp",
+    "lock",
+];
+
+/// Containers that run.
+///
+/// # Errors
+/// The board has no cgroups.
+pub fn running(config: &Config) -> Result<usize, String> {
+    let found = runtime(config)?.discover();
+    Ok(found.iter().filter(|one| one.process.is_some()).count())
+}
+
+/// How many records wait for the cloud, for a person. Opening the outbox mends it at most, and nobody
+/// else has it open.
+#[must_use]
+pub fn unsent(config: &Config, _alone: &Lock) -> String {
+    let dir = config.state_dir.join("outbox");
+    let mut count = 0;
+    if dir.exists() {
+        match Store::open(&dir, &config.outbox) {
+            Ok(store) => {
+                for class in &config.outbox.classes {
+                    count += store.counters(class.config.number).held;
+                }
+            }
+            // Also what cannot be read is wiped: it may be why the board is reset.
+            Err(_) => return "unsent records that cannot be counted".to_owned(),
+        }
+    }
+    [&count.to_string(), " unsent records"].concat()
+}
+
+/// Ends every container, then wipes identity and state. The lock says that no agent runs, which would
+/// start them again.
+///
+/// # Errors
+/// What could not be ended or wiped; the identity is still there when a container is.
+pub fn reset(config: &Config, _alone: &Lock) -> Result<(), String> {
+    let runtime = runtime(config)?;
+    runtime.clear_strays();
+    for one in runtime.discover() {
+        if let Some(process) = one.process {
+            process.terminate();
+        }
+    }
+    let start = Instant::now();
+    while start.elapsed() < GRACE && runtime.discover().iter().any(|one| one.process.is_some()) {
+        std::thread::sleep(POLL);
+    }
+    for one in runtime.discover() {
+        let failed = |error: io::Error| {
+            let container = [&one.uid.to_string(), "/", &one.container].concat();
+            ["container ", &container, ": ", &error.to_string()].concat()
+        };
+        runtime.remove(one.uid, &one.container).map_err(failed)?;
+    }
+    if runtime.discover().iter().any(|one| one.process.is_some()) {
+        return Err("a container does not end; identity and state are still there".to_owned());
+    }
+    for uid in runtime.pods() {
+        runtime
+            .remove_pod(uid)
+            .map_err(|error| ["pod ", &uid.to_string(), ": ", &error.to_string()].concat())?;
+    }
+    for name in STATE {
+        remove(&config.state_dir.join(name))?;
+    }
+    // A power cut brings nothing back.
+    let synced = fs::File::open(&config.state_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    synced.map_err(|error| ["sync: ", &error.to_string()].concat())
+}
+
+fn runtime(config: &Config) -> Result<Runtime, String> {
+    Runtime::new(config).map_err(|error| ["containers: ", &error.to_string()].concat())
+}
+
+fn remove(path: &Path) -> Result<(), String> {
+    tree::remove(path).map_err(|error| [&path.to_string_lossy(), ": ", &error.to_string()].concat())
+}

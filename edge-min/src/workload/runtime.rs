@@ -1,0 +1,631 @@
+//! Pods and containers on the board, by runc or as plain processes. Synchronous: one worker
+//! thread owns it. It decides nothing; `edge-core` says what to start, signal and remove.
+//!
+//! Layout below the run directory (tmpfs): `pods/<uid>/{logs,volumes,state}`,
+//! `bundles/<uid>-<container>` and `scratch/<uid>`, a tmpfs of its own; below the state directory only `rw/<uid>-<container>`, the
+//! writable layer of a container.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use edge_core::{Input, StartFailure};
+use edge_proto::hash::Hash16;
+use edge_proto::key::Uid;
+
+use crate::board::config::Config;
+use crate::storage::medium::{self, Durability};
+use crate::storage::tree;
+use crate::workload::cgroup::{Cgroups, Limits};
+use crate::workload::launch::Plan;
+pub use crate::workload::launch::{Bind, Rights};
+use crate::workload::reaper::{Newborns, Process};
+use crate::workload::{oci, volume};
+
+/// Bytes of one container's log ring without a memory limit.
+pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// Where emptyDirs are below the run directory.
+const SCRATCH: &str = "scratch";
+/// What statfs(2) calls a tmpfs.
+const TMPFS_MAGIC: i128 = 0x0102_1994;
+/// Suffix of the file that says how a run ended.
+const END: &str = ".end";
+/// Bytes of runc's own messages that go into a status.
+const MESSAGE_BYTES_MAX: u64 = 512;
+
+/// Everything needed to start a container.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Pod.
+    pub uid: Uid,
+    /// Container.
+    pub container: String,
+    /// Names the cgroup, so that a later agent knows what was started.
+    pub hash: Hash16,
+    /// Image layers' merged root for runc; `None` is a plain process.
+    pub rootfs: Option<Rootfs>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory.
+    pub cwd: PathBuf,
+    /// User.
+    pub uid_number: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// What it may have of root's rights.
+    pub rights: Rights,
+    /// Bind mounts.
+    pub binds: Vec<Bind>,
+    /// Limits.
+    pub limits: Limits,
+    /// Host name inside.
+    pub hostname: String,
+    /// Root filesystem is read-only.
+    pub read_only_root: bool,
+}
+
+/// Layers of a root filesystem, lowest first.
+#[derive(Clone, Debug)]
+pub struct Rootfs {
+    /// Unpacked layers.
+    pub layers: Vec<PathBuf>,
+}
+
+/// A container that is on the board.
+#[derive(Debug)]
+pub struct Found {
+    /// Pod.
+    pub uid: Uid,
+    /// Container.
+    pub container: String,
+    /// Spec that it was started with.
+    pub hash: Hash16,
+    /// Its process; `None` when only remains are there.
+    pub process: Option<Process>,
+}
+
+/// The runtime; clones share nothing but the board.
+#[derive(Clone)]
+pub struct Runtime {
+    run: PathBuf,
+    state: PathBuf,
+    runc: PathBuf,
+    cgroups: Cgroups,
+    newborns: Newborns,
+}
+
+impl Runtime {
+    /// A runtime with the config's directories.
+    ///
+    /// # Errors
+    /// No cgroups, or a directory that cannot be made.
+    pub fn new(config: &Config) -> io::Result<Self> {
+        let (run, state) = (&config.run_dir, &config.state_dir);
+        for dir in ["pods", "bundles", "runc"] {
+            tree::private(&run.join(dir))?;
+        }
+        // Only containers of runc need it, and the others run on a medium that cannot be written.
+        if let Err(error) = tree::private(&state.join("rw")) {
+            log::warn!("no_writable_layers error={error}");
+        }
+        Ok(Self {
+            run: run.clone(),
+            state: state.clone(),
+            runc: config.runc.clone(),
+            cgroups: Cgroups::detect(&config.cgroup)?,
+            newborns: Newborns::default(),
+        })
+    }
+
+    /// What the reaper has to know of containers that are being started.
+    #[must_use]
+    pub fn newborns(&self) -> Newborns {
+        self.newborns.clone()
+    }
+
+    /// Makes the pod's directory with log space for `containers`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare_pod(&self, uid: Uid, containers: u64, log_bytes: u64) -> io::Result<()> {
+        let pod = self.pod_dir(uid);
+        for dir in ["logs", "volumes", "state"] {
+            fs::create_dir_all(pod.join(dir))?;
+        }
+        // Twice the ring: the tail is trimmed after the fact, and never in the writer's way.
+        volume::tmpfs(
+            &pod.join("logs"),
+            (log_bytes * containers * 2).max(64 * 1024),
+        )
+    }
+
+    /// Directory of one volume of a pod.
+    #[must_use]
+    pub fn volume_dir(&self, uid: Uid, name: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes").join(name)
+    }
+
+    /// Directory of an emptyDir. It lies on a tmpfs apart, as large as that of the run directory: a
+    /// container that fills it must not keep others from starting.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn scratch_dir(&self, uid: Uid, name: &str) -> io::Result<PathBuf> {
+        let scratch = self.run.join(SCRATCH);
+        tree::private(&scratch)?;
+        let medium = rustix::fs::statfs(&self.run)?;
+        // One that is on flash lies there.
+        if i128::from(medium.f_type) == TMPFS_MAGIC {
+            let block = u64::try_from(medium.f_bsize).unwrap_or(0);
+            volume::tmpfs(&scratch, medium.f_blocks.saturating_mul(block))?;
+            tree::private(&scratch)?;
+        }
+        Ok(scratch.join(uid.to_string()).join(name))
+    }
+
+    /// Clears what a pod left behind. Its containers must be removed.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_pod(&self, uid: Uid) -> io::Result<()> {
+        let pod = self.pod_dir(uid);
+        for entry in fs::read_dir(pod.join("volumes"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            volume::unmount(&entry.path());
+        }
+        volume::unmount(&pod.join("logs"));
+        // Never what is the board's.
+        if let Some(mount) = volume::mount_below(&pod)? {
+            let text = ["still mounted: ", &mount].concat();
+            return Err(io::Error::other(text));
+        }
+        let scratch = self.run.join(SCRATCH);
+        tree::remove(&scratch.join(uid.to_string()))?;
+        // It was the last one.
+        if fs::read_dir(&scratch).is_ok_and(|mut left| left.next().is_none()) {
+            volume::unmount(&scratch);
+            fs::remove_dir(&scratch)?;
+        }
+        tree::remove(&pod)
+    }
+
+    /// Pods that have a directory.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Uid> {
+        let entries = fs::read_dir(self.run.join("pods"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| Uid::parse(entry.file_name().to_str()?))
+            .collect()
+    }
+
+    /// Starts a container; returns its process.
+    ///
+    /// # Errors
+    /// In runc's or the kernel's words. Only what the container itself has to answer for counts as a
+    /// run: its program, user, mounts.
+    pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
+        let path = self.cgroup(spec.uid, &spec.container, spec.hash);
+        let log = log_file(&self.run, spec.uid, &spec.container);
+        drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
+        self.cgroups
+            .create(&path, &spec.limits)
+            .map_err(not_created)?;
+        match &spec.rootfs {
+            None => self.start_process(spec, &path, log),
+            Some(rootfs) => self.start_runc(spec, rootfs, &path, &log),
+        }
+    }
+
+    fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, StartFailure> {
+        let plan = Plan {
+            agent: std::process::id(),
+            argv: spec.argv.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            uid: spec.uid_number,
+            gid: spec.gid,
+            rights: spec.rights,
+            procs_files: self.cgroups.procs_files(path),
+            binds: spec.binds.clone(),
+            log,
+            state: self.state_file(spec.uid, &spec.container),
+        };
+        let plan = serde_json::to_vec(&plan).map_err(|error| not_created(error.into()))?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg("launch")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(not_created)?;
+        let pid = child.id();
+        let mut reason = String::new();
+        let failure = match hand_over(&mut child, &plan, &mut reason) {
+            // It runs; the reaper waits for it, so std must not.
+            Ok(()) if reason.is_empty() => return Ok(pid),
+            Ok(()) => not_run(reason),
+            Err(error) => {
+                // It ended by itself, mostly.
+                child.kill().ok();
+                because("launch", &error)
+            }
+        };
+        child.wait().map_err(not_created)?;
+        Err(failure)
+    }
+
+    fn start_runc(
+        &self,
+        spec: &Spec,
+        rootfs: &Rootfs,
+        path: &Path,
+        log: &Path,
+    ) -> Result<u32, StartFailure> {
+        let bundle = self.bundle_dir(spec.uid, &spec.container);
+        fs::create_dir_all(bundle.join("rootfs")).map_err(not_created)?;
+        self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))
+            .map_err(not_created)?;
+        let cgroups_path = Path::new("/").join(path);
+        let config = oci::config(spec, &cgroups_path.to_string_lossy());
+        let text = config.to_string();
+        medium::write(
+            &bundle.join("config.json"),
+            text.as_bytes(),
+            Durability::Never,
+        )
+        .map_err(not_created)?;
+        let id = container_id(spec.uid, &spec.container);
+        let pid_file = bundle.join("pid");
+        let stdio = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(log)
+            .map_err(not_created)?;
+        // runc hands its stdio to the container, so its own words need a file of their own.
+        let words = bundle.join("runc.log");
+        drop(fs::remove_file(&words));
+        let created = Command::new(&self.runc)
+            .arg("--root")
+            .arg(self.run.join("runc"))
+            .arg("--log")
+            .arg(&words)
+            .arg("create")
+            .arg("--bundle")
+            .arg(&bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg(&id)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(stdio.try_clone().map_err(not_created)?)
+            .stderr(stdio)
+            .status()
+            .map_err(|error| because(&self.runc.to_string_lossy(), &error))?;
+        if !created.success() {
+            return Err(not_run(runc_words(&words)));
+        }
+        let pid = fs::read_to_string(&pid_file).map_err(not_created)?;
+        let pid = pid
+            .trim()
+            .parse()
+            .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
+        // From here on it may run and end, before anybody knows of it.
+        self.newborns.announce(pid);
+        let failure = match self.runc(&["start", &id]) {
+            Ok(started) if started.status.success() => return Ok(pid),
+            Ok(started) => not_run(String::from_utf8_lossy(&started.stderr).trim().to_owned()),
+            Err(error) => not_created(error),
+        };
+        self.newborns.forget(pid);
+        Err(failure)
+    }
+
+    fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> io::Result<()> {
+        if volume::is_mount(target) {
+            return Ok(());
+        }
+        let rw = self.rw_dir(spec.uid, &spec.container);
+        let (upper, work) = (rw.join("upper"), rw.join("work"));
+        fs::create_dir_all(&upper)?;
+        fs::create_dir_all(&work)?;
+        // The kernel wants the topmost layer first.
+        let lower: Vec<String> = rootfs
+            .layers
+            .iter()
+            .rev()
+            .map(|dir| dir.to_string_lossy().into_owned())
+            .collect();
+        let options = [
+            "lowerdir=",
+            &lower.join(":"),
+            ",upperdir=",
+            &upper.to_string_lossy(),
+            ",workdir=",
+            &work.to_string_lossy(),
+        ]
+        .concat();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(
+            Some("overlay"),
+            target,
+            Some("overlay"),
+            flags,
+            Some(options.as_str()),
+        )
+        .map_err(|error| io::Error::other(["mount overlay: ", error.desc()].concat()))
+    }
+
+    /// SIGKILL to all processes of a container; their ends are not waited for.
+    pub fn kill(&self, uid: Uid, container: &str, hash: Hash16) {
+        drop(self.cgroups.strike(&self.cgroup(uid, container, hash)));
+    }
+
+    /// Whether the OOM killer struck in the container.
+    #[must_use]
+    pub fn oom_killed(&self, uid: Uid, container: &str, hash: Hash16) -> bool {
+        self.cgroups.oom_killed(&self.cgroup(uid, container, hash))
+    }
+
+    /// Notes how a run ended, for an agent that comes after this one: in the run folder, so a boot
+    /// of the board forgets it.
+    pub fn note_end(&self, uid: Uid, container: &str, hash: Hash16, code: Option<i32>, oom: bool) {
+        let code = code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
+        let note = [
+            hash.to_string().as_str(),
+            &code,
+            if oom { "oom" } else { "" },
+        ]
+        .join(" ");
+        let file = self.end_file(uid, container);
+        // Lost, a later agent takes the end for unknown or runs the container again.
+        if let Err(error) = medium::write(&file, note.as_bytes(), Durability::Never) {
+            log::warn!("end_not_noted pod={uid} container={container} error={error}");
+        }
+    }
+
+    /// What [`Self::note_end`] noted of the latest runs.
+    #[must_use]
+    pub fn ends(&self) -> Vec<Input> {
+        let mut ends = Vec::new();
+        for uid in self.pods() {
+            let files = fs::read_dir(self.pod_dir(uid).join("state"));
+            for file in files.into_iter().flatten().flatten() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                if let Some(container) = name.strip_suffix(END)
+                    && let Ok(note) = fs::read_to_string(file.path())
+                {
+                    ends.extend(end(uid, container, &note));
+                }
+            }
+        }
+        ends
+    }
+
+    /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
+    ///
+    /// # Errors
+    /// Processes that do not end, or those of runc and the file system. What is left can be
+    /// cleared again.
+    pub fn remove(&self, uid: Uid, container: &str) -> io::Result<()> {
+        let base = self.cgroups.path(&uid.to_string(), container);
+        self.cgroups.kill(&base)?;
+        let id = container_id(uid, container);
+        let known = self.run.join("runc").join(&id);
+        if known.exists() {
+            let deleted = self.runc(&["delete", "--force", &id])?;
+            if !deleted.status.success() && known.exists() {
+                let words = String::from_utf8_lossy(&deleted.stderr);
+                return Err(io::Error::other(["runc delete: ", words.trim()].concat()));
+            }
+        }
+        let bundle = self.bundle_dir(uid, container);
+        if bundle.exists() {
+            crate::workload::cgroup::sweep(&base);
+        }
+        volume::unmount(&bundle.join("rootfs"));
+        tree::remove(&bundle)?;
+        tree::remove(&self.rw_dir(uid, container))?;
+        drop(fs::remove_file(self.state_file(uid, container)));
+        self.cgroups.remove(&base)
+    }
+
+    /// What an earlier agent left on the board, running or not.
+    #[must_use]
+    pub fn discover(&self) -> Vec<Found> {
+        let (found, _) = self.look_around();
+        found
+    }
+
+    /// Ends what has no run folder any more, and starts in whose middle an agent died: nothing
+    /// tells what it was, or it was no run, and no second one may run beside it.
+    pub fn clear_strays(&self) {
+        let (_, strays) = self.look_around();
+        for path in strays {
+            let cleared = self.cgroups.kill(&path);
+            if let Err(error) = cleared.and_then(|()| self.cgroups.remove(&path)) {
+                log::warn!("remains cgroup={} error={error}", path.to_string_lossy());
+            }
+        }
+    }
+
+    /// Containers, and cgroups without one.
+    fn look_around(&self) -> (Vec<Found>, Vec<PathBuf>) {
+        let (mut found, mut strays) = (Vec::new(), Vec::new());
+        for (uid, container, hash) in self.cgroups.list() {
+            let (Some(uid), Some(hash)) = (Uid::parse(&uid), Uid::parse(&hash)) else {
+                continue;
+            };
+            let hash = Hash16(hash.0);
+            let process = self.process_of(uid, &container, hash);
+            let began = self.bundle_dir(uid, &container).exists()
+                || fs::metadata(self.state_file(uid, &container))
+                    .is_ok_and(|state| state.len() > 0);
+            if process.is_none() && !(began && self.pod_dir(uid).exists()) {
+                strays.push(self.cgroup(uid, &container, hash));
+                continue;
+            }
+            found.push(Found {
+                uid,
+                container,
+                hash,
+                process,
+            });
+        }
+        (found, strays)
+    }
+
+    /// The process is held first and looked at then: what was seen is true of what is held.
+    fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
+        let id = container_id(uid, container);
+        let process = if self.run.join("runc").join(&id).exists() {
+            // runc compares the start time itself.
+            let pid = || {
+                let state = self.runc(&["state", &id]).ok()?;
+                let state: serde_json::Value = serde_json::from_slice(&state.stdout).ok()?;
+                let running = state.get("status")?.as_str()? == "running";
+                let pid = u32::try_from(state.get("pid")?.as_u64()?).ok()?;
+                running.then_some(pid)
+            };
+            let process = Process::open(pid()?).ok()?;
+            (pid() == Some(process.pid())).then_some(process)?
+        } else {
+            let text = fs::read_to_string(self.state_file(uid, container)).ok()?;
+            let (pid, start) = text.split_once(' ')?;
+            let process = Process::open(pid.parse().ok()?).ok()?;
+            let same = start_time(process.pid())?.to_string() == start;
+            same.then_some(process)?
+        };
+        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
+        let pid = i32::try_from(process.pid()).ok()?;
+        in_cgroup.contains(&pid).then_some(process)
+    }
+
+    fn runc(&self, args: &[&str]) -> io::Result<Output> {
+        Command::new(&self.runc)
+            .arg("--root")
+            .arg(self.run.join("runc"))
+            .args(args)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .output()
+    }
+
+    fn cgroup(&self, uid: Uid, container: &str, hash: Hash16) -> PathBuf {
+        self.cgroups
+            .path(&uid.to_string(), container)
+            .join(hash.to_string())
+    }
+
+    fn pod_dir(&self, uid: Uid) -> PathBuf {
+        self.run.join("pods").join(uid.to_string())
+    }
+
+    fn bundle_dir(&self, uid: Uid, container: &str) -> PathBuf {
+        self.run.join("bundles").join(container_id(uid, container))
+    }
+
+    fn rw_dir(&self, uid: Uid, container: &str) -> PathBuf {
+        self.state.join("rw").join(container_id(uid, container))
+    }
+
+    fn end_file(&self, uid: Uid, container: &str) -> PathBuf {
+        // A container's name has no dot.
+        let name = [container, END].concat();
+        self.pod_dir(uid).join("state").join(name)
+    }
+
+    fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
+        self.pod_dir(uid).join("state").join(container)
+    }
+}
+
+/// The board could not make the container. Whoever asks again may have better luck.
+fn not_created(error: io::Error) -> StartFailure {
+    StartFailure {
+        reason: "CreateContainerError".to_owned(),
+        message: error.to_string(),
+        counts_as_run: false,
+    }
+}
+
+fn because(what: &str, error: &io::Error) -> StartFailure {
+    not_created(io::Error::other([what, ": ", &error.to_string()].concat()))
+}
+
+/// The container could not run its program.
+fn not_run(message: String) -> StartFailure {
+    StartFailure {
+        reason: "RunContainerError".to_owned(),
+        message,
+        counts_as_run: true,
+    }
+}
+
+fn end(uid: Uid, container: &str, note: &str) -> Option<Input> {
+    let mut words = note.split(' ');
+    let (hash, code) = (words.next()?, words.next()?);
+    Some(Input::Ended {
+        uid,
+        container: container.to_owned(),
+        spec: Hash16(Uid::parse(hash)?.0),
+        code: code.parse().ok(),
+        oom: words.next()? == "oom",
+    })
+}
+
+/// File that holds a container's output.
+#[must_use]
+pub fn log_file(run: &Path, uid: Uid, container: &str) -> PathBuf {
+    run.join("pods")
+        .join(uid.to_string())
+        .join("logs")
+        .join([container, ".log"].concat())
+}
+
+/// Start time of a process in clock ticks since boot: with the pid it names one process for good.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
+    // The second field is the name in brackets and may hold anything, even brackets.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Gives the plan to `launch` and reads why it failed; nothing when it became the program.
+fn hand_over(child: &mut Child, plan: &[u8], reason: &mut String) -> io::Result<()> {
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(plan)?;
+    }
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MESSAGE_BYTES_MAX).read_to_string(reason)?;
+    }
+    Ok(())
+}
+
+fn container_id(uid: Uid, container: &str) -> String {
+    [&uid.to_string(), "-", container].concat()
+}
+
+fn runc_words(log: &Path) -> String {
+    let mut text = String::new();
+    let read =
+        File::open(log).and_then(|file| file.take(MESSAGE_BYTES_MAX * 4).read_to_string(&mut text));
+    let last = text.lines().rev().find_map(|line| {
+        let (_, message) = line.split_once("msg=")?;
+        Some(message.trim_matches('"').to_owned())
+    });
+    match (read, last) {
+        (Ok(_), Some(message)) => message,
+        _ => "runc create failed and left no message".to_owned(),
+    }
+}
