@@ -33,9 +33,9 @@ pub const TOKEN_TTL_S_MAX: u64 = 366 * 24 * 3600;
 /// Most uses of one join token.
 pub const TOKEN_USES_MAX: u32 = 1_000_000;
 
-/// Patience with the beginning of a node's answer, and with the whole of a reason: longer than the
-/// links have with a silent node, whose word on it is better than ours.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Longest wait for the beginning of a node's answer, and for the whole of a reason: longer than the
+/// links wait for a silent node, whose error says more than ours.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the handlers share.
 struct App<N> {
@@ -296,7 +296,7 @@ async fn logs<N: Nodes>(
         follow: query.follow,
     };
     let mut answer = app.nodes.call(&node, METHOD_LOGS, request.encode());
-    let first = tokio::time::timeout(ANSWER, answer.recv()).await;
+    let first = tokio::time::timeout(ANSWER_TIMEOUT, answer.recv()).await;
     let first = match first.unwrap_or(None) {
         Some(Ok(first)) if !first.is_empty() => first,
         Some(Ok(_)) | None => return fail(StatusCode::BAD_GATEWAY, "the node gave no answer"),
@@ -331,7 +331,7 @@ fn follow(
 async fn reason(first: Bytes, mut answer: mpsc::Receiver<Result<Bytes, String>>) -> String {
     const REASON_BYTES_MAX: usize = 1024;
     let mut bytes = first.to_vec();
-    let until = tokio::time::Instant::now() + ANSWER;
+    let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
     while bytes.len() < REASON_BYTES_MAX {
         match tokio::time::timeout_at(until, answer.recv()).await {
             Ok(Some(Ok(more))) => bytes.extend(more),
@@ -359,7 +359,7 @@ mod tests {
         let start = tokio::time::Instant::now();
         let text = reason(Bytes::from_static(b"no such pod"), answer).await;
         assert_eq!(text, "no such pod!!!");
-        assert_eq!(start.elapsed(), ANSWER);
+        assert_eq!(start.elapsed(), ANSWER_TIMEOUT);
         dripping.await.unwrap();
     }
 }

@@ -447,8 +447,8 @@ mod tests {
         let text = std::fs::read_to_string(path.join(AUTHORITIES)).unwrap();
         assert!(!text.contains(&STANDARD.encode(first.signer().key())));
         assert!(last.is_related(&first) && last.is_further(&first));
-        let stranger = tempfile::tempdir().unwrap();
-        assert!(!last.is_related(&Authorities::open(stranger.path()).unwrap()));
+        let other = tempfile::tempdir().unwrap();
+        assert!(!last.is_related(&Authorities::open(other.path()).unwrap()));
     }
 
     /// Goal: a CA that is lost or damaged is told with its file, and never replaced by a new one that

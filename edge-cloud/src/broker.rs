@@ -28,7 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::authorities::{Authorities, Phase};
 use crate::ca::{Ca, CaError};
-use crate::links::{Behind, Links};
+use crate::links::{ExternalBroker, Links};
 use crate::tls::TlsError;
 
 pub use files::write_crl;
@@ -69,8 +69,8 @@ const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 const INFLIGHT_MAX: u16 = 8;
 /// A broker that is gone is noticed within two.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Patience with TCP, TLS and CONNACK.
-const CONNECT: Duration = Duration::from_secs(20);
+/// Longest time of TCP, TLS and CONNACK.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First wait before a new connection; doubles up to [`WAIT_MAX`].
 const WAIT_MIN: Duration = Duration::from_millis(250);
 /// See [`WAIT_MIN`].
@@ -108,7 +108,7 @@ impl Broker {
     ///
     /// # Errors
     /// What is wrong with the URL or a file.
-    pub fn open(config: &Config, cas: &Authorities) -> io::Result<(Self, Behind)> {
+    pub fn open(config: &Config, cas: &Authorities) -> io::Result<(Self, ExternalBroker)> {
         let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
         let endpoint = Endpoint::parse(&config.url)
             .filter(|endpoint| !endpoint.https)
@@ -128,7 +128,7 @@ impl Broker {
             }
             None => None,
         };
-        let behind = Behind {
+        let behind = ExternalBroker {
             broker: edge_proto::enrol::Broker {
                 url: config.url.clone(),
                 anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
@@ -181,7 +181,7 @@ impl Broker {
         options
             .set_keep_alive(KEEPALIVE)
             .set_clean_start(true)
-            .set_connection_timeout(CONNECT.as_secs())
+            .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
             .set_max_packet_size(Some(PACKET_BYTES_MAX))
             .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
             .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))));
@@ -257,16 +257,16 @@ async fn connection(broker: &Broker, links: &Links) -> String {
 async fn receive(events: &mut EventLoop, client: &AsyncClient, links: &Links) -> String {
     // rumqttc has no flush deadline, but pings make an event per keepalive: silence over two
     // means that its loop is stuck.
-    let mut patience = CONNECT + Duration::from_secs(5);
+    let mut timeout = CONNECT_TIMEOUT + Duration::from_secs(5);
     loop {
-        let event = match tokio::time::timeout(patience, events.poll()).await {
+        let event = match tokio::time::timeout(timeout, events.poll()).await {
             Err(_) => return "no progress within two keepalives".to_owned(),
             Ok(Err(error)) => return error.to_string(),
             Ok(Ok(event)) => event,
         };
         match event {
             Event::Incoming(Packet::ConnAck(_)) => {
-                patience = KEEPALIVE * 2;
+                timeout = KEEPALIVE * 2;
                 if client.try_subscribe(FILTER_UP, QoS::AtMostOnce).is_err() {
                     return "cannot subscribe".to_owned();
                 }
@@ -312,7 +312,7 @@ async fn try_new_ca(broker: &Broker, links: &Links) -> std::convert::Infallible 
                     }
                 }
             };
-            let answer = tokio::time::timeout(CONNECT, answer).await;
+            let answer = tokio::time::timeout(CONNECT_TIMEOUT, answer).await;
             if matches!(answer, Ok(Some(ConnectReturnCode::Success))) {
                 links.broker_accepts_new_ca();
             }

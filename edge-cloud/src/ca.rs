@@ -37,7 +37,7 @@ pub const NODE_LIFE_S: u64 = LIFE_S;
 
 /// When the certificates end that edge-cloud makes for itself, its CA's included, seconds since 1970:
 /// the year 2100.
-pub const OWN_END_UNIX_S: u64 = 4_102_444_800;
+pub const OWN_NOT_AFTER: u64 = 4_102_444_800;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -199,8 +199,8 @@ impl Ca {
 
     /// When its certificate ends, seconds since 1970.
     #[must_use]
-    pub fn end_unix_s(&self) -> u64 {
-        end_unix_s(&self.der)
+    pub fn not_after(&self) -> u64 {
+        not_after(&self.der)
     }
 
     /// A certificate of the key of `other` under its name, signed by this authority: who knows this
@@ -259,7 +259,7 @@ impl Ca {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         params.distinguished_name = name(common);
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_END_UNIX_S);
+        params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_NOT_AFTER);
         params.extended_key_usages = vec![usage];
         params.serial_number = Some(SerialNumber::from_slice(&serial()?));
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -342,7 +342,7 @@ fn ca_params(common: &str) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name(common);
     params.not_before = date_time_ymd(2020, 1, 1);
-    params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_END_UNIX_S);
+    params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_NOT_AFTER);
     // One below it: the next CA, during a rollover.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![
@@ -375,7 +375,7 @@ pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
 }
 
 /// When a certificate ends, seconds since 1970; 0 when it is none.
-pub(crate) fn end_unix_s(der: &[u8]) -> u64 {
+pub(crate) fn not_after(der: &[u8]) -> u64 {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         return 0;
     };

@@ -598,7 +598,7 @@ fn nodes(rows: &[NodeRow]) -> String {
             row.refused.len().to_string(),
             row.arch.clone(),
             row.agent.clone(),
-            ahead(row.certificate_end_unix_s),
+            ahead(row.certificate_not_after),
             conditions.join(","),
         ]
     };

@@ -15,9 +15,9 @@ use crate::api::{ApiError, SOCKET};
 
 /// Largest JSON answer that is read: 5,000 nodes take about 5 MB.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Patience with the server, for its first word and between two pieces of an answer: longer than
+/// Longest wait for the first byte of an answer, and between two pieces of it: longer than
 /// the server's own with a node.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -107,15 +107,17 @@ pub async fn json<T: DeserializeOwned>(
         .map_err(|error| ClientError::Answer(error.to_string()))
 }
 
-/// Waits no longer than [`PATIENCE`].
+/// Waits no longer than [`ANSWER_TIMEOUT`].
 ///
 /// # Errors
 /// [`ClientError::Answer`].
 pub async fn timely<T>(work: impl Future<Output = T>) -> Result<T, ClientError> {
-    tokio::time::timeout(PATIENCE, work).await.map_err(|_| {
-        let seconds = PATIENCE.as_secs();
-        ClientError::Answer(format!("edge-cloud said nothing for {seconds} s"))
-    })
+    tokio::time::timeout(ANSWER_TIMEOUT, work)
+        .await
+        .map_err(|_| {
+            let seconds = ANSWER_TIMEOUT.as_secs();
+            ClientError::Answer(format!("edge-cloud sent nothing for {seconds} s"))
+        })
 }
 
 async fn read(response: Response<Incoming>) -> Result<Bytes, ClientError> {

@@ -90,7 +90,7 @@ enum Refusal {
 
 /// Where nodes enrol: what an enrolment reads and writes.
 #[derive(Clone, Copy)]
-pub struct Desk<'a> {
+pub struct EnrolmentService<'a> {
     /// Sign the certificates.
     pub cas: &'a Authorities,
     /// Spends the tokens.
@@ -103,7 +103,7 @@ pub struct Desk<'a> {
     pub lives: Lives,
 }
 
-impl Desk<'_> {
+impl EnrolmentService<'_> {
     /// Serves one enrolment. Returns what it was, or `None` when the node was refused.
     ///
     /// # Errors
@@ -351,7 +351,7 @@ impl Desk<'_> {
 mod tests {
     use super::*;
 
-    /// What a desk stands on.
+    /// What the service reads and writes.
     struct Parts {
         cas: Authorities,
         tokens: TokenStore,
@@ -367,8 +367,8 @@ mod tests {
             }
         }
 
-        fn desk(&self) -> Desk<'_> {
-            Desk {
+        fn service(&self) -> EnrolmentService<'_> {
+            EnrolmentService {
                 cas: &self.cas,
                 tokens: &self.tokens,
                 registry: &self.registry,
@@ -384,16 +384,16 @@ mod tests {
     fn nobody_joins_while_the_clock_is_before_this_build() {
         let folder = tempfile::tempdir().unwrap();
         let parts = Parts::open(folder.path());
-        let desk = parts.desk();
+        let service = parts.service();
         let request = JoinRequest {
             token_id: String::new(),
             token_secret: String::new(),
             node: "gate".to_owned(),
             csr: Vec::new(),
         };
-        let refused = desk.join(&request, 1_000);
+        let refused = service.join(&request, 1_000);
         assert!(matches!(refused, Err(Refusal::Clock)));
-        let refused = desk.join(&request, unix_s());
+        let refused = service.join(&request, unix_s());
         assert!(matches!(refused, Err(Refusal::Request(_))));
     }
 
@@ -404,13 +404,13 @@ mod tests {
         use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
         let folder = tempfile::tempdir().unwrap();
         let parts = Parts::open(folder.path());
-        let desk = parts.desk();
+        let service = parts.service();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default().serialize_request(&key);
         let csr = csr.unwrap().der().to_vec();
         for round in 0..50 {
             let now = unix_s();
-            let token = desk.tokens.create(b"ca", 1, 60, now).unwrap();
+            let token = service.tokens.create(b"ca", 1, 60, now).unwrap();
             let parts: Vec<&str> = token.split('.').collect();
             let request = JoinRequest {
                 token_id: parts[1].to_owned(),
@@ -421,14 +421,14 @@ mod tests {
             let start = std::sync::Barrier::new(2);
             let join = || {
                 start.wait();
-                desk.join(&request, now)
+                service.join(&request, now)
             };
             let (one, two) = std::thread::scope(|scope| {
                 let other = scope.spawn(join);
                 (join(), other.join().unwrap())
             });
             assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
-            let used = desk.tokens.spend(parts[1], parts[2], now);
+            let used = service.tokens.spend(parts[1], parts[2], now);
             assert!(matches!(used, Err(TokenError::Used)), "round {round}");
         }
     }

@@ -3,7 +3,7 @@
 //! as much MQTT as a link needs: one subscription, QoS 0, no retained messages. Who a node is comes
 //! from its certificate and nowhere else.
 
-mod strangers;
+mod unauthenticated;
 
 use std::io;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use self::strangers::{Place, Strangers};
+use self::unauthenticated::{Place, Unauthenticated};
 use crate::clock::unix_s;
 use crate::links::{Links, Refused};
 use crate::tls::{self, Peer};
@@ -38,14 +38,14 @@ use crate::tls::{self, Peer};
 const CONNECTIONS_MAX: usize = 8_192;
 /// Those of them that have shown no certificate of ours yet, enrolments included: however many come,
 /// there is room for nodes. With all of them taken, a further one takes the place of another.
-const STRANGERS_MAX: usize = 2_048;
-const _: () = assert!(STRANGERS_MAX < CONNECTIONS_MAX);
-/// Patience with TLS, an enrolment and CONNECT: TCP and TLS took 70 s at 30 % loss.
-const OPENING: Duration = Duration::from_secs(90);
-/// Patience with a node that reads nothing, although it may go on to ping.
-const WRITE: Duration = Duration::from_secs(90);
-/// Patience with the last words of a connection: nobody waits for them.
-const GOODBYE: Duration = Duration::from_secs(5);
+const UNAUTHENTICATED_MAX: usize = 2_048;
+const _: () = assert!(UNAUTHENTICATED_MAX < CONNECTIONS_MAX);
+/// Longest time of TLS, of an enrolment and until CONNECT: TCP and TLS took 70 s at 30 % loss.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longest time in which a node takes nothing of what waits for it, although it may go on to ping.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longest time for the last packets of a connection that ends: nobody waits for them.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes given to the socket at once; with the frame that reaches it at most one more. What waits
 /// behind is in its lanes, where an urgent frame can still overtake it.
 const AHEAD_BYTES_MAX: usize = 4 * 1024;
@@ -86,7 +86,7 @@ async fn accept(
     links: &Arc<Links>,
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let strangers = Strangers::new(STRANGERS_MAX);
+    let unauthenticated = Unauthenticated::new(UNAUTHENTICATED_MAX);
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
             return;
@@ -101,12 +101,12 @@ async fn accept(
             }
         };
         // Before TLS, which is what costs: after an outage all come at once.
-        let turn = links.turn(address.ip());
-        let stranger = strangers.enter(address.ip());
+        let admission = links.admission(address.ip());
+        let place = unauthenticated.enter(address.ip());
         let tls = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         let links = Arc::clone(links);
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, turn, tls, &links, stranger).await {
+            if let Err(error) = connection(stream, admission, tls, &links, place).await {
                 log::debug!("connection_ended error={error}");
             }
             drop(permit);
@@ -122,18 +122,18 @@ async fn timely<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 async fn connection(
     stream: TcpStream,
-    turn: oneshot::Receiver<()>,
+    admission: oneshot::Receiver<()>,
     tls: TlsAcceptor,
     links: &Arc<Links>,
-    stranger: Place,
+    place: Place,
 ) -> io::Result<()> {
     // Frames are few and whole: waiting for more would only add a delay.
     stream.set_nodelay(true)?;
     let opened = tokio::select! {
-        opened = open(stream, turn, tls, links) => opened?,
-        () = stranger.wanted() => return Err(io::Error::other("made room for another")),
+        opened = open(stream, admission, tls, links) => opened?,
+        () = place.wanted() => return Err(io::Error::other("made room for another")),
     };
-    drop(stranger);
+    drop(place);
     match opened {
         Some((stream, peer)) => Mqtt::open(stream, &peer, links).await,
         None => Ok(()),
@@ -143,13 +143,14 @@ async fn connection(
 /// All that a connection does before it has shown a certificate, a whole enrolment included.
 async fn open(
     stream: TcpStream,
-    turn: oneshot::Receiver<()>,
+    admission: oneshot::Receiver<()>,
     tls: TlsAcceptor,
     links: &Arc<Links>,
 ) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
-    turn.await
+    admission
+        .await
         .map_err(|_| io::Error::other("too many connections wait"))?;
-    let stream = timely(OPENING, tls.accept(stream)).await?;
+    let stream = timely(OPENING_TIMEOUT, tls.accept(stream)).await?;
     let (_, session) = stream.get_ref();
     let joins = session.alpn_protocol() == Some(ALPN_JOIN);
     if joins || links.is_behind_broker() {
@@ -200,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     async fn open(stream: S, peer: &Peer, links: &Arc<Links>) -> io::Result<()> {
         let node = peer.node.as_str();
         let mut mqtt = Self::new(stream, node);
-        let Packet::Connect(connect, will, _) = timely(OPENING, mqtt.read()).await? else {
+        let Packet::Connect(connect, will, _) = timely(OPENING_TIMEOUT, mqtt.read()).await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
         };
         let refused = (!connect.client_id.is_empty() && connect.client_id != node)
@@ -283,7 +284,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     free = at.map(|at| self.start + Duration::from_millis(at));
                 }
             }
-            let (silent, stuck) = (heard + silence, self.taken + WRITE);
+            let (silent, stuck) = (heard + silence, self.taken + WRITE_TIMEOUT);
             tokio::select! {
                 // A peer that asks and never reads its answers is not heard further.
                 count = self.reader.read_buf(&mut self.received), if self.sending.len() < ANSWERS_BYTES_MAX => {
@@ -319,7 +320,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 }
                 // Some may have been taken since, without an end of it.
                 () = tokio::time::sleep_until(stuck), if self.unsent => {
-                    if self.taken.elapsed() >= WRITE {
+                    if self.taken.elapsed() >= WRITE_TIMEOUT {
                         return Err(io::Error::new(io::ErrorKind::TimedOut, "reads nothing"));
                     }
                 }
@@ -386,7 +387,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     /// Sends what is queued before the connection ends.
     async fn drain(&mut self) -> io::Result<()> {
         let work = drain(&mut self.writer, &mut self.sending, &mut self.taken);
-        timely(GOODBYE, work).await
+        timely(CLOSE_TIMEOUT, work).await
     }
 }
 
@@ -522,7 +523,7 @@ mod tests {
         }
         let (reason, after) = served.reason().await;
         assert_eq!(reason, "reads nothing");
-        assert!(after <= WRITE + KEEPALIVE, "{after:?}");
+        assert!(after <= WRITE_TIMEOUT + KEEPALIVE, "{after:?}");
     }
 
     /// Goal: a control frame overtakes the pieces that wait for the same socket. Method: pieces

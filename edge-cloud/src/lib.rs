@@ -3,6 +3,7 @@
 //! Embedded on one machine; desired state comes from a folder and status goes to an API, both
 //! behind small traits.
 
+pub mod admission_queue;
 pub mod api;
 pub mod authorities;
 pub mod backup;
@@ -27,4 +28,3 @@ pub mod source;
 pub mod takeover;
 pub mod tls;
 pub mod token;
-pub mod turns;

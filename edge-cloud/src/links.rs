@@ -5,8 +5,8 @@
 //! Bound: [`crate::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for the
 //! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
 
-mod behind;
 mod call;
+mod external_broker;
 mod node;
 mod records;
 mod rollover;
@@ -30,11 +30,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::call::{PIECES_MAX, Piece, relay};
-use self::node::{Connection, Frames, Node};
+use self::node::{Connection, Frames, NodeSession};
+use crate::admission_queue::AdmissionQueue;
 use crate::authorities::Authorities;
 use crate::broker::Publisher;
 use crate::clock::unix_s;
-use crate::enrol::{Desk, Enrolled, Lives};
+use crate::enrol::{Enrolled, EnrolmentService, Lives};
 use crate::nodes::{CaRetired, CaView, Event, NodeView, Nodes};
 use crate::placement::Desired;
 use crate::records::{Records, View};
@@ -42,9 +43,8 @@ use crate::registry::{Admission, Registry};
 use crate::takeover::{Takeovers, Verdict};
 use crate::tls::{Peer, Port};
 use crate::token::TokenStore;
-use crate::turns::Turns;
 
-pub use behind::Behind;
+pub use external_broker::ExternalBroker;
 pub use rollover::{ASK_AGAIN_MS, ASK_PACE, PROOF_AGAIN_MS, RENEWALS_AT_ONCE, WAITING_SHOWN};
 
 /// Frames on the way to one socket; the session repeats what does not fit.
@@ -52,7 +52,7 @@ pub const FRAMES_MAX: usize = 256;
 /// Openings a second, TLS handshakes and sessions, unless the operator says otherwise: about a
 /// quarter of what one core can do, so that live links stay quick. 5,000 nodes are back in 25 s.
 pub const ADMISSIONS_PER_S: u32 = 200;
-/// Pause between two events that tell of a crowd, milliseconds.
+/// Pause between two events about refused connections, milliseconds.
 const CROWDED_MS: u64 = 60_000;
 /// A node whose books are still being read asks again after this, milliseconds.
 const BOOKS_WAIT_MS: u64 = 500;
@@ -63,13 +63,13 @@ const READMITTED: &str =
     "it joined after the backup that was restored; revoke it if it must not be here";
 
 struct State {
-    nodes: BTreeMap<String, Node>,
-    /// Turns of connections, whoever they are from.
-    accepts: Turns<oneshot::Sender<()>>,
-    /// Turns of sessions.
+    nodes: BTreeMap<String, NodeSession>,
+    /// Connections that wait for admission, whoever they are from.
+    admissions: AdmissionQueue<oneshot::Sender<()>>,
+    /// Paces the openings of sessions.
     openings: RateLimiter,
-    /// Connections closed since the last event of it, and when the next one is due.
-    turned_away: (u64, u64),
+    /// Connections refused since the last event of it, and when the next one is due.
+    refused: (u64, u64),
     events: VecDeque<Event>,
     connections: u64,
     calls: u32,
@@ -97,7 +97,7 @@ pub struct Links {
     /// What is to be made anew with the CAs.
     port: OnceLock<Port>,
     lives: Lives,
-    behind: Option<Behind>,
+    behind: Option<ExternalBroker>,
     start: Instant,
     changes: watch::Sender<u64>,
     wake: Notify,
@@ -129,7 +129,7 @@ impl Links {
     pub fn open(
         data: &Path,
         cas: impl Into<Authorities>,
-        behind: Option<Behind>,
+        behind: Option<ExternalBroker>,
     ) -> io::Result<Arc<Self>> {
         Self::open_with(data, cas, behind, Records::none(), Lives::default())
     }
@@ -141,7 +141,7 @@ impl Links {
     pub fn open_with(
         data: &Path,
         cas: impl Into<Authorities>,
-        behind: Option<Behind>,
+        behind: Option<ExternalBroker>,
         records: Arc<Records>,
         lives: Lives,
     ) -> io::Result<Arc<Self>> {
@@ -184,31 +184,31 @@ impl Links {
     /// Admits so many connections and so many sessions a second.
     pub fn set_admissions(&self, per_s: u32) {
         let mut state = self.lock();
-        state.accepts = Turns::new(per_s);
+        state.admissions = AdmissionQueue::new(per_s);
         state.openings = RateLimiter::new(per_s);
     }
 
-    /// The turn of a new connection from this address: it ends without one when the connection is to
-    /// be closed, for there are too many.
-    pub(crate) fn turn(&self, address: IpAddr) -> oneshot::Receiver<()> {
-        let (turn, receiver) = oneshot::channel();
+    /// Admission of a new connection from this address: the channel gets a message when the connection
+    /// may go on, and closes without one when too many wait.
+    pub(crate) fn admission(&self, address: IpAddr) -> oneshot::Receiver<()> {
+        let (admitted, receiver) = oneshot::channel();
         let now = self.now();
         let mut state = self.lock();
-        state.accepts.enter(now, address, turn);
+        state.admissions.enter(now, address, admitted);
         state.admit(now);
         drop(state);
         self.entered.notify_one();
         receiver
     }
 
-    /// Gives the connections that wait their turns, for ever.
+    /// Admits the connections that wait, for ever.
     pub(crate) async fn admit(&self) {
         loop {
             let wait = {
                 let now = self.now();
                 let mut state = self.lock();
                 state.admit(now);
-                state.accepts.wait_ms(now)
+                state.admissions.wait_ms(now)
             };
             match wait {
                 Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
@@ -250,7 +250,7 @@ impl Links {
         loop {
             let deadline = {
                 let state = self.lock();
-                state.nodes.values().filter_map(Node::deadline).min()
+                state.nodes.values().filter_map(NodeSession::deadline).min()
             };
             let wait = deadline.map_or(Duration::from_secs(3600), |at| {
                 Duration::from_millis(at.saturating_sub(self.now()))
@@ -283,7 +283,7 @@ impl Links {
         http: bool,
     ) -> io::Result<()> {
         let cas = self.authorities();
-        let desk = Desk {
+        let service = EnrolmentService {
             cas: &cas,
             tokens: &self.tokens,
             registry: &self.registry,
@@ -291,9 +291,9 @@ impl Links {
             lives: self.lives,
         };
         let enrolled = if http {
-            desk.serve_http(stream).await?
+            service.serve_http(stream).await?
         } else {
-            desk.serve(stream).await?
+            service.serve(stream).await?
         };
         let (name, reason, text) = match enrolled {
             None => return Ok(()),
@@ -399,7 +399,8 @@ impl Links {
     pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
         let mut state = self.lock();
         // A connection that was taken over may still have frames in its buffer.
-        let current = |node: &&mut Node| node.connection.as_ref().is_some_and(|one| one.id == id);
+        let current =
+            |node: &&mut NodeSession| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
             // Anything else may have been on its way for long, over a link that is broken since.
             if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
@@ -498,9 +499,9 @@ impl State {
     fn new(records: Arc<Records>) -> Self {
         Self {
             nodes: BTreeMap::new(),
-            accepts: Turns::new(ADMISSIONS_PER_S),
+            admissions: AdmissionQueue::new(ADMISSIONS_PER_S),
             openings: RateLimiter::new(ADMISSIONS_PER_S),
-            turned_away: (0, 0),
+            refused: (0, 0),
             events: VecDeque::new(),
             connections: 0,
             calls: 0,
@@ -517,7 +518,7 @@ impl State {
         };
         self.nodes.entry(name.to_owned()).or_insert_with(|| {
             let ((stream, booked), session) = opened();
-            Node {
+            NodeSession {
                 session,
                 stream,
                 booked,
@@ -540,20 +541,20 @@ impl State {
         });
     }
 
-    /// Gives the turns that are due.
+    /// Admits the connections that are due.
     fn admit(&mut self, now: u64) {
-        while let Some(turn) = self.accepts.next(now) {
+        while let Some(admitted) = self.admissions.next(now) {
             // Its connection may have made room for another.
-            turn.send(()).ok();
+            admitted.send(()).ok();
         }
-        let (count, due) = &mut self.turned_away;
-        *count += self.accepts.take_turned_away();
+        let (count, due) = &mut self.refused;
+        *count += self.admissions.take_refused();
         if *count > 0 && now >= *due {
             let text = format!(
                 "more connections than the admission allows: {count} closed since the last such \
                  event, their nodes come back after a pause"
             );
-            self.turned_away = (0, now + CROWDED_MS);
+            self.refused = (0, now + CROWDED_MS);
             self.event("", "Crowded", &text);
         }
     }
@@ -577,7 +578,8 @@ impl Nodes for Arc<Links> {
         let records = self.registry.nodes();
         let now = self.now();
         let state = self.lock();
-        let view = |(name, node): (&String, &Node)| Some(node.view(name, records.get(name)?, now));
+        let view =
+            |(name, node): (&String, &NodeSession)| Some(node.view(name, records.get(name)?, now));
         state.nodes.iter().filter_map(view).collect()
     }
 

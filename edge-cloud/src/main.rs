@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Parser as _;
 use edge_cloud::cli::{Cli, Exit, run};
 
-/// Patience at the end with what cannot be given up: a read of a dead network file system may never
+/// Longest wait at the end for what cannot be cancelled: a read of a dead network file system may never
 /// return.
-const GOODBYE: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -17,13 +17,13 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let _told = writeln!(std::io::stderr(), "edge-cloud: threads: {error}");
+            let _closed = writeln!(std::io::stderr(), "edge-cloud: threads: {error}");
             return ExitCode::from(Exit::Failed as u8);
         }
     };
     let mut out = std::io::stdout();
     let result = runtime.block_on(run(cli, &mut out));
-    runtime.shutdown_timeout(GOODBYE);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) => {
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
                 true => "; run it as the user whose data this is",
                 false => "",
             };
-            // With standard error gone there is nobody left to tell.
-            let _told = writeln!(std::io::stderr(), "edge-cloud: {error}{hint}");
+            // With standard error closed there is nowhere left to write to.
+            let _closed = writeln!(std::io::stderr(), "edge-cloud: {error}{hint}");
             ExitCode::from(code)
         }
     }

@@ -116,7 +116,7 @@ fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_
         registry.register(name, help, gauge);
     };
     let valid = views.iter().filter(|view| !view.revoked);
-    let ends = valid.map(|view| view.certificate_end_unix_s);
+    let ends = valid.map(|view| view.certificate_not_after);
     let ends: Vec<u64> = ends.filter(|end| *end != 0).collect();
     if let Some(earliest) = ends.iter().min() {
         gauge(
@@ -134,9 +134,9 @@ fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_
     gauge(
         "server_certificate_end_timestamp_seconds",
         "When the certificate ends that edge-cloud shows to nodes",
-        cas.server_end_unix_s,
+        cas.server_not_after,
     );
-    if let Some(end) = cas.cas.iter().map(|ca| ca.end_unix_s).min() {
+    if let Some(end) = cas.cas.iter().map(|ca| ca.not_after).min() {
         gauge(
             "ca_end_timestamp_seconds",
             "When the first of the accepted CAs ends",

@@ -31,7 +31,7 @@ pub struct NodeView {
     /// Two boards use its identity.
     pub cloned: bool,
     /// When its certificate ends, seconds since 1970; 0 is not known, as after a readmission by name.
-    pub certificate_end_unix_s: u64,
+    pub certificate_not_after: u64,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
     /// What the node last said of itself.
@@ -62,8 +62,9 @@ pub struct CaRow {
     pub signs: bool,
     /// When it was made, seconds since 1970; 0 is not known.
     pub made_unix_s: u64,
-    /// When its certificate ends, seconds since 1970.
-    pub end_unix_s: u64,
+    /// When its certificate ends, seconds since 1970. In the JSON the unit is part of the name.
+    #[serde(rename = "end_unix_s")]
+    pub not_after: u64,
     /// Nodes, but for those that are revoked, with a certificate of it.
     pub certificates: usize,
     /// Those that accept what it has signed.
@@ -87,7 +88,8 @@ pub struct CaView {
     /// The CAs that are accepted, the one that signs first.
     pub cas: Vec<CaRow>,
     /// When the certificate ends that edge-cloud shows to nodes, seconds since 1970.
-    pub server_end_unix_s: u64,
+    #[serde(rename = "server_end_unix_s")]
+    pub server_not_after: u64,
     /// Nodes that are not revoked.
     pub nodes: usize,
     /// Those of them that were cut off if the old CA was retired now.

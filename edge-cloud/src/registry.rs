@@ -111,7 +111,7 @@ impl NodeRecord {
 
     /// The same; `None` for a node that came back by its name, so that its certificate was not seen.
     #[must_use]
-    pub fn known_end_unix_s(&self) -> Option<u64> {
+    pub fn known_not_after(&self) -> Option<u64> {
         (!self.serial.is_empty()).then(|| self.expires_unix_s())
     }
 
@@ -478,14 +478,14 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn lives_with(&self, node: &str, end_unix_s: u64) -> Result<bool, RegistryError> {
+    pub fn lives_with(&self, node: &str, not_after: u64) -> Result<bool, RegistryError> {
         let Some(record) = self.find(node) else {
             return Ok(false);
         };
         let end = |one: &Certificate| one.issued_unix_s.saturating_add(one.life_s);
         match &record.pending {
             // Two that end in the same second cannot be told apart.
-            Some(next) if end(next) == end_unix_s && record.expires_unix_s() != end_unix_s => {
+            Some(next) if end(next) == not_after && record.expires_unix_s() != not_after => {
                 self.promote(node, &next.serial)
             }
             _ => Ok(false),

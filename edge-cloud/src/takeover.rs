@@ -11,8 +11,8 @@
 pub const TAKEOVERS_MAX: usize = 3;
 /// Takeovers older than this are forgotten.
 pub const WINDOW_MS: u64 = 300_000;
-/// Patience with the sign of life: many round trips at 30 % loss.
-pub const ANSWER_MS: u64 = 10_000;
+/// Longest wait for the sign of life: many round trips at 30 % loss.
+pub const ANSWER_TIMEOUT_MS: u64 = 10_000;
 /// An identity counts as cloned for this long after the last proof. A refused board tries again
 /// at least every ten minutes.
 pub const CLONED_MS: u64 = 3_600_000;
@@ -57,7 +57,7 @@ impl Takeovers {
                 self.proof = Some(now);
                 self.ask(now, proven)
             }
-            Some(asked) if now.saturating_sub(asked) >= ANSWER_MS => {
+            Some(asked) if now.saturating_sub(asked) >= ANSWER_TIMEOUT_MS => {
                 self.asked = None;
                 Verdict::TakesOver
             }

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::authorities::Authorities;
 use edge_cloud::ca::{Ca, Request};
-use edge_cloud::enrol::{Desk, Lives};
+use edge_cloud::enrol::{EnrolmentService, Lives};
 use edge_cloud::registry::{Admission, Registry};
 use edge_cloud::tls;
 use edge_cloud::token::TokenStore;
@@ -54,14 +54,14 @@ async fn cloud(data: &Path) -> Cloud {
                 continue;
             };
             if stream.get_ref().1.alpn_protocol() == Some(ALPN_JOIN) {
-                let desk = Desk {
+                let service = EnrolmentService {
                     cas: &cas,
                     tokens: &tokens2,
                     registry: &registry,
                     broker: None,
                     lives: Lives::default(),
                 };
-                let _result = desk.serve(stream).await;
+                let _result = service.serve(stream).await;
                 continue;
             }
             let peer = tls::peer(stream.get_ref().1, now());
@@ -309,7 +309,7 @@ async fn a_request_with_an_endless_head_is_refused_soon() {
     let cas = Authorities::open(data.path()).unwrap();
     let tokens = TokenStore::open(data.path()).unwrap();
     let registry = Registry::open(data.path(), now()).unwrap();
-    let desk = Desk {
+    let service = EnrolmentService {
         cas: &cas,
         tokens: &tokens,
         registry: &registry,
@@ -329,7 +329,7 @@ async fn a_request_with_an_endless_head_is_refused_soon() {
         }
         sent
     };
-    let (served, sent) = tokio::join!(desk.serve_http(far), client);
+    let (served, sent) = tokio::join!(service.serve_http(far), client);
     assert!(served.is_err());
     assert!(sent < 32 * 1024, "{sent}");
 }

@@ -133,12 +133,12 @@ async fn foreign_expired_unlisted_and_missing_certificates_get_no_link() {
     let foreign = identity(&Ca::open(elsewhere.path()).unwrap(), "a", now(), 3_600);
     let expired = identity(&cloud.ca, "a", now() - 61, 60);
     let unlisted = identity(&cloud.ca, "a", now(), 3_600);
-    let stranger = identity(&cloud.ca, "c", now(), 3_600);
+    let never_joined = identity(&cloud.ca, "c", now(), 3_600);
     for (what, wrong) in [("foreign", foreign), ("expired", expired)] {
         let error = cloud.client("a", &wrong).await.err().expect(what);
         assert!(error.contains("fatal alert"), "{what}: {error}");
     }
-    for (node, wrong) in [("a", unlisted), ("c", stranger)] {
+    for (node, wrong) in [("a", unlisted), ("c", never_joined)] {
         let error = cloud.client(node, &wrong).await.err().expect(node);
         assert!(error.contains("NotAuthorized"), "{node}: {error}");
     }
@@ -221,7 +221,7 @@ async fn a_retired_ca_ends_live_links_and_resumes_none() {
     }
     let done = cloud.links.retire_ca(Some(2)).await.unwrap();
     assert_eq!(done.cut_off, ["a", "b"]);
-    let ended = tokio::time::timeout(board::PATIENCE, running).await;
+    let ended = tokio::time::timeout(board::STATE_TIMEOUT, running).await;
     assert!(ended.is_ok(), "the link goes on");
     assert!(cloud.view("a").unwrap().revoked && !cloud.is_live("a"));
     let error = cloud.tls(&ticket).await.err().unwrap().to_string();
@@ -245,7 +245,7 @@ async fn revocation_and_deletion_end_live_links_for_good() {
     assert!(cloud.links.delete("b").await.unwrap());
     let third = boards.pop().unwrap();
     for ended in boards {
-        let ended = tokio::time::timeout(board::PATIENCE, ended).await;
+        let ended = tokio::time::timeout(board::STATE_TIMEOUT, ended).await;
         assert!(ended.is_ok(), "the link goes on");
     }
     assert!(!cloud.is_live("a"));
@@ -335,7 +335,7 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
     )
     .unwrap();
     // This node's certificate ends within the hour.
-    let end = cloud.view("a").unwrap().certificate_end_unix_s;
+    let end = cloud.view("a").unwrap().certificate_not_after;
     assert!(end > now());
     for line in [
         "edge_cloud_node_cloned{node=\"a\"} 1".to_owned(),
@@ -359,7 +359,9 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(board::PATIENCE, more).await.unwrap();
+    tokio::time::timeout(board::STATE_TIMEOUT, more)
+        .await
+        .unwrap();
     assert_eq!(
         count(|board| &board.links),
         links,
@@ -407,7 +409,7 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     assert!(!following.is_finished());
     // Its link breaks, which is no end of a log.
     tasks.pop().unwrap().abort();
-    let followed = tokio::time::timeout(board::PATIENCE, following).await;
+    let followed = tokio::time::timeout(board::STATE_TIMEOUT, following).await;
     let followed = followed.unwrap().unwrap();
     assert_eq!(followed.len(), 2);
     assert!(followed[1].is_err(), "{followed:?}");

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use board::{Answers, Board, Cloud, Identity, Outbox, PATIENCE, identity, now};
+use board::{Answers, Board, Cloud, Identity, Outbox, STATE_TIMEOUT, identity, now};
 use edge_cloud::backup::{self, Backup};
 use edge_cloud::ca::Ca;
 use edge_cloud::hub;
@@ -137,7 +137,7 @@ async fn until<T>(reached: impl Fn() -> Option<T>) -> T {
         if let Some(found) = reached() {
             return found;
         }
-        assert!(start.elapsed() < PATIENCE * 2, "a state does not come");
+        assert!(start.elapsed() < STATE_TIMEOUT * 2, "a state does not come");
         tokio::time::sleep(POLL).await;
     }
 }

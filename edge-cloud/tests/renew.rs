@@ -1,13 +1,13 @@
 //! Goal: a node gets its next certificate for a proof that it holds the key of the last one, and
 //! for nothing less.
-//! Method: requests as a node makes them, put to the desk that the server uses.
+//! Method: requests as a node makes them, put to the enrolment service that the server uses.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::authorities::Authorities;
 use edge_cloud::ca::Request;
-use edge_cloud::enrol::{Desk, Enrolled, Lives};
+use edge_cloud::enrol::{Enrolled, EnrolmentService, Lives};
 use edge_cloud::registry::{Admission, NodeRecord, Registry};
 use edge_cloud::tls::Peer;
 use edge_cloud::token::TokenStore;
@@ -101,7 +101,7 @@ impl Cloud {
     }
 
     async fn ask(&self, request: &RenewRequest) -> (JoinAnswer, Option<Enrolled>) {
-        let desk = Desk {
+        let service = EnrolmentService {
             cas: &self.cas,
             tokens: &self.tokens,
             registry: &self.registry,
@@ -112,7 +112,7 @@ impl Cloud {
         let bytes = request.encode();
         near.write_u16(bytes.len() as u16).await.unwrap();
         near.write_all(&bytes).await.unwrap();
-        let served = desk.serve(far).await.unwrap();
+        let served = service.serve(far).await.unwrap();
         let mut answer = vec![0; usize::from(near.read_u16().await.unwrap())];
         near.read_exact(&mut answer).await.unwrap();
         (postcard::from_bytes(&answer).unwrap(), served)

@@ -9,7 +9,7 @@ use edge_proto::session::Input;
 use crate::event::{Answer, Event};
 use crate::world::World;
 
-/// Patience of a reader with a node that says nothing, milliseconds (`CALL_FIRST`, `CALL_NEXT`).
+/// Patience of a reader with a node that says nothing, milliseconds (`CALL_FIRST_TIMEOUT`, `CALL_NEXT_TIMEOUT`).
 const PATIENCE_MS: u64 = 30_000;
 /// Longest answer: several windows.
 const ANSWER_BYTES_MAX: u64 = 60_000;

@@ -1,5 +1,5 @@
 //! Certificates of nodes. When to renew is the agent's real rule ([`edge_core::renewal`]), and what
-//! time it is, too; what the driver does with the certificates and what the desk of edge-cloud
+//! time it is, too; what the driver does with the certificates and what the enrolment service of edge-cloud
 //! answers are modelled after `edge-min/src/driver/certificate.rs` and `edge-cloud/src/enrol.rs`.
 
 use edge_core::renewal::{Life, Renewal, Time};
@@ -88,7 +88,7 @@ impl Registered {
     }
 }
 
-/// What the desk answers: the next certificate with its time, or whether it refuses.
+/// What the enrolment service answers: the next certificate with its time, or whether it refuses.
 type Answer = Result<(Certificate, u64), bool>;
 
 /// An enrolment on its way.
@@ -229,14 +229,14 @@ impl World {
         }
     }
 
-    /// Whether an exchange with the desk does not come to an end.
+    /// Whether an exchange with the enrolment service does not come to an end.
     fn is_lost(&mut self, index: usize) -> bool {
         let loss = self.scenario.faults.loss;
         let lost = self.is_faulty() && self.boards[index].rng.chance(loss);
         lost || self.is_cut(self.boards[index].node)
     }
 
-    /// A request is at some replica's desk.
+    /// A request is at the enrolment service of some replica.
     pub(crate) fn enrol(&mut self, enrolment: Enrolment) {
         let index = enrolment.board as usize;
         let awake = |replica: &&usize| {
@@ -246,7 +246,7 @@ impl World {
         let all: Vec<usize> = (0..self.replicas.len()).collect();
         let awake: Vec<usize> = all.iter().filter(awake).copied().collect();
         let chosen = awake.get(self.rng.index(awake.len())).copied();
-        let answer = chosen.map_or(Err(false), |replica| self.desk(replica, enrolment));
+        let answer = chosen.map_or(Err(false), |replica| self.enrolment(replica, enrolment));
         let ms = self.scenario.link.delay_ms;
         match self.is_lost(index) {
             true => self.plan(PATIENCE_MS, Event::Enrolled(enrolment, Err(false))),
@@ -254,8 +254,8 @@ impl World {
         }
     }
 
-    /// As `Desk::renew` and `Registry::renew`.
-    fn desk(&mut self, replica: usize, enrolment: Enrolment) -> Answer {
+    /// As `EnrolmentService::renew` and `Registry::renew`.
+    fn enrolment(&mut self, replica: usize, enrolment: Enrolment) -> Answer {
         let Enrolment { proof, key, .. } = enrolment;
         let node = self.boards[enrolment.board as usize].node as usize;
         let ahead_s = self.replicas[replica].ahead_s;
@@ -371,7 +371,7 @@ impl World {
     }
 
     /// Whether the clocks of all replicas are right, and one of them answers.
-    fn desk_is_open(&self) -> bool {
+    fn enrolment_is_open(&self) -> bool {
         let open = |one: &crate::cloud::Replica| one.alive && !one.paused;
         self.replicas.iter().all(|one| one.ahead_s == 0) && self.replicas.iter().any(open)
     }
@@ -396,7 +396,7 @@ impl World {
         else {
             return;
         };
-        let could = board.machine.is_some() && self.broker.up && self.desk_is_open();
+        let could = board.machine.is_some() && self.broker.up && self.enrolment_is_open();
         if !could || self.is_excused(board.node) || !self.knows_the_time(index) {
             return;
         }

@@ -48,7 +48,7 @@ pub(crate) enum Answer {
 pub(crate) enum Event {
     /// A deadline of a board has come.
     Wake(u32),
-    /// A request for the next certificate is at a desk of the cloud.
+    /// A request for the next certificate is at an enrolment service of the cloud.
     Enrol(Enrolment),
     /// Its answer is at the board: a certificate and the time, or whether it was refused.
     Enrolled(Enrolment, Result<(Certificate, u64), bool>),

@@ -24,8 +24,8 @@ pub struct NodeRow {
     /// Two boards use its identity.
     pub cloned: bool,
     /// When its certificate ends, seconds since 1970; 0 is not known.
-    #[serde(default)]
-    pub certificate_end_unix_s: u64,
+    #[serde(default, rename = "certificate_end_unix_s")]
+    pub certificate_not_after: u64,
     /// Root of the desired set, hex.
     pub desired_root: String,
     /// Root of the reported set, hex.
@@ -128,7 +128,7 @@ fn node(view: &NodeView) -> NodeRow {
         in_sync: view.in_sync,
         revoked: view.revoked,
         cloned: view.cloned,
-        certificate_end_unix_s: view.certificate_end_unix_s,
+        certificate_not_after: view.certificate_not_after,
         desired_root: view.desired_root.clone(),
         reported_root: view.reported_root.clone(),
         changed_unix_s: view.changed_unix_s,

@@ -106,7 +106,7 @@ fn status(view: &CaView) -> String {
         vec![
             ca.sha256.get(..16).unwrap_or_default().to_owned(),
             yes(ca.signs),
-            ahead(ca.end_unix_s),
+            ahead(ca.not_after),
             ca.certificates.to_string(),
             ca.trusting.to_string(),
         ]
@@ -119,7 +119,7 @@ fn status(view: &CaView) -> String {
         "NODES THAT TRUST IT",
     ];
     let mut text = table(&head, rows);
-    let end = ahead(view.server_end_unix_s);
+    let end = ahead(view.server_not_after);
     text.push_str(&format!("edge-cloud's own certificate ends in {end}\n"));
     let nodes = view.nodes;
     text.push_str(&match view.phase.as_str() {

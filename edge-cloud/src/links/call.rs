@@ -12,9 +12,9 @@ use super::Links;
 /// Pieces of a call's answer on the way to its reader: more than its window holds.
 pub(super) const PIECES_MAX: usize = 64;
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
-pub(super) const CALL_FIRST: Duration = Duration::from_secs(30);
+pub(super) const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same once it has begun to answer, for an answer that has an end.
-pub(super) const CALL_NEXT: Duration = Duration::from_secs(30);
+pub(super) const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A piece of an answer, or why there are no more.
 pub(super) type Piece = Result<Bytes, String>;
@@ -37,26 +37,26 @@ pub(super) async fn relay(
     mut pieces: mpsc::Receiver<Heard>,
     answer: mpsc::Sender<Piece>,
 ) {
-    let mut patience = Some(CALL_FIRST);
+    let mut timeout = Some(CALL_FIRST_TIMEOUT);
     loop {
         let heard = tokio::select! {
             heard = pieces.recv() => heard,
             () = answer.closed() => break,
-            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
+            () = tokio::time::sleep(timeout.unwrap_or_default()), if timeout.is_some() => {
                 Some(Heard::Broken("the node does not answer"))
             }
         };
-        patience = (!follows).then_some(CALL_NEXT);
+        timeout = (!follows).then_some(CALL_NEXT_TIMEOUT);
         let bytes = match heard {
             Some(Heard::Bytes(bytes)) => bytes,
             Some(Heard::End) => return,
             Some(Heard::Broken(why)) => {
                 // A reader that is gone needs no reason.
-                let _told = answer.send(Err(why.to_owned())).await;
+                let _gone = answer.send(Err(why.to_owned())).await;
                 break;
             }
             None => {
-                let _told = answer.send(Err("the answer broke off".to_owned())).await;
+                let _gone = answer.send(Err("the answer broke off".to_owned())).await;
                 break;
             }
         };

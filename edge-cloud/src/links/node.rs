@@ -1,4 +1,4 @@
-//! One node: its session, whatever carries it just now, and what it has said.
+//! One node: its session, the connection that carries it just now, and what it has reported.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ impl Frames {
         }
     }
 
-    /// Rates from now on. A socket's task hears of them by itself, see [`Node::limits`].
+    /// Rates from now on. A socket's task hears of them by itself, see [`NodeSession::limits`].
     pub(super) fn limit(&mut self, now: u64, limits: &Limits) {
         if let Self::Broker(_, _, lanes) = self {
             lanes.set_limits(now, limits);
@@ -75,7 +75,7 @@ impl Frames {
     }
 }
 
-pub(super) struct Node {
+pub(super) struct NodeSession {
     pub(super) session: Cloud,
     /// Name of the session for the records that come by it.
     pub(super) stream: u64,
@@ -106,30 +106,32 @@ pub(super) struct Node {
     pub(super) problems: Problems,
 }
 
-/// What a node has sent that makes no sense. One event in [`PROBLEM_MS`]: a node that sends nothing
-/// else must not fill the log, nor push the events of all others out.
+/// Frames of a node that do not decode or do not fit. One event in [`PROBLEM_MS`]: a node that sends
+/// nothing else must not fill the log, nor push the events of all others out.
 #[derive(Default)]
 pub(super) struct Problems {
-    told: Option<u64>,
-    untold: u64,
+    /// When the last event of one was made.
+    reported: Option<u64>,
+    /// Problems since then.
+    unreported: u64,
 }
 
 impl Problems {
-    /// What to tell of another one, if it is to be told.
+    /// Counts one more; returns the text of an event, if one is due.
     fn add(&mut self, now: u64, problem: &str) -> Option<String> {
-        if self.told.is_some_and(|told| now < told + PROBLEM_MS) {
-            self.untold += 1;
+        if self.reported.is_some_and(|at| now < at + PROBLEM_MS) {
+            self.unreported += 1;
             return None;
         }
-        self.told = Some(now);
-        Some(match std::mem::take(&mut self.untold) {
+        self.reported = Some(now);
+        Some(match std::mem::take(&mut self.unreported) {
             0 => problem.to_owned(),
-            untold => format!("{problem}, and {untold} others since the last event"),
+            count => format!("{problem}, and {count} others since the last event"),
         })
     }
 }
 
-impl Node {
+impl NodeSession {
     /// When something is to be done without an input.
     pub(super) fn deadline(&self) -> Option<u64> {
         let frames = self
@@ -214,7 +216,7 @@ impl Node {
                 self.in_sync = false;
                 self.changed_unix_s = unix_s();
                 for reader in std::mem::take(&mut self.calls).into_values() {
-                    let _told = reader.try_send(Heard::Broken("the link to the node broke"));
+                    let _gone = reader.try_send(Heard::Broken("the link to the node broke"));
                 }
                 events.push(("Disconnected", "session over".to_owned()));
                 true
@@ -244,7 +246,7 @@ impl Node {
             Output::CallCancelled { id } => {
                 if let Some(reader) = self.calls.remove(&id) {
                     let why = "the node is not connected, or its answer broke off";
-                    let _told = reader.try_send(Heard::Broken(why));
+                    let _gone = reader.try_send(Heard::Broken(why));
                 }
                 false
             }
@@ -265,8 +267,8 @@ impl Node {
                 false
             }
             Output::PeerProblem(problem) => {
-                let told = self.problems.add(now, &problem.to_string());
-                events.extend(told.map(|text| ("PeerProblem", text)));
+                let due = self.problems.add(now, &problem.to_string());
+                events.extend(due.map(|text| ("PeerProblem", text)));
                 false
             }
             Output::PutRefused { key, reason } => {
@@ -306,7 +308,7 @@ impl Node {
             reported_root: self.session.reported().root().to_string(),
             revoked: record.revoked,
             cloned: self.takeovers.cloned(now),
-            certificate_end_unix_s: record.known_end_unix_s().unwrap_or(0),
+            certificate_not_after: record.known_not_after().unwrap_or(0),
             changed_unix_s: self.changed_unix_s,
             status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
             pods: pods.collect(),
@@ -330,18 +332,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_sends_nonsense_is_told_of_once_a_minute() {
+    fn a_node_that_sends_nonsense_makes_one_event_a_minute() {
         let mut problems = Problems::default();
         assert_eq!(problems.add(5, "a").as_deref(), Some("a"));
         for now in 5..1_000 {
             assert_eq!(problems.add(now, "b"), None);
         }
-        let told = problems.add(5 + PROBLEM_MS, "c");
+        let text = problems.add(5 + PROBLEM_MS, "c");
         assert_eq!(
-            told.as_deref(),
+            text.as_deref(),
             Some("c, and 995 others since the last event")
         );
-        let told = problems.add(5 + 2 * PROBLEM_MS, "d");
-        assert_eq!(told.as_deref(), Some("d"));
+        let text = problems.add(5 + 2 * PROBLEM_MS, "d");
+        assert_eq!(text.as_deref(), Some("d"));
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use edge_proto::session::{Input, Output};
 
 use super::Links;
-use super::node::Node;
+use super::node::NodeSession;
 use crate::records::account::{Batch, Incarnation};
 use crate::records::{Records, Settled, Told};
 
-impl Node {
+impl NodeSession {
     /// Hands records to the sink; gives back any other output.
     pub(super) fn take_records(
         &mut self,

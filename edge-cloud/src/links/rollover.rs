@@ -7,9 +7,9 @@ use std::time::Duration;
 use edge_proto::call::{ANSWER_OK, METHOD_RENEW};
 use tokio::sync::watch;
 
-use super::{Links, Node};
+use super::{Links, NodeSession};
 use crate::authorities::{Authorities, Phase};
-use crate::ca::{Ca, OWN_END_UNIX_S};
+use crate::ca::{Ca, OWN_NOT_AFTER};
 use crate::clock::unix_s;
 use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting, Nodes as _};
 use crate::registry::NODES_MAX;
@@ -174,7 +174,7 @@ impl Links {
             CaRow {
                 signs: std::ptr::eq(ca, cas.signer()),
                 made_unix_s,
-                end_unix_s: ca.end_unix_s(),
+                not_after: ca.not_after(),
                 certificates: certificates.count(),
                 trusting: trusting.count(),
                 sha256,
@@ -196,7 +196,7 @@ impl Links {
             waiting: waiting.collect(),
             waiting_count: outdated.len(),
             cas: cas.all().zip(cas.made()).map(row).collect(),
-            server_end_unix_s: OWN_END_UNIX_S,
+            server_not_after: OWN_NOT_AFTER,
             nodes: valid().count(),
             depending: match cas.phase() {
                 Phase::Single => 0,
@@ -262,7 +262,7 @@ impl Links {
         &self,
         names: Vec<String>,
         again_ms: u64,
-        asked: fn(&mut Node) -> &mut Option<u64>,
+        asked: fn(&mut NodeSession) -> &mut Option<u64>,
     ) -> Vec<String> {
         let now = self.now();
         let mut state = self.lock();

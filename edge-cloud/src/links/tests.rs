@@ -150,16 +150,18 @@ fn openings_at_once_get_turns_one_after_the_other() {
 }
 
 /// Goal: a crowd is held off before TLS, and people are told. Method: more connections at once than
-/// have a turn within the patience.
+/// can be admitted before the longest wait is over.
 #[test]
 fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
     let data = tempfile::tempdir().unwrap();
     let links = open(data.path());
     links.set_admissions(2);
-    let mut turns: Vec<_> = (0..40).map(|_| links.turn([192, 0, 2, 1].into())).collect();
-    let away = turns
+    let mut waiting: Vec<_> = (0..40)
+        .map(|_| links.admission([192, 0, 2, 1].into()))
+        .collect();
+    let away = waiting
         .iter_mut()
-        .filter_map(|turn| turn.try_recv().err())
+        .filter_map(|one| one.try_recv().err())
         .filter(|error| *error == TryRecvError::Closed)
         .count();
     // Two at once, two a second for five seconds wait, and what a slow test takes.

@@ -29,8 +29,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Patience with any state.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for any state; a test that waits longer has failed.
+pub(crate) const STATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn now() -> u64 {
     SystemTime::now()
@@ -158,7 +158,7 @@ impl Cloud {
                 changes.changed().await.unwrap();
             }
         };
-        let result = tokio::time::timeout(PATIENCE, wait).await;
+        let result = tokio::time::timeout(STATE_TIMEOUT, wait).await;
         assert!(result.is_ok(), "{what}: {:?}", self.links.events());
     }
 
@@ -307,7 +307,7 @@ impl Client {
                 Err(error) => return Err(io::Error::other(error.to_string())),
             }
             let read = self.stream.read_buf(&mut self.buffer);
-            match tokio::time::timeout(PATIENCE, read).await {
+            match tokio::time::timeout(STATE_TIMEOUT, read).await {
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => drop(count?),

@@ -16,7 +16,7 @@ use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use tokio::net::TcpListener;
 
-use crate::board::PATIENCE;
+use crate::board::STATE_TIMEOUT;
 use crate::secure::Pki;
 
 /// Keys and bodies of the posts that were taken, also of those whose answer said otherwise.
@@ -114,7 +114,11 @@ fn run(command: &[String], port: u16) -> Child {
         .unwrap_or_else(|error| panic!("{}: {error}: see scripts/setup", command[0]));
     let start = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(start.elapsed() < PATIENCE, "{} does not listen", command[0]);
+        assert!(
+            start.elapsed() < STATE_TIMEOUT,
+            "{} does not listen",
+            command[0]
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     child

@@ -10,7 +10,7 @@ use edge_proto::frame::Frame;
 use edge_proto::lanes::Lanes;
 use edge_proto::session::Input;
 
-use super::{Connection, Frames, Links, Node, State};
+use super::{Connection, Frames, Links, NodeSession, State};
 use crate::broker::{Publisher, write_crl};
 
 /// See [`Links::keep_list`].
@@ -20,7 +20,7 @@ const LIST_AGAIN: Duration = Duration::from_secs(60);
 
 /// What an edge-cloud behind an external broker is told.
 #[derive(Clone, Debug)]
-pub struct Behind {
+pub struct ExternalBroker {
     /// What a joining node is told of the broker.
     pub broker: edge_proto::enrol::Broker,
     /// Where the list of refused certificates is kept for the broker.
@@ -53,7 +53,7 @@ impl Links {
     #[must_use]
     pub fn probe(&self, count: usize, unplaced: bool) -> bool {
         let mut state = self.lock();
-        let silent = |(name, node): (&String, &Node)| {
+        let silent = |(name, node): (&String, &NodeSession)| {
             let waits = node.connection.is_none() && (unplaced || node.desired.is_some());
             (waits && self.registry.knows(name)).then(|| name.clone())
         };

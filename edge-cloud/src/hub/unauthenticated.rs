@@ -1,5 +1,5 @@
 //! Connections that have shown no certificate yet. When all places are taken, a newcomer takes that
-//! of another: whoever opens connections and says nothing must not keep the nodes out.
+//! of another: whoever opens connections and sends nothing must not keep the nodes out.
 //!
 //! Bound: the number of places.
 
@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::turns::network;
+use crate::admission_queue::network;
 
-/// The places.
-pub(super) struct Strangers {
+/// The places of all connections without a certificate; the oldest of the busiest network makes room.
+pub(super) struct Unauthenticated {
     places: usize,
     state: Mutex<State>,
 }
@@ -28,10 +28,10 @@ struct State {
 pub(super) struct Place {
     number: u64,
     wanted: Arc<Notify>,
-    strangers: Arc<Strangers>,
+    unauthenticated: Arc<Unauthenticated>,
 }
 
-impl Strangers {
+impl Unauthenticated {
     /// So many places.
     pub(super) fn new(places: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -60,7 +60,7 @@ impl Strangers {
         Place {
             number,
             wanted,
-            strangers: Arc::clone(self),
+            unauthenticated: Arc::clone(self),
         }
     }
 
@@ -78,7 +78,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.strangers.lock().present.remove(&self.number);
+        self.unauthenticated.lock().present.remove(&self.number);
     }
 }
 
@@ -109,8 +109,8 @@ mod tests {
     /// many. Method: four places, a node from elsewhere among the connections of one address.
     #[tokio::test]
     async fn the_oldest_of_the_busiest_address_makes_room() {
-        let strangers = Strangers::new(4);
-        let enter = |address: &str| strangers.enter(address.parse().unwrap());
+        let unauthenticated = Unauthenticated::new(4);
+        let enter = |address: &str| unauthenticated.enter(address.parse().unwrap());
         let node = enter("10.0.0.1");
         let mut silent: Vec<Place> = (0..3).map(|_| enter("10.0.0.9")).collect();
         for round in 0..8 {
@@ -130,8 +130,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_network_of_ipv6_counts_as_one() {
-        let strangers = Strangers::new(3);
-        let enter = |address: &str| strangers.enter(address.parse().unwrap());
+        let unauthenticated = Unauthenticated::new(3);
+        let enter = |address: &str| unauthenticated.enter(address.parse().unwrap());
         let node = enter("2001:db8:0:1::1");
         let first = enter("2001:db8:0:2::1");
         let second = enter("2001:db8:0:2::2");
