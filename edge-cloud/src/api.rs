@@ -280,7 +280,7 @@ async fn logs<N: Nodes>(
     Segments((node, namespace, pod, container)): Segments<(String, String, String, String)>,
     Query(query): Query<LogsQuery>,
 ) -> Response {
-    match app.nodes.views().iter().find(|view| view.name == node) {
+    match app.nodes.view(&node) {
         None => return fail(StatusCode::NOT_FOUND, format!("there is no node {node}")),
         Some(view) if !view.connected => {
             let reason = format!("node {node} is not connected: its logs are out of reach");

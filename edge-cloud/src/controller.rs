@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::manifest::{Origin, Problem};
-use crate::nodes::{NodeView, Nodes};
+use crate::nodes::{DesiredSets, NodeReports, NodeView};
 use crate::placement::{Desired, Node, place};
 use crate::saved::{Memory, Saved};
 use crate::source::{Sink, Source, Status};
@@ -19,7 +19,7 @@ use crate::source::{Sink, Source, Status};
 pub const SETTLE: Duration = Duration::from_secs(300);
 
 /// Runs for ever; drop it to stop. `data` is the folder of [`Saved`].
-pub async fn run<N: Nodes>(
+pub async fn run<N: NodeReports + DesiredSets>(
     mut source: impl Source,
     mut sink: impl Sink,
     links: Arc<N>,
@@ -28,12 +28,13 @@ pub async fn run<N: Nodes>(
     let (mut saved, accepted, mut memory) = Saved::load(data);
     let accepted = Arc::new(accepted);
     let mut given: BTreeMap<String, Desired> = BTreeMap::new();
-    let mut changes = links.changes();
+    let mut changes = links.subscribe();
     let mut manifests = source.read(Arc::clone(&accepted)).await;
     let mut seen = !memory.restored.settling || accepted.objects.is_empty();
     let settled = Instant::now() + SETTLE;
     loop {
-        changes.borrow_and_update();
+        // All are read anew.
+        drop(changes.take());
         let mut nodes = observe(&mut memory, links.views());
         // After a restore an empty folder was rather forgotten than meant: it would end every pod.
         seen |= !manifests.objects.is_empty();
@@ -68,9 +69,7 @@ pub async fn run<N: Nodes>(
             placement,
         }));
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() {
-                return;
-            },
+            () = changes.changed() => {}
             () = source.changed() => {
                 let read = source.read(Arc::clone(&manifests)).await;
                 if read.objects != manifests.objects || read.problems != manifests.problems {

@@ -9,6 +9,7 @@ pub mod authorities;
 pub mod backup;
 pub mod broker;
 pub mod ca;
+pub mod changes;
 pub mod cli;
 pub mod client;
 mod clock;

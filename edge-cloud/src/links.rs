@@ -34,9 +34,13 @@ use self::node::{Connection, Frames, NodeSession};
 use crate::admission_queue::AdmissionQueue;
 use crate::authorities::Authorities;
 use crate::broker::Publisher;
+use crate::changes::{ChangeFeed, Changes};
 use crate::clock::unix_s;
 use crate::enrol::{Enrolled, EnrolmentService, Lives};
-use crate::nodes::{CaRetired, CaView, Event, NodeView, Nodes};
+use crate::nodes::{
+    CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
+    NodeView, RecordReports,
+};
 use crate::placement::Desired;
 use crate::records::{Records, View};
 use crate::registry::{Admission, Registry};
@@ -99,7 +103,7 @@ pub struct Links {
     lives: Lives,
     behind: Option<ExternalBroker>,
     start: Instant,
-    changes: watch::Sender<u64>,
+    changes: ChangeFeed,
     wake: Notify,
     unasked: Notify,
     /// The CAs have changed.
@@ -155,7 +159,7 @@ impl Links {
             lives,
             behind,
             start: Instant::now(),
-            changes: watch::Sender::new(0),
+            changes: ChangeFeed::default(),
             wake: Notify::new(),
             unasked: Notify::new(),
             rotated: Notify::new(),
@@ -307,7 +311,7 @@ impl Links {
         }
         state.event(&name, reason, text);
         drop(state);
-        self.changed();
+        self.changes.changed(&name);
         Ok(())
     }
 
@@ -338,7 +342,7 @@ impl Links {
         state.add(name, self.registry.epoch(), self.now());
         if !self.welcomes(&mut state, name) {
             drop(state);
-            self.changed();
+            self.changes.changed(name);
             return Err(Refused::ForNow);
         }
         state.connections += 1;
@@ -356,7 +360,7 @@ impl Links {
         }
         self.handle(&mut state, name, Input::NodeConnected);
         drop(state);
-        self.changed();
+        self.changes.changed(name);
         Ok((id, receiver))
     }
 
@@ -426,7 +430,7 @@ impl Links {
             node.connection = None;
             self.handle(&mut state, name, Input::TransportDown);
             drop(state);
-            self.changed();
+            self.changes.changed(name);
         }
     }
 
@@ -460,10 +464,6 @@ impl Links {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn changed(&self) {
-        self.changes.send_modify(|count| *count += 1);
-    }
-
     /// One input to a node's session, and all that follows from it.
     fn handle(&self, state: &mut State, name: &str, input: Input<'_>) {
         let now = self.now();
@@ -490,7 +490,7 @@ impl Links {
         }
         self.wake.notify_one();
         if visible {
-            self.changed();
+            self.changes.changed(name);
         }
     }
 }
@@ -573,7 +573,19 @@ impl State {
     }
 }
 
-impl Nodes for Arc<Links> {
+impl NodeReports for Arc<Links> {
+    fn subscribe(&self) -> Changes {
+        self.changes.subscribe()
+    }
+
+    fn view(&self, name: &str) -> Option<NodeView> {
+        let record = self.registry.find(name)?;
+        let now = self.now();
+        let state = self.lock();
+        let node = state.nodes.get(name)?;
+        Some(node.view(name, &record, now))
+    }
+
     fn views(&self) -> Vec<NodeView> {
         let records = self.registry.nodes();
         let now = self.now();
@@ -582,11 +594,9 @@ impl Nodes for Arc<Links> {
             |(name, node): (&String, &NodeSession)| Some(node.view(name, records.get(name)?, now));
         state.nodes.iter().filter_map(view).collect()
     }
+}
 
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
+impl DesiredSets for Arc<Links> {
     fn set_desired(&self, name: &str, desired: &Desired) {
         let epoch = self.registry.epoch();
         let mut state = self.lock();
@@ -633,9 +643,11 @@ impl Nodes for Arc<Links> {
             }
         }
         drop(state);
-        self.changed();
+        self.changes.changed(name);
     }
+}
 
+impl Calls for Arc<Links> {
     fn call(&self, name: &str, method: u16, body: Vec<u8>) -> mpsc::Receiver<Piece> {
         let follows =
             method == METHOD_LOGS && LogsRequest::decode(&body).is_ok_and(|request| request.follow);
@@ -659,7 +671,9 @@ impl Nodes for Arc<Links> {
         ));
         receiver
     }
+}
 
+impl NodeAdmin for Arc<Links> {
     async fn delete(&self, name: &str) -> Result<bool, String> {
         self.tokens
             .forget(name)
@@ -677,7 +691,7 @@ impl Nodes for Arc<Links> {
         }
         drop(state);
         self.keep_crl();
-        self.changed();
+        self.changes.changed(name);
         Ok(found)
     }
 
@@ -695,7 +709,7 @@ impl Nodes for Arc<Links> {
         }
         drop(state);
         self.keep_crl();
-        self.changed();
+        self.changes.changed(name);
         Ok(found)
     }
 
@@ -704,7 +718,9 @@ impl Nodes for Arc<Links> {
             .create(self.authorities().signer().der(), uses, ttl_s, unix_s())
             .map_err(|error| error.to_string())
     }
+}
 
+impl CaAdmin for Arc<Links> {
     fn cas(&self) -> CaView {
         self.ca_view()
     }
@@ -716,11 +732,15 @@ impl Nodes for Arc<Links> {
     async fn retire_ca(&self, force: Option<usize>) -> Result<CaRetired, String> {
         self.retire(force)
     }
+}
 
+impl EventLog for Arc<Links> {
     fn events(&self) -> Vec<Event> {
         self.lock().events.iter().cloned().collect()
     }
+}
 
+impl RecordReports for Arc<Links> {
     fn records(&self) -> View {
         let records = Arc::clone(&self.lock().records);
         records.view()

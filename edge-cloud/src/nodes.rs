@@ -1,13 +1,25 @@
-//! The nodes as the rest of edge-cloud sees them, whoever holds their links: the embedded hub or
-//! an external broker.
+//! The nodes as the controller, the API and the metrics see them, whoever carries their links: the
+//! embedded hub or an external broker. One small trait for each kind of user, so that a test or a
+//! further consumer implements or asks for no more than it needs:
+//!
+//! | trait | for | what it does |
+//! |---|---|---|
+//! | [`NodeReports`] | controller, API, metrics | what nodes report, one by one, and which have changed |
+//! | [`DesiredSets`] | controller | what a node shall hold |
+//! | [`Calls`] | API | a call to a node |
+//! | [`NodeAdmin`] | API | tokens, deleting and revoking a node |
+//! | [`CaAdmin`] | API, metrics | the CAs and their rollover |
+//! | [`EventLog`] | API | the latest events |
+//! | [`RecordReports`] | API, metrics | what became of the nodes' records |
 
 use std::future::Future;
 
 use bytes::Bytes;
 use edge_proto::object::{NodeStatus, PodStatus};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
+use crate::changes::Changes;
 use crate::placement::Desired;
 use crate::records::View;
 
@@ -115,23 +127,37 @@ pub struct CaRetired {
     pub tokens_void: usize,
 }
 
-/// Links to the nodes.
-pub trait Nodes: Send + Sync + 'static {
-    /// Every node that has joined.
+/// What the nodes report. A change of one node costs a reader of the reports that node only:
+/// [`Self::subscribe`], then [`Self::views`] once, then [`Self::view`] of each name that
+/// [`Changes::take`] gives.
+pub trait NodeReports: Send + Sync + 'static {
+    /// Notices of the nodes that change from now on.
+    fn subscribe(&self) -> Changes;
+
+    /// A node as it is now; `None` when there is none of this name any more.
+    fn view(&self, node: &str) -> Option<NodeView>;
+
+    /// Every node that has joined. It costs all of them: for a start, and for what shows all.
     fn views(&self) -> Vec<NodeView>;
+}
 
-    /// Changes whenever a view does.
-    fn changes(&self) -> watch::Receiver<u64>;
-
+/// What the nodes shall hold.
+pub trait DesiredSets: Send + Sync + 'static {
     /// Makes `desired` the whole of what a node shall hold. A node that was never given a set is
-    /// sent nothing.
+    /// sent nothing; one that is not known is left out.
     fn set_desired(&self, node: &str, desired: &Desired);
+}
 
+/// Calls to nodes.
+pub trait Calls: Send + Sync + 'static {
     /// Calls a node. The channel ends with the answer, with an error when the answer is not
     /// complete; dropping it cancels the call.
     fn call(&self, node: &str, method: u16, body: Vec<u8>)
     -> mpsc::Receiver<Result<Bytes, String>>;
+}
 
+/// Who may be a node.
+pub trait NodeAdmin: Send + Sync + 'static {
     /// Forgets a node and its certificate. `false` when there is no such node.
     fn delete(&self, node: &str) -> impl Future<Output = Result<bool, String>> + Send;
 
@@ -144,16 +170,15 @@ pub trait Nodes: Send + Sync + 'static {
         uses: u32,
         ttl_s: u64,
     ) -> impl Future<Output = Result<String, String>> + Send;
+}
 
+/// The CAs.
+pub trait CaAdmin: Send + Sync + 'static {
     /// The CAs, and how far a rollover is.
-    fn cas(&self) -> CaView {
-        CaView::default()
-    }
+    fn cas(&self) -> CaView;
 
     /// Begins a rollover of the CA. One that goes on already goes on.
-    fn rotate_ca(&self) -> impl Future<Output = Result<CaView, String>> + Send {
-        std::future::ready(Err("there is no CA here".to_owned()))
-    }
+    fn rotate_ca(&self) -> impl Future<Output = Result<CaView, String>> + Send;
 
     /// Ends the rollover: the old CA is accepted no more. It does so only if exactly `force` nodes
     /// depend on it, and revokes those; without `force` only if none does, and none that is not known
@@ -161,16 +186,22 @@ pub trait Nodes: Send + Sync + 'static {
     fn retire_ca(
         &self,
         force: Option<usize>,
-    ) -> impl Future<Output = Result<CaRetired, String>> + Send {
-        let _ = force;
-        std::future::ready(Err("there is no CA here".to_owned()))
-    }
-
-    /// The latest events, oldest first.
-    fn events(&self) -> Vec<Event>;
-
-    /// What became of the nodes' records.
-    fn records(&self) -> View {
-        View::default()
-    }
+    ) -> impl Future<Output = Result<CaRetired, String>> + Send;
 }
+
+/// The latest events.
+pub trait EventLog: Send + Sync + 'static {
+    /// Oldest first.
+    fn events(&self) -> Vec<Event>;
+}
+
+/// What became of the nodes' records.
+pub trait RecordReports: Send + Sync + 'static {
+    /// All streams, and the state of the sink.
+    fn records(&self) -> View;
+}
+
+/// All that the API shows and does.
+pub trait Nodes: NodeReports + Calls + NodeAdmin + CaAdmin + EventLog + RecordReports {}
+
+impl<T: NodeReports + Calls + NodeAdmin + CaAdmin + EventLog + RecordReports> Nodes for T {}

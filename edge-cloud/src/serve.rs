@@ -19,7 +19,7 @@ use crate::ca;
 use crate::clock::{is_plausible, unix_s};
 use crate::enrol::Lives;
 use crate::links::Links;
-use crate::nodes::Nodes;
+use crate::nodes::{DesiredSets, Nodes};
 use crate::records::{Records, target};
 use crate::registry::NODES;
 use crate::saved::PLACEMENT;
@@ -34,7 +34,7 @@ const SEGMENT_BYTES_MAX: u32 = 1_220;
 ///
 /// # Errors
 /// Those of the API's sockets.
-pub async fn serve<N: Nodes>(
+pub async fn serve<N: Nodes + DesiredSets>(
     nodes: Arc<N>,
     data: &Path,
     manifests: PathBuf,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 
-use edge_cloud::nodes::Nodes as _;
+use edge_cloud::nodes::NodeReports as _;
 use edge_cloud::serve::serve;
 use edge_proto::object::{ContainerState, ContainerStatus, Phase, Pod, PodStatus};
 use recorder::Recorder;
@@ -44,11 +44,12 @@ async fn every_command_shows_what_is() {
         let (links, data) = serving;
         serve(links, &data, EXAMPLE.into(), Some(http)).await
     });
-    let mut changes = links.changes();
+    let mut changes = links.subscribe();
     let desired = loop {
+        drop(changes.take());
         match links.desired("gate-1") {
             Some(desired) if desired.len() == 4 => break desired,
-            _ => changes.changed().await.unwrap(),
+            _ => changes.changed().await,
         }
     };
     let pod = desired

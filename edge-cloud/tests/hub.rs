@@ -11,7 +11,9 @@ use std::time::Duration;
 use board::{Answers, Board, Client, Cloud, Identity, identity, now, topic_down, topic_up};
 use edge_cloud::ca::Ca;
 use edge_cloud::metrics;
-use edge_cloud::nodes::Nodes as _;
+use edge_cloud::nodes::{
+    CaAdmin as _, Calls as _, NodeAdmin as _, NodeReports as _, RecordReports as _,
+};
 use edge_cloud::source::Status;
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use rumqttc::v5::mqttbytes::QoS;

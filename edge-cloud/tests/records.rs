@@ -20,7 +20,7 @@ use edge_cloud::backup::{self, Backup};
 use edge_cloud::ca::Ca;
 use edge_cloud::hub;
 use edge_cloud::links::Links;
-use edge_cloud::nodes::Nodes as _;
+use edge_cloud::nodes::{EventLog as _, RecordReports as _};
 use edge_cloud::records::{Records, View, target};
 use edge_cloud::registry::{NodeRecord, Registry};
 use edge_proto::frame::{Entry, GapReason};

@@ -182,9 +182,8 @@ impl Links {
                 node.connection = None;
             }
             self.handle(&mut state, &name, Input::TransportDown);
+            self.changes.changed(&name);
         }
-        drop(state);
-        self.changed();
     }
 
     /// Writes the list of refused certificates for the broker.

@@ -81,7 +81,7 @@ impl Links {
         }
         drop(state);
         if visible {
-            self.changed();
+            self.changes.changed(name);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{Links, NodeSession};
 use crate::authorities::{Authorities, Phase};
 use crate::ca::{Ca, OWN_NOT_AFTER};
 use crate::clock::unix_s;
-use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting, Nodes as _};
+use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting, Calls as _};
 use crate::registry::NODES_MAX;
 use crate::tls::{Port, TlsError};
 
@@ -120,6 +120,7 @@ impl Links {
         // They are revoked from here on, also when the disk is full for what follows.
         let mut state = self.lock();
         for name in &cut_off {
+            self.changes.changed(name);
             self.end(&mut state, name);
             let why = "the CA of its certificate is retired: delete it, and join it again";
             state.event(name, "Revoked", why);
@@ -139,7 +140,6 @@ impl Links {
         let mut state = self.lock();
         state.event("", "CaRetired", &format!("{old} is accepted no more"));
         drop(state);
-        self.changed();
         Ok(CaRetired {
             retired: true,
             cut_off,

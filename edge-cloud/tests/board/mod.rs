@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use edge_cloud::ca::{Ca, Request};
 use edge_cloud::hub;
 use edge_cloud::links::Links;
-use edge_cloud::nodes::{NodeView, Nodes as _};
+use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
 use edge_cloud::registry::{NodeRecord, Registry};
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
@@ -133,10 +133,7 @@ impl Cloud {
     }
 
     pub(crate) fn view(&self, node: &str) -> Option<NodeView> {
-        self.links
-            .views()
-            .into_iter()
-            .find(|view| view.name == node)
+        self.links.view(node)
     }
 
     pub(crate) fn is_live(&self, node: &str) -> bool {
@@ -152,10 +149,11 @@ impl Cloud {
 
     /// Waits for a state of the links.
     pub(crate) async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
-        let mut changes = self.links.changes();
+        let mut changes = self.links.subscribe();
         let wait = async {
             while !reached(self) {
-                changes.changed().await.unwrap();
+                changes.changed().await;
+                drop(changes.take());
             }
         };
         let result = tokio::time::timeout(STATE_TIMEOUT, wait).await;

@@ -6,18 +6,23 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use edge_cloud::nodes::{Event, NodeView, Nodes};
+use edge_cloud::changes::{ChangeFeed, Changes};
+use edge_cloud::nodes::{
+    CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
+    NodeView, RecordReports,
+};
 use edge_cloud::placement::Desired;
+use edge_cloud::records::View;
 use edge_proto::call::LogsRequest;
 use edge_proto::object::{NodeStatus, PodStatus};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// Nodes and what they were asked for.
 #[derive(Default)]
 pub(crate) struct Recorder {
     views: Mutex<BTreeMap<String, NodeView>>,
     desired: Mutex<BTreeMap<String, Desired>>,
-    changes: watch::Sender<u64>,
+    changes: ChangeFeed,
 }
 
 impl Recorder {
@@ -62,7 +67,7 @@ impl Recorder {
         let view = views.entry(name.to_owned()).or_default();
         view.name = name.to_owned();
         change(view);
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.changed(name);
     }
 
     /// What the node was asked for last.
@@ -71,21 +76,29 @@ impl Recorder {
     }
 }
 
-impl Nodes for Recorder {
-    fn views(&self) -> Vec<NodeView> {
-        self.views.lock().unwrap().values().cloned().collect()
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
+impl NodeReports for Recorder {
+    fn subscribe(&self) -> Changes {
         self.changes.subscribe()
     }
 
+    fn view(&self, node: &str) -> Option<NodeView> {
+        self.views.lock().unwrap().get(node).cloned()
+    }
+
+    fn views(&self) -> Vec<NodeView> {
+        self.views.lock().unwrap().values().cloned().collect()
+    }
+}
+
+impl DesiredSets for Recorder {
     fn set_desired(&self, node: &str, desired: &Desired) {
         let mut all = self.desired.lock().unwrap();
         all.insert(node.to_owned(), desired.clone());
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.changed(node);
     }
+}
 
+impl Calls for Recorder {
     /// The node's log is the request itself.
     fn call(&self, _: &str, _: u16, body: Vec<u8>) -> mpsc::Receiver<Result<Bytes, String>> {
         let (send, receive) = mpsc::channel(4);
@@ -106,10 +119,12 @@ impl Nodes for Recorder {
         }
         receive
     }
+}
 
+impl NodeAdmin for Recorder {
     async fn delete(&self, node: &str) -> Result<bool, String> {
         let removed = self.views.lock().unwrap().remove(node).is_some();
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.changed(node);
         Ok(removed)
     }
 
@@ -124,7 +139,29 @@ impl Nodes for Recorder {
     async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
         Ok(format!("token-{uses}-{ttl_s}"))
     }
+}
 
+impl CaAdmin for Recorder {
+    fn cas(&self) -> CaView {
+        CaView::default()
+    }
+
+    async fn rotate_ca(&self) -> Result<CaView, String> {
+        Err("there is no CA here".to_owned())
+    }
+
+    async fn retire_ca(&self, _: Option<usize>) -> Result<CaRetired, String> {
+        Err("there is no CA here".to_owned())
+    }
+}
+
+impl RecordReports for Recorder {
+    fn records(&self) -> View {
+        View::default()
+    }
+}
+
+impl EventLog for Recorder {
     fn events(&self) -> Vec<Event> {
         vec![Event {
             unix_s: 1_700_000_000,

@@ -1,0 +1,127 @@
+//! Which nodes have changed: a set of names for each subscriber, so that whoever keeps up with the
+//! nodes looks at those that changed and at no others.
+//!
+//! A notice carries no state. Who gets one reads the node anew, so any number of changes of a node
+//! between two looks are one name.
+//!
+//! Bound: for each subscriber, each name once.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::Notify;
+
+/// The end that gives notice.
+#[derive(Default)]
+pub struct ChangeFeed {
+    subscribers: Mutex<Vec<Weak<Pending>>>,
+}
+
+/// The end of one subscriber.
+pub struct Changes {
+    pending: Arc<Pending>,
+}
+
+/// What a subscriber has not taken yet.
+#[derive(Default)]
+struct Pending {
+    names: Mutex<BTreeSet<String>>,
+    wake: Notify,
+}
+
+impl Pending {
+    fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ChangeFeed {
+    /// Notices of all changes from now on. Subscribe first and read all nodes then: no change is
+    /// missed.
+    pub fn subscribe(&self) -> Changes {
+        let pending = Arc::new(Pending::default());
+        let mut subscribers = self.lock();
+        subscribers.retain(|one| one.strong_count() > 0);
+        subscribers.push(Arc::downgrade(&pending));
+        Changes { pending }
+    }
+
+    /// The view of this node has changed, or the node has come or gone.
+    pub fn changed(&self, node: &str) {
+        for pending in self.lock().iter().filter_map(Weak::upgrade) {
+            let mut names = pending.names();
+            // Most changes are of a node that is in the set already: no copy of the name then.
+            if !names.contains(node) {
+                names.insert(node.to_owned());
+                drop(names);
+                pending.wake.notify_one();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Pending>>> {
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Changes {
+    /// Waits until there are changes that were not taken. Cancel-safe.
+    pub async fn changed(&mut self) {
+        while self.pending.names().is_empty() {
+            self.pending.wake.notified().await;
+        }
+    }
+
+    /// Takes the names of the nodes that have changed since the last call.
+    pub fn take(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.pending.names())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(changes: &mut Changes) -> Vec<String> {
+        changes.take().into_iter().collect()
+    }
+
+    /// Goal: each subscriber sees each changed node once, whatever the others have taken. Method: two
+    /// that take at different times, and one that is gone.
+    #[tokio::test]
+    async fn each_subscriber_is_given_each_changed_node_once() {
+        let feed = ChangeFeed::default();
+        let mut one = feed.subscribe();
+        drop(feed.subscribe());
+        feed.changed("b");
+        let mut two = feed.subscribe();
+        for node in ["a", "b", "a"] {
+            feed.changed(node);
+        }
+        one.changed().await;
+        assert_eq!(names(&mut one), ["a", "b"]);
+        assert_eq!(names(&mut one), [""; 0]);
+        feed.changed("c");
+        two.changed().await;
+        assert_eq!(names(&mut two), ["a", "b", "c"]);
+        assert_eq!(names(&mut one), ["c"]);
+        assert_eq!(feed.lock().len(), 2);
+    }
+
+    /// Goal: a change between a look and the wait is not missed, and none is made up.
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_with_a_change_and_not_without() {
+        let feed = ChangeFeed::default();
+        let mut changes = feed.subscribe();
+        feed.changed("a");
+        changes.changed().await;
+        assert_eq!(names(&mut changes), ["a"]);
+        let wait = std::time::Duration::from_secs(60);
+        // The notice of what was taken is still there.
+        assert!(tokio::time::timeout(wait, changes.changed()).await.is_err());
+        feed.changed("a");
+        assert!(tokio::time::timeout(wait, changes.changed()).await.is_ok());
+    }
+}
