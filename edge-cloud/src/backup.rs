@@ -17,14 +17,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::api::SOCKET;
-use crate::authorities::{AUTHORITIES, Authorities};
-use crate::ca::{CA_DER, CA_KEY, Ca, hex, replace};
+use crate::identity::authorities::{AUTHORITIES, Authorities};
+use crate::identity::ca::{CA_DER, CA_KEY, Ca, hex, replace};
+use crate::identity::registry::{Grace, NODES, NodeRecord, State};
+use crate::identity::token::{TOKENS, Tokens};
 use crate::records;
 use crate::records::account::Account;
 use crate::records::cursors::{self, Cursors};
-use crate::registry::{Grace, NODES, NodeRecord, State};
 use crate::saved::{self, ACCEPTED, PLACEMENT};
-use crate::token::{TOKENS, Tokens};
 
 /// First word of a backup.
 const FORMAT: &str = "edge-cloud-backup";

@@ -18,20 +18,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
-use crate::authorities::Authorities;
 use crate::backup::{self, Backup, BackupError, Report};
-use crate::broker::{self, files::FILES};
-use crate::ca::NODE_LIFE_S;
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
+use crate::identity::authorities::Authorities;
+use crate::identity::ca::NODE_LIFE_S;
+use crate::transport::broker::{self, files::FILES};
 
-use crate::enrol::Lives;
-use crate::links::ADMISSIONS_PER_S;
+use crate::identity::enrol::Lives;
+use crate::identity::registry::{self, NODES};
 use crate::manifest::Manifests;
 use crate::nodes::Event;
 use crate::records::target;
-use crate::registry::{self, NODES};
 use crate::serve;
+use crate::sessions::ADMISSIONS_PER_S;
 use table::{ago, ahead, table, yes};
 
 /// Exit codes.

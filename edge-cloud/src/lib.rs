@@ -3,29 +3,21 @@
 //! Embedded on one machine; desired state comes from a folder and status goes to an API, both
 //! behind small traits.
 
-pub mod admission_queue;
 pub mod api;
-pub mod authorities;
 pub mod backup;
-pub mod broker;
-pub mod ca;
 pub mod changes;
 pub mod cli;
 pub mod client;
 mod clock;
 pub mod controller;
-pub mod enrol;
-pub mod hub;
-pub mod links;
+pub mod identity;
 pub mod manifest;
 pub mod metrics;
 pub mod nodes;
 pub mod placement;
 pub mod records;
-pub mod registry;
 pub mod saved;
 pub mod serve;
+pub mod sessions;
 pub mod source;
-pub mod takeover;
-pub mod tls;
-pub mod token;
+pub mod transport;

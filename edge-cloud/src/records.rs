@@ -40,7 +40,7 @@ use self::account::{Account, Batch, Incarnation, Item, Loss, Plan};
 use self::books::{Books, READERS};
 use self::sink::{Sink, blocking};
 use self::target::Config;
-use crate::links::Links;
+use crate::sessions::Links;
 
 pub use view::{SinkRow, StreamRow, View};
 

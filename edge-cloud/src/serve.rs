@@ -13,18 +13,19 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::authorities::Authorities;
-use crate::broker::{self, Broker};
-use crate::ca;
 use crate::clock::{is_plausible, unix_s};
-use crate::enrol::Lives;
-use crate::links::Links;
+use crate::identity::authorities::Authorities;
+use crate::identity::ca;
+use crate::identity::enrol::Lives;
+use crate::identity::registry::NODES;
 use crate::nodes::{DesiredSets, Nodes};
 use crate::records::{Records, target};
-use crate::registry::NODES;
 use crate::saved::PLACEMENT;
+use crate::sessions::Links;
 use crate::source::Folder;
-use crate::{api, backup, controller, hub};
+use crate::transport::broker::{self, Broker};
+use crate::transport::hub;
+use crate::{api, backup, controller};
 
 /// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
 /// ones can vanish in a tunnel without a word, and then no handshake would ever end.

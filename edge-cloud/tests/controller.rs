@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_cloud::backup::{self, Backup};
-use edge_cloud::ca::Ca;
 use edge_cloud::controller;
-use edge_cloud::registry::Registry;
+use edge_cloud::identity::ca::Ca;
+use edge_cloud::identity::registry::Registry;
 use edge_cloud::source::{Folder, Status};
 use edge_proto::object::{Pod, PodStatus};
 use recorder::Recorder;

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edge_cloud::authorities::Authorities;
-use edge_cloud::ca::{Ca, Request};
-use edge_cloud::enrol::{EnrolmentService, Lives};
-use edge_cloud::registry::{Admission, Registry};
-use edge_cloud::tls;
-use edge_cloud::token::TokenStore;
+use edge_cloud::identity::authorities::Authorities;
+use edge_cloud::identity::ca::{Ca, Request};
+use edge_cloud::identity::enrol::{EnrolmentService, Lives};
+use edge_cloud::identity::registry::{Admission, Registry};
+use edge_cloud::identity::token::TokenStore;
+use edge_cloud::transport::tls;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use board::{Answers, Board, Client, Cloud, Identity, identity, now, topic_down, topic_up};
-use edge_cloud::ca::Ca;
+use edge_cloud::identity::ca::Ca;
 use edge_cloud::metrics;
 use edge_cloud::nodes::{
     CaAdmin as _, Calls as _, NodeAdmin as _, NodeReports as _, RecordReports as _,

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use board::{Answers, Board, Cloud, Identity, Outbox, STATE_TIMEOUT, identity, now};
 use edge_cloud::backup::{self, Backup};
-use edge_cloud::ca::Ca;
-use edge_cloud::hub;
-use edge_cloud::links::Links;
+use edge_cloud::identity::ca::Ca;
+use edge_cloud::identity::registry::{NodeRecord, Registry};
 use edge_cloud::nodes::{EventLog as _, RecordReports as _};
 use edge_cloud::records::{Records, View, target};
-use edge_cloud::registry::{NodeRecord, Registry};
+use edge_cloud::sessions::Links;
+use edge_cloud::transport::hub;
 use edge_proto::frame::{Entry, GapReason};
 use servers::{Http, Jetstream, Mosquitto};
 use tokio::net::TcpListener;

@@ -5,12 +5,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use edge_cloud::authorities::Authorities;
-use edge_cloud::ca::Request;
-use edge_cloud::enrol::{Enrolled, EnrolmentService, Lives};
-use edge_cloud::registry::{Admission, NodeRecord, Registry};
-use edge_cloud::tls::Peer;
-use edge_cloud::token::TokenStore;
+use edge_cloud::identity::authorities::Authorities;
+use edge_cloud::identity::ca::Request;
+use edge_cloud::identity::enrol::{Enrolled, EnrolmentService, Lives};
+use edge_cloud::identity::registry::{Admission, NodeRecord, Registry};
+use edge_cloud::identity::token::TokenStore;
+use edge_cloud::transport::tls::Peer;
 use edge_proto::enrol::{JoinAnswer, RenewRequest};
 use rcgen::KeyPair;
 use sha2::{Digest as _, Sha256};

@@ -1,8 +1,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
-use crate::registry::Registry;
-use crate::token::{TokenError, TokenStore};
+use crate::identity::registry::Registry;
+use crate::identity::token::{TokenError, TokenStore};
 
 const OPTIONS: Options = Options {
     force: false,

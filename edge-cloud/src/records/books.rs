@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::sink::blocking;
 use super::{Records, State, took_over};
-use crate::links::Links;
+use crate::sessions::Links;
 
 /// Nodes whose books are read at once.
 pub const READERS: usize = 8;

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
-use edge_cloud::ca::{Ca, Request};
-use edge_cloud::hub;
-use edge_cloud::links::Links;
+use edge_cloud::identity::ca::{Ca, Request};
+use edge_cloud::identity::registry::{NodeRecord, Registry};
 use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
-use edge_cloud::registry::{NodeRecord, Registry};
+use edge_cloud::sessions::Links;
+use edge_cloud::transport::hub;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
 use edge_proto::session::{Input, Node, NodeConfig, Output};

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use edge_cloud::ca::Ca;
-use edge_cloud::links::Links;
+use edge_cloud::identity::ca::Ca;
 use edge_cloud::records::View;
+use edge_cloud::sessions::Links;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::board::{Cloud, Outbox};

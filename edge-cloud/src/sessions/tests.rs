@@ -3,9 +3,9 @@ use std::thread;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
-use crate::ca::{Ca, NODE_LIFE_S};
-use crate::registry::NodeRecord;
-use crate::takeover::TAKEOVERS_MAX;
+use crate::identity::ca::{Ca, NODE_LIFE_S};
+use crate::identity::registry::NodeRecord;
+use crate::sessions::takeover::TAKEOVERS_MAX;
 
 fn open(data: &Path) -> Arc<Links> {
     Links::open(data, Ca::open(data).unwrap(), None).unwrap()
@@ -206,7 +206,7 @@ fn a_grace_holds_up_the_retirement_of_a_ca() {
     let state = format!(
         r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
     );
-    std::fs::write(data.path().join(crate::registry::NODES), state).unwrap();
+    std::fs::write(data.path().join(crate::identity::registry::NODES), state).unwrap();
     let links = open(data.path());
     assert!(!links.retire(None).unwrap().retired, "one CA");
     assert_eq!(links.rotate().unwrap().grace_until_unix_s, until);
@@ -225,7 +225,7 @@ fn a_retired_ca_takes_its_refused_certificates_along_unless_there_is_a_grace() {
         let state = format!(
             r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
         );
-        std::fs::write(data.path().join(crate::registry::NODES), state).unwrap();
+        std::fs::write(data.path().join(crate::identity::registry::NODES), state).unwrap();
         let links = open(data.path());
         let record = NodeRecord {
             serial: "01".to_owned(),

@@ -21,8 +21,8 @@ use edge_proto::enrol::CAS_MAX;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::ca::{CA_DER, CA_KEY, Ca, CaError, file, replace};
-use crate::registry::NODES;
+use crate::identity::ca::{CA_DER, CA_KEY, Ca, CaError, file, replace};
+use crate::identity::registry::NODES;
 
 /// File with the CAs in the data folder, since the first rollover.
 pub const AUTHORITIES: &str = "ca/authorities.json";
@@ -513,7 +513,7 @@ mod tests {
     /// which the agent verifies, over the chains that are shown to nodes and to joining boards.
     #[test]
     fn the_server_is_accepted_by_either_ca_until_the_old_one_is_retired() {
-        use crate::tls::tests::accepts;
+        use crate::transport::tls::tests::accepts;
         let data = tempfile::tempdir().unwrap();
         let first = Authorities::open(data.path()).unwrap();
         let old = first.signer().der().clone();

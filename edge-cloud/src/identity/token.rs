@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::ca::{damaged, hex, random, replace};
+use crate::identity::ca::{damaged, hex, random, replace};
 
 /// File with the tokens in the data folder.
 pub const TOKENS: &str = "tokens.json";

@@ -26,10 +26,10 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::authorities::{Authorities, Phase};
-use crate::ca::{Ca, CaError};
-use crate::links::{ExternalBroker, Links};
-use crate::tls::TlsError;
+use crate::identity::authorities::{Authorities, Phase};
+use crate::identity::ca::{Ca, CaError};
+use crate::sessions::{ExternalBroker, Links};
+use crate::transport::tls::TlsError;
 
 pub use files::write_crl;
 

@@ -1,8 +1,8 @@
 //! The links to all nodes: one session for each, whatever carries it just now. That is a socket of
-//! [`crate::hub`]'s for each node, or the one connection of [`crate::broker`] for all of them. This
+//! [`crate::transport::hub`]'s for each node, or the one connection of [`crate::transport::broker`] for all of them. This
 //! decides nothing that `edge-proto`'s session does not.
 //!
-//! Bound: [`crate::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for the
+//! Bound: [`crate::identity::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for the
 //! two sets, [`FRAMES_MAX`] frames on the way to the socket and the session's own cap of calls.
 
 mod call;
@@ -10,6 +10,7 @@ mod external_broker;
 mod node;
 mod records;
 mod rollover;
+pub mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -31,22 +32,22 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::call::{PIECES_MAX, Piece, relay};
 use self::node::{Connection, Frames, NodeSession};
-use crate::admission_queue::AdmissionQueue;
-use crate::authorities::Authorities;
-use crate::broker::Publisher;
 use crate::changes::{ChangeFeed, Changes};
 use crate::clock::unix_s;
-use crate::enrol::{Enrolled, EnrolmentService, Lives};
+use crate::identity::authorities::Authorities;
+use crate::identity::enrol::{Enrolled, EnrolmentService, Lives};
+use crate::identity::registry::{Admission, Registry};
+use crate::identity::token::TokenStore;
 use crate::nodes::{
     CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
     NodeView, RecordReports,
 };
 use crate::placement::Desired;
 use crate::records::{Records, View};
-use crate::registry::{Admission, Registry};
-use crate::takeover::{Takeovers, Verdict};
-use crate::tls::{Peer, Port};
-use crate::token::TokenStore;
+use crate::sessions::takeover::{Takeovers, Verdict};
+use crate::transport::admission_queue::AdmissionQueue;
+use crate::transport::broker::Publisher;
+use crate::transport::tls::{Peer, Port};
 
 pub use external_broker::ExternalBroker;
 pub use rollover::{ASK_AGAIN_MS, ASK_PACE, PROOF_AGAIN_MS, RENEWALS_AT_ONCE, WAITING_SHOWN};

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use crate::authorities::Authorities;
-use crate::ca::{CaError, hex};
+use crate::identity::authorities::Authorities;
+use crate::identity::ca::{CaError, hex};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use edge_proto::lanes::Lanes;
 use edge_proto::session::Input;
 
 use super::{Connection, Frames, Links, NodeSession, State};
-use crate::broker::{Publisher, write_crl};
+use crate::transport::broker::{Publisher, write_crl};
 
 /// See [`Links::keep_list`].
 const LIST_PACE: Duration = Duration::from_secs(1);

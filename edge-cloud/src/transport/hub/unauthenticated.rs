@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::admission_queue::network;
+use crate::transport::admission_queue::network;
 
 /// The places of all connections without a certificate; the oldest of the busiest network makes room.
 pub(super) struct Unauthenticated {

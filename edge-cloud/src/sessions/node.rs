@@ -11,12 +11,12 @@ use edge_proto::session::{Cloud, Input, Output, Payload};
 use tokio::sync::{mpsc, watch};
 
 use super::call::Heard;
-use crate::broker::Publisher;
 use crate::clock::unix_s;
+use crate::identity::registry::NodeRecord;
 use crate::nodes::NodeView;
 use crate::placement::Desired;
-use crate::registry::NodeRecord;
-use crate::takeover::Takeovers;
+use crate::sessions::takeover::Takeovers;
+use crate::transport::broker::Publisher;
 
 /// See [`Problems`].
 const PROBLEM_MS: u64 = 60_000;

@@ -17,12 +17,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::authorities::Authorities;
-use crate::ca::{self, CaError, NODE_LIFE_S};
 use crate::clock::{is_plausible, unix_s};
-use crate::registry::{Certificate, NodeRecord, Registry, RegistryError};
-use crate::tls::{self, Peer};
-use crate::token::{TokenError, TokenStore};
+use crate::identity::authorities::Authorities;
+use crate::identity::ca::{self, CaError, NODE_LIFE_S};
+use crate::identity::registry::{Certificate, NodeRecord, Registry, RegistryError};
+use crate::identity::token::{TokenError, TokenStore};
+use crate::transport::tls::{self, Peer};
 
 /// Time for a whole enrolment after the TLS handshake: TCP at 30 % loss needs up to 70 s.
 pub const DEADLINE: Duration = Duration::from_secs(90);

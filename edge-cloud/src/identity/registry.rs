@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 pub(crate) use self::state::State;
 pub use self::state::{CHANGES_BYTES, RETIRED_MAX};
 use self::state::{Kept, Retired, Step, load};
-use crate::ca::NODE_LIFE_S;
-use crate::tls::Peer;
+use crate::identity::ca::NODE_LIFE_S;
+use crate::transport::tls::Peer;
 
 mod state;
 

@@ -1,5 +1,5 @@
 //! The rollover of the CA: its steps, and the nodes that it waits for. What a step means, see
-//! [`crate::authorities`].
+//! [`crate::identity::authorities`].
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use edge_proto::call::{ANSWER_OK, METHOD_RENEW};
 use tokio::sync::watch;
 
 use super::{Links, NodeSession};
-use crate::authorities::{Authorities, Phase};
-use crate::ca::{Ca, OWN_NOT_AFTER};
 use crate::clock::unix_s;
+use crate::identity::authorities::{Authorities, Phase};
+use crate::identity::ca::{Ca, OWN_NOT_AFTER};
+use crate::identity::registry::NODES_MAX;
 use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting, Calls as _};
-use crate::registry::NODES_MAX;
-use crate::tls::{Port, TlsError};
+use crate::transport::tls::{Port, TlsError};
 
 /// Nodes that are asked to renew their certificate in each [`ASK_PACE`], after a change of the CAs:
 /// each costs a handshake or two and a signature. 5,000 take about four minutes.
@@ -54,7 +54,7 @@ impl Links {
     /// fails then is told as an event: the step is made.
     fn step(
         &self,
-        step: impl FnOnce(&Authorities) -> Result<Authorities, crate::ca::CaError>,
+        step: impl FnOnce(&Authorities) -> Result<Authorities, crate::identity::ca::CaError>,
     ) -> Result<Arc<Authorities>, String> {
         let text = |error: &dyn std::fmt::Display| format!("cannot change the CA: {error}");
         let mut cas = self.cas.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,8 +8,8 @@ use std::path::Path;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::USER;
-use crate::authorities::Authorities;
-use crate::ca::{Ca, CaError, pem, replace_with_mode};
+use crate::identity::authorities::Authorities;
+use crate::identity::ca::{Ca, CaError, pem, replace_with_mode};
 
 /// What `edge-cloud broker-config` has written, for a person.
 pub const FILES: [(&str, &str); 8] = [

@@ -31,8 +31,8 @@ use tokio_rustls::server::TlsStream;
 
 use self::unauthenticated::{Place, Unauthenticated};
 use crate::clock::unix_s;
-use crate::links::{Links, Refused};
-use crate::tls::{self, Peer};
+use crate::sessions::{Links, Refused};
+use crate::transport::tls::{self, Peer};
 
 /// Connections at once, those that still shake hands included.
 const CONNECTIONS_MAX: usize = 8_192;
@@ -435,8 +435,8 @@ mod tests {
     use tokio::io::DuplexStream;
 
     use super::*;
-    use crate::ca::Ca;
-    use crate::links::FRAMES_MAX;
+    use crate::identity::ca::Ca;
+    use crate::sessions::FRAMES_MAX;
 
     const KEEPALIVE: Duration = Duration::from_secs(60);
 
