@@ -27,6 +27,7 @@ pub mod object;
 pub mod rate_limiter;
 pub mod session;
 pub mod set;
+pub mod sorted;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

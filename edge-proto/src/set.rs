@@ -1,12 +1,11 @@
 //! The receiver's half of a replicated set: which object stands under each key, by hash.
 
-use alloc::collections::BTreeMap;
-
 use sha2::{Digest as _, Sha256};
 
 use crate::hash::{Hash16, Hash32};
 use crate::key::Key;
 use crate::limits::SET_OBJECTS_MAX;
+use crate::sorted::SortedMap;
 
 /// Why an object is in a set only as a stub: key, hash and this reason. Membership never depends
 /// on admission, so the roots of both ends meet all the same.
@@ -57,7 +56,7 @@ pub struct Member {
 /// A set of at most [`SET_OBJECTS_MAX`] objects, by key.
 #[derive(Clone, Debug, Default)]
 pub struct ReplicaSet {
-    members: BTreeMap<Key, Member>,
+    members: SortedMap<Key, Member>,
 }
 
 impl ReplicaSet {
@@ -65,7 +64,7 @@ impl ReplicaSet {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            members: BTreeMap::new(),
+            members: SortedMap::new(),
         }
     }
 

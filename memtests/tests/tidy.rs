@@ -165,6 +165,29 @@ fn inside(folder: &Path, file: &str) -> Option<PathBuf> {
     Some(clean)
 }
 
+/// B-trees cost the agent more bytes than everything that it keeps in them: `edge_proto::sorted` has
+/// maps and sets instead. Tests may use them.
+#[test]
+fn the_agent_has_no_b_trees() {
+    let folders = ["edge-proto/src", "edge-min/src", "edge-min/core/src"];
+    let mut findings = Vec::new();
+    for (path, text) in sources() {
+        let is_test = path.to_string_lossy().ends_with("_tests.rs");
+        if is_test || !folders.iter().any(|folder| path.starts_with(folder)) {
+            continue;
+        }
+        // Tests are at the end of a file.
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
+        for (number, line) in (1..).zip(lines) {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("BTreeMap") || code.contains("BTreeSet") {
+                findings.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    report("a B-tree in the agent, use edge_proto::sorted", &findings);
+}
+
 #[test]
 fn every_limit_is_documented() {
     let document = std::fs::read_to_string(root().join("docs/limits.md")).unwrap();

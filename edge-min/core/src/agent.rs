@@ -1,6 +1,6 @@
 //! The agent composed: desired objects in, pods reconciled, statuses out.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
@@ -11,6 +11,7 @@ use edge_proto::limits::{REFUSED_LISTED_MAX, SET_OBJECTS_MAX};
 use edge_proto::object::{
     Condition, ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Refused, Secret, clip,
 };
+use edge_proto::sorted::{SortedMap, SortedSet};
 
 use crate::backoff;
 use crate::event::Event;
@@ -26,14 +27,14 @@ const CONDITIONS_MAX: usize = 32;
 /// replicated set; a ConfigMap or Secret beyond that is refused, a refusal beyond is not listed.
 #[derive(Debug)]
 pub struct Agent {
-    pub(crate) pods: BTreeMap<Uid, PodState>,
-    pub(crate) config_maps: BTreeMap<(String, String), ConfigMap>,
-    pub(crate) secrets: BTreeMap<(String, String), Secret>,
+    pub(crate) pods: SortedMap<Uid, PodState>,
+    pub(crate) config_maps: SortedMap<(String, String), ConfigMap>,
+    pub(crate) secrets: SortedMap<(String, String), Secret>,
     policy: NodePolicy,
-    refused: BTreeMap<Key, (Hash16, String)>,
+    refused: SortedMap<Key, (Hash16, String)>,
     /// Payloads of pods refused for want of room; they get in when others leave.
-    crowded_out: BTreeMap<Uid, Vec<u8>>,
-    conditions: BTreeMap<String, Condition>,
+    crowded_out: SortedMap<Uid, Vec<u8>>,
+    conditions: SortedMap<String, Condition>,
     facts: NodeStatus,
     pub(crate) node_reported: Option<Vec<u8>>,
     /// Nothing starts before it is known what runs already.
@@ -48,13 +49,13 @@ impl Agent {
     #[must_use]
     pub fn new(config: AgentConfig) -> Self {
         Self {
-            pods: BTreeMap::new(),
-            config_maps: BTreeMap::new(),
-            secrets: BTreeMap::new(),
+            pods: SortedMap::new(),
+            config_maps: SortedMap::new(),
+            secrets: SortedMap::new(),
             policy: NodePolicy::default(),
-            refused: BTreeMap::new(),
-            crowded_out: BTreeMap::new(),
-            conditions: BTreeMap::new(),
+            refused: SortedMap::new(),
+            crowded_out: SortedMap::new(),
+            conditions: SortedMap::new(),
             facts: config.facts,
             node_reported: None,
             discovered: false,
@@ -328,7 +329,7 @@ impl Agent {
             let same = self.spec_hash(&item.uid, &item.container) == Some(item.spec);
             (item.pid.is_none(), !same)
         });
-        let mut seen = BTreeSet::new();
+        let mut seen = SortedSet::new();
         let mut orphans = 0;
         for item in found {
             let wanted = self
@@ -510,7 +511,7 @@ impl Agent {
     }
 }
 
-fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Result<(), String> {
+fn replace<K: Ord, V>(map: &mut SortedMap<K, V>, key: K, value: Option<V>) -> Result<(), String> {
     match value {
         Some(_) if map.len() >= SET_OBJECTS_MAX && !map.contains_key(&key) => {
             return Err("the node holds as many objects as it may".to_string());

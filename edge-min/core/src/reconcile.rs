@@ -1,12 +1,13 @@
 //! What follows from what is desired and what is: starts, stops, removals and reports.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use edge_proto::Millis;
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{ConfigMap, NodeStatus, Secret};
+use edge_proto::sorted::SortedMap;
 
 use crate::agent::Agent;
 use crate::event::Event;
@@ -78,8 +79,8 @@ impl Agent {
 /// Names the first ConfigMap or Secret that the pod waits for.
 fn missing(
     pod: &PodState,
-    config_maps: &BTreeMap<(String, String), ConfigMap>,
-    secrets: &BTreeMap<(String, String), Secret>,
+    config_maps: &SortedMap<(String, String), ConfigMap>,
+    secrets: &SortedMap<(String, String), Secret>,
 ) -> Option<String> {
     let pod = pod.spec.as_ref()?;
     pod.needs().find_map(|(secret, name)| {

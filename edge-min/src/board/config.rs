@@ -7,7 +7,6 @@
 
 mod records;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -15,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_proto::enrol::Endpoint;
+use edge_proto::sorted::SortedMap;
 
 use crate::board::board_file;
 use crate::board::name::{SYSFS, Template};
@@ -57,7 +57,7 @@ pub enum Value {
 /// A value with the line it stands on.
 pub type Entry = (usize, Value);
 /// `table.key`, or `key` above the first table.
-pub type Table = BTreeMap<String, Entry>;
+pub type Table = SortedMap<String, Entry>;
 
 /// What is wrong with a config file.
 #[derive(Debug, PartialEq, Eq)]
@@ -516,6 +516,8 @@ fn string(text: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use proptest::prelude::*;
 

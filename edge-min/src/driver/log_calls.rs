@@ -1,11 +1,11 @@
 //! Calls for logs over the link: each sends what its window allows and, when it follows, looks
 //! again after a while.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
 use edge_proto::session::Input;
+use edge_proto::sorted::SortedMap;
 
 use crate::workload::logs;
 
@@ -30,7 +30,7 @@ struct Call {
 /// The calls of one session; the session itself caps their number.
 #[derive(Default)]
 pub struct LogCalls {
-    calls: BTreeMap<u32, Call>,
+    calls: SortedMap<u32, Call>,
 }
 
 impl LogCalls {

@@ -10,7 +10,6 @@ mod resolve;
 mod uplink;
 pub mod workers;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +25,7 @@ use edge_proto::key::{Kind, Uid};
 use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::object::{Condition, NodeStatus};
 use edge_proto::session::{self, Node, NodeConfig};
+use edge_proto::sorted::SortedMap;
 use smol::future::or;
 use smol::{Async, Timer};
 
@@ -87,7 +87,7 @@ struct Driver {
     live: bool,
     in_sync: bool,
     /// Spec hash of what runs.
-    running: BTreeMap<(Uid, String), Hash16>,
+    running: SortedMap<(Uid, String), Hash16>,
     reaper: Reaper,
     runtime: Runtime,
     runtime_jobs: Jobs<RuntimeJob>,
@@ -196,7 +196,7 @@ pub fn run(config: Config) -> Result<(), String> {
         link_error: String::new(),
         live: false,
         in_sync: false,
-        running: BTreeMap::new(),
+        running: SortedMap::new(),
         reaper,
         runtime,
         runtime_jobs,

@@ -1,11 +1,11 @@
 //! What a container is started with: environment and volumes, resolved from the desired objects.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use edge_core::Agent;
 use edge_proto::key::Uid;
 use edge_proto::object::{Container, Data, EnvValue, Pod, RuntimeClass, VolumeSource};
+use edge_proto::sorted::SortedSet;
 
 use crate::driver::workers::{RuntimeJob, Start};
 use crate::workload::runtime::LOG_BYTES_MAX;
@@ -36,7 +36,7 @@ fn images(agent: &Agent, gone: Option<Uid>) -> Vec<String> {
         .filter_map(|uid| agent.pod(&uid))
         .filter(|pod| pod.runtime == RuntimeClass::Runc);
     let containers = pods.flat_map(|pod| &pod.containers);
-    let images: BTreeSet<&String> = containers.map(|container| &container.image).collect();
+    let images: SortedSet<&String> = containers.map(|container| &container.image).collect();
     images.into_iter().cloned().collect()
 }
 

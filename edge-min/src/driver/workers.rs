@@ -14,6 +14,7 @@ use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{CAPABILITIES_ALL, Container, Pod, RuntimeClass, granted};
 use edge_proto::session::Payload;
+use edge_proto::sorted::SortedMap;
 
 use crate::image::images::Images;
 use crate::storage::store::{Applied, Store};
@@ -601,6 +602,6 @@ fn default_path() -> Vec<(String, String)> {
 }
 
 fn last_wins(env: Vec<(String, String)>) -> Vec<(String, String)> {
-    let map: std::collections::BTreeMap<_, _> = env.into_iter().collect();
+    let map: SortedMap<_, _> = env.into_iter().collect();
     map.into_iter().collect()
 }

@@ -2,7 +2,6 @@
 //! layers unpacked once into `STATE/layers/<digest>` and never half, and removed again when
 //! nothing uses them and room is short.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -10,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 use edge_core::flash::Subsystem;
+use edge_proto::sorted::SortedSet;
 
 use super::unpack;
 use crate::storage::{medium, tree};
@@ -240,7 +240,7 @@ impl Images {
         self.collect(&self.layers_of(in_use), false)
     }
 
-    fn collect(&self, keep: &BTreeSet<String>, all: bool) -> io::Result<usize> {
+    fn collect(&self, keep: &SortedSet<String>, all: bool) -> io::Result<usize> {
         let mut unused = Vec::new();
         for entry in fs::read_dir(&self.layers)? {
             let entry = entry?;
@@ -281,12 +281,12 @@ impl Images {
 
     /// Layers of these images. One that is not in the preload folder any more has none: nothing
     /// could start from them.
-    fn layers_of(&self, references: &[String]) -> BTreeSet<String> {
-        let mut layers = BTreeSet::new();
+    fn layers_of(&self, references: &[String]) -> SortedSet<String> {
+        let mut layers = SortedSet::new();
         for layout in self.layouts() {
             for reference in references {
                 if let Ok(Some(manifest)) = layout.find(reference, std::env::consts::ARCH) {
-                    layers.append(&mut hexes(&manifest));
+                    layers.extend(hexes(&manifest));
                 }
             }
         }
@@ -301,7 +301,7 @@ impl Images {
     }
 }
 
-fn hexes(manifest: &Manifest) -> BTreeSet<String> {
+fn hexes(manifest: &Manifest) -> SortedSet<String> {
     let hexes = manifest.layers.iter().filter_map(|one| one.hex().ok());
     hexes.map(str::to_owned).collect()
 }

@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
+use edge_proto::sorted::SortedMap;
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tar::{Archive, EntryType};
@@ -34,7 +35,7 @@ pub struct Descriptor {
     #[serde(default)]
     size: u64,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: SortedMap<String, String>,
     #[serde(default)]
     platform: Option<Platform>,
 }

@@ -8,7 +8,6 @@
 //! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
 //! the cloud sends again what is missing. Secrets are sealed, each for its own key.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CONFIG_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX};
 use edge_proto::session::{Payload, Reason};
+use edge_proto::sorted::{SortedMap, SortedSet};
 use serde::{Deserialize, Serialize};
 
 use crate::storage::medium::{self, Durability};
@@ -63,7 +63,7 @@ pub struct Stored {
 struct Snapshot {
     generation: u64,
     epoch: u64,
-    records: BTreeMap<Key, Record>,
+    records: SortedMap<Key, Record>,
 }
 
 /// The store.
@@ -72,7 +72,7 @@ pub struct Store {
     sealer: Sealer,
     snapshot: Snapshot,
     /// Files in `objects/` that the older generation on the medium names.
-    older: BTreeSet<String>,
+    older: SortedSet<String>,
     cache: Cache,
     /// A file is damaged or missing, and stays so until the cloud has confirmed the set.
     damaged: bool,
@@ -90,7 +90,7 @@ impl Store {
         let mut damage = None;
         let mut newest: Option<Snapshot> = None;
         let mut missing = None;
-        let mut older = BTreeSet::new();
+        let mut older = SortedSet::new();
         for name in GENERATIONS {
             match read_snapshot(&state.join(name)) {
                 Ok(Some(snapshot)) => {
@@ -100,7 +100,7 @@ impl Store {
                         }
                         best => (snapshot, best),
                     };
-                    older = other.map_or_else(BTreeSet::new, |other| object_names(&other.records));
+                    older = other.map_or_else(SortedSet::new, |other| object_names(&other.records));
                     newest = Some(newer);
                 }
                 Ok(None) => missing = Some(name),
@@ -163,7 +163,7 @@ impl Store {
     fn recover(&mut self, loaded: Loaded, lost: &[Key]) -> Option<&'static str> {
         let none = self.snapshot.generation == 0;
         let newer = none || (loaded.complete && loaded.meta.generation > self.snapshot.generation);
-        let mut records = BTreeMap::new();
+        let mut records = SortedMap::new();
         for (key, record) in loaded.entries {
             let key = postcard::from_bytes::<Key>(&key);
             let record = postcard::from_bytes::<Record>(&record);
@@ -360,7 +360,7 @@ impl Store {
         &self,
         hash: Hash32,
         key: &Key,
-        records: &BTreeMap<Key, Record>,
+        records: &SortedMap<Key, Record>,
     ) -> io::Result<Vec<u8>> {
         let part = self.blob_part(hash);
         let wanted = Record::Large(hash);
@@ -462,7 +462,7 @@ fn object_name(key: &Key, hash: Hash32) -> String {
     [&hash.to_string(), "-", &owner].concat()
 }
 
-fn object_names(records: &BTreeMap<Key, Record>) -> BTreeSet<String> {
+fn object_names(records: &SortedMap<Key, Record>) -> SortedSet<String> {
     records
         .iter()
         .filter_map(|(key, record)| match record {
@@ -677,7 +677,7 @@ mod tests {
             .apply(vec![put("a", b"one"), put("b", b"two")], 1)
             .unwrap();
         let (a, b) = (put("a", b"").0, put("b", b"").0);
-        let record = store.snapshot.records[&a].clone();
+        let record = store.snapshot.records.get(&a).unwrap().clone();
         assert!(store.read(&a, &record).is_some());
         assert!(store.read(&b, &record).is_none());
     }

@@ -10,12 +10,12 @@
 //! the status that a `Command` of a worker waits for. This must therefore live on the main
 //! thread, which may itself fork only what it waits for at once.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge_proto::key::Uid;
+use edge_proto::sorted::SortedMap;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -75,10 +75,10 @@ impl Process {
 /// First processes of containers that runc has made and that the reaper does not watch yet, with
 /// the code of those that have ended meanwhile. At most one for each start under way.
 #[derive(Clone, Debug, Default)]
-pub struct Newborns(Arc<Mutex<BTreeMap<u32, Option<i32>>>>);
+pub struct Newborns(Arc<Mutex<SortedMap<u32, Option<i32>>>>);
 
 impl Newborns {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Option<i32>>> {
+    fn lock(&self) -> MutexGuard<'_, SortedMap<u32, Option<i32>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,7 +103,7 @@ struct Watched {
 pub struct Reaper {
     epoll: Epoll,
     signals: SignalFd,
-    watched: BTreeMap<u64, Watched>,
+    watched: SortedMap<u64, Watched>,
     next: u64,
     newborns: Newborns,
 }
@@ -125,7 +125,7 @@ impl Reaper {
         Ok(Self {
             epoll,
             signals,
-            watched: BTreeMap::new(),
+            watched: SortedMap::new(),
             next: 0,
             newborns,
         })

@@ -87,6 +87,13 @@ pub struct Found {
     pub process: Option<Process>,
 }
 
+/// What is of use in the answer of `runc state`.
+#[derive(serde::Deserialize)]
+struct RuncState {
+    status: String,
+    pid: u32,
+}
+
 /// The runtime; clones share nothing but the board.
 #[derive(Clone)]
 pub struct Runtime {
@@ -491,10 +498,8 @@ impl Runtime {
             // runc compares the start time itself.
             let pid = || {
                 let state = self.runc(&["state", &id]).ok()?;
-                let state: serde_json::Value = serde_json::from_slice(&state.stdout).ok()?;
-                let running = state.get("status")?.as_str()? == "running";
-                let pid = u32::try_from(state.get("pid")?.as_u64()?).ok()?;
-                running.then_some(pid)
+                let state: RuncState = serde_json::from_slice(&state.stdout).ok()?;
+                (state.status == "running").then_some(state.pid)
             };
             let process = Process::open(pid()?).ok()?;
             (pid() == Some(process.pid())).then_some(process)?

@@ -9,6 +9,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use edge_proto::object::Data;
+use edge_proto::sorted::SortedSet;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -299,7 +300,7 @@ pub fn write_files(dir: &Path, files: &Data, mode: u32) -> io::Result<()> {
     drop(fs::remove_file(&link));
     symlink(version, &link)?;
     fs::rename(&link, dir.join("..data"))?;
-    let tops: std::collections::BTreeSet<&str> = files
+    let tops: SortedSet<&str> = files
         .iter()
         .filter_map(|(path, _)| path.split('/').next())
         .collect();

@@ -1,17 +1,18 @@
 //! Calls: the cloud asks, the node answers in pieces within the credit that the cloud gives.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::Output;
 use super::sender::send;
 use crate::frame::{Frame, SessionId};
 use crate::limits::{CALL_BYTES_MAX, CALL_WINDOW_BYTES, CALLS_MAX};
+use crate::sorted::SortedMap;
 
 /// The node's half. At most [`CALLS_MAX`] calls.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    calls: BTreeMap<u32, Answer>,
+    calls: SortedMap<u32, Answer>,
     /// Highest id seen in this session: a doubled `CallOpen` does not run a call twice.
     last: Option<u32>,
 }
@@ -119,7 +120,7 @@ impl Answers {
 /// The cloud's half. At most [`CALLS_MAX`] calls.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    calls: BTreeMap<u32, Request>,
+    calls: SortedMap<u32, Request>,
     last: Option<u32>,
 }
 

@@ -1,7 +1,7 @@
 //! Fetching large objects, one after the other, several pieces ahead. Pieces that come out of turn
 //! wait here, so that the caller gets the bytes in order and one piece at a time.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::Output;
@@ -13,6 +13,7 @@ use crate::Millis;
 use crate::frame::{Frame, SessionId};
 use crate::hash::Hash32;
 use crate::limits::{BLOBS_MAX, PIECE_BYTES_MAX};
+use crate::sorted::SortedMap;
 
 /// A piece is given up when so many that were asked for later have come.
 const OVERTAKEN_MAX: u8 = 3;
@@ -50,7 +51,7 @@ pub(super) struct Fetch {
     /// Missing pieces before `next`, ascending; with `held` at most a window.
     asks: VecDeque<Ask>,
     /// Pieces that came before their turn.
-    held: BTreeMap<u32, Vec<u8>>,
+    held: SortedMap<u32, Vec<u8>>,
     /// Nothing was asked for from here on.
     next: u32,
     repeat: Repeat,
@@ -66,7 +67,7 @@ impl Fetch {
             have: None,
             given: 0,
             asks: VecDeque::new(),
-            held: BTreeMap::new(),
+            held: SortedMap::new(),
             next: 0,
             repeat: Repeat::new(),
             pause: Repeat::new(),

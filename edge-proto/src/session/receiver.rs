@@ -1,6 +1,6 @@
 //! The receiving half of one replicated set.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use super::congestion_window::CongestionWindow;
@@ -14,6 +14,7 @@ use crate::hash::{Hash16, Hash32};
 use crate::key::Key;
 use crate::limits::{FRAME_BYTES_MAX, INLINE_BYTES_MAX, INVENTORY_PAGE_MAX, SET_OBJECTS_MAX};
 use crate::set::{Member, Reason, ReplicaSet, root};
+use crate::sorted::{SortedMap, SortedSet};
 
 /// Bytes of an inventory frame around its entries.
 const INVENTORY_HEADER_BYTES: usize = 64;
@@ -215,14 +216,14 @@ impl Receiver {
 
     /// Root with `members` changed; `None` if the set would pass its cap or a key stands twice.
     fn root_after(&self, members: &[(Key, Option<Member>)]) -> Option<Hash16> {
-        let mut view: BTreeMap<&Key, Hash16> = self.replica.iter().collect();
-        let mut changed = BTreeMap::new();
+        let mut view: SortedMap<&Key, Hash16> = self.replica.iter().collect();
+        let mut changed = SortedSet::new();
         for (key, member) in members {
             match member {
                 Some(member) => view.insert(key, member.hash),
                 None => view.remove(key),
             };
-            if changed.insert(key, ()).is_some() {
+            if !changed.insert(key) {
                 return None;
             }
         }

@@ -4,7 +4,7 @@
 //! entry however often its key changes, what is sent is always the newest value, and the peer's
 //! root is known at every step without a copy of the peer's set.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -19,6 +19,7 @@ use crate::limits::{
     PIECE_BYTES_MAX, SET_OBJECTS_MAX,
 };
 use crate::set::{Reason, root};
+use crate::sorted::SortedMap;
 
 /// Bytes of a change frame around its items: version, tags, session, roots, counts.
 const CHANGE_HEADER_BYTES: usize = 64;
@@ -66,17 +67,17 @@ struct Pages {
     root: Hash16,
     seen: u128,
     last: Option<u8>,
-    entries: BTreeMap<Key, Hash16>,
+    entries: SortedMap<Key, Hash16>,
 }
 
 #[derive(Debug)]
 pub(super) struct Sender {
     set: Set,
     kinds: u32,
-    objects: BTreeMap<Key, Object>,
+    objects: SortedMap<Key, Object>,
     payload_bytes: usize,
     peer_root: Option<Hash16>,
-    behind: BTreeMap<Key, Option<Hash16>>,
+    behind: SortedMap<Key, Option<Hash16>>,
     cursor: Option<Key>,
     flight: Option<Flight>,
     /// Twice the number of the last change or question of this session.
@@ -99,10 +100,10 @@ impl Sender {
         Self {
             set,
             kinds: u32::MAX,
-            objects: BTreeMap::new(),
+            objects: SortedMap::new(),
             payload_bytes: 0,
             peer_root: None,
-            behind: BTreeMap::new(),
+            behind: SortedMap::new(),
             cursor: None,
             flight: None,
             order: 0,
@@ -368,20 +369,15 @@ impl Sender {
 
     /// The peer's root once it has `items` too.
     fn root_after(&self, items: &[(Key, Option<Object>)]) -> Hash16 {
-        let mut view: BTreeMap<&Key, Hash16> = self.wanted().collect();
-        for (key, at_peer) in &self.behind {
-            match at_peer {
-                Some(hash) => view.insert(key, *hash),
-                None => view.remove(key),
-            };
-        }
-        for (key, object) in items {
-            match object {
-                Some(object) => view.insert(key, object.sha256.short()),
-                None => view.remove(key),
-            };
-        }
-        root(view.into_iter())
+        let wanted = self.wanted().map(|(key, hash)| (key, Some(hash)));
+        let mut view: SortedMap<&Key, Option<Hash16>> = wanted.collect();
+        view.extend(self.behind.iter().map(|(key, at_peer)| (key, *at_peer)));
+        let hash = |object: &Option<Object>| object.as_ref().map(|object| object.sha256.short());
+        view.extend(items.iter().map(|(key, object)| (key, hash(object))));
+        root(
+            view.into_iter()
+                .filter_map(|(key, hash)| Some((key, hash?))),
+        )
     }
 
     /// The peer's set is durable at `have`, and `order` was the last that it had heard.
@@ -446,7 +442,7 @@ impl Sender {
                 root,
                 seen: 0,
                 last: None,
-                entries: BTreeMap::new(),
+                entries: SortedMap::new(),
             },
         };
         pages.seen |= 1 << page;
@@ -465,7 +461,7 @@ impl Sender {
         }
     }
 
-    fn compare(&mut self, now: Millis, claimed: Hash16, entries: BTreeMap<Key, Hash16>) {
+    fn compare(&mut self, now: Millis, claimed: Hash16, entries: SortedMap<Key, Hash16>) {
         self.forget_peer();
         self.peer_root = Some(claimed);
         let honest = root(entries.iter().map(|(key, hash)| (key, *hash))) == claimed;
@@ -480,11 +476,12 @@ impl Sender {
             let wanted = self.wanted_hash(&key);
             self.note_peer(&key, at_peer, wanted);
         }
-        for (key, hash) in entries {
-            if self.wanted_hash(&key).is_none() {
-                self.behind.insert(key, Some(hash));
-            }
-        }
+        let surplus: Vec<_> = entries
+            .into_iter()
+            .filter(|(key, _)| self.wanted_hash(key).is_none())
+            .map(|(key, hash)| (key, Some(hash)))
+            .collect();
+        self.behind.extend(surplus);
         self.repeat.at = None;
         if !honest {
             self.repeat.arm(now);

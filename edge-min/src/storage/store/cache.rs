@@ -8,7 +8,6 @@
 //! files that it never syncs; a `meta` record says how many pieces there are, because a truncated
 //! database opens without an error and without records.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
@@ -18,6 +17,7 @@ use std::time::Duration;
 
 use edge_proto::hash::Hash16;
 use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX, SET_OBJECTS_MAX};
+use edge_proto::sorted::SortedMap;
 use nix::sys::signal::Signal::{SIGABRT, SIGALRM};
 use serde::{Deserialize, Serialize};
 
@@ -426,14 +426,14 @@ impl Pieces {
 }
 
 fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
-    let mut wanted = BTreeMap::new();
+    let mut pieces = Vec::new();
     let meta = loop {
         match read_frame(input)? {
             frame @ Frame::Entry(..) => {
                 let Frame::Entry(key, _) = &frame else {
                     continue;
                 };
-                pieces(key, &frame, &mut wanted)?;
+                cut(key, &frame, &mut pieces)?;
             }
             Frame::Set(meta, _) => break meta,
             _ => return Err(said(false, "not a set")),
@@ -442,9 +442,11 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     let record = Record {
         version: VERSION,
         meta,
-        pieces: u32::try_from(wanted.len()).map_err(|_| said(false, "too many pieces"))?,
+        pieces: u32::try_from(pieces.len()).map_err(|_| said(false, "too many pieces"))?,
     };
-    wanted.insert(META.to_vec(), with_checksum(&edge_proto::encode(&record)));
+    pieces.push((META.to_vec(), with_checksum(&edge_proto::encode(&record))));
+    // Up to some thousands, in the order of hashes: sorted once.
+    let mut wanted: SortedMap<Vec<u8>, Vec<u8>> = pieces.into_iter().collect();
 
     let db = open(dir, true)?;
     // Opened before the first write, so that the kernel reports a failed write-back here.
@@ -452,15 +454,14 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     let mut batch = sled::Batch::default();
     for item in db.iter() {
         let (key, value) = item.map_err(|error| failed(&error))?;
-        match wanted.get(key.as_ref()) {
-            Some(new) if value == new.as_slice() => {
-                wanted.remove(key.as_ref());
-            }
+        match wanted.get_mut(key.as_ref()) {
+            // It stands there. An empty value is none: each has its checksum.
+            Some(new) if value == new.as_slice() => new.clear(),
             Some(_) => {}
             None => batch.remove(key),
         }
     }
-    for (key, value) in wanted {
+    for (key, value) in wanted.into_iter().filter(|(_, value)| !value.is_empty()) {
         batch.insert(key, value);
     }
     db.apply_batch(batch).map_err(|error| failed(&error))?;
@@ -482,7 +483,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
 }
 
 /// Cuts an entry; each value is checksum, number of pieces, bytes.
-fn pieces(key: &[u8], entry: &Frame, into: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), Failure> {
+fn cut(key: &[u8], entry: &Frame, into: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Failure> {
     let body = edge_proto::encode(entry);
     let too_large = |_| said(false, "an entry is too large");
     let count = u16::try_from(body.chunks(PIECE_BYTES).len()).map_err(too_large)?;
@@ -490,7 +491,7 @@ fn pieces(key: &[u8], entry: &Frame, into: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> R
     for (index, bytes) in (0_u16..).zip(body.chunks(PIECE_BYTES)) {
         let name = [id.0.as_slice(), &index.to_be_bytes()].concat();
         let value = with_checksum(&[count.to_be_bytes().as_slice(), bytes].concat());
-        into.insert(name, value);
+        into.push((name, value));
     }
     Ok(())
 }
