@@ -2,37 +2,35 @@
 //!
 //! Exit codes: see [`Exit`].
 
+mod args;
 mod ca;
+mod lists;
 mod records;
 mod table;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use axum::http::Method;
-use clap::{Args, Parser, Subcommand};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{NodeRow, PodRow, ProblemRow, TokenAnswer, TokenRequest};
-use crate::backup::{self, Backup, BackupError, Report};
+use self::args::{Command, Logs, Node, Restore, Serve, Token};
+use self::lists::{events, nodes, pods, problems, restored};
+use self::table::table;
+use crate::api::{TokenAnswer, TokenRequest};
+use crate::backup::{self, Backup, BackupError};
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
 use crate::identity::authorities::Authorities;
-use crate::identity::ca::NODE_LIFE_S;
-use crate::transport::broker::{self, files::FILES};
-
 use crate::identity::enrol::Lives;
 use crate::identity::registry::{self, NODES};
 use crate::manifest::Manifests;
-use crate::nodes::Event;
-use crate::records::target;
 use crate::serve;
-use crate::sessions::ADMISSIONS_PER_S;
-use table::{ago, ahead, table, yes};
+use crate::transport::broker::files::{self, FILES};
+
+pub use self::args::Cli;
 
 /// Exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,248 +48,6 @@ pub enum Exit {
     Refused = 4,
     /// Anything else: files, a broken connection.
     Failed = 5,
-}
-
-/// The cloud end of edge-min. Exit codes: 0 done, 1 problems found, 2 wrong usage, 3 edge-cloud
-/// does not answer, 4 refused or not found, 5 other failures.
-#[derive(Debug, Parser)]
-#[command(name = "edge-cloud", version)]
-pub struct Cli {
-    /// Prints JSON.
-    #[arg(long, global = true)]
-    json: bool,
-    /// Folder with the CA, the registry of nodes and the API's socket.
-    #[arg(long, global = true, default_value = "/var/lib/edge-cloud")]
-    data: PathBuf,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Serves nodes, manifests and the API until Ctrl-C.
-    Serve(Box<Serve>),
-    /// Makes join tokens.
-    #[command(subcommand)]
-    Token(Token),
-    /// Lists the nodes.
-    Nodes,
-    /// Lists the pods: what is asked for and what the nodes report.
-    Pods,
-    /// Lists the latest events.
-    Events,
-    /// Lists the streams of records: what was delivered, and what was lost and why. Exit code 1 if
-    /// the books of one do not balance, or the sink fails.
-    Records,
-    /// Lists what in the manifests was refused, and pods that are not placed. Exit code 1 if any.
-    Problems,
-    /// Prints the output of a container.
-    Logs(Logs),
-    /// Deletes or revokes a node.
-    #[command(subcommand)]
-    Node(Node),
-    /// Shows the CAs and rolls over from one to the next.
-    #[command(subcommand)]
-    Ca(ca::Command),
-    /// Writes everything that edge-cloud remembers into one file, whether it serves or not. The
-    /// file holds the key of the CA: who has it is your cloud.
-    Backup {
-        /// The file; an older one is replaced.
-        file: PathBuf,
-    },
-    /// Puts a backup into the data folder. edge-cloud must not serve from it.
-    Restore(Restore),
-    /// Writes what an external broker needs: certificates, access control, a mosquitto.conf.
-    BrokerConfig {
-        /// Folder for the files.
-        dir: PathBuf,
-        /// Names and addresses under which the broker is reached, separated by commas.
-        #[arg(long, value_delimiter = ',', required = true)]
-        name: Vec<String>,
-        /// Port of the broker.
-        #[arg(long, default_value_t = 8883)]
-        port: u16,
-    },
-    /// Checks a folder of manifests, without a server. Exit code 1 if anything is refused.
-    Check {
-        /// The folder, or one file.
-        manifests: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Serve {
-    /// Folder of Kubernetes manifests, watched for changes.
-    #[arg(long)]
-    manifests: PathBuf,
-    /// Where nodes connect.
-    #[arg(long, default_value = "0.0.0.0:8883")]
-    listen: SocketAddr,
-    /// Names and addresses under which nodes reach this machine, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "localhost,127.0.0.1")]
-    name: Vec<String>,
-    /// Serves the read-only API and /metrics here, without authentication.
-    #[arg(long)]
-    http: Option<SocketAddr>,
-    /// Connections and sessions admitted a second. When more nodes come at once, each gets a turn.
-    #[arg(long, default_value_t = ADMISSIONS_PER_S, value_parser = clap::value_parser!(u32).range(1..))]
-    admissions: u32,
-    /// Serves the nodes through this MQTT broker, mqtts://HOST:PORT; --listen is then for
-    /// enrolment only.
-    #[arg(long)]
-    broker: Option<String>,
-    /// PEM with the CAs of the broker's certificate, also for the nodes; edge-cloud's own CA when
-    /// absent.
-    #[arg(long, requires = "broker")]
-    broker_ca: Option<PathBuf>,
-    /// PEM with edge-cloud's certificate for the broker; issued by its own CA when absent.
-    #[arg(long, requires_all = ["broker", "broker_key"])]
-    broker_cert: Option<PathBuf>,
-    /// PEM with its key.
-    #[arg(long, requires = "broker_cert")]
-    broker_key: Option<PathBuf>,
-    /// Keeps the list of refused certificates for the broker here.
-    #[arg(long, requires = "broker")]
-    broker_crl: Option<PathBuf>,
-    /// Asks a node for a sign of life when it was silent for so long: a number with s, m, h or d.
-    #[arg(long, default_value = "30m", value_parser = duration_s)]
-    broker_silence: u64,
-    /// Where the nodes' records go: files:DIR, stdout, http(s)://HOST:PORT/PATH,
-    /// mqtt(s)://HOST:PORT/TOPIC or nats(s)://HOST:PORT/SUBJECT. The folder `records` in --data
-    /// when absent.
-    #[arg(long)]
-    records: Option<String>,
-    /// PEM with the CAs of that server's certificate; the system's when absent.
-    #[arg(long, requires = "records")]
-    records_ca: Option<PathBuf>,
-    /// PEM with edge-cloud's certificate for that server.
-    #[arg(long, requires = "records_key")]
-    records_cert: Option<PathBuf>,
-    /// PEM with its key.
-    #[arg(long, requires = "records_cert")]
-    records_key: Option<PathBuf>,
-    /// File with edge-cloud's credentials for that server: a bearer token (HTTP), USER:PASSWORD (MQTT,
-    /// NATS), or a NATS token or credentials file.
-    #[arg(long, requires = "records")]
-    records_auth: Option<PathBuf>,
-    /// Life of the nodes' certificates, at most 365d: a number with s, m, h or d. A node renews
-    /// its own at two thirds of it.
-    #[arg(long, default_value = "365d", value_parser = life_s)]
-    node_certificate_life: u64,
-    /// How long after its end a node's certificate may still be renewed; later the node has to
-    /// join again. A number with s, m, h or d; 0 is not at all.
-    #[arg(long, default_value = "90d", value_parser = grace_s)]
-    renewal_grace: u64,
-}
-
-impl Serve {
-    fn records(&self) -> target::Config {
-        target::Config {
-            url: self.records.clone(),
-            ca: self.records_ca.clone(),
-            identity: self.records_cert.clone().zip(self.records_key.clone()),
-            auth: self.records_auth.clone(),
-        }
-    }
-
-    fn broker(&self) -> Option<broker::Config> {
-        Some(broker::Config {
-            url: self.broker.clone()?,
-            ca: self.broker_ca.clone(),
-            identity: self.broker_cert.clone().zip(self.broker_key.clone()),
-            crl: self.broker_crl.clone(),
-            silence: Duration::from_secs(self.broker_silence),
-        })
-    }
-}
-
-#[derive(Debug, Subcommand)]
-enum Token {
-    /// Makes a token and prints it; it is a secret and is not shown again.
-    Create {
-        /// Nodes that may join with it.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-        uses: u32,
-        /// Until it expires: a number with s, m, h or d.
-        #[arg(long, default_value = "1h", value_parser = duration_s)]
-        ttl: u64,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Node {
-    /// Forgets a node; it may join again with a token.
-    Delete {
-        /// Name of the node.
-        name: String,
-    },
-    /// Refuses a node's certificate from now on, also on its live connection.
-    Revoke {
-        /// Name of the node.
-        name: String,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Restore {
-    /// The backup.
-    file: PathBuf,
-    /// Replaces what the data folder holds; a backup of that is left in it.
-    #[arg(long)]
-    force: bool,
-    /// Keeps tokens valid that had uses left. Only if none was used since the backup: a used
-    /// one would come back to life.
-    #[arg(long)]
-    keep_tokens: bool,
-    /// How long nodes that joined after the backup may come back: a number with s, m, h or d; 0 is
-    /// not at all.
-    #[arg(long, default_value = "30d", value_parser = grace_s)]
-    grace: u64,
-}
-
-#[derive(Debug, Args)]
-struct Logs {
-    /// NODE/POD or NODE/NAMESPACE/POD.
-    pod: String,
-    /// Container; may be left out when the pod has one.
-    #[arg(short, long)]
-    container: Option<String>,
-    /// Goes on until the container has ended for good, its pod is gone, or Ctrl-C.
-    #[arg(short, long)]
-    follow: bool,
-    /// Bytes from the end; everything that the node keeps when absent.
-    #[arg(long, default_value_t = 0)]
-    tail: u32,
-}
-
-fn life_s(text: &str) -> Result<u64, String> {
-    let seconds = duration_s(text)?;
-    match seconds <= NODE_LIFE_S {
-        true => Ok(seconds),
-        false => Err("must be at most 365d".to_owned()),
-    }
-}
-
-fn grace_s(text: &str) -> Result<u64, String> {
-    if text == "0" { Ok(0) } else { duration_s(text) }
-}
-
-/// `90`, `90s`, `5m`, `1h`, `7d` in seconds.
-fn duration_s(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
-        Some(number) => (number, text.as_bytes().last()),
-        None => (text, None),
-    };
-    let unit = match unit {
-        Some(b'm') => 60,
-        Some(b'h') => 3600,
-        Some(b'd') => 24 * 3600,
-        _ => 1,
-    };
-    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-    seconds
-        .filter(|seconds| *seconds > 0)
-        .ok_or_else(|| "must be a number above 0 with s, m, h or d".to_owned())
 }
 
 /// Why a command failed.
@@ -346,22 +102,7 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     };
     match cli.command {
         Command::Serve(serve) => {
-            let serve = *serve;
-            let (broker, records) = (serve.broker(), serve.records());
-            let config = serve::Config {
-                data: cli.data,
-                broker,
-                records,
-                manifests: serve.manifests,
-                listen: serve.listen,
-                names: serve.name,
-                http: serve.http,
-                admissions_per_s: serve.admissions,
-                lives: Lives {
-                    node_s: serve.node_certificate_life,
-                    grace_s: serve.renewal_grace,
-                },
-            };
+            let config = config(cli.data, *serve);
             serve::run(config).await.map_err(CliError::Serve)?;
             Ok(Exit::Done)
         }
@@ -410,6 +151,23 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     }
 }
 
+fn config(data: PathBuf, serve: Serve) -> serve::Config {
+    serve::Config {
+        data,
+        broker: serve.broker(),
+        records: serve.records(),
+        manifests: serve.manifests,
+        listen: serve.listen,
+        names: serve.name,
+        http: serve.http,
+        admissions_per_s: serve.admissions,
+        lives: Lives {
+            node_s: serve.node_certificate_life,
+            grace_s: serve.renewal_grace,
+        },
+    }
+}
+
 /// Works beside a running server, but for the first start, which makes the CA.
 fn broker_config(data: &Path, dir: &Path, names: &[String], port: u16) -> io::Result<()> {
     let _lock = if data.join(NODES).exists() {
@@ -418,7 +176,7 @@ fn broker_config(data: &Path, dir: &Path, names: &[String], port: u16) -> io::Re
         Some(serve::lock(data)?)
     };
     let cas = Authorities::open(data).map_err(io::Error::other)?;
-    broker::files::write(dir, &cas, names, port, registry::retired(data)?)
+    files::write(dir, &cas, names, port, registry::retired(data)?)
 }
 
 const fn found(count: usize) -> Exit {
@@ -577,182 +335,5 @@ fn check_name(name: &str) -> Result<(), CliError> {
         Ok(())
     } else {
         Err(CliError::Usage(format!("{name:?} is not a name")))
-    }
-}
-
-fn nodes(rows: &[NodeRow]) -> String {
-    let line = |row: &NodeRow| {
-        let link = match (row.revoked, row.cloned, row.connected) {
-            (true, _, _) => "revoked",
-            (false, true, _) => "cloned",
-            (false, false, true) => "connected",
-            (false, false, false) => "offline",
-        };
-        let conditions: Vec<_> = row.conditions.keys().map(String::as_str).collect();
-        vec![
-            row.name.clone(),
-            link.to_owned(),
-            yes(row.in_sync),
-            ago(row.changed_unix_s),
-            row.pods.to_string(),
-            row.refused.len().to_string(),
-            row.arch.clone(),
-            row.agent.clone(),
-            ahead(row.certificate_not_after),
-            conditions.join(","),
-        ]
-    };
-    table(
-        &[
-            "NAME",
-            "LINK",
-            "IN SYNC",
-            "SINCE",
-            "PODS",
-            "REFUSED",
-            "ARCH",
-            "AGENT",
-            "CERTIFICATE",
-            "CONDITIONS",
-        ],
-        rows.iter().map(line),
-    )
-}
-
-fn pods(rows: &[PodRow]) -> String {
-    let line = |row: &PodRow| {
-        let phase = match (row.terminating, row.reason.as_str()) {
-            (true, _) => "Terminating",
-            (false, "") => &row.phase,
-            (false, reason) => reason,
-        };
-        let running = row.containers.iter().filter(|c| c.state == "running");
-        let waits = row
-            .containers
-            .iter()
-            .filter(|c| c.state != "running" && !c.reason.is_empty())
-            // It waits for what its pod waits for.
-            .filter(|c| row.message.is_empty() || c.reason != "ContainerCreating")
-            .map(|c| match c.message.as_str() {
-                "" => format!("{}: {}", c.name, c.reason),
-                message => format!("{}: {}: {message}", c.name, c.reason),
-            });
-        let of_pod = Some(row.message.clone()).filter(|message| !message.is_empty());
-        let note = waits.chain(of_pod).collect::<Vec<_>>().join("; ");
-        vec![
-            row.namespace.clone(),
-            row.name.clone(),
-            row.node.clone(),
-            phase.to_owned(),
-            format!("{}/{}", running.count(), row.containers.len()),
-            row.restarts.to_string(),
-            yes(row.current),
-            note,
-        ]
-    };
-    table(
-        &[
-            "NAMESPACE",
-            "NAME",
-            "NODE",
-            "PHASE",
-            "RUNNING",
-            "RESTARTS",
-            "CURRENT",
-            "NOTE",
-        ],
-        rows.iter().map(line),
-    )
-}
-
-fn events(rows: &[Event]) -> String {
-    let line = |row: &Event| {
-        vec![
-            ago(row.unix_s),
-            row.node.clone(),
-            row.reason.clone(),
-            row.message.clone(),
-        ]
-    };
-    table(&["AGO", "NODE", "REASON", "MESSAGE"], rows.iter().map(line))
-}
-
-fn restored(report: &Report) -> String {
-    let list = |names: &[String]| match names {
-        [] => "none".to_owned(),
-        names => names.join(", "),
-    };
-    let made = ago(report.made_unix_s);
-    let mut lines = vec![format!(
-        "restored {} nodes from a backup that was made {made} ago",
-        report.nodes
-    )];
-    if let Some(path) = &report.replaced {
-        lines.push(format!("what was there before: {}", path.display()));
-        lines.push(format!("nodes kept from it: {}", list(&report.nodes_kept)));
-        if report.cas_kept {
-            lines.push("CAs kept from it: the backup is from before their last change".to_owned());
-        }
-    }
-    lines.push(
-        "put the folder of manifests back before you serve: what is not in it ends".to_owned(),
-    );
-    lines.push(format!("revoked nodes: {}", list(&report.revoked)));
-    lines.push("  revoke again what was revoked after the backup and is not among them".to_owned());
-    lines.push(format!(
-        "tokens that are void now: {}",
-        list(&report.tokens_void)
-    ));
-    lines.push(format!("tokens that are valid: {}", report.tokens_valid));
-    lines.push(match report.grace_until_unix_s.saturating_sub(unix_s()) {
-        _ if report.all_known => "nodes that joined after the backup are known".to_owned(),
-        0 => "nodes that joined after the backup have to join again".to_owned(),
-        left => format!(
-            "nodes that joined after the backup come back by themselves within {} days; see the events",
-            left.div_ceil(24 * 3600)
-        ),
-    });
-    lines.join("\n") + "\n"
-}
-
-fn problems(rows: &[ProblemRow]) -> String {
-    let line = |row: &ProblemRow| {
-        let place = match row.document {
-            0 => row.file.clone(),
-            document => format!("{} document {document}", row.file),
-        };
-        vec![
-            place,
-            row.object.clone().unwrap_or_default(),
-            row.path.clone(),
-            row.reason.clone(),
-        ]
-    };
-    table(
-        &["FILE", "OBJECT", "FIELD", "REASON"],
-        rows.iter().map(line),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory as _;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(duration_s("90"), Ok(90));
-        assert_eq!(duration_s("5m"), Ok(300));
-        assert_eq!(duration_s("1h"), Ok(3600));
-        assert_eq!(duration_s("7d"), Ok(604_800));
-        for text in ["", "0", "h", "1w", "-1h", "99999999999999999999d"] {
-            assert!(duration_s(text).is_err(), "{text}");
-        }
     }
 }
