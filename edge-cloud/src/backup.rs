@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::api::SOCKET;
+use crate::durable::replace;
+use crate::hex::hex;
 use crate::identity::authorities::{AUTHORITIES, Authorities};
-use crate::identity::ca::{CA_DER, CA_KEY, Ca, hex, replace};
+use crate::identity::ca::{CA_DER, CA_KEY, Ca};
 use crate::identity::registry::{Grace, NODES, NodeRecord, State};
 use crate::identity::token::{TOKENS, Tokens};
 use crate::records;

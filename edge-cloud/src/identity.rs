@@ -1,10 +1,188 @@
-//! Who a node is: the CAs, the tokens by which nodes join, the registry of those that have joined, and
-//! the enrolment that gives them certificates.
+//! Who a node is: the CAs, the tokens by which nodes join, the registry of those that have joined, the
+//! enrolment that gives them certificates, the rollover of the CA and the list of refused certificates.
 //!
-//! Calls nothing of edge-cloud but itself, [`crate::events`] and [`crate::clock`].
+//! [`Identity`] owns all of that state. It calls [`crate::events`] and nothing else of edge-cloud that has
+//! state; [`crate::sessions`], [`crate::transport`] and [`crate::fleet`] call it. What follows for the links
+//! of a node, such as the end of the session of one that is revoked, is up to its callers.
+//!
+//! Locks, in this order: one step of a rollover (`stepping`), the writing of the list (`listing`), then
+//! those of tokens, registry and events, each of which is held for one call only.
+//!
+//! Bound: [`registry::NODES_MAX`] nodes, [`token::TOKENS_MAX`] tokens, two CAs, [`registry::RETIRED_MAX`]
+//! refused certificates.
 
 pub mod authorities;
 pub mod ca;
 pub mod enrol;
+pub mod peer;
 pub mod registry;
+mod revocations;
+mod rollover;
 pub mod token;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, watch};
+
+use self::authorities::Authorities;
+use self::enrol::{Enrolled, EnrolmentService, Lives};
+use self::registry::Registry;
+use self::token::TokenStore;
+use crate::clock::unix_s;
+use crate::events::Events;
+
+pub use self::revocations::write_crl;
+pub use self::rollover::WAITING_SHOWN;
+
+/// What an edge-cloud behind an external broker has to know of it to say who its nodes are.
+#[derive(Clone, Debug)]
+pub struct ExternalBroker {
+    /// Given to each node that joins: where its link goes.
+    pub broker: edge_proto::enrol::Broker,
+    /// Where the list of refused certificates is kept for the broker. Without it no node is readmitted
+    /// after a restore, because nothing would keep the deleted ones out.
+    pub crl: Option<PathBuf>,
+}
+
+/// Everything that says who a node is.
+pub struct Identity {
+    data: PathBuf,
+    registry: Registry,
+    tokens: TokenStore,
+    authorities: watch::Sender<Arc<Authorities>>,
+    lives: Lives,
+    broker: Option<ExternalBroker>,
+    events: Arc<Events>,
+    /// Held during a step of a rollover.
+    stepping: Mutex<()>,
+    /// Held while the broker's list of refused certificates is written.
+    listing: Mutex<()>,
+    /// The CAs have changed.
+    rotated: Notify,
+}
+
+impl Identity {
+    /// Reads what `data` holds, takes the next epoch and writes the list of refused certificates.
+    ///
+    /// # Errors
+    /// Those of the file system; a damaged file is one, too.
+    pub fn open(
+        data: &Path,
+        authorities: impl Into<Authorities>,
+        broker: Option<ExternalBroker>,
+        lives: Lives,
+        events: Arc<Events>,
+    ) -> io::Result<Arc<Self>> {
+        let identity = Arc::new(Self {
+            data: data.to_owned(),
+            registry: Registry::open(data, unix_s())?,
+            tokens: TokenStore::open(data)?,
+            authorities: watch::Sender::new(Arc::new(authorities.into())),
+            lives,
+            broker,
+            events,
+            stepping: Mutex::new(()),
+            listing: Mutex::new(()),
+            rotated: Notify::new(),
+        });
+        if let Some(grace) = identity.registry.grace(unix_s()) {
+            let text = format!(
+                "from a backup made at {}: nodes that joined after it are readmitted until {} \
+                 (seconds since 1970)",
+                grace.issued_from_unix_s, grace.until_unix_s
+            );
+            identity.events.add("", "Restored", &text);
+        }
+        identity.write_list()?;
+        Ok(identity)
+    }
+
+    /// The nodes that have joined.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The CAs as they are now.
+    #[must_use]
+    pub fn authorities(&self) -> Arc<Authorities> {
+        Arc::clone(&self.authorities.borrow())
+    }
+
+    /// The broker that carries the links, unless the embedded hub does.
+    #[must_use]
+    pub const fn external_broker(&self) -> Option<&ExternalBroker> {
+        self.broker.as_ref()
+    }
+
+    /// Waits until there may be nodes whose certificate is to be renewed because the CAs have changed.
+    pub(crate) async fn rotated(&self) {
+        self.rotated.notified().await;
+    }
+
+    /// Serves one enrolment, as HTTP or bare. Returns what it was; `None` when it was refused.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn enrol<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        http: bool,
+    ) -> io::Result<Option<Enrolled>> {
+        let authorities = self.authorities();
+        let service = EnrolmentService {
+            cas: &authorities,
+            tokens: &self.tokens,
+            registry: &self.registry,
+            broker: self.broker.as_ref().map(|behind| &behind.broker),
+            lives: self.lives,
+        };
+        let enrolled = if http {
+            service.serve_http(stream).await?
+        } else {
+            service.serve(stream).await?
+        };
+        match &enrolled {
+            Some(Enrolled::Joined(node)) => self.events.add(node, "Joined", "certificate issued"),
+            Some(Enrolled::Renewed(node)) => {
+                self.events.add(node, "Renewed", "next certificate issued");
+            }
+            None => {}
+        }
+        Ok(enrolled)
+    }
+
+    /// Forgets a node and its certificate. `false` when there is no such node.
+    ///
+    /// # Errors
+    /// In words for a person: those of the file system.
+    pub fn delete(&self, node: &str) -> Result<bool, String> {
+        self.tokens
+            .forget(node)
+            .map_err(|error| error.to_string())?;
+        let deleted = self.registry.delete(node, unix_s());
+        deleted.map_err(|error| error.to_string())
+    }
+
+    /// Refuses the certificates of a node from now on. `false` when there is no such node.
+    ///
+    /// # Errors
+    /// In words for a person: those of the file system.
+    pub fn revoke(&self, node: &str) -> Result<bool, String> {
+        let revoked = self.registry.revoke(node, unix_s());
+        revoked.map_err(|error| error.to_string())
+    }
+
+    /// Makes a join token for so many nodes that expires after `ttl_s` seconds.
+    ///
+    /// # Errors
+    /// In words for a person: too many tokens, or those of the file system.
+    pub fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
+        self.tokens
+            .create(self.authorities().signer().der(), uses, ttl_s, unix_s())
+            .map_err(|error| error.to_string())
+    }
+}

@@ -40,7 +40,6 @@ use self::account::{Account, Batch, Incarnation, Item, Loss, Plan};
 use self::books::{Books, READERS};
 use self::sink::{Sink, blocking};
 use self::target::Config;
-use crate::sessions::Links;
 
 pub use view::{SinkRow, StreamRow, View};
 
@@ -73,15 +72,26 @@ struct Waiting {
 
 /// Answer to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Settled {
-    pub(crate) session: u64,
-    pub(crate) ticket: u32,
+pub struct Settled {
+    /// Number of the session, see [`Records::attach`].
+    pub session: u64,
+    /// What the session gave with the records.
+    pub ticket: u32,
     /// On the sink's medium; otherwise it is to come again.
-    pub(crate) durable: bool,
+    pub durable: bool,
 }
 
-/// An event about a node, for [`Links`].
-pub(crate) type Told = (&'static str, String);
+/// An event about a node: reason and text.
+pub type Told = (&'static str, String);
+
+/// The sessions, as their records see them.
+pub trait RecordSessions: Send + Sync + 'static {
+    /// A node's books are there: its session may open.
+    fn books_read(&self, node: &str);
+
+    /// What became of a node's records: its session acknowledges, or asks for them again.
+    fn settle_records(&self, node: &str, settled: &[Settled], told: Vec<Told>);
+}
 
 #[derive(Debug, Default)]
 struct Node {
@@ -175,7 +185,7 @@ impl Records {
 
     /// A node has a new session, which learns where its streams stand. Returns the name by which
     /// the session is known here, and whether the books are there: if not, the session must not
-    /// open until [`Links::books_read`].
+    /// open until [`RecordSessions::books_read`].
     pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> (u64, bool) {
         let mut state = self.lock();
         state.sessions += 1;
@@ -246,21 +256,21 @@ impl Records {
     }
 
     /// Reads the books, writes records and answers the sessions, for ever.
-    pub async fn run(self: &Arc<Self>, links: &Arc<Links>) {
+    pub async fn run<S: RecordSessions>(self: &Arc<Self>, sessions: &Arc<S>) {
         let mut writers = JoinSet::new();
         for _ in 0..READERS {
-            let (records, links) = (Arc::clone(self), Arc::clone(links));
-            writers.spawn(async move { records.read_books(&links).await });
+            let (records, sessions) = (Arc::clone(self), Arc::clone(sessions));
+            writers.spawn(async move { records.read_books(sessions.as_ref()).await });
         }
         for _ in 0..WRITERS {
-            let (records, links) = (Arc::clone(self), Arc::clone(links));
+            let (records, sessions) = (Arc::clone(self), Arc::clone(sessions));
             writers.spawn(async move {
                 loop {
                     let job = records.take().await;
                     let node = job.node.clone();
                     let outcome = records.work(job).await;
                     let (settled, told) = records.finish(&node, outcome);
-                    links.settle_records(&node, &settled, told);
+                    sessions.settle_records(&node, &settled, told);
                 }
             });
         }

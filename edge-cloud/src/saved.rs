@@ -13,7 +13,7 @@ use edge_proto::key::Uid;
 use edge_proto::object::{NodePolicy, Pod};
 use serde::{Deserialize, Serialize};
 
-use crate::identity::ca::replace;
+use crate::durable::replace;
 use crate::manifest::{Accepted, DocumentKind, Id, Manifests, Origin, Policy, Template};
 use crate::placement::{Node, PlacedPod};
 

@@ -14,17 +14,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::clock::{is_plausible, unix_s};
+use crate::durable::TEMPORARY;
+use crate::fleet::Fleet;
 use crate::identity::authorities::Authorities;
-use crate::identity::ca;
 use crate::identity::enrol::Lives;
 use crate::identity::registry::NODES;
 use crate::nodes::{DesiredSets, Nodes};
 use crate::records::{Records, target};
 use crate::saved::PLACEMENT;
-use crate::sessions::Links;
 use crate::source::Folder;
 use crate::transport::broker::{self, Broker};
-use crate::transport::hub;
+use crate::transport::hub::Hub;
+use crate::transport::tls::Port;
 use crate::{api, backup, controller};
 
 /// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
@@ -103,17 +104,16 @@ pub async fn run(config: Config) -> io::Result<()> {
         log::warn!("remains of the first CA: {error}");
     }
     registry_is_there(data)?;
-    let (broker, behind) = match &config.broker {
+    let (broker, external) = match &config.broker {
         None => (None, None),
         Some(config) => {
-            let (broker, behind) = Broker::open(config, &cas)?;
-            (Some(broker), Some(behind))
+            let (broker, external) = Broker::open(config, &cas)?;
+            (Some(broker), Some(external))
         }
     };
     let records = Records::open(data, &config.records)?;
-    let links = Links::open_with(data, cas, behind, Arc::clone(&records), config.lives)?;
-    let tls = links.port(config.names).map_err(io::Error::other)?;
-    links.set_admissions(config.admissions_per_s);
+    let fleet = Fleet::open(data, cas, external, records, config.lives)?;
+    let hub = hub(&fleet, config.names, config.admissions_per_s)?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(at(config.listen.to_string()))?;
@@ -138,24 +138,52 @@ pub async fn run(config: Config) -> io::Result<()> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
-    let nodes = Arc::new(Arc::clone(&links));
+    let Fleet {
+        identity,
+        sessions,
+        records,
+        events,
+    } = Fleet::clone(&fleet);
+    let client = broker.map(|broker| broker::Client {
+        broker,
+        identity: Arc::clone(&identity),
+        sessions: Arc::clone(&sessions),
+        events,
+    });
     let brokered = async {
-        match broker {
+        match client {
             None => std::future::pending().await,
-            Some(broker) => broker::run(broker, Arc::clone(&links)).await,
+            Some(client) => client.run().await,
         }
     };
     tokio::select! {
         () = brokered => Ok(()),
-        () = hub::serve(listener, tls, Arc::clone(&links)) => Ok(()),
-        () = links.keep_current() => Ok(()),
-        () = links.keep_list() => Ok(()),
-        () = links.tick() => Ok(()),
-        () = records.run(&links) => Ok(()),
-        result = serve(nodes, data, config.manifests, http) => result,
+        () = hub.serve(listener) => Ok(()),
+        () = sessions.keep_current() => Ok(()),
+        () = identity.keep_listed() => Ok(()),
+        () = sessions.tick() => Ok(()),
+        () = records.run(&sessions) => Ok(()),
+        result = serve(fleet, data, config.manifests, http) => result,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// The hub over these nodes, on a port that is reached under `names`.
+///
+/// # Errors
+/// The port's certificate cannot be made.
+pub fn hub(fleet: &Fleet, names: Vec<String>, admissions_per_s: u32) -> io::Result<Arc<Hub>> {
+    let Fleet {
+        identity,
+        sessions,
+        events,
+        ..
+    } = fleet.clone();
+    sessions.set_openings(admissions_per_s);
+    let port = Port::open(Arc::clone(&identity), Arc::clone(&events), names);
+    let port = port.map_err(io::Error::other)?;
+    Ok(Hub::new(port, identity, sessions, events, admissions_per_s))
 }
 
 /// A connection takes a descriptor, and many systems give a process 1024 unless it asks for more.
@@ -174,7 +202,7 @@ fn clear_remains(data: &Path) {
     for folder in [data.to_owned(), data.join("ca")] {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.to_string_lossy().starts_with(ca::TEMPORARY)
+            if name.to_string_lossy().starts_with(TEMPORARY)
                 && let Err(error) = std::fs::remove_file(entry.path())
             {
                 log::warn!("remains path={} error={error}", entry.path().display());

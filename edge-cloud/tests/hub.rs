@@ -73,7 +73,7 @@ async fn logs(cloud: &Cloud, node: &str, follow: bool) -> Vec<Result<String, Str
         follow,
         ..LogsRequest::default()
     };
-    let mut pieces = cloud.links.call(node, METHOD_LOGS, request.encode());
+    let mut pieces = cloud.fleet.call(node, METHOD_LOGS, request.encode());
     let mut all = Vec::new();
     while let Some(piece) = pieces.recv().await {
         all.push(piece.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()));
@@ -184,8 +184,8 @@ async fn a_refused_node_does_not_come_back_by_resumption() {
         cloud.client_with(node, &config, None).await.unwrap();
         configs.push(config);
     }
-    assert!(cloud.links.revoke("a").await.unwrap());
-    assert!(cloud.links.delete("b").await.unwrap());
+    assert!(cloud.fleet.revoke("a").await.unwrap());
+    assert!(cloud.fleet.delete("b").await.unwrap());
     for ((node, _, comes_back), config) in nodes.iter().zip(configs) {
         let stream = cloud.tls(&config).await.unwrap();
         let kind = stream.get_ref().1.handshake_kind();
@@ -206,7 +206,7 @@ async fn a_retired_ca_ends_live_links_and_resumes_none() {
     let mut board = Board::open(&cloud, "a", &a, Answers::Whole).await.unwrap();
     let running = tokio::spawn(async move { board.run().await });
     cloud.until("a is live", |cloud| cloud.is_live("a")).await;
-    let view = cloud.links.rotate_ca().await.unwrap();
+    let view = cloud.fleet.rotate_ca().await.unwrap();
     assert_eq!((view.cas.len(), view.depending), (2, 2));
     assert!(cloud.is_live("a") && !running.is_finished());
     // The old CA is accepted, and vouches for the server's new certificate.
@@ -217,19 +217,19 @@ async fn a_retired_ca_ends_live_links_and_resumes_none() {
         Client::greet(stream, "b", None).await.unwrap();
     }
     for wrong in [None, Some(1), Some(3)] {
-        let refused = cloud.links.retire_ca(wrong).await.unwrap_err();
+        let refused = cloud.fleet.retire_ca(wrong).await.unwrap_err();
         assert!(refused.contains("2 nodes have no certificate"), "{refused}");
         assert!(!cloud.view("a").unwrap().revoked);
     }
-    let done = cloud.links.retire_ca(Some(2)).await.unwrap();
+    let done = cloud.fleet.retire_ca(Some(2)).await.unwrap();
     assert_eq!(done.cut_off, ["a", "b"]);
     let ended = tokio::time::timeout(board::STATE_TIMEOUT, running).await;
     assert!(ended.is_ok(), "the link goes on");
     assert!(cloud.view("a").unwrap().revoked && !cloud.is_live("a"));
     let error = cloud.tls(&ticket).await.err().unwrap().to_string();
     assert!(error.contains("UnknownIssuer"), "{error}");
-    assert_eq!(cloud.links.cas().phase, "single");
-    assert!(!cloud.links.retire_ca(None).await.unwrap().retired);
+    assert_eq!(cloud.fleet.cas().phase, "single");
+    assert!(!cloud.fleet.retire_ca(None).await.unwrap().retired);
 }
 
 #[tokio::test]
@@ -243,8 +243,8 @@ async fn revocation_and_deletion_end_live_links_for_good() {
         boards.push(tokio::spawn(async move { board.run().await }));
         cloud.until("live", |cloud| cloud.is_live(node)).await;
     }
-    assert!(cloud.links.revoke("a").await.unwrap());
-    assert!(cloud.links.delete("b").await.unwrap());
+    assert!(cloud.fleet.revoke("a").await.unwrap());
+    assert!(cloud.fleet.delete("b").await.unwrap());
     let third = boards.pop().unwrap();
     for ended in boards {
         let ended = tokio::time::timeout(board::STATE_TIMEOUT, ended).await;
@@ -263,7 +263,7 @@ async fn revocation_and_deletion_end_live_links_for_good() {
 #[tokio::test]
 async fn a_token_works_its_count_of_times_until_it_expires() {
     let (cloud, []) = Cloud::with([]).await;
-    let token = cloud.links.create_token(2, 3_600).await.unwrap();
+    let token = cloud.fleet.create_token(2, 3_600).await.unwrap();
     for node in ["a", "b"] {
         let joined = cloud.join(&token, node).await.unwrap();
         let mut board = Board::open(&cloud, node, &joined, Answers::Whole)
@@ -273,7 +273,7 @@ async fn a_token_works_its_count_of_times_until_it_expires() {
         cloud.until("live", |cloud| cloud.is_live(node)).await;
     }
     assert!(cloud.join(&token, "c").await.is_err());
-    let short = cloud.links.create_token(1_000, 4).await.unwrap();
+    let short = cloud.fleet.create_token(1_000, 4).await.unwrap();
     let end = now() + 4;
     assert!(cloud.join(&short, "early").await.is_ok());
     while now() <= end {
@@ -330,10 +330,10 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
         })
         .await;
     let text = metrics::text(
-        &cloud.links.views(),
+        &cloud.fleet.views(),
         &Status::default(),
-        &cloud.links.records(),
-        &cloud.links.cas(),
+        &cloud.fleet.records(),
+        &cloud.fleet.cas(),
     )
     .unwrap();
     // This node's certificate ends within the hour.
@@ -422,15 +422,14 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
 /// certificate; nodes come from another address, each time with one try.
 #[tokio::test]
 async fn a_flood_from_one_address_keeps_no_node_out() {
-    let (mut cloud, [a, b]) = Cloud::with(["a", "b"]).await;
+    let (mut cloud, [a, b]) = Cloud::admitting(20, [("a", 3_600), ("b", 3_600)]).await;
     let mut board = Board::open(&cloud, "b", &b, Answers::Whole).await.unwrap();
     let running = tokio::spawn(async move { board.run().await });
     cloud.until("b is live", |cloud| cloud.is_live("b")).await;
-    cloud.links.set_admissions(20);
     let flood = Arc::new(Cloud::at(
         cloud.address,
         cloud.data(),
-        Arc::clone(&cloud.links),
+        Arc::clone(&cloud.fleet),
     ));
     cloud.source = [127, 0, 0, 2].into();
     let mut tasks = Vec::new();

@@ -17,12 +17,13 @@ use std::time::{Duration, Instant};
 
 use board::{Answers, Board, Cloud, Identity, Outbox, STATE_TIMEOUT, identity, now};
 use edge_cloud::backup::{self, Backup};
+use edge_cloud::fleet::Fleet;
 use edge_cloud::identity::ca::Ca;
 use edge_cloud::identity::registry::{NodeRecord, Registry};
 use edge_cloud::nodes::{EventLog as _, RecordReports as _};
 use edge_cloud::records::{Records, View, target};
-use edge_cloud::sessions::Links;
-use edge_cloud::transport::hub;
+use edge_cloud::serve;
+use edge_cloud::sessions::ADMISSIONS_PER_S;
 use edge_proto::frame::{Entry, GapReason};
 use servers::{Http, Jetstream, Mosquitto};
 use tokio::net::TcpListener;
@@ -64,25 +65,21 @@ impl Place {
         let data = self.data.path();
         // The one before may still write its last.
         let records = until(|| Records::open(data, &self.config).ok()).await;
-        let ca = Ca::open(data).unwrap();
-        let links =
-            Links::open_with(data, ca, None, Arc::clone(&records), Default::default()).unwrap();
-        let tls = links.port(vec!["127.0.0.1".to_owned()]).unwrap();
+        let fleet = board::open(data, records);
+        let hub = serve::hub(&fleet, vec!["127.0.0.1".to_owned()], ADMISSIONS_PER_S).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let cloud = Arc::new(Cloud::at(address, data, Arc::clone(&links)));
-        let (serving, ticking, writing) = (links.clone(), links.clone(), links.clone());
+        let cloud = Arc::new(Cloud::at(address, data, Arc::clone(&fleet)));
+        let (ticking, writing) = (Arc::clone(&fleet.sessions), Arc::clone(&fleet));
         let mut tasks = vec![
-            tokio::spawn(async move {
-                hub::serve(listener, tls, serving).await;
-            }),
+            tokio::spawn(async move { hub.serve(listener).await }),
             tokio::spawn(async move { ticking.tick().await }),
-            tokio::spawn(async move { records.run(&writing).await }),
+            tokio::spawn(async move { writing.records.run(&writing.sessions).await }),
         ];
         tasks.push(self.board(cloud, outbox));
         Running {
             address,
-            links,
+            fleet,
             tasks,
         }
     }
@@ -108,17 +105,17 @@ impl Place {
 /// An edge-cloud; dropping it ends it in the middle of whatever it does.
 struct Running {
     address: std::net::SocketAddr,
-    links: Arc<Links>,
+    fleet: Arc<Fleet>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Running {
     fn view(&self) -> View {
-        self.links.records()
+        self.fleet.records()
     }
 
     fn events(&self, reason: &str) -> usize {
-        let events = self.links.events();
+        let events = self.fleet.events();
         events.iter().filter(|event| event.reason == reason).count()
     }
 }
@@ -469,7 +466,7 @@ async fn a_start_does_not_wait_for_the_books() {
     assert!(view.streams.iter().all(|stream| stream.balanced));
 
     // The other node is connected, and its session waits.
-    let at = Arc::new(Cloud::at(cloud.address, data, Arc::clone(&cloud.links)));
+    let at = Arc::new(Cloud::at(cloud.address, data, Arc::clone(&cloud.fleet)));
     let (boards, _) = outbox(9);
     let mut board = Board::open(&at, "late", &late, Answers::Never)
         .await

@@ -1,6 +1,6 @@
 //! Calls: somebody asks for a log through the session of a node, reads it, gives up on it, or waits
 //! in vain. The sessions are real; who reads and who writes is modelled after
-//! `edge-cloud/src/links/call.rs` and `edge-min/src/driver/log_calls.rs`.
+//! `edge-cloud/src/sessions/call.rs` and `edge-min/src/driver/log_calls.rs`.
 
 use edge_proto::call::METHOD_LOGS;
 use edge_proto::limits::{CALL_BYTES_MAX, CALLS_MAX};

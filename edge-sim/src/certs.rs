@@ -1,6 +1,6 @@
 //! Certificates of nodes. When to renew is the agent's real rule ([`edge_core::renewal`]), and what
 //! time it is, too; what the driver does with the certificates and what the enrolment service of edge-cloud
-//! answers are modelled after `edge-min/src/driver/certificate.rs` and `edge-cloud/src/enrol.rs`.
+//! answers are modelled after `edge-min/src/driver/certificate.rs` and `edge-cloud/src/identity/enrol.rs`.
 
 use edge_core::renewal::{Life, Renewal, Time};
 

@@ -431,7 +431,7 @@ impl World {
         }
     }
 
-    /// As `Links::ask_silent`.
+    /// As `Sessions::ask_silent`.
     pub(crate) fn watch_silence(&mut self, replica: usize, life: u32) {
         let silence_ms = self.scenario.cloud.silence_s * 1000;
         let now = self.now;
@@ -507,7 +507,7 @@ impl World {
         }
     }
 
-    /// As `Links::must_wait`: a `Hello` that opens a session may have to wait for its turn.
+    /// As `Sessions::must_wait`: a `Hello` that opens a session may have to wait for its turn.
     fn must_wait(&mut self, replica: usize, packet: &Packet) -> bool {
         let node = packet.topic.node;
         let now = self.now;
@@ -780,7 +780,7 @@ impl World {
         self.tell_session(replica, node, input);
     }
 
-    /// A node is refused from now on, as `Links::end` does it.
+    /// A node is refused from now on, as `Sessions::end` does it.
     pub(crate) fn end_sessions(&mut self, node: u32) {
         let shard = usize::from(self.records[node as usize].shard);
         for replica in 0..self.replicas.len() {

@@ -21,8 +21,9 @@ use edge_proto::enrol::CAS_MAX;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::ca::{CA_DER, CA_KEY, Ca, CaError, file, replace};
-use crate::identity::registry::NODES;
+use super::ca::{CA_DER, CA_KEY, Ca, CaError, file};
+use super::registry::NODES;
+use crate::durable::replace;
 
 /// File with the CAs in the data folder, since the first rollover.
 pub const AUTHORITIES: &str = "ca/authorities.json";
@@ -507,23 +508,5 @@ mod tests {
             Authorities::open(data.path()).unwrap().given(),
             next.given()
         );
-    }
-
-    /// Goal: who knows only one of the two CAs accepts the server, whichever it is. Method: webpki, by
-    /// which the agent verifies, over the chains that are shown to nodes and to joining boards.
-    #[test]
-    fn the_server_is_accepted_by_either_ca_until_the_old_one_is_retired() {
-        use crate::transport::tls::tests::accepts;
-        let data = tempfile::tempdir().unwrap();
-        let first = Authorities::open(data.path()).unwrap();
-        let old = first.signer().der().clone();
-        assert!(accepts(&first, &old));
-        let offered = first.rotate(5, false).unwrap();
-        let new = offered.newest().der().clone();
-        assert!(accepts(&offered, &old) && !accepts(&offered, &new));
-        let signing = offered.sign().unwrap();
-        assert!(accepts(&signing, &old) && accepts(&signing, &new));
-        let last = signing.retire(6).unwrap();
-        assert!(!accepts(&last, &old) && accepts(&last, &new));
     }
 }

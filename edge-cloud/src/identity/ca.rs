@@ -3,9 +3,7 @@
 //!
 //! `NotBefore` is backdated: boards boot with their clock at 1970 or at a build date.
 
-use std::fs::Permissions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +22,9 @@ use rustls_pki_types::{
 };
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::durable::replace;
+use crate::hex::hex;
 
 /// Key of the first CA in the data folder, until there is a second one.
 pub(crate) const CA_KEY: &str = "ca/ca.key";
@@ -387,11 +388,6 @@ pub(crate) fn sha256(der: &[u8]) -> [u8; 32] {
     Sha256::digest(der).into()
 }
 
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A serial number from its hex.
 fn unhex(text: &str) -> Option<[u8; 16]> {
     let mut bytes = [0; 16];
@@ -435,9 +431,6 @@ fn read_or(
     }
 }
 
-/// How the name of a file begins that is not whole yet.
-pub(crate) const TEMPORARY: &str = ".writing-";
-
 /// What is said of a file of the data folder that is not what was written there.
 pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> io::Error {
     let text = CaError::Damaged {
@@ -447,29 +440,10 @@ pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace_with_mode(path, bytes, 0o600)
-}
-
-/// The same with another mode.
-pub(crate) fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    // A bare file name has an empty parent.
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = folder.unwrap_or_else(|| Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(TEMPORARY)
-        .tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file()
-        .set_permissions(Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    std::fs::File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -17,12 +17,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use super::authorities::Authorities;
+use super::ca::{self, CaError, NODE_LIFE_S};
+use super::peer::{Peer, verify_expired};
+use super::registry::{Certificate, NodeRecord, Registry, RegistryError};
+use super::token::{TokenError, TokenStore};
 use crate::clock::{is_plausible, unix_s};
-use crate::identity::authorities::Authorities;
-use crate::identity::ca::{self, CaError, NODE_LIFE_S};
-use crate::identity::registry::{Certificate, NodeRecord, Registry, RegistryError};
-use crate::identity::token::{TokenError, TokenStore};
-use crate::transport::tls::{self, Peer};
+use crate::hex::hex;
 
 /// Time for a whole enrolment after the TLS handshake: TCP at 30 % loss needs up to 70 s.
 pub const DEADLINE: Duration = Duration::from_secs(90);
@@ -235,11 +236,11 @@ impl EnrolmentService<'_> {
         if !is_plausible(unix_s) {
             return Err(Refusal::Clock);
         }
-        let hash = ca::hex(&request.ca_sha256);
+        let hash = hex(&request.ca_sha256);
         if !cas.all().any(|ca| ca.sha256() == hash) {
             return Err(Refusal::OtherCloud);
         }
-        let old = tls::verify_expired(&cas.ders(), &request.certificate);
+        let old = verify_expired(&cas.ders(), &request.certificate);
         let (peer, key) = old.ok_or(Refusal::Foreign)?;
         let RenewRequest {
             ca_sha256,

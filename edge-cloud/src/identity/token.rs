@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::identity::ca::{damaged, hex, random, replace};
+use super::ca::{damaged, random};
+use crate::durable::replace;
+use crate::hex::hex;
 
 /// File with the tokens in the data folder.
 pub const TOKENS: &str = "tokens.json";

@@ -8,8 +8,7 @@
 use std::sync::Arc;
 
 use super::sink::blocking;
-use super::{Records, State, took_over};
-use crate::sessions::Links;
+use super::{RecordSessions, Records, State, took_over};
 
 /// Nodes whose books are read at once.
 pub const READERS: usize = 8;
@@ -29,7 +28,7 @@ pub(super) enum Books {
 }
 
 impl Records {
-    /// Whether a node's books are known; if not, they will be, and [`Links::books_read`] is told.
+    /// Whether a node's books are known; if not, they will be, and [`RecordSessions::books_read`] is told.
     pub(super) fn has_books(&self, state: &mut State, node: &str) -> bool {
         let known = state.nodes.entry(node.to_owned()).or_default();
         if known.books == Books::Unknown {
@@ -52,7 +51,7 @@ impl Records {
     }
 
     /// Reads one node's books after the other, for ever.
-    pub(super) async fn read_books(&self, links: &Links) {
+    pub(super) async fn read_books(&self, sessions: &impl RecordSessions) {
         loop {
             let node = self.next_unread().await;
             let Some(sink) = &self.sink else {
@@ -76,7 +75,7 @@ impl Records {
                 }
                 self.tidy(&mut state, &node);
             }
-            links.books_read(&node);
+            sessions.books_read(&node);
         }
     }
 

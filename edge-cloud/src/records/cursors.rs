@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::account::Account;
-use crate::identity::ca::replace;
+use crate::durable::replace;
 
 /// Folder in the data folder.
 pub const CURSORS: &str = "cursors";

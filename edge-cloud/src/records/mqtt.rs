@@ -143,7 +143,7 @@ fn client_id() -> String {
     if ring::rand::SystemRandom::new().fill(&mut id).is_err() {
         id = crate::clock::unix_s().to_be_bytes();
     }
-    format!("edge-cloud-records-{}", crate::identity::ca::hex(&id))
+    format!("edge-cloud-records-{}", crate::hex::hex(&id))
 }
 
 /// Keeps a connection until nobody can ask any more. While there is none, whoever asks is told so

@@ -4,20 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edge_proto::call::{LogsRequest, METHOD_LOGS};
 use edge_proto::session::Input;
 use tokio::sync::mpsc;
 
-use super::Links;
+use super::Sessions;
+use crate::nodes::Calls;
 
 /// Pieces of a call's answer on the way to its reader: more than its window holds.
-pub(super) const PIECES_MAX: usize = 64;
+const PIECES_MAX: usize = 64;
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
-pub(super) const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
+const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same once it has begun to answer, for an answer that has an end.
-pub(super) const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
+const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A piece of an answer, or why there are no more.
-pub(super) type Piece = Result<Bytes, String>;
+type Piece = Result<Bytes, String>;
 
 /// What a call's session says to its reader.
 pub(super) enum Heard {
@@ -26,11 +28,37 @@ pub(super) enum Heard {
     Broken(&'static str),
 }
 
+impl Calls for Arc<Sessions> {
+    fn call(&self, name: &str, method: u16, body: Vec<u8>) -> mpsc::Receiver<Piece> {
+        let follows =
+            method == METHOD_LOGS && LogsRequest::decode(&body).is_ok_and(|request| request.follow);
+        let (reader, pieces) = mpsc::channel(PIECES_MAX);
+        let (answer, receiver) = mpsc::channel(1);
+        let mut state = self.lock();
+        state.calls += 1;
+        let id = state.calls;
+        if let Some(node) = state.nodes.get_mut(name) {
+            node.calls.insert(id, reader);
+            self.handle(&mut state, name, Input::CallStart { id, method, body });
+        }
+        drop(state);
+        tokio::spawn(relay(
+            Self::clone(self),
+            name.to_owned(),
+            id,
+            follows,
+            pieces,
+            answer,
+        ));
+        receiver
+    }
+}
+
 /// Passes a call's pieces on as they are read, which gives the node its credit. An answer without
 /// an end is an error: the link broke, or the node went silent. `follows` is an answer that may be
 /// silent for as long as it likes once it has begun.
-pub(super) async fn relay(
-    links: Arc<Links>,
+async fn relay(
+    sessions: Arc<Sessions>,
     name: String,
     id: u32,
     follows: bool,
@@ -64,12 +92,12 @@ pub(super) async fn relay(
         if answer.send(Ok(bytes)).await.is_err() {
             break;
         }
-        let mut state = links.lock();
-        links.handle(&mut state, &name, Input::CallTaken { id, bytes: taken });
+        let mut state = sessions.lock();
+        sessions.handle(&mut state, &name, Input::CallTaken { id, bytes: taken });
     }
-    let mut state = links.lock();
-    if let Some(node) = state.nodes.get_mut(&name) {
+    let mut state = sessions.lock();
+    if let Some(node) = state.nodes.get_mut(name.as_str()) {
         node.calls.remove(&id);
     }
-    links.handle(&mut state, &name, Input::CallCancel { id });
+    sessions.handle(&mut state, &name, Input::CallCancel { id });
 }

@@ -1,89 +1,65 @@
 //! One node: its session, the connection that carries it just now, and what it has reported.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
-use edge_proto::lanes::{Lanes, Limits};
+use edge_proto::lanes::Limits;
 use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 use edge_proto::rate_limiter::Reservation;
 use edge_proto::session::{Cloud, Input, Output, Payload};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::call::Heard;
+use super::takeover::Takeovers;
 use crate::clock::unix_s;
 use crate::identity::registry::NodeRecord;
 use crate::nodes::NodeView;
 use crate::placement::Desired;
-use crate::sessions::takeover::Takeovers;
-use crate::transport::broker::Publisher;
 
 /// See [`Problems`].
 const PROBLEM_MS: u64 = 60_000;
 
-/// A connection as the session sees it: frames go in.
+/// A node's connection as its session sees it.
 pub(super) struct Connection {
+    /// Tells it from earlier connections of the node.
     pub(super) id: u64,
-    pub(super) frames: Frames,
+    pub(super) carrier: Box<dyn Carrier>,
     /// When the last frame came through it, behind a broker.
     pub(super) heard: u64,
     /// Signs of life that were asked for since then, behind a broker.
     pub(super) asked: u32,
 }
 
-/// The way of a frame to its node.
-pub(super) enum Frames {
-    /// To the task of its socket, which has its lanes; dropping this closes the socket.
-    Socket(mpsc::Sender<Vec<u8>>),
-    /// To the broker. Without a rate nothing waits in the lanes.
-    Broker(Publisher, String, Box<Lanes>),
-}
+/// The way of frames to one node, which is the transport's. Dropping it closes the node's connection.
+///
+/// It may drop a frame as the line may: the session repeats what is not answered.
+pub trait Carrier: Send {
+    /// Takes a frame. Never waits.
+    fn send(&mut self, now: u64, frame: Vec<u8>);
 
-impl Frames {
-    /// One that does not fit is lost like one on the way: the session repeats.
-    pub(super) fn send(&mut self, now: u64, frame: Vec<u8>) {
-        match self {
-            Self::Socket(frames) => drop(frames.try_send(frame)),
-            Self::Broker(_, _, lanes) => {
-                lanes.push(frame);
-                self.pump(now);
-            }
-        }
-    }
+    /// Rates from now on.
+    fn set_limits(&mut self, now: u64, limits: &Limits);
 
-    /// Rates from now on. A socket's task hears of them by itself, see [`NodeSession::limits`].
-    pub(super) fn limit(&mut self, now: u64, limits: &Limits) {
-        if let Self::Broker(_, _, lanes) = self {
-            lanes.set_limits(now, limits);
-        }
-    }
+    /// The deadline is reached: hands over what may go now.
+    fn tick(&mut self, now: u64);
 
-    /// Hands over what may go.
-    pub(super) fn pump(&mut self, now: u64) {
-        if let Self::Broker(publisher, node, lanes) = self {
-            while let Some(frame) = lanes.poll(now) {
-                publisher.send(node, frame);
-            }
-        }
-    }
-
-    fn deadline(&self) -> Option<u64> {
-        match self {
-            Self::Socket(_) => None,
-            Self::Broker(_, _, lanes) => lanes.deadline(),
-        }
-    }
+    /// When [`Self::tick`] is to be called, if frames wait here for their rate.
+    fn deadline(&self) -> Option<u64>;
 }
 
 pub(super) struct NodeSession {
+    /// Its name, shared with [`super::deadlines`].
+    pub(super) name: Arc<str>,
     pub(super) session: Cloud,
-    /// Name of the session for the records that come by it.
+    /// Number of the session for the records that come by it, see [`Records::attach`].
     pub(super) stream: u64,
-    /// The books of its records are known; no session opens before.
+    /// The ledger of its records is known; no session opens before.
     pub(super) booked: bool,
     pub(super) connection: Option<Connection>,
     /// What the node's policy allows on the way to it.
-    pub(super) limits: watch::Sender<Limits>,
+    pub(super) limits: Limits,
     /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
     /// empty set would stop every pod of a node that we have merely forgotten.
     pub(super) desired: Option<Desired>,
@@ -104,6 +80,8 @@ pub(super) struct NodeSession {
     pub(super) proof_asked: Option<u64>,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
     pub(super) problems: Problems,
+    /// Where it stands in [`super::deadlines`].
+    pub(super) scheduled: Option<u64>,
 }
 
 /// Frames of a node that do not decode or do not fit. One event in [`PROBLEM_MS`]: a node that sends
@@ -132,13 +110,37 @@ impl Problems {
 }
 
 impl NodeSession {
+    /// One that has no connection and was given no set.
+    pub(super) fn new(name: Arc<str>, session: Cloud, (stream, booked): (u64, bool)) -> Self {
+        Self {
+            name,
+            session,
+            stream,
+            booked,
+            connection: None,
+            limits: Limits::NONE,
+            desired: None,
+            reported: BTreeMap::new(),
+            live: false,
+            reservation: Reservation::default(),
+            in_sync: false,
+            heard: false,
+            boots: Default::default(),
+            changed_unix_s: 0,
+            takeovers: Takeovers::default(),
+            renewal_asked: None,
+            proof_asked: None,
+            calls: BTreeMap::new(),
+            problems: Problems::default(),
+            scheduled: None,
+        }
+    }
+
     /// When something is to be done without an input.
     pub(super) fn deadline(&self) -> Option<u64> {
-        let frames = self
-            .connection
-            .as_ref()
-            .and_then(|one| one.frames.deadline());
-        self.session.deadline().into_iter().chain(frames).min()
+        let carrier = self.connection.as_ref();
+        let carrier = carrier.and_then(|one| one.carrier.deadline());
+        self.session.deadline().into_iter().chain(carrier).min()
     }
 
     /// The policy in the node's set holds from now on.
@@ -151,11 +153,18 @@ impl NodeSession {
                 .limits_down(),
             None => Limits::NONE,
         };
-        if *self.limits.borrow() != limits {
+        if self.limits != limits {
             if let Some(connection) = &mut self.connection {
-                connection.frames.limit(now, &limits);
+                connection.carrier.set_limits(now, &limits);
             }
-            self.limits.send_replace(limits);
+            self.limits = limits;
+        }
+    }
+
+    /// A frame for the node that is none of its session's.
+    pub(super) fn send(&mut self, now: u64, frame: &Frame) {
+        if let Some(connection) = &mut self.connection {
+            connection.carrier.send(now, frame.encode());
         }
     }
 
@@ -170,34 +179,14 @@ impl NodeSession {
             Output::Send(frame) => {
                 let held = self.desired.is_none() && carries_desired(&frame);
                 if let Some(connection) = self.connection.as_mut().filter(|_| !held) {
-                    connection.frames.send(now, frame);
+                    connection.carrier.send(now, frame);
                 }
                 false
             }
             Output::Apply {
                 ticket, changes, ..
             } => {
-                for (key, payload) in changes {
-                    match payload {
-                        Some(Payload::Inline(bytes)) => {
-                            if key == Key::node_status() && self.saw_boot(now, &bytes) {
-                                let text = "two boards use this identity, and end each other's \
-                                            link: delete the node and join each by a name of its own";
-                                events.push(("Cloned", text.to_owned()));
-                            }
-                            self.reported.insert(key, bytes);
-                        }
-                        // No status is that large; what a node sends beyond is not kept.
-                        _ => drop(self.reported.remove(&key)),
-                    }
-                }
-                self.session.handle(
-                    now,
-                    Input::Applied {
-                        ticket,
-                        refused: Vec::new(),
-                    },
-                );
+                self.apply(now, ticket, changes, events);
                 true
             }
             Output::Live { .. } => {
@@ -227,20 +216,7 @@ impl NodeSession {
                 true
             }
             Output::CallBytes { id, bytes, end } => {
-                if let Some(reader) = self.calls.get(&id) {
-                    // The window is smaller than the channel, so a piece that does not fit is a
-                    // node that breaks the contract: its call ends.
-                    let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
-                    if end {
-                        failed |= reader.try_send(Heard::End).is_err();
-                    }
-                    if end || failed {
-                        self.calls.remove(&id);
-                    }
-                    if failed {
-                        self.session.handle(now, Input::CallCancel { id });
-                    }
-                }
+                self.call_bytes(now, id, bytes, end);
                 false
             }
             Output::CallCancelled { id } => {
@@ -279,6 +255,51 @@ impl NodeSession {
         }
     }
 
+    /// Takes changes of the reported set.
+    fn apply(
+        &mut self,
+        now: u64,
+        ticket: u32,
+        changes: Vec<(Key, Option<Payload>)>,
+        events: &mut Vec<(&'static str, String)>,
+    ) {
+        for (key, payload) in changes {
+            match payload {
+                Some(Payload::Inline(bytes)) => {
+                    if key == Key::node_status() && self.saw_boot(now, &bytes) {
+                        let text = "two boards use this identity, and end each other's link: \
+                                    delete the node and join each by a name of its own";
+                        events.push(("Cloned", text.to_owned()));
+                    }
+                    self.reported.insert(key, bytes);
+                }
+                // No status is that large; what a node sends beyond is not kept.
+                _ => drop(self.reported.remove(&key)),
+            }
+        }
+        let refused = Vec::new();
+        self.session.handle(now, Input::Applied { ticket, refused });
+    }
+
+    /// Passes a piece of a call's answer on.
+    fn call_bytes(&mut self, now: u64, id: u32, bytes: Vec<u8>, end: bool) {
+        let Some(reader) = self.calls.get(&id) else {
+            return;
+        };
+        // The window is smaller than the channel, so a piece that does not fit is a node that
+        // breaks the contract: its call ends.
+        let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
+        if end {
+            failed |= reader.try_send(Heard::End).is_err();
+        }
+        if end || failed {
+            self.calls.remove(&id);
+        }
+        if failed {
+            self.session.handle(now, Input::CallCancel { id });
+        }
+    }
+
     /// A boot id that comes back after another one is a second board, for a reboot makes a new
     /// one. Behind a broker nothing else tells two boards from one that reconnects.
     pub(super) fn saw_boot(&mut self, now: u64, status: &[u8]) -> bool {
@@ -292,7 +313,7 @@ impl NodeSession {
         back && self.takeovers.prove(now)
     }
 
-    pub(super) fn view(&self, name: &str, record: &NodeRecord, now: u64) -> NodeView {
+    pub(super) fn view(&self, record: &NodeRecord, now: u64) -> NodeView {
         let pods = self
             .reported
             .iter()
@@ -300,7 +321,7 @@ impl NodeSession {
             .filter_map(|(_, bytes)| PodStatus::decode(bytes).ok());
         let status = self.reported.get(&Key::node_status());
         NodeView {
-            name: name.to_owned(),
+            name: self.name.as_ref().to_owned(),
             connected: self.live,
             in_sync: self.live && self.in_sync,
             heard: self.heard,

@@ -1,14 +1,75 @@
+use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 
-use tokio::sync::oneshot::error::TryRecvError;
+use edge_proto::lanes::Limits;
 
 use super::*;
 use crate::identity::ca::{Ca, NODE_LIFE_S};
+use crate::identity::enrol::Lives;
+use crate::identity::peer::Peer;
 use crate::identity::registry::NodeRecord;
+use crate::nodes::{DesiredSets as _, EventLog as _};
+use crate::placement::Desired;
 use crate::sessions::takeover::TAKEOVERS_MAX;
 
-fn open(data: &Path) -> Arc<Links> {
-    Links::open(data, Ca::open(data).unwrap(), None).unwrap()
+fn open(data: &Path) -> Arc<Sessions> {
+    let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
+    let identity = Identity::open(data, ca, None, Lives::default(), Arc::clone(&events));
+    Sessions::new(identity.unwrap(), events, Records::none())
+}
+
+/// What a node's connection was handed.
+#[derive(Debug, PartialEq)]
+enum Handed {
+    Frame(Vec<u8>),
+    Limits(Limits),
+    Ticked(u64),
+}
+
+/// Notes what it is handed; a frame waits until its deadline.
+struct Line {
+    to: mpsc::Sender<Handed>,
+    deadline: Option<u64>,
+}
+
+impl Carrier for Line {
+    fn send(&mut self, _: u64, frame: Vec<u8>) {
+        self.to.send(Handed::Frame(frame)).ok();
+    }
+
+    fn set_limits(&mut self, _: u64, limits: &Limits) {
+        self.to.send(Handed::Limits(limits.clone())).ok();
+    }
+
+    fn tick(&mut self, now: u64) {
+        if self.deadline.take_if(|at| *at <= now).is_some() {
+            self.to.send(Handed::Ticked(now)).ok();
+        }
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+}
+
+fn line() -> (Line, mpsc::Receiver<Handed>) {
+    let (to, handed) = mpsc::channel();
+    let deadline = None;
+    (Line { to, deadline }, handed)
+}
+
+fn connect(sessions: &Sessions, peer: &Peer) -> Result<(u64, mpsc::Receiver<Handed>), Refused> {
+    let (line, handed) = line();
+    sessions.connect(peer, line).map(|id| (id, handed))
+}
+
+fn frames(handed: &mpsc::Receiver<Handed>) -> Vec<Frame> {
+    let frames = handed.try_iter().filter_map(|one| match one {
+        Handed::Frame(frame) => Frame::decode(&frame).ok(),
+        _ => None,
+    });
+    frames.collect()
 }
 
 /// What a node says first.
@@ -26,13 +87,13 @@ fn hello() -> Vec<u8> {
 }
 
 /// A node that has joined, and its certificate.
-fn join(links: &Links, node: &str) -> Peer {
+fn join(sessions: &Sessions, node: &str) -> Peer {
     let record = NodeRecord {
         serial: format!("serial of {node}"),
         ..NodeRecord::default()
     };
     let serial = record.serial.clone();
-    links.registry.add(node, record).unwrap();
+    sessions.identity.registry().add(node, record).unwrap();
     Peer {
         node: node.to_owned(),
         serial,
@@ -46,17 +107,17 @@ fn join(links: &Links, node: &str) -> Peer {
 #[test]
 fn a_node_that_is_refused_while_it_connects_gets_no_link() {
     let data = tempfile::tempdir().unwrap();
-    let links = open(data.path());
+    let sessions = open(data.path());
     for round in 0..20 {
         let name = format!("gate-{round}");
-        let peer = join(&links, &name);
-        let state = links.lock();
-        let (begun, begins) = std::sync::mpsc::channel();
+        let peer = join(&sessions, &name);
+        let state = sessions.lock();
+        let (begun, begins) = mpsc::channel();
         let connecting = {
-            let links = Arc::clone(&links);
+            let sessions = Arc::clone(&sessions);
             let connects = move || {
                 begun.send(()).unwrap();
-                links.connect(&peer).is_ok()
+                connect(&sessions, &peer).is_ok()
             };
             let builder = thread::Builder::new().stack_size(256 * 1024);
             builder.spawn(connects).unwrap()
@@ -66,8 +127,8 @@ fn a_node_that_is_refused_while_it_connects_gets_no_link() {
             thread::yield_now();
         }
         let found = match round % 2 {
-            0 => links.registry.revoke(&name, unix_s()),
-            _ => links.registry.delete(&name, unix_s()),
+            0 => sessions.identity.registry().revoke(&name, unix_s()),
+            _ => sessions.identity.registry().delete(&name, unix_s()),
         };
         assert!(found.unwrap());
         drop(state);
@@ -80,27 +141,26 @@ fn a_node_that_is_refused_while_it_connects_gets_no_link() {
 #[test]
 fn only_an_answer_proves_a_clone() {
     let data = tempfile::tempdir().unwrap();
-    let links = open(data.path());
-    let peer = join(&links, "gate");
-    let cloned = || links.views().iter().any(|view| view.cloned);
-    let mut live = links.connect(&peer).unwrap();
+    let sessions = open(data.path());
+    let peer = join(&sessions, "gate");
+    let cloned = || sessions.views().iter().any(|view| view.cloned);
+    let mut live = connect(&sessions, &peer).unwrap();
     for _ in 0..TAKEOVERS_MAX {
-        live = links.connect(&peer).unwrap();
+        live = connect(&sessions, &peer).unwrap();
     }
-    let asks = |frames: &mut mpsc::Receiver<Vec<u8>>| {
-        std::iter::from_fn(|| frames.try_recv().ok())
-            .filter(|frame| matches!(Frame::decode(frame), Ok(Frame::Probe { .. })))
-            .count()
+    let asks = |handed| {
+        let probe = |frame: &Frame| matches!(frame, Frame::Probe { .. });
+        frames(handed).into_iter().filter(probe).count()
     };
-    asks(&mut live.1);
-    assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
-    assert_eq!(asks(&mut live.1), 1);
-    links.frame("gate", live.0, &Frame::Gone { n: [1; 8] }.encode());
-    links.frame("gate", live.0, &[]);
-    assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
-    assert!(!cloned(), "{:?}", links.events());
-    links.frame("gate", live.0, &hello());
-    assert_eq!(links.connect(&peer).unwrap_err(), Refused::ForNow);
+    asks(&live.1);
+    assert_eq!(connect(&sessions, &peer).unwrap_err(), Refused::ForNow);
+    assert_eq!(asks(&live.1), 1);
+    sessions.frame("gate", live.0, &Frame::Gone { n: [1; 8] }.encode());
+    sessions.frame("gate", live.0, &[]);
+    assert_eq!(connect(&sessions, &peer).unwrap_err(), Refused::ForNow);
+    assert!(!cloned(), "{:?}", sessions.events.events());
+    sessions.frame("gate", live.0, &hello());
+    assert_eq!(connect(&sessions, &peer).unwrap_err(), Refused::ForNow);
     assert!(cloned());
 }
 
@@ -109,32 +169,32 @@ fn only_an_answer_proves_a_clone() {
 #[test]
 fn openings_at_once_get_turns_one_after_the_other() {
     let data = tempfile::tempdir().unwrap();
-    let links = open(data.path());
-    links.set_admissions(1);
-    let mut nodes: Vec<_> = (0..10)
+    let sessions = open(data.path());
+    sessions.set_openings(1);
+    let nodes: Vec<_> = (0..10)
         .map(|number| {
             let name = format!("gate-{number}");
-            let link = links.connect(&join(&links, &name)).unwrap();
+            let link = connect(&sessions, &join(&sessions, &name)).unwrap();
             (name, link)
         })
         .collect();
-    let mut ask = |index: usize| {
-        let (name, (id, frames)) = &mut nodes[index];
-        links.frame(name, *id, &hello());
-        let answers = std::iter::from_fn(|| frames.try_recv().ok());
-        answers
-            .filter_map(|frame| match Frame::decode(&frame) {
-                Ok(Frame::RetryAfter { n, wait_ms, .. }) => {
+    let ask = |index: usize| {
+        let (name, (id, handed)) = &nodes[index];
+        sessions.frame(name, *id, &hello());
+        frames(handed)
+            .into_iter()
+            .filter_map(|frame| match frame {
+                Frame::RetryAfter { n, wait_ms, .. } => {
                     assert_eq!(n, [1; 8]);
                     Some(wait_ms)
                 }
-                Ok(Frame::Welcome { .. }) => Some(0),
+                Frame::Welcome { .. } => Some(0),
                 _ => None,
             })
-            .last()
+            .next_back()
             .unwrap()
     };
-    let waits: Vec<u64> = (0..10).map(&mut ask).collect();
+    let waits: Vec<u64> = (0..10).map(ask).collect();
     assert_eq!(waits[0], 0);
     for (turn, wait) in waits.iter().enumerate().skip(1) {
         let turn = turn as u64;
@@ -149,38 +209,22 @@ fn openings_at_once_get_turns_one_after_the_other() {
     assert!(ask(1) <= waits[1]);
 }
 
-/// Goal: a crowd is held off before TLS, and people are told. Method: more connections at once than
-/// can be admitted before the longest wait is over.
-#[test]
-fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
-    let data = tempfile::tempdir().unwrap();
-    let links = open(data.path());
-    links.set_admissions(2);
-    let mut waiting: Vec<_> = (0..40)
-        .map(|_| links.admission([192, 0, 2, 1].into()))
-        .collect();
-    let away = waiting
-        .iter_mut()
-        .filter_map(|one| one.try_recv().err())
-        .filter(|error| *error == TryRecvError::Closed)
-        .count();
-    // Two at once, two a second for five seconds wait, and what a slow test takes.
-    assert!((1..=28).contains(&away), "{away}");
-    let events = links.events();
-    let crowded = events.iter().filter(|event| event.reason == "Crowded");
-    assert_eq!(crowded.count(), 1, "{events:?}");
-}
-
 /// Goal: a policy holds as soon as it is in the node's set, and no longer than that. Method: the
 /// connection stays.
 #[test]
 fn a_policy_reaches_the_connection_that_is_there() {
     let data = tempfile::tempdir().unwrap();
-    let links = open(data.path());
-    let peer = join(&links, "gate");
-    let _live = links.connect(&peer).unwrap();
-    let limits = links.limits("gate");
-    assert_eq!(*limits.borrow(), Limits::NONE);
+    let sessions = open(data.path());
+    let peer = join(&sessions, "gate");
+    let (_, handed) = connect(&sessions, &peer).unwrap();
+    let limits = || {
+        let limits = handed.try_iter().filter_map(|one| match one {
+            Handed::Limits(limits) => Some(limits),
+            _ => None,
+        });
+        limits.collect::<Vec<_>>()
+    };
+    assert_eq!(limits(), [Limits::NONE]);
     let policy = edge_proto::object::NodePolicy {
         bandwidth_down: Some(900_000),
         ..Default::default()
@@ -191,52 +235,56 @@ fn a_policy_reaches_the_connection_that_is_there() {
         "node".to_owned(),
     );
     let set = Desired::from([(key, Arc::from(policy.encode()))]);
-    links.set_desired("gate", &set);
-    assert_eq!(limits.borrow().link_bits_per_s, 900_000);
-    links.set_desired("gate", &Desired::new());
-    assert_eq!(*limits.borrow(), Limits::NONE);
+    sessions.set_desired("gate", &set);
+    let limited = Limits {
+        link_bits_per_s: 900_000,
+        ..Limits::NONE
+    };
+    assert_eq!(limits(), std::slice::from_ref(&limited));
+    // A connection that comes later has it from the start.
+    let (_, later) = connect(&sessions, &peer).unwrap();
+    assert_eq!(later.try_iter().next(), Some(Handed::Limits(limited)));
+    sessions.set_desired("gate", &set);
+    assert!(limits().is_empty());
+    sessions.set_desired("gate", &Desired::new());
+    let last = later
+        .try_iter()
+        .filter(|one| *one == Handed::Limits(Limits::NONE));
+    assert_eq!(last.count(), 1);
 }
 
-/// Goal: while nodes may come back after a restore, nobody can say that none depends on the old CA: it is
-/// retired only by who says so.
-#[test]
-fn a_grace_holds_up_the_retirement_of_a_ca() {
+/// Goal: what waits for its rate at an external broker goes when its time has come, and an event of one node
+/// leaves the deadlines of the others alone. Method: a line that holds something back for 50 ms,
+/// beside a node that sends all the time.
+#[tokio::test]
+async fn a_deadline_of_a_connection_is_kept() {
     let data = tempfile::tempdir().unwrap();
-    let until = unix_s() + 1_000;
-    let state = format!(
-        r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
-    );
-    std::fs::write(data.path().join(crate::identity::registry::NODES), state).unwrap();
-    let links = open(data.path());
-    assert!(!links.retire(None).unwrap().retired, "one CA");
-    assert_eq!(links.rotate().unwrap().grace_until_unix_s, until);
-    assert!(links.retire(None).unwrap_err().contains("--force"));
-    assert!(links.retire(Some(0)).unwrap().retired);
-    assert_eq!(links.ca_view().retired.len(), 1);
-}
-
-/// Goal: rollovers do not fill the list of refused certificates; but while nodes may come back by their
-/// names after a restore, it is what keeps the deleted ones out.
-#[test]
-fn a_retired_ca_takes_its_refused_certificates_along_unless_there_is_a_grace() {
-    for grace in [false, true] {
-        let data = tempfile::tempdir().unwrap();
-        let until = unix_s() + if grace { 1_000 } else { 0 };
-        let state = format!(
-            r#"{{"epoch":0,"nodes":{{}},"grace":{{"issued_from_unix_s":1,"until_unix_s":{until}}}}}"#
-        );
-        std::fs::write(data.path().join(crate::identity::registry::NODES), state).unwrap();
-        let links = open(data.path());
-        let record = NodeRecord {
-            serial: "01".to_owned(),
-            ca_sha256: links.authorities().signer().sha256(),
-            ..NodeRecord::default()
-        };
-        links.registry.add("a", record).unwrap();
-        links.registry.delete("a", unix_s()).unwrap();
-        assert_eq!(links.registry.retired().len(), 1);
-        links.rotate().unwrap();
-        assert!(links.retire(Some(0)).unwrap().retired);
-        assert_eq!(links.registry.retired().len(), usize::from(grace));
+    let sessions = open(data.path());
+    let peer = join(&sessions, "gate");
+    let (mut held, handed) = line();
+    held.deadline = Some(sessions.now() + 50);
+    sessions.connect(&peer, held).unwrap();
+    let other = connect(&sessions, &join(&sessions, "other")).unwrap();
+    let ticked = async {
+        loop {
+            sessions.frame("other", other.0, &hello());
+            if handed
+                .try_iter()
+                .any(|one| matches!(one, Handed::Ticked(_)))
+            {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = sessions.tick() => {}
+        () = ticked => {}
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it never ticked"),
+    }
+    let state = sessions.lock();
+    let scheduled = |name: &str| state.nodes[name].scheduled;
+    for name in ["gate", "other"] {
+        assert_eq!(scheduled(name), state.nodes[name].deadline());
     }
 }

@@ -11,12 +11,15 @@
 
 pub mod files;
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use edge_proto::enrol::{ALPN_MQTT, Endpoint};
+use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::limits::{ENROL_BYTES_MAX, FRAME_BYTES_MAX};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, SubscribeReasonCode};
@@ -26,12 +29,12 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::tls::TlsError;
+use crate::events::Events;
 use crate::identity::authorities::{Authorities, Phase};
 use crate::identity::ca::{Ca, CaError};
-use crate::sessions::{ExternalBroker, Links};
-use crate::transport::tls::TlsError;
-
-pub use files::write_crl;
+use crate::identity::{ExternalBroker, Identity};
+use crate::sessions::{Carrier, Sessions};
 
 /// The user that edge-cloud is at the broker, the common name of its certificate. No node can have
 /// it: a node's name has no dot.
@@ -128,7 +131,7 @@ impl Broker {
             }
             None => None,
         };
-        let behind = ExternalBroker {
+        let external = ExternalBroker {
             broker: edge_proto::enrol::Broker {
                 url: config.url.clone(),
                 anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
@@ -141,9 +144,9 @@ impl Broker {
             identity,
             silence: config.silence,
         };
-        // What is wrong with the files is told at the start.
+        // What is wrong with the files shows at the start.
         broker.tls(cas, None).map_err(io::Error::other)?;
-        Ok((broker, behind))
+        Ok((broker, external))
     }
 
     /// TLS with the CAs that are accepted now, as [`USER`]; or with `ca` alone, as whom it has signed:
@@ -203,146 +206,212 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     Ok(found)
 }
 
-/// Sends frames to nodes over one connection.
-#[derive(Clone)]
-pub struct Publisher {
+/// The way of one node's frames: to the broker's socket, as far as the node's rates allow. Without a rate
+/// nothing waits here.
+struct BrokerCarrier {
     client: AsyncClient,
+    node: String,
+    topic: String,
+    lanes: Box<Lanes>,
 }
 
-impl Publisher {
-    /// Hands a frame to the socket; it is lost when [`REQUESTS_MAX`] wait already.
-    pub fn send(&self, node: &str, frame: Vec<u8>) {
-        let topic = format!("m1/d/{node}");
-        let sent = self
-            .client
-            .try_publish(topic, QoS::AtMostOnce, false, frame);
-        if sent.is_err() {
-            log::debug!("frame_dropped node={node}");
+impl BrokerCarrier {
+    fn new(client: AsyncClient, node: &str) -> Self {
+        Self {
+            client,
+            node: node.to_owned(),
+            topic: format!("m1/d/{node}"),
+            lanes: Box::new(Lanes::new()),
         }
     }
 }
 
-/// Keeps the connection, for ever.
-pub async fn run(broker: Broker, links: Arc<Links>) {
-    let mut wait = WAIT_MIN;
-    loop {
-        let start = Instant::now();
-        let reason = connection(&broker, &links).await;
-        links.broker_down(&reason);
-        if start.elapsed() >= GOOD {
-            wait = WAIT_MIN;
+impl Carrier for BrokerCarrier {
+    fn send(&mut self, now: u64, frame: Vec<u8>) {
+        self.lanes.push(frame);
+        self.tick(now);
+    }
+
+    fn set_limits(&mut self, now: u64, limits: &Limits) {
+        self.lanes.set_limits(now, limits);
+    }
+
+    /// Hands frames to the socket; one is lost when [`REQUESTS_MAX`] wait for that already.
+    fn tick(&mut self, now: u64) {
+        while let Some(frame) = self.lanes.poll(now) {
+            let topic = self.topic.clone();
+            let sent = self
+                .client
+                .try_publish(topic, QoS::AtMostOnce, false, frame);
+            if sent.is_err() {
+                log::debug!("frame_dropped node={}", self.node);
+            }
         }
-        log::warn!("broker_away error={reason} retry_ms={}", wait.as_millis());
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(WAIT_MAX);
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        self.lanes.deadline()
     }
 }
 
-/// One connection from attempt to end; returns why it ended.
-async fn connection(broker: &Broker, links: &Links) -> String {
-    let tls = match broker.tls(&links.authorities(), None) {
-        Ok(tls) => tls,
-        Err(error) => return error.to_string(),
-    };
-    let (client, mut events) = AsyncClient::new(broker.options(USER, tls), REQUESTS_MAX);
-    tokio::select! {
-        never = try_new_ca(broker, links) => match never {},
-        reason = receive(&mut events, &client, links) => reason,
-        never = probe(links) => match never {},
-        never = watch(links, broker.silence) => match never {},
-    }
+/// edge-cloud's end of the broker: for whom the connection is kept.
+pub struct Client {
+    /// The broker.
+    pub broker: Broker,
+    /// Signs edge-cloud's certificate, and says who is a node.
+    pub identity: Arc<Identity>,
+    /// Take the frames of all nodes.
+    pub sessions: Arc<Sessions>,
+    /// Says when the broker comes and goes.
+    pub events: Arc<Events>,
 }
 
-/// Never cancelled but with the whole connection: half a connect of rumqttc's would start anew.
-async fn receive(events: &mut EventLoop, client: &AsyncClient, links: &Links) -> String {
-    // rumqttc has no flush deadline, but pings make an event per keepalive: silence over two
-    // means that its loop is stuck.
-    let mut timeout = CONNECT_TIMEOUT + Duration::from_secs(5);
-    loop {
-        let event = match tokio::time::timeout(timeout, events.poll()).await {
-            Err(_) => return "no progress within two keepalives".to_owned(),
-            Ok(Err(error)) => return error.to_string(),
-            Ok(Ok(event)) => event,
+impl Client {
+    /// Keeps the connection, for ever.
+    pub async fn run(self) {
+        let mut wait = WAIT_MIN;
+        loop {
+            let start = Instant::now();
+            let reason = self.connection().await;
+            if start.elapsed() >= GOOD {
+                wait = WAIT_MIN;
+            }
+            log::warn!("broker_away error={reason} retry_ms={}", wait.as_millis());
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(WAIT_MAX);
+        }
+    }
+
+    /// One connection from attempt to end; returns why it ended.
+    async fn connection(&self) -> String {
+        let tls = match self.broker.tls(&self.identity.authorities(), None) {
+            Ok(tls) => tls,
+            Err(error) => return error.to_string(),
         };
-        match event {
-            Event::Incoming(Packet::ConnAck(_)) => {
-                timeout = KEEPALIVE * 2;
-                if client.try_subscribe(FILTER_UP, QoS::AtMostOnce).is_err() {
-                    return "cannot subscribe".to_owned();
-                }
-            }
-            Event::Incoming(Packet::SubAck(ack)) => {
-                let granted = |code| matches!(code, &SubscribeReasonCode::Success(_));
-                if !ack.return_codes.iter().all(granted) {
-                    return format!("the broker does not let {USER} read {FILTER_UP}");
-                }
-                let client = client.clone();
-                links.broker_up(Publisher { client });
-            }
-            // A retained message is none of a node's: it is old, and nobody may make one.
-            Event::Incoming(Packet::Publish(publish)) if !publish.retain => {
-                let topic = std::str::from_utf8(&publish.topic).ok();
-                if let Some(node) = topic.and_then(node_of) {
-                    links.frame_from_broker(node, &publish.payload);
-                }
-            }
-            Event::Incoming(Packet::Disconnect(goodbye)) => {
-                return format!("closed by the broker: {:?}", goodbye.reason_code);
-            }
-            _ => {}
+        let (client, mut events) = AsyncClient::new(self.broker.options(USER, tls), REQUESTS_MAX);
+        // Set once frames can come.
+        let is_up = AtomicBool::new(false);
+        let reason = tokio::select! {
+            never = self.try_new_ca() => match never {},
+            reason = self.receive(&mut events, &client, &is_up) => reason,
+            never = self.probe(&client, &is_up) => match never {},
+            never = self.ask_silent() => match never {},
+        };
+        if is_up.into_inner() {
+            self.events.add("", "BrokerLost", &reason);
+            self.sessions.all_disconnected();
         }
+        reason
     }
-}
 
-/// While a new CA is offered: tries whether the broker lets in a client of it, and is one itself unless
-/// it has a CA of its own, so that no node renews its certificate before.
-async fn try_new_ca(broker: &Broker, links: &Links) -> std::convert::Infallible {
-    loop {
-        let cas = links.authorities();
-        if cas.phase() == Phase::Offered
-            && let Ok(tls) = broker.tls(&cas, Some(cas.newest()))
-        {
-            let (_client, mut events) = AsyncClient::new(broker.options(TRIAL, tls), 1);
-            let answer = async {
-                loop {
-                    match events.poll().await {
-                        Ok(Event::Incoming(Packet::ConnAck(ack))) => break Some(ack.code),
-                        Ok(_) => {}
-                        Err(_) => break None,
+    /// Never cancelled but with the whole connection: half a connect of rumqttc's would start anew.
+    async fn receive(
+        &self,
+        events: &mut EventLoop,
+        client: &AsyncClient,
+        is_up: &AtomicBool,
+    ) -> String {
+        // rumqttc has no flush deadline, but pings make an event per keepalive: silence over two
+        // means that its loop is stuck.
+        let mut timeout = CONNECT_TIMEOUT + Duration::from_secs(5);
+        let carriers = |node: &str| Box::new(BrokerCarrier::new(client.clone(), node)) as _;
+        loop {
+            let event = match tokio::time::timeout(timeout, events.poll()).await {
+                Err(_) => return "no progress within two keepalives".to_owned(),
+                Ok(Err(error)) => return error.to_string(),
+                Ok(Ok(event)) => event,
+            };
+            match event {
+                Event::Incoming(Packet::ConnAck(_)) => {
+                    timeout = KEEPALIVE * 2;
+                    if client.try_subscribe(FILTER_UP, QoS::AtMostOnce).is_err() {
+                        return "cannot subscribe".to_owned();
                     }
                 }
-            };
-            let answer = tokio::time::timeout(CONNECT_TIMEOUT, answer).await;
-            if matches!(answer, Ok(Some(ConnectReturnCode::Success))) {
-                links.broker_accepts_new_ca();
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    let granted = |code| matches!(code, &SubscribeReasonCode::Success(_));
+                    if !ack.return_codes.iter().all(granted) {
+                        return format!("the broker does not let {USER} read {FILTER_UP}");
+                    }
+                    is_up.store(true, Ordering::Relaxed);
+                    let text = "every node is asked for its state";
+                    self.events.add("", "BrokerConnected", text);
+                    self.sessions.probe_all();
+                }
+                // A retained message is none of a node's: it is old, and nobody may make one.
+                Event::Incoming(Packet::Publish(publish))
+                    if !publish.retain && is_up.load(Ordering::Relaxed) =>
+                {
+                    let topic = std::str::from_utf8(&publish.topic).ok();
+                    if let Some(node) = topic.and_then(node_of) {
+                        self.sessions
+                            .frame_from_broker(node, &publish.payload, &carriers);
+                    }
+                }
+                Event::Incoming(Packet::Disconnect(goodbye)) => {
+                    return format!("closed by the broker: {:?}", goodbye.reason_code);
+                }
+                _ => {}
             }
         }
-        tokio::time::sleep(TRIAL_PACE).await;
     }
-}
 
-/// Asks all nodes, paced, once the frames of their answers can come.
-async fn probe(links: &Links) -> std::convert::Infallible {
-    loop {
-        links.unasked().await;
-        // A node whose set is not known yet would be asked again when it is.
-        for unplaced in [false, true] {
-            while links.probe(PROBES_AT_ONCE, unplaced) {
-                tokio::time::sleep(PROBE_PACE).await;
+    /// While a new CA is offered: tries whether the broker lets in a client of it, and is one itself unless
+    /// it has a CA of its own, so that no node renews its certificate before.
+    async fn try_new_ca(&self) -> Infallible {
+        loop {
+            let cas = self.identity.authorities();
+            if cas.phase() == Phase::Offered
+                && let Ok(tls) = self.broker.tls(&cas, Some(cas.newest()))
+            {
+                let options = self.broker.options(TRIAL, tls);
+                let (_client, mut events) = AsyncClient::new(options, 1);
+                let answer = async {
+                    loop {
+                        match events.poll().await {
+                            Ok(Event::Incoming(Packet::ConnAck(ack))) => break Some(ack.code),
+                            Ok(_) => {}
+                            Err(_) => break None,
+                        }
+                    }
+                };
+                let answer = tokio::time::timeout(CONNECT_TIMEOUT, answer).await;
+                if matches!(answer, Ok(Some(ConnectReturnCode::Success))) {
+                    self.identity.broker_accepts_new_ca();
+                }
             }
-            tokio::time::sleep(UNPLACED).await;
+            tokio::time::sleep(TRIAL_PACE).await;
         }
     }
-}
 
-/// Asks silent nodes for a sign of life: a broker that is a cluster can lose a will without
-/// losing us.
-async fn watch(links: &Links, silence: Duration) -> std::convert::Infallible {
-    let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
-    let pace = (silence / ASK_PARTS).max(ASK_PACE_MIN);
-    loop {
-        tokio::time::sleep(pace).await;
-        links.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);
+    /// Asks all nodes, paced, once the frames of their answers can come.
+    async fn probe(&self, client: &AsyncClient, is_up: &AtomicBool) -> Infallible {
+        let carriers = |node: &str| Box::new(BrokerCarrier::new(client.clone(), node)) as _;
+        loop {
+            self.sessions.unprobed().await;
+            if !is_up.load(Ordering::Relaxed) {
+                continue;
+            }
+            // A node whose set is not known yet would be asked again when it is.
+            for unplaced in [false, true] {
+                while self.sessions.probe(PROBES_AT_ONCE, unplaced, &carriers) {
+                    tokio::time::sleep(PROBE_PACE).await;
+                }
+                tokio::time::sleep(UNPLACED).await;
+            }
+        }
+    }
+
+    /// Asks silent nodes for a sign of life: a broker that is a cluster can lose a will without
+    /// losing us.
+    async fn ask_silent(&self) -> Infallible {
+        let silence = self.broker.silence;
+        let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
+        let pace = (silence / ASK_PARTS).max(ASK_PACE_MIN);
+        loop {
+            tokio::time::sleep(pace).await;
+            self.sessions.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);
+        }
     }
 }
 

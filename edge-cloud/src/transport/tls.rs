@@ -1,22 +1,22 @@
 //! The one TLS port: TLS 1.3, a client certificate of our CA if one is shown. Whether it must be
 //! shown depends on the ALPN protocol, which the caller checks with [`peer`].
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use edge_proto::enrol::{ALPN_HTTP, ALPN_JOIN, ALPN_MQTT, issued_unix_s};
+use edge_proto::enrol::{ALPN_HTTP, ALPN_JOIN, ALPN_MQTT};
 use rustls::server::{
     ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tokio::sync::watch;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::events::Events;
+use crate::identity::Identity;
 use crate::identity::authorities::Authorities;
-use crate::identity::ca::{CaError, hex};
+use crate::identity::ca::CaError;
+use crate::identity::peer::Peer;
+use crate::identity::registry::NODES_MAX;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -122,91 +122,65 @@ pub fn enrol_config(cas: &Authorities, names: &[String]) -> Result<ServerConfig,
     Ok(config)
 }
 
-/// What the port shows and whom it lets in. It is made anew with each change of the CAs, and with it
+/// What the port shows and whom it lets in. It is made anew after each change of the CAs, and with it
 /// goes every session that could be resumed: that would be without a look at the certificate.
 pub struct Port {
     names: Vec<String>,
-    /// Links come here, too, of so many nodes; else only enrolments.
-    nodes: Option<usize>,
-    config: watch::Sender<Arc<ServerConfig>>,
+    identity: Arc<Identity>,
+    events: Arc<Events>,
+    /// With the CAs that it was made for.
+    made: Mutex<(Arc<Authorities>, Arc<ServerConfig>)>,
 }
 
 impl Port {
-    /// The port of a server that is reached under `names`, for the links of so many nodes, or for
-    /// enrolments alone.
+    /// The port of a server that is reached under `names`: for the links of the nodes, and behind an
+    /// external broker for enrolments alone.
     ///
     /// # Errors
     /// See [`TlsError`].
     pub fn open(
-        cas: &Authorities,
+        identity: Arc<Identity>,
+        events: Arc<Events>,
         names: Vec<String>,
-        nodes: Option<usize>,
-    ) -> Result<Self, TlsError> {
-        let config = Arc::new(Self::config(cas, &names, nodes)?);
-        Ok(Self {
+    ) -> Result<Arc<Self>, TlsError> {
+        let authorities = identity.authorities();
+        let config = Self::config(&identity, &authorities, &names)?;
+        Ok(Arc::new(Self {
             names,
-            nodes,
-            config: watch::Sender::new(config),
-        })
+            identity,
+            events,
+            made: Mutex::new((authorities, config)),
+        }))
     }
 
     fn config(
-        cas: &Authorities,
+        identity: &Identity,
+        authorities: &Authorities,
         names: &[String],
-        nodes: Option<usize>,
-    ) -> Result<ServerConfig, TlsError> {
-        match nodes {
-            Some(nodes) => server_config(cas, names, nodes),
-            None => enrol_config(cas, names),
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        Ok(Arc::new(match identity.external_broker() {
+            None => server_config(authorities, names, NODES_MAX)?,
+            Some(_) => enrol_config(authorities, names)?,
+        }))
+    }
+
+    /// The configuration for a connection that comes now.
+    #[must_use]
+    pub fn current(&self) -> Arc<ServerConfig> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let authorities = self.identity.authorities();
+        if !Arc::ptr_eq(&made.0, &authorities) {
+            made.0 = Arc::clone(&authorities);
+            match Self::config(&self.identity, &authorities, &self.names) {
+                Ok(config) => made.1 = config,
+                Err(error) => {
+                    let why =
+                        format!("restart edge-cloud: its certificate was not made anew: {error}");
+                    self.events.add("", "PortNotRenewed", &why);
+                }
+            }
         }
-    }
-
-    /// Makes it anew for these CAs, for the connections that come from now on.
-    ///
-    /// # Errors
-    /// See [`TlsError`]; it is as it was then.
-    pub fn renew(&self, cas: &Authorities) -> Result<(), TlsError> {
-        let config = Self::config(cas, &self.names, self.nodes)?;
-        self.config.send_replace(Arc::new(config));
-        Ok(())
-    }
-
-    /// The configuration, now and from now on.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
-        self.config.subscribe()
-    }
-}
-
-/// Who is at the other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Common name of the certificate.
-    pub node: String,
-    /// Its serial number, hex.
-    pub serial: String,
-    /// When it was issued, seconds since 1970.
-    pub issued_unix_s: u64,
-    /// When it expires, seconds since 1970.
-    pub expires_unix_s: u64,
-}
-
-impl Peer {
-    /// Whom a certificate names; nothing of it is verified.
-    #[must_use]
-    pub fn of(der: &[u8]) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let validity = certificate.validity();
-        let expires_unix_s = u64::try_from(validity.not_after.timestamp()).ok()?;
-        let mut names = certificate.subject().iter_common_name();
-        let node = names.next()?.as_str().ok()?.to_owned();
-        let not_before = validity.not_before.timestamp();
-        names.next().is_none().then_some(Self {
-            node,
-            serial: hex(certificate.raw_serial()),
-            issued_unix_s: issued_unix_s(not_before, expires_unix_s),
-            expires_unix_s,
-        })
+        Arc::clone(&made.1)
     }
 }
 
@@ -218,39 +192,18 @@ pub fn peer(connection: &ServerConnection, unix_s: u64) -> Option<Peer> {
     Peer::of(der).filter(|peer| peer.expires_unix_s > unix_s)
 }
 
-/// Verifies a node's certificate as TLS does, but for its end: as if it were the last second of its
-/// life. Returns whom it names, and its public key, an uncompressed point of P-256.
-#[must_use]
-pub fn verify_expired(anchors: &[CertificateDer<'static>], der: &[u8]) -> Option<(Peer, Vec<u8>)> {
-    let mut roots = RootCertStore::empty();
-    for anchor in anchors {
-        roots.add(anchor.clone()).ok()?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .ok()?;
-    let peer = Peer::of(der)?;
-    let last = Duration::from_secs(peer.expires_unix_s);
-    let certificate = CertificateDer::from(der);
-    verifier
-        .verify_client_cert(&certificate, &[], UnixTime::since_unix_epoch(last))
-        .ok()?;
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let key = &certificate.public_key().subject_public_key.data;
-    Some((peer, key.to_vec()))
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
+    use std::time::Duration;
+
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier as _;
-    use rustls_pki_types::ServerName;
+    use rustls_pki_types::{ServerName, UnixTime};
 
     use super::*;
 
     /// Whether a node that knows this CA only, and a board whose token names it, accept the server.
-    pub(crate) fn accepts(cas: &Authorities, ca: &CertificateDer<'static>) -> bool {
+    fn accepts(cas: &Authorities, ca: &CertificateDer<'static>) -> bool {
         let (short, long, _) = chains(cas, &["cloud".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone()).unwrap();
@@ -268,5 +221,22 @@ pub(crate) mod tests {
         let joins = long.contains(ca) && verify(&long);
         assert_eq!(verify(&short), joins);
         joins
+    }
+
+    /// Goal: who knows only one of the two CAs accepts the server, whichever it is. Method: webpki, by
+    /// which the agent verifies, over the chains that are shown to nodes and to joining boards.
+    #[test]
+    fn the_server_is_accepted_by_either_ca_until_the_old_one_is_retired() {
+        let data = tempfile::tempdir().unwrap();
+        let first = Authorities::open(data.path()).unwrap();
+        let old = first.signer().der().clone();
+        assert!(accepts(&first, &old));
+        let offered = first.rotate(5, false).unwrap();
+        let new = offered.newest().der().clone();
+        assert!(accepts(&offered, &old) && !accepts(&offered, &new));
+        let signing = offered.sign().unwrap();
+        assert!(accepts(&signing, &old) && accepts(&signing, &new));
+        let last = signing.retire(6).unwrap();
+        assert!(!accepts(&last, &old) && accepts(&last, &new));
     }
 }

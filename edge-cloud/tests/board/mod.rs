@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
+use edge_cloud::fleet::Fleet;
 use edge_cloud::identity::ca::{Ca, Request};
+use edge_cloud::identity::enrol::Lives;
 use edge_cloud::identity::registry::{NodeRecord, Registry};
 use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
-use edge_cloud::sessions::Links;
-use edge_cloud::transport::hub;
+use edge_cloud::records::Records;
+use edge_cloud::serve;
+use edge_cloud::sessions::ADMISSIONS_PER_S;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
 use edge_proto::session::{Input, Node, NodeConfig, Output};
@@ -62,9 +65,15 @@ pub(crate) fn identity(ca: &Ca, node: &str, unix_s: u64, life_s: u64) -> Identit
     }
 }
 
+/// The nodes of a folder.
+pub(crate) fn open(data: &std::path::Path, records: Arc<Records>) -> Arc<Fleet> {
+    let ca = Ca::open(data).unwrap();
+    Fleet::open(data, ca, None, records, Lives::default()).unwrap()
+}
+
 /// An edge-cloud that serves nodes; no controller gives them anything.
 pub(crate) struct Cloud {
-    pub(crate) links: Arc<Links>,
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) ca: Ca,
     pub(crate) address: SocketAddr,
     /// Where its boards connect from.
@@ -79,9 +88,9 @@ impl Cloud {
     }
 
     /// One of these nodes that is told of a cloud elsewhere.
-    pub(crate) fn at(address: SocketAddr, data: &std::path::Path, links: Arc<Links>) -> Self {
+    pub(crate) fn at(address: SocketAddr, data: &std::path::Path, fleet: Arc<Fleet>) -> Self {
         Self {
-            links,
+            fleet,
             ca: Ca::open(data).unwrap(),
             address,
             source: Ipv4Addr::LOCALHOST.into(),
@@ -91,6 +100,14 @@ impl Cloud {
 
     /// With these nodes, whose certificates live for so many seconds.
     pub(crate) async fn with_lives<const N: usize>(
+        nodes: [(&str, u64); N],
+    ) -> (Self, [Identity; N]) {
+        Self::admitting(ADMISSIONS_PER_S, nodes).await
+    }
+
+    /// The same, and it admits so many connections a second.
+    pub(crate) async fn admitting<const N: usize>(
+        admissions_per_s: u32,
         nodes: [(&str, u64); N],
     ) -> (Self, [Identity; N]) {
         let data = tempfile::tempdir().unwrap();
@@ -108,17 +125,15 @@ impl Cloud {
             identity
         });
         drop(registry);
-        let links = Links::open(data.path(), Ca::open(data.path()).unwrap(), None).unwrap();
-        let tls = links.port(vec!["127.0.0.1".to_owned()]).unwrap();
+        let fleet = open(data.path(), Records::none());
+        let hub = serve::hub(&fleet, vec!["127.0.0.1".to_owned()], admissions_per_s).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (serving, ticking) = (Arc::clone(&links), Arc::clone(&links));
-        tokio::spawn(async move {
-            hub::serve(listener, tls, serving).await;
-        });
+        let ticking = Arc::clone(&fleet.sessions);
+        tokio::spawn(async move { hub.serve(listener).await });
         tokio::spawn(async move { ticking.tick().await });
         let cloud = Self {
-            links,
+            fleet,
             ca,
             address,
             source: Ipv4Addr::LOCALHOST.into(),
@@ -133,7 +148,7 @@ impl Cloud {
     }
 
     pub(crate) fn view(&self, node: &str) -> Option<NodeView> {
-        self.links.view(node)
+        self.fleet.view(node)
     }
 
     pub(crate) fn is_live(&self, node: &str) -> bool {
@@ -141,7 +156,7 @@ impl Cloud {
     }
 
     pub(crate) fn events(&self, node: &str, reason: &str) -> usize {
-        let events = self.links.events().into_iter();
+        let events = self.fleet.events().into_iter();
         events
             .filter(|event| event.node == node && event.reason == reason)
             .count()
@@ -149,15 +164,18 @@ impl Cloud {
 
     /// Waits for a state of the links.
     pub(crate) async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
-        let mut changes = self.links.subscribe();
+        let mut changes = self.fleet.subscribe();
+        let mut events = self.fleet.events.subscribe();
         let wait = async {
             while !reached(self) {
-                changes.changed().await;
-                drop(changes.take());
+                tokio::select! {
+                    () = changes.changed() => drop(changes.take()),
+                    more = events.changed() => more.unwrap(),
+                }
             }
         };
         let result = tokio::time::timeout(STATE_TIMEOUT, wait).await;
-        assert!(result.is_ok(), "{what}: {:?}", self.links.events());
+        assert!(result.is_ok(), "{what}: {:?}", self.fleet.events());
     }
 
     /// One TLS connection. Whether the client's certificate is taken shows only when it is read.

@@ -6,12 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use edge_cloud::identity::ca::Ca;
-use edge_cloud::records::View;
-use edge_cloud::sessions::Links;
+use edge_cloud::records::{Records, View};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::board::{Cloud, Outbox};
+use crate::board::{self, Cloud, Outbox};
 use crate::{Place, acknowledged, check_books, expected, in_files, outbox, until};
 
 /// `edge-cloud serve`, killed when it is dropped.
@@ -63,8 +61,8 @@ fn far(place: &Place, outbox: &Arc<Mutex<Outbox>>) -> SocketAddr {
     let address = free.local_addr().unwrap();
     // The board asks the program for everything; this one only fills a place.
     let aside = tempfile::tempdir().unwrap();
-    let links = Links::open(aside.path(), Ca::open(aside.path()).unwrap(), None).unwrap();
-    let cloud = Cloud::at(address, place.data.path(), links);
+    let fleet = board::open(aside.path(), Records::none());
+    let cloud = Cloud::at(address, place.data.path(), fleet);
     drop(place.board(Arc::new(cloud), outbox));
     address
 }

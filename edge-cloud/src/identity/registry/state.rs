@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Grace, NodeRecord};
-use crate::identity::ca::{NODE_LIFE_S, damaged, replace};
+use crate::durable::replace;
+use crate::identity::ca::{NODE_LIFE_S, damaged};
 
 /// Certificates that are refused before they expire. The oldest ones make room, which matters only
 /// behind an external broker, and there only with more than this many in a certificate's life.

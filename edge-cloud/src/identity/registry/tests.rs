@@ -1,4 +1,5 @@
 use super::*;
+use crate::identity::ca::NODE_LIFE_S;
 
 fn record(serial: &str) -> NodeRecord {
     NodeRecord {

@@ -8,8 +8,10 @@ use std::path::Path;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::USER;
+use crate::durable::replace_with_mode;
 use crate::identity::authorities::Authorities;
-use crate::identity::ca::{Ca, CaError, pem, replace_with_mode};
+use crate::identity::ca::pem;
+use crate::identity::write_crl;
 
 /// What `edge-cloud broker-config` has written, for a person.
 pub const FILES: [(&str, &str); 8] = [
@@ -98,17 +100,6 @@ pub fn write(
     write_crl(&dir.join("broker.crl"), cas, retired)?;
     replace(&dir.join("acl"), &acl(), 0o644)?;
     replace(&dir.join("mosquitto.conf"), &mosquitto(dir, port), 0o644)
-}
-
-/// Replaces the lists of refused certificates, one of each CA: OpenSSL looks for that of the CA which
-/// has signed a certificate. Whose a serial number is, is not noted, so each list has all.
-///
-/// # Errors
-/// Those of the file system and of the CA.
-pub fn write_crl(path: &Path, cas: &Authorities, retired: Vec<(String, u64)>) -> io::Result<()> {
-    let list = |ca: &Ca| ca.crl(retired.iter().cloned(), crate::clock::unix_s());
-    let lists: Result<String, CaError> = cas.all().map(list).collect();
-    replace(path, &lists.map_err(io::Error::other)?, 0o644)
 }
 
 fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {

@@ -1,0 +1,82 @@
+//! The latest events, for people: a bounded list with a number for the newest one.
+//!
+//! Calls nothing of edge-cloud but [`crate::clock`]; anybody may add one. Its lock is the last in the
+//! order of locks: nothing is called while it is held.
+//!
+//! Bound: [`EVENTS_MAX`] events; the oldest makes room.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::clock::unix_s;
+use crate::nodes::{Event, EventLog};
+
+/// Events that are kept.
+pub const EVENTS_MAX: usize = 1_000;
+
+/// The list.
+pub struct Events {
+    latest: Mutex<VecDeque<Event>>,
+    /// Events so far.
+    count: watch::Sender<u64>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            latest: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Events {
+    /// Adds an event and logs it. `node` is empty when it is about no node, `reason` is one word.
+    pub fn add(&self, node: &str, reason: &str, message: &str) {
+        log::info!("{} node={node} {message}", reason.to_lowercase());
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() >= EVENTS_MAX {
+            latest.pop_front();
+        }
+        latest.push_back(Event {
+            unix_s: unix_s(),
+            node: node.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        });
+        drop(latest);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    /// How many there were so far, now and from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.count.subscribe()
+    }
+}
+
+impl EventLog for Events {
+    fn events(&self) -> Vec<Event> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_event_makes_room_and_each_one_counts() {
+        let events = Events::default();
+        for number in 0..=EVENTS_MAX {
+            events.add("gate", "Joined", &number.to_string());
+        }
+        let kept = events.events();
+        assert_eq!(kept.len(), EVENTS_MAX);
+        assert_eq!(kept[0].message, "1");
+        assert_eq!(*events.subscribe().borrow(), EVENTS_MAX as u64 + 1);
+    }
+}

@@ -1,0 +1,158 @@
+//! The nodes as one: what the controller and the API use, over [`crate::identity`], [`crate::sessions`],
+//! [`crate::records`] and [`crate::events`]. Has no state and no lock of its own.
+//!
+//! What only one of those does is passed on; what has to follow in another one stands here: a node that is
+//! deleted or revoked loses its session, and a broker is given its list.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::changes::Changes;
+use crate::events::Events;
+use crate::identity::authorities::Authorities;
+use crate::identity::enrol::Lives;
+use crate::identity::{ExternalBroker, Identity};
+use crate::nodes::{
+    CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
+    NodeView, RecordReports,
+};
+use crate::placement::Desired;
+use crate::records::{Records, View};
+use crate::sessions::Sessions;
+
+/// All nodes.
+#[derive(Clone)]
+pub struct Fleet {
+    /// Who they are.
+    pub identity: Arc<Identity>,
+    /// Their sessions.
+    pub sessions: Arc<Sessions>,
+    /// Their records.
+    pub records: Arc<Records>,
+    /// What happened.
+    pub events: Arc<Events>,
+}
+
+impl Fleet {
+    /// The nodes of what `data` holds. [`Records::run`] is the caller's.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(
+        data: &Path,
+        authorities: impl Into<Authorities>,
+        broker: Option<ExternalBroker>,
+        records: Arc<Records>,
+        lives: Lives,
+    ) -> io::Result<Arc<Self>> {
+        let events = Arc::new(Events::default());
+        let identity = Identity::open(data, authorities, broker, lives, Arc::clone(&events))?;
+        let (known, happened) = (Arc::clone(&identity), Arc::clone(&events));
+        Ok(Arc::new(Self {
+            sessions: Sessions::new(known, happened, Arc::clone(&records)),
+            identity,
+            records,
+            events,
+        }))
+    }
+}
+
+impl NodeReports for Fleet {
+    fn subscribe(&self) -> Changes {
+        self.sessions.subscribe()
+    }
+
+    fn view(&self, node: &str) -> Option<NodeView> {
+        self.sessions.view(node)
+    }
+
+    fn views(&self) -> Vec<NodeView> {
+        self.sessions.views()
+    }
+}
+
+impl DesiredSets for Fleet {
+    fn set_desired(&self, node: &str, desired: &Desired) {
+        self.sessions.set_desired(node, desired);
+    }
+}
+
+impl Calls for Fleet {
+    fn call(
+        &self,
+        node: &str,
+        method: u16,
+        body: Vec<u8>,
+    ) -> mpsc::Receiver<Result<Bytes, String>> {
+        self.sessions.call(node, method, body)
+    }
+}
+
+impl NodeAdmin for Fleet {
+    async fn delete(&self, node: &str) -> Result<bool, String> {
+        let found = self.identity.delete(node)?;
+        let known = self.sessions.remove(node);
+        if found {
+            self.events.add(node, "Deleted", refused_from_now_on(known));
+        }
+        self.identity.keep_list();
+        Ok(found)
+    }
+
+    async fn revoke(&self, node: &str) -> Result<bool, String> {
+        let found = self.identity.revoke(node)?;
+        if found {
+            let known = self.sessions.end(node);
+            self.events.add(node, "Revoked", refused_from_now_on(known));
+        }
+        self.identity.keep_list();
+        Ok(found)
+    }
+
+    async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
+        self.identity.create_token(uses, ttl_s)
+    }
+}
+
+impl CaAdmin for Fleet {
+    fn cas(&self) -> CaView {
+        self.identity.ca_view(|node| self.sessions.is_live(node))
+    }
+
+    async fn rotate_ca(&self) -> Result<CaView, String> {
+        self.identity.rotate()?;
+        Ok(self.cas())
+    }
+
+    async fn retire_ca(&self, force: Option<usize>) -> Result<CaRetired, String> {
+        self.identity.retire(force, |cut_off| {
+            for node in cut_off {
+                self.sessions.end(node);
+            }
+        })
+    }
+}
+
+impl EventLog for Fleet {
+    fn events(&self) -> Vec<Event> {
+        self.events.events()
+    }
+}
+
+impl RecordReports for Fleet {
+    fn records(&self) -> View {
+        self.records.view()
+    }
+}
+
+const fn refused_from_now_on(known: bool) -> &'static str {
+    if known {
+        "its certificate is refused from now on"
+    } else {
+        "not known since the restore: it is refused if it comes"
+    }
+}

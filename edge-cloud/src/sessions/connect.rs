@@ -1,0 +1,179 @@
+//! The connection of one node: it comes, gives frames, and goes. Its certificate was verified by the
+//! transport, and whether the registry still admits it is asked here, under the lock: a revocation is in
+//! the registry before it takes the lock to end the link.
+
+use edge_proto::frame::Frame;
+use edge_proto::session::Input;
+
+use super::node::{Carrier, Connection, NodeSession};
+use super::takeover::Verdict;
+use super::{READMITTED, Sessions, State};
+use crate::clock::unix_s;
+use crate::identity::peer::Peer;
+use crate::identity::registry::Admission;
+
+/// A node whose ledger of records is still being read asks again after this, milliseconds.
+const LEDGER_WAIT_MS: u64 = 500;
+
+/// Why a node gets no link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its certificate is not admitted.
+    ForGood,
+    /// It may try again: another connection has its place, or the registry cannot be written.
+    ForNow,
+}
+
+impl Sessions {
+    /// A node's connection is open: frames for it go to `carrier`, and when that is dropped, the
+    /// connection is to be closed. Returns the number of the connection.
+    ///
+    /// # Errors
+    /// The connection is to be refused.
+    pub fn connect(&self, peer: &Peer, carrier: impl Carrier + 'static) -> Result<u64, Refused> {
+        let name = peer.node.as_str();
+        let mut state = self.lock();
+        self.admit(peer)?;
+        self.add(&mut state, name);
+        if !self.welcomes(&mut state, name) {
+            drop(state);
+            self.changes.changed(name);
+            return Err(Refused::ForNow);
+        }
+        state.connections += 1;
+        let id = state.connections;
+        let node = state.nodes.get_mut(name).ok_or(Refused::ForNow)?;
+        let before = node.attach(self.now(), id, Box::new(carrier));
+        if before.is_some() {
+            self.handle(&mut state, name, Input::TransportDown);
+        }
+        self.handle(&mut state, name, Input::NodeConnected);
+        drop(state);
+        self.changes.changed(name);
+        Ok(id)
+    }
+
+    /// Whether the registry admits the certificate.
+    fn admit(&self, peer: &Peer) -> Result<(), Refused> {
+        let name = peer.node.as_str();
+        match self.identity.registry().admit(peer, unix_s()) {
+            Ok(Admission::Known) => Ok(()),
+            Ok(Admission::Readmitted) => {
+                self.events.add(name, "Readmitted", READMITTED);
+                Ok(())
+            }
+            Ok(Admission::Refused) => {
+                let why = "its certificate is revoked, replaced or not known here";
+                self.events.add(name, "Refused", why);
+                Err(Refused::ForGood)
+            }
+            Err(error) => {
+                self.events.add(name, "Refused", &error.to_string());
+                Err(Refused::ForNow)
+            }
+        }
+    }
+
+    /// Whether a new connection of this node may take the place of the live one, if there is one.
+    fn welcomes(&self, state: &mut State, name: &str) -> bool {
+        let now = self.now();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return false;
+        };
+        if node.connection.is_none() {
+            node.takeovers.vacant();
+            return true;
+        }
+        match node.takeovers.newcomer(now) {
+            Verdict::TakesOver => true,
+            Verdict::Refused { ask, proven } => {
+                if ask {
+                    // A full carrier belongs to a connection that does not read: it stays silent.
+                    node.send(now, &self.probe_frame());
+                }
+                if proven {
+                    let text = "two boards use this identity, and the one that is connected keeps \
+                                the link: delete the node and join each by a name of its own";
+                    self.events.add(name, "Cloned", text);
+                }
+                self.schedule(state, name);
+                false
+            }
+        }
+    }
+
+    /// A frame from a node's connection.
+    pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
+        let mut state = self.lock();
+        // A connection that was taken over may still have frames in its buffer.
+        let current =
+            |node: &&mut NodeSession| node.connection.as_ref().is_some_and(|one| one.id == id);
+        if let Some(node) = state.nodes.get_mut(name).filter(current) {
+            // Anything else may have been on its way for long, over a link that is broken since.
+            if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
+                node.takeovers.heard();
+            }
+            if !self.must_wait(&mut state, name, frame) {
+                self.handle(&mut state, name, Input::Frame(frame));
+            }
+        }
+    }
+
+    /// Whether a `Hello` has to wait; its node is told how long. One whose session is live here
+    /// does not: it only answers a question.
+    pub(super) fn must_wait(&self, state: &mut State, name: &str, frame: &[u8]) -> bool {
+        let now = self.now();
+        let Some(node) = state.nodes.get_mut(name).filter(|node| !node.live) else {
+            return false;
+        };
+        let Ok(Frame::Hello { n, .. }) = Frame::decode(frame) else {
+            return false;
+        };
+        let wait_ms = match node.booked {
+            true => state.openings.ask(now, &mut node.reservation),
+            false => {
+                self.records.hurry(name);
+                LEDGER_WAIT_MS
+            }
+        };
+        if wait_ms == 0 {
+            return false;
+        }
+        let epoch = self.identity.registry().epoch();
+        node.send(now, &Frame::RetryAfter { n, epoch, wait_ms });
+        self.schedule(state, name);
+        true
+    }
+
+    /// A node's connection is closed. A late close of an old one changes nothing.
+    pub fn disconnect(&self, name: &str, id: u64) {
+        let mut state = self.lock();
+        let Some(node) = state.nodes.get_mut(name) else {
+            return;
+        };
+        if node.connection.as_ref().is_some_and(|one| one.id == id) {
+            node.connection = None;
+            self.handle(&mut state, name, Input::TransportDown);
+            drop(state);
+            self.changes.changed(name);
+        }
+    }
+}
+
+impl NodeSession {
+    /// A new way of frames; returns the connection whose place it takes.
+    pub(super) fn attach(
+        &mut self,
+        now: u64,
+        id: u64,
+        mut carrier: Box<dyn Carrier>,
+    ) -> Option<Connection> {
+        carrier.set_limits(now, &self.limits);
+        self.connection.replace(Connection {
+            id,
+            carrier,
+            heard: now,
+            asked: 0,
+        })
+    }
+}
