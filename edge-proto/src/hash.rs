@@ -31,6 +31,11 @@ impl Hash32 {
     }
 }
 
+crate::wire::record! {
+    Hash16 { 0 }
+    Hash32 { 0 }
+}
+
 /// SHA-256 of `bytes`.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> Hash32 {

@@ -7,40 +7,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::hex;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX, OTHER_BYTES_MAX, POD_BYTES_MAX};
+use crate::wire::{Wire, numbers, record};
 
-/// Kind of an object. The numbers are wire constants: append, never reorder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
-    /// A Kubernetes Pod, down.
-    Pod,
-    /// A ConfigMap, down.
-    ConfigMap,
-    /// A Secret, down. Sealed at rest on the node.
-    Secret,
-    /// A device twin, down. Reserved.
-    Device,
-    /// A device model, down. Reserved.
-    DeviceModel,
-    /// A service of the mesh, down. Reserved.
-    Service,
-    /// A rule, down. Reserved.
-    Rule,
-    /// An artifact to fetch ahead, down. Reserved.
-    Artifact,
-    /// Bandwidth, offline, reconnect and time policy, down.
-    NodePolicy,
-    /// Firmware or agent target, down. Reserved.
-    Update,
-    /// The node itself, up.
-    NodeStatus,
-    /// A pod, up.
-    PodStatus,
-    /// A device, up. Reserved.
-    DeviceStatus,
-    /// An artifact, up. Reserved.
-    ArtifactStatus,
-    /// An update, up. Reserved.
-    UpdateStatus,
+numbers! {
+    /// Kind of an object. The numbers are wire constants.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+    pub enum Kind {
+        /// A Kubernetes Pod, down.
+        0 = Pod,
+        /// A ConfigMap, down.
+        1 = ConfigMap,
+        /// A Secret, down. Sealed at rest on the node.
+        2 = Secret,
+        /// A device twin, down. Reserved.
+        3 = Device,
+        /// A device model, down. Reserved.
+        4 = DeviceModel,
+        /// A service of the mesh, down. Reserved.
+        5 = Service,
+        /// A rule, down. Reserved.
+        6 = Rule,
+        /// An artifact to fetch ahead, down. Reserved.
+        7 = Artifact,
+        /// Bandwidth, offline, reconnect and time policy, down.
+        8 = NodePolicy,
+        /// Firmware or agent target, down. Reserved.
+        9 = Update,
+        /// The node itself, up.
+        10 = NodeStatus,
+        /// A pod, up.
+        11 = PodStatus,
+        /// A device, up. Reserved.
+        12 = DeviceStatus,
+        /// An artifact, up. Reserved.
+        13 = ArtifactStatus,
+        /// An update, up. Reserved.
+        14 = UpdateStatus,
+    }
 }
 
 impl Kind {
@@ -66,6 +69,9 @@ impl Kind {
 pub struct Uid(pub [u8; 16]);
 
 hex!(Uid);
+record! {
+    Uid { 0 }
+}
 
 impl Uid {
     /// Reads 32 hex digits, with or without dashes.
@@ -89,6 +95,33 @@ pub enum Key {
     Uid(Kind, Uid),
     /// Everything else; cluster-wide objects have an empty namespace.
     Name(Kind, String, String),
+}
+
+/// The number of the form, then its members.
+impl Wire for Key {
+    fn put(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Uid(kind, uid) => {
+                bytes.push(0);
+                kind.put(bytes);
+                uid.put(bytes);
+            }
+            Self::Name(kind, namespace, name) => {
+                bytes.push(1);
+                kind.put(bytes);
+                namespace.put(bytes);
+                name.put(bytes);
+            }
+        }
+    }
+
+    fn take(rest: &mut &[u8]) -> Option<Self> {
+        Some(match u8::take(rest)? {
+            0 => Self::Uid(Wire::take(rest)?, Wire::take(rest)?),
+            1 => Self::Name(Wire::take(rest)?, Wire::take(rest)?, Wire::take(rest)?),
+            _ => return None,
+        })
+    }
 }
 
 impl Key {
@@ -121,8 +154,7 @@ impl Key {
     /// Canonical bytes: what the root hash covers. At most 2 + 2 x (2 + 253).
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Encoding these types into a Vec cannot fail; an empty key would only differ in the root.
-        postcard::to_allocvec(self).unwrap_or_default()
+        self.to_wire()
     }
 
     /// Whether kind and form belong together and the names are within their cap.

@@ -19,8 +19,9 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::Millis;
+use crate::frame::FrameKind;
 use crate::limits::{
-    BLOB_WINDOW_BYTES, CALL_WINDOW_BYTES, CALLS_MAX, CLASSES_MAX, FRAME_BYTES_MAX,
+    BLOB_WINDOW_BYTES, CALL_WINDOW_BYTES, CALLS_MAX, CLASS_TOLL, CLASSES_MAX, FRAME_BYTES_MAX,
     STREAM_WINDOW_BYTES,
 };
 
@@ -56,10 +57,10 @@ const BURST_BYTES_MIN: u64 = OWED_BYTES_MAX as u64;
 /// A rate is in bits per second and time in milliseconds: this many of their products are a byte.
 const GRAINS_PER_BYTE: u64 = 8 * 1000;
 
-/// Where in a frame its variant stands...
-const TAG_AT: usize = 1;
-/// ...and the class of records: after variant, session and incarnation.
-const CLASS_AT: usize = TAG_AT + 1 + 16 + 8;
+/// Where in a frame its number stands...
+const KIND_AT: usize = 1;
+/// ...and the class of records: after number, session and incarnation.
+const CLASS_AT: usize = KIND_AT + 1 + 16 + 8;
 
 /// A lane, in the order of priority. The numbers are those of a `NodePolicy`'s limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,13 +94,27 @@ impl Lane {
     /// The lane of an encoded frame; of an unknown one the last.
     #[must_use]
     pub fn of(frame: &[u8]) -> Self {
-        match frame.get(TAG_AT) {
-            Some(0..=4 | 14) => Self::Control,
-            Some(5..=7) => Self::State,
-            Some(10..=13) => Self::Call,
-            Some(15 | 16) if frame.get(CLASS_AT) == Some(&0) => Self::Toll,
-            Some(15 | 16) => Self::Stream,
-            _ => Self::Blob,
+        let Some(kind) = frame.get(KIND_AT).copied().and_then(FrameKind::of) else {
+            return Self::Blob;
+        };
+        match kind {
+            FrameKind::Hello
+            | FrameKind::Welcome
+            | FrameKind::Reset
+            | FrameKind::Probe
+            | FrameKind::Gone
+            | FrameKind::RetryAfter
+            | FrameKind::HelloRefused => Self::Control,
+            FrameKind::Inventory | FrameKind::Change | FrameKind::Have => Self::State,
+            FrameKind::PieceGet | FrameKind::Piece => Self::Blob,
+            FrameKind::CallOpen
+            | FrameKind::CallData
+            | FrameKind::CallCredit
+            | FrameKind::CallCancel => Self::Call,
+            FrameKind::Records | FrameKind::RecordsAck => match frame.get(CLASS_AT) {
+                Some(&CLASS_TOLL) => Self::Toll,
+                _ => Self::Stream,
+            },
         }
     }
 }
@@ -384,13 +399,14 @@ mod tests {
     /// A frame of this lane with `bytes` bytes on the line.
     fn frame(lane: Lane, bytes: usize) -> Vec<u8> {
         let mut frame = vec![0; bytes - FRAME_OVERHEAD_BYTES];
-        frame[TAG_AT] = match lane {
-            Lane::Control => 0,
-            Lane::State => 6,
-            Lane::Toll | Lane::Stream => 15,
-            Lane::Call => 11,
-            Lane::Blob => 9,
+        let kind = match lane {
+            Lane::Control => FrameKind::Hello,
+            Lane::State => FrameKind::Change,
+            Lane::Toll | Lane::Stream => FrameKind::Records,
+            Lane::Call => FrameKind::CallData,
+            Lane::Blob => FrameKind::Piece,
         };
+        frame[KIND_AT] = kind as u8;
         if lane == Lane::Stream {
             frame[CLASS_AT] = 1;
         }

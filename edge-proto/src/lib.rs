@@ -28,6 +28,7 @@ pub mod rate_limiter;
 pub mod session;
 pub mod set;
 pub mod sorted;
+pub mod wire;
 
 /// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
 pub type Millis = u64;

@@ -1,9 +1,9 @@
 //! Every cap of the wire, in one place. `docs/limits.md` repeats each with its consequence.
 
 /// Version of frames and object fields that this build writes.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 /// Oldest version that this build still reads.
-pub const WIRE_VERSION_MIN: u8 = 1;
+pub const WIRE_VERSION_MIN: u8 = 2;
 
 /// Bytes of one frame, header included. Larger is refused before decoding; rumqttc's own limit is
 /// 10 KiB and a larger packet would loop for ever.
@@ -35,6 +35,9 @@ pub const REPEAT_MS_MIN: u64 = 4_000;
 pub const REPEAT_MS_MAX: u64 = 300_000;
 /// Probes of a silent node in a row. One that comes back says `Hello` by itself.
 pub const PROBES_MAX: u8 = 8;
+/// A node whose `Hello` was refused repeats it after this time, and up to a quarter more: only an
+/// update of one of the two ends changes the answer.
+pub const REFUSED_RETRY_MS: u64 = 600_000;
 /// Longest that a node waits with `Hello` after a `RetryAfter`.
 pub const RETRY_AFTER_MS_MAX: u64 = 600_000;
 /// Bytes of a call's arguments, and of one piece of its answer.

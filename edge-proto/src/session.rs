@@ -28,6 +28,7 @@ pub use node::{Node, NodeConfig};
 use crate::frame::{Entry, FrameError, Incarnation};
 use crate::hash::Hash32;
 use crate::key::Key;
+use crate::limits::WIRE_VERSION;
 pub use crate::set::Reason;
 
 /// One thing that happened.
@@ -199,6 +200,15 @@ pub enum Problem {
     Epoch(u64),
     /// Wire versions without overlap; the peer's newest is given.
     Version(u8),
+    /// Node only: the cloud opens no session with this agent. `Hello` is repeated slowly.
+    Refused {
+        /// Number of the reason, see `frame::Refusal`.
+        reason: u8,
+        /// Oldest wire version that the cloud reads.
+        wire_min: u8,
+        /// Newest wire version that the cloud reads.
+        wire_max: u8,
+    },
     /// A change would take the set over its cap, or names a key twice.
     Change,
 }
@@ -209,6 +219,18 @@ impl core::fmt::Display for Problem {
             Self::Frame(error) => error.fmt(f),
             Self::Epoch(epoch) => write!(f, "epoch {epoch} does not fit"),
             Self::Version(version) => write!(f, "wire version {version} not supported"),
+            Self::Refused {
+                reason: 0,
+                wire_min,
+                wire_max,
+            } => write!(
+                f,
+                "the cloud reads wire versions {wire_min} to {wire_max}, this agent speaks \
+                 {WIRE_VERSION}: update the one that is older"
+            ),
+            Self::Refused { reason, .. } => {
+                write!(f, "the cloud refuses this agent for reason {reason}")
+            }
             Self::Change => f.write_str("change over a cap"),
         }
     }

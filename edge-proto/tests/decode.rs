@@ -6,7 +6,10 @@ use edge_proto::frame::{Entry, Frame, FrameError, GapReason, Item, SessionId, Se
 use edge_proto::hash::{Hash16, Hash32};
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::lanes::{Lane, Limits};
-use edge_proto::limits::{FRAME_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_BYTES_MAX};
+use edge_proto::limits::{
+    AGENT_BYTES_MAX, CALL_BYTES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, PIECE_BYTES_MAX,
+    RECORD_BYTES_MAX, RECORDS_BYTES_MAX,
+};
 use edge_proto::object::{LaneLimit, NodePolicy};
 use edge_proto::session::{Cloud, CloudConfig, Input, Node, NodeConfig};
 use proptest::prelude::*;
@@ -25,7 +28,7 @@ fn all_frames() -> Vec<Frame> {
     vec![
         Frame::Hello {
             n: [1; 8],
-            wire: 1,
+            wire: 2,
             kinds: 0x3ff,
             epoch: 300,
             desired_root: ROOT,
@@ -34,7 +37,7 @@ fn all_frames() -> Vec<Frame> {
         },
         Frame::Welcome {
             session,
-            wire: 1,
+            wire: 2,
             epoch: 300,
             desired_root: ROOT,
             reported_root: Hash16([0xcc; 16]),
@@ -138,6 +141,13 @@ fn all_frames() -> Vec<Frame> {
             class: 2,
             next: 301,
             missing: true,
+        },
+        Frame::HelloRefused {
+            n: [1; 8],
+            epoch: 300,
+            wire_min: 2,
+            wire_max: 4,
+            reason: 0,
         },
         // Not here.
         Frame::Piece {
@@ -268,7 +278,8 @@ fn every_frame_has_its_lane() {
             | Frame::Reset { .. }
             | Frame::Probe { .. }
             | Frame::Gone { .. }
-            | Frame::RetryAfter { .. } => Lane::Control,
+            | Frame::RetryAfter { .. }
+            | Frame::HelloRefused { .. } => Lane::Control,
             Frame::Inventory { .. } | Frame::Change { .. } | Frame::Have { .. } => Lane::State,
             Frame::Records { class: 0, .. } | Frame::RecordsAck { class: 0, .. } => Lane::Toll,
             Frame::Records { .. } | Frame::RecordsAck { .. } => Lane::Stream,
@@ -290,7 +301,7 @@ fn every_frame_has_its_lane() {
     };
     assert_eq!(Lane::of(&toll.encode()), Lane::Toll);
     assert_eq!(Lane::of(&[]), Lane::Blob);
-    assert_eq!(Lane::of(&[1, 200]), Lane::Blob);
+    assert_eq!(Lane::of(&[2, 200]), Lane::Blob);
 }
 
 #[test]
@@ -347,11 +358,11 @@ fn the_root_of_a_set_keeps_its_bytes() {
 #[test]
 fn frames_that_are_not_ours_are_refused() {
     assert_eq!(Frame::decode(&[]), Err(FrameError::PeerLength));
-    let long = vec![1; FRAME_BYTES_MAX + 1];
+    let long = vec![2; FRAME_BYTES_MAX + 1];
     assert_eq!(Frame::decode(&long), Err(FrameError::PeerLength));
-    assert_eq!(Frame::decode(&[2, 4]), Err(FrameError::PeerVersion(2)));
-    assert_eq!(Frame::decode(&[0, 4]), Err(FrameError::PeerVersion(0)));
-    assert_eq!(Frame::decode(&[1, 100]), Err(FrameError::PeerMalformed));
+    assert_eq!(Frame::decode(&[1, 4]), Err(FrameError::PeerVersion(1)));
+    assert_eq!(Frame::decode(&[3, 4]), Err(FrameError::PeerVersion(3)));
+    assert_eq!(Frame::decode(&[2, 100]), Err(FrameError::PeerMalformed));
     let mut trailing = Frame::Gone { n: [1; 8] }.encode();
     trailing.push(0);
     assert_eq!(Frame::decode(&trailing), Err(FrameError::PeerMalformed));
@@ -369,6 +380,114 @@ fn frames_that_are_not_ours_are_refused() {
         Frame::decode(&wrong_form.encode()),
         Err(FrameError::PeerLimit)
     );
+}
+
+/// Goal: every frame has one encoding. Method: any one byte made longer as a varint can be, and each
+/// end, of every frame: what decodes must encode to the same bytes.
+#[test]
+fn a_frame_has_one_encoding() {
+    let mut refused = 0;
+    for frame in all_frames() {
+        let bytes = frame.encode();
+        for place in 1..bytes.len() {
+            assert_eq!(
+                Frame::decode(&bytes[..place]),
+                Err(FrameError::PeerMalformed)
+            );
+            let longer = [&[bytes[place] | 0x80, 0], &bytes[place + 1..]].concat();
+            let longer = [&bytes[..place], &longer].concat();
+            match Frame::decode(&longer) {
+                Ok(other) => assert_eq!(other.encode(), longer),
+                Err(_) => refused += 1,
+            }
+        }
+        let trailing = [&bytes[..], &[0]].concat();
+        assert_eq!(Frame::decode(&trailing), Err(FrameError::PeerMalformed));
+    }
+    assert!(refused > 0);
+}
+
+/// Goal: the frames that an update of an agent needs are read whatever the version, and what later
+/// versions append to them is ignored; all others are not.
+#[test]
+fn frozen_frames_are_read_under_any_version() {
+    for frame in all_frames() {
+        let mut bytes = frame.encode();
+        for version in [0, 1, 3, 200, 255] {
+            bytes[0] = version;
+            bytes.push(version);
+            let read = Frame::decode(&bytes);
+            match frame {
+                Frame::HelloRefused { .. } | Frame::PieceGet { .. } | Frame::Piece { .. } => {
+                    assert_eq!(read.as_ref(), Ok(&frame));
+                }
+                Frame::Hello { n, wire, .. } => {
+                    assert_eq!(read, Err(FrameError::PeerHello { n, wire }));
+                }
+                _ => assert_eq!(read, Err(FrameError::PeerVersion(version))),
+            }
+        }
+    }
+}
+
+/// Goal: no payload over its cap gets past decoding.
+#[test]
+fn payloads_over_their_caps_are_refused() {
+    let session = SESSION;
+    let key = Key::Name(Kind::ConfigMap, "ns".into(), "cm".into());
+    let put = |count| Frame::Change {
+        session,
+        set: Set::Desired,
+        base: ROOT,
+        result: ROOT,
+        order: 2,
+        items: vec![Item::Put {
+            key: key.clone(),
+            bytes: vec![7; count],
+        }],
+    };
+    let open = |count| Frame::CallOpen {
+        session,
+        id: 1,
+        method: 1,
+        body: vec![7; count],
+    };
+    let data = |count| Frame::CallData {
+        session,
+        id: 1,
+        offset: 0,
+        bytes: vec![7; count],
+        end: false,
+    };
+    let piece = |count| Frame::Piece {
+        session,
+        sha256: SHA,
+        offset: 0,
+        bytes: vec![7; count],
+    };
+    let hello = |count| Frame::Hello {
+        n: [1; 8],
+        wire: 2,
+        kinds: 0,
+        epoch: 0,
+        desired_root: ROOT,
+        reported_root: ROOT,
+        agent: "a".repeat(count),
+    };
+    let kinds: [(&dyn Fn(usize) -> Frame, usize); 5] = [
+        (&put, INLINE_BYTES_MAX),
+        (&open, CALL_BYTES_MAX),
+        (&data, CALL_BYTES_MAX),
+        (&piece, PIECE_BYTES_MAX),
+        (&hello, AGENT_BYTES_MAX),
+    ];
+    for (frame, most) in kinds {
+        assert_eq!(Frame::decode(&frame(most).encode()), Ok(frame(most)));
+        assert_eq!(
+            Frame::decode(&frame(most + 1).encode()),
+            Err(FrameError::PeerLimit)
+        );
+    }
 }
 
 /// Goal: numbers and lengths of records are within their caps once a frame is decoded, and the

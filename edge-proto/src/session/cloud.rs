@@ -6,7 +6,7 @@ use super::opening::{Repeat, Rng};
 use super::stream::StreamReceiver;
 use super::{Input, Output, Problem};
 use crate::Millis;
-use crate::frame::{Frame, Incarnation, SessionId, Set};
+use crate::frame::{Frame, FrameError, Incarnation, Nonce, Refusal, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
 use crate::limits::{PIECE_BYTES_MAX, PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
@@ -166,6 +166,9 @@ impl Cloud {
             }
             Input::Frame(bytes) => match Frame::decode(bytes) {
                 Ok(frame) if self.transport_up => self.handle_frame(now, frame),
+                Err(FrameError::PeerHello { n, wire }) if self.transport_up => {
+                    self.refuse(n, wire);
+                }
                 Ok(_) => {}
                 Err(error) => self.problem(Problem::Frame(error)),
             },
@@ -338,6 +341,19 @@ impl Cloud {
         }
     }
 
+    /// Answers a `Hello` whose wire version is not read. It may be an old one that comes late, so a
+    /// live session stays.
+    fn refuse(&mut self, n: Nonce, wire: u8) {
+        self.link.send(&Frame::HelloRefused {
+            n,
+            epoch: self.link.epoch,
+            wire_min: WIRE_VERSION_MIN,
+            wire_max: WIRE_VERSION,
+            reason: Refusal::Version as u8,
+        });
+        self.problem(Problem::Version(wire));
+    }
+
     fn handle_hello(&mut self, now: Millis, frame: Frame) {
         let Frame::Hello {
             n,
@@ -352,7 +368,7 @@ impl Cloud {
             return;
         };
         if wire < WIRE_VERSION_MIN {
-            self.problem(Problem::Version(wire));
+            self.refuse(n, wire);
             return;
         }
         if epoch > self.link.epoch {

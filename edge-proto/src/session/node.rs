@@ -12,7 +12,7 @@ use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{RETRY_AFTER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, Reason, ReplicaSet};
 
 /// What a node says of itself when it opens a session.
@@ -282,6 +282,28 @@ impl Node {
                     let at = now.saturating_add(wait_ms.min(RETRY_AFTER_MS_MAX));
                     repeat.arm_at(at);
                     self.wait = Some((at, epoch));
+                }
+            }
+            Frame::HelloRefused {
+                n,
+                epoch,
+                wire_min,
+                wire_max,
+                reason,
+            } => {
+                if n == self.n
+                    && self.admits(epoch)
+                    && let Some(repeat) = &mut self.opening
+                {
+                    let spread = self.rng.below(REFUSED_RETRY_MS / 4);
+                    let at = now.saturating_add(REFUSED_RETRY_MS + spread);
+                    repeat.arm_at(at);
+                    self.wait = Some((at, epoch));
+                    self.problem(Problem::Refused {
+                        reason,
+                        wire_min,
+                        wire_max,
+                    });
                 }
             }
             Frame::Reset { session, epoch } => {

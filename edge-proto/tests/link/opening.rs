@@ -2,7 +2,7 @@
 
 use edge_proto::frame::Frame;
 use edge_proto::key::Kind;
-use edge_proto::limits::RETRY_AFTER_MS_MAX;
+use edge_proto::limits::{REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION};
 use edge_proto::session::{Input, Problem};
 
 use crate::support::{End, Pair, Seen, Store, cloud, drain, key, put};
@@ -57,6 +57,99 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
     // A live session is not to be made to wait.
     pair.connect();
     pair.node(Input::Frame(&retry_after(n, 7, 1_000)));
+    assert!(pair.node.is_live());
+    assert_eq!(pair.node.deadline(), None);
+}
+
+/// Goal: whatever a later or earlier agent says behind the frozen members of its `Hello`, it is told
+/// which versions are read; a live session is not disturbed. Method: the bytes of a real `Hello`
+/// under other versions, longer and cut.
+#[test]
+fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.node(Input::TransportDown);
+    pair.up.clear();
+    pair.node(Input::TransportUp);
+    let hello = pair.up.pop_front().unwrap();
+    let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
+        panic!("not a Hello");
+    };
+    let frozen = 2 + n.len() + 1;
+    let refused = Frame::HelloRefused {
+        n,
+        epoch: pair.node.epoch(),
+        wire_min: WIRE_VERSION,
+        wire_max: WIRE_VERSION,
+        reason: 0,
+    };
+    for version in (0..=u8::MAX).filter(|version| *version != WIRE_VERSION) {
+        let mut other = hello.clone();
+        other[0] = version;
+        other[frozen - 1] = version;
+        other.extend([0xff; 40]);
+        for end in 0..other.len() {
+            pair.down.clear();
+            pair.seen_cloud.problems.clear();
+            pair.cloud(Input::Frame(&other[..end]));
+            if end >= frozen {
+                assert_eq!(Frame::decode(&pair.down[0]).as_ref(), Ok(&refused));
+                assert_eq!(pair.seen_cloud.problems, [Problem::Version(version)]);
+            } else {
+                assert!(pair.down.is_empty(), "version {version}, {end} bytes");
+            }
+        }
+    }
+    assert!(pair.cloud.is_live());
+}
+
+/// Goal: a refused agent says so, asks again slowly, and at once when the owner is another one.
+/// Method: the refusal under the version of a later cloud, with members that do not exist yet.
+#[test]
+fn a_refused_node_shows_it_and_asks_again_slowly() {
+    let mut pair = Pair::new();
+    pair.node(Input::TransportUp);
+    let hello = pair.up.pop_front().unwrap();
+    let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
+        panic!("not a Hello");
+    };
+    let refused = |n, epoch| {
+        let frame = Frame::HelloRefused {
+            n,
+            epoch,
+            wire_min: 7,
+            wire_max: 9,
+            reason: 0,
+        };
+        let mut bytes = frame.encode();
+        bytes[0] = 9;
+        bytes.extend([1, 2, 3]);
+        bytes
+    };
+    let repeat = pair.node.deadline();
+    pair.node(Input::Frame(&refused([9; 8], 7)));
+    assert_eq!(pair.node.deadline(), repeat);
+    pair.node(Input::Frame(&refused(n, 7)));
+    let at = pair.node.deadline().unwrap() - pair.now;
+    assert!((REFUSED_RETRY_MS..=REFUSED_RETRY_MS * 5 / 4).contains(&at));
+    let [problem] = pair.seen_node.problems[..] else {
+        panic!("{:?}", pair.seen_node.problems);
+    };
+    assert_eq!(
+        problem.to_string(),
+        format!(
+            "the cloud reads wire versions 7 to 9, this agent speaks {WIRE_VERSION}: update the one \
+             that is older"
+        )
+    );
+    let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
+    pair.node(Input::Frame(&probe(7)));
+    assert!(pair.up.is_empty());
+    pair.node(Input::Frame(&probe(8)));
+    assert_eq!(pair.up.pop_front(), Some(hello));
+    // A live session is not to be refused.
+    pair.connect();
+    pair.node(Input::Frame(&refused(n, 8)));
     assert!(pair.node.is_live());
     assert_eq!(pair.node.deadline(), None);
 }
