@@ -97,6 +97,13 @@ pub enum Key {
     Name(Kind, String, String),
 }
 
+/// The key of no object: that of a Pod without a UID.
+impl Default for Key {
+    fn default() -> Self {
+        Self::pod(Uid::default())
+    }
+}
+
 /// The number of the form, then its members.
 impl Wire for Key {
     fn put(&self, bytes: &mut Vec<u8>) {

@@ -1,12 +1,16 @@
-//! Any bytes as the payload of each kind: what decodes must encode and decode to the same.
+//! Any bytes as the payload of each kind, and as each list of fields inside them: what decodes must
+//! encode and decode to the same.
 #![no_main]
 
 use edge_proto::fields::Reader;
-use edge_proto::object::{ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Secret};
+use edge_proto::object::{
+    Condition, ConfigMap, Container, ContainerStatus, EnvFrom, EnvVar, LaneLimit, NodePolicy,
+    NodeStatus, Pod, PodStatus, Refused, Resources, Secret, Volume, VolumeMount,
+};
 use libfuzzer_sys::fuzz_target;
 
 macro_rules! check {
-    ($bytes:expr, $($object:ty),*) => {
+    ($bytes:expr, $($object:ty),* $(,)?) => {
         $(if let Ok(object) = <$object>::decode($bytes) {
             assert!(<$object>::decode(&object.encode()) == Ok(object));
         })*
@@ -16,6 +20,22 @@ macro_rules! check {
 fuzz_target!(|bytes: &[u8]| {
     let _ = Reader::new(bytes).count();
     check!(
-        bytes, ConfigMap, NodePolicy, NodeStatus, Pod, PodStatus, Secret
+        bytes,
+        Condition,
+        ConfigMap,
+        Container,
+        ContainerStatus,
+        EnvFrom,
+        EnvVar,
+        LaneLimit,
+        NodePolicy,
+        NodeStatus,
+        Pod,
+        PodStatus,
+        Refused,
+        Resources,
+        Secret,
+        Volume,
+        VolumeMount,
     );
 });

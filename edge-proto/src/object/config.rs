@@ -3,9 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
-
-use crate::fields::{FieldError, Reader, Skip, Writer};
+use crate::fields::field_list;
 use crate::lanes::{LANES, Limits};
 
 /// Bytes by key, sorted by key.
@@ -33,56 +31,6 @@ impl core::fmt::Debug for Secret {
     }
 }
 
-fn encode(data: &Data) -> Vec<u8> {
-    let mut fields = Writer::default();
-    fields.put(1, Skip::Refused, data);
-    fields.into_bytes()
-}
-
-fn decode(bytes: &[u8]) -> Result<Data, FieldError> {
-    let mut data = Data::new();
-    for field in Reader::new(bytes) {
-        let field = field?;
-        match field.number {
-            1 => data = field.read()?,
-            _ => field.unknown()?,
-        }
-    }
-    Ok(data)
-}
-
-impl ConfigMap {
-    /// Payload bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        encode(&self.data)
-    }
-
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        decode(bytes).map(|data| Self { data })
-    }
-}
-
-impl Secret {
-    /// Payload bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        encode(&self.data)
-    }
-
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        decode(bytes).map(|data| Self { data })
-    }
-}
-
 /// What the cloud allows the node; absent fields leave the board's own setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePolicy {
@@ -101,7 +49,7 @@ pub struct NodePolicy {
 }
 
 /// What one lane may take, bits per second; 0 is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneLimit {
     /// Number of the lane, see `lanes::Lane`.
     pub lane: u8,
@@ -109,6 +57,28 @@ pub struct LaneLimit {
     pub up: u64,
     /// To the node.
     pub down: u64,
+}
+
+field_list! {
+    ConfigMap {
+        1 must data,
+    }
+    Secret {
+        1 must data,
+    }
+    NodePolicy {
+        1 may keepalive_s,
+        2 may reconnect_spread_s,
+        3 may bandwidth_up,
+        4 may bandwidth_down,
+        5 may blob_share_percent,
+        6 may limits: lists LANES,
+    }
+    LaneLimit {
+        1 must lane,
+        2 must up,
+        3 must down,
+    }
 }
 
 impl NodePolicy {
@@ -142,42 +112,5 @@ impl NodePolicy {
     #[must_use]
     pub fn reconnect_spread_ms(&self) -> u64 {
         u64::from(self.reconnect_spread_s.unwrap_or(0)) * 1_000
-    }
-
-    /// Payload bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Allowed, &self.keepalive_s);
-        fields.put(2, Skip::Allowed, &self.reconnect_spread_s);
-        fields.put(3, Skip::Allowed, &self.bandwidth_up);
-        fields.put(4, Skip::Allowed, &self.bandwidth_down);
-        fields.put(5, Skip::Allowed, &self.blob_share_percent);
-        fields.put(6, Skip::Allowed, &self.limits);
-        fields.into_bytes()
-    }
-
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut policy = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => policy.keepalive_s = field.read()?,
-                2 => policy.reconnect_spread_s = field.read()?,
-                3 => policy.bandwidth_up = field.read()?,
-                4 => policy.bandwidth_down = field.read()?,
-                5 => policy.blob_share_percent = field.read()?,
-                6 => policy.limits = field.read()?,
-                _ => field.unknown()?,
-            }
-        }
-        if policy.limits.len() > LANES {
-            return Err(FieldError::Limit(6));
-        }
-        Ok(policy)
     }
 }

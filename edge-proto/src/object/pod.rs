@@ -3,32 +3,35 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
-
-use crate::fields::{FieldError, Reader, Skip, Writer};
+use crate::fields::{Fault, FieldError, field_choice, field_list};
 use crate::key::Uid;
 use crate::limits::{ARGV_MAX, CONTAINERS_MAX, ENV_MAX, LABELS_MAX, VOLUMES_MAX};
+use crate::wire::numbers;
 
-/// How containers of a pod run. From `runtimeClassName`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RuntimeClass {
-    /// An OCI container by runc.
-    #[default]
-    Runc,
-    /// A plain process; `command` names the program, `image` is ignored.
-    Process,
+numbers! {
+    /// How containers of a pod run. From `runtimeClassName`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub enum RuntimeClass {
+        /// An OCI container by runc.
+        #[default]
+        0 = Runc,
+        /// A plain process; `command` names the program, `image` is ignored.
+        1 = Process,
+    }
 }
 
-/// `restartPolicy` of a Pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RestartPolicy {
-    /// Restart whenever a container ends.
-    #[default]
-    Always,
-    /// Restart after a failure: a code that is not 0, a signal, or unknown.
-    OnFailure,
-    /// Never restart.
-    Never,
+numbers! {
+    /// `restartPolicy` of a Pod.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub enum RestartPolicy {
+        /// Restart whenever a container ends.
+        #[default]
+        0 = Always,
+        /// Restart after a failure: a code that is not 0, a signal, or unknown.
+        1 = OnFailure,
+        /// Never restart.
+        2 = Never,
+    }
 }
 
 /// A Pod as the node gets it.
@@ -94,7 +97,7 @@ pub struct Container {
 }
 
 /// One environment variable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvVar {
     /// Name.
     pub name: String,
@@ -103,7 +106,7 @@ pub struct EnvVar {
 }
 
 /// Value of an environment variable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnvValue {
     /// The text itself.
     Literal(String),
@@ -128,7 +131,7 @@ pub enum EnvValue {
 }
 
 /// A whole ConfigMap or Secret as environment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvFrom {
     /// It is a Secret, not a ConfigMap.
     pub secret: bool,
@@ -141,7 +144,7 @@ pub struct EnvFrom {
 }
 
 /// Limits of one container; `None` is unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Thousandths of a core.
     pub cpu_millis: Option<u32>,
@@ -152,7 +155,7 @@ pub struct Resources {
 }
 
 /// A volume mounted into a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeMount {
     /// Name of the volume.
     pub volume: String,
@@ -165,7 +168,7 @@ pub struct VolumeMount {
 }
 
 /// A volume of a Pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
     /// Name, unique in the pod.
     pub name: String,
@@ -174,7 +177,7 @@ pub struct Volume {
 }
 
 /// Source of a volume. Append only.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSource {
     /// A directory that lives as long as the pod.
     EmptyDir {
@@ -214,59 +217,152 @@ pub enum VolumeSource {
     },
 }
 
+impl Default for EnvValue {
+    fn default() -> Self {
+        Self::Literal(String::new())
+    }
+}
+
+impl Default for VolumeSource {
+    fn default() -> Self {
+        Self::EmptyDir {
+            memory: false,
+            size_bytes: 0,
+        }
+    }
+}
+
+/// One file of a ConfigMap or Secret volume: its key, and its path in the volume.
+type File = (String, String);
+
+field_list! {
+    Pod check check_pod {
+        1 must uid,
+        2 must namespace,
+        3 must name,
+        4 may labels,
+        5 must runtime,
+        6 must restart_policy,
+        7 must grace_s,
+        8 must host_network,
+        9 must terminating,
+        10 must containers: lists CONTAINERS_MAX,
+        11 must volumes: lists VOLUMES_MAX,
+    }
+    Container check check_container {
+        1 must name,
+        2 must image,
+        3 must command,
+        4 must args,
+        5 must working_dir,
+        6 must env: lists ENV_MAX,
+        7 must env_from: lists ENV_MAX,
+        8 must mounts: lists VOLUMES_MAX,
+        9 must resources: list,
+        10 must user,
+        11 must group,
+        12 must read_only_root,
+        13 must add_capabilities,
+        14 must drop_capabilities,
+        15 must privileged,
+    }
+    EnvVar {
+        1 must name,
+        2 must value: list,
+    }
+    EnvFrom {
+        1 must secret,
+        2 must name,
+        3 must prefix,
+        4 must optional,
+    }
+    Resources {
+        1 must cpu_millis,
+        2 must memory_bytes,
+        3 must pids,
+    }
+    VolumeMount {
+        1 must volume,
+        2 must path,
+        3 must sub_path,
+        4 must read_only,
+    }
+    Volume {
+        1 must name,
+        2 must source: list,
+    }
+}
+
+field_list! {
+    @impl File {
+        1 must 0,
+        2 must 1,
+    }
+}
+
+field_choice! {
+    EnvValue {
+        0 Literal {
+            2 must 0,
+        }
+        1 ConfigMap {
+            2 must name,
+            3 must key,
+            4 must optional,
+        }
+        2 Secret {
+            2 must name,
+            3 must key,
+            4 must optional,
+        }
+    }
+    VolumeSource {
+        0 EmptyDir {
+            2 must memory,
+            3 must size_bytes,
+        }
+        1 HostPath {
+            2 must path,
+            3 must create,
+        }
+        2 ConfigMap {
+            2 must name,
+            3 must items: lists,
+            4 must mode,
+            5 must optional,
+        }
+        3 Secret {
+            2 must name,
+            3 must items: lists,
+            4 must mode,
+            5 must optional,
+        }
+    }
+}
+
+fn check_pod(pod: &Pod) -> Result<(), FieldError> {
+    let (fault, number) = match () {
+        () if pod.uid == Uid::default() => (Fault::Missing, 1),
+        () if pod.namespace.is_empty() => (Fault::Missing, 2),
+        () if pod.name.is_empty() => (Fault::Missing, 3),
+        () if pod.labels.len() > LABELS_MAX => (Fault::Limit, 4),
+        () if pod.containers.is_empty() => (Fault::Missing, 10),
+        () => return Ok(()),
+    };
+    Err(FieldError::new(fault, number))
+}
+
+fn check_container(container: &Container) -> Result<(), FieldError> {
+    let (fault, number) = match () {
+        () if container.name.is_empty() => (Fault::Missing, 1),
+        () if container.command.len() + container.args.len() > ARGV_MAX => (Fault::Limit, 3),
+        () if container.env.len() + container.env_from.len() > ENV_MAX => (Fault::Limit, 6),
+        () => return Ok(()),
+    };
+    Err(FieldError::new(fault, number))
+}
+
 impl Pod {
-    /// Payload bytes: canonical, so that an unchanged pod keeps its hash.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Refused, &self.uid);
-        fields.put(2, Skip::Refused, &self.namespace);
-        fields.put(3, Skip::Refused, &self.name);
-        fields.put(4, Skip::Allowed, &self.labels);
-        fields.put(5, Skip::Refused, &self.runtime);
-        fields.put(6, Skip::Refused, &self.restart_policy);
-        fields.put(7, Skip::Refused, &self.grace_s);
-        fields.put(8, Skip::Refused, &self.host_network);
-        fields.put(9, Skip::Refused, &self.terminating);
-        fields.put_all(10, Skip::Refused, &self.containers, Container::encode);
-        fields.put(11, Skip::Refused, &self.volumes);
-        fields.into_bytes()
-    }
-
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first field that is wrong, over a cap, unknown and must be understood, or missing.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut pod = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => pod.uid = field.read()?,
-                2 => pod.namespace = field.read()?,
-                3 => pod.name = field.read()?,
-                4 => pod.labels = field.read()?,
-                5 => pod.runtime = field.read()?,
-                6 => pod.restart_policy = field.read()?,
-                7 => pod.grace_s = field.read()?,
-                8 => pod.host_network = field.read()?,
-                9 => pod.terminating = field.read()?,
-                10 => pod.containers = field.read_all(CONTAINERS_MAX, Container::decode)?,
-                11 => pod.volumes = field.read()?,
-                _ => field.unknown()?,
-            }
-        }
-        match () {
-            () if pod.uid == Uid::default() => Err(FieldError::Missing(1)),
-            () if pod.namespace.is_empty() => Err(FieldError::Missing(2)),
-            () if pod.name.is_empty() => Err(FieldError::Missing(3)),
-            () if pod.labels.len() > LABELS_MAX => Err(FieldError::Limit(4)),
-            () if pod.containers.is_empty() => Err(FieldError::Missing(10)),
-            () if pod.volumes.len() > VOLUMES_MAX => Err(FieldError::Limit(11)),
-            () => Ok(pod),
-        }
-    }
-
     /// ConfigMaps (`false`) and Secrets (`true`) that must be there before the pod starts.
     pub fn needs(&self) -> impl Iterator<Item = (bool, &str)> {
         let volumes = self
@@ -310,66 +406,6 @@ impl Pod {
     }
 }
 
-impl Container {
-    /// Field list of the container; also what its spec hash covers.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Refused, &self.name);
-        fields.put(2, Skip::Refused, &self.image);
-        fields.put(3, Skip::Refused, &self.command);
-        fields.put(4, Skip::Refused, &self.args);
-        fields.put(5, Skip::Refused, &self.working_dir);
-        fields.put(6, Skip::Refused, &self.env);
-        fields.put(7, Skip::Refused, &self.env_from);
-        fields.put(8, Skip::Refused, &self.mounts);
-        fields.put(9, Skip::Refused, &self.resources);
-        fields.put(10, Skip::Refused, &self.user);
-        fields.put(11, Skip::Refused, &self.group);
-        fields.put(12, Skip::Refused, &self.read_only_root);
-        fields.put(13, Skip::Refused, &self.add_capabilities);
-        fields.put(14, Skip::Refused, &self.drop_capabilities);
-        fields.put(15, Skip::Refused, &self.privileged);
-        fields.into_bytes()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut container = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => container.name = field.read()?,
-                2 => container.image = field.read()?,
-                3 => container.command = field.read()?,
-                4 => container.args = field.read()?,
-                5 => container.working_dir = field.read()?,
-                6 => container.env = field.read()?,
-                7 => container.env_from = field.read()?,
-                8 => container.mounts = field.read()?,
-                9 => container.resources = field.read()?,
-                10 => container.user = field.read()?,
-                11 => container.group = field.read()?,
-                12 => container.read_only_root = field.read()?,
-                13 => container.add_capabilities = field.read()?,
-                14 => container.drop_capabilities = field.read()?,
-                15 => container.privileged = field.read()?,
-                _ => field.unknown()?,
-            }
-        }
-        match () {
-            () if container.name.is_empty() => Err(FieldError::Missing(1)),
-            () if container.command.len() + container.args.len() > ARGV_MAX => {
-                Err(FieldError::Limit(3))
-            }
-            () if container.env.len() + container.env_from.len() > ENV_MAX => {
-                Err(FieldError::Limit(6))
-            }
-            () if container.mounts.len() > VOLUMES_MAX => Err(FieldError::Limit(8)),
-            () => Ok(container),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,27 +438,5 @@ mod tests {
         let pod = pod();
         assert_eq!(Pod::decode(&pod.encode()).as_ref(), Ok(&pod));
         assert_eq!(pod.needs().collect::<Vec<_>>(), [(false, "lane")]);
-    }
-
-    #[test]
-    fn a_newer_field_is_skipped_or_refused_by_number() {
-        let mut skipped = Writer::default();
-        skipped.put(90, Skip::Allowed, &7_u32);
-        let mut refused = Writer::default();
-        refused.put(91, Skip::Refused, &7_u32);
-        let with = |extra: Writer| [pod().encode(), extra.into_bytes()].concat();
-        assert_eq!(Pod::decode(&with(skipped)), Ok(pod()));
-        assert_eq!(Pod::decode(&with(refused)), Err(FieldError::Unknown(91)));
-    }
-
-    #[test]
-    fn every_truncation_is_an_error_or_misses_a_field_but_never_panics() {
-        let bytes = pod().encode();
-        for end in 0..bytes.len() {
-            assert!(
-                Pod::decode(bytes.get(..end).unwrap_or_default()).is_err(),
-                "{end}"
-            );
-        }
     }
 }

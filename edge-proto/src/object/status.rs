@@ -4,25 +4,26 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
-
-use crate::fields::{FieldError, Reader, Skip, Writer};
+use crate::fields::{field_choice, field_list};
 use crate::hash::Hash16;
 use crate::key::{Key, Uid};
 use crate::limits::{CONTAINERS_MAX, MESSAGE_BYTES_MAX};
+use crate::wire::numbers;
 
-/// Phase of a pod, as in Kubernetes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// Not all containers have started once.
-    #[default]
-    Pending,
-    /// At least one container runs or will be restarted.
-    Running,
-    /// Every container ended with 0 and none will be restarted.
-    Succeeded,
-    /// Every container ended, one with a failure, and none will be restarted.
-    Failed,
+numbers! {
+    /// Phase of a pod, as in Kubernetes.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub enum Phase {
+        /// Not all containers have started once.
+        #[default]
+        0 = Pending,
+        /// At least one container runs or will be restarted.
+        1 = Running,
+        /// Every container ended with 0 and none will be restarted.
+        2 = Succeeded,
+        /// Every container ended, one with a failure, and none will be restarted.
+        3 = Failed,
+    }
 }
 
 impl Phase {
@@ -39,7 +40,7 @@ impl Phase {
 }
 
 /// State of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerState {
     /// Not running, will be (re)started.
     Waiting {
@@ -84,7 +85,7 @@ impl ContainerState {
 }
 
 /// A container's status.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerStatus {
     /// Name.
     pub name: String,
@@ -117,51 +118,8 @@ pub struct PodStatus {
     pub observed: Hash16,
 }
 
-impl PodStatus {
-    /// Payload bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Refused, &self.uid);
-        fields.put(2, Skip::Refused, &self.namespace);
-        fields.put(3, Skip::Refused, &self.name);
-        fields.put(4, Skip::Refused, &self.phase);
-        fields.put(5, Skip::Allowed, &self.reason);
-        fields.put(6, Skip::Allowed, &self.message);
-        fields.put(7, Skip::Allowed, &self.containers);
-        fields.put(8, Skip::Allowed, &self.observed);
-        fields.into_bytes()
-    }
-
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut status = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => status.uid = field.read()?,
-                2 => status.namespace = field.read()?,
-                3 => status.name = field.read()?,
-                4 => status.phase = field.read()?,
-                5 => status.reason = field.read()?,
-                6 => status.message = field.read()?,
-                7 => status.containers = field.read()?,
-                8 => status.observed = field.read()?,
-                _ => field.unknown()?,
-            }
-        }
-        if status.containers.len() > CONTAINERS_MAX {
-            return Err(FieldError::Limit(7));
-        }
-        Ok(status)
-    }
-}
-
 /// A node condition, as in Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// For example `StoreDamaged`, `TimeUntrusted`, `DiskPressure`.
     pub name: String,
@@ -172,7 +130,7 @@ pub struct Condition {
 }
 
 /// An object that the node holds as a stub.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
     /// Key.
     pub key: Key,
@@ -211,51 +169,62 @@ pub struct NodeStatus {
     pub labels: Vec<(String, String)>,
 }
 
-impl NodeStatus {
-    /// Payload bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Allowed, &self.agent);
-        fields.put(2, Skip::Allowed, &self.arch);
-        fields.put(3, Skip::Allowed, &self.kernel);
-        fields.put(4, Skip::Allowed, &self.board);
-        fields.put(5, Skip::Allowed, &self.cpus);
-        fields.put(6, Skip::Allowed, &self.memory_bytes);
-        fields.put(7, Skip::Allowed, &self.pods_max);
-        fields.put(8, Skip::Allowed, &self.boot_id);
-        fields.put(9, Skip::Allowed, &self.conditions);
-        fields.put(10, Skip::Allowed, &self.refused);
-        fields.put(11, Skip::Allowed, &self.refused_count);
-        fields.put(12, Skip::Allowed, &self.labels);
-        fields.into_bytes()
+field_list! {
+    PodStatus {
+        1 must uid,
+        2 must namespace,
+        3 must name,
+        4 must phase,
+        5 may reason,
+        6 may message,
+        7 may containers: lists CONTAINERS_MAX,
+        8 may observed,
     }
+    ContainerStatus {
+        1 must name,
+        2 may state: list,
+        3 may restarts,
+        4 may last_exit_code,
+    }
+    NodeStatus {
+        1 may agent,
+        2 may arch,
+        3 may kernel,
+        4 may board,
+        5 may cpus,
+        6 may memory_bytes,
+        7 may pods_max,
+        8 may boot_id,
+        9 may conditions: lists,
+        10 may refused: lists,
+        11 may refused_count,
+        12 may labels,
+    }
+    Condition {
+        1 must name,
+        2 must holds,
+        3 may message,
+    }
+    Refused {
+        1 must key,
+        2 may hash,
+        3 may reason,
+    }
+}
 
-    /// Reads a payload.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut status = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => status.agent = field.read()?,
-                2 => status.arch = field.read()?,
-                3 => status.kernel = field.read()?,
-                4 => status.board = field.read()?,
-                5 => status.cpus = field.read()?,
-                6 => status.memory_bytes = field.read()?,
-                7 => status.pods_max = field.read()?,
-                8 => status.boot_id = field.read()?,
-                9 => status.conditions = field.read()?,
-                10 => status.refused = field.read()?,
-                11 => status.refused_count = field.read()?,
-                12 => status.labels = field.read()?,
-                _ => field.unknown()?,
-            }
+field_choice! {
+    ContainerState {
+        0 Waiting {
+            2 may reason,
+            3 may message,
         }
-        Ok(status)
+        1 Running {
+            2 may pid,
+        }
+        2 Terminated {
+            2 may exit_code,
+            3 may reason,
+        }
     }
 }
 
