@@ -24,8 +24,8 @@ use crate::identity::ca::{CA_DER, CA_KEY, Ca};
 use crate::identity::registry::{Grace, NODES, NodeRecord, State};
 use crate::identity::token::{TOKENS, Tokens};
 use crate::records;
-use crate::records::account::Account;
 use crate::records::cursors::{self, Cursors};
+use crate::records::ledger::Ledger;
 use crate::saved::{self, ACCEPTED, PLACEMENT};
 
 /// First word of a backup.
@@ -147,9 +147,9 @@ impl Backup {
             return Err(BackupError::NoData(data.to_owned()));
         }
         let failed = |error| at(data.join(cursors::CURSORS).display())(error);
-        let books = cursors::all(data).map_err(failed)?;
-        let books = serde_json::to_vec(&books).map_err(|error| failed(error.into()))?;
-        files.insert(CURSORS.to_owned(), STANDARD.encode(books));
+        let ledgers = cursors::all(data).map_err(failed)?;
+        let ledgers = serde_json::to_vec(&ledgers).map_err(|error| failed(error.into()))?;
+        files.insert(CURSORS.to_owned(), STANDARD.encode(ledgers));
         Ok(Self {
             unix_s,
             edge_cloud: env!("CARGO_PKG_VERSION").to_owned(),
@@ -255,7 +255,7 @@ struct Contents {
     tokens: Tokens,
     accepted: Vec<u8>,
     placement: Vec<u8>,
-    cursors: BTreeMap<String, Account>,
+    cursors: BTreeMap<String, Ledger>,
 }
 
 impl Contents {
@@ -297,12 +297,12 @@ impl Contents {
         self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
         replace(&data.join(NODES), &self.state.to_bytes()?)?;
-        let books = Cursors::open(data)?;
-        for (node, account) in &self.cursors {
+        let cursors = Cursors::open(data)?;
+        for (node, ledger) in &self.cursors {
             // What the folder knows is of the same sink, and further on or the same.
-            let mut newest = account.clone();
-            newest.merge(&books.load(node).unwrap_or_default().streams);
-            books.save(node, &newest)?;
+            let mut newest = ledger.clone();
+            newest.merge(&cursors.load(node).unwrap_or_default().streams);
+            cursors.save(node, &newest)?;
         }
         replace(&data.join(ACCEPTED), &self.accepted)?;
         replace(&data.join(PLACEMENT), &self.placement)?;

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use crate::clock::unix_s;
 use crate::nodes::{CaView, NodeView};
 use crate::records::View;
-use crate::records::account::Loss;
+use crate::records::ledger::Loss;
 use crate::source::Status;
 
 /// Of the OpenMetrics text.

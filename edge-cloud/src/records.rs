@@ -2,18 +2,18 @@
 //! acknowledgement back. Nothing is acknowledged that the sink does not have on its medium, and
 //! nothing here ever waits while it holds the links.
 //!
-//! Each record has a number in its stream (node, outbox, class). [`account`] says what a frame means
-//! for the books, a sink keeps data and books together as well as it can, and [`Records`] is between
+//! Each record has a number in its stream (node, outbox, class). [`ledger`] says what a frame means
+//! for the ledger, a sink keeps data and ledger together as well as it can, and [`Records`] is between
 //! them: [`WRITERS`] tasks, each busy with one node at a time. A sink that is slow or away is only
 //! not answered for: nodes keep what is not acknowledged, and repeat it.
 //!
 //! Bound: [`QUEUE_BYTES_MAX`] of records that wait, beyond which they are refused and come again.
 
-pub mod account;
-pub mod books;
 pub mod cursors;
 pub mod files;
 mod http;
+pub mod ledger;
+pub mod ledger_reader;
 pub mod line;
 pub mod mark;
 mod mqtt;
@@ -36,8 +36,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::account::{Account, Batch, Incarnation, Item, Loss, Plan};
-use self::books::{Books, READERS};
+use self::ledger::{Batch, Incarnation, Item, Ledger, Loss, Plan};
+use self::ledger_reader::{READERS, Reading};
 use self::sink::{Sink, blocking};
 use self::target::Config;
 
@@ -55,8 +55,8 @@ pub const PLAN_BYTES_MAX: usize = 64 * 1024;
 const WAIT_MIN: Duration = Duration::from_millis(500);
 /// See [`WAIT_MIN`].
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// Losses of a stream are told at most once in this time, together.
-const TELL: Duration = Duration::from_secs(60);
+/// Losses of a stream become one event in this time.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of an entry's bookkeeping, counted beside its payload.
 const ENTRY_BYTES: usize = 64;
 
@@ -82,22 +82,22 @@ pub struct Settled {
 }
 
 /// An event about a node: reason and text.
-pub type Told = (&'static str, String);
+pub type Notice = (&'static str, String);
 
 /// The sessions, as their records see them.
 pub trait RecordSessions: Send + Sync + 'static {
-    /// A node's books are there: its session may open.
-    fn books_read(&self, node: &str);
+    /// A node's ledger is there: its session may open.
+    fn ledger_read(&self, node: &str);
 
     /// What became of a node's records: its session acknowledges, or asks for them again.
-    fn settle_records(&self, node: &str, settled: &[Settled], told: Vec<Told>);
+    fn settle_records(&self, node: &str, settled: &[Settled], notices: Vec<Notice>);
 }
 
 #[derive(Debug, Default)]
-struct Node {
-    books: Books,
+struct NodeRecords {
+    reading: Reading,
     /// `None` until it could be read.
-    account: Option<Account>,
+    ledger: Option<Ledger>,
     waiting: VecDeque<Waiting>,
     busy: bool,
     /// It has left the registry.
@@ -107,18 +107,18 @@ struct Node {
     error: Option<String>,
     /// Batches of the attempt that failed: the next one is of the same, under the same key.
     again: Option<usize>,
-    /// Records that came again and are not in the books yet, by outbox and class; at most
+    /// Records that came again and are not in the ledger yet, by outbox and class; at most
     /// `STREAMS_MAX` of those.
     repeated: BTreeMap<(Incarnation, u8), u64>,
-    /// Losses that nobody was told of, and when somebody was last.
-    untold: BTreeMap<(u8, Loss), u64>,
-    told: Option<Instant>,
+    /// Losses without an event, and when there was the last event of losses.
+    unreported: BTreeMap<(u8, Loss), u64>,
+    reported_at: Option<Instant>,
 }
 
 #[derive(Default)]
 struct State {
-    nodes: BTreeMap<String, Node>,
-    /// Nodes whose books are to be read.
+    nodes: BTreeMap<String, NodeRecords>,
+    /// Nodes whose ledgers are to be read.
     unread: VecDeque<String>,
     /// Nodes that a writer may take, once each.
     ready: VecDeque<String>,
@@ -129,8 +129,8 @@ struct State {
     refused: u64,
     /// Nodes whose last attempt failed.
     failing: usize,
-    /// Somebody was told that there are any.
-    told: bool,
+    /// There is an event that says that some fail.
+    failing_reported: bool,
 }
 
 /// All records on their way.
@@ -145,14 +145,14 @@ pub struct Records {
 /// One node's records for a writer.
 struct Job {
     node: String,
-    account: Option<Account>,
+    ledger: Option<Ledger>,
     batches: Vec<Batch>,
     repeated: u64,
 }
 
 /// What became of a job.
 struct Outcome {
-    account: Account,
+    ledger: Ledger,
     plan: Plan,
     /// Those of the plan's duplicates that the session has dropped.
     repeated: u64,
@@ -184,8 +184,8 @@ impl Records {
     }
 
     /// A node has a new session, which learns where its streams stand. Returns the name by which
-    /// the session is known here, and whether the books are there: if not, the session must not
-    /// open until [`RecordSessions::books_read`].
+    /// the session is known here, and whether its ledger is there: if not, the session must not
+    /// open until [`RecordSessions::ledger_read`].
     pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> (u64, bool) {
         let mut state = self.lock();
         state.sessions += 1;
@@ -193,15 +193,15 @@ impl Records {
         if self.sink.is_none() {
             return (id, true);
         }
-        let booked = self.has_books(&mut state, node);
+        let has_ledger = self.has_ledger(&mut state, node);
         let known = state.nodes.entry(node.to_owned()).or_default();
         known.gone = false;
-        for (class, stream) in known.account.iter().flat_map(|account| &account.streams) {
-            for lane in stream.lanes.iter().rev() {
-                session.restore_stream(lane.incarnation.0, *class, lane.next);
+        for (class, stream) in known.ledger.iter().flat_map(|ledger| &ledger.streams) {
+            for outbox in stream.outboxes.iter().rev() {
+                session.restore_stream(outbox.incarnation.0, *class, outbox.next);
             }
         }
-        (id, booked)
+        (id, has_ledger)
     }
 
     /// A node has left the registry. What it has sent is still delivered.
@@ -255,12 +255,12 @@ impl Records {
         }
     }
 
-    /// Reads the books, writes records and answers the sessions, for ever.
+    /// Reads the ledgers, writes records and answers the sessions, for ever.
     pub async fn run<S: RecordSessions>(self: &Arc<Self>, sessions: &Arc<S>) {
         let mut writers = JoinSet::new();
         for _ in 0..READERS {
             let (records, sessions) = (Arc::clone(self), Arc::clone(sessions));
-            writers.spawn(async move { records.read_books(sessions.as_ref()).await });
+            writers.spawn(async move { records.read_ledgers(sessions.as_ref()).await });
         }
         for _ in 0..WRITERS {
             let (records, sessions) = (Arc::clone(self), Arc::clone(sessions));
@@ -269,8 +269,8 @@ impl Records {
                     let job = records.take().await;
                     let node = job.node.clone();
                     let outcome = records.work(job).await;
-                    let (settled, told) = records.finish(&node, outcome);
-                    sessions.settle_records(&node, &settled, told);
+                    let (settled, notices) = records.finish(&node, outcome);
+                    sessions.settle_records(&node, &settled, notices);
                 }
             });
         }
@@ -304,42 +304,42 @@ impl Records {
         }
     }
 
-    async fn work(&self, job: Job) -> Result<Outcome, (Option<Account>, String)> {
+    async fn work(&self, job: Job) -> Result<Outcome, (Option<Ledger>, String)> {
         let Some(sink) = &self.sink else {
-            return Err((job.account, "there is no sink".to_owned()));
+            return Err((job.ledger, "there is no sink".to_owned()));
         };
         let Job {
             node,
-            account,
+            ledger,
             batches,
             repeated,
         } = job;
-        let mut account = match account {
-            Some(account) => account,
+        let mut ledger = match ledger {
+            Some(ledger) => ledger,
             None => {
                 let (sink, name) = (Arc::clone(sink), node.clone());
                 match blocking(move || sink.load(&name)).await {
-                    Ok(found) => took_over(&node, found),
+                    Ok(found) => log_cut(&node, found),
                     Err(error) => return Err((None, error)),
                 }
             }
         };
         let class = batches.first().map_or(0, |batch| batch.class);
         match sink.recover(&node, class).await {
-            Ok(Some(stream)) => account.merge(&BTreeMap::from([(class, stream)])),
+            Ok(Some(stream)) => ledger.merge(&BTreeMap::from([(class, stream)])),
             Ok(None) => {}
-            Err(error) => return Err((Some(account), error)),
+            Err(error) => return Err((Some(ledger), error)),
         }
-        let mut plan = account.plan(&batches);
+        let mut plan = ledger.plan(&batches);
         plan.duplicates = plan.duplicates.saturating_add(repeated);
         if !plan.is_known()
-            && let Err(error) = sink.deliver(&node, &account, &plan).await
+            && let Err(error) = sink.deliver(&node, &ledger, &plan).await
         {
-            return Err((Some(account), error));
+            return Err((Some(ledger), error));
         }
-        account.apply(&plan);
+        ledger.apply(&plan);
         Ok(Outcome {
-            account,
+            ledger,
             plan,
             repeated,
         })
@@ -349,8 +349,8 @@ impl Records {
     fn finish(
         &self,
         node: &str,
-        outcome: Result<Outcome, (Option<Account>, String)>,
-    ) -> (Vec<Settled>, Vec<Told>) {
+        outcome: Result<Outcome, (Option<Ledger>, String)>,
+    ) -> (Vec<Settled>, Vec<Notice>) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let mut settled = Vec::new();
@@ -358,21 +358,21 @@ impl Records {
             return (settled, Vec::new());
         };
         known.busy = false;
-        let mut told = Vec::new();
+        let mut notices = Vec::new();
         let mut pause = None;
         match outcome {
             Ok(Outcome {
-                account,
+                ledger,
                 plan,
                 repeated,
             }) => {
-                known.account = Some(account);
+                known.ledger = Some(ledger);
                 known.failures = 0;
                 known.again = None;
                 if known.error.take().is_some() {
                     state.failing -= 1;
-                    if state.failing == 0 && std::mem::take(&mut state.told) {
-                        told.push((
+                    if state.failing == 0 && std::mem::take(&mut state.failing_reported) {
+                        notices.push((
                             "RecordsResumed",
                             "the sink takes all records again".to_owned(),
                         ));
@@ -394,18 +394,18 @@ impl Records {
                 }
                 known.noted(&plan, repeated);
                 known.note(&plan);
-                told.extend(replaced(&plan));
-                told.extend(known.tell(Instant::now()));
+                notices.extend(replaced(&plan));
+                notices.extend(known.loss_notices(Instant::now()));
             }
-            Err((account, error)) => {
-                known.account = account;
+            Err((ledger, error)) => {
+                known.ledger = ledger;
                 known.failures = known.failures.saturating_add(1);
                 let doubled = WAIT_MIN * 2u32.saturating_pow(known.failures.min(10) - 1);
                 pause = Some(Instant::now() + doubled.min(WAIT_MAX));
                 state.failures += 1;
                 state.failing += usize::from(known.error.is_none());
-                if !std::mem::replace(&mut state.told, true) {
-                    told.push(("RecordsFailing", error.clone()));
+                if !std::mem::replace(&mut state.failing_reported, true) {
+                    notices.push(("RecordsFailing", error.clone()));
                 }
                 known.error = Some(error);
             }
@@ -418,12 +418,12 @@ impl Records {
         }
         self.wake.notify_one();
         self.tidy(state, node);
-        (settled, told)
+        (settled, notices)
     }
 
     /// Lets go of a node that has left and has nothing on its way.
     fn tidy(&self, state: &mut State, node: &str) {
-        let idle = |known: &Node| known.gone && !known.busy && known.waiting.is_empty();
+        let idle = |known: &NodeRecords| known.gone && !known.busy && known.waiting.is_empty();
         if state.nodes.get(node).is_some_and(idle) {
             let known = state.nodes.remove(node);
             state.failing -= usize::from(known.is_some_and(|known| known.error.is_some()));
@@ -450,13 +450,13 @@ impl State {
             known.busy = true;
             let batches = known.batches();
             known.again = Some(batches.len());
-            let account = known.account.clone();
+            let ledger = known.ledger.clone();
             let of = batches.first().map(|one| (one.incarnation, one.class));
             let repeated = of.and_then(|of| known.repeated.get(&of).copied());
             let repeated = repeated.unwrap_or_default();
             return Some(Job {
                 node,
-                account,
+                ledger,
                 batches,
                 repeated,
             });
@@ -465,7 +465,7 @@ impl State {
     }
 }
 
-impl Node {
+impl NodeRecords {
     /// The oldest records that wait, of one stream and by one session.
     fn batches(&self) -> Vec<Batch> {
         let Some(first) = self.waiting.front() else {
@@ -491,7 +491,7 @@ impl Node {
             .collect()
     }
 
-    /// So many that came again are in the books now; more may have come meanwhile.
+    /// So many that came again are in the ledger now; more may have come meanwhile.
     fn noted(&mut self, plan: &Plan, count: u64) {
         let of = (plan.incarnation, plan.class);
         if let Some(repeated) = self.repeated.get_mut(&of) {
@@ -508,25 +508,25 @@ impl Node {
                 // That is what its key is for.
                 && *loss != Loss::Superseded
             {
-                let untold = self.untold.entry((plan.class, *loss)).or_default();
-                *untold = untold.saturating_add(*count);
+                let unreported = self.unreported.entry((plan.class, *loss)).or_default();
+                *unreported = unreported.saturating_add(*count);
             }
         }
     }
 
-    fn tell(&mut self, now: Instant) -> Vec<Told> {
+    fn loss_notices(&mut self, now: Instant) -> Vec<Notice> {
         if self
-            .told
-            .is_some_and(|told| now.duration_since(told) < TELL)
+            .reported_at
+            .is_some_and(|at| now.duration_since(at) < NOTICE_INTERVAL)
         {
             return Vec::new();
         }
-        let untold = std::mem::take(&mut self.untold);
-        if !untold.is_empty() {
-            self.told = Some(now);
+        let unreported = std::mem::take(&mut self.unreported);
+        if !unreported.is_empty() {
+            self.reported_at = Some(now);
         }
         let text = |((class, loss), count): ((u8, Loss), u64)| {
-            let class = account::class_name(class);
+            let class = ledger::class_name(class);
             let text = match loss {
                 Loss::Forgotten => format!(
                     "{class}: {count} records were acknowledged before and are not known any more"
@@ -535,16 +535,16 @@ impl Node {
             };
             ("RecordsLost", text)
         };
-        untold.into_iter().map(text).collect()
+        unreported.into_iter().map(text).collect()
     }
 }
 
 /// The event of an outbox that took another one's place.
-fn replaced(plan: &Plan) -> Option<Told> {
+fn replaced(plan: &Plan) -> Option<Notice> {
     let before = plan.follows.as_ref()?;
     let text = format!(
         "{}: outbox {} took the place of {}, whose records from {} on are lost if there were any",
-        account::class_name(plan.class),
+        ledger::class_name(plan.class),
         plan.incarnation,
         before.incarnation,
         before.next
@@ -552,14 +552,14 @@ fn replaced(plan: &Plan) -> Option<Told> {
     Some(("OutboxLost", text))
 }
 
-fn took_over(node: &str, found: files::Found) -> Account {
+fn log_cut(node: &str, found: files::Found) -> Ledger {
     for (path, bytes) in &found.cut {
         log::warn!(
             "record_file_cut node={node} file={} bytes={bytes}",
             path.display()
         );
     }
-    found.account
+    found.ledger
 }
 
 fn weight(entry: &Entry) -> usize {

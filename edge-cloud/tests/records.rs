@@ -195,7 +195,7 @@ async fn through(
         };
         until(|| (acknowledged(outbox) >= goal.min(end)).then_some(())).await;
         if acknowledged(outbox) >= end {
-            // Also those that were acknowledged in the last moment are in the books.
+            // Also those that were acknowledged in the last moment are in the ledger.
             return until(|| {
                 let view = cloud.view();
                 (view.streams.first()?.next == end).then_some(view)
@@ -205,7 +205,7 @@ async fn through(
     }
 }
 
-fn check_books(view: &View, delivered: u64, lost: u64) {
+fn check_ledger(view: &View, delivered: u64, lost: u64) {
     let [stream] = view.streams.as_slice() else {
         panic!("{view:?}");
     };
@@ -244,7 +244,7 @@ fn expected(count: u64) -> Vec<String> {
         .collect()
 }
 
-/// Goal: each record is in the files exactly once, in order, and the books say so. Method: edge-cloud
+/// Goal: each record is in the files exactly once, in order, and the ledger says so. Method: edge-cloud
 /// ends five times in the middle; its data folder then falls back to a backup of the beginning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_have_each_record_once() {
@@ -253,7 +253,7 @@ async fn files_have_each_record_once() {
     let before = Backup::of(place.data.path(), now()).unwrap();
     let view = through(&place, &outbox, end, |_, _| {}).await;
     assert_eq!(view.sink.guarantee, "effectively once");
-    check_books(&view, 2_000, 60);
+    check_ledger(&view, 2_000, 60);
     let records = place.data.path().join("records");
     assert_eq!(in_files(&records), expected(2_000));
 
@@ -267,7 +267,7 @@ async fn files_have_each_record_once() {
     outbox.lock().unwrap().records.push(record(2_001));
     let cloud = place.start(&outbox).await;
     until(|| (acknowledged(&outbox) == end + 1).then_some(())).await;
-    check_books(&cloud.view(), 2_001, 60);
+    check_ledger(&cloud.view(), 2_001, 60);
     assert_eq!(in_files(&records), expected(2_001));
     drop(cloud);
 
@@ -309,7 +309,7 @@ async fn http_gets_each_record_at_least_once_with_a_key() {
     let place = Place::new(Some(server.url()));
     let (outbox, end) = outbox(1_000);
     let view = through(&place, &outbox, end, |_, _| {}).await;
-    check_books(&view, 1_000, 30);
+    check_ledger(&view, 1_000, 30);
     let posts = server.posts();
     let mut by_key = BTreeMap::new();
     let mut by_seq = BTreeMap::new();
@@ -360,7 +360,7 @@ async fn a_broker_gets_each_record_at_least_once() {
         }
     })
     .await;
-    check_books(&view, 600, 18);
+    check_ledger(&view, 600, 18);
     let heard = until(|| {
         let heard = broker.heard();
         (heard.len() as u64 >= end - 1).then_some(heard)
@@ -404,7 +404,7 @@ async fn jetstream_has_each_record_once() {
         _ => {}
     })
     .await;
-    check_books(&view, 600, 18);
+    check_ledger(&view, 600, 18);
     let messages = server.messages("edge.gate.toll").await;
     let texts = messages
         .iter()
@@ -414,11 +414,11 @@ async fn jetstream_has_each_record_once() {
     assert_eq!(messages.len() as u64, end - 1);
 }
 
-/// Goal: a start waits for no books, a node waits only for its own, and what it is told then is what
-/// they say. Method: the books of many nodes, and one node's that cannot be read for now, as they
+/// Goal: a start waits for no ledger, a node waits only for its own, and what it is told then is what
+/// that says. Method: the ledgers of many nodes, and one node's that cannot be read for now, as they
 /// come through a pipe that nobody writes to yet.
 #[tokio::test]
-async fn a_start_does_not_wait_for_the_books() {
+async fn a_start_does_not_wait_for_the_ledgers() {
     let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
     let others = if long { 10_000 } else { 1_000 };
     let server = Http::start().await;
@@ -430,18 +430,18 @@ async fn a_start_does_not_wait_for_the_books() {
     let mut state: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&nodes).unwrap()).unwrap();
     let record = state["nodes"][NODE].clone();
-    let books = |next: u64| {
+    let ledger = |next: u64| {
         let delivered = next - 1;
-        let lane = serde_json::json!(
+        let outbox = serde_json::json!(
             { "incarnation": "0909090909090909", "next": next, "delivered": delivered }
         );
-        serde_json::json!({ "streams": { "0": { "lanes": [lane] } } }).to_string()
+        serde_json::json!({ "streams": { "0": { "outboxes": [outbox] } } }).to_string()
     };
     let cursors = data.join("cursors");
     std::fs::create_dir_all(&cursors).unwrap();
     for number in 0..others {
         let name = format!("gate-{number}");
-        std::fs::write(cursors.join(&name).with_extension("json"), books(8)).unwrap();
+        std::fs::write(cursors.join(&name).with_extension("json"), ledger(8)).unwrap();
         let mut record = record.clone();
         record["serial"] = format!("{number:x}").into();
         state["nodes"][&name] = record;
@@ -458,7 +458,7 @@ async fn a_start_does_not_wait_for_the_books() {
 
     let (records, end) = outbox(5);
     let cloud = place.start(&records).await;
-    // A node among them delivers, and all books but one are there.
+    // A node among them delivers, and all ledgers but one are there.
     until(|| (acknowledged(&records) >= end).then_some(())).await;
     let view = until(|| Some(cloud.view()).filter(|view| view.sink.unread <= 1)).await;
     assert_eq!(view.sink.unread, 1);
@@ -478,16 +478,16 @@ async fn a_start_does_not_wait_for_the_books() {
         Duration::from_millis(1_500),
         at.until("", |at| at.is_live("late")),
     );
-    assert!(waited.await.is_err(), "a session without books");
+    assert!(waited.await.is_err(), "a session without a ledger");
     assert_eq!(acknowledged(&boards), 1);
-    tokio::task::spawn_blocking(move || std::fs::write(pipe, books(8)))
+    tokio::task::spawn_blocking(move || std::fs::write(pipe, ledger(8)))
         .await
         .unwrap()
         .unwrap();
     until(|| (acknowledged(&boards) == 10).then_some(())).await;
     let view = until(|| Some(cloud.view()).filter(|view| view.sink.unread == 0)).await;
     let row = view.streams.iter().find(|row| row.node == "late").unwrap();
-    // Two of its nine were not in the books.
+    // Two of its nine were not in the ledger.
     assert_eq!((row.next, row.delivered, row.balanced), (10, 9, true));
     assert!(!running.is_finished());
     // The server may have answered a failure to what it took: the same again, under one key.

@@ -400,7 +400,7 @@ impl World {
 
     /// Whether the sink takes a batch: records and high-water mark commit together, and only on
     /// top of what the replica's books say. What they have already is left out, as in edge-cloud
-    /// (`Account::plan`): a session whose first batch failed does not hear that the one behind it
+    /// (`Ledger::plan`): a session whose first batch failed does not hear that the one behind it
     /// was taken, and gives that again.
     pub(crate) fn commit(&mut self, replica: usize, node: u32, batch: &Batch) -> bool {
         let Some(session) = &mut self.replicas[replica].sessions[node as usize] else {

@@ -155,11 +155,11 @@ pub fn account(gate: &Gate, class: &str) -> Result<Value> {
     row.cloned().with_context(|| format!("no class {class}"))
 }
 
-/// The cloud's books of a class.
+/// The cloud's ledger of a class.
 ///
 /// # Errors
 /// The cloud does not answer, or knows no such stream.
-pub fn books(gate: &Gate, class: &str) -> Result<Value> {
+pub fn ledger(gate: &Gate, class: &str) -> Result<Value> {
     let view = gate.cloud_json("/v1/records")?;
     let rows = view["streams"].as_array().context("no streams")?;
     let row = rows.iter().find(|row| row["class"] == class);

@@ -189,7 +189,7 @@ impl Known {
 /// Goal: a power cut at any moment loses nothing that the cloud was told and no record that a
 /// workload was told to be durable, doubles no record, and damages nothing. Method: the host cuts at
 /// random moments and keeps score; most lives are looked at before they connect; at the end the cloud
-/// has each record once, and its books say so.
+/// has each record once, and its ledger says so.
 #[test]
 #[ignore = "needs QEMU and dist/"]
 fn random_power_cuts_lose_nothing_that_was_acknowledged() {
@@ -260,10 +260,10 @@ fn random_power_cuts_lose_nothing_that_was_acknowledged() {
         })
         .unwrap();
     // The cloud knows what the board was told; the board may not.
-    let books = board.cloud_get("/v1/records").unwrap();
-    let toll = &books["streams"][0];
-    assert_eq!(toll["balanced"], true, "{books}");
-    assert_eq!(toll["lost_total"], 0, "{books}");
+    let ledger = board.cloud_get("/v1/records").unwrap();
+    let toll = &ledger["streams"][0];
+    assert_eq!(toll["balanced"], true, "{ledger}");
+    assert_eq!(toll["lost_total"], 0, "{ledger}");
     let audit = Audit::of(&board.cloud_data(), "toll").unwrap();
     let mut times = BTreeMap::<&str, u32>::new();
     for text in audit.delivered.values() {
@@ -277,7 +277,7 @@ fn random_power_cuts_lose_nothing_that_was_acknowledged() {
     for record in &known.records {
         assert!(times.contains_key(record.as_str()), "{record} is lost");
     }
-    assert_eq!(toll["delivered"], audit.delivered.len(), "{books}");
+    assert_eq!(toll["delivered"], audit.delivered.len(), "{ledger}");
     println!(
         "{cuts} cuts, {} changes acknowledged, {} records acknowledged, {} delivered, \
          {} sectors lost, {} superblocks torn",

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use memtests::measure::{Board, memory};
-use memtests::records::{Audit, PIPELINE_MAX, Writer, account, books};
+use memtests::records::{Audit, PIPELINE_MAX, Writer, account, ledger};
 use memtests::{Gate, PATIENCE, Setup};
 use serde_json::Value;
 
@@ -211,7 +211,7 @@ fn write_all(gate: &Gate, burst: &Burst, written: &mut Written) -> u64 {
 /// docs/outbox.md says. The quota is never exceeded; the oldest go first, and of the less
 /// important class before any toll record; no toll record is refused. Then an accountant who has
 /// the cloud's files alone finds each number once, as what was written or as a loss, and both
-/// ends' books say the same. Method: the same bytes for each byte of quota within seconds; the long run
+/// ends' ledgers say the same. Method: the same bytes for each byte of quota within seconds; the long run
 /// takes the hour, with the static agent, whose memory must not grow with the backlog.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -294,7 +294,10 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
     println!("drained={:?} accounts={:?}", start.elapsed(), rows(&gate));
     for (class, written) in written {
         let audit = Audit::of(&gate.dir().join("cloud"), class).unwrap();
-        let (row, books) = (account(&gate, class).unwrap(), books(&gate, class).unwrap());
+        let (row, cloud) = (
+            account(&gate, class).unwrap(),
+            ledger(&gate, class).unwrap(),
+        );
         for (number, text) in &audit.delivered {
             assert_eq!(Some(text), written.get(number), "{class} {number}");
         }
@@ -323,11 +326,11 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
             "{class}"
         );
         assert_eq!(number(&row, "lost_quota"), lost, "{class}");
-        assert_eq!(books["numbered"], audit.next - 1, "{class}");
-        assert_eq!(books["delivered"], audit.delivered.len(), "{class}");
-        assert_eq!(books["lost_total"], lost, "{class}");
-        assert_eq!(books["lost"]["quota"], lost, "{class}");
-        assert_eq!(books["balanced"], true, "{class}");
+        assert_eq!(cloud["numbered"], audit.next - 1, "{class}");
+        assert_eq!(cloud["delivered"], audit.delivered.len(), "{class}");
+        assert_eq!(cloud["lost_total"], lost, "{class}");
+        assert_eq!(cloud["lost"]["quota"], lost, "{class}");
+        assert_eq!(cloud["balanced"], true, "{class}");
     }
     gate.cloud_text(&["records"]).unwrap();
     let events = gate.cloud_json("/v1/events").unwrap();

@@ -4,20 +4,20 @@
 
 use std::collections::BTreeMap;
 
-use edge_cloud_fuzz::records::account::{Account, Incarnation, Stream};
+use edge_cloud_fuzz::records::ledger::{Incarnation, Ledger, Stream};
 use edge_cloud_fuzz::records::mark::{close, first, last};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|junk: &[u8]| {
     if let Some((end, mark)) = last(junk) {
         assert!(end <= junk.len() && mark.bytes < end);
-        let mut account = Account::default();
-        account.merge(&mark.streams);
-        let _balanced = account.streams.values().all(Stream::balances);
+        let mut ledger = Ledger::default();
+        ledger.merge(&mark.streams);
+        let _balanced = ledger.streams.values().all(Stream::balances);
     }
     let _first = first(junk);
     let mut stream = Stream::default();
-    stream.lane_mut(Incarnation([1; 8])).next = 7;
+    stream.outbox_mut(Incarnation([1; 8])).next = 7;
     let mut file = b"{\"seq\":6}\n".to_vec();
     let lines = file.len();
     close(&mut file, lines, BTreeMap::from([(0, stream.clone())]));

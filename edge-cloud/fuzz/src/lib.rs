@@ -3,6 +3,6 @@
 pub mod manifest;
 pub mod records {
     //! Of `edge-cloud/src/records`.
-    pub mod account;
+    pub mod ledger;
     pub mod mark;
 }

@@ -41,7 +41,7 @@ pub(super) enum Command {
     /// Lists the latest events.
     Events,
     /// Lists the streams of records: what was delivered, and what was lost and why. Exit code 1 if
-    /// the books of one do not balance, or the sink fails.
+    /// the ledger of one does not balance, or the sink fails.
     Records,
     /// Lists what in the manifests was refused, and pods that are not placed. Exit code 1 if any.
     Problems,

@@ -8,7 +8,7 @@ use super::table::{table, yes};
 use super::{CliError, Context, Exit, found};
 use crate::client;
 use crate::records::View;
-use crate::records::account::Loss;
+use crate::records::ledger::Loss;
 
 impl Context<'_> {
     pub(super) async fn records(&self, out: &mut impl Write) -> Result<Exit, CliError> {
@@ -35,7 +35,7 @@ fn text(view: &View) -> String {
     }
     if sink.unread > 0 {
         let nodes = sink.unread;
-        text.push_str(&format!("the books of {nodes} nodes are not read yet\n"));
+        text.push_str(&format!("the ledgers of {nodes} nodes are not read yet\n"));
     }
     let rows = view.streams.iter().map(|stream| {
         let mut cells = vec![

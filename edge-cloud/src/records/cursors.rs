@@ -1,4 +1,4 @@
-//! The books of a sink that keeps none itself: one small file for each node in `DATA/cursors`,
+//! The ledgers of a sink that keeps none itself: one small file for each node in `DATA/cursors`,
 //! replaced and synced after the sink has confirmed. What was confirmed and is not noted yet is
 //! given to the sink again: at least once.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::account::Account;
+use super::ledger::Ledger;
 use crate::durable::replace;
 
 /// Folder in the data folder.
@@ -32,23 +32,23 @@ impl Cursors {
         Ok(Self { dir })
     }
 
-    /// Books of a node; empty ones if there are none.
+    /// Ledger of a node; an empty one if there is none.
     ///
     /// # Errors
     /// Those of the file system; a damaged file is one, too.
-    pub fn load(&self, node: &str) -> io::Result<Account> {
+    pub fn load(&self, node: &str) -> io::Result<Ledger> {
         read(&self.path(node))
     }
 
-    /// Replaces a node's books, on the medium when this returns.
+    /// Replaces a node's ledger, on the medium when this returns.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn save(&self, node: &str, account: &Account) -> io::Result<()> {
+    pub fn save(&self, node: &str, ledger: &Ledger) -> io::Result<()> {
         if !is_name(node) {
             return Err(io::Error::other(format!("{node:?} is no node")));
         }
-        replace(&self.path(node), &serde_json::to_vec(account)?)
+        replace(&self.path(node), &serde_json::to_vec(ledger)?)
     }
 
     fn path(&self, node: &str) -> PathBuf {
@@ -56,13 +56,13 @@ impl Cursors {
     }
 }
 
-fn read(path: &Path) -> io::Result<Account> {
+fn read(path: &Path) -> io::Result<Ledger> {
     let bytes = match std::fs::metadata(path) {
         Ok(file) if file.len() > FILE_BYTES_MAX => {
             return Err(io::Error::other(format!("{}: too large", path.display())));
         }
         Ok(_) => std::fs::read(path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Account::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ledger::default()),
         Err(error) => return Err(error),
     };
     serde_json::from_slice(&bytes)
@@ -75,28 +75,28 @@ fn is_name(node: &str) -> bool {
     !node.is_empty() && node.bytes().all(fits)
 }
 
-/// Books of all nodes of a data folder, for a backup.
+/// Ledgers of all nodes of a data folder, for a backup.
 ///
 /// # Errors
 /// Those of the file system; a damaged file is one, too.
-pub(crate) fn all(data: &Path) -> io::Result<BTreeMap<String, Account>> {
-    let mut books = BTreeMap::new();
+pub(crate) fn all(data: &Path) -> io::Result<BTreeMap<String, Ledger>> {
+    let mut ledgers = BTreeMap::new();
     let entries = match std::fs::read_dir(data.join(CURSORS)) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(books),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ledgers),
         Err(error) => return Err(error),
     };
     for entry in entries {
         let path = entry?.path();
         let node = path.file_stem().and_then(|name| name.to_str());
         if let Some(node) = node.filter(|_| path.extension().is_some_and(|end| end == "json")) {
-            books.insert(node.to_owned(), read(&path)?);
+            ledgers.insert(node.to_owned(), read(&path)?);
         }
     }
-    Ok(books)
+    Ok(ledgers)
 }
 
-/// Forgets all books of a data folder.
+/// Forgets all ledgers of a data folder.
 ///
 /// # Errors
 /// Those of the file system.

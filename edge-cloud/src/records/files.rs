@@ -5,7 +5,7 @@
 //! before anything is acknowledged, and at the start whatever is behind the last good mark is cut
 //! off and put aside. So the files hold each record once, whatever was killed in between.
 //!
-//! The first mark of a file holds the books of all classes: every folder of a day but the newest
+//! The first mark of a file holds the ledger of all classes: every folder of a day but the newest
 //! may be taken away at any time. One writer at a time for each node, and one edge-cloud for `DIR`.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::account::{Account, Plan, class_name, class_of};
+use super::ledger::{Ledger, Plan, class_name, class_of};
 use super::line;
 use super::mark::{self, LINES_BYTES_MAX, MARK_BYTES_MAX, WINDOW_BYTES};
 
@@ -47,8 +47,8 @@ struct Place {
 /// What a start has found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The node's books.
-    pub account: Account,
+    /// The node's ledger.
+    pub ledger: Ledger,
     /// Files whose end was cut off, and how many bytes of it.
     pub cut: Vec<(PathBuf, u64)>,
 }
@@ -102,17 +102,11 @@ impl Files {
         Ok(found)
     }
 
-    /// Appends a plan, on the medium when this returns. `account` is that before it.
+    /// Appends a plan, on the medium when this returns. `ledger` is that before it.
     ///
     /// # Errors
     /// Those of the file system, with the file. Nothing of the plan counts then.
-    pub fn append(
-        &self,
-        node: &str,
-        account: &Account,
-        plan: &Plan,
-        unix_s: u64,
-    ) -> io::Result<()> {
+    pub fn append(&self, node: &str, ledger: &Ledger, plan: &Plan, unix_s: u64) -> io::Result<()> {
         let place = Arc::clone(self.places().entry(node.to_owned()).or_default());
         let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
         let today = (unix_s / 86_400).min(DAY_MAX);
@@ -122,7 +116,7 @@ impl Files {
         }
         let folder = self.folder(node, place.day);
         let path = folder.join(class_name(plan.class)).with_extension(ENDING);
-        self.write(&mut place, &path, node, account, plan)
+        self.write(&mut place, &path, node, ledger, plan)
             .map_err(|error| named(&path, &error))
     }
 
@@ -131,7 +125,7 @@ impl Files {
         place: &mut Place,
         path: &Path,
         node: &str,
-        account: &Account,
+        ledger: &Ledger,
         plan: &Plan,
     ) -> io::Result<()> {
         let file = open(place, path, plan.class)?;
@@ -140,7 +134,7 @@ impl Files {
         let fresh = good == 0;
         let mut out = Vec::new();
         if known < good {
-            // Somebody has shortened it. The books are whole in memory, and go on from there.
+            // Somebody has shortened it. The ledger is whole in memory, and goes on from there.
             log::warn!(
                 "record_file_shortened file={} from={good} to={known}",
                 path.display()
@@ -152,18 +146,18 @@ impl Files {
             file.set_len(good)?;
         }
         if fresh || !out.is_empty() {
-            mark::close(&mut out, 0, account.streams.clone());
+            mark::close(&mut out, 0, ledger.streams.clone());
         }
-        let mut after = account.clone();
+        let mut after = ledger.clone();
         let stream = after.streams.entry(plan.class).or_default();
-        let lane = stream.lane_mut(plan.incarnation);
+        let lane = stream.outbox_mut(plan.incarnation);
         lane.duplicates = lane.duplicates.saturating_add(plan.duplicates);
         let mut items = plan.items.iter().peekable();
         // No write is larger than what a start looks for behind the last good mark.
         loop {
             let head = out.len();
             let stream = after.streams.entry(plan.class).or_default();
-            let lane = stream.lane_mut(plan.incarnation);
+            let lane = stream.outbox_mut(plan.incarnation);
             while out.len() - head < LINES_BYTES_MAX - MARK_BYTES_MAX
                 && let Some(item) = items.next()
             {
@@ -262,7 +256,7 @@ fn open(place: &mut Place, path: &Path, class: u8) -> io::Result<File> {
     }
 }
 
-/// Finds the last good mark, takes over its books and cuts off what is behind it. Returns the good
+/// Finds the last good mark, merges its ledger and cuts off what is behind it. Returns the good
 /// bytes, `None` if there is no good mark: then nothing of the file was ever acknowledged.
 fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -272,7 +266,7 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
         let start = len.saturating_sub(window as u64);
         let tail = read(&mut file, start, window)?;
         if let Some((end, mark)) = mark::last(&tail) {
-            found.account.merge(&mark.streams);
+            found.ledger.merge(&mark.streams);
             good = Some(start + end as u64);
             break;
         }
@@ -283,7 +277,7 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
     if good.is_some_and(|good| good > 0) {
         let head = read(&mut file, 0, MARK_BYTES_MAX)?;
         if let Some((_, mark)) = mark::first(&head) {
-            found.account.merge(&mark.streams);
+            found.ledger.merge(&mark.streams);
         }
     }
     let end = good.unwrap_or_default();

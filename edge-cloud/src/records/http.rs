@@ -22,7 +22,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::account::Plan;
+use super::ledger::Plan;
 use super::line;
 use super::target::{Config, Server};
 

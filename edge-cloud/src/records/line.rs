@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use super::account::{Incarnation, Item, Loss, Plan, class_name};
+use super::ledger::{Incarnation, Item, Loss, Plan, class_name};
 
 #[derive(Serialize)]
 struct Line<'a> {

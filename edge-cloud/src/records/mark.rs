@@ -1,8 +1,8 @@
 //! Marks: the lines of a record file that say how far it is good. A mark closes the lines before it
-//! and holds the node's books after them, so data and high-water mark are one write:
+//! and holds the node's ledger after them, so data and high-water mark are one write:
 //!
 //! ```json
-//! {"mark":{"bytes":130,"streams":{"0":{"lanes":[{"incarnation":"..","next":18,..}]}}},"crc32":"89abcdef"}
+//! {"mark":{"bytes":130,"streams":{"0":{"outboxes":[{"incarnation":"..","next":18,..}]}}},"crc32":"89abcdef"}
 //! ```
 //!
 //! `bytes` are those of the lines before, back to the mark before; the CRC is over them and over the
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::account::Stream;
+use super::ledger::Stream;
 
 /// Bytes of the lines that one mark closes.
 pub const LINES_BYTES_MAX: usize = 1024 * 1024;
@@ -35,7 +35,7 @@ const FOOT_BYTES: usize = SUM.len() + 8 + END.len();
 pub struct Mark {
     /// Bytes of the lines that it closes.
     pub bytes: usize,
-    /// Books of the streams that are known to have changed; all of them in the first of a file.
+    /// Ledgers of the streams that are known to have changed; all of them in the first of a file.
     pub streams: BTreeMap<u8, Stream>,
 }
 
@@ -98,11 +98,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::records::account::Incarnation;
+    use crate::records::ledger::Incarnation;
 
     fn streams(next: u64) -> BTreeMap<u8, Stream> {
         let mut stream = Stream::default();
-        stream.lane_mut(Incarnation([1; 8])).next = next;
+        stream.outbox_mut(Incarnation([1; 8])).next = next;
         BTreeMap::from([(0, stream)])
     }
 
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_payload_cannot_pass_for_a_mark() {
         let (mark, _) = file(1);
-        let item = crate::records::account::Item::Record {
+        let item = crate::records::ledger::Item::Record {
             seq: 1,
             unix_ms: 0,
             bytes: mark,
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_largest_mark_fits_its_cap() {
-        use crate::records::account::{Lane, Lost, OUTBOXES_MAX, Totals, classes};
+        use crate::records::ledger::{Lost, OUTBOXES_MAX, Outbox, Totals, classes};
         let most = u64::MAX;
         let lost = Lost {
             quota: most,
@@ -168,7 +168,7 @@ mod tests {
             damaged: most,
             forgotten: most,
         };
-        let lane = Lane {
+        let outbox = Outbox {
             incarnation: Incarnation([0xff; 8]),
             next: most,
             delivered: most,
@@ -183,7 +183,7 @@ mod tests {
             outboxes: most,
         };
         let stream = Stream {
-            lanes: vec![lane; OUTBOXES_MAX],
+            outboxes: vec![outbox; OUTBOXES_MAX],
             former,
         };
         let streams = classes().map(|class| (class, stream.clone()));

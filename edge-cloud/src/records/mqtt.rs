@@ -20,7 +20,7 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::account::{Item, Plan, class_name};
+use super::ledger::{Item, Plan, class_name};
 use super::line;
 use super::target::{Config, Server};
 

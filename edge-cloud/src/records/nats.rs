@@ -3,9 +3,9 @@
 //! one nothing is acknowledged.
 //!
 //! Effectively once for as long as the stream keeps the newest message of each subject: that message
-//! is the high-water mark, with the books as they are after it in a header. Each publish names the
+//! is the high-water mark, with the stream's ledger as it is after it in a header. Each publish names the
 //! one before it (`Nats-Expected-Last-Subject-Sequence`), so that a copy which was under way for long
-//! is refused, and after a start or a failure the books are taken from the newest message. Where the stream does not keep it, as a work queue
+//! is refused, and after a start or a failure the ledger is taken from the newest message. Where the stream does not keep it, as a work queue
 //! does, `Nats-Msg-Id` drops copies within the stream's duplicate window: at least once beyond it.
 //!
 //! Bound: one message of a node and class on the way; [`ANSWER`] for its confirmation.
@@ -23,15 +23,15 @@ use async_nats::jetstream::{self, Context};
 use async_nats::{ConnectOptions, Event, HeaderMap};
 use tokio::sync::OnceCell;
 
-use super::account::{Account, Item, Plan, Stream, class_name};
+use super::ledger::{Item, Ledger, Plan, Stream, class_name};
 use super::line;
 use super::target::{Config, Server};
 
 /// Patience with one confirmation.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Header with the books of the stream after a message.
-const BOOKS: &str = "Edge-Books";
+/// Header with the ledger of the stream after a message.
+const LEDGER: &str = "Edge-Ledger";
 
 /// A JetStream.
 pub(super) struct Nats {
@@ -118,7 +118,7 @@ impl Nats {
         self.warning.get().cloned().flatten()
     }
 
-    /// Books of a stream as its newest message has them, if we do not know that message.
+    /// The ledger of a stream as its newest message has them, if we do not know that message.
     pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
         let subject = self.subject_of(node, class);
         if self.known().contains_key(&subject) {
@@ -127,7 +127,7 @@ impl Nats {
         let newest = newest(self.context().await?, &subject);
         let newest = tokio::time::timeout(ANSWER, newest).await;
         let newest = newest.unwrap_or_else(|_| Err("the server does not answer".into()));
-        let (last, books, stream) = newest.map_err(|error| self.trouble().unwrap_or(error))?;
+        let (last, ledger, stream) = newest.map_err(|error| self.trouble().unwrap_or(error))?;
         self.warning.get_or_init(|| {
             let warning = weakness(&stream);
             if let Some(warning) = &warning {
@@ -136,19 +136,19 @@ impl Nats {
             warning
         });
         self.known().insert(subject, last);
-        Ok(books)
+        Ok(ledger)
     }
 
     pub(super) async fn deliver(
         &self,
         node: &str,
-        account: &Account,
+        ledger: &Ledger,
         plan: &Plan,
     ) -> Result<(), String> {
         let subject = self.subject_of(node, plan.class);
         // Whatever comes of it if this is cut off, the newest message will tell.
         let last = self.known().remove(&subject).unwrap_or_default();
-        let sent = self.publish(&subject, node, (account, plan), last).await;
+        let sent = self.publish(&subject, node, (ledger, plan), last).await;
         let last = sent.map_err(|error| self.trouble().unwrap_or(error))?;
         self.known().insert(subject, last);
         Ok(())
@@ -158,18 +158,14 @@ impl Nats {
         &self,
         subject: &str,
         node: &str,
-        (account, plan): (&Account, &Plan),
+        (ledger, plan): (&Ledger, &Plan),
         mut last: u64,
     ) -> Result<u64, String> {
         let context = self.context().await?;
-        let mut books = account
-            .streams
-            .get(&plan.class)
-            .cloned()
-            .unwrap_or_default();
+        let mut stream = ledger.streams.get(&plan.class).cloned().unwrap_or_default();
         for item in &plan.items {
-            books.lane_mut(plan.incarnation).apply(item);
-            let (headers, payload) = message(node, plan, item, &books, last);
+            stream.outbox_mut(plan.incarnation).apply(item);
+            let (headers, payload) = message(node, plan, item, &stream, last);
             let sent = context
                 .publish_with_headers(subject.to_owned(), headers, payload.into())
                 .await;
@@ -214,7 +210,7 @@ fn weakness(stream: &stream::Config) -> Option<String> {
     })
 }
 
-/// The newest message of a subject: its sequence number in the stream, and the books in it; and how
+/// The newest message of a subject: its sequence number in the stream, and the ledger in it; and how
 /// the stream is kept.
 async fn newest(
     context: &Context,
@@ -235,16 +231,16 @@ async fn newest(
         }
         Err(error) => return Err(error.to_string()),
     };
-    let books = message.headers.get(BOOKS).map(|books| books.as_str());
-    let books = books.and_then(|books| serde_json::from_str(books).ok());
-    Ok((message.sequence, books, config))
+    let ledger = message.headers.get(LEDGER).map(|ledger| ledger.as_str());
+    let ledger = ledger.and_then(|ledger| serde_json::from_str(ledger).ok());
+    Ok((message.sequence, ledger, config))
 }
 
 fn message(
     node: &str,
     plan: &Plan,
     item: &Item,
-    books: &Stream,
+    ledger: &Stream,
     last: u64,
 ) -> (HeaderMap, Vec<u8>) {
     let seq = match item {
@@ -264,7 +260,7 @@ fn message(
     add("Edge-Incarnation", &incarnation);
     add("Edge-Seq", &seq.to_string());
     // Of these types it cannot fail.
-    add(BOOKS, &serde_json::to_string(books).unwrap_or_default());
+    add(LEDGER, &serde_json::to_string(ledger).unwrap_or_default());
     match item {
         Item::Record { unix_ms, bytes, .. } => {
             headers.insert("Edge-Unix-Ms", unix_ms.to_string().as_str());

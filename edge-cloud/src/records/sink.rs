@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::RECORDS;
-use super::account::{Account, Plan, Stream};
 use super::cursors::Cursors;
 use super::files::{Files, Found};
 use super::http::Http;
+use super::ledger::{Ledger, Plan, Stream};
 use super::mqtt::Mqtt;
 use super::nats::Nats;
 use super::stdout;
@@ -28,7 +28,7 @@ enum Kind {
 /// Takes records and remembers how far it has them.
 pub(super) struct Sink {
     kind: Kind,
-    /// The books of a kind that keeps none.
+    /// The ledgers of a kind that keeps none.
     cursors: Cursors,
     /// As it was named.
     pub(super) target: String,
@@ -75,13 +75,13 @@ impl Sink {
         match &self.kind {
             Kind::Files(files) => files.load(node),
             _ => Ok(Found {
-                account: self.cursors.load(node)?,
+                ledger: self.cursors.load(node)?,
                 cut: Vec::new(),
             }),
         }
     }
 
-    /// A node's books are not needed for now.
+    /// A node's ledger is not needed for now.
     pub(super) fn forget(&self, node: &str) {
         if let Kind::Files(files) = &self.kind {
             files.forget(node);
@@ -112,19 +112,19 @@ impl Sink {
         format!("{}: {error}{}", self.target, hint(&self.target, error))
     }
 
-    /// Gives a plan to the sink. It has it on its medium when this returns, and the books after it
+    /// Gives a plan to the sink. It has it on its medium when this returns, and the ledger after it
     /// are on ours.
     pub(super) async fn deliver(
         &self,
         node: &str,
-        account: &Account,
+        ledger: &Ledger,
         plan: &Plan,
     ) -> Result<(), String> {
         match &self.kind {
             Kind::Files(files) => {
                 let (files, node) = (Arc::clone(files), node.to_owned());
-                let (account, plan) = (account.clone(), plan.clone());
-                let work = move || files.append(&node, &account, &plan, unix_s());
+                let (ledger, plan) = (ledger.clone(), plan.clone());
+                let work = move || files.append(&node, &ledger, &plan, unix_s());
                 return blocking(work).await;
             }
             _ if plan.items.is_empty() => {}
@@ -141,11 +141,11 @@ impl Sink {
                 sent.map_err(|error| self.named(&error))?;
             }
             Kind::Nats(nats) => {
-                let sent = nats.deliver(node, account, plan).await;
+                let sent = nats.deliver(node, ledger, plan).await;
                 sent.map_err(|error| self.named(&error))?;
             }
         }
-        let mut after = account.clone();
+        let mut after = ledger.clone();
         after.apply(plan);
         let (cursors, node) = (self.cursors.clone(), node.to_owned());
         blocking(move || cursors.save(&node, &after)).await

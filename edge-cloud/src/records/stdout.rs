@@ -3,7 +3,7 @@
 
 use std::io::{self, Write as _};
 
-use super::account::Plan;
+use super::ledger::Plan;
 use super::line;
 
 /// Writes a plan. Blocks for as long as nobody reads.

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Incarnation, Lost, Stream, class_name};
-use super::books::Books;
+use super::ledger::{Incarnation, Lost, Stream, class_name};
+use super::ledger_reader::Reading;
 use super::{Records, State};
 
 /// The sink.
@@ -26,7 +26,7 @@ pub struct SinkRow {
     pub refused: u64,
     /// Bytes of records that wait for it.
     pub waiting_bytes: usize,
-    /// Nodes whose books are not read yet, after a start: they have no rows.
+    /// Nodes whose ledgers are not read yet, after a start: they have no rows.
     #[serde(default)]
     pub unread: usize,
 }
@@ -75,8 +75,8 @@ impl Records {
         let sink = self.sink.as_ref();
         let streams = state.nodes.iter().filter(|(_, known)| !known.gone);
         let streams = streams.flat_map(|(node, known)| {
-            let books = known.account.iter().flat_map(|account| &account.streams);
-            books.filter_map(|(class, stream)| {
+            let streams = known.ledger.iter().flat_map(|ledger| &ledger.streams);
+            streams.filter_map(|(class, stream)| {
                 let again = known.repeated.iter().filter(|((_, of), _)| of == class);
                 let again: u64 = again.map(|(_, count)| count).sum();
                 row(node, *class, stream, again)
@@ -103,13 +103,13 @@ impl State {
     fn unread(&self) -> usize {
         let nodes = self.nodes.values();
         nodes
-            .filter(|known| !known.gone && known.books != Books::Read)
+            .filter(|known| !known.gone && known.reading != Reading::Read)
             .count()
     }
 }
 
 fn row(node: &str, class: u8, stream: &Stream, again: u64) -> Option<StreamRow> {
-    let newest = stream.lanes.first()?;
+    let newest = stream.outboxes.first()?;
     let totals = stream.totals();
     Some(StreamRow {
         node: node.to_owned(),

@@ -129,7 +129,7 @@ impl Sessions {
         let Ok(Frame::Hello { n, .. }) = Frame::decode(frame) else {
             return false;
         };
-        let wait_ms = match node.booked {
+        let wait_ms = match node.has_ledger {
             true => state.openings.ask(now, &mut node.reservation),
             false => {
                 self.records.hurry(name);

@@ -53,7 +53,7 @@ impl Sessions {
         let was_live = std::mem::take(&mut node.live);
         node.session = session(self.identity.registry().epoch(), now);
         node.session.restore(reported);
-        (node.stream, node.booked) = self.records.attach(name, &mut node.session);
+        (node.stream, node.has_ledger) = self.records.attach(name, &mut node.session);
         node.in_sync = false;
         for (key, payload) in desired {
             let (key, payload) = (key.clone(), Arc::clone(payload));

@@ -56,7 +56,7 @@ pub(super) struct NodeSession {
     /// Number of the session for the records that come by it, see [`Records::attach`].
     pub(super) stream: u64,
     /// The ledger of its records is known; no session opens before.
-    pub(super) booked: bool,
+    pub(super) has_ledger: bool,
     pub(super) connection: Option<Connection>,
     /// What the node's policy allows on the way to it.
     pub(super) limits: Limits,
@@ -111,12 +111,12 @@ impl Problems {
 
 impl NodeSession {
     /// One that has no connection and was given no set.
-    pub(super) fn new(name: Arc<str>, session: Cloud, (stream, booked): (u64, bool)) -> Self {
+    pub(super) fn new(name: Arc<str>, session: Cloud, (stream, has_ledger): (u64, bool)) -> Self {
         Self {
             name,
             session,
             stream,
-            booked,
+            has_ledger,
             connection: None,
             limits: Limits::NONE,
             desired: None,

@@ -4,8 +4,8 @@ use edge_proto::session::{Input, Output};
 
 use super::Sessions;
 use super::node::NodeSession;
-use crate::records::account::{Batch, Incarnation};
-use crate::records::{RecordSessions, Records, Settled, Told};
+use crate::records::ledger::{Batch, Incarnation};
+use crate::records::{Notice, RecordSessions, Records, Settled};
 
 impl NodeSession {
     /// Hands records to the sink; gives back any other output.
@@ -42,14 +42,14 @@ impl NodeSession {
 }
 
 impl RecordSessions for Sessions {
-    fn books_read(&self, name: &str) {
+    fn ledger_read(&self, name: &str) {
         let mut state = self.lock();
-        if let Some(node) = state.nodes.get_mut(name).filter(|node| !node.booked) {
-            (node.stream, node.booked) = self.records.attach(name, &mut node.session);
+        if let Some(node) = state.nodes.get_mut(name).filter(|node| !node.has_ledger) {
+            (node.stream, node.has_ledger) = self.records.attach(name, &mut node.session);
         }
     }
 
-    fn settle_records(&self, name: &str, settled: &[Settled], told: Vec<Told>) {
+    fn settle_records(&self, name: &str, settled: &[Settled], notices: Vec<Notice>) {
         let mut state = self.lock();
         for one in settled {
             // A session that is over has forgotten its tickets, and the next one has its own.
@@ -64,7 +64,7 @@ impl RecordSessions for Sessions {
             }
         }
         drop(state);
-        for (reason, text) in told {
+        for (reason, text) in notices {
             // A sink that fails does so for everybody.
             let whose = if reason.starts_with("Records") && reason != "RecordsLost" {
                 ""

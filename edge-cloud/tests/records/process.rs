@@ -10,7 +10,7 @@ use edge_cloud::records::{Records, View};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::board::{self, Cloud, Outbox};
-use crate::{Place, acknowledged, check_books, expected, in_files, outbox, until};
+use crate::{Place, acknowledged, check_ledger, expected, in_files, outbox, until};
 
 /// `edge-cloud serve`, killed when it is dropped.
 struct Program(Child);
@@ -106,7 +106,7 @@ async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
         expected(count)
     );
     let (view, exit) = until(|| records(&place)).await;
-    check_books(&view, count, end - 1 - count);
+    check_ledger(&view, count, end - 1 - count);
     assert_eq!(exit, Some(0));
 }
 

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::servers::{Jetstream, Mosquitto};
-use super::{Place, acknowledged, check_books, expected, outbox, until};
+use super::{Place, acknowledged, check_ledger, expected, outbox, until};
 
 const COUNT: u64 = 50;
 
@@ -106,7 +106,7 @@ async fn is_served(place: &mut Place, config: Config) -> Option<String> {
     let cloud = place.start(&outbox).await;
     until(|| (acknowledged(&outbox) >= end).then_some(())).await;
     let view = until(|| Some(cloud.view()).filter(|view| view.sink.error.is_none())).await;
-    check_books(&view, COUNT, 0);
+    check_ledger(&view, COUNT, 0);
     view.sink.warning
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{Board, Figure, Latency, get, get_text, median, memory};
-use crate::records::{PIPELINE_MAX, Writer, account, books, fill};
+use crate::records::{PIPELINE_MAX, Writer, account, fill, ledger};
 use crate::wan::Wan;
 use crate::{Gate, Setup};
 
@@ -273,7 +273,7 @@ fn keep_filled(gate: &Gate, over: &AtomicBool) -> Result<()> {
 /// the backlog costs in memory.
 ///
 /// # Errors
-/// The gate does not come up, or its books do not balance.
+/// The gate does not come up, or its ledger does not balance.
 pub fn outbox(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
     let mut gate = Gate::set_up(Setup {
         agent: Some(board.agent()),
@@ -326,8 +326,8 @@ pub fn outbox(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
         Ok(delivered()? == BACKLOG)
     })?;
     for class in [TOLL, TELEMETRY] {
-        if books(&gate, class)?["balanced"] != true {
-            bail!("the books of {class} do not balance");
+        if ledger(&gate, class)?["balanced"] != true {
+            bail!("the ledger of {class} does not balance");
         }
     }
     let a_second = rate(BACKLOG - first, end - start);

@@ -2,7 +2,7 @@ use edge_proto::frame::{Entry, GapReason};
 use serde_json::Value;
 
 use super::*;
-use crate::records::account::{Batch, Incarnation, Item};
+use crate::records::ledger::{Batch, Incarnation, Item};
 
 const OUTBOX: Incarnation = Incarnation([7; 8]);
 const TODAY: u64 = 1_764_115_200;
@@ -21,10 +21,10 @@ fn batch(class: u8, first: u64, count: u64) -> Batch {
     }
 }
 
-fn take(files: &Files, account: &mut Account, batch: Batch, unix_s: u64) -> Plan {
-    let plan = account.plan(&[batch]);
-    files.append("gate", account, &plan, unix_s).unwrap();
-    account.apply(&plan);
+fn take(files: &Files, ledger: &mut Ledger, batch: Batch, unix_s: u64) -> Plan {
+    let plan = ledger.plan(&[batch]);
+    files.append("gate", ledger, &plan, unix_s).unwrap();
+    ledger.apply(&plan);
     plan
 }
 
@@ -82,17 +82,17 @@ fn days_have_names_and_names_have_days() {
 #[test]
 fn a_restart_goes_on_where_the_files_end() {
     let dir = tempfile::tempdir().unwrap();
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     for (round, first) in [1, 4, 7].into_iter().enumerate() {
         let files = Files::open(dir.path()).unwrap();
         let found = files.load("gate").unwrap();
-        assert_eq!(found.account, account);
+        assert_eq!(found.ledger, ledger);
         assert!(found.cut.is_empty());
-        take(&files, &mut account, batch(0, first, 3), TODAY);
+        take(&files, &mut ledger, batch(0, first, 3), TODAY);
         // Two of three come again, as after a lost acknowledgement.
         let plan = take(
             &files,
-            &mut account,
+            &mut ledger,
             batch(1, first, 3),
             TODAY + round as u64,
         );
@@ -108,13 +108,13 @@ fn a_restart_goes_on_where_the_files_end() {
 fn a_torn_tail_is_cut_and_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "toll");
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let before = {
         let files = Files::open(dir.path()).unwrap();
         files.load("gate").unwrap();
-        take(&files, &mut account, batch(0, 1, 3), TODAY);
-        let before = (fs::read(&path).unwrap(), account.clone());
-        take(&files, &mut account, batch(0, 4, 2), TODAY);
+        take(&files, &mut ledger, batch(0, 1, 3), TODAY);
+        let before = (fs::read(&path).unwrap(), ledger.clone());
+        take(&files, &mut ledger, batch(0, 4, 2), TODAY);
         before
     };
     let whole = fs::read(&path).unwrap();
@@ -123,11 +123,11 @@ fn a_torn_tail_is_cut_and_written_again() {
         let files = Files::open(dir.path()).unwrap();
         let found = files.load("gate").unwrap();
         let torn = len < whole.len();
-        let wanted = if torn { &before.1 } else { &account };
-        assert_eq!(&found.account, wanted, "{len}");
+        let wanted = if torn { &before.1 } else { &ledger };
+        assert_eq!(&found.ledger, wanted, "{len}");
         assert_eq!(found.cut.len(), usize::from(torn && len > before.0.len()));
-        let mut account = found.account;
-        take(&files, &mut account, batch(0, 4, 2), TODAY);
+        let mut ledger = found.ledger;
+        take(&files, &mut ledger, batch(0, 4, 2), TODAY);
         assert_eq!(numbers(dir.path(), "toll"), [1, 2, 3, 4, 5], "{len}");
     }
 }
@@ -136,10 +136,10 @@ fn a_torn_tail_is_cut_and_written_again() {
 fn a_first_write_that_was_torn_leaves_an_empty_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "toll");
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let files = Files::open(dir.path()).unwrap();
     files.load("gate").unwrap();
-    take(&files, &mut account, batch(0, 1, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 1, 3), TODAY);
     drop(files);
     let whole = fs::read(&path).unwrap();
     let head = whole.iter().position(|byte| *byte == b'\n').unwrap();
@@ -147,31 +147,31 @@ fn a_first_write_that_was_torn_leaves_an_empty_file() {
         fs::write(&path, &whole[..len]).unwrap();
         let files = Files::open(dir.path()).unwrap();
         let found = files.load("gate").unwrap();
-        assert_eq!(found.account, Account::default(), "{len}");
+        assert_eq!(found.ledger, Ledger::default(), "{len}");
         let good = if len > head { head + 1 } else { 0 };
         assert_eq!(fs::metadata(&path).unwrap().len(), good as u64);
-        let mut account = found.account;
-        take(&files, &mut account, batch(0, 1, 3), TODAY);
+        let mut ledger = found.ledger;
+        take(&files, &mut ledger, batch(0, 1, 3), TODAY);
         assert_eq!(numbers(dir.path(), "toll"), [1, 2, 3]);
     }
 }
 
 /// Goal: old days may be taken away, also those with the only file of a class that is silent since.
 #[test]
-fn the_newest_day_alone_holds_all_books() {
+fn the_newest_day_alone_holds_the_whole_ledger() {
     let dir = tempfile::tempdir().unwrap();
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let files = Files::open(dir.path()).unwrap();
     files.load("gate").unwrap();
-    take(&files, &mut account, batch(1, 1, 3), TODAY);
-    take(&files, &mut account, batch(0, 1, 3), TODAY);
-    take(&files, &mut account, batch(0, 4, 3), TODAY + 3 * 86_400);
+    take(&files, &mut ledger, batch(1, 1, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 1, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 4, 3), TODAY + 3 * 86_400);
     // A clock that goes back opens no older day again.
-    take(&files, &mut account, batch(0, 7, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 7, 3), TODAY);
     drop(files);
     fs::remove_dir_all(file(dir.path(), "toll").parent().unwrap()).unwrap();
     let files = Files::open(dir.path()).unwrap();
-    assert_eq!(files.load("gate").unwrap().account, account);
+    assert_eq!(files.load("gate").unwrap().ledger, ledger);
     assert_eq!(numbers(dir.path(), "toll"), [4, 5, 6, 7, 8, 9]);
 }
 
@@ -179,20 +179,20 @@ fn the_newest_day_alone_holds_all_books() {
 fn files_that_go_or_shrink_under_the_writer_do_not_stop_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "toll");
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let files = Files::open(dir.path()).unwrap();
     files.load("gate").unwrap();
-    take(&files, &mut account, batch(0, 1, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 1, 3), TODAY);
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
-    take(&files, &mut account, batch(0, 4, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 4, 3), TODAY);
     assert_eq!(numbers(dir.path(), "toll"), [4, 5, 6]);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-    take(&files, &mut account, batch(0, 7, 1), TODAY);
+    take(&files, &mut ledger, batch(0, 7, 1), TODAY);
     drop(files);
     let files = Files::open(dir.path()).unwrap();
     let found = files.load("gate").unwrap();
-    assert_eq!((found.account, found.cut), (account, Vec::new()));
+    assert_eq!((found.ledger, found.cut), (ledger, Vec::new()));
 }
 
 /// Goal: what a full disk has left of a write is gone with the next one. Method: a plan of several
@@ -201,20 +201,20 @@ fn files_that_go_or_shrink_under_the_writer_do_not_stop_it() {
 fn a_write_that_failed_is_made_again_and_nothing_is_doubled() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "toll");
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let files = Files::open(dir.path()).unwrap();
     files.load("gate").unwrap();
     fs::create_dir_all(&path).unwrap();
-    let plan = account.plan(&[batch(0, 1, 3)]);
-    let error = files.append("gate", &account, &plan, TODAY).unwrap_err();
+    let plan = ledger.plan(&[batch(0, 1, 3)]);
+    let error = files.append("gate", &ledger, &plan, TODAY).unwrap_err();
     assert!(error.to_string().contains("toll.jsonl"), "{error}");
     fs::remove_dir(&path).unwrap();
-    take(&files, &mut account, batch(0, 1, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 1, 3), TODAY);
     // As if a write had come to half.
     let mut torn = fs::read(&path).unwrap();
     torn.extend_from_slice(b"{\"node\":\"gate\",\"cl");
     fs::write(&path, torn).unwrap();
-    take(&files, &mut account, batch(0, 4, 3), TODAY);
+    take(&files, &mut ledger, batch(0, 4, 3), TODAY);
     assert_eq!(numbers(dir.path(), "toll"), [1, 2, 3, 4, 5, 6]);
 }
 
@@ -222,7 +222,7 @@ fn a_write_that_failed_is_made_again_and_nothing_is_doubled() {
 fn a_large_plan_is_several_writes_and_any_of_them_may_be_the_last() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path(), "telemetry");
-    let mut account = Account::default();
+    let mut ledger = Ledger::default();
     let mut large = batch(2, 1, 600);
     for entry in &mut large.entries {
         *entry = Entry::Record {
@@ -236,7 +236,7 @@ fn a_large_plan_is_several_writes_and_any_of_them_may_be_the_last() {
     });
     let files = Files::open(dir.path()).unwrap();
     files.load("gate").unwrap();
-    let plan = take(&files, &mut account, large, TODAY);
+    let plan = take(&files, &mut ledger, large, TODAY);
     assert!(matches!(
         plan.items.last(),
         Some(Item::Lost { count: 5, .. })
@@ -244,14 +244,14 @@ fn a_large_plan_is_several_writes_and_any_of_them_may_be_the_last() {
     drop(files);
     let whole = fs::read(&path).unwrap();
     let files = Files::open(dir.path()).unwrap();
-    assert_eq!(files.load("gate").unwrap().account, account);
+    assert_eq!(files.load("gate").unwrap().ledger, ledger);
     drop(files);
     fs::write(&path, &whole[..whole.len() - 2]).unwrap();
     let files = Files::open(dir.path()).unwrap();
     let found = files.load("gate").unwrap();
     let kept = numbers(dir.path(), "telemetry").len() as u64;
     assert!(kept > 200 && kept < 600, "{kept}");
-    assert_eq!(found.account.streams[&2].totals().delivered, kept);
+    assert_eq!(found.ledger.streams[&2].totals().delivered, kept);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! delivered, what was lost and why. No IO: a [`Sink`](super::sink::Sink) makes it durable together
 //! with the records.
 //!
-//! The books balance by construction, and [`Lane::balances`] checks it: of the numbers before
+//! The ledger balances by construction, and [`Outbox::balances`] checks it: of the numbers before
 //! `next` each is either delivered or lost for one reason.
 //!
 //! Bound: [`CLASSES_MAX`] streams of a node, [`OUTBOXES_MAX`] outboxes of a stream.
@@ -211,7 +211,7 @@ impl Totals {
 
 /// One outbox of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lane {
+pub struct Outbox {
     /// Its name.
     pub incarnation: Incarnation,
     /// Lowest number that is not accounted for; numbers begin at 1.
@@ -227,7 +227,7 @@ pub struct Lane {
     pub lost: Lost,
 }
 
-impl Lane {
+impl Outbox {
     const fn new(incarnation: Incarnation) -> Self {
         Self {
             incarnation,
@@ -282,7 +282,7 @@ impl Lane {
 #[serde(default)]
 pub struct Stream {
     /// Newest first.
-    pub lanes: Vec<Lane>,
+    pub outboxes: Vec<Outbox>,
     /// Those that are not told apart any more.
     #[serde(skip_serializing_if = "is_empty")]
     pub former: Totals,
@@ -297,62 +297,62 @@ impl Stream {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let mut totals = self.former;
-        for lane in &self.lanes {
-            totals.add(&lane.totals());
+        for outbox in &self.outboxes {
+            totals.add(&outbox.totals());
         }
         totals
     }
 
     /// The outbox, which is the newest from now on when it is not known yet.
-    pub fn lane_mut(&mut self, incarnation: Incarnation) -> &mut Lane {
-        let known = |lane: &Lane| lane.incarnation == incarnation;
-        let at = self.lanes.iter().position(known).unwrap_or_else(|| {
-            self.lanes.insert(0, Lane::new(incarnation));
-            while self.lanes.len() > OUTBOXES_MAX {
-                if let Some(oldest) = self.lanes.pop() {
+    pub fn outbox_mut(&mut self, incarnation: Incarnation) -> &mut Outbox {
+        let known = |outbox: &Outbox| outbox.incarnation == incarnation;
+        let at = self.outboxes.iter().position(known).unwrap_or_else(|| {
+            self.outboxes.insert(0, Outbox::new(incarnation));
+            while self.outboxes.len() > OUTBOXES_MAX {
+                if let Some(oldest) = self.outboxes.pop() {
                     self.former.add(&oldest.totals());
                 }
             }
             0
         });
-        &mut self.lanes[at]
+        &mut self.outboxes[at]
     }
 
-    fn find(&self, incarnation: Incarnation) -> Option<&Lane> {
-        self.lanes
+    fn find(&self, incarnation: Incarnation) -> Option<&Outbox> {
+        self.outboxes
             .iter()
-            .find(|lane| lane.incarnation == incarnation)
+            .find(|outbox| outbox.incarnation == incarnation)
     }
 
     /// Whether every outbox is accounted for.
     #[must_use]
     pub fn balances(&self) -> bool {
-        self.former.balances() && self.lanes.iter().all(Lane::balances)
+        self.former.balances() && self.outboxes.iter().all(Outbox::balances)
     }
 }
 
 /// All streams of one node, by class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
+pub struct Ledger {
     /// The streams.
     pub streams: BTreeMap<u8, Stream>,
 }
 
-impl Account {
-    /// Takes what another copy of the same books says that is further on. Numbers only ever grow.
+impl Ledger {
+    /// Takes what another copy of the same ledger has that is further on. Numbers only ever grow.
     pub fn merge(&mut self, other: &BTreeMap<u8, Stream>) {
         let classes = other
             .iter()
             .filter(|(class, _)| usize::from(**class) < CLASSES_MAX);
         for (class, stream) in classes {
             let known = self.streams.entry(*class).or_default();
-            if known.totals().numbered < stream.totals().numbered || known.lanes.is_empty() {
+            if known.totals().numbered < stream.totals().numbered || known.outboxes.is_empty() {
                 known.clone_from(stream);
             }
         }
     }
 
-    /// What the entries of `batches`, all of one outbox and class, mean for this account. The
+    /// What the entries of `batches`, all of one outbox and class, mean for this ledger. The
     /// batches are a prefix of what is given: one that does not follow on ends it.
     #[must_use]
     pub fn plan(&self, batches: &[Batch]) -> Plan {
@@ -361,41 +361,41 @@ impl Account {
         });
         let stream = self.streams.get(&class);
         let known = stream.and_then(|stream| stream.find(incarnation));
-        let mut lane = known.cloned().unwrap_or_else(|| Lane::new(incarnation));
+        let mut outbox = known.cloned().unwrap_or_else(|| Outbox::new(incarnation));
         let mut plan = Plan {
             incarnation,
             class,
-            first: lane.next,
-            next: lane.next,
+            first: outbox.next,
+            next: outbox.next,
             duplicates: 0,
             items: Vec::new(),
             taken: 0,
             is_new: known.is_none(),
             follows: stream
                 .filter(|_| known.is_none())
-                .and_then(|stream| stream.lanes.first().cloned()),
+                .and_then(|stream| stream.outboxes.first().cloned()),
         };
         for batch in batches {
-            if !plan.take(&mut lane, batch) {
+            if !plan.take(&mut outbox, batch) {
                 break;
             }
             plan.taken += 1;
         }
-        plan.next = lane.next;
+        plan.next = outbox.next;
         plan
     }
 
-    /// The account once the sink has the plan.
+    /// The ledger once the sink has the plan.
     pub fn apply(&mut self, plan: &Plan) {
-        let lane = self
+        let outbox = self
             .streams
             .entry(plan.class)
             .or_default()
-            .lane_mut(plan.incarnation);
+            .outbox_mut(plan.incarnation);
         for item in &plan.items {
-            lane.apply(item);
+            outbox.apply(item);
         }
-        lane.duplicates = lane.duplicates.saturating_add(plan.duplicates);
+        outbox.duplicates = outbox.duplicates.saturating_add(plan.duplicates);
     }
 }
 
@@ -457,26 +457,26 @@ pub struct Plan {
     /// The outbox was not known.
     pub is_new: bool,
     /// The outbox that this one takes the place of.
-    pub follows: Option<Lane>,
+    pub follows: Option<Outbox>,
 }
 
 impl Plan {
     /// Returns whether the batch follows on.
-    fn take(&mut self, lane: &mut Lane, batch: &Batch) -> bool {
+    fn take(&mut self, outbox: &mut Outbox, batch: &Batch) -> bool {
         let held = batch.held.min(batch.first);
-        if held > lane.next {
-            let (first, count) = (lane.next, held - lane.next);
+        if held > outbox.next {
+            let (first, count) = (outbox.next, held - outbox.next);
             let loss = Loss::Forgotten;
-            self.push(lane, Item::Lost { first, count, loss });
+            self.push(outbox, Item::Lost { first, count, loss });
         }
         let mut at = batch.first;
-        if at > lane.next {
+        if at > outbox.next {
             return false;
         }
         for entry in &batch.entries {
             match entry {
                 Entry::Record { unix_ms, bytes } => {
-                    if at < lane.next {
+                    if at < outbox.next {
                         self.duplicates += 1;
                     } else if at == u64::MAX {
                         // No outbox comes so far, and there is no number after it.
@@ -487,17 +487,17 @@ impl Plan {
                             unix_ms: *unix_ms,
                             bytes: bytes.clone(),
                         };
-                        self.push(lane, item);
+                        self.push(outbox, item);
                     }
                     at = at.saturating_add(1);
                 }
                 Entry::Gap { count, reason } => {
                     let end = at.saturating_add(*count);
                     // A part of it may have arrived before the node dropped it.
-                    let (first, count) = (lane.next, end.saturating_sub(lane.next));
+                    let (first, count) = (outbox.next, end.saturating_sub(outbox.next));
                     if count > 0 {
                         let loss = Loss::from(*reason);
-                        self.push(lane, Item::Lost { first, count, loss });
+                        self.push(outbox, Item::Lost { first, count, loss });
                     }
                     at = end;
                 }
@@ -506,18 +506,18 @@ impl Plan {
         true
     }
 
-    fn push(&mut self, lane: &mut Lane, item: Item) {
-        lane.apply(&item);
+    fn push(&mut self, outbox: &mut Outbox, item: Item) {
+        outbox.apply(&item);
         self.items.push(item);
     }
 
-    /// Nothing that the books do not say already.
+    /// Nothing that the ledger does not have already.
     #[must_use]
     pub const fn is_known(&self) -> bool {
         self.items.is_empty() && !self.is_new
     }
 
-    /// Names these records for who keeps no books: the same name, the same records.
+    /// Names these records for a sink that keeps no ledger: the same name, the same records.
     #[must_use]
     pub fn key(&self, node: &str) -> String {
         let (class, last) = (class_name(self.class), self.next.saturating_sub(1));
@@ -550,10 +550,10 @@ mod tests {
         }
     }
 
-    fn take(account: &mut Account, batches: &[Batch]) -> Plan {
-        let plan = account.plan(batches);
-        account.apply(&plan);
-        assert!(account.streams.values().all(Stream::balances));
+    fn take(ledger: &mut Ledger, batches: &[Batch]) -> Plan {
+        let plan = ledger.plan(batches);
+        ledger.apply(&plan);
+        assert!(ledger.streams.values().all(Stream::balances));
         plan
     }
 
@@ -567,14 +567,14 @@ mod tests {
 
     #[test]
     fn of_a_gap_what_did_arrive_is_not_lost() {
-        let mut account = Account::default();
-        take(&mut account, &[batch(1, 1, (1..=5).map(record).collect())]);
+        let mut ledger = Ledger::default();
+        take(&mut ledger, &[batch(1, 1, (1..=5).map(record).collect())]);
         // The acknowledgement was lost, and the quota took 3 to 9 meanwhile.
         let gap = Entry::Gap {
             count: 7,
             reason: GapReason::Quota,
         };
-        let plan = take(&mut account, &[batch(3, 3, vec![gap, record(10)])]);
+        let plan = take(&mut ledger, &[batch(3, 3, vec![gap, record(10)])]);
         let lost = Item::Lost {
             first: 6,
             count: 4,
@@ -582,7 +582,7 @@ mod tests {
         };
         assert_eq!(plan.items[0], lost);
         assert_eq!(numbers(&plan), [10]);
-        let totals = account.streams[&0].totals();
+        let totals = ledger.streams[&0].totals();
         assert_eq!(
             (totals.numbered, totals.delivered, totals.lost.quota),
             (10, 6, 4)
@@ -591,42 +591,42 @@ mod tests {
 
     #[test]
     fn what_was_acknowledged_and_is_not_known_is_reported() {
-        let mut account = Account::default();
-        take(&mut account, &[batch(1, 1, vec![record(1)])]);
-        let plan = take(&mut account, &[batch(8, 8, vec![record(8)])]);
+        let mut ledger = Ledger::default();
+        take(&mut ledger, &[batch(1, 1, vec![record(1)])]);
+        let plan = take(&mut ledger, &[batch(8, 8, vec![record(8)])]);
         assert_eq!(numbers(&plan), [8]);
-        assert_eq!(account.streams[&0].totals().lost.forgotten, 6);
+        assert_eq!(ledger.streams[&0].totals().lost.forgotten, 6);
     }
 
     #[test]
     fn frames_that_were_lost_are_waited_for() {
-        let mut account = Account::default();
+        let mut ledger = Ledger::default();
         let late = [batch(1, 1, vec![record(1)]), batch(3, 1, vec![record(3)])];
-        let plan = take(&mut account, &late);
+        let plan = take(&mut ledger, &late);
         assert_eq!((plan.taken, plan.next), (1, 2));
     }
 
     #[test]
     fn what_comes_again_is_left_out_and_answered() {
-        let mut account = Account::default();
-        take(&mut account, &[batch(1, 1, vec![record(1)])]);
-        let plan = take(&mut account, &[batch(1, 1, (1..=3).map(record).collect())]);
+        let mut ledger = Ledger::default();
+        take(&mut ledger, &[batch(1, 1, vec![record(1)])]);
+        let plan = take(&mut ledger, &[batch(1, 1, (1..=3).map(record).collect())]);
         assert_eq!(numbers(&plan), [2, 3]);
         assert_eq!((plan.taken, plan.duplicates), (1, 1));
     }
 
     #[test]
     fn a_new_outbox_begins_anew_and_old_ones_end_as_totals() {
-        let mut account = Account::default();
+        let mut ledger = Ledger::default();
         for number in 1..=6 {
             let mut one = batch(1, 1, vec![record(1)]);
             one.incarnation = Incarnation([number; 8]);
-            let plan = take(&mut account, &[one]);
-            let before = plan.follows.map(|lane| lane.incarnation.0[0]);
+            let plan = take(&mut ledger, &[one]);
+            let before = plan.follows.map(|outbox| outbox.incarnation.0[0]);
             assert_eq!(before, (number > 1).then(|| number - 1));
         }
-        let stream = &account.streams[&0];
-        assert_eq!(stream.lanes.len(), OUTBOXES_MAX);
+        let stream = &ledger.streams[&0];
+        assert_eq!(stream.outboxes.len(), OUTBOXES_MAX);
         assert_eq!(
             (stream.totals().delivered, stream.totals().outboxes),
             (6, 6)
@@ -635,23 +635,23 @@ mod tests {
 
     #[test]
     fn numbers_that_no_node_has_do_not_overflow() {
-        let mut account = Account::default();
+        let mut ledger = Ledger::default();
         let end = Entry::Gap {
             count: u64::MAX,
             reason: GapReason::Damaged,
         };
         take(
-            &mut account,
+            &mut ledger,
             &[batch(u64::MAX - 1, u64::MAX, vec![end, record(0)])],
         );
     }
 
     #[test]
-    fn the_books_survive_being_written() {
-        let mut account = Account::default();
-        take(&mut account, &[batch(4, 4, vec![record(4)])]);
-        let text = serde_json::to_string(&account).unwrap();
-        assert_eq!(serde_json::from_str::<Account>(&text).unwrap(), account);
+    fn a_ledger_survives_being_written() {
+        let mut ledger = Ledger::default();
+        take(&mut ledger, &[batch(4, 4, vec![record(4)])]);
+        let text = serde_json::to_string(&ledger).unwrap();
+        assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
     }
 
     /// What a node does between two frames that it sends.
@@ -676,13 +676,13 @@ mod tests {
 
     /// The node's side, as plainly as it can be said.
     #[derive(Default)]
-    struct Outbox {
+    struct Node {
         /// By number from 1: the record is still held.
         made: Vec<bool>,
         acknowledged: u64,
     }
 
-    impl Outbox {
+    impl Node {
         fn frame(&self, from: u64, count: u8) -> Batch {
             let held = self.acknowledged + 1;
             let first = from.max(held);
@@ -704,60 +704,60 @@ mod tests {
         /// Goal: whatever is repeated, dropped by the node, lost or forgotten by the cloud: each
         /// number is delivered once or lost for one reason, and nothing that the node holds is
         /// lost. Method: a node of a few lines that sends from anywhere it may, and a cloud that
-        /// now and then falls back to an old copy of its books.
+        /// now and then falls back to an old copy of its ledger.
         #[test]
         fn each_number_is_accounted_for_once(steps in prop::collection::vec(step(), 1..80)) {
-            let mut outbox = Outbox::default();
-            let mut account = Account::default();
-            let mut old = Account::default();
+            let mut node = Node::default();
+            let mut ledger = Ledger::default();
+            let mut old = Ledger::default();
             // Since the cloud last forgot something.
             let mut delivered = std::collections::BTreeSet::new();
             for step in steps {
                 match step {
-                    Step::Make(count) => outbox.made.extend(vec![true; count.into()]),
+                    Step::Make(count) => node.made.extend(vec![true; count.into()]),
                     Step::Drop(count) => {
-                        let held = outbox.acknowledged as usize;
-                        let dropped = outbox.made.iter_mut().skip(held).take(count.into());
+                        let held = node.acknowledged as usize;
+                        let dropped = node.made.iter_mut().skip(held).take(count.into());
                         dropped.for_each(|held| *held = false);
                     }
                     Step::Send { back, count } => {
-                        let next = account.streams.get(&0).map_or(1, |s| s.lanes[0].next);
+                        let next = ledger.streams.get(&0).map_or(1, |s| s.outboxes[0].next);
                         let from = next.saturating_sub(back.into());
-                        let frame = outbox.frame(from, count);
+                        let frame = node.frame(from, count);
                         if frame.entries.is_empty() {
                             continue;
                         }
-                        for number in numbers(&take(&mut account, &[frame])) {
+                        for number in numbers(&take(&mut ledger, &[frame])) {
                             prop_assert!(delivered.insert(number), "{} twice", number);
                         }
                     }
                     Step::Ack => {
-                        let next = account.streams.get(&0).map_or(1, |s| s.lanes[0].next);
-                        outbox.acknowledged = outbox.acknowledged.max(next - 1);
-                        old = account.clone();
+                        let next = ledger.streams.get(&0).map_or(1, |s| s.outboxes[0].next);
+                        node.acknowledged = node.acknowledged.max(next - 1);
+                        old = ledger.clone();
                     }
                     Step::Forget => {
-                        account = old.clone();
-                        let next = account.streams.get(&0).map_or(1, |s| s.lanes[0].next);
+                        ledger = old.clone();
+                        let next = ledger.streams.get(&0).map_or(1, |s| s.outboxes[0].next);
                         delivered.retain(|number| *number < next);
                     }
                 }
             }
             // At the end everything that is held arrives.
             loop {
-                let next = account.streams.get(&0).map_or(1, |s| s.lanes[0].next);
-                let frame = outbox.frame(next, 8);
+                let next = ledger.streams.get(&0).map_or(1, |s| s.outboxes[0].next);
+                let frame = node.frame(next, 8);
                 if frame.entries.is_empty() {
                     break;
                 }
-                delivered.extend(numbers(&take(&mut account, &[frame])));
+                delivered.extend(numbers(&take(&mut ledger, &[frame])));
             }
-            let held = outbox.made.iter().zip(1u64..).skip(outbox.acknowledged as usize);
+            let held = node.made.iter().zip(1u64..).skip(node.acknowledged as usize);
             for (_, number) in held.filter(|(held, _)| **held) {
                 prop_assert!(delivered.contains(&number), "{} is missing", number);
             }
-            if let Some(stream) = account.streams.get(&0) {
-                prop_assert_eq!(stream.totals().numbered, outbox.made.len() as u64);
+            if let Some(stream) = ledger.streams.get(&0) {
+                prop_assert_eq!(stream.totals().numbered, node.made.len() as u64);
                 prop_assert_eq!(stream.totals().delivered, delivered.len() as u64);
             }
         }

@@ -1,6 +1,6 @@
-//! Reading of the nodes' books, after the start and beside everything else: a medium that takes a
+//! Reading of the nodes' ledgers, after the start and beside everything else: a medium that takes a
 //! second for them, or ten thousand nodes, must not hold up the links. A node's session opens once
-//! its books are read, or could not be: before, it could not tell a record that is known from one of
+//! its ledger is read, or could not be: before, it could not tell a record that is known from one of
 //! an outbox that went back in time. A node that waits for it is read next.
 //!
 //! Bound: [`READERS`] reads at once, and two places in the line for each node.
@@ -8,50 +8,50 @@
 use std::sync::Arc;
 
 use super::sink::blocking;
-use super::{RecordSessions, Records, State, took_over};
+use super::{RecordSessions, Records, State, log_cut};
 
-/// Nodes whose books are read at once.
+/// Nodes whose ledgers are read at once.
 pub const READERS: usize = 8;
 
-/// How far a node's books are known.
+/// How far a node's ledger is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Books {
-    /// Nobody has asked for them.
+pub(super) enum Reading {
+    /// Nobody has asked for it.
     #[default]
     Unknown,
-    /// They wait to be read; whether their node waits for it.
+    /// It waits to be read; whether its node waits for it.
     Wanted(bool),
-    /// They are being read.
-    Reading,
-    /// They were read, or could not be: then a writer tries again, and nothing is taken before.
+    /// It is being read.
+    Running,
+    /// It was read, or could not be: then a writer tries again, and nothing is taken before.
     Read,
 }
 
 impl Records {
-    /// Whether a node's books are known; if not, they will be, and [`RecordSessions::books_read`] is told.
-    pub(super) fn has_books(&self, state: &mut State, node: &str) -> bool {
+    /// Whether a node's ledger is known; if not, it will be, and [`RecordSessions::ledger_read`] is told.
+    pub(super) fn has_ledger(&self, state: &mut State, node: &str) -> bool {
         let known = state.nodes.entry(node.to_owned()).or_default();
-        if known.books == Books::Unknown {
-            known.books = Books::Wanted(false);
+        if known.reading == Reading::Unknown {
+            known.reading = Reading::Wanted(false);
             state.unread.push_back(node.to_owned());
             self.unread.notify_one();
         }
-        known.books == Books::Read
+        known.reading == Reading::Read
     }
 
-    /// A node waits for its books.
+    /// A node waits for its ledger.
     pub(crate) fn hurry(&self, node: &str) {
         let mut state = self.lock();
         if let Some(known) = state.nodes.get_mut(node)
-            && known.books == Books::Wanted(false)
+            && known.reading == Reading::Wanted(false)
         {
-            known.books = Books::Wanted(true);
+            known.reading = Reading::Wanted(true);
             state.unread.push_front(node.to_owned());
         }
     }
 
-    /// Reads one node's books after the other, for ever.
-    pub(super) async fn read_books(&self, sessions: &impl RecordSessions) {
+    /// Reads one node's ledger after the other, for ever.
+    pub(super) async fn read_ledgers(&self, sessions: &impl RecordSessions) {
         loop {
             let node = self.next_unread().await;
             let Some(sink) = &self.sink else {
@@ -63,19 +63,19 @@ impl Records {
                 let mut state = self.lock();
                 match (state.nodes.get_mut(&node), found) {
                     (Some(known), Ok(found)) => {
-                        known.account = Some(took_over(&node, found));
-                        known.books = Books::Read;
+                        known.ledger = Some(log_cut(&node, found));
+                        known.reading = Reading::Read;
                     }
                     (Some(known), Err(error)) => {
                         log::error!("records_not_read node={node} error={error}");
-                        known.books = Books::Read;
+                        known.reading = Reading::Read;
                     }
                     // It has left meanwhile.
                     (None, _) => sink.forget(&node),
                 }
                 self.tidy(&mut state, &node);
             }
-            sessions.books_read(&node);
+            sessions.ledger_read(&node);
         }
     }
 
@@ -85,9 +85,9 @@ impl Records {
                 let mut state = self.lock();
                 while let Some(node) = state.unread.pop_front() {
                     let known = state.nodes.get_mut(&node);
-                    let known = known.filter(|known| matches!(known.books, Books::Wanted(_)));
+                    let known = known.filter(|known| matches!(known.reading, Reading::Wanted(_)));
                     if let Some(known) = known {
-                        known.books = Books::Reading;
+                        known.reading = Reading::Running;
                         if !state.unread.is_empty() {
                             self.unread.notify_one();
                         }
