@@ -19,11 +19,11 @@ use crate::blocklog::{self, Cut};
 use crate::qmp::Control;
 use crate::{measure, program, root, text};
 
-/// Patience with a state of an emulated board, whose every instruction costs ten; a container by
+/// Time for a state of an emulated board, whose every instruction costs ten; a container by
 /// runc alone takes up to ten seconds on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(240);
-/// Patience with one command on the console.
-const COMMAND: Duration = Duration::from_secs(60);
+pub const BOARD_TIMEOUT: Duration = Duration::from_secs(240);
+/// Time for one command on the console.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the cloud is looked at, which costs a process of this machine.
 const CLOUD_POLL: Duration = Duration::from_millis(100);
 /// How often a state is looked at: each look costs the board a process.
@@ -259,7 +259,8 @@ impl Board {
         self.qemu(boot, boot.resumed.then_some("resumed"))?;
         if boot.resumed {
             // What is typed while the state is loaded gets lost.
-            Control::connect(&self.dir.join("control"), COMMAND)?.until_running(COMMAND)?;
+            Control::connect(&self.dir.join("control"), COMMAND_TIMEOUT)?
+                .until_running(COMMAND_TIMEOUT)?;
             // The clock was saved, too.
             let unix_s = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
             self.type_in(&format!("date -s @{unix_s} && /init data\n"))?;
@@ -272,7 +273,7 @@ impl Board {
     /// # Errors
     /// It does not boot; the console is in the message.
     pub fn until_booted(&mut self) -> Result<()> {
-        self.until_console(READY, PATIENCE)?;
+        self.until_console(READY, BOARD_TIMEOUT)?;
         Ok(())
     }
 
@@ -282,9 +283,9 @@ impl Board {
     /// It does not boot, or QEMU does not save it.
     pub fn save(&mut self, boot: Boot) -> Result<()> {
         self.qemu(boot, Some("halfway"))?;
-        self.until_console(HALFWAY, PATIENCE)?;
-        Control::connect(&self.dir.join("control"), COMMAND)?
-            .save(&self.dir.join("saved"), COMMAND)?;
+        self.until_console(HALFWAY, BOARD_TIMEOUT)?;
+        Control::connect(&self.dir.join("control"), COMMAND_TIMEOUT)?
+            .save(&self.dir.join("saved"), COMMAND_TIMEOUT)?;
         kill(&mut self.qemu)
     }
 
@@ -366,8 +367,8 @@ impl Board {
         let line = format!("{{ {command}; }} 2>&1; code=$?; echo; echo \"@@{number}:$code\"\n");
         self.type_in(&line)?;
         let mark = format!("\n@@{number}:");
-        let answer = self.until_console(&mark, COMMAND)?;
-        let code = self.until_console("\n", COMMAND)?;
+        let answer = self.until_console(&mark, COMMAND_TIMEOUT)?;
+        let code = self.until_console("\n", COMMAND_TIMEOUT)?;
         if code.trim() != "0" {
             bail!("{command}: exit code {}\n{answer}", code.trim());
         }
@@ -394,11 +395,11 @@ impl Board {
             let status = self.status();
             match status {
                 Ok(status) if reached(&status) => return Ok(status),
-                status if start.elapsed() > PATIENCE || self.qemu.is_none() => {
+                status if start.elapsed() > BOARD_TIMEOUT || self.qemu.is_none() => {
                     let status = status.map_or_else(|error| error.to_string(), |v| v.to_string());
                     let kernel = self.shell("dmesg | tail -n 30").unwrap_or_default();
                     bail!(
-                        "{what}: not within {PATIENCE:?}\n{status}\n{kernel}\n{}",
+                        "{what}: not within {BOARD_TIMEOUT:?}\n{status}\n{kernel}\n{}",
                         self.logs()
                     );
                 }
@@ -416,8 +417,11 @@ impl Board {
         loop {
             match self.shell(command) {
                 Ok(_) => return Ok(()),
-                Err(error) if start.elapsed() > PATIENCE || self.qemu.is_none() => {
-                    bail!("{what}: not within {PATIENCE:?}\n{error}\n{}", self.logs());
+                Err(error) if start.elapsed() > BOARD_TIMEOUT || self.qemu.is_none() => {
+                    bail!(
+                        "{what}: not within {BOARD_TIMEOUT:?}\n{error}\n{}",
+                        self.logs()
+                    );
                 }
                 Err(_) => std::thread::sleep(POLL),
             }
@@ -430,13 +434,13 @@ impl Board {
     /// It does not come; the logs are in the message.
     pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < BOARD_TIMEOUT {
             if reached(self) {
                 return Ok(());
             }
             std::thread::sleep(CLOUD_POLL);
         }
-        bail!("{what}: not within {PATIENCE:?}\n{}", self.logs())
+        bail!("{what}: not within {BOARD_TIMEOUT:?}\n{}", self.logs())
     }
 
     fn console_file(&self) -> PathBuf {
@@ -444,7 +448,7 @@ impl Board {
     }
 
     /// Console output up to `mark`, which is passed over.
-    fn until_console(&mut self, mark: &str, patience: Duration) -> Result<String> {
+    fn until_console(&mut self, mark: &str, timeout: Duration) -> Result<String> {
         let start = Instant::now();
         loop {
             let ended = match &mut self.qemu {
@@ -459,7 +463,7 @@ impl Board {
                 // A serial line ends its lines with both characters.
                 return Ok(text.replace('\r', ""));
             }
-            if ended || start.elapsed() > patience {
+            if ended || start.elapsed() > timeout {
                 let why = if ended {
                     "QEMU ended"
                 } else {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{PATIENCE, POLL, kill};
+use crate::{POLL, STATE_TIMEOUT, kill};
 
 /// A broker in a folder of its own.
 pub struct Broker {
@@ -77,7 +77,7 @@ impl Broker {
         self.child = Some(child);
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > STATE_TIMEOUT {
                 bail!("mosquitto does not listen:\n{}", self.log()?);
             }
             std::thread::sleep(POLL);

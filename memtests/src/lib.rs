@@ -24,8 +24,8 @@ use broker::Broker;
 use measure::Proxy;
 use wan::Wan;
 
-/// Patience with any state; a test that waits longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Time for any state to come; a test that waits longer has failed. A busy host must reach it, too.
+pub const STATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -654,15 +654,15 @@ impl Gate {
     /// # Errors
     /// It does not happen.
     pub fn until_converged(&self, pods: usize) -> Result<()> {
-        self.converged_within(PATIENCE, pods)
+        self.converged_within(STATE_TIMEOUT, pods)
     }
 
-    /// The same with another patience.
+    /// The same with another timeout.
     ///
     /// # Errors
     /// It does not happen.
-    pub fn converged_within(&self, patience: Duration, pods: usize) -> Result<()> {
-        self.until_within(patience, "the gate converges", |gate| {
+    pub fn converged_within(&self, timeout: Duration, pods: usize) -> Result<()> {
+        self.until_within(timeout, "the gate converges", |gate| {
             let live = gate
                 .status()
                 .is_ok_and(|status| status["connected"] == true && status["in_sync"] == true);
@@ -675,21 +675,21 @@ impl Gate {
     /// # Errors
     /// It does not come; the logs are in the message.
     pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
-        self.until_within(PATIENCE, what, reached)
+        self.until_within(STATE_TIMEOUT, what, reached)
     }
 
-    /// Waits for a state with another patience.
+    /// Waits for a state with another timeout.
     ///
     /// # Errors
     /// It does not come; the logs are in the message.
     pub fn until_within(
         &self,
-        patience: Duration,
+        timeout: Duration,
         what: &str,
         mut reached: impl FnMut(&Self) -> bool,
     ) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < patience {
+        while start.elapsed() < timeout {
             if reached(self) {
                 return Ok(());
             }
@@ -703,7 +703,7 @@ impl Gate {
         }
         let tail: Vec<&str> = logs.lines().rev().take(40).collect();
         bail!(
-            "{what}: not within {patience:?}; newest first:\n{}",
+            "{what}: not within {timeout:?}; newest first:\n{}",
             tail.join("\n")
         )
     }

@@ -18,17 +18,17 @@ impl Control {
     /// Connects, as soon as QEMU listens.
     ///
     /// # Errors
-    /// It does not within `patience`.
-    pub fn connect(socket: &Path, patience: Duration) -> Result<Self> {
+    /// It does not within `timeout`.
+    pub fn connect(socket: &Path, timeout: Duration) -> Result<Self> {
         let start = Instant::now();
         let stream = loop {
             match UnixStream::connect(socket) {
                 Ok(stream) => break stream,
-                Err(error) if start.elapsed() > patience => return Err(error.into()),
+                Err(error) if start.elapsed() > timeout => return Err(error.into()),
                 Err(_) => std::thread::sleep(POLL),
             }
         };
-        stream.set_read_timeout(Some(patience))?;
+        stream.set_read_timeout(Some(timeout))?;
         let mut control = Self(BufReader::new(stream));
         control.line().context("QEMU does not greet")?;
         control.ask("qmp_capabilities", json!({}))?;
@@ -38,11 +38,11 @@ impl Control {
     /// Waits until the state of a board that is resumed is loaded, and the board runs.
     ///
     /// # Errors
-    /// It does not within `patience`.
-    pub fn until_running(&mut self, patience: Duration) -> Result<()> {
+    /// It does not within `timeout`.
+    pub fn until_running(&mut self, timeout: Duration) -> Result<()> {
         let start = Instant::now();
         while self.ask("query-status", json!({}))?["running"] != true {
-            ensure!(start.elapsed() < patience, "QEMU does not resume the board");
+            ensure!(start.elapsed() < timeout, "QEMU does not resume the board");
             std::thread::sleep(POLL);
         }
         Ok(())
@@ -51,8 +51,8 @@ impl Control {
     /// Saves memory and devices, without the disk, into a file. The board stands still then.
     ///
     /// # Errors
-    /// QEMU cannot, or not within `patience`.
-    pub fn save(&mut self, file: &Path, patience: Duration) -> Result<()> {
+    /// QEMU cannot, or not within `timeout`.
+    pub fn save(&mut self, file: &Path, timeout: Duration) -> Result<()> {
         let target = format!("exec:cat >'{}'", file.display());
         self.ask("migrate", json!({"uri": target}))?;
         let start = Instant::now();
@@ -61,7 +61,7 @@ impl Control {
             if state["status"] == "completed" {
                 return Ok(());
             }
-            if state["status"] == "failed" || start.elapsed() > patience {
+            if state["status"] == "failed" || start.elapsed() > timeout {
                 bail!("QEMU does not save the board: {state}");
             }
             std::thread::sleep(POLL);

@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Gate, PATIENCE, POLL};
+use crate::{Gate, POLL, STATE_TIMEOUT};
 
 /// Requests that the agent answers together: it takes no more of one connection at once.
 pub const PIPELINE_MAX: usize = 16;
-/// Patience with the answers to them.
+/// Time for the answers to them.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// The agent's answer to a record.
@@ -39,14 +39,14 @@ impl Writer {
     /// Connects, as soon as the agent listens.
     ///
     /// # Errors
-    /// It does not within [`PATIENCE`].
+    /// It does not within [`STATE_TIMEOUT`].
     pub fn connect(gate: &Gate) -> Result<Self> {
         let path = gate.dir().join("run/api/edge.sock");
         let start = Instant::now();
         let stream = loop {
             match UnixStream::connect(&path) {
                 Ok(stream) => break stream,
-                Err(error) if start.elapsed() > PATIENCE => return Err(error.into()),
+                Err(error) if start.elapsed() > STATE_TIMEOUT => return Err(error.into()),
                 Err(_) => std::thread::sleep(POLL),
             }
         };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use edge_proto::enrol::ALPN_MQTT;
 use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
-use memtests::{BrokerCa, Gate, PATIENCE, Setup, scenario};
+use memtests::{BrokerCa, Gate, STATE_TIMEOUT, Setup, scenario};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet, Publish};
 use rumqttc::v5::{Client, Connection, Event, MqttOptions};
@@ -471,7 +471,7 @@ impl Tap {
         }
         let (client, mut connection) = Client::new(options, 16);
         loop {
-            match connection.recv_timeout(PATIENCE) {
+            match connection.recv_timeout(STATE_TIMEOUT) {
                 Ok(Ok(Event::Incoming(Packet::ConnAck(_)))) => break,
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.to_string()),
@@ -496,13 +496,17 @@ impl Tap {
 
     fn until<T>(&mut self, wanted: impl Fn(Event) -> Option<T>) -> T {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            let event = self.connection.recv_timeout(PATIENCE).unwrap().unwrap();
+        while start.elapsed() < STATE_TIMEOUT {
+            let event = self
+                .connection
+                .recv_timeout(STATE_TIMEOUT)
+                .unwrap()
+                .unwrap();
             if let Some(found) = wanted(event) {
                 return found;
             }
         }
-        panic!("not within {PATIENCE:?}");
+        panic!("not within {STATE_TIMEOUT:?}");
     }
 }
 

@@ -9,8 +9,8 @@ use memtests::measure::{Board, all_kept};
 use memtests::wan::Wan;
 use memtests::{Gate, Setup};
 
-/// Patience with several MiB over 3 Mbit/s.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time for several MiB over 3 Mbit/s.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
 /// What large objects under way may add to the time of a deployment. It crosses the line four times
 /// (the pod, its first status, the answer to that, the running one); what one frame may be delayed
 /// on the line itself is asserted in `edge-proto/tests/link/line.rs`.
@@ -46,13 +46,13 @@ fn a_deployment_does_not_wait_for_large_objects() {
         ..Setup::default()
     })
     .unwrap();
-    gate.converged_within(PATIENCE, 1).unwrap();
+    gate.converged_within(TRANSFER_TIMEOUT, 1).unwrap();
     let names: Vec<String> = (0..3).map(|index| format!("load-{index}")).collect();
     let bulk: Vec<String> = names.iter().map(|name| config(name)).collect();
     let mut manifests = sleeper("base", &[]) + &bulk.concat() + &sleeper("bulk", &names);
     gate.manifests(&manifests).unwrap();
     let start = Instant::now();
-    gate.until_within(PATIENCE, "large objects are under way", |gate| {
+    gate.until_within(TRANSFER_TIMEOUT, "large objects are under way", |gate| {
         gate.fetched() > 100_000
     })
     .unwrap();
@@ -65,7 +65,7 @@ fn a_deployment_does_not_wait_for_large_objects() {
             manifests += &sleeper(&name, &[]);
             gate.manifests(&manifests).unwrap();
             let start = Instant::now();
-            gate.until_within(PATIENCE, &name, |gate| is_running(gate, &name))
+            gate.until_within(TRANSFER_TIMEOUT, &name, |gate| is_running(gate, &name))
                 .unwrap();
             took.push(start.elapsed());
             if kind == 0 {
@@ -73,12 +73,13 @@ fn a_deployment_does_not_wait_for_large_objects() {
             }
         }
         if kind == 0 {
-            gate.until_within(PATIENCE, "the large objects are there", |gate| {
+            gate.until_within(TRANSFER_TIMEOUT, "the large objects are there", |gate| {
                 is_running(gate, "bulk")
             })
             .unwrap();
             bulk_took = Some((start.elapsed(), under_way.elapsed()));
-            gate.converged_within(PATIENCE, 2 + DEPLOYMENTS).unwrap();
+            gate.converged_within(TRANSFER_TIMEOUT, 2 + DEPLOYMENTS)
+                .unwrap();
         }
         took.sort();
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use memtests::measure::{Board, memory};
 use memtests::records::{Audit, PIPELINE_MAX, Writer, account, ledger};
-use memtests::{Gate, PATIENCE, Setup};
+use memtests::{Gate, STATE_TIMEOUT, Setup};
 use serde_json::Value;
 
 fn is_long() -> bool {
@@ -18,7 +18,7 @@ fn is_long() -> bool {
 }
 
 fn connect(gate: &Gate) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STATE_TIMEOUT;
     loop {
         match UnixStream::connect(gate.dir().join("run/api/edge.sock")) {
             Ok(stream) => return stream,
@@ -139,7 +139,7 @@ struct Burst {
     /// `None` is as fast as they are answered.
     per_second: Option<u64>,
     /// Until the cloud has what is left.
-    patience: Duration,
+    timeout: Duration,
 }
 
 /// An hour at 200 records a second, and the same ratio of bytes to quota in some seconds.
@@ -150,7 +150,7 @@ fn burst() -> Burst {
             quota_mib: 64,
             records: 200 * 3600,
             per_second: Some(200),
-            patience: Duration::from_secs(1200),
+            timeout: Duration::from_secs(1200),
         };
     }
     Burst {
@@ -158,7 +158,7 @@ fn burst() -> Burst {
         quota_mib: 1,
         records: 200 * 3600 / 64,
         per_second: None,
-        patience: Duration::from_secs(120),
+        timeout: Duration::from_secs(120),
     }
 }
 
@@ -231,7 +231,7 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
         quota_mib: burst.quota_mib,
         records: 100,
         per_second: None,
-        patience: PATIENCE,
+        timeout: STATE_TIMEOUT,
     };
     write_all(&gate, &before, &mut written);
     let delivered = |gate: &Gate, class| account(gate, class).is_ok_and(|row| row["held"] == 0);
@@ -288,7 +288,7 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
     gate.start_cloud().unwrap();
     let start = Instant::now();
     for class in ["toll", "telemetry"] {
-        gate.until_within(burst.patience, class, |gate| delivered(gate, class))
+        gate.until_within(burst.timeout, class, |gate| delivered(gate, class))
             .unwrap();
     }
     println!("drained={:?} accounts={:?}", start.elapsed(), rows(&gate));

@@ -75,10 +75,10 @@ fn same_roots(gate: &Gate) -> bool {
 }
 
 /// How long agent and cloud took to see that the line is dead.
-fn noticed(gate: &Gate, patience: Duration) -> (Duration, Duration) {
+fn noticed(gate: &Gate, timeout: Duration) -> (Duration, Duration) {
     let start = Instant::now();
     let (mut agent, mut cloud) = (None, None);
-    gate.until_within(patience, "both ends notice", |gate| {
+    gate.until_within(timeout, "both ends notice", |gate| {
         if agent.is_none()
             && gate
                 .status()
@@ -236,7 +236,7 @@ fn a_deployment_converges_over_a_line_that_loses_a_third() {
 
 /// Goal: whoever answers in the cloud's place, the agent gives up, says why, comes again at its
 /// own pace, and is back with the cloud; its work goes on. Method: a listener on the cloud's port.
-fn with_stranger(stranger: Stranger, words: &str, patience: Duration) {
+fn with_stranger(stranger: Stranger, words: &str, timeout: Duration) {
     let mut gate = Gate::start(&pods(1, 0)).unwrap();
     gate.until_converged(1).unwrap();
     let before = gate.pids().unwrap();
@@ -250,7 +250,7 @@ fn with_stranger(stranger: Stranger, words: &str, patience: Duration) {
         let why = gate.agent_text(&join).unwrap_err().to_string();
         assert!(why.contains(words), "{why}");
     }
-    gate.until_within(patience, words, |gate| {
+    gate.until_within(timeout, words, |gate| {
         gate.status().is_ok_and(|status| {
             status["connected"] == false
                 && status["link_error"]
@@ -264,12 +264,12 @@ fn with_stranger(stranger: Stranger, words: &str, patience: Duration) {
     let guests = impostor.guests();
     let seconds = u32::try_from(start.elapsed().as_secs()).unwrap();
     assert!(guests <= seconds + 5, "{guests} attempts in {seconds} s");
-    gate.until_within(patience, "another attempt", |_| impostor.guests() > guests)
+    gate.until_within(timeout, "another attempt", |_| impostor.guests() > guests)
         .unwrap();
     assert_eq!(gate.pids().unwrap(), before);
     drop(impostor);
     gate.start_cloud().unwrap();
-    gate.converged_within(patience, 1).unwrap();
+    gate.converged_within(timeout, 1).unwrap();
     assert_eq!(gate.pids().unwrap(), before);
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use memtests::measure::line;
 use memtests::measure::scenario::{self, IMAGE, Kind};
 use memtests::measure::{Board, Figure, Latency, median};
-use memtests::{Gate, PATIENCE, Setup};
+use memtests::{Gate, STATE_TIMEOUT, Setup};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -155,7 +155,7 @@ impl Stand {
     /// When the pod says that it runs.
     fn said(&self, name: &str) -> Result<Instant> {
         loop {
-            let (line, at) = self.lines.recv_timeout(PATIENCE)?;
+            let (line, at) = self.lines.recv_timeout(STATE_TIMEOUT)?;
             if line == name {
                 return Ok(at);
             }
@@ -329,13 +329,13 @@ fn row<'a>(rows: &'a Value, name: &str) -> Option<&'a Value> {
 /// The moment at which something is so.
 fn until(reached: impl Fn() -> Result<bool>) -> Result<Instant> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < STATE_TIMEOUT {
         if reached()? {
             return Ok(Instant::now());
         }
         std::thread::sleep(GLANCE);
     }
-    bail!("a state did not come within {PATIENCE:?}")
+    bail!("a state did not come within {STATE_TIMEOUT:?}")
 }
 
 fn join(thread: std::thread::ScopedJoinHandle<'_, Result<Instant>>) -> Result<Instant> {

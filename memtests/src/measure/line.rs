@@ -20,8 +20,8 @@ const DELAY_MS: u32 = 75;
 const RATE_KBIT: u32 = 3_000;
 /// How often a state is looked at: the resolution of a timing.
 const GLANCE: Duration = Duration::from_millis(2);
-/// Patience with several MiB.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Time for several MiB.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(180);
 /// A change that comes sooner after the last one waits for pieces of a large object of the same set,
 /// so that those come at all: what is measured is a single one.
 const APART: Duration = Duration::from_millis(2_200);
@@ -115,13 +115,13 @@ fn at_cloud(gate: &Gate, pod: &str) -> Result<Option<String>> {
 /// The moment at which something is so.
 fn until(what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<Instant> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < TRANSFER_TIMEOUT {
         if reached()? {
             return Ok(Instant::now());
         }
         std::thread::sleep(GLANCE);
     }
-    bail!("{what}: not within {PATIENCE:?}")
+    bail!("{what}: not within {TRANSFER_TIMEOUT:?}")
 }
 
 /// Sends small messages, one after the other, as long as `under_way`; at least half of `count`.
@@ -186,7 +186,7 @@ pub fn added_to_messages(
         wan: Some(Wan::start(DELAY_MS, 0, RATE_KBIT)?),
         ..Setup::default()
     })?;
-    gate.converged_within(PATIENCE, 1)?;
+    gate.converged_within(TRANSFER_TIMEOUT, 1)?;
     let (mut idle, mut down, mut up) = (Took::default(), Took::default(), Took::default());
     let names: Vec<String> = (0..messages_each + 2)
         .map(|index| format!("load-{index}"))
@@ -212,9 +212,9 @@ pub fn added_to_messages(
             || Ok(coming(&gate) < all),
         )?);
         let pods = 1 + idle.pods + down.pods + up.pods;
-        gate.converged_within(PATIENCE, pods + 1)?;
+        gate.converged_within(TRANSFER_TIMEOUT, pods + 1)?;
         fs::remove_file(gate.dir().join("manifests/reader.yaml"))?;
-        gate.converged_within(PATIENCE, pods)?;
+        gate.converged_within(TRANSFER_TIMEOUT, pods)?;
 
         let load = format!("up-{round}");
         let over = AtomicBool::new(false);
@@ -230,7 +230,7 @@ pub fn added_to_messages(
         });
         up.append(going?);
         until("the records are delivered", || Ok(held(&gate)? == 0))?;
-        gate.converged_within(PATIENCE, 1 + idle.pods + down.pods + up.pods)?;
+        gate.converged_within(TRANSFER_TIMEOUT, 1 + idle.pods + down.pods + up.pods)?;
     }
     let mut figures = Vec::new();
     for (load, busy) in [("large objects come", down), ("records go", up)] {
@@ -281,7 +281,7 @@ pub fn outbox(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
         wan: Some(Wan::start(DELAY_MS, 0, RATE_KBIT)?),
         ..Setup::default()
     })?;
-    gate.converged_within(PATIENCE, 0)?;
+    gate.converged_within(TRANSFER_TIMEOUT, 0)?;
     gate.kill_cloud()?;
     until("the agent is offline", || Ok(!is_connected(&gate)?))?;
     let mut figures = Vec::new();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::{Board, Figure, Memory, PacketCounter, activity, boards, files, memory, stack};
-use crate::{BrokerCa, Gate, PATIENCE, Setup};
+use crate::{BrokerCa, Gate, STATE_TIMEOUT, Setup};
 
 /// The agent's default keepalive, and that of the metered profile.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -326,7 +326,7 @@ fn settled(gate: &Gate) -> Result<u64> {
     let start = Instant::now();
     let mut since = (gate.proxy()?.total(), Instant::now());
     while since.1.elapsed() < SETTLED {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > STATE_TIMEOUT {
             bail!("the link is never silent");
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -343,7 +343,7 @@ fn until_quiet(pid: u32) -> Result<()> {
     let start = Instant::now();
     let mut since = (activity(pid)?.cpu, Instant::now());
     while since.1.elapsed() < QUIET {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > STATE_TIMEOUT {
             bail!("the agent is never quiet");
         }
         std::thread::sleep(Duration::from_millis(20));
