@@ -16,8 +16,10 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::blocklog::{self, Cut};
+use crate::host::text;
+use crate::ports::Port;
 use crate::qmp::Control;
-use crate::{measure, program, root, text};
+use crate::{measure, program, root};
 
 /// Time for a state of an emulated board, whose every instruction costs ten; a container by
 /// runc alone takes up to ten seconds on a busy machine.
@@ -90,7 +92,7 @@ pub struct Boot {
 pub struct Board {
     dir: PathBuf,
     arch: Arch,
-    port: u16,
+    port: Port,
     cloud: Option<Child>,
     qemu: Option<Child>,
     /// Bytes of the console's file that are dealt with.
@@ -109,9 +111,7 @@ impl Board {
         let name = format!("edge-min-board-{}-{number}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(dir.join("manifests"))?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = Port::reserve()?;
         let mut board = Self {
             dir,
             arch,
@@ -140,7 +140,7 @@ impl Board {
     /// Where the board finds its cloud.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("mqtts://{HOST}:{}", self.port)
+        format!("mqtts://{HOST}:{}", self.port.number())
     }
 
     /// Replaces the manifests.
@@ -164,7 +164,7 @@ impl Board {
             .arg("--data")
             .arg(self.dir.join("cloud"))
             .args(["serve", "--name", &format!("localhost,{HOST}")])
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--listen", &format!("127.0.0.1:{}", self.port.number())])
             .arg("--manifests")
             .arg(self.dir.join("manifests"))
             .stdin(Stdio::null())

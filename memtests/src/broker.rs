@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{POLL, STATE_TIMEOUT, kill};
+use crate::host::kill;
+use crate::ports::Port;
+use crate::{POLL, STATE_TIMEOUT};
 
 /// A broker in a folder of its own.
 pub struct Broker {
     dir: PathBuf,
-    port: u16,
+    port: Port,
     child: Option<Child>,
 }
 
@@ -24,7 +26,7 @@ impl Broker {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn new(dir: PathBuf, port: u16) -> Result<Self> {
+    pub fn new(dir: PathBuf, port: Port) -> Result<Self> {
         let child = None;
         let broker = Self { dir, port, child };
         broker.amend()?;
@@ -53,7 +55,7 @@ impl Broker {
     /// Its port.
     #[must_use]
     pub const fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Starts it, and waits until it listens.
@@ -76,7 +78,7 @@ impl Broker {
             .spawn()?;
         self.child = Some(child);
         let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while TcpStream::connect(("127.0.0.1", self.port())).is_err() {
             if start.elapsed() > STATE_TIMEOUT {
                 bail!("mosquitto does not listen:\n{}", self.log()?);
             }

@@ -14,25 +14,32 @@ use serde_json::Value;
 pub mod blocklog;
 pub mod board;
 pub mod broker;
+mod host;
 pub mod measure;
+pub mod ports;
 pub mod qmp;
 pub mod records;
 pub mod scenario;
+pub mod tls;
 pub mod wan;
 
 use broker::Broker;
+use host::{kill, make_image, remove_cgroups, text, wrapped};
 use measure::Proxy;
+use ports::Port;
 use wan::Wan;
 
+pub use host::{program, root};
+
 /// Time for any state to come; a test that waits longer has failed. A busy host must reach it, too.
-pub const STATE_TIMEOUT: Duration = Duration::from_secs(60);
+pub const STATE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
 /// One edge-cloud with one gate.
 pub struct Gate {
     dir: PathBuf,
-    port: u16,
+    port: Port,
     program: PathBuf,
     proxy: Option<Proxy>,
     broker: Option<Broker>,
@@ -99,50 +106,6 @@ impl Default for Setup {
     }
 }
 
-/// The program `name` that `cargo build` made beside this one, or beside the folder of tests.
-///
-/// # Errors
-/// It was not built.
-pub fn program(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let folders = own.ancestors().skip(1).take(2);
-    let found = folders
-        .map(|folder| folder.join(name))
-        .find(|program| program.exists());
-    found.with_context(|| format!("{name} is missing: cargo build -p edge-min -p edge-cloud"))
-}
-
-/// The repository.
-#[must_use]
-pub fn root() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own).to_path_buf()
-}
-
-/// Makes an image with busybox as an OCI layout, as `scripts/run` does.
-fn make_image(layout: &Path, name: &str) -> Result<()> {
-    text(
-        Command::new("bash")
-            .current_dir(root())
-            .args([
-                "-c",
-                "set -eu; . scripts/lib.sh; make_image \"$1\" \"$2\"",
-                "-",
-            ])
-            .arg(layout)
-            .arg(name),
-    )
-    .map(drop)
-}
-
-fn text(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 impl Gate {
     /// A gate that has joined, with these manifests.
     ///
@@ -176,15 +139,15 @@ impl Gate {
         if let Some(image) = setup.image {
             make_image(&dir.join("state/preload/image"), image)?;
         }
-        let port = free_port()?;
+        let port = Port::reserve()?;
         let host = setup.wan.as_ref().map_or("localhost", |_| wan::CLOUD);
-        let broker_port = setup.broker.map(|_| free_port()).transpose()?;
-        let link_port = broker_port.unwrap_or(port);
+        let broker_port = setup.broker.map(|_| Port::reserve()).transpose()?;
+        let link_port = broker_port.as_ref().unwrap_or(&port).number();
         let proxy = setup.counted.then(|| Proxy::start(link_port)).transpose()?;
         let entrance = proxy.as_ref().map_or(link_port, Proxy::port);
         // A gate behind a broker gets its address by the join, unless the config moves the link.
         let joins = match setup.broker.is_some() {
-            true => format!("https://localhost:{port}"),
+            true => format!("https://localhost:{}", port.number()),
             false => format!("mqtts://{host}:{entrance}"),
         };
         let url = match setup.broker.is_some() && !setup.counted {
@@ -221,7 +184,7 @@ impl Gate {
         gate.manifests(&setup.manifests)?;
         if let Some(port) = broker_port {
             let dir = gate.dir.join("broker");
-            gate.broker_config(&dir, port)?;
+            gate.broker_config(&dir, port.number())?;
             if setup.broker == Some(BrokerCa::Other) {
                 let other = gate.certify_broker("other-ca")?.join("ca.crt");
                 gate.cloud_args.push("--broker-ca".to_owned());
@@ -407,7 +370,7 @@ impl Gate {
         } else {
             "mqtts"
         };
-        let url = format!("{scheme}://localhost:{}", self.port);
+        let url = format!("{scheme}://localhost:{}", self.port());
         let token = self.cloud_text(&["token", "create"])?;
         text(Command::new(&self.program).arg("--config").arg(file).args([
             "join",
@@ -435,7 +398,7 @@ impl Gate {
     /// The cloud's port.
     #[must_use]
     pub const fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     fn agent_command(&self, args: &[&str]) -> Result<Command> {
@@ -498,7 +461,7 @@ impl Gate {
                 "--name",
                 name,
                 "--listen",
-                &format!("{address}:{}", self.port),
+                &format!("{address}:{}", self.port()),
             ])
             .arg("--manifests")
             .arg(self.dir.join("manifests"))
@@ -525,11 +488,17 @@ impl Gate {
     /// # Errors
     /// The agent does not run.
     pub fn power_cut(&mut self) -> Result<()> {
-        let pids = self.pids()?;
+        let mut pids = self.pids()?;
+        // Also those that the agent has started for itself, as the one that writes the state cache.
+        let own = measure::stack(&self.program, &self.dir)?;
+        let agent = u64::from(self.agent_pid()?);
+        pids.extend(own.into_iter().map(u64::from).filter(|pid| *pid != agent));
         self.kill_agent()?;
         for pid in pids {
+            // One that has ended by itself is as good.
             Command::new("kill")
                 .args(["-9", &pid.to_string()])
+                .stderr(Stdio::null())
                 .status()?;
         }
         self.unmount()?;
@@ -670,6 +639,19 @@ impl Gate {
         })
     }
 
+    /// Waits until the log of the pod `pod`, as the cloud gets it, is this text: a container counts as
+    /// running before it has written anything.
+    ///
+    /// # Errors
+    /// It does not become that.
+    pub fn until_logged(&self, pod: &str, text: &str) -> Result<()> {
+        let pod = format!("gate/{pod}");
+        self.until(&format!("{pod} has logged {text:?}"), |gate| {
+            gate.cloud_text(&["logs", &pod])
+                .is_ok_and(|log| log == text)
+        })
+    }
+
     /// Waits for a state.
     ///
     /// # Errors
@@ -707,31 +689,6 @@ impl Gate {
             tail.join("\n")
         )
     }
-}
-
-fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.port())
-}
-
-/// `program`, run by `words` if there are some.
-fn wrapped(words: Vec<String>, program: &Path) -> Command {
-    let mut words = words.into_iter();
-    match words.next() {
-        None => Command::new(program),
-        Some(first) => {
-            let mut command = Command::new(first);
-            command.args(words).arg(program);
-            command
-        }
-    }
-}
-
-fn kill(child: &mut Option<Child>) -> Result<()> {
-    let mut child = child.take().context("not running")?;
-    child.kill()?;
-    child.wait()?;
-    Ok(())
 }
 
 impl Drop for Gate {
@@ -777,13 +734,4 @@ impl Drop for Gate {
             }
         }
     }
-}
-
-fn remove_cgroups(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroups(&entry.path());
-        }
-    }
-    fs::remove_dir(dir).ok();
 }
