@@ -20,6 +20,9 @@ use tokio::sync::watch;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
 
+/// Time for any state to come; a busy host must reach it, too.
+const STATE_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Runs the controller until `done` holds for status and links.
 async fn run(
     folder: &Path,
@@ -40,7 +43,7 @@ async fn run(
     tokio::select! {
         () = controller::run(source, sink, Arc::clone(links), data) => panic!("it runs for ever"),
         () = watched => {}
-        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("nothing happened in 20 s"),
+        () = tokio::time::sleep(STATE_TIMEOUT) => panic!("nothing happened in {STATE_TIMEOUT:?}"),
     }
 }
 

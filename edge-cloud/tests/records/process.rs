@@ -1,12 +1,13 @@
 //! The real program: killed at random in the middle of a stream, and as a pipe.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use edge_cloud::records::{Records, View};
+use memtests::ports::Port;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::board::{self, Cloud, Outbox};
@@ -16,14 +17,14 @@ use crate::{Place, acknowledged, check_ledger, expected, in_files, outbox, until
 struct Program(Child);
 
 impl Program {
-    fn start(place: &Place, address: SocketAddr, records: Option<&str>) -> Self {
+    fn start(place: &Place, port: &Port, records: Option<&str>) -> Self {
         let manifests = place.data.path().join("manifests");
         std::fs::create_dir_all(&manifests).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_edge-cloud"))
             .arg("--data")
             .arg(place.data.path())
             .args(["serve", "--name", "127.0.0.1", "--listen"])
-            .arg(address.to_string())
+            .arg(format!("127.0.0.1:{}", port.number()))
             .arg("--manifests")
             .arg(manifests)
             .args(records.map(|sink| format!("--records={sink}")))
@@ -56,15 +57,15 @@ fn records(place: &Place) -> Option<(View, Option<i32>)> {
 }
 
 /// A port for the program, and the node's board that looks for it there.
-fn far(place: &Place, outbox: &Arc<Mutex<Outbox>>) -> SocketAddr {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
+fn far(place: &Place, outbox: &Arc<Mutex<Outbox>>) -> Port {
+    let port = Port::reserve().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, port.number()).into();
     // The board asks the program for everything; this one only fills a place.
     let aside = tempfile::tempdir().unwrap();
     let fleet = board::open(aside.path(), Records::none());
     let cloud = Cloud::at(address, place.data.path(), fleet);
     drop(place.board(Arc::new(cloud), outbox));
-    address
+    port
 }
 
 fn random_ms(max: u8) -> Duration {
@@ -82,9 +83,9 @@ async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
     let place = Place::new(None);
     let count = kills * 400;
     let (outbox, end) = outbox(count);
-    let address = far(&place, &outbox);
+    let port = far(&place, &outbox);
     for kill in 1..=kills {
-        let program = Program::start(&place, address, None);
+        let program = Program::start(&place, &port, None);
         // Something of this run is acknowledged; then it may end anywhere.
         let goal = acknowledged(&outbox) + 1;
         until(|| (acknowledged(&outbox) >= goal.min(end)).then_some(())).await;
@@ -99,7 +100,7 @@ async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
             "kill {kill}: {sure} acknowledged, {held} in the files"
         );
     }
-    let _program = Program::start(&place, address, None);
+    let _program = Program::start(&place, &port, None);
     until(|| (acknowledged(&outbox) >= end).then_some(())).await;
     assert_eq!(
         in_files(&place.data.path().join("records")),
@@ -115,8 +116,8 @@ async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
 async fn standard_output_has_every_record() {
     let place = Place::new(None);
     let (outbox, end) = outbox(2_000);
-    let address = far(&place, &outbox);
-    let mut program = Program::start(&place, address, Some("stdout"));
+    let port = far(&place, &outbox);
+    let mut program = Program::start(&place, &port, Some("stdout"));
     // The pipe holds 64 KiB, which is less than half of all lines.
     let waits = || records(&place).filter(|(view, _)| view.sink.waiting_bytes > 0);
     until(waits).await;

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
+use memtests::ports::Port;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
@@ -19,18 +20,30 @@ use tokio::net::TcpListener;
 use crate::board::STATE_TIMEOUT;
 use crate::secure::Pki;
 
-/// Keys and bodies of the posts that were taken, also of those whose answer said otherwise.
-type Posts = Arc<Mutex<(u32, Vec<(String, String)>)>>;
+/// What the HTTP server has done so far.
+#[derive(Clone, Default)]
+pub(crate) struct Posts {
+    count: u32,
+    /// Posts that were not taken.
+    pub(crate) refused: u32,
+    /// Keys of the posts that were taken and answered with an error.
+    pub(crate) denied: Vec<String>,
+    /// Keys and bodies of all that were taken, those among them.
+    pub(crate) taken: Vec<(String, String)>,
+}
 
-/// Takes posts; of five it refuses one, and one it takes and says that it did not.
+type Shared = Arc<Mutex<Posts>>;
+
+/// Takes posts, but fails by their number: of each five it refuses the first, and takes the second and
+/// says that it did not. So nothing can be delivered before it has failed in both ways.
 pub(crate) struct Http {
     address: SocketAddr,
-    posts: Posts,
+    posts: Shared,
 }
 
 impl Http {
     pub(crate) async fn start() -> Self {
-        let posts = Posts::default();
+        let posts = Shared::default();
         let app = Router::new()
             .route("/in", post(take))
             .with_state(Arc::clone(&posts));
@@ -44,44 +57,41 @@ impl Http {
         format!("http://{}/in", self.address)
     }
 
-    pub(crate) fn posts(&self) -> Vec<(String, String)> {
-        self.posts.lock().unwrap().1.clone()
+    pub(crate) fn posts(&self) -> Posts {
+        self.posts.lock().unwrap().clone()
     }
 }
 
-async fn take(State(posts): State<Posts>, headers: HeaderMap, body: String) -> StatusCode {
+async fn take(State(posts): State<Shared>, headers: HeaderMap, body: String) -> StatusCode {
     let mut posts = posts.lock().unwrap();
-    posts.0 += 1;
-    let turn = posts.0 % 5;
-    if turn == 1 {
+    posts.count += 1;
+    let number = posts.count % 5;
+    if number == 1 {
+        posts.refused += 1;
         return StatusCode::SERVICE_UNAVAILABLE;
     }
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
-    posts.1.push((key, body));
-    match turn {
-        3 => StatusCode::GATEWAY_TIMEOUT,
-        _ => StatusCode::NO_CONTENT,
+    posts.taken.push((key.clone(), body));
+    if number == 2 {
+        posts.denied.push(key);
+        return StatusCode::GATEWAY_TIMEOUT;
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    StatusCode::NO_CONTENT
 }
 
 /// A program of Debian's that listens on a port.
 struct Server {
     command: Vec<String>,
-    port: u16,
+    port: Port,
     child: Child,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
     fn start(command: impl Fn(u16, &str) -> Vec<String>) -> Self {
-        let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
-        let command = command(port, &dir.path().display().to_string());
-        let child = run(&command, port);
+        let (port, dir) = (Port::reserve().unwrap(), tempfile::tempdir().unwrap());
+        let command = command(port.number(), &dir.path().display().to_string());
+        let child = run(&command, port.number());
         Self {
             command,
             port,
@@ -97,7 +107,7 @@ impl Server {
 
     fn restart(&mut self) {
         self.kill();
-        self.child = run(&self.command, self.port);
+        self.child = run(&self.command, self.port.number());
     }
 }
 
@@ -136,8 +146,8 @@ type Heard = (String, String, u64);
 /// Debian's mosquitto, and a subscriber with a session that outlives both.
 pub(crate) struct Mosquitto {
     server: Server,
-    /// Where the subscriber connects, without TLS.
-    plain: u16,
+    /// Where the subscriber connects, without TLS, if it is another port.
+    plain: Option<Port>,
     heard: Arc<Mutex<Vec<Heard>>>,
 }
 
@@ -153,7 +163,7 @@ impl Mosquitto {
             vec!["mosquitto".to_owned(), "-c".to_owned(), file]
         });
         Self {
-            plain: server.port,
+            plain: None,
             server,
             heard: Arc::default(),
         }
@@ -161,7 +171,8 @@ impl Mosquitto {
 
     /// One that wants TLS and a password, or a certificate of the same CA.
     pub(crate) fn with_tls(pki: &Pki, user: Option<(&str, &str)>) -> Self {
-        let plain = free_port();
+        let plain = Port::reserve().unwrap();
+        let plain_port = plain.number();
         let server = Server::start(|port, dir| {
             let file = format!("{dir}/mosquitto.conf");
             let who = match user {
@@ -181,7 +192,7 @@ impl Mosquitto {
                 "per_listener_settings true\nuser root\nmax_queued_messages 0\npersistence false\n\
                  listener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n\
                  allow_anonymous false\n{who}\
-                 listener {plain} 127.0.0.1\nallow_anonymous true\n",
+                 listener {plain_port} 127.0.0.1\nallow_anonymous true\n",
                 ca.display(),
                 certificate.display(),
                 key.display(),
@@ -191,13 +202,13 @@ impl Mosquitto {
         });
         Self {
             server,
-            plain,
+            plain: Some(plain),
             heard: Arc::default(),
         }
     }
 
     pub(crate) fn url(&self, topic: &str) -> String {
-        format!("mqtt://127.0.0.1:{}/{topic}", self.server.port)
+        format!("mqtt://127.0.0.1:{}/{topic}", self.server.port.number())
     }
 
     pub(crate) fn restart(&mut self) {
@@ -206,7 +217,8 @@ impl Mosquitto {
 
     /// Subscribes, again after each connect; returns when it has for the first time.
     pub(crate) async fn subscribe(&self, filter: &str) {
-        let (port, heard, filter) = (self.plain, Arc::clone(&self.heard), filter.to_owned());
+        let port = self.plain.as_ref().unwrap_or(&self.server.port).number();
+        let (heard, filter) = (Arc::clone(&self.heard), filter.to_owned());
         let (done, subscribed) = tokio::sync::oneshot::channel();
         let mut done = Some(done);
         tokio::spawn(async move {
@@ -295,7 +307,7 @@ impl Jetstream {
     }
 
     pub(crate) fn url(&self, subject: &str) -> String {
-        format!("nats://127.0.0.1:{}/{subject}", self.server.port)
+        format!("nats://127.0.0.1:{}/{subject}", self.server.port.number())
     }
 
     pub(crate) fn restart(&mut self) {
@@ -303,7 +315,7 @@ impl Jetstream {
     }
 
     async fn context(&self) -> async_nats::jetstream::Context {
-        let url = format!("nats://127.0.0.1:{}", self.server.port);
+        let url = format!("nats://127.0.0.1:{}", self.server.port.number());
         let mut options = async_nats::ConnectOptions::new();
         if let Some((ca, user, word)) = &self.secure {
             options = options
