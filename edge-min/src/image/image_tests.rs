@@ -5,7 +5,6 @@ use flate2::write::GzEncoder;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -528,9 +527,6 @@ fn child_unpacks() {
     };
     let images = Images::new(&dir.join("state"), &dir.join("preload")).unwrap();
     images.ensure("a:1", &[]).unwrap();
-    loop {
-        std::thread::park();
-    }
 }
 
 /// Path, content and mode of everything below `dir`.
@@ -555,13 +551,55 @@ fn list(dir: &Path) -> Vec<String> {
     lines
 }
 
+/// Calls that change what is on the medium, and those that open it.
+const CALLS: &str = "openat,mkdir,mkdirat,write,fsync,fdatasync,rename,renameat,renameat2,\
+                     fchmod,fchmodat,fchown,fchownat,utimensat";
+
+/// Runs [`child_unpacks`] under strace, which kills it at the call with this number. Returns whether
+/// it was killed, and how many calls its unpacking thread made.
+fn unpacks_until(board: &Board, killed_at: Option<usize>) -> (bool, usize) {
+    let log = board.dir.path().join("strace");
+    // Test names begin behind the name of the crate.
+    let (_, child) = concat!(module_path!(), "::child_unpacks")
+        .split_once("::")
+        .unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-ff", "-qq", "-e", &format!("trace={CALLS}"), "-o"]);
+    command.arg(&log);
+    if let Some(at) = killed_at {
+        command.args(["-e", &format!("inject={CALLS}:signal=KILL:when={at}")]);
+    }
+    let status = command
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", child, "--test-threads=1"])
+        .env(CHILD, board.dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("strace is missing: scripts/setup");
+    assert!(
+        status.success() || status.signal() == Some(9),
+        "the child failed by itself"
+    );
+    // A file for each thread; the one that unpacks makes most calls.
+    let mut calls = 0;
+    for entry in fs::read_dir(board.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_stem().is_some_and(|stem| stem == "strace") {
+            calls = calls.max(fs::read_to_string(&path).unwrap().lines().count());
+            fs::remove_file(path).unwrap();
+        }
+    }
+    (!status.success(), calls)
+}
+
 /// Goal: at whatever point the agent dies, a layer is there whole or not at all, and the next
-/// agent clears what is left. Method: a child process unpacks; SIGKILL after spans that go from
-/// nothing to longer than one unpacking takes.
+/// agent clears what is left. Method: a child process unpacks; SIGKILL at calls that go from the
+/// first to the last.
 #[test]
 fn killed_at_any_point_a_layer_is_whole_or_not_there() {
     let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
-    let kills: u32 = if long { 400 } else { 40 };
+    let kills: usize = if long { 400 } else { 40 };
     let board = Board::new();
     let text = "x".repeat(5000);
     let names: Vec<String> = (0..400).map(|n| format!("d{}/f{n}", n % 7)).collect();
@@ -573,36 +611,19 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
     let image = made.image(&[layer(&files)], "{}");
     made.index(&[named(&image, "a:1")]);
     made.into_tar(&board.preload("x.tar"));
-    let start = Instant::now();
     let whole = list(&board.images().ensure("a:1", &[]).unwrap().layers[0]);
-    let once = start.elapsed();
     assert!(whole.len() > 400);
+    let state = board.dir.path().join("state");
+    fs::remove_dir_all(&state).unwrap();
+    let (killed, calls) = unpacks_until(&board, None);
+    assert!(!killed && calls > 400, "{calls} calls");
     let (mut half, mut complete) = (0, 0);
-    let mut kill = 0;
-    // On a busy host the later ones get more and more time, until one has finished.
-    while kill < kills || (complete == 0 && kill < kills + 10) {
-        fs::remove_dir_all(board.dir.path().join("state")).ok();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "image::tests::child_unpacks"])
-            .env(CHILD, board.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // The span starts with the work, not with the start of the program.
-        let state = board.dir.path().join("state");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !state.exists() && Instant::now() < deadline {
-            std::thread::yield_now();
-        }
-        let patience = 1 << kill.saturating_sub(kills);
-        std::thread::sleep(once * 3 / 2 * kill / kills * patience);
-        child.kill().unwrap();
-        assert_eq!(
-            child.wait().unwrap().signal(),
-            Some(9),
-            "the child failed by itself"
-        );
+    for kill in 0..=kills {
+        fs::remove_dir_all(&state).ok();
+        // The last one is not killed.
+        let at = (kill < kills).then_some(1 + calls * kill / kills);
+        let (killed, _) = unpacks_until(&board, at);
+        assert_eq!(killed, at.is_some(), "kill {kill} at {at:?} of {calls}");
         let layers = state.join("layers");
         for entry in fs::read_dir(&layers).into_iter().flatten() {
             let path = entry.unwrap().path();
@@ -615,7 +636,6 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
         }
         board.images().clear_remains();
         assert!(board.layers().iter().all(|name| !name.ends_with(TEMPORARY)));
-        kill += 1;
     }
     assert!(half > 0, "no kill hit the unpacking");
     assert!(complete > 0, "no unpacking was finished");
