@@ -130,9 +130,7 @@ pub fn cloud_restarted(mut gate: Gate) -> Result<()> {
     gate.manifests(&manifests(4))?;
     gate.until_converged(4)?;
     ensure!(gate.pids()?.contains(&before[0]));
-    let log = gate.cloud_text(&["logs", "gate/pod-3"])?;
-    ensure!(log == "lane 3\n", "{log}");
-    Ok(())
+    gate.until_logged("pod-3", "lane 3\n")
 }
 
 /// Revocation ends a live session, and the node's work goes on.

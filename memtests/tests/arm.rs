@@ -113,10 +113,7 @@ fn works(target: &Target) {
         pods[0]["name"] == "counter" && pods[0]["phase"] == "Running" && pods[0]["current"] == true
     })
     .unwrap();
-    assert_eq!(
-        gate.cloud_text(&["logs", "gate/counter"]).unwrap(),
-        "lane 3\n"
-    );
+    gate.until_logged("counter", "lane 3\n").unwrap();
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use memtests::tls::Records;
 use memtests::{BrokerCa, Gate, Setup, program};
 
 fn config(lane: u32) -> String {
@@ -121,7 +122,10 @@ fn a_cloud_restored_from_an_old_backup_touches_no_workload() {
     until_equal(&gate, 4);
     assert_eq!(gate.pids().unwrap(), pids);
     assert!(epoch(&gate) > before);
-    assert!(has_event(&gate, "Restored"));
+    gate.until("the restore is reported", |gate| {
+        has_event(gate, "Restored")
+    })
+    .unwrap();
 
     // A pod for this node comes at once; one that another node may run waits, and says so.
     let more = manifests(4, 4) + &pod("here", "nodeName: gate") + &pod("anywhere", "");
@@ -219,7 +223,10 @@ fn a_node_that_joined_after_the_backup_comes_back() {
     assert_ne!(gate.registry().unwrap()["nodes"]["gate"]["serial"], serial);
     gate.start_cloud().unwrap();
     until_equal(&gate, 1);
-    assert!(has_event(&gate, "Readmitted"));
+    gate.until("the node is taken back", |gate| {
+        has_event(gate, "Readmitted")
+    })
+    .unwrap();
     assert_eq!(gate.registry().unwrap()["nodes"]["gate"]["serial"], serial);
     assert_eq!(gate.pids().unwrap(), pids);
 }
@@ -281,21 +288,20 @@ impl Cut {
                 stream.set_nodelay(true).unwrap();
                 sender.send(stream.try_clone().unwrap()).unwrap();
             }
-            let answered = Arc::new(AtomicBool::new(false));
             let requested = Arc::new(AtomicBool::new(false));
-            let (seen, asked) = (Arc::clone(&answered), Arc::clone(&requested));
+            let asked = Arc::clone(&requested);
             let (mut from, mut into) = (board.try_clone().unwrap(), cloud.try_clone().unwrap());
             thread(move || {
-                let mut bytes = [0; 4096];
+                let (mut bytes, mut records) = ([0; 4096], Records::default());
                 while let Ok(count @ 1..) = from.read(&mut bytes) {
-                    // After the cloud's handshake the board sends its own, and the request.
-                    asked.fetch_or(seen.load(Ordering::SeqCst), Ordering::SeqCst);
+                    // The first encrypted record of the board ends the handshake.
+                    let is_request = records.feed(&bytes[..count]) > 1;
+                    asked.fetch_or(is_request, Ordering::SeqCst);
                     into.write_all(&bytes[..count]).unwrap();
                 }
             });
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = cloud.read(&mut bytes) {
-                answered.store(true, Ordering::SeqCst);
                 if !requested.load(Ordering::SeqCst) {
                     board.write_all(&bytes[..count]).unwrap();
                 }

@@ -600,7 +600,7 @@ fn what_cannot_start_says_why() {
     until(&gate, "the late image runs", |gate| {
         container(gate, "late")["state"] == "running"
     });
-    assert_eq!(logs(&gate, "late", "main"), "here\n");
+    gate.until_logged("late", "here\n").unwrap();
 
     apply(&gate, &[Runc.pod("forbidden", forbidden)]);
     waiting("forbidden", "CreateContainerConfigError", "hostPath /etc");
