@@ -1,0 +1,41 @@
+//! Names that were given up do not come back.
+
+use super::{report, rust, sources};
+
+/// Whole words of any file, put together here, so that this file does not find itself.
+const WORDS: [&str; 0] = [];
+/// Identifiers of Rust; in a sentence they are words like others.
+const IDENTIFIERS: [&str; 0] = [];
+/// Parts of paths.
+const FILES: [&str; 0] = [];
+
+#[test]
+fn old_words_do_not_come_back() {
+    let mut findings = Vec::new();
+    for (path, text) in sources() {
+        let name = path.display().to_string();
+        let folder = format!("/{name}");
+        findings.extend(
+            FILES
+                .iter()
+                .filter(|file| folder.contains(*file))
+                .map(|file| format!("{name}: a file {file}")),
+        );
+        for (number, line) in text.lines().enumerate() {
+            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if words.any(|word| WORDS.contains(&word)) {
+                findings.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    for source in rust::all() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (name, line) in source.identifiers() {
+            if IDENTIFIERS.contains(&name.as_str()) {
+                let text = lines.get(line - 1).unwrap_or(&"").trim();
+                findings.push(format!("{}:{line}: {text}", source.path.display()));
+            }
+        }
+    }
+    report("a word that was given up", &findings);
+}
