@@ -25,7 +25,7 @@ use crate::{measure, program, root};
 /// runc alone takes up to ten seconds on a busy machine.
 pub const BOARD_TIMEOUT: Duration = Duration::from_secs(240);
 /// Time for one command on the console.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
 /// How often the cloud is looked at, which costs a process of this machine.
 const CLOUD_POLL: Duration = Duration::from_millis(100);
 /// How often a state is looked at: each look costs the board a process.
