@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use edge_proto::frame::Frame;
 use edge_proto::rate_limiter::RateLimiter;
-use edge_proto::session::{Cloud, CloudConfig, Input};
+use edge_proto::session::{Cloud, CloudConfig, CloudInput, CloudOutput, LinkInput};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
 
@@ -103,7 +103,7 @@ fn session(epoch: u64, now: u64) -> Cloud {
         seed = unix_s().to_le_bytes();
     }
     let mut session = Cloud::new(CloudConfig { epoch }, u64::from_le_bytes(seed));
-    session.handle(now, Input::Clock { unix_s: unix_s() });
+    session.handle(now, CloudInput::Clock { unix_s: unix_s() });
     session
 }
 
@@ -148,7 +148,7 @@ impl Sessions {
                 let mut state = self.lock();
                 let now = self.now();
                 for name in state.deadlines.due(now, DUE_AT_ONCE) {
-                    self.handle(&mut state, &name, Input::Tick);
+                    self.handle(&mut state, &name, LinkInput::Tick);
                 }
                 let next = state.deadlines.next();
                 state.waited_for = next;
@@ -209,7 +209,7 @@ impl Sessions {
             let reset = Frame::Reset { session, epoch };
             connection.carrier.send(self.now(), reset.encode());
         }
-        self.handle(state, name, Input::TransportDown);
+        self.handle(state, name, LinkInput::TransportDown);
     }
 
     /// Whether the node has a live session.
@@ -243,25 +243,28 @@ impl Sessions {
     }
 
     /// One input to a node's session, and all that follows from it.
-    fn handle(&self, state: &mut State, name: &str, input: Input<'_>) {
+    fn handle<'a>(&self, state: &mut State, name: &str, input: impl Into<CloudInput<'a>>) {
+        let input = input.into();
         let now = self.now();
         let mut visible = false;
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
-        if let (Input::Tick, Some(connection)) = (&input, &mut node.connection) {
+        if let (CloudInput::Link(LinkInput::Tick), Some(connection)) =
+            (&input, &mut node.connection)
+        {
             connection.carrier.tick(now);
         }
         // Each time: the clock may have been set right since the session was made.
-        let clock = Input::Clock { unix_s: unix_s() };
+        let clock = CloudInput::Clock { unix_s: unix_s() };
         node.session.handle(now, clock);
         node.session.handle(now, input);
         let mut events = Vec::new();
         while let Some(output) = node.session.poll() {
-            let Some(output) = node.take_records(now, output, &self.records) else {
-                continue;
-            };
-            visible |= node.perform(now, output, &mut events);
+            match output {
+                CloudOutput::Records(output) => node.take_records(now, output, &self.records),
+                output => visible |= node.perform(now, output, &mut events),
+            }
         }
         while let Some((incarnation, class, count)) = node.session.take_repeated() {
             self.records.repeated(name, incarnation, class, count);

@@ -11,7 +11,7 @@ use edge_proto::limits::{
     RECORD_BYTES_MAX, RECORDS_BYTES_MAX,
 };
 use edge_proto::object::{LaneLimit, NodePolicy};
-use edge_proto::session::{Cloud, CloudConfig, Input, Node, NodeConfig};
+use edge_proto::session::{Cloud, CloudConfig, LinkInput, Node, NodeConfig};
 use proptest::prelude::*;
 
 const SESSION: SessionId = SessionId {
@@ -594,11 +594,11 @@ proptest! {
         let agent = String::new();
         let mut node = Node::new(NodeConfig { kinds: u32::MAX, agent }, 1);
         let mut cloud = Cloud::new(CloudConfig { epoch: 1 }, 2);
-        node.handle(0, Input::TransportUp);
-        cloud.handle(0, Input::TransportUp);
+        node.handle(0, LinkInput::TransportUp);
+        cloud.handle(0, LinkInput::TransportUp);
         for frame in &frames {
-            node.handle(1, Input::Frame(frame));
-            cloud.handle(1, Input::Frame(frame));
+            node.handle(1, LinkInput::Frame(frame));
+            cloud.handle(1, LinkInput::Frame(frame));
             while node.poll().is_some() {}
             while cloud.poll().is_some() {}
         }

@@ -4,7 +4,7 @@
 
 use edge_proto::call::METHOD_LOGS;
 use edge_proto::limits::{CALL_BYTES_MAX, CALLS_MAX};
-use edge_proto::session::Input;
+use edge_proto::session::{CloudCallInput, NodeCallInput};
 
 use crate::event::{Answer, Event};
 use crate::world::World;
@@ -72,7 +72,7 @@ impl World {
         session.calls.insert(id, reader);
         self.stats.calls += 1;
         let (method, body) = (METHOD_LOGS, total.to_be_bytes().to_vec());
-        self.tell_session(replica, node, Input::CallStart { id, method, body });
+        self.tell_session(replica, node, CloudCallInput::Start { id, method, body });
         let replica = u8::try_from(replica).unwrap_or_default();
         let patience = Event::Patience {
             replica,
@@ -98,7 +98,7 @@ impl World {
         if left_ms == 0 {
             session.calls.remove(&id);
             self.stats.calls_broken += 1;
-            self.tell_session(replica, node, Input::CallCancel { id });
+            self.tell_session(replica, node, CloudCallInput::Cancel { id });
             return;
         }
         let replica = u8::try_from(replica).unwrap_or_default();
@@ -190,8 +190,8 @@ impl World {
         let session = self.replicas[replica].sessions[node as usize].as_ref();
         if session.is_some_and(|session| session.serial == serial) {
             let input = match taken {
-                Some(bytes) => Input::CallTaken { id, bytes },
-                None => Input::CallCancel { id },
+                Some(bytes) => CloudCallInput::Taken { id, bytes },
+                None => CloudCallInput::Cancel { id },
             };
             self.tell_session(replica, node, input);
         }
@@ -247,7 +247,7 @@ impl World {
         }
         machine
             .session
-            .handle(local, Input::CallAnswer { id, bytes, end });
+            .handle(local, NodeCallInput::Answer { id, bytes, end });
         if !end {
             self.answer(board, 5, Answer::Piece(id));
         }

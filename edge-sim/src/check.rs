@@ -7,7 +7,7 @@ use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use edge_proto::lanes::Lane;
-use edge_proto::session::Output;
+use edge_proto::session::{BlobOutput, LinkOutput, NodeOutput, StateOutput};
 use edge_proto::set::root;
 
 use crate::board::Conn;
@@ -67,13 +67,19 @@ impl World {
     }
 
     /// `order`: epoch of the frame that was just taken, and the epoch accepted before it.
-    pub(crate) fn check_order(&mut self, board: usize, order: Option<(u64, u64)>, output: &Output) {
+    pub(crate) fn check_order(
+        &mut self,
+        board: usize,
+        order: Option<(u64, u64)>,
+        output: &NodeOutput,
+    ) {
         let Some((epoch, accepted)) = order else {
             return;
         };
         let obeys = match output {
-            Output::Apply { changes, .. } => !changes.is_empty(),
-            Output::Live { .. } | Output::BlobWanted { .. } => true,
+            NodeOutput::State(StateOutput::Apply { changes, .. }) => !changes.is_empty(),
+            NodeOutput::Link(LinkOutput::Live { .. })
+            | NodeOutput::Blob(BlobOutput::Wanted { .. }) => true,
             _ => false,
         };
         if obeys && epoch < accepted {

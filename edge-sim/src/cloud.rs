@@ -9,7 +9,10 @@ use edge_proto::frame::Frame;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
 use edge_proto::rate_limiter::{RateLimiter, Reservation};
-use edge_proto::session::{Cloud, CloudConfig, Input, Output};
+use edge_proto::session::{
+    BlobInput, BlobOutput, Cloud, CloudCallOutput, CloudConfig, CloudInput, CloudOutput,
+    CloudRecordsInput, LinkInput, LinkOutput, RecordsOutput, StateInput, StateOutput,
+};
 
 use crate::calls::Reader;
 use crate::event::{Changes, Event, Packet};
@@ -326,10 +329,10 @@ impl World {
         for (incarnation, class, next) in record.ledger.streams() {
             cloud.restore_stream(incarnation, class, next);
         }
-        cloud.handle(self.now, Input::Clock { unix_s });
+        cloud.handle(self.now, CloudInput::Clock { unix_s });
         for (key, payload) in &record.desired {
             let (key, payload) = (key.clone(), Arc::clone(payload));
-            cloud.handle(self.now, Input::Put { key, payload });
+            cloud.handle(self.now, StateInput::Put { key, payload });
         }
         Session {
             cloud,
@@ -381,7 +384,7 @@ impl World {
                 if let Some(session) = &mut self.replicas[replica].sessions[node] {
                     session.attached = false;
                     session.line.clear();
-                    self.tell_session(replica, node as u32, Input::TransportDown);
+                    self.tell_session(replica, node as u32, LinkInput::TransportDown);
                 }
             }
             let replica = index(replica);
@@ -427,7 +430,7 @@ impl World {
             session
                 .line
                 .limit(now, self.records[node as usize].limits_down());
-            self.tell_session(replica, node, Input::TransportUp);
+            self.tell_session(replica, node, LinkInput::TransportUp);
         }
     }
 
@@ -461,8 +464,8 @@ impl World {
             }
         }
         for node in gone {
-            self.tell_session(replica, node, Input::TransportDown);
-            self.tell_session(replica, node, Input::TransportUp);
+            self.tell_session(replica, node, LinkInput::TransportDown);
+            self.tell_session(replica, node, LinkInput::TransportUp);
         }
         let replica = index(replica);
         let pace = (silence_ms / 30).max(1_000);
@@ -503,7 +506,7 @@ impl World {
         }
         self.check_sender(node, packet.from);
         if !self.must_wait(replica, &packet) {
-            self.tell_session(replica, node, Input::Frame(&packet.bytes));
+            self.tell_session(replica, node, LinkInput::Frame(&packet.bytes));
         }
     }
 
@@ -538,12 +541,17 @@ impl World {
             && session.wake_at <= now
         {
             session.wake_at = u64::MAX;
-            self.tell_session(replica, node, Input::Tick);
+            self.tell_session(replica, node, LinkInput::Tick);
         }
     }
 
     /// One input to a session, and all that follows from it.
-    pub(crate) fn tell_session(&mut self, replica: usize, node: u32, input: Input<'_>) {
+    pub(crate) fn tell_session<'a>(
+        &mut self,
+        replica: usize,
+        node: u32,
+        input: impl Into<CloudInput<'a>>,
+    ) {
         let now = self.now;
         let shard = usize::from(self.records[node as usize].shard);
         let Some(epoch) = self.replicas[replica].owned[shard] else {
@@ -588,7 +596,7 @@ impl World {
         self.refresh(node);
     }
 
-    fn perform_cloud(&mut self, replica: usize, node: u32, epoch: u64, output: Output) {
+    fn perform_cloud(&mut self, replica: usize, node: u32, epoch: u64, output: CloudOutput) {
         let store_ms = self.scenario.cloud.store_ms;
         let one = &mut self.replicas[replica];
         let (life, linked) = (one.life, one.linked);
@@ -596,15 +604,15 @@ impl World {
             return;
         };
         match output {
-            Output::Send(frame) if linked && session.attached => {
+            CloudOutput::Link(LinkOutput::Send(frame)) if linked && session.attached => {
                 if !session.line.push(self.now, frame) {
                     self.stats.dropped += 1;
                 }
                 self.pump_down(replica, node, epoch);
             }
-            Output::Apply {
+            CloudOutput::State(StateOutput::Apply {
                 ticket, changes, ..
-            } => {
+            }) => {
                 let busy = session.storing.replace(ticket).is_some();
                 let serial = session.serial;
                 let ms = one.rng.between(1, store_ms);
@@ -626,7 +634,7 @@ impl World {
                     1,
                 );
             }
-            Output::Records {
+            CloudOutput::Records(RecordsOutput {
                 ticket,
                 incarnation,
                 class,
@@ -634,7 +642,7 @@ impl World {
                 held,
                 entries,
                 ..
-            } => {
+            }) => {
                 let batch = Batch {
                     ticket,
                     incarnation,
@@ -645,28 +653,30 @@ impl World {
                 };
                 self.sink_records(replica, node, batch);
             }
-            Output::BlobWanted { sha256, .. } => {
-                let input = Input::BlobHave { sha256, bytes: 0 };
+            CloudOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
+                let input = BlobInput::Have { sha256, bytes: 0 };
                 session.cloud.handle(self.now, input);
             }
-            Output::Live { .. } => {
+            CloudOutput::Link(LinkOutput::Live { .. }) => {
                 session.live = true;
                 session.reservation = Reservation::default();
             }
-            Output::CallBytes { id, bytes, end } => {
+            CloudOutput::Call(CloudCallOutput::Data { id, bytes, end }) => {
                 self.call_bytes(replica, node, id, (&bytes, end));
             }
-            Output::CallCancelled { id } => {
+            CloudOutput::Call(CloudCallOutput::Cancelled { id }) => {
                 let broken = session.calls.remove(&id).is_some();
                 self.stats.calls_broken += u64::from(broken);
             }
-            Output::Down => {
+            CloudOutput::Link(LinkOutput::Down) => {
                 session.live = false;
                 session.in_sync = false;
             }
-            Output::InSync { desired, reported } => session.in_sync = desired && reported,
-            Output::PeerProblem(_) => self.stats.problems_at_cloud += 1,
-            Output::PutRefused { key, reason } => {
+            CloudOutput::State(StateOutput::InSync { desired, reported }) => {
+                session.in_sync = desired && reported
+            }
+            CloudOutput::Link(LinkOutput::PeerProblem(_)) => self.stats.problems_at_cloud += 1,
+            CloudOutput::State(StateOutput::PutRefused { key, reason }) => {
                 self.fail(
                     node,
                     format!("a desired object was refused: {key} {reason}"),
@@ -703,7 +713,7 @@ impl World {
         record.epoch = epoch;
         self.take_report(node, changes);
         let refused = Vec::new();
-        self.tell_session(replica, node, Input::Applied { ticket, refused });
+        self.tell_session(replica, node, StateInput::Applied { ticket, refused });
         self.drop_ended_pods(node);
     }
 
@@ -740,10 +750,10 @@ impl World {
         let fails = self.is_faulty() && self.rng.chance(self.scenario.faults.sink_failure);
         let ticket = batch.ticket;
         let input = if !fails && self.commit(replica, node, batch) {
-            Input::RecordsDurable { ticket }
+            CloudRecordsInput::Durable { ticket }
         } else {
             self.stats.sink_failures += 1;
-            Input::RecordsFailed { ticket }
+            CloudRecordsInput::Failed { ticket }
         };
         self.tell_session(replica, node, input);
     }
@@ -771,11 +781,11 @@ impl World {
                 .limit(now, self.records[node as usize].limits_down());
         }
         let input = match self.records[node as usize].desired.get(&key) {
-            Some(payload) => Input::Put {
+            Some(payload) => StateInput::Put {
                 payload: Arc::clone(payload),
                 key,
             },
-            None => Input::Delete { key },
+            None => StateInput::Delete { key },
         };
         self.tell_session(replica, node, input);
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use edge_core::outbox::{ClassConfig, Next, Outbox, Output, Saved};
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORD_ENTRIES_MAX, STREAMS_MAX};
-use edge_proto::session::Input;
+use edge_proto::session::NodeRecordsInput;
 
 use crate::event::{Answer, Event};
 use crate::rng::Rng;
@@ -100,10 +100,10 @@ impl Post {
     }
 
     /// What the session is told of each class.
-    pub(crate) fn ready(&self, medium: &Medium) -> Vec<Input<'static>> {
+    pub(crate) fn ready(&self, medium: &Medium) -> Vec<NodeRecordsInput> {
         let ready = |class| {
             let (held, end) = self.outbox.ready(class)?;
-            Some(Input::RecordsReady {
+            Some(NodeRecordsInput::Ready {
                 class,
                 incarnation: medium.incarnation,
                 held,
@@ -329,7 +329,7 @@ impl World {
             && let Some(post) = &mut machine.post
         {
             let entries = post.read(&one.store.outbox, class, first, bytes);
-            let input = Input::RecordsRead {
+            let input = NodeRecordsInput::Read {
                 class,
                 first,
                 entries,

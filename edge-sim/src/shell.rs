@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
-use edge_proto::session::{Input, Output};
+use edge_proto::session::{
+    BlobInput, BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, NodeRecordsOutput,
+    StateInput, StateOutput,
+};
 
 use crate::board::{Conn, Run};
 use crate::certs::Enrolment;
@@ -108,7 +111,7 @@ impl World {
             return;
         };
         machine.agent.handle(local, AgentInput::Tick);
-        machine.session.handle(local, Input::Tick);
+        machine.session.handle(local, LinkInput::Tick);
         if one.connect_at.is_some_and(|at| at <= now) {
             one.connect_at = None;
             self.ask_for_connection(board);
@@ -186,7 +189,7 @@ impl World {
         if open {
             one.conn = Conn::Up(conn);
             machine.reconnect.up(local);
-            machine.session.handle(local, Input::TransportUp);
+            machine.session.handle(local, LinkInput::TransportUp);
         } else {
             self.link_down(board);
         }
@@ -209,7 +212,7 @@ impl World {
         let local = one.local(now);
         one.conn = Conn::None;
         if let Some(machine) = &mut one.machine {
-            machine.session.handle(local, Input::TransportDown);
+            machine.session.handle(local, LinkInput::TransportDown);
             let spread_ms = machine.agent.policy().reconnect_spread_ms();
             let again = machine.reconnect.down(local, spread_ms);
             one.connect_at = Some(now + again.saturating_sub(local));
@@ -281,7 +284,7 @@ impl World {
             one.seen.push(bytes.to_vec());
         }
         let accepted = machine.session.epoch();
-        machine.session.handle(local, Input::Frame(&bytes));
+        machine.session.handle(local, LinkInput::Frame(&bytes));
         self.settle_after(board, Some((epoch, accepted)));
     }
 
@@ -314,7 +317,7 @@ impl World {
                     let refused = Vec::new();
                     machine
                         .session
-                        .handle(local, Input::Applied { ticket, refused });
+                        .handle(local, StateInput::Applied { ticket, refused });
                 }
             }
             Answer::Piece(id) => self.call_piece(board, id),
@@ -326,7 +329,7 @@ impl World {
                 let bytes = one.store.blob_bytes(sha256, machine.blob_len);
                 machine
                     .session
-                    .handle(local, Input::BlobHave { sha256, bytes });
+                    .handle(local, BlobInput::Have { sha256, bytes });
             }
         }
         self.settle_board(board);
@@ -475,11 +478,11 @@ impl World {
                 let local = self.boards[board].local(self.now);
                 if let Some(machine) = &mut self.boards[board].machine {
                     let input = match payload {
-                        Some(payload) => Input::Put {
+                        Some(payload) => StateInput::Put {
                             key,
                             payload: Arc::from(payload),
                         },
-                        None => Input::Delete { key },
+                        None => StateInput::Delete { key },
                     };
                     machine.session.handle(local, input);
                 }
@@ -488,49 +491,54 @@ impl World {
         }
     }
 
-    fn perform_session(&mut self, board: usize, output: Output) {
+    fn perform_session(&mut self, board: usize, output: NodeOutput) {
         match output {
-            Output::Send(frame) => {
+            NodeOutput::Link(LinkOutput::Send(frame)) => {
                 let now = self.now;
                 let machine = self.boards[board].machine.as_mut();
                 if !machine.is_none_or(|machine| machine.line.push(now, frame)) {
                     self.stats.dropped += 1;
                 }
             }
-            Output::Apply {
+            NodeOutput::State(StateOutput::Apply {
                 ticket,
                 changes,
                 epoch,
-            } => {
+            }) => {
                 self.check_apply(board, epoch);
                 self.boards[board].applying = Some((ticket, changes, epoch));
                 self.answer(board, 30, Answer::Durable(ticket));
             }
-            Output::BlobWanted { sha256, len } => {
+            NodeOutput::Blob(BlobOutput::Wanted { sha256, len }) => {
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.blob_len = len;
                 }
                 self.answer(board, 5, Answer::Blob(sha256));
             }
-            Output::PieceReceived {
+            NodeOutput::Blob(BlobOutput::Piece {
                 sha256,
                 offset,
                 bytes,
-            } => {
+            }) => {
                 let blob = self.boards[board].store.blobs.entry(sha256).or_default();
                 blob.truncate(offset as usize);
                 blob.extend(bytes);
                 self.answer(board, 5, Answer::Blob(sha256));
             }
-            Output::Live { .. } => self.certificate_works(board),
-            Output::Down => {
+            NodeOutput::Link(LinkOutput::Live { unix_s }) => {
+                self.certificate_works(board);
+                if unix_s != 0 {
+                    self.boards[board].time_from_cloud(self.now, unix_s);
+                }
+            }
+            NodeOutput::Link(LinkOutput::Down) => {
                 self.boards[board].waiting_since = self.now;
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.in_sync = false;
                     machine.calls.clear();
                 }
             }
-            Output::InSync { desired, reported } => {
+            NodeOutput::State(StateOutput::InSync { desired, reported }) => {
                 let local = self.boards[board].local(self.now);
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.in_sync = desired && reported;
@@ -539,23 +547,28 @@ impl World {
                     }
                 }
             }
-            Output::RecordsWanted {
+            NodeOutput::Records(NodeRecordsOutput::Wanted {
                 class,
                 from,
                 bytes_max,
-            } => self.answer(board, 5, Answer::Records(class, from, bytes_max)),
-            Output::RecordsAcked { class, next } => self.records_acked(board, class, next),
-            Output::RecordsAhead { .. } => self.records_ahead(board),
-            Output::CallRequest { id, body, .. } => self.call_requested(board, id, &body),
-            Output::CallWindow { id, bytes } => self.call_window(board, id, bytes),
-            Output::CallCancelled { id } => {
+            }) => self.answer(board, 5, Answer::Records(class, from, bytes_max)),
+            NodeOutput::Records(NodeRecordsOutput::Acked { class, next }) => {
+                self.records_acked(board, class, next)
+            }
+            NodeOutput::Records(NodeRecordsOutput::Ahead { .. }) => self.records_ahead(board),
+            NodeOutput::Call(NodeCallOutput::Request { id, body, .. }) => {
+                self.call_requested(board, id, &body)
+            }
+            NodeOutput::Call(NodeCallOutput::Window { id, bytes }) => {
+                self.call_window(board, id, bytes)
+            }
+            NodeOutput::Call(NodeCallOutput::Cancelled { id }) => {
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.calls.remove(&id);
                 }
             }
-            Output::TimeFromCloud(unix_s) => self.boards[board].time_from_cloud(self.now, unix_s),
-            Output::PeerProblem(_) => self.stats.problems_at_nodes += 1,
-            Output::PutRefused { key, reason } => {
+            NodeOutput::Link(LinkOutput::PeerProblem(_)) => self.stats.problems_at_nodes += 1,
+            NodeOutput::State(StateOutput::PutRefused { key, reason }) => {
                 let node = self.boards[board].node;
                 self.fail(node, format!("a report was refused: {key} {reason}"));
             }

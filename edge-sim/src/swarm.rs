@@ -17,7 +17,10 @@ use edge_min::link::identity::Identity;
 use edge_min::link::join;
 use edge_min::link::tls;
 use edge_proto::enrol::Endpoint;
-use edge_proto::session::{self, Input, NodeConfig, Output};
+use edge_proto::session::{
+    self, BlobInput, BlobOutput, LinkInput, LinkOutput, NodeConfig, NodeOutput, StateInput,
+    StateOutput,
+};
 use serde::Serialize;
 use smol::future::or;
 
@@ -355,14 +358,16 @@ impl Node {
                 Event::Link(LinkEvent::Up(sender)) => {
                     self.reconnect.up(now);
                     self.link = Some(sender);
-                    self.handle(Input::TransportUp, &said);
+                    self.handle(LinkInput::TransportUp, &said);
                 }
-                Event::Link(LinkEvent::Frame(frame)) => self.handle(Input::Frame(&frame), &said),
+                Event::Link(LinkEvent::Frame(frame)) => {
+                    self.handle(LinkInput::Frame(&frame), &said)
+                }
                 Event::Link(LinkEvent::Down(..)) => {
                     if self.link.take().is_some() {
                         counts.lost.fetch_add(1, Ordering::SeqCst);
                     }
-                    self.handle(Input::TransportDown, &said);
+                    self.handle(LinkInput::TransportDown, &said);
                     self.connect_at = Some(self.reconnect.down(now, 0));
                 }
                 Event::Link(_) => {}
@@ -380,39 +385,40 @@ impl Node {
                         let to = Arc::clone(&self.to);
                         self.connects.try_send(Connect { to, will }).ok();
                     }
-                    self.handle(Input::Tick, &said);
+                    self.handle(LinkInput::Tick, &said);
                 }
             }
         }
     }
 
-    fn handle(&mut self, input: Input<'_>, said: &Sender<Said>) {
+    fn handle(&mut self, input: LinkInput<'_>, said: &Sender<Said>) {
         let now = self.now();
         self.session.handle(now, input);
         while let Some(output) = self.session.poll() {
             match output {
-                Output::Send(frame) => {
+                NodeOutput::Link(LinkOutput::Send(frame)) => {
                     if let Some(link) = &mut self.link {
                         // Keeps its count of what the socket has taken short.
                         link.has_room();
                         link.send(frame);
                     }
                 }
-                Output::Apply { ticket, .. } => {
+                NodeOutput::State(StateOutput::Apply { ticket, .. }) => {
                     let refused = Vec::new();
-                    self.session.handle(now, Input::Applied { ticket, refused });
+                    self.session
+                        .handle(now, StateInput::Applied { ticket, refused });
                 }
-                Output::BlobWanted { sha256, len } => {
+                NodeOutput::Blob(BlobOutput::Wanted { sha256, len }) => {
                     // It runs nothing, so it says that it has what it is sent.
                     self.session
-                        .handle(now, Input::BlobHave { sha256, bytes: len });
+                        .handle(now, BlobInput::Have { sha256, bytes: len });
                 }
                 // The receiver is there as long as the swarm runs.
-                Output::Live { .. } if !self.live => {
+                NodeOutput::Link(LinkOutput::Live { .. }) if !self.live => {
                     self.live = true;
                     said.try_send(Said::Live).ok();
                 }
-                Output::Down if self.live => {
+                NodeOutput::Link(LinkOutput::Down) if self.live => {
                     self.live = false;
                     said.try_send(Said::Gone).ok();
                 }

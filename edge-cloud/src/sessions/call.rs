@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
-use edge_proto::session::Input;
+use edge_proto::session::CloudCallInput;
 use tokio::sync::mpsc;
 
 use super::Sessions;
@@ -39,7 +39,7 @@ impl Calls for Arc<Sessions> {
         let id = state.calls;
         if let Some(node) = state.nodes.get_mut(name) {
             node.calls.insert(id, reader);
-            self.handle(&mut state, name, Input::CallStart { id, method, body });
+            self.handle(&mut state, name, CloudCallInput::Start { id, method, body });
         }
         drop(state);
         tokio::spawn(relay(
@@ -93,11 +93,15 @@ async fn relay(
             break;
         }
         let mut state = sessions.lock();
-        sessions.handle(&mut state, &name, Input::CallTaken { id, bytes: taken });
+        sessions.handle(
+            &mut state,
+            &name,
+            CloudCallInput::Taken { id, bytes: taken },
+        );
     }
     let mut state = sessions.lock();
     if let Some(node) = state.nodes.get_mut(name.as_str()) {
         node.calls.remove(&id);
     }
-    sessions.handle(&mut state, &name, Input::CallCancel { id });
+    sessions.handle(&mut state, &name, CloudCallInput::Cancel { id });
 }

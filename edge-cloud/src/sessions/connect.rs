@@ -3,7 +3,7 @@
 //! the registry before it takes the lock to end the link.
 
 use edge_proto::frame::Frame;
-use edge_proto::session::Input;
+use edge_proto::session::{CloudInput, LinkInput};
 
 use super::node::{Carrier, Connection, NodeSession};
 use super::takeover::Verdict;
@@ -45,9 +45,9 @@ impl Sessions {
         let node = state.nodes.get_mut(name).ok_or(Refused::ForNow)?;
         let before = node.attach(self.now(), id, Box::new(carrier));
         if before.is_some() {
-            self.handle(&mut state, name, Input::TransportDown);
+            self.handle(&mut state, name, LinkInput::TransportDown);
         }
-        self.handle(&mut state, name, Input::NodeConnected);
+        self.handle(&mut state, name, CloudInput::NodeConnected);
         drop(state);
         self.changes.changed(name);
         Ok(id)
@@ -114,7 +114,7 @@ impl Sessions {
                 node.takeovers.heard();
             }
             if !self.must_wait(&mut state, name, frame) {
-                self.handle(&mut state, name, Input::Frame(frame));
+                self.handle(&mut state, name, LinkInput::Frame(frame));
             }
         }
     }
@@ -153,7 +153,7 @@ impl Sessions {
         };
         if node.connection.as_ref().is_some_and(|one| one.id == id) {
             node.connection = None;
-            self.handle(&mut state, name, Input::TransportDown);
+            self.handle(&mut state, name, LinkInput::TransportDown);
             drop(state);
             self.changes.changed(name);
         }

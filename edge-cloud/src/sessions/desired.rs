@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use edge_proto::session::Input;
+use edge_proto::session::{LinkInput, StateInput};
 
 use super::{Sessions, State, session};
 use crate::nodes::DesiredSets;
@@ -20,12 +20,12 @@ impl DesiredSets for Sessions {
             None => self.first_set(&mut state, name, desired),
             Some(before) => {
                 for key in before.keys().filter(|key| !desired.contains_key(*key)) {
-                    self.handle(&mut state, name, Input::Delete { key: key.clone() });
+                    self.handle(&mut state, name, StateInput::Delete { key: key.clone() });
                 }
                 for (key, payload) in desired {
                     if before.get(key) != Some(payload) {
                         let (key, payload) = (key.clone(), Arc::clone(payload));
-                        self.handle(&mut state, name, Input::Put { key, payload });
+                        self.handle(&mut state, name, StateInput::Put { key, payload });
                     }
                 }
                 self.schedule(&mut state, name);
@@ -57,10 +57,10 @@ impl Sessions {
         node.in_sync = false;
         for (key, payload) in desired {
             let (key, payload) = (key.clone(), Arc::clone(payload));
-            node.session.handle(now, Input::Put { key, payload });
+            node.session.handle(now, StateInput::Put { key, payload });
         }
         if node.connection.is_some() || was_live {
-            self.handle(state, name, Input::TransportUp);
+            self.handle(state, name, LinkInput::TransportUp);
         }
         self.schedule(state, name);
         self.probe_all();

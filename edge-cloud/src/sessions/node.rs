@@ -8,7 +8,10 @@ use edge_proto::key::{Key, Kind};
 use edge_proto::lanes::Limits;
 use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 use edge_proto::rate_limiter::Reservation;
-use edge_proto::session::{Cloud, Input, Output, Payload};
+use edge_proto::session::{
+    BlobInput, BlobOutput, Cloud, CloudCallInput, CloudCallOutput, CloudInput, CloudOutput,
+    LinkOutput, Payload, StateInput, StateOutput,
+};
 use tokio::sync::mpsc;
 
 use super::call::Heard;
@@ -172,24 +175,24 @@ impl NodeSession {
     pub(super) fn perform(
         &mut self,
         now: u64,
-        output: Output,
+        output: CloudOutput,
         events: &mut Vec<(&'static str, String)>,
     ) -> bool {
         match output {
-            Output::Send(frame) => {
+            CloudOutput::Link(LinkOutput::Send(frame)) => {
                 let held = self.desired.is_none() && carries_desired(&frame);
                 if let Some(connection) = self.connection.as_mut().filter(|_| !held) {
                     connection.carrier.send(now, frame);
                 }
                 false
             }
-            Output::Apply {
+            CloudOutput::State(StateOutput::Apply {
                 ticket, changes, ..
-            } => {
+            }) => {
                 self.apply(now, ticket, changes, events);
                 true
             }
-            Output::Live { .. } => {
+            CloudOutput::Link(LinkOutput::Live { .. }) => {
                 self.reservation = Reservation::default();
                 self.proof_asked = None;
                 // A session may follow another without a break.
@@ -200,7 +203,7 @@ impl NodeSession {
                 }
                 true
             }
-            Output::Down => {
+            CloudOutput::Link(LinkOutput::Down) => {
                 self.live = false;
                 self.in_sync = false;
                 self.changed_unix_s = unix_s();
@@ -210,31 +213,31 @@ impl NodeSession {
                 events.push(("Disconnected", "session over".to_owned()));
                 true
             }
-            Output::InSync { desired, reported } => {
+            CloudOutput::State(StateOutput::InSync { desired, reported }) => {
                 self.in_sync = desired && reported;
                 self.heard |= reported;
                 true
             }
-            Output::CallBytes { id, bytes, end } => {
+            CloudOutput::Call(CloudCallOutput::Data { id, bytes, end }) => {
                 self.call_bytes(now, id, bytes, end);
                 false
             }
-            Output::CallCancelled { id } => {
+            CloudOutput::Call(CloudCallOutput::Cancelled { id }) => {
                 if let Some(reader) = self.calls.remove(&id) {
                     let why = "the node is not connected, or its answer broke off";
                     let _gone = reader.try_send(Heard::Broken(why));
                 }
                 false
             }
-            Output::BlobWanted { sha256, .. } => {
+            CloudOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
                 self.session
-                    .handle(now, Input::BlobHave { sha256, bytes: 0 });
+                    .handle(now, BlobInput::Have { sha256, bytes: 0 });
                 false
             }
             // What a node may fetch is in its set.
-            Output::BlobRead { sha256, offset, .. } => {
+            CloudOutput::BlobRead { sha256, offset, .. } => {
                 let bytes = Vec::new();
-                let input = Input::BlobData {
+                let input = CloudInput::BlobData {
                     sha256,
                     offset,
                     bytes,
@@ -242,12 +245,12 @@ impl NodeSession {
                 self.session.handle(now, input);
                 false
             }
-            Output::PeerProblem(problem) => {
+            CloudOutput::Link(LinkOutput::PeerProblem(problem)) => {
                 let due = self.problems.add(now, &problem.to_string());
                 events.extend(due.map(|text| ("PeerProblem", text)));
                 false
             }
-            Output::PutRefused { key, reason } => {
+            CloudOutput::State(StateOutput::PutRefused { key, reason }) => {
                 events.push(("ObjectRefused", format!("{key}: {reason}")));
                 false
             }
@@ -278,7 +281,8 @@ impl NodeSession {
             }
         }
         let refused = Vec::new();
-        self.session.handle(now, Input::Applied { ticket, refused });
+        self.session
+            .handle(now, StateInput::Applied { ticket, refused });
     }
 
     /// Passes a piece of a call's answer on.
@@ -296,7 +300,7 @@ impl NodeSession {
             self.calls.remove(&id);
         }
         if failed {
-            self.session.handle(now, Input::CallCancel { id });
+            self.session.handle(now, CloudCallInput::Cancel { id });
         }
     }
 

@@ -3,7 +3,7 @@
 //! was silent for long.
 
 use edge_proto::frame::Frame;
-use edge_proto::session::Input;
+use edge_proto::session::{CloudInput, LinkInput};
 
 use super::node::{Carrier, NodeSession};
 use super::{READMITTED, Sessions, State};
@@ -34,13 +34,13 @@ impl Sessions {
         });
         let names: Vec<_> = silent.map(|node| node.name.clone()).take(count).collect();
         for name in &names {
-            self.reach(&mut state, name, Input::TransportUp, carriers);
+            self.reach(&mut state, name, LinkInput::TransportUp.into(), carriers);
         }
         !names.is_empty()
     }
 
     /// A node can be reached through the broker.
-    fn reach(&self, state: &mut State, name: &str, how: Input<'_>, carriers: Carriers<'_>) {
+    fn reach(&self, state: &mut State, name: &str, how: CloudInput<'_>, carriers: Carriers<'_>) {
         state.connections += 1;
         let id = state.connections;
         if let Some(node) = state.nodes.get_mut(name) {
@@ -61,8 +61,8 @@ impl Sessions {
         let node = state.nodes.get(name);
         if node.is_some_and(|node| node.connection.is_none()) {
             let how = match hello() {
-                true => Input::NodeConnected,
-                false => Input::TransportUp,
+                true => CloudInput::NodeConnected,
+                false => LinkInput::TransportUp.into(),
             };
             self.reach(&mut state, name, how, carriers);
         }
@@ -73,7 +73,7 @@ impl Sessions {
             connection.asked = 0;
         }
         if !self.must_wait(&mut state, name, frame) {
-            self.handle(&mut state, name, Input::Frame(frame));
+            self.handle(&mut state, name, LinkInput::Frame(frame));
         }
     }
 
@@ -126,8 +126,8 @@ impl Sessions {
             self.schedule(&mut state, &name);
         }
         for name in gone {
-            self.handle(&mut state, &name, Input::TransportDown);
-            self.handle(&mut state, &name, Input::TransportUp);
+            self.handle(&mut state, &name, LinkInput::TransportDown);
+            self.handle(&mut state, &name, LinkInput::TransportUp);
         }
     }
 
@@ -139,7 +139,7 @@ impl Sessions {
             if let Some(node) = state.nodes.get_mut(&name) {
                 node.connection = None;
             }
-            self.handle(&mut state, &name, Input::TransportDown);
+            self.handle(&mut state, &name, LinkInput::TransportDown);
             self.changes.changed(&name);
         }
     }

@@ -1,6 +1,6 @@
 //! Records between the sessions and their sink.
 
-use edge_proto::session::{Input, Output};
+use edge_proto::session::{CloudRecordsInput, RecordsOutput};
 
 use super::Sessions;
 use super::node::NodeSession;
@@ -8,14 +8,9 @@ use crate::records::ledger::{Batch, Incarnation};
 use crate::records::{Notice, RecordSessions, Records, Settled};
 
 impl NodeSession {
-    /// Hands records to the sink; gives back any other output.
-    pub(super) fn take_records(
-        &mut self,
-        now: u64,
-        output: Output,
-        records: &Records,
-    ) -> Option<Output> {
-        let Output::Records {
+    /// Hands records to the sink.
+    pub(super) fn take_records(&mut self, now: u64, output: RecordsOutput, records: &Records) {
+        let RecordsOutput {
             ticket,
             incarnation,
             class,
@@ -23,10 +18,7 @@ impl NodeSession {
             held,
             entries,
             ..
-        } = output
-        else {
-            return Some(output);
-        };
+        } = output;
         let batch = Batch {
             incarnation: Incarnation(incarnation),
             class,
@@ -35,9 +27,9 @@ impl NodeSession {
             entries,
         };
         if !records.offer(&self.name, self.stream, ticket, batch) {
-            self.session.handle(now, Input::RecordsFailed { ticket });
+            self.session
+                .handle(now, CloudRecordsInput::Failed { ticket });
         }
-        None
     }
 }
 
@@ -57,8 +49,8 @@ impl RecordSessions for Sessions {
             if current == Some(one.session) {
                 let ticket = one.ticket;
                 let input = match one.durable {
-                    true => Input::RecordsDurable { ticket },
-                    false => Input::RecordsFailed { ticket },
+                    true => CloudRecordsInput::Durable { ticket },
+                    false => CloudRecordsInput::Failed { ticket },
                 };
                 self.handle(&mut state, name, input);
             }

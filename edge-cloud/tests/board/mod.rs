@@ -18,7 +18,10 @@ use edge_cloud::serve;
 use edge_cloud::sessions::ADMISSIONS_PER_S;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
-use edge_proto::session::{Input, Node, NodeConfig, Output};
+use edge_proto::session::{
+    LinkInput, LinkOutput, Node, NodeCallInput, NodeCallOutput, NodeConfig, NodeInput, NodeOutput,
+    NodeRecordsInput, NodeRecordsOutput, StateInput, StateOutput,
+};
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
     Connect, ConnectReturnCode, Filter, LastWill, Packet, Publish, Subscribe,
@@ -412,7 +415,7 @@ impl Board {
     pub(crate) async fn ready(&mut self) -> io::Result<()> {
         let input = {
             let outbox = self.outbox.lock().unwrap();
-            Input::RecordsReady {
+            NodeRecordsInput::Ready {
                 class: 0,
                 incarnation: outbox.incarnation,
                 held: outbox.acknowledged.max(1),
@@ -449,7 +452,7 @@ impl Board {
             start: Instant::now(),
             outbox: Arc::default(),
         };
-        board.handle(Input::TransportUp).await.map_err(broke)?;
+        board.handle(LinkInput::TransportUp).await.map_err(broke)?;
         Ok(board)
     }
 
@@ -461,26 +464,27 @@ impl Board {
         self.session.will()
     }
 
-    async fn handle(&mut self, input: Input<'_>) -> io::Result<()> {
+    async fn handle<'a>(&mut self, input: impl Into<NodeInput<'a>>) -> io::Result<()> {
         self.session.handle(self.now(), input);
         while let Some(output) = self.session.poll() {
             match output {
-                Output::Send(frame) => {
+                NodeOutput::Link(LinkOutput::Send(frame)) => {
                     let topic = topic_up(&self.node);
                     self.client.publish(&topic, QoS::AtMostOnce, frame).await?;
                 }
-                Output::Apply { ticket, .. } => {
+                NodeOutput::State(StateOutput::Apply { ticket, .. }) => {
                     let refused = Vec::new();
                     let now = self.now();
-                    self.session.handle(now, Input::Applied { ticket, refused });
+                    self.session
+                        .handle(now, StateInput::Applied { ticket, refused });
                 }
-                Output::RecordsWanted {
+                NodeOutput::Records(NodeRecordsOutput::Wanted {
                     class,
                     from,
                     bytes_max,
-                } => {
+                }) => {
                     let entries = self.outbox.lock().unwrap().read(from, bytes_max);
-                    let read = Input::RecordsRead {
+                    let read = NodeRecordsInput::Read {
                         class,
                         first: from,
                         entries,
@@ -488,15 +492,17 @@ impl Board {
                     let now = self.now();
                     self.session.handle(now, read);
                 }
-                Output::RecordsAcked { next, .. } => {
+                NodeOutput::Records(NodeRecordsOutput::Acked { next, .. }) => {
                     self.outbox.lock().unwrap().acknowledged = next;
                 }
-                Output::CallRequest { id, .. } if self.answers != Answers::Never => {
+                NodeOutput::Call(NodeCallOutput::Request { id, .. })
+                    if self.answers != Answers::Never =>
+                {
                     let bytes = b"\0line\n".to_vec();
                     let end = self.answers == Answers::Whole;
                     let now = self.now();
                     self.session
-                        .handle(now, Input::CallAnswer { id, bytes, end });
+                        .handle(now, NodeCallInput::Answer { id, bytes, end });
                 }
                 _ => {}
             }
@@ -511,9 +517,9 @@ impl Board {
             let wait = Duration::from_millis(wait.saturating_sub(self.now()).min(60_000));
             // Reading again after the deadline loses nothing: the bytes are in the buffer.
             match tokio::time::timeout(wait, self.client.read()).await {
-                Err(_) => self.handle(Input::Tick).await?,
+                Err(_) => self.handle(LinkInput::Tick).await?,
                 Ok(Ok(Packet::Publish(publish))) => {
-                    self.handle(Input::Frame(&publish.payload)).await?;
+                    self.handle(LinkInput::Frame(&publish.payload)).await?;
                 }
                 Ok(Ok(Packet::Disconnect(_))) => return Ok(()),
                 Ok(Ok(_)) => {}

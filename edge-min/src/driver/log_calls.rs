@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
-use edge_proto::session::Input;
+use edge_proto::session::NodeCallInput;
 use edge_proto::sorted::SortedMap;
 
 use crate::workload::logs;
@@ -123,7 +123,7 @@ impl LogCalls {
         &mut self,
         now: u64,
         is_over: &dyn Fn(&LogsRequest, &Path) -> bool,
-    ) -> Option<Input<'static>> {
+    ) -> Option<NodeCallInput> {
         for (id, call) in &mut self.calls {
             if call.window == 0 || call.look_at > now {
                 continue;
@@ -150,7 +150,7 @@ impl LogCalls {
             if whole {
                 self.calls.remove(&id);
             }
-            return Some(Input::CallAnswer {
+            return Some(NodeCallInput::Answer {
                 id,
                 bytes,
                 end: whole,
@@ -166,7 +166,7 @@ mod tests {
 
     fn drain(calls: &mut LogCalls, now: u64) -> (Vec<u8>, bool) {
         let (mut all, mut ended) = (Vec::new(), false);
-        while let Some(Input::CallAnswer { bytes, end, .. }) = calls.next(now, &|_, _| false) {
+        while let Some(NodeCallInput::Answer { bytes, end, .. }) = calls.next(now, &|_, _| false) {
             all.extend(bytes);
             ended = end;
         }

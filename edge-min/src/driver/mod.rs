@@ -24,7 +24,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::object::{Condition, NodeStatus};
-use edge_proto::session::{self, Node, NodeConfig};
+use edge_proto::session::{BlobInput, LinkInput, Node, NodeConfig, StateInput};
 use edge_proto::sorted::SortedMap;
 use smol::future::or;
 use smol::{Async, Timer};
@@ -439,7 +439,7 @@ impl Driver {
 
     fn handle_time(&mut self, now: u64, link_events: &Sender<LinkEvent>) {
         self.agent.handle(now, Input::Tick);
-        self.session.handle(now, session::Input::Tick);
+        self.session.handle(now, LinkInput::Tick);
         if self.connect_at.is_some_and(|at| at <= now)
             && let Some(connects) = &self.connects
             && let Some(certificates) = &mut self.certificates
@@ -473,7 +473,7 @@ impl Driver {
                 }
                 let refused = Vec::new();
                 self.session
-                    .handle(now, session::Input::Applied { ticket, refused });
+                    .handle(now, StateInput::Applied { ticket, refused });
             }
             StoreDone::Ahead(pods) => {
                 for (key, payload) in pods {
@@ -481,8 +481,7 @@ impl Driver {
                 }
             }
             StoreDone::Have(sha256, bytes) => {
-                self.session
-                    .handle(now, session::Input::BlobHave { sha256, bytes });
+                self.session.handle(now, BlobInput::Have { sha256, bytes });
             }
             StoreDone::Trouble(reason) => {
                 if let Some(reason) = &reason {
@@ -625,11 +624,11 @@ impl Driver {
             Output::Report(key, payload) => {
                 let now = self.now();
                 let input = match payload {
-                    Some(payload) => session::Input::Put {
+                    Some(payload) => StateInput::Put {
                         key,
                         payload: Arc::from(payload),
                     },
-                    None => session::Input::Delete { key },
+                    None => StateInput::Delete { key },
                 };
                 self.session.handle(now, input);
             }

@@ -1,6 +1,6 @@
 //! The driver between the session and the outbox: what one asks, the other is told.
 
-use edge_proto::session;
+use edge_proto::session::{NodeRecordsInput, NodeRecordsOutput};
 
 use super::Driver;
 use crate::storage::outbox::{Done, Job};
@@ -15,7 +15,7 @@ impl Driver {
                 end,
             } => {
                 self.incarnation = incarnation;
-                let ready = session::Input::RecordsReady {
+                let ready = NodeRecordsInput::Ready {
                     class,
                     incarnation,
                     held,
@@ -29,7 +29,7 @@ impl Driver {
                 first,
                 entries,
             } if incarnation == self.incarnation => {
-                let read = session::Input::RecordsRead {
+                let read = NodeRecordsInput::Read {
                     class,
                     first,
                     entries,
@@ -51,10 +51,10 @@ impl Driver {
         }
     }
 
-    pub(super) fn perform_stream(&mut self, output: session::Output) {
+    pub(super) fn perform_records(&mut self, output: NodeRecordsOutput) {
         let incarnation = self.incarnation;
         let job = match output {
-            session::Output::RecordsWanted {
+            NodeRecordsOutput::Wanted {
                 class,
                 from,
                 bytes_max,
@@ -64,16 +64,15 @@ impl Driver {
                 from,
                 bytes_max,
             },
-            session::Output::RecordsAcked { class, next } => Job::Acked {
+            NodeRecordsOutput::Acked { class, next } => Job::Acked {
                 incarnation,
                 class,
                 next,
             },
-            session::Output::RecordsAhead { class, next } => {
+            NodeRecordsOutput::Ahead { class, next } => {
                 log::error!("outbox_behind_cloud class={class} next={next}");
                 Job::Renew { incarnation }
             }
-            _ => return,
         };
         self.outbox_jobs.push(job);
     }

@@ -6,7 +6,9 @@ use async_channel::Sender;
 use edge_core::Input;
 use edge_core::reconnect::{self, Reconnect};
 use edge_proto::call::{ANSWER_OK, LogsRequest, METHOD_RENEW};
-use edge_proto::session;
+use edge_proto::session::{
+    BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, StateOutput,
+};
 
 use super::Driver;
 use crate::driver::log_calls::LogCalls;
@@ -48,14 +50,14 @@ impl Driver {
                 self.reconnect.up(now);
                 self.link_error.clear();
                 self.link = Some(sender);
-                self.session.handle(now, session::Input::TransportUp);
+                self.session.handle(now, LinkInput::TransportUp);
             }
             LinkEvent::Room => {}
-            LinkEvent::Frame(frame) => self.session.handle(now, session::Input::Frame(&frame)),
+            LinkEvent::Frame(frame) => self.session.handle(now, LinkInput::Frame(&frame)),
             LinkEvent::Down(reason, refused) => {
                 self.link = None;
                 self.lanes.clear();
-                self.session.handle(now, session::Input::TransportDown);
+                self.session.handle(now, LinkInput::TransportDown);
                 let at = self
                     .reconnect
                     .down(now, self.agent.policy().reconnect_spread_ms());
@@ -72,44 +74,47 @@ impl Driver {
         }
     }
 
-    pub(super) fn perform_session(&mut self, output: session::Output) {
+    pub(super) fn perform_session(&mut self, output: NodeOutput) {
         match output {
-            session::Output::Send(frame) => {
+            NodeOutput::Link(LinkOutput::Send(frame)) => {
                 // A frame that does not fit is lost like one on the way: the session repeats.
                 self.lanes.push(frame);
             }
-            session::Output::Apply {
+            NodeOutput::State(StateOutput::Apply {
                 ticket,
                 changes,
                 epoch,
-            } => {
+            }) => {
                 self.store_jobs.push(StoreJob::Apply {
                     ticket,
                     changes,
                     epoch,
                 });
             }
-            session::Output::BlobWanted { sha256, len } => {
+            NodeOutput::Blob(BlobOutput::Wanted { sha256, len }) => {
                 self.store_jobs.push(StoreJob::BlobWanted(sha256, len));
             }
-            session::Output::PieceReceived {
+            NodeOutput::Blob(BlobOutput::Piece {
                 sha256,
                 offset,
                 bytes,
-            } => {
+            }) => {
                 self.store_jobs.push(StoreJob::Piece(sha256, offset, bytes));
             }
-            session::Output::Live { .. } => {
+            NodeOutput::Link(LinkOutput::Live { unix_s }) => {
                 self.live = true;
                 log::info!("session_live");
                 self.certificate_works();
+                if unix_s != 0 {
+                    self.time_from_cloud(unix_s);
+                }
             }
-            session::Output::Down => {
+            NodeOutput::Link(LinkOutput::Down) => {
                 self.live = false;
                 self.log_calls.clear();
                 log::info!("session_down");
             }
-            session::Output::InSync { desired, reported } => {
+            NodeOutput::State(StateOutput::InSync { desired, reported }) => {
                 self.in_sync = desired && reported;
                 if desired {
                     // The cloud has sent again what was lost.
@@ -118,8 +123,9 @@ impl Driver {
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
             }
-            session::Output::TimeFromCloud(unix_s) => self.time_from_cloud(unix_s),
-            session::Output::CallRequest { id, method, body } if method == METHOD_RENEW => {
+            NodeOutput::Call(NodeCallOutput::Request { id, method, body })
+                if method == METHOD_RENEW =>
+            {
                 let mut answer = vec![ANSWER_OK];
                 if let Some(certificates) = &mut self.certificates {
                     if body.is_empty() {
@@ -129,25 +135,29 @@ impl Driver {
                 }
                 self.log_calls.answer(id, answer);
             }
-            session::Output::CallRequest { id, method, body } => {
+            NodeOutput::Call(NodeCallOutput::Request { id, method, body }) => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
                     let (file, _) = self.called_log(&request)?;
                     Ok((file, request))
                 });
                 self.log_calls.open(id, file);
             }
-            session::Output::CallWindow { id, bytes } => self.log_calls.window(id, bytes),
-            session::Output::CallCancelled { id } => self.log_calls.close(id),
-            session::Output::PutRefused { key, reason } => {
+            NodeOutput::Call(NodeCallOutput::Window { id, bytes }) => {
+                self.log_calls.window(id, bytes)
+            }
+            NodeOutput::Call(NodeCallOutput::Cancelled { id }) => self.log_calls.close(id),
+            NodeOutput::State(StateOutput::PutRefused { key, reason }) => {
                 log::error!("report_refused key={key} reason={reason}");
             }
-            session::Output::PeerProblem(problem) => {
+            NodeOutput::Link(LinkOutput::PeerProblem(problem)) => {
                 log::warn!("peer_problem {problem}");
                 if !self.live {
                     self.link_error = problem.to_string();
                 }
             }
-            other => self.perform_stream(other),
+            NodeOutput::Records(output) => self.perform_records(output),
+            // Fetches and what an agent without them is not asked for.
+            _ => {}
         }
     }
 

@@ -3,8 +3,8 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::Output;
 use super::sender::send;
+use super::{CloudCallOutput, CloudOutput, NodeCallOutput, NodeOutput};
 use crate::frame::{Frame, SessionId};
 use crate::limits::{CALL_BYTES_MAX, CALL_WINDOW_BYTES, CALLS_MAX};
 use crate::sorted::SortedMap;
@@ -25,10 +25,10 @@ struct Answer {
 
 impl Answers {
     /// The session is over, and all calls with it.
-    pub(super) fn close(&mut self, out: &mut VecDeque<Output>) {
+    pub(super) fn close(&mut self, out: &mut VecDeque<NodeOutput>) {
         self.last = None;
         for (id, _) in core::mem::take(&mut self.calls) {
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(NodeCallOutput::Cancelled { id }.into());
         }
     }
 
@@ -36,7 +36,7 @@ impl Answers {
         &mut self,
         session: SessionId,
         (id, method, body): (u32, u16, Vec<u8>),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<NodeOutput>,
     ) {
         if self.last.is_some_and(|last| id <= last) {
             return;
@@ -48,12 +48,12 @@ impl Answers {
         }
         let upto = u64::from(CALL_WINDOW_BYTES);
         self.calls.insert(id, Answer { sent: 0, upto });
-        out.push_back(Output::CallRequest { id, method, body });
+        out.push_back(NodeCallOutput::Request { id, method, body }.into());
         let bytes = CALL_WINDOW_BYTES;
-        out.push_back(Output::CallWindow { id, bytes });
+        out.push_back(NodeCallOutput::Window { id, bytes }.into());
     }
 
-    pub(super) fn handle_credit(&mut self, id: u32, upto: u64, out: &mut VecDeque<Output>) {
+    pub(super) fn handle_credit(&mut self, id: u32, upto: u64, out: &mut VecDeque<NodeOutput>) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
@@ -62,18 +62,18 @@ impl Answers {
         let fits = upto <= call.sent + u64::from(CALL_WINDOW_BYTES);
         if let (true, Ok(bytes @ 1..)) = (fits, u32::try_from(bytes)) {
             call.upto = upto;
-            out.push_back(Output::CallWindow { id, bytes });
+            out.push_back(NodeCallOutput::Window { id, bytes }.into());
         }
     }
 
-    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<Output>) {
+    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<NodeOutput>) {
         if self.calls.remove(&id).is_some() {
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(NodeCallOutput::Cancelled { id }.into());
         }
     }
 
     /// The caller ends a call.
-    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<Output>) {
+    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<NodeOutput>) {
         if self.calls.remove(&id).is_some() {
             send(out, &Frame::CallCancel { session, id });
         }
@@ -84,14 +84,14 @@ impl Answers {
         &mut self,
         session: SessionId,
         (id, bytes, end): (u32, &[u8], bool),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<NodeOutput>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
         if call.sent + bytes.len() as u64 > call.upto {
             self.cancel(session, id, out);
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(NodeCallOutput::Cancelled { id }.into());
             return;
         }
         let mut rest = bytes;
@@ -133,9 +133,9 @@ struct Request {
 
 impl Requests {
     /// The session is over, and all calls with it.
-    pub(super) fn close(&mut self, out: &mut VecDeque<Output>) {
+    pub(super) fn close(&mut self, out: &mut VecDeque<CloudOutput>) {
         for (id, _) in core::mem::take(&mut self.calls) {
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(CloudCallOutput::Cancelled { id }.into());
         }
     }
 
@@ -143,12 +143,12 @@ impl Requests {
         &mut self,
         session: Option<SessionId>,
         (id, method, body): (u32, u16, Vec<u8>),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<CloudOutput>,
     ) {
         let fresh = self.last.is_none_or(|last| id > last);
         let fits = body.len() <= CALL_BYTES_MAX && self.calls.len() < CALLS_MAX;
         let (Some(session), true, true) = (session, fresh, fits) else {
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(CloudCallOutput::Cancelled { id }.into());
             return;
         };
         self.last = Some(id);
@@ -171,7 +171,7 @@ impl Requests {
         &mut self,
         session: SessionId,
         (id, offset, bytes, end): (u32, u64, Vec<u8>, bool),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<CloudOutput>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
             // Unless the node learns it, it would wait for credit for ever.
@@ -187,14 +187,14 @@ impl Requests {
         if offset > call.received || after > call.upto {
             // A piece is lost, or the node does not keep to its credit.
             self.cancel(session, id, out);
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(CloudCallOutput::Cancelled { id }.into());
             return;
         }
         call.received = after;
         if end {
             self.calls.remove(&id);
         }
-        out.push_back(Output::CallBytes { id, bytes, end });
+        out.push_back(CloudCallOutput::Data { id, bytes, end }.into());
     }
 
     /// The consumer took `bytes`; credit goes out by half windows.
@@ -203,7 +203,7 @@ impl Requests {
         session: SessionId,
         id: u32,
         bytes: u32,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<CloudOutput>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
@@ -216,14 +216,14 @@ impl Requests {
         }
     }
 
-    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<Output>) {
+    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<CloudOutput>) {
         if self.calls.remove(&id).is_some() {
-            out.push_back(Output::CallCancelled { id });
+            out.push_back(CloudCallOutput::Cancelled { id }.into());
         }
     }
 
     /// The caller ends a call.
-    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<Output>) {
+    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<CloudOutput>) {
         if self.calls.remove(&id).is_some() {
             send(out, &Frame::CallCancel { session, id });
         }

@@ -3,8 +3,11 @@
 use super::call::Requests;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
+use super::piece::PIECE_BYTES;
 use super::stream::StreamReceiver;
-use super::{Input, Output, Problem};
+use super::{
+    CloudCallInput, CloudInput, CloudOutput, CloudRecordsInput, LinkInput, LinkOutput, Problem,
+};
 use crate::Millis;
 use crate::frame::{Frame, FrameError, Incarnation, Nonce, Refusal, SessionId, Set};
 use crate::hash::Hash16;
@@ -62,7 +65,7 @@ pub struct Cloud {
     clock: Option<(Millis, u64)>,
     probing: Option<Tries>,
     candidate: Option<Candidate>,
-    link: Link,
+    link: Link<CloudOutput>,
     requests: Requests,
     streams: StreamReceiver,
 }
@@ -142,15 +145,20 @@ impl Cloud {
     }
 
     /// One thing happened at `now`; drain `poll` afterwards.
-    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
+    pub fn handle<'a>(&mut self, now: Millis, input: impl Into<CloudInput<'a>>) {
+        self.handle_input(now, input.into());
+        self.link.pump(now);
+    }
+
+    fn handle_input(&mut self, now: Millis, input: CloudInput<'_>) {
         match input {
-            Input::TransportUp => {
+            CloudInput::Link(LinkInput::TransportUp) => {
                 self.transport_up = true;
                 if self.link.session.is_none() {
                     self.probe_anew(now);
                 }
             }
-            Input::NodeConnected => {
+            CloudInput::NodeConnected => {
                 self.transport_up = true;
                 if self.link.session.is_none() {
                     let mut tries = Tries::new();
@@ -158,28 +166,25 @@ impl Cloud {
                     self.probing = Some(tries);
                 }
             }
-            Input::TransportDown => {
+            CloudInput::Link(LinkInput::TransportDown) => {
                 self.transport_up = false;
                 self.probing = None;
                 self.candidate = None;
                 self.end_session();
             }
-            Input::Frame(bytes) => match Frame::decode(bytes) {
+            CloudInput::Link(LinkInput::Frame(bytes)) => match Frame::decode(bytes) {
                 Ok(frame) if self.transport_up => self.handle_frame(now, frame),
                 Err(FrameError::PeerHello { n, wire }) if self.transport_up => {
                     self.refuse(n, wire);
                 }
                 Ok(_) => {}
-                Err(error) => self.problem(Problem::Frame(error)),
+                Err(error) => self.link.problem(Problem::Frame(error)),
             },
-            Input::Tick => self.tick(now),
-            Input::Put { key, payload } => self.link.put(key, payload),
-            Input::Delete { key } => self.link.sender.delete(&key),
-            Input::Applied { ticket, refused } => {
-                self.link.applied(ticket, refused);
-            }
-            Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
-            Input::BlobData {
+            CloudInput::Link(LinkInput::Tick) => self.tick(now),
+            CloudInput::Clock { unix_s } => self.clock = Some((now, unix_s)),
+            CloudInput::State(input) => drop(self.link.handle_state(input)),
+            CloudInput::Blob(input) => self.link.handle_blob(now, input),
+            CloudInput::BlobData {
                 sha256,
                 offset,
                 bytes,
@@ -195,40 +200,36 @@ impl Cloud {
                     });
                 }
             }
-            Input::CallStart { id, method, body } => {
-                let call = (id, method, body);
-                self.requests
-                    .start(self.link.session, call, &mut self.link.out);
-            }
-            Input::CallTaken { id, bytes } => {
-                if let Some(session) = self.link.session {
-                    self.requests.take(session, id, bytes, &mut self.link.out);
-                }
-            }
-            Input::CallCancel { id } => {
-                if let Some(session) = self.link.session {
-                    self.requests.cancel(session, id, &mut self.link.out);
-                }
-            }
-            Input::Clock { unix_s } => self.clock = Some((now, unix_s)),
-            Input::RecordsDurable { ticket } => {
+            CloudInput::Call(input) => self.handle_call(input),
+            CloudInput::Records(CloudRecordsInput::Durable { ticket }) => {
                 let session = self.link.session;
                 self.streams
                     .handle_durable(session, ticket, &mut self.link.out);
             }
-            Input::RecordsFailed { ticket } => self.streams.handle_failed(ticket),
-            // The node's own inputs.
-            Input::BlobFetch { .. }
-            | Input::BlobCancel { .. }
-            | Input::CallAnswer { .. }
-            | Input::RecordsReady { .. }
-            | Input::RecordsRead { .. } => {}
+            CloudInput::Records(CloudRecordsInput::Failed { ticket }) => {
+                self.streams.handle_failed(ticket);
+            }
         }
-        self.link.pump(now);
+    }
+
+    fn handle_call(&mut self, input: CloudCallInput) {
+        let (session, out) = (self.link.session, &mut self.link.out);
+        match (session, input) {
+            (_, CloudCallInput::Start { id, method, body }) => {
+                self.requests.start(session, (id, method, body), out);
+            }
+            (Some(session), CloudCallInput::Taken { id, bytes }) => {
+                self.requests.take(session, id, bytes, out);
+            }
+            (Some(session), CloudCallInput::Cancel { id }) => {
+                self.requests.cancel(session, id, out);
+            }
+            (None, _) => {}
+        }
     }
 
     /// The next thing to do; `None` until the next `handle`.
-    pub fn poll(&mut self) -> Option<Output> {
+    pub fn poll(&mut self) -> Option<CloudOutput> {
         self.link.out.pop_front()
     }
 
@@ -295,12 +296,8 @@ impl Cloud {
     fn end_session(&mut self) {
         self.requests.close(&mut self.link.out);
         if self.link.close() {
-            self.link.out.push_back(Output::Down);
+            self.link.out.push_back(LinkOutput::Down.into());
         }
-    }
-
-    fn problem(&mut self, problem: Problem) {
-        self.link.out.push_back(Output::PeerProblem(problem));
     }
 
     fn handle_frame(&mut self, now: Millis, frame: Frame) {
@@ -320,7 +317,7 @@ impl Cloud {
                 }
                 self.end_session();
                 if epoch > self.link.epoch {
-                    self.problem(Problem::Epoch(epoch));
+                    self.link.problem(Problem::Epoch(epoch));
                 } else {
                     self.probe_anew(now);
                 }
@@ -351,7 +348,7 @@ impl Cloud {
             wire_max: WIRE_VERSION,
             reason: Refusal::Version as u8,
         });
-        self.problem(Problem::Version(wire));
+        self.link.problem(Problem::Version(wire));
     }
 
     fn handle_hello(&mut self, now: Millis, frame: Frame) {
@@ -373,7 +370,7 @@ impl Cloud {
         }
         if epoch > self.link.epoch {
             // The node would refuse us: another replica owns the shard.
-            self.problem(Problem::Epoch(epoch));
+            self.link.problem(Problem::Epoch(epoch));
             return;
         }
         // Probing goes on until the node confirms: this `Hello` may be an old one.
@@ -413,7 +410,7 @@ impl Cloud {
                 candidate.kinds,
             );
             let unix_s = self.unix_s(now);
-            self.link.out.push_back(Output::Live { unix_s });
+            self.link.out.push_back(LinkOutput::Live { unix_s }.into());
         }
     }
 
@@ -444,6 +441,26 @@ impl Cloud {
                 entries,
                 out,
             ),
+            Frame::PieceGet { sha256, offset, .. } => {
+                if !self.link.handle_piece_get(now, session, (sha256, offset)) {
+                    // Our caller may have it all the same.
+                    let bytes_max = PIECE_BYTES;
+                    let read = CloudOutput::BlobRead {
+                        sha256,
+                        offset,
+                        bytes_max,
+                    };
+                    self.link.out.push_back(read);
+                }
+            }
+            Frame::Piece {
+                sha256,
+                offset,
+                bytes,
+                ..
+            } => {
+                self.link.handle_piece(now, (sha256, offset), bytes);
+            }
             frame => self.link.handle_frame(now, session, frame),
         }
     }

@@ -1,21 +1,20 @@
 //! What both ends do alike inside a session: one set out, one set in.
 
 use alloc::collections::VecDeque;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::congestion_window::CongestionWindow;
-use super::piece::{Fetch, PIECE_BYTES, Want};
+use super::output::Outputs;
+use super::piece::{Fetch, Want};
 use super::receiver::Receiver;
 use super::sender::{Sender, send};
-use super::{Output, Reason};
+use super::{BlobInput, LinkOutput, Problem, StateInput, StateOutput};
 use crate::Millis;
 use crate::frame::{Frame, SessionId, Set};
 use crate::hash::{Hash16, Hash32};
-use crate::key::Key;
 
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Link<O> {
     pub(super) session: Option<SessionId>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
@@ -24,14 +23,14 @@ pub(super) struct Link {
     /// Of all pieces that are asked for.
     pub(super) window: CongestionWindow,
     /// Drained after every `handle`, which adds at most an inventory's pages and a few more.
-    pub(super) out: VecDeque<Output>,
+    pub(super) out: VecDeque<O>,
     /// Highest accepted epoch (node), own epoch (cloud).
     pub(super) epoch: u64,
     sends: Set,
     told: Option<(bool, bool)>,
 }
 
-impl Link {
+impl<O: Outputs> Link<O> {
     pub(super) fn new(sends: Set, receives: Set) -> Self {
         Self {
             session: None,
@@ -44,6 +43,10 @@ impl Link {
             sends,
             told: None,
         }
+    }
+
+    pub(super) fn problem(&mut self, problem: Problem) {
+        self.out.push_back(LinkOutput::PeerProblem(problem).into());
     }
 
     pub(super) fn send(&mut self, frame: &Frame) {
@@ -76,22 +79,29 @@ impl Link {
         self.session.take().is_some()
     }
 
-    pub(super) fn put(&mut self, key: Key, payload: Arc<[u8]>) {
-        if let Err(reason) = self.sender.put(&key, payload) {
-            self.out.push_back(Output::PutRefused { key, reason });
+    /// Returns the epoch that is durable now, if changes have become so.
+    pub(super) fn handle_state(&mut self, input: StateInput) -> Option<u64> {
+        match input {
+            StateInput::Put { key, payload } => {
+                if let Err(reason) = self.sender.put(&key, payload) {
+                    let refused = StateOutput::PutRefused { key, reason };
+                    self.out.push_back(refused.into());
+                }
+            }
+            StateInput::Delete { key } => self.sender.delete(&key),
+            StateInput::Applied { ticket, refused } => {
+                let epoch = self.receiver.handle_applied(ticket, refused)?;
+                if let Some(session) = self.session {
+                    self.receiver.send_have(session, &mut self.out);
+                }
+                return Some(epoch);
+            }
         }
+        None
     }
 
-    /// Changes are durable. Returns the epoch stored with them.
-    pub(super) fn applied(&mut self, ticket: u32, refused: Vec<(Key, Reason)>) -> Option<u64> {
-        let epoch = self.receiver.handle_applied(ticket, refused)?;
-        if let Some(session) = self.session {
-            self.receiver.send_have(session, &mut self.out);
-        }
-        Some(epoch)
-    }
-
-    pub(super) fn blob_have(&mut self, now: Millis, sha256: Hash32, bytes: u32) {
+    pub(super) fn handle_blob(&mut self, now: Millis, input: BlobInput) {
+        let BlobInput::Have { sha256, bytes } = input;
         if self.session.is_some() {
             let have = (sha256, bytes);
             let (window, out) = (&mut self.window, &mut self.out);
@@ -101,11 +111,10 @@ impl Link {
         }
     }
 
-    pub(super) fn blob_fetch(&mut self, sha256: Hash32, len: u32) {
+    /// Returns whether there is room for one more.
+    pub(super) fn blob_fetch(&mut self, sha256: Hash32, len: u32) -> bool {
         let want = Want { sha256, len };
-        if len == 0 || !self.blobs.push(want, self.session.is_some(), &mut self.out) {
-            self.out.push_back(Output::BlobUnavailable { sha256 });
-        }
+        len > 0 && self.blobs.push(want, self.session.is_some(), &mut self.out)
     }
 
     pub(super) fn blob_cancel(&mut self, sha256: Hash32) -> bool {
@@ -114,24 +123,41 @@ impl Link {
             .remove(sha256, live, &mut self.window, &mut self.out)
     }
 
+    /// Returns whether it says that a blob is not to be had.
     pub(super) fn handle_piece(
         &mut self,
         now: Millis,
         (sha256, offset): (Hash32, u32),
         mut bytes: Vec<u8>,
-    ) {
+    ) -> bool {
         let (place, window) = ((sha256, offset), &mut self.window);
         if bytes.is_empty() {
             // An object of the set that is gone has been replaced: a change follows.
-            if self.blob_cancel(sha256) {
-                self.out.push_back(Output::BlobUnavailable { sha256 });
-            }
-        } else if !self.receiver.handle_piece(now, place, &mut bytes, window) {
+            return self.blob_cancel(sha256);
+        }
+        if !self.receiver.handle_piece(now, place, &mut bytes, window) {
             self.blobs.handle_piece(now, place, &mut bytes, window);
         }
+        false
     }
 
-    /// A frame of the live session. Calls are the caller's.
+    /// Returns whether a large object of the sent set was asked for.
+    pub(super) fn handle_piece_get(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        (sha256, offset): (Hash32, u32),
+    ) -> bool {
+        let known = self
+            .sender
+            .handle_piece_get(session, sha256, offset, &mut self.out);
+        if known {
+            self.sender.postpone(now);
+        }
+        known
+    }
+
+    /// A frame of the live session about one of the two sets; all others are the caller's.
     pub(super) fn handle_frame(&mut self, now: Millis, session: SessionId, frame: Frame) {
         let out = &mut self.out;
         match frame {
@@ -164,25 +190,6 @@ impl Link {
                 self.sender
                     .handle_inventory(now, (root, order), page, entries);
             }
-            Frame::PieceGet { sha256, offset, .. } => {
-                if self.sender.handle_piece_get(session, sha256, offset, out) {
-                    self.sender.postpone(now);
-                } else if self.sends == Set::Desired {
-                    // Our caller may have it all the same.
-                    let bytes_max = PIECE_BYTES;
-                    out.push_back(Output::BlobRead {
-                        sha256,
-                        offset,
-                        bytes_max,
-                    });
-                }
-            }
-            Frame::Piece {
-                sha256,
-                offset,
-                bytes,
-                ..
-            } => self.handle_piece(now, (sha256, offset), bytes),
             // A frame for the other half, or of the opening: never sent by this peer's build.
             _ => {}
         }
@@ -218,7 +225,8 @@ impl Link {
         };
         if self.told != Some((desired, reported)) {
             self.told = Some((desired, reported));
-            self.out.push_back(Output::InSync { desired, reported });
+            let in_sync = StateOutput::InSync { desired, reported };
+            self.out.push_back(in_sync.into());
         }
     }
 

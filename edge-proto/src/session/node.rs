@@ -7,7 +7,10 @@ use super::call::Answers;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
 use super::stream::StreamSender;
-use super::{Input, Output, Problem};
+use super::{
+    FetchInput, LinkInput, LinkOutput, NodeCallInput, NodeInput, NodeOutput, NodeRecordsInput,
+    Problem,
+};
 use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
 use crate::hash::Hash16;
@@ -40,7 +43,7 @@ pub struct Node {
     stored_epoch: u64,
     /// Epoch under which the live session was opened.
     session_epoch: u64,
-    link: Link,
+    link: Link<NodeOutput>,
     answers: Answers,
     streams: StreamSender,
 }
@@ -114,84 +117,44 @@ impl Node {
     }
 
     /// One thing happened at `now`; drain `poll` afterwards.
-    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
+    pub fn handle<'a>(&mut self, now: Millis, input: impl Into<NodeInput<'a>>) {
+        self.handle_input(now, input.into());
+    }
+
+    fn handle_input(&mut self, now: Millis, input: NodeInput<'_>) {
         match input {
-            Input::TransportUp => {
-                self.transport_up = true;
-                self.open(now);
-            }
-            Input::TransportDown => {
-                self.transport_up = false;
-                self.opening = None;
-                self.wait = None;
-                self.end_session();
-                self.n = self.rng.nonce();
-                self.said = None;
-            }
-            Input::Frame(bytes) => match Frame::decode(bytes) {
-                Ok(frame) if self.transport_up => self.handle_frame(now, frame),
-                Ok(_) => {}
-                Err(error) => self.problem(Problem::Frame(error)),
-            },
-            Input::Tick => {
-                if self
-                    .opening
-                    .as_mut()
-                    .is_some_and(|repeat| repeat.is_due(now))
-                {
-                    self.send_hello(now);
-                }
-                self.link.tick(now);
-                if let Some(session) = self.link.session {
-                    self.streams.tick(now, session, &mut self.link.out);
-                }
-            }
-            Input::Put { key, payload } => self.link.put(key, payload),
-            Input::Delete { key } => self.link.sender.delete(&key),
-            Input::Applied { ticket, refused } => {
-                if let Some(epoch) = self.link.applied(ticket, refused) {
+            NodeInput::Link(input) => self.handle_link(now, input),
+            NodeInput::State(input) => {
+                if let Some(epoch) = self.link.handle_state(input) {
                     self.stored_epoch = epoch;
                 }
             }
-            Input::BlobHave { sha256, bytes } => self.link.blob_have(now, sha256, bytes),
-            Input::BlobFetch { sha256, len } => self.link.blob_fetch(sha256, len),
-            Input::BlobCancel { sha256 } => drop(self.link.blob_cancel(sha256)),
-            Input::CallAnswer { id, bytes, end } => {
-                if let Some(session) = self.link.session {
-                    let piece = (id, bytes.as_slice(), end);
-                    self.answers.answer(session, piece, &mut self.link.out);
+            NodeInput::Blob(input) => self.link.handle_blob(now, input),
+            NodeInput::Fetch(FetchInput::Start { sha256, len }) => {
+                if !self.link.blob_fetch(sha256, len) {
+                    let unavailable = NodeOutput::BlobUnavailable { sha256 };
+                    self.link.out.push_back(unavailable);
                 }
             }
-            Input::CallCancel { id } => {
-                if let Some(session) = self.link.session {
-                    self.answers.cancel(session, id, &mut self.link.out);
-                }
-            }
-            Input::RecordsReady {
+            NodeInput::Fetch(FetchInput::Cancel { sha256 }) => drop(self.link.blob_cancel(sha256)),
+            NodeInput::Call(input) => self.handle_call(input),
+            NodeInput::Records(NodeRecordsInput::Ready {
                 class,
                 incarnation,
                 held,
                 end,
-            } => self.streams.handle_ready(class, incarnation, (held, end)),
-            Input::RecordsRead {
+            }) => self.streams.handle_ready(class, incarnation, (held, end)),
+            NodeInput::Records(NodeRecordsInput::Read {
                 class,
                 first,
                 entries,
-            } => {
+            }) => {
                 if let Some(session) = self.link.session {
                     let read = (class, first, entries);
                     self.streams
                         .handle_read(now, session, read, &mut self.link.out);
                 }
             }
-            // The cloud's own inputs.
-            Input::NodeConnected
-            | Input::BlobData { .. }
-            | Input::CallStart { .. }
-            | Input::CallTaken { .. }
-            | Input::RecordsDurable { .. }
-            | Input::RecordsFailed { .. }
-            | Input::Clock { .. } => {}
         }
         if self.stored_epoch < self.link.epoch && self.link.receiver.is_idle() {
             let epoch = self.link.epoch;
@@ -206,8 +169,56 @@ impl Node {
         }
     }
 
+    fn handle_link(&mut self, now: Millis, input: LinkInput<'_>) {
+        match input {
+            LinkInput::TransportUp => {
+                self.transport_up = true;
+                self.open(now);
+            }
+            LinkInput::TransportDown => {
+                self.transport_up = false;
+                self.opening = None;
+                self.wait = None;
+                self.end_session();
+                self.n = self.rng.nonce();
+                self.said = None;
+            }
+            LinkInput::Frame(bytes) => match Frame::decode(bytes) {
+                Ok(frame) if self.transport_up => self.handle_frame(now, frame),
+                Ok(_) => {}
+                Err(error) => self.link.problem(Problem::Frame(error)),
+            },
+            LinkInput::Tick => {
+                if self
+                    .opening
+                    .as_mut()
+                    .is_some_and(|repeat| repeat.is_due(now))
+                {
+                    self.send_hello(now);
+                }
+                self.link.tick(now);
+                if let Some(session) = self.link.session {
+                    self.streams.tick(now, session, &mut self.link.out);
+                }
+            }
+        }
+    }
+
+    fn handle_call(&mut self, input: NodeCallInput) {
+        let (Some(session), out) = (self.link.session, &mut self.link.out) else {
+            return;
+        };
+        match input {
+            NodeCallInput::Answer { id, bytes, end } => {
+                self.answers
+                    .answer(session, (id, bytes.as_slice(), end), out);
+            }
+            NodeCallInput::Cancel { id } => self.answers.cancel(session, id, out),
+        }
+    }
+
     /// The next thing to do; `None` until the next `handle`.
-    pub fn poll(&mut self) -> Option<Output> {
+    pub fn poll(&mut self) -> Option<NodeOutput> {
         self.link.out.pop_front()
     }
 
@@ -247,19 +258,15 @@ impl Node {
         self.answers.close(&mut self.link.out);
         self.streams.close();
         if self.link.close() {
-            self.link.out.push_back(Output::Down);
+            self.link.out.push_back(LinkOutput::Down.into());
         }
-    }
-
-    fn problem(&mut self, problem: Problem) {
-        self.link.out.push_back(Output::PeerProblem(problem));
     }
 
     /// Whether `epoch` may speak to this node.
     fn admits(&mut self, epoch: u64) -> bool {
         let admitted = epoch >= self.link.epoch;
         if !admitted {
-            self.problem(Problem::Epoch(epoch));
+            self.link.problem(Problem::Epoch(epoch));
         }
         admitted
     }
@@ -299,7 +306,7 @@ impl Node {
                     let at = now.saturating_add(REFUSED_RETRY_MS + spread);
                     repeat.arm_at(at);
                     self.wait = Some((at, epoch));
-                    self.problem(Problem::Refused {
+                    self.link.problem(Problem::Refused {
                         reason,
                         wire_min,
                         wire_max,
@@ -343,6 +350,20 @@ impl Node {
             } => self
                 .streams
                 .handle_ack(now, (incarnation, class), (next, missing), out),
+            Frame::PieceGet { sha256, offset, .. } => {
+                self.link.handle_piece_get(now, session, (sha256, offset));
+            }
+            Frame::Piece {
+                sha256,
+                offset,
+                bytes,
+                ..
+            } => {
+                if self.link.handle_piece(now, (sha256, offset), bytes) {
+                    let unavailable = NodeOutput::BlobUnavailable { sha256 };
+                    self.link.out.push_back(unavailable);
+                }
+            }
             frame => self.link.handle_frame(now, session, frame),
         }
     }
@@ -363,7 +384,7 @@ impl Node {
             return;
         }
         if !(WIRE_VERSION_MIN..=WIRE_VERSION).contains(&wire) {
-            self.problem(Problem::Version(wire));
+            self.link.problem(Problem::Version(wire));
             return;
         }
         if self.link.session == Some(session) {
@@ -383,9 +404,6 @@ impl Node {
         self.link.open(session, reported, desired_root, u32::MAX);
         self.streams.open(epoch);
         self.link.receiver.send_have(session, &mut self.link.out);
-        self.link.out.push_back(Output::Live { unix_s });
-        if unix_s != 0 {
-            self.link.out.push_back(Output::TimeFromCloud(unix_s));
-        }
+        self.link.out.push_back(LinkOutput::Live { unix_s }.into());
     }
 }

@@ -4,10 +4,11 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::Output;
+use super::BlobOutput;
 use super::congestion_window::{CongestionWindow, WINDOW_MAX};
 use super::link::earliest;
 use super::opening::Repeat;
+use super::output::Outputs;
 use super::sender::send;
 use crate::Millis;
 use crate::frame::{Frame, SessionId};
@@ -76,7 +77,12 @@ impl Fetch {
 
     /// One more object is wanted, after all others; in a `live` session, if it is the first, the
     /// caller is asked for it. Returns whether there is a place.
-    pub(super) fn push(&mut self, want: Want, live: bool, out: &mut VecDeque<Output>) -> bool {
+    pub(super) fn push<O: Outputs>(
+        &mut self,
+        want: Want,
+        live: bool,
+        out: &mut VecDeque<O>,
+    ) -> bool {
         if self.wants.iter().any(|other| other.sha256 == want.sha256) {
             return true;
         }
@@ -91,12 +97,12 @@ impl Fetch {
     }
 
     /// An object is not wanted any more, or not there. Returns whether it was.
-    pub(super) fn remove(
+    pub(super) fn remove<O: Outputs>(
         &mut self,
         sha256: Hash32,
         live: bool,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) -> bool {
         let Some(place) = self.wants.iter().position(|want| want.sha256 == sha256) else {
             return false;
@@ -113,15 +119,19 @@ impl Fetch {
     }
 
     /// Begins with the first object, from what the caller says that it has.
-    pub(super) fn begin(&mut self, window: &mut CongestionWindow, out: &mut VecDeque<Output>) {
+    pub(super) fn begin<O: Outputs>(
+        &mut self,
+        window: &mut CongestionWindow,
+        out: &mut VecDeque<O>,
+    ) {
         self.forget(window);
         self.pause.reset();
         self.ask_caller(out);
     }
 
-    fn ask_caller(&self, out: &mut VecDeque<Output>) {
+    fn ask_caller<O: Outputs>(&self, out: &mut VecDeque<O>) {
         if let Some(Want { sha256, len }) = self.wants.front().copied() {
-            out.push_back(Output::BlobWanted { sha256, len });
+            out.push_back(BlobOutput::Wanted { sha256, len }.into());
         }
     }
 
@@ -156,12 +166,12 @@ impl Fetch {
     }
 
     /// Gives the caller the next piece, asks the peer for as many as may be on their way.
-    pub(super) fn pump(
+    pub(super) fn pump<O: Outputs>(
         &mut self,
         now: Millis,
         session: SessionId,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) {
         let Some(Want { sha256, len }) = self.wants.front().copied() else {
             return;
@@ -173,11 +183,12 @@ impl Fetch {
             self.have = None;
             // Within the object: checked when it came.
             self.given = offset + piece_bytes(offset, len);
-            out.push_back(Output::PieceReceived {
+            let piece = BlobOutput::Piece {
                 sha256,
                 offset,
                 bytes,
-            });
+            };
+            out.push_back(piece.into());
         }
         let mut asked = false;
         let mut ask_peer = |ask: &mut Ask, window: &mut CongestionWindow| {
@@ -222,12 +233,12 @@ impl Fetch {
     }
 
     /// The caller has `bytes` of the object. Returns whether all objects are there.
-    pub(super) fn handle_have(
+    pub(super) fn handle_have<O: Outputs>(
         &mut self,
         now: Millis,
         (sha256, bytes): (Hash32, u32),
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) -> bool {
         let Some(want) = self.wants.front().filter(|want| want.sha256 == sha256) else {
             return self.wants.is_empty();

@@ -5,9 +5,10 @@ use alloc::vec::Vec;
 
 use super::congestion_window::CongestionWindow;
 use super::opening::Repeat;
+use super::output::Outputs;
 use super::piece::{Fetch, Want};
 use super::sender::send;
-use super::{Output, Payload, Problem};
+use super::{LinkOutput, Payload, Problem, StateOutput};
 use crate::Millis;
 use crate::frame::{Frame, Item, SessionId, Set};
 use crate::hash::{Hash16, Hash32};
@@ -111,12 +112,12 @@ impl Receiver {
         self.repeat.reset();
     }
 
-    pub(super) fn tick(
+    pub(super) fn tick<O: Outputs>(
         &mut self,
         now: Millis,
         session: SessionId,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
             fetch.tick(now, window);
@@ -127,12 +128,12 @@ impl Receiver {
     }
 
     /// Asks for pieces, and gives the caller the one whose turn it is.
-    pub(super) fn pump(
+    pub(super) fn pump<O: Outputs>(
         &mut self,
         now: Millis,
         session: SessionId,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) {
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
             fetch.pump(now, session, window, out);
@@ -144,7 +145,7 @@ impl Receiver {
         }
     }
 
-    pub(super) fn send_have(&self, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn send_have<O: Outputs>(&self, session: SessionId, out: &mut VecDeque<O>) {
         let frame = Frame::Have {
             session,
             set: self.set,
@@ -155,14 +156,14 @@ impl Receiver {
     }
 
     /// Changes, or a question, from the peer.
-    pub(super) fn handle_change(
+    pub(super) fn handle_change<O: Outputs>(
         &mut self,
         session: SessionId,
         (base, result, order): (Hash16, Hash16, u64),
         items: Vec<Item>,
         epoch: u64,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) {
         // Doubled or overtaken: the peer has gone on. It may fit all the same, when the set has come
         // back to the root that it starts from.
@@ -189,7 +190,7 @@ impl Receiver {
         let (changes, members, wants) = sort_items(items);
         if root != base || self.root_after(&members) != Some(result) {
             if root == base && !members.is_empty() && self.is_over_cap(&members) {
-                out.push_back(Output::PeerProblem(Problem::Change));
+                out.push_back(LinkOutput::PeerProblem(Problem::Change).into());
             }
             self.send_inventory(session, root, out);
             return;
@@ -231,7 +232,12 @@ impl Receiver {
     }
 
     /// Gives changes to the caller; empty ones only carry the epoch.
-    pub(super) fn apply(&mut self, changes: Changes, epoch: u64, out: &mut VecDeque<Output>) {
+    pub(super) fn apply<O: Outputs>(
+        &mut self,
+        changes: Changes,
+        epoch: u64,
+        out: &mut VecDeque<O>,
+    ) {
         self.ticket = self.ticket.wrapping_add(1);
         let members = changes
             .iter()
@@ -241,11 +247,12 @@ impl Receiver {
             members: members.collect(),
             epoch,
         });
-        out.push_back(Output::Apply {
+        let apply = StateOutput::Apply {
             ticket: self.ticket,
             changes,
             epoch,
-        });
+        };
+        out.push_back(apply.into());
     }
 
     /// Whether large objects of a change are missing.
@@ -288,13 +295,13 @@ impl Receiver {
         }
     }
 
-    pub(super) fn handle_blob_have(
+    pub(super) fn handle_blob_have<O: Outputs>(
         &mut self,
         now: Millis,
         have: (Hash32, u32),
         epoch: u64,
         window: &mut CongestionWindow,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) {
         let Some(Pending::Fetching { fetch, changes, .. }) = &mut self.pending else {
             return;
@@ -319,7 +326,7 @@ impl Receiver {
         }
     }
 
-    fn send_inventory(&self, session: SessionId, root: Hash16, out: &mut VecDeque<Output>) {
+    fn send_inventory<O: Outputs>(&self, session: SessionId, root: Hash16, out: &mut VecDeque<O>) {
         let mut entries = self.replica.iter().peekable();
         let mut page = 0;
         loop {

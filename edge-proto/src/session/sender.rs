@@ -8,7 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::Output;
+use super::LinkOutput;
 use super::opening::Repeat;
 use crate::Millis;
 use crate::frame::{Frame, Item, SessionId, Set};
@@ -229,7 +229,12 @@ impl Sender {
         self.aside = None;
     }
 
-    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn tick<O: From<LinkOutput>>(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        out: &mut VecDeque<O>,
+    ) {
         if self.repeat.is_due(now) {
             self.pages = None;
             if self.flight.is_some() {
@@ -239,7 +244,12 @@ impl Sender {
     }
 
     /// Sends what can be sent; called after everything that happened in a live session.
-    pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn pump<O: From<LinkOutput>>(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        out: &mut VecDeque<O>,
+    ) {
         let makes_way = self.makes_way(now);
         if makes_way {
             self.aside = self.flight.take();
@@ -307,7 +317,12 @@ impl Sender {
         }
     }
 
-    fn send_flight(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    fn send_flight<O: From<LinkOutput>>(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        out: &mut VecDeque<O>,
+    ) {
         if let (Some(flight), Some(base)) = (&self.flight, self.peer_root) {
             let items = flight.items.iter().map(item).collect();
             let frame = self.change(session, base, flight.result, flight.order, items);
@@ -490,12 +505,12 @@ impl Sender {
 
     /// The peer asks for bytes of a large object: of the set, or of the changes in flight. Returns
     /// whether it is one.
-    pub(super) fn handle_piece_get(
+    pub(super) fn handle_piece_get<O: From<LinkOutput>>(
         &self,
         session: SessionId,
         sha256: Hash32,
         offset: u32,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<O>,
     ) -> bool {
         let flying = self.flight.iter().flat_map(|flight| &flight.items);
         let object = flying
@@ -542,6 +557,6 @@ fn item((key, object): &(Key, Option<Object>)) -> Item {
     }
 }
 
-pub(super) fn send(out: &mut VecDeque<Output>, frame: &Frame) {
-    out.push_back(Output::Send(frame.encode()));
+pub(super) fn send<O: From<LinkOutput>>(out: &mut VecDeque<O>, frame: &Frame) {
+    out.push_back(LinkOutput::Send(frame.encode()).into());
 }

@@ -7,9 +7,9 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::Output;
 use super::opening::Repeat;
 use super::sender::send;
+use super::{CloudOutput, LinkOutput, NodeOutput, NodeRecordsOutput, RecordsOutput};
 use crate::Millis;
 use crate::frame::{Entry, Frame, Incarnation, SessionId, end_of};
 use crate::limits::{
@@ -129,7 +129,7 @@ impl StreamSender {
     }
 
     /// Asks, for each class without an answer for too long, whether what was sent has come.
-    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<NodeOutput>) {
         for class in &mut self.classes {
             if class.repeat.is_due(now) {
                 class.gone_back = false;
@@ -144,7 +144,7 @@ impl StreamSender {
         now: Millis,
         (incarnation, number): (Incarnation, u8),
         (next, missing): (u64, bool),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<NodeOutput>,
     ) {
         let mut classes = self.classes.iter_mut();
         let Some(class) =
@@ -154,7 +154,7 @@ impl StreamSender {
         };
         if next > class.end {
             let class = number;
-            out.push_back(Output::RecordsAhead { class, next });
+            out.push_back(NodeRecordsOutput::Ahead { class, next }.into());
             return;
         }
         class.announce &= missing;
@@ -166,7 +166,7 @@ impl StreamSender {
             class.gone_back = false;
             class.repeat.reset();
             let class = number;
-            out.push_back(Output::RecordsAcked { class, next });
+            out.push_back(NodeRecordsOutput::Acked { class, next }.into());
         } else if missing && !class.gone_back && class.sent > class.held {
             class.gone_back = true;
             class.sent = class.held;
@@ -200,7 +200,7 @@ impl StreamSender {
         now: Millis,
         session: SessionId,
         (number, first, mut entries): (u8, u64, Vec<Entry>),
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<NodeOutput>,
     ) {
         if self.reading != Some((number, first)) {
             return;
@@ -234,7 +234,7 @@ impl StreamSender {
         number: u8,
         end: u64,
         frame: &Frame,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<NodeOutput>,
     ) {
         let frame = frame.encode();
         let flight = Flight {
@@ -242,14 +242,14 @@ impl StreamSender {
             end,
             bytes: frame.len(),
         };
-        out.push_back(Output::Send(frame));
+        out.push_back(LinkOutput::Send(frame).into());
         self.flights.push(flight);
         self.arm(now, number);
     }
 
     /// Announces what is to be announced, and asks the outbox for what can be sent: one read at a
     /// time, the lowest class first.
-    pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<Output>) {
+    pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<NodeOutput>) {
         // An outbox that was never written to is known by its first class alone.
         let flights = &self.flights;
         let announced = |(place, class): (usize, &Class)| {
@@ -282,11 +282,12 @@ impl StreamSender {
         });
         if let Some(class) = next {
             self.reading = Some((class.number, class.sent));
-            out.push_back(Output::RecordsWanted {
+            let wanted = NodeRecordsOutput::Wanted {
                 class: class.number,
                 from: class.sent,
                 bytes_max: RECORDS_BYTES_MAX,
-            });
+            };
+            out.push_back(wanted.into());
         }
     }
 }
@@ -395,7 +396,7 @@ impl StreamReceiver {
         (incarnation, class): (Incarnation, u8),
         (held, first): (u64, u64),
         mut entries: Vec<Entry>,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<CloudOutput>,
     ) {
         let Some(end) = end_of(first, &entries) else {
             return;
@@ -439,7 +440,7 @@ impl StreamReceiver {
             bytes,
             done: false,
         });
-        out.push_back(Output::Records {
+        let records = RecordsOutput {
             ticket,
             incarnation,
             class,
@@ -447,7 +448,8 @@ impl StreamReceiver {
             held,
             forgotten,
             entries,
-        });
+        };
+        out.push_back(records.into());
     }
 
     /// The sink has what this ticket stands for. Acknowledged is what is durable without a hole.
@@ -455,7 +457,7 @@ impl StreamReceiver {
         &mut self,
         session: Option<SessionId>,
         ticket: u32,
-        out: &mut VecDeque<Output>,
+        out: &mut VecDeque<CloudOutput>,
     ) {
         let mut pending = self.pending.iter_mut();
         let Some(done) = pending.find(|pending| pending.ticket == ticket) else {
@@ -508,7 +510,12 @@ impl StreamReceiver {
     }
 }
 
-fn acknowledge(session: SessionId, stream: &Stream, missing: bool, out: &mut VecDeque<Output>) {
+fn acknowledge(
+    session: SessionId,
+    stream: &Stream,
+    missing: bool,
+    out: &mut VecDeque<CloudOutput>,
+) {
     let frame = Frame::RecordsAck {
         session,
         incarnation: stream.incarnation,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{BLOB_WINDOW_BYTES, CALL_WINDOW_BYTES, CONFIG_BYTES_MAX, SET_OBJECTS_MAX};
-use edge_proto::session::{Input, Output, Payload, Reason};
+use edge_proto::session::{
+    CloudCallInput, CloudCallOutput, CloudOutput, LinkInput, LinkOutput, NodeCallInput,
+    NodeCallOutput, NodeOutput, Payload, Reason, StateInput, StateOutput,
+};
 
 use crate::support::{Pair, key, put};
 
@@ -27,7 +30,7 @@ fn opens_and_replicates_both_ways() {
     assert_eq!(pair.at_node.epoch, 7);
     assert_eq!(pair.at_cloud.objects.len(), 1);
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-    pair.cloud(Input::Delete { key: config(1) });
+    pair.cloud(StateInput::Delete { key: config(1) });
     pair.settle();
     assert!(pair.is_equal() && pair.at_node.objects.is_empty());
 }
@@ -38,10 +41,10 @@ fn reconnect_without_changes_is_four_small_frames() {
     pair.cloud(put(config(1), b"config"));
     pair.node(put(Key::node_status(), b"ready"));
     pair.connect();
-    pair.node(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
     pair.seen_node.sent_bytes = 0;
     pair.seen_cloud.sent_bytes = 0;
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     pair.settle();
     assert_eq!(pair.seen_node.live, 2);
     let bytes = pair.seen_node.sent_bytes + pair.seen_cloud.sent_bytes;
@@ -57,19 +60,19 @@ fn bytes_after_a_day_offline(keys: u64, changes: u64) -> usize {
     }
     pair.settle();
     assert!(pair.is_equal());
-    pair.node(Input::TransportDown);
-    pair.cloud(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
+    pair.cloud(LinkInput::TransportDown);
     for change in 0..changes {
         let payload: Arc<[u8]> = Arc::from(change.to_le_bytes());
         let key = key(Kind::DeviceStatus, change % keys);
-        pair.node.handle(pair.now, Input::Put { key, payload });
+        pair.node.handle(pair.now, StateInput::Put { key, payload });
         assert_eq!(pair.node.poll(), None, "nothing is queued offline");
     }
     pair.now += 24 * 3600 * 1000;
     pair.seen_node.sent_bytes = 0;
     pair.seen_cloud.sent_bytes = 0;
-    pair.cloud(Input::TransportUp);
-    pair.node(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
+    pair.node(LinkInput::TransportUp);
     pair.settle();
     assert!(pair.is_equal());
     pair.seen_node.sent_bytes + pair.seen_cloud.sent_bytes
@@ -108,12 +111,12 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
     pair.cloud(put(long("c", 0), b"c"));
     assert_eq!(
         pair.seen_cloud.other,
-        [Output::PutRefused {
+        [CloudOutput::State(StateOutput::PutRefused {
             key: long("c", 0),
             reason: Reason::Full
-        }]
+        })]
     );
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.settle();
     assert!(pair.is_equal());
     assert_eq!(pair.at_node.objects.len(), SET_OBJECTS_MAX);
@@ -144,12 +147,12 @@ fn a_large_object_does_not_starve_behind_small_ones() {
                     (3, 2)
                 };
                 let key = |name| key(Kind::ConfigMap, name);
-                pair.cloud(Input::Delete { key: key(old) });
+                pair.cloud(StateInput::Delete { key: key(old) });
                 pair.cloud(put(key(new), &batches.to_le_bytes()));
             }
-            pair.node(Input::Frame(&frame));
+            pair.node(LinkInput::Frame(&frame));
             while let Some(frame) = pair.up.pop_front() {
-                pair.cloud(Input::Frame(&frame));
+                pair.cloud(LinkInput::Frame(&frame));
             }
             // It makes way again at most every two seconds.
             pair.now += 10;
@@ -172,16 +175,16 @@ fn a_large_object_resumes_where_the_link_broke() {
             break;
         }
         if step % 100 == 99 {
-            pair.node(Input::TransportDown);
+            pair.node(LinkInput::TransportDown);
             pair.up.clear();
             pair.down.clear();
-            pair.node(Input::TransportUp);
+            pair.node(LinkInput::TransportUp);
             reconnects += 1;
         }
         if let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
         } else if let Some(frame) = pair.down.pop_front() {
-            pair.node(Input::Frame(&frame));
+            pair.node(LinkInput::Frame(&frame));
         }
     }
     assert!(reconnects > 3);
@@ -201,13 +204,13 @@ fn a_refused_object_stays_as_a_stub_and_roots_meet() {
     pair.connect();
     pair.cloud(put(config(1), b"bad"));
     let frame = pair.down.pop_front().unwrap();
-    pair.node.handle(pair.now, Input::Frame(&frame));
+    pair.node.handle(pair.now, LinkInput::Frame(&frame));
     while let Some(output) = pair.node.poll() {
-        if let Output::Apply { ticket, .. } = output {
+        if let NodeOutput::State(StateOutput::Apply { ticket, .. }) = output {
             let refused = vec![(config(1), Reason::Field(99))];
             pair.node
-                .handle(pair.now, Input::Applied { ticket, refused });
-        } else if let Output::Send(frame) = output {
+                .handle(pair.now, StateInput::Applied { ticket, refused });
+        } else if let NodeOutput::Link(LinkOutput::Send(frame)) = output {
             pair.up.push_back(frame);
         }
     }
@@ -224,19 +227,19 @@ fn have_is_sent_only_when_the_change_is_durable() {
     pair.connect();
     pair.cloud(put(config(1), b"config"));
     let frame = pair.down.pop_front().unwrap();
-    pair.node.handle(pair.now, Input::Frame(&frame));
+    pair.node.handle(pair.now, LinkInput::Frame(&frame));
     // Repeats while the caller is busy change nothing.
-    pair.node.handle(pair.now, Input::Frame(&frame));
+    pair.node.handle(pair.now, LinkInput::Frame(&frame));
     let outputs: Vec<_> = std::iter::from_fn(|| pair.node.poll()).collect();
     let [
-        Output::Apply { ticket, .. },
-        Output::InSync { desired: false, .. },
+        NodeOutput::State(StateOutput::Apply { ticket, .. }),
+        NodeOutput::State(StateOutput::InSync { desired: false, .. }),
     ] = outputs[..]
     else {
         panic!("{outputs:?}");
     };
     let refused = Vec::new();
-    pair.node(Input::Applied { ticket, refused });
+    pair.node(StateInput::Applied { ticket, refused });
     let have = Frame::decode(&pair.up[0]).unwrap();
     assert!(matches!(have, Frame::Have { root, .. } if root == pair.cloud.desired_root()));
 }
@@ -263,7 +266,7 @@ fn kinds_that_the_node_does_not_know_are_not_sent() {
 fn a_call_keeps_to_its_window() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.cloud(Input::CallStart {
+    pair.cloud(CloudCallInput::Start {
         id: 1,
         method: 4,
         body: b"tail".to_vec(),
@@ -273,25 +276,25 @@ fn a_call_keeps_to_its_window() {
     assert_eq!(
         pair.seen_node.other,
         [
-            Output::CallRequest {
+            NodeOutput::Call(NodeCallOutput::Request {
                 id: 1,
                 method: 4,
                 body: b"tail".to_vec()
-            },
-            Output::CallWindow {
+            }),
+            NodeOutput::Call(NodeCallOutput::Window {
                 id: 1,
                 bytes: window
-            }
+            })
         ]
     );
-    let answer = |bytes: usize, end| Input::CallAnswer {
+    let answer = |bytes: usize, end| NodeCallInput::Answer {
         id: 1,
         bytes: vec![7; bytes],
         end,
     };
     pair.node(answer(window as usize, false));
     pair.settle();
-    pair.cloud(Input::CallTaken {
+    pair.cloud(CloudCallInput::Taken {
         id: 1,
         bytes: window,
     });
@@ -299,10 +302,10 @@ fn a_call_keeps_to_its_window() {
     let more = pair.seen_node.other.pop().unwrap();
     assert_eq!(
         more,
-        Output::CallWindow {
+        NodeOutput::Call(NodeCallOutput::Window {
             id: 1,
             bytes: window
-        }
+        })
     );
     pair.node(answer(5, true));
     pair.settle();
@@ -310,13 +313,13 @@ fn a_call_keeps_to_its_window() {
     assert_eq!(received, window as usize + 5);
     assert!(matches!(
         pair.seen_cloud.other.last(),
-        Some(Output::CallBytes { end: true, .. })
+        Some(CloudOutput::Call(CloudCallOutput::Data { end: true, .. }))
     ));
 }
 
-fn call_bytes(output: &Output) -> usize {
+fn call_bytes(output: &CloudOutput) -> usize {
     match output {
-        Output::CallBytes { bytes, .. } => bytes.len(),
+        CloudOutput::Call(CloudCallOutput::Data { bytes, .. }) => bytes.len(),
         other => panic!("{other:?}"),
     }
 }
@@ -326,7 +329,7 @@ fn calls_end_with_the_session_and_with_a_broken_window() {
     let mut pair = Pair::new();
     pair.connect();
     for id in 1..=9 {
-        pair.cloud(Input::CallStart {
+        pair.cloud(CloudCallInput::Start {
             id,
             method: 1,
             body: Vec::new(),
@@ -334,9 +337,12 @@ fn calls_end_with_the_session_and_with_a_broken_window() {
     }
     pair.settle();
     // The ninth is over the cap.
-    assert_eq!(pair.seen_cloud.other, [Output::CallCancelled { id: 9 }]);
+    assert_eq!(
+        pair.seen_cloud.other,
+        [CloudOutput::Call(CloudCallOutput::Cancelled { id: 9 })]
+    );
     let bytes = vec![0; CALL_WINDOW_BYTES as usize + 1];
-    pair.node(Input::CallAnswer {
+    pair.node(NodeCallInput::Answer {
         id: 1,
         bytes,
         end: true,
@@ -344,16 +350,15 @@ fn calls_end_with_the_session_and_with_a_broken_window() {
     pair.settle();
     assert_eq!(
         pair.seen_cloud.other.pop(),
-        Some(Output::CallCancelled { id: 1 })
+        Some(CloudOutput::Call(CloudCallOutput::Cancelled { id: 1 }))
     );
-    pair.node(Input::TransportDown);
-    let cancelled = |other: &[Output]| {
-        let calls = other.iter();
-        calls
-            .filter(|output| matches!(output, Output::CallCancelled { .. }))
-            .count()
+    pair.node(LinkInput::TransportDown);
+    let cancelled =
+        |output: &&NodeOutput| matches!(output, NodeOutput::Call(NodeCallOutput::Cancelled { .. }));
+    assert_eq!(pair.seen_node.other.iter().filter(cancelled).count(), 8);
+    pair.cloud(LinkInput::TransportDown);
+    let cancelled = |output: &&CloudOutput| {
+        matches!(output, CloudOutput::Call(CloudCallOutput::Cancelled { .. }))
     };
-    assert_eq!(cancelled(&pair.seen_node.other), 8);
-    pair.cloud(Input::TransportDown);
-    assert_eq!(cancelled(&pair.seen_cloud.other), 8);
+    assert_eq!(pair.seen_cloud.other.iter().filter(cancelled).count(), 8);
 }

@@ -6,7 +6,9 @@ use edge_proto::frame::Frame;
 use edge_proto::hash::{Hash32, sha256};
 use edge_proto::key::Kind;
 use edge_proto::limits::{BLOB_WINDOW_BYTES, BLOBS_MAX, CONFIG_BYTES_MAX, PIECE_BYTES_MAX};
-use edge_proto::session::{Input, Output};
+use edge_proto::session::{
+    BlobInput, BlobOutput, CloudInput, CloudOutput, FetchInput, LinkInput, LinkOutput, NodeOutput,
+};
 
 use crate::support::{Pair, Rng, key, put};
 
@@ -26,7 +28,7 @@ impl Library {
     /// Answers what the session asked for.
     fn answer(&self, pair: &mut Pair) {
         for output in std::mem::take(&mut pair.seen_cloud.other) {
-            let Output::BlobRead {
+            let CloudOutput::BlobRead {
                 sha256,
                 offset,
                 bytes_max,
@@ -37,7 +39,7 @@ impl Library {
             let rest = self.0.get(&sha256.0).map(|blob| &blob[offset as usize..]);
             let bytes = rest.unwrap_or_default();
             let bytes = bytes[..bytes.len().min(bytes_max as usize)].to_vec();
-            pair.cloud(Input::BlobData {
+            pair.cloud(CloudInput::BlobData {
                 sha256,
                 offset,
                 bytes,
@@ -55,16 +57,16 @@ impl Library {
 
     fn step(&self, pair: &mut Pair) {
         if let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
             self.answer(pair);
         } else if let Some(frame) = pair.down.pop_front() {
-            pair.node(Input::Frame(&frame));
+            pair.node(LinkInput::Frame(&frame));
         }
     }
 }
 
 fn fetch(pair: &mut Pair, (sha256, len): (Hash32, u32)) {
-    pair.node(Input::BlobFetch { sha256, len });
+    pair.node(FetchInput::Start { sha256, len });
 }
 
 #[test]
@@ -106,10 +108,10 @@ fn a_blob_resumes_in_the_next_session_from_what_is_stored() {
             break;
         }
         if step % 300 == 299 {
-            pair.node(Input::TransportDown);
+            pair.node(LinkInput::TransportDown);
             pair.up.clear();
             pair.down.clear();
-            pair.node(Input::TransportUp);
+            pair.node(LinkInput::TransportUp);
             breaks += 1;
         }
         library.step(&mut pair);
@@ -138,11 +140,11 @@ fn a_blob_that_is_not_there_is_told() {
         library.step(&mut pair);
     }
     library.0.remove(&gone.0.0);
-    pair.node(Input::BlobCancel {
+    pair.node(FetchInput::Cancel {
         sha256: cancelled.0,
     });
     library.settle(&mut pair);
-    let unavailable = |sha256| Output::BlobUnavailable { sha256 };
+    let unavailable = |sha256| NodeOutput::BlobUnavailable { sha256 };
     assert_eq!(pair.seen_node.other, [unavailable(gone.0)]);
     assert!(!pair.at_node.blobs.contains_key(&cancelled.0.0));
     assert_eq!(pair.at_node.blobs[&there.0.0], library.0[&there.0.0]);
@@ -197,7 +199,7 @@ fn lost_and_swapped_pieces_are_asked_for_again() {
         while pair.at_node.blobs.get(&blob.0.0).map_or(0, Vec::len) < 500_000 {
             if pair.up.is_empty() && pair.down.is_empty() {
                 pair.now = pair.node.deadline().unwrap();
-                pair.node(Input::Tick);
+                pair.node(LinkInput::Tick);
                 waits += 1;
             }
             for lane in [&mut pair.up, &mut pair.down] {
@@ -238,7 +240,7 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
         let blob = library.add(1, 50_000);
         pair.node.handle(
             pair.now,
-            Input::BlobFetch {
+            FetchInput::Start {
                 sha256: blob.0,
                 len: blob.1,
             },
@@ -249,33 +251,33 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
     while pair.now < start + 3_600_000 {
         while let Some(output) = pair.node.poll() {
             match output {
-                Output::Send(frame) => pair.up.push_back(frame),
-                Output::BlobWanted { sha256, .. } => {
+                NodeOutput::Link(LinkOutput::Send(frame)) => pair.up.push_back(frame),
+                NodeOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
                     pair.node
-                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
+                        .handle(pair.now, BlobInput::Have { sha256, bytes: 0 });
                 }
-                Output::PieceReceived { sha256, offset, .. } => {
+                NodeOutput::Blob(BlobOutput::Piece { sha256, offset, .. }) => {
                     assert_eq!(offset, 0);
                     pieces += 1;
                     pair.node
-                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 });
+                        .handle(pair.now, BlobInput::Have { sha256, bytes: 0 });
                 }
                 _ => {}
             }
         }
         while let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
             library.answer(&mut pair);
         }
         if let Some(frame) = pair.down.pop_front() {
-            pair.node.handle(pair.now, Input::Frame(&frame));
+            pair.node.handle(pair.now, LinkInput::Frame(&frame));
             continue;
         }
         let Some(at) = pair.node.deadline() else {
             break;
         };
         pair.now = at;
-        pair.node.handle(at, Input::Tick);
+        pair.node.handle(at, LinkInput::Tick);
     }
     assert!((10..30).contains(&pieces), "{pieces}");
 }
@@ -302,7 +304,7 @@ fn pieces_that_nobody_asked_for_are_dropped() {
                     bytes: vec![0; bytes],
                 };
                 let before = pair.up.len();
-                pair.node(Input::Frame(&frame.encode()));
+                pair.node(LinkInput::Frame(&frame.encode()));
                 assert_eq!(pair.up.len(), before, "{index} {bytes}");
             }
         }

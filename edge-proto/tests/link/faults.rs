@@ -4,9 +4,12 @@ use edge_proto::frame::{Frame, SessionId, Set};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
-use edge_proto::session::{Input, Output};
+use edge_proto::session::{
+    BlobInput, BlobOutput, CloudCallInput, CloudCallOutput, CloudOutput, LinkInput, LinkOutput,
+    NodeCallInput, NodeCallOutput, NodeOutput, StateInput,
+};
 
-use crate::support::{End, Pair, Store, cloud, drain, finish_applies, key, node, put};
+use crate::support::{Pair, Store, cloud, drain, finish_applies, key, node, put};
 
 fn session(pair: &Pair) -> SessionId {
     let mut frames = pair.up.iter().chain(&pair.down);
@@ -35,12 +38,12 @@ fn an_inventory_that_contradicts_itself_means_a_full_resend_later() {
         order: 4,
         entries: vec![(key(Kind::ConfigMap, 1), hash)],
     };
-    pair.cloud(Input::Frame(&lie.encode()));
+    pair.cloud(LinkInput::Frame(&lie.encode()));
     assert!(pair.down.is_empty(), "sent at once");
     let deadline = pair.cloud.deadline().unwrap();
     assert!(deadline >= pair.now + REPEAT_MS_MIN);
     pair.now = deadline;
-    pair.cloud(Input::Tick);
+    pair.cloud(LinkInput::Tick);
     let Ok(Frame::Change { items, .. }) = Frame::decode(&pair.down[0]) else {
         panic!("no change");
     };
@@ -59,29 +62,29 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
     let mut wanted = None;
     for _ in 0..10 {
         while let Some(frame) = pair.down.pop_front() {
-            pair.node.handle(pair.now, Input::Frame(&frame));
+            pair.node.handle(pair.now, LinkInput::Frame(&frame));
             while let Some(output) = pair.node.poll() {
                 match output {
-                    Output::Send(frame) => {
+                    NodeOutput::Link(LinkOutput::Send(frame)) => {
                         requests += 1;
                         pair.up.push_back(frame);
                     }
-                    Output::BlobWanted { sha256, .. } => {
+                    NodeOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
                         wanted = Some(sha256);
                         let bytes = 4096;
                         pair.node
-                            .handle(pair.now, Input::BlobHave { sha256, bytes });
+                            .handle(pair.now, BlobInput::Have { sha256, bytes });
                     }
                     // The whole object is there, and it is not what its hash says.
-                    Output::PieceReceived { sha256, .. } => pair
+                    NodeOutput::Blob(BlobOutput::Piece { sha256, .. }) => pair
                         .node
-                        .handle(pair.now, Input::BlobHave { sha256, bytes: 0 }),
+                        .handle(pair.now, BlobInput::Have { sha256, bytes: 0 }),
                     _ => {}
                 }
             }
         }
         while let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
         }
     }
     assert!(wanted.is_some());
@@ -95,16 +98,16 @@ fn in_sync_is_said_only_after_the_last_batch() {
     for name in 0..300 {
         pair.cloud(put(key(Kind::ConfigMap, name), &[1; 100]));
     }
-    pair.cloud(Input::TransportUp);
-    pair.node(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let mut batches = 0;
     while let Some(frame) = pair.down.pop_front() {
-        pair.node(Input::Frame(&frame));
+        pair.node(LinkInput::Frame(&frame));
         batches += usize::from(matches!(Frame::decode(&frame), Ok(Frame::Change { .. })));
         let in_sync = pair.seen_node.in_sync == Some((true, true));
         assert_eq!(in_sync, pair.at_node.objects.len() == 300);
         while let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
         }
     }
     assert!(batches >= 5);
@@ -115,13 +118,13 @@ fn in_sync_is_said_only_after_the_last_batch() {
 fn a_gap_in_an_answer_ends_the_call() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.cloud(Input::CallStart {
+    pair.cloud(CloudCallInput::Start {
         id: 3,
         method: 1,
         body: Vec::new(),
     });
     pair.settle();
-    pair.node(Input::CallAnswer {
+    pair.node(NodeCallInput::Answer {
         id: 3,
         bytes: vec![1; CALL_WINDOW_BYTES as usize],
         end: false,
@@ -130,11 +133,11 @@ fn a_gap_in_an_answer_ends_the_call() {
     pair.settle();
     assert_eq!(
         pair.seen_cloud.other.last(),
-        Some(&Output::CallCancelled { id: 3 })
+        Some(&CloudOutput::Call(CloudCallOutput::Cancelled { id: 3 }))
     );
     assert_eq!(
         pair.seen_node.other.last(),
-        Some(&Output::CallCancelled { id: 3 })
+        Some(&NodeOutput::Call(NodeCallOutput::Cancelled { id: 3 }))
     );
 }
 
@@ -159,7 +162,7 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
         order: 2,
         items: vec![put(b"a"), put(b"b")],
     };
-    pair.node(Input::Frame(&change.encode()));
+    pair.node(LinkInput::Frame(&change.encode()));
     assert!(pair.at_node.objects.is_empty());
     assert_eq!(
         pair.seen_node.problems,
@@ -182,16 +185,16 @@ fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
         let creation = pair.down[0].clone();
         pair.settle();
         assert_eq!(pair.at_node.objects.len(), 1);
-        pair.cloud(Input::Delete { key: key.clone() });
+        pair.cloud(StateInput::Delete { key: key.clone() });
         pair.settle();
         assert_eq!(pair.node.desired().root(), empty);
-        pair.node(Input::Frame(&creation));
+        pair.node(LinkInput::Frame(&creation));
         assert!(pair.at_node.objects.is_empty());
         assert_eq!(pair.seen_node.in_sync, Some((true, true)));
         assert!(pair.up.is_empty());
     }
     // A new session, and a cloud that counts from the start.
-    pair.node(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
     pair.cloud = cloud(7, 50);
     pair.connect();
     pair.cloud(put(key, b"a"));
@@ -209,10 +212,10 @@ fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
     let key = key(Kind::ConfigMap, 1);
     pair.cloud(put(key.clone(), b"a"));
     let change = pair.down.pop_front().expect("a change is sent");
-    pair.node(Input::Frame(&change));
+    pair.node(LinkInput::Frame(&change));
     let have = pair.up[0].clone();
     pair.settle();
-    pair.cloud(Input::Delete { key: key.clone() });
+    pair.cloud(StateInput::Delete { key: key.clone() });
     pair.settle();
     pair.cloud(put(key.clone(), b"a"));
     assert_eq!(pair.down.len(), 1, "the change is on its way");
@@ -226,7 +229,7 @@ fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
         entries: vec![(key, Hash16::of(b"a"))],
     };
     for overtaken in [have, inventory.encode()] {
-        pair.cloud(Input::Frame(&overtaken));
+        pair.cloud(LinkInput::Frame(&overtaken));
         assert_eq!(pair.seen_cloud.in_sync, Some((false, true)));
     }
     pair.settle();
@@ -238,19 +241,19 @@ fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
 #[test]
 fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
     let mut pair = Pair::new();
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let old = pair.up[0].clone();
     pair.settle();
     pair.cloud = cloud(7, 50);
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
-    pair.cloud(Input::Frame(&old));
+    pair.cloud(LinkInput::Frame(&old));
     pair.settle();
     assert!(!pair.cloud.is_live());
     pair.now = pair.cloud.deadline().unwrap();
-    pair.cloud(Input::Tick);
+    pair.cloud(LinkInput::Tick);
     pair.settle();
     assert!(pair.cloud.is_live());
 }
@@ -264,23 +267,23 @@ fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
     let key = key(Kind::ConfigMap, 1);
     pair.cloud(put(key.clone(), b"a"));
     let change = pair.down.pop_front().expect("a change is sent");
-    let mut end = End::Node(&mut pair.node);
-    end.handle(pair.now, Input::Frame(&change));
+    let end = &mut pair.node;
+    end.handle(pair.now, LinkInput::Frame(&change));
     let (store, seen) = (&mut pair.at_node, &mut pair.seen_node);
-    assert!(drain(&mut end, pair.now, store, seen, true).is_empty());
-    pair.node(Input::TransportDown);
-    pair.cloud(Input::TransportDown);
-    pair.cloud(Input::Delete { key });
+    assert!(drain(end, pair.now, store, seen, true).is_empty());
+    pair.node(LinkInput::TransportDown);
+    pair.cloud(LinkInput::TransportDown);
+    pair.cloud(StateInput::Delete { key });
     pair.connect();
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-    let mut end = End::Node(&mut pair.node);
-    finish_applies(&mut end, pair.now, &mut pair.at_node);
-    pair.node(Input::Tick);
+    let end = &mut pair.node;
+    finish_applies(end, pair.now, &mut pair.at_node);
+    pair.node(LinkInput::Tick);
     assert_eq!(pair.up.len(), 1, "it is told");
     pair.up.clear();
     while let Some(next) = pair.node.deadline() {
         pair.now = next;
-        pair.node(Input::Tick);
+        pair.node(LinkInput::Tick);
         pair.settle();
     }
     assert!(pair.is_equal());
@@ -299,10 +302,10 @@ fn a_node_learns_that_nothing_waits_any_more() {
     pair.cloud(small);
     pair.cloud(put(large.clone(), &vec![7; 9_000]));
     let first = pair.down.pop_front().expect("a change is sent");
-    pair.node(Input::Frame(&first));
+    pair.node(LinkInput::Frame(&first));
     let have = pair.up.pop_front().expect("an answer");
-    pair.cloud(Input::Frame(&have));
-    pair.cloud(Input::Delete { key: large });
+    pair.cloud(LinkInput::Frame(&have));
+    pair.cloud(StateInput::Delete { key: large });
     pair.settle();
     assert!(pair.is_equal());
     assert_eq!(pair.seen_node.in_sync, Some((true, true)));
@@ -314,15 +317,15 @@ fn a_node_learns_that_nothing_waits_any_more() {
 fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
-    pair.cloud(Input::TransportUp);
-    pair.node(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let is_question = |frame: &Vec<u8>| matches!(Frame::decode(frame), Ok(Frame::Change { items, .. }) if items.is_empty());
     while !pair.down.iter().any(is_question) {
         if let Some(frame) = pair.up.pop_front() {
-            pair.cloud(Input::Frame(&frame));
+            pair.cloud(LinkInput::Frame(&frame));
         } else {
             let frame = pair.down.pop_front().expect("a question comes");
-            pair.node(Input::Frame(&frame));
+            pair.node(LinkInput::Frame(&frame));
         }
     }
     let have = Frame::Have {
@@ -331,7 +334,7 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
         root: Hash16([9; 16]),
         order: 0,
     };
-    pair.cloud(Input::Frame(&have.encode()));
+    pair.cloud(LinkInput::Frame(&have.encode()));
     assert_eq!(
         pair.down.iter().filter(|frame| is_question(frame)).count(),
         1
@@ -359,10 +362,10 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         // The node has nothing, and the cloud has something less and less long.
         let mut pair = Pair::new();
         pair.cloud(put(object.clone(), b"a"));
-        pair.cloud(Input::TransportUp);
-        pair.node(Input::TransportUp);
+        pair.cloud(LinkInput::TransportUp);
+        pair.node(LinkInput::TransportUp);
         pair.deliver(before);
-        pair.cloud(Input::Delete {
+        pair.cloud(StateInput::Delete {
             key: object.clone(),
         });
         pair.settle();
@@ -372,9 +375,9 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         pair.node(put(status.clone(), b"up"));
         pair.settle();
         pair.node = node(99);
-        pair.cloud(Input::TransportDown);
-        pair.cloud(Input::TransportUp);
-        pair.node(Input::TransportUp);
+        pair.cloud(LinkInput::TransportDown);
+        pair.cloud(LinkInput::TransportUp);
+        pair.node(LinkInput::TransportUp);
         pair.deliver(before);
         pair.node(put(status.clone(), b"up"));
         pair.settle();
@@ -383,10 +386,10 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         // A cloud that has forgotten what the node has hears of it late.
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
-        pair.node(Input::TransportDown);
+        pair.node(LinkInput::TransportDown);
         pair.cloud = cloud(8, 50);
-        pair.cloud(Input::TransportUp);
-        pair.node(Input::TransportUp);
+        pair.cloud(LinkInput::TransportUp);
+        pair.node(LinkInput::TransportUp);
         pair.deliver(before);
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
@@ -399,36 +402,30 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
 fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
-    pair.cloud(Input::TransportUp);
-    pair.node(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
+    pair.node(LinkInput::TransportUp);
     // Of a new epoch there is an apply, and it takes until the question is there.
-    let mut end = End::Node(&mut pair.node);
+    let end = &mut pair.node;
     let mut held = Store::default();
     let mut rest = 10;
     while rest > 0 {
         rest -= 1;
         if let Some(frame) = pair.down.pop_front() {
-            end.handle(pair.now, Input::Frame(&frame));
+            end.handle(pair.now, LinkInput::Frame(&frame));
         }
-        pair.up.extend(drain(
-            &mut end,
-            pair.now,
-            &mut held,
-            &mut pair.seen_node,
-            true,
-        ));
+        pair.up
+            .extend(drain(end, pair.now, &mut held, &mut pair.seen_node, true));
         if let Some(frame) = pair.up.pop_front() {
-            let mut cloud = End::Cloud(&mut pair.cloud);
-            cloud.handle(pair.now, Input::Frame(&frame));
+            let cloud = &mut pair.cloud;
+            cloud.handle(pair.now, LinkInput::Frame(&frame));
             let (store, seen) = (&mut pair.at_cloud, &mut pair.seen_cloud);
-            pair.down
-                .extend(drain(&mut cloud, pair.now, store, seen, false));
+            pair.down.extend(drain(cloud, pair.now, store, seen, false));
         }
     }
     assert_eq!(held.applying.len(), 1);
-    finish_applies(&mut end, pair.now, &mut held);
+    finish_applies(end, pair.now, &mut held);
     pair.at_node = held;
-    pair.node(Input::Tick);
+    pair.node(LinkInput::Tick);
     pair.settle();
     assert_at_rest(&pair);
 }

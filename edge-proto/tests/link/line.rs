@@ -7,7 +7,10 @@ use edge_proto::frame::{Frame, SessionId};
 use edge_proto::hash::Hash32;
 use edge_proto::key::Kind;
 use edge_proto::lanes::{FRAME_OVERHEAD_BYTES, LANES, Lane, Lanes};
-use edge_proto::session::{Input, Output};
+use edge_proto::session::{
+    BlobInput, BlobOutput, CloudInput, CloudOutput, FetchInput, LinkInput, LinkOutput, NodeInput,
+    NodeOutput,
+};
 
 use crate::support::{Pair, key, put};
 
@@ -122,27 +125,27 @@ impl World {
     fn fetch(&mut self, len: u32) {
         self.blob = (Hash32([7; 32]), len);
         let (sha256, len) = self.blob;
-        self.tell_node(Input::BlobFetch { sha256, len });
+        self.tell_node(FetchInput::Start { sha256, len });
     }
 
-    fn tell_node(&mut self, input: Input<'_>) {
+    fn tell_node<'a>(&mut self, input: impl Into<NodeInput<'a>>) {
         self.pair.now = self.now / US;
         let now = self.pair.now;
         self.pair.node.handle(now, input);
         while let Some(output) = self.pair.node.poll() {
             match output {
-                Output::Send(frame) => self.up.push(self.now, frame),
-                Output::BlobWanted { sha256, .. } if sha256 == self.blob.0 => {
+                NodeOutput::Link(LinkOutput::Send(frame)) => self.up.push(self.now, frame),
+                NodeOutput::Blob(BlobOutput::Wanted { sha256, .. }) if sha256 == self.blob.0 => {
                     let bytes = self.stored;
                     self.pair
                         .node
-                        .handle(now, Input::BlobHave { sha256, bytes });
+                        .handle(now, BlobInput::Have { sha256, bytes });
                 }
-                Output::PieceReceived {
+                NodeOutput::Blob(BlobOutput::Piece {
                     sha256,
                     offset,
                     bytes,
-                } if sha256 == self.blob.0 => {
+                }) if sha256 == self.blob.0 => {
                     assert_eq!(offset, self.stored);
                     self.stored += bytes.len() as u32;
                     if self.stored == self.blob.1 {
@@ -151,7 +154,7 @@ impl World {
                     let bytes = self.stored;
                     self.pair
                         .node
-                        .handle(now, Input::BlobHave { sha256, bytes });
+                        .handle(now, BlobInput::Have { sha256, bytes });
                 }
                 other => self.pair.shell_node(other),
             }
@@ -159,14 +162,14 @@ impl World {
         self.up.pump(self.now);
     }
 
-    fn tell_cloud(&mut self, input: Input<'_>) {
+    fn tell_cloud<'a>(&mut self, input: impl Into<CloudInput<'a>>) {
         self.pair.now = self.now / US;
         let now = self.pair.now;
         self.pair.cloud.handle(now, input);
         while let Some(output) = self.pair.cloud.poll() {
             match output {
-                Output::Send(frame) => self.down.push(self.now, frame),
-                Output::BlobRead {
+                CloudOutput::Link(LinkOutput::Send(frame)) => self.down.push(self.now, frame),
+                CloudOutput::BlobRead {
                     sha256,
                     offset,
                     bytes_max,
@@ -174,7 +177,7 @@ impl World {
                     let bytes = vec![1; (self.blob.1 - offset).min(bytes_max) as usize];
                     self.pair.cloud.handle(
                         now,
-                        Input::BlobData {
+                        CloudInput::BlobData {
                             sha256,
                             offset,
                             bytes,
@@ -200,12 +203,12 @@ impl World {
             };
             self.now = self.now.max(next);
             if let Some(frame) = self.down.arrival(self.now) {
-                self.tell_node(Input::Frame(&frame));
+                self.tell_node(LinkInput::Frame(&frame));
             } else if let Some(frame) = self.up.arrival(self.now) {
-                self.tell_cloud(Input::Frame(&frame));
+                self.tell_cloud(LinkInput::Frame(&frame));
             } else {
-                self.tell_node(Input::Tick);
-                self.tell_cloud(Input::Tick);
+                self.tell_node(LinkInput::Tick);
+                self.tell_cloud(LinkInput::Tick);
             }
         }
     }

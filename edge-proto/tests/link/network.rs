@@ -3,9 +3,9 @@
 
 use edge_proto::Millis;
 use edge_proto::key::{Key, Kind};
-use edge_proto::session::{Cloud, Input, Node};
+use edge_proto::session::{Cloud, CloudInput, LinkInput, Node, NodeInput, NodeOutput, StateInput};
 
-use crate::support::{End, Rng, Seen, Store, cloud, drain, finish_applies, key, node, put};
+use crate::support::{Rng, Seen, Store, cloud, drain, finish_applies, key, node, put};
 
 const KEYS: u64 = 20;
 const CHAOS_MS: Millis = 8 * 60 * 1000;
@@ -25,7 +25,7 @@ struct World {
     at_node: Store,
     at_cloud: Store,
     stale_store: Store,
-    seen: Seen,
+    seen: Seen<NodeOutput>,
     connected: bool,
     chaos: bool,
     /// Frames on their way: when they arrive, to whom.
@@ -72,17 +72,17 @@ impl World {
         }
     }
 
-    fn tell_node(&mut self, input: Input<'_>) {
-        let mut end = End::Node(&mut self.node);
+    fn tell_node<'a>(&mut self, input: impl Into<NodeInput<'a>>) {
+        let end = &mut self.node;
         end.handle(self.now, input);
         let hold = self.chaos && self.rng.chance(30);
         let (store, seen) = (&mut self.at_node, &mut self.seen);
-        let frames = drain(&mut end, self.now, store, seen, hold);
+        let frames = drain(end, self.now, store, seen, hold);
         self.send(To::Cloud, frames);
     }
 
-    fn tell_cloud(&mut self, index: usize, input: Input<'_>) {
-        let mut end = End::Cloud(&mut self.clouds[index]);
+    fn tell_cloud<'a>(&mut self, index: usize, input: impl Into<CloudInput<'a>>) {
+        let end = &mut self.clouds[index];
         end.handle(self.now, input);
         let hold = index == 0 && self.chaos && self.rng.chance(30);
         let store = if index == 0 {
@@ -90,19 +90,15 @@ impl World {
         } else {
             &mut self.stale_store
         };
-        let frames = drain(&mut end, self.now, store, &mut Seen::default(), hold);
+        let frames = drain(end, self.now, store, &mut Seen::default(), hold);
         self.send(To::Node, frames);
     }
 
     fn apply(&mut self) {
-        finish_applies(&mut End::Node(&mut self.node), self.now, &mut self.at_node);
-        self.tell_node(Input::Tick);
-        finish_applies(
-            &mut End::Cloud(&mut self.clouds[0]),
-            self.now,
-            &mut self.at_cloud,
-        );
-        self.tell_cloud(0, Input::Tick);
+        finish_applies(&mut self.node, self.now, &mut self.at_node);
+        self.tell_node(LinkInput::Tick);
+        finish_applies(&mut self.clouds[0], self.now, &mut self.at_cloud);
+        self.tell_cloud(0, LinkInput::Tick);
     }
 
     fn connect(&mut self, up: bool) {
@@ -113,14 +109,14 @@ impl World {
             self.flying.retain(|_| rng.chance(50));
         }
         let input = if up {
-            Input::TransportUp
+            LinkInput::TransportUp
         } else {
-            Input::TransportDown
+            LinkInput::TransportDown
         };
         self.tell_node(input.clone());
         if self.rng.chance(30) {
-            self.tell_cloud(0, Input::TransportDown);
-            self.tell_cloud(0, Input::TransportUp);
+            self.tell_cloud(0, LinkInput::TransportDown);
+            self.tell_cloud(0, LinkInput::TransportUp);
         }
     }
 
@@ -142,7 +138,7 @@ impl World {
             let key = key(Kind::ConfigMap, name);
             if remove {
                 self.desired.remove(&key);
-                self.tell_cloud(0, Input::Delete { key });
+                self.tell_cloud(0, StateInput::Delete { key });
             } else {
                 self.desired.insert(key.clone(), payload.clone());
                 self.tell_cloud(0, put(key, &payload));
@@ -152,7 +148,7 @@ impl World {
             let payload = &payload[..payload.len().min(4000)];
             if remove {
                 self.reported.remove(&key);
-                self.tell_node(Input::Delete { key });
+                self.tell_node(StateInput::Delete { key });
             } else {
                 self.reported.insert(key.clone(), payload.to_vec());
                 self.tell_node(put(key, payload));
@@ -191,7 +187,7 @@ impl World {
         for (key, payload) in self.desired.clone() {
             self.tell_cloud(0, put(key, &payload));
         }
-        self.tell_cloud(0, Input::TransportUp);
+        self.tell_cloud(0, LinkInput::TransportUp);
     }
 
     /// Lets the next thing happen: a frame arrives, or a deadline comes, before `until`.
@@ -207,18 +203,18 @@ impl World {
         if let Some(index) = self.flying.iter().position(|(at, ..)| *at <= self.now) {
             let (_, to, frame) = self.flying.swap_remove(index);
             match to {
-                To::Node if self.connected => self.tell_node(Input::Frame(&frame)),
+                To::Node if self.connected => self.tell_node(LinkInput::Frame(&frame)),
                 To::Node => {}
                 To::Cloud => {
                     for index in 0..self.clouds.len() {
-                        self.tell_cloud(index, Input::Frame(&frame));
+                        self.tell_cloud(index, LinkInput::Frame(&frame));
                     }
                 }
             }
         } else {
-            self.tell_node(Input::Tick);
+            self.tell_node(LinkInput::Tick);
             for index in 0..self.clouds.len() {
-                self.tell_cloud(index, Input::Tick);
+                self.tell_cloud(index, LinkInput::Tick);
             }
         }
         true
@@ -239,7 +235,7 @@ impl World {
 /// link is silent. `seed` is what a failure names.
 pub fn survives(rng: Rng, seed: u64) {
     let mut world = World::new(rng);
-    world.tell_cloud(0, Input::TransportUp);
+    world.tell_cloud(0, LinkInput::TransportUp);
     let mut frames = 0;
     while world.now < CHAOS_MS && !world.rng.is_over() {
         match world.rng.below(100) {

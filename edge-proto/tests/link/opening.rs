@@ -3,23 +3,23 @@
 use edge_proto::frame::Frame;
 use edge_proto::key::Kind;
 use edge_proto::limits::{REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION};
-use edge_proto::session::{Input, Problem};
+use edge_proto::session::{CloudInput, LinkInput, Problem};
 
-use crate::support::{End, Pair, Seen, Store, cloud, drain, key, put};
+use crate::support::{Pair, Seen, Store, cloud, drain, key, put};
 
 #[test]
 fn a_late_hello_cannot_take_a_live_session_away() {
     let mut pair = Pair::new();
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let late = pair.up[0].clone();
-    pair.node(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
     pair.up.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     pair.settle();
     let lives = pair.seen_cloud.live;
-    pair.cloud(Input::Frame(&late));
+    pair.cloud(LinkInput::Frame(&late));
     pair.settle();
     assert!(pair.cloud.is_live() && pair.node.is_live());
     assert_eq!((pair.seen_cloud.live, pair.seen_cloud.down), (lives, 0));
@@ -31,7 +31,7 @@ fn a_late_hello_cannot_take_a_live_session_away() {
 #[test]
 fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_change_that() {
     let mut pair = Pair::new();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
         panic!("not a Hello");
@@ -40,23 +40,23 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
     let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
     // Of another connection, and of an owner that is no more: nothing changes.
     let repeat = pair.node.deadline();
-    pair.node(Input::Frame(&retry_after([9; 8], 7, 30_000)));
+    pair.node(LinkInput::Frame(&retry_after([9; 8], 7, 30_000)));
     assert_eq!(pair.node.deadline(), repeat);
-    pair.node(Input::Frame(&retry_after(n, 7, 30_000)));
+    pair.node(LinkInput::Frame(&retry_after(n, 7, 30_000)));
     assert_eq!(pair.node.deadline(), Some(pair.now + 30_000));
-    pair.node(Input::Frame(&probe(7)));
+    pair.node(LinkInput::Frame(&probe(7)));
     assert!(pair.up.is_empty());
     pair.now += 30_000;
-    pair.node(Input::Tick);
+    pair.node(LinkInput::Tick);
     assert_eq!(pair.up.pop_front(), Some(hello.clone()));
     // A new owner is answered at once; nobody can make a node wait for ever.
-    pair.node(Input::Frame(&retry_after(n, 7, u64::MAX)));
+    pair.node(LinkInput::Frame(&retry_after(n, 7, u64::MAX)));
     assert_eq!(pair.node.deadline(), Some(pair.now + RETRY_AFTER_MS_MAX));
-    pair.node(Input::Frame(&probe(8)));
+    pair.node(LinkInput::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
     // A live session is not to be made to wait.
     pair.connect();
-    pair.node(Input::Frame(&retry_after(n, 7, 1_000)));
+    pair.node(LinkInput::Frame(&retry_after(n, 7, 1_000)));
     assert!(pair.node.is_live());
     assert_eq!(pair.node.deadline(), None);
 }
@@ -68,9 +68,9 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
 fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
     let mut pair = Pair::new();
     pair.connect();
-    pair.node(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
     pair.up.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
         panic!("not a Hello");
@@ -91,7 +91,7 @@ fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
         for end in 0..other.len() {
             pair.down.clear();
             pair.seen_cloud.problems.clear();
-            pair.cloud(Input::Frame(&other[..end]));
+            pair.cloud(LinkInput::Frame(&other[..end]));
             if end >= frozen {
                 assert_eq!(Frame::decode(&pair.down[0]).as_ref(), Ok(&refused));
                 assert_eq!(pair.seen_cloud.problems, [Problem::Version(version)]);
@@ -108,7 +108,7 @@ fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
 #[test]
 fn a_refused_node_shows_it_and_asks_again_slowly() {
     let mut pair = Pair::new();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();
     let Ok(Frame::Hello { n, .. }) = Frame::decode(&hello) else {
         panic!("not a Hello");
@@ -127,9 +127,9 @@ fn a_refused_node_shows_it_and_asks_again_slowly() {
         bytes
     };
     let repeat = pair.node.deadline();
-    pair.node(Input::Frame(&refused([9; 8], 7)));
+    pair.node(LinkInput::Frame(&refused([9; 8], 7)));
     assert_eq!(pair.node.deadline(), repeat);
-    pair.node(Input::Frame(&refused(n, 7)));
+    pair.node(LinkInput::Frame(&refused(n, 7)));
     let at = pair.node.deadline().unwrap() - pair.now;
     assert!((REFUSED_RETRY_MS..=REFUSED_RETRY_MS * 5 / 4).contains(&at));
     let [problem] = pair.seen_node.problems[..] else {
@@ -143,13 +143,13 @@ fn a_refused_node_shows_it_and_asks_again_slowly() {
         )
     );
     let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
-    pair.node(Input::Frame(&probe(7)));
+    pair.node(LinkInput::Frame(&probe(7)));
     assert!(pair.up.is_empty());
-    pair.node(Input::Frame(&probe(8)));
+    pair.node(LinkInput::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
     // A live session is not to be refused.
     pair.connect();
-    pair.node(Input::Frame(&refused(n, 8)));
+    pair.node(LinkInput::Frame(&refused(n, 8)));
     assert!(pair.node.is_live());
     assert_eq!(pair.node.deadline(), None);
 }
@@ -158,26 +158,26 @@ fn a_refused_node_shows_it_and_asks_again_slowly() {
 fn a_node_that_has_just_connected_is_asked_only_when_it_says_nothing() {
     let mut pair = Pair::new();
     pair.connect();
-    for input in [Input::TransportDown, Input::NodeConnected] {
+    for input in [LinkInput::TransportDown.into(), CloudInput::NodeConnected] {
         pair.cloud(input);
     }
     assert!(pair.down.is_empty());
     let before = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
-    pair.node(Input::TransportDown);
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportDown);
+    pair.node(LinkInput::TransportUp);
     pair.settle();
     assert!(pair.cloud.is_live() && pair.node.is_live());
     let after = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
     assert_eq!((after.0 - before.0, after.1 - before.1), (2, 1));
     // Its `Hello` is lost.
-    for input in [Input::TransportDown, Input::NodeConnected] {
+    for input in [LinkInput::TransportDown.into(), CloudInput::NodeConnected] {
         pair.cloud(input);
     }
-    pair.node(Input::TransportDown);
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportDown);
+    pair.node(LinkInput::TransportUp);
     pair.up.clear();
     pair.now = pair.cloud.deadline().unwrap();
-    pair.cloud(Input::Tick);
+    pair.cloud(LinkInput::Tick);
     assert!(matches!(
         Frame::decode(&pair.down[0]),
         Ok(Frame::Probe { .. })
@@ -191,13 +191,13 @@ fn the_will_of_an_old_connection_does_not_end_the_new_one() {
     let mut pair = Pair::new();
     let old = pair.node.will();
     pair.connect();
-    pair.node(Input::TransportDown);
+    pair.node(LinkInput::TransportDown);
     let new = pair.node.will();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     pair.settle();
-    pair.cloud(Input::Frame(&old));
+    pair.cloud(LinkInput::Frame(&old));
     assert!(pair.cloud.is_live());
-    pair.cloud(Input::Frame(&new));
+    pair.cloud(LinkInput::Frame(&new));
     assert!(!pair.cloud.is_live());
     assert_eq!(pair.cloud.deadline(), None);
 }
@@ -205,17 +205,17 @@ fn the_will_of_an_old_connection_does_not_end_the_new_one() {
 #[test]
 fn a_lost_third_message_is_repeated() {
     let mut pair = Pair::new();
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();
-    pair.cloud(Input::Frame(&hello));
+    pair.cloud(LinkInput::Frame(&hello));
     let welcome = pair.down.pop_front().unwrap();
-    pair.node(Input::Frame(&welcome));
+    pair.node(LinkInput::Frame(&welcome));
     pair.up.clear();
     assert!(pair.node.is_live() && !pair.cloud.is_live());
     pair.now = pair.cloud.deadline().unwrap();
-    pair.cloud(Input::Tick);
+    pair.cloud(LinkInput::Tick);
     pair.settle();
     assert!(pair.cloud.is_live());
 }
@@ -225,12 +225,12 @@ fn a_restarted_cloud_finds_its_live_node() {
     let mut pair = Pair::new();
     pair.connect();
     pair.cloud = cloud(8, 77);
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.settle();
     assert!(pair.cloud.is_live());
     // Without the probe, the node's next frame is answered with a reset.
     pair.cloud = cloud(9, 78);
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
     pair.node(put(key(Kind::DeviceStatus, 1), b"changed"));
     pair.settle();
@@ -245,66 +245,66 @@ fn a_stale_replica_is_refused_and_learns_it() {
     pair.connect();
     let mut stale = cloud(6, 99);
     let (mut store, mut seen) = (Store::default(), Seen::default());
-    let mut end = End::Cloud(&mut stale);
-    end.handle(0, Input::TransportUp);
-    let probes = drain(&mut end, 0, &mut store, &mut seen, false);
+    let end = &mut stale;
+    end.handle(0, LinkInput::TransportUp);
+    let probes = drain(end, 0, &mut store, &mut seen, false);
     for probe in probes {
-        pair.node(Input::Frame(&probe));
+        pair.node(LinkInput::Frame(&probe));
     }
     assert_eq!(pair.seen_node.problems, [Problem::Epoch(6)]);
     // It hears the node's frames and answers them with a reset, which the node refuses too.
     pair.node(put(key(Kind::DeviceStatus, 1), b"changed"));
-    end.handle(0, Input::Frame(&pair.up[0]));
-    let resets = drain(&mut end, 0, &mut store, &mut seen, false);
+    end.handle(0, LinkInput::Frame(&pair.up[0]));
+    let resets = drain(end, 0, &mut store, &mut seen, false);
     assert!(matches!(Frame::decode(&resets[0]), Ok(Frame::Reset { .. })));
-    pair.node(Input::Frame(&resets[0]));
+    pair.node(LinkInput::Frame(&resets[0]));
     assert!(pair.node.is_live());
     pair.settle();
     assert!(pair.is_equal());
     // It does not even answer the node's next opening.
-    pair.node(Input::TransportDown);
-    pair.node(Input::TransportUp);
-    end.handle(0, Input::Frame(&pair.up[0]));
-    assert!(drain(&mut end, 0, &mut store, &mut seen, false).is_empty());
+    pair.node(LinkInput::TransportDown);
+    pair.node(LinkInput::TransportUp);
+    end.handle(0, LinkInput::Frame(&pair.up[0]));
+    assert!(drain(end, 0, &mut store, &mut seen, false).is_empty());
     assert_eq!(seen.problems, [Problem::Epoch(7)]);
 }
 
 #[test]
 fn the_higher_epoch_wins_while_both_replicas_answer() {
     let mut pair = Pair::new();
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     pair.down.clear();
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     let mut newer = cloud(8, 99);
     let (mut store, mut seen) = (Store::default(), Seen::default());
-    let mut end = End::Cloud(&mut newer);
-    end.handle(0, Input::TransportUp);
-    drain(&mut end, 0, &mut store, &mut seen, false);
-    end.handle(0, Input::Frame(&pair.up[0]));
-    let welcome = drain(&mut end, 0, &mut store, &mut seen, false);
+    let end = &mut newer;
+    end.handle(0, LinkInput::TransportUp);
+    drain(end, 0, &mut store, &mut seen, false);
+    end.handle(0, LinkInput::Frame(&pair.up[0]));
+    let welcome = drain(end, 0, &mut store, &mut seen, false);
     pair.settle();
     assert_eq!(pair.node.epoch(), 7);
-    pair.node(Input::Frame(&welcome[0]));
+    pair.node(LinkInput::Frame(&welcome[0]));
     assert_eq!(pair.node.epoch(), 8);
-    end.handle(0, Input::Frame(&pair.up[0]));
-    drain(&mut end, 0, &mut store, &mut seen, false);
+    end.handle(0, LinkInput::Frame(&pair.up[0]));
+    drain(end, 0, &mut store, &mut seen, false);
     assert_eq!(seen.live, 1);
 }
 
 #[test]
 fn probes_and_hellos_are_repeated_with_a_bound() {
     let mut pair = Pair::new();
-    pair.cloud(Input::TransportUp);
+    pair.cloud(LinkInput::TransportUp);
     while let Some(deadline) = pair.cloud.deadline() {
         pair.now = deadline;
-        pair.cloud(Input::Tick);
+        pair.cloud(LinkInput::Tick);
     }
     assert_eq!(pair.seen_cloud.sent_frames, 8);
     pair.now = 0;
-    pair.node(Input::TransportUp);
+    pair.node(LinkInput::TransportUp);
     while pair.now < 24 * 3600 * 1000 {
         pair.now = pair.node.deadline().unwrap();
-        pair.node(Input::Tick);
+        pair.node(LinkInput::Tick);
     }
     let hellos = pair.seen_node.sent_frames;
     assert!((230..300).contains(&hellos), "{hellos} in a day");

@@ -8,7 +8,10 @@ use edge_proto::limits::{
     CLASS_TELEMETRY, CLASS_TOLL, FRAME_BYTES_MAX, RECORD_BYTES_MAX, REPEAT_MS_MAX,
     STREAM_FRAMES_MAX, STREAM_WINDOW_BYTES,
 };
-use edge_proto::session::{Cloud, Input, Node, Output};
+use edge_proto::session::{
+    Cloud, CloudInput, CloudOutput, CloudRecordsInput, LinkInput, LinkOutput, Node, NodeInput,
+    NodeOutput, NodeRecordsInput, NodeRecordsOutput, RecordsOutput, StateInput, StateOutput,
+};
 
 use crate::support::{Rng, cloud, node, put};
 
@@ -56,8 +59,8 @@ impl Outbox {
         }
     }
 
-    fn ready(&self, class: u8) -> Input<'static> {
-        Input::RecordsReady {
+    fn ready(&self, class: u8) -> NodeRecordsInput {
+        NodeRecordsInput::Ready {
             class,
             incarnation: self.incarnation,
             held: self.held[&class],
@@ -156,7 +159,7 @@ impl World {
             ahead: false,
         };
         world.tell_all_ready();
-        world.cloud(Input::TransportUp);
+        world.cloud(LinkInput::TransportUp);
         world
     }
 
@@ -183,11 +186,11 @@ impl World {
         (0..copies).map(|_| one()).collect()
     }
 
-    fn node(&mut self, input: Input<'_>) {
+    fn node<'a>(&mut self, input: impl Into<NodeInput<'a>>) {
         self.node.handle(self.now, input);
         while let Some(output) = self.node.poll() {
             match output {
-                Output::Send(frame) => {
+                NodeOutput::Link(LinkOutput::Send(frame)) => {
                     assert!(frame.len() <= FRAME_BYTES_MAX);
                     self.sent_bytes += frame.len();
                     self.sent.push(Frame::decode(&frame).unwrap());
@@ -195,28 +198,28 @@ impl World {
                     self.up
                         .extend(times.into_iter().map(|at| (at, frame.clone())));
                 }
-                Output::RecordsWanted {
+                NodeOutput::Records(NodeRecordsOutput::Wanted {
                     class,
                     from,
                     bytes_max,
-                } => {
-                    let read = Input::RecordsRead {
+                }) => {
+                    let read = NodeRecordsInput::Read {
                         class,
                         first: from,
                         entries: self.outbox.read(class, from, bytes_max),
                     };
                     self.node.handle(self.now, read);
                 }
-                Output::RecordsAcked { class, next } => {
+                NodeOutput::Records(NodeRecordsOutput::Acked { class, next }) => {
                     let reached = self.sink.reached.get(&(self.outbox.incarnation, class));
                     let reached = reached.copied().unwrap_or(0) as u64;
                     assert!(next <= reached + 1, "acknowledged before it was durable");
                     self.outbox.held.insert(class, next);
                 }
-                Output::RecordsAhead { .. } => self.ahead = true,
-                Output::Apply { ticket, .. } => self.node.handle(
+                NodeOutput::Records(NodeRecordsOutput::Ahead { .. }) => self.ahead = true,
+                NodeOutput::State(StateOutput::Apply { ticket, .. }) => self.node.handle(
                     self.now,
-                    Input::Applied {
+                    StateInput::Applied {
                         ticket,
                         refused: Vec::new(),
                     },
@@ -226,17 +229,17 @@ impl World {
         }
     }
 
-    fn cloud(&mut self, input: Input<'_>) {
+    fn cloud<'a>(&mut self, input: impl Into<CloudInput<'a>>) {
         self.cloud.handle(self.now, input);
         while let Some(output) = self.cloud.poll() {
             match output {
-                Output::Send(frame) => {
+                CloudOutput::Link(LinkOutput::Send(frame)) => {
                     self.sent_bytes += frame.len();
                     let times = self.times();
                     self.down
                         .extend(times.into_iter().map(|at| (at, frame.clone())));
                 }
-                Output::Records {
+                CloudOutput::Records(RecordsOutput {
                     ticket,
                     incarnation,
                     class,
@@ -244,7 +247,7 @@ impl World {
                     forgotten,
                     entries,
                     ..
-                } => {
+                }) => {
                     let pending = (ticket, incarnation, class, first, forgotten, entries);
                     self.sink.pending.push(pending);
                     if !self.sink.hold {
@@ -261,16 +264,16 @@ impl World {
             let ticket = pending.0;
             self.sink.apply(pending);
             self.cloud
-                .handle(self.now, Input::RecordsDurable { ticket });
+                .handle(self.now, CloudRecordsInput::Durable { ticket });
         }
     }
 
     fn connect(&mut self, up: bool) {
         self.connected = up;
         if up {
-            self.node(Input::TransportUp);
+            self.node(LinkInput::TransportUp);
         } else {
-            self.node(Input::TransportDown);
+            self.node(LinkInput::TransportDown);
         }
     }
 
@@ -292,15 +295,15 @@ impl World {
         };
         if let Some(place) = due(&self.up, self.now) {
             let (_, frame) = self.up.remove(place);
-            self.cloud(Input::Frame(&frame));
+            self.cloud(LinkInput::Frame(&frame));
         } else if let Some(place) = due(&self.down, self.now) {
             let (_, frame) = self.down.remove(place);
             if self.connected {
-                self.node(Input::Frame(&frame));
+                self.node(LinkInput::Frame(&frame));
             }
         } else {
-            self.node(Input::Tick);
-            self.cloud(Input::Tick);
+            self.node(LinkInput::Tick);
+            self.cloud(LinkInput::Tick);
         }
         true
     }
@@ -329,7 +332,7 @@ impl World {
             let next = stream.len() as u64 + 1;
             assert!(self.cloud.restore_stream(incarnation, class, next));
         }
-        self.cloud(Input::TransportUp);
+        self.cloud(LinkInput::TransportUp);
     }
 
     /// The streams of this outbox have arrived; returns how many numbers the cloud forgot.
@@ -406,12 +409,12 @@ pub fn survives(rng: Rng, seed: u64) {
                     let (ticket, incarnation, class) = (*ticket, *incarnation, *class);
                     let other = |pending: &Ticket| (pending.1, pending.2) != (incarnation, class);
                     world.sink.pending.retain(other);
-                    world.cloud(Input::RecordsFailed { ticket });
+                    world.cloud(CloudRecordsInput::Failed { ticket });
                 }
             }
             _ => {
                 world.make_durable();
-                world.cloud(Input::Tick);
+                world.cloud(LinkInput::Tick);
             }
         }
         let millis = 1 + world.rng.below(8000);
@@ -465,7 +468,7 @@ fn classes_sent(world: &World) -> Vec<u8> {
 #[test]
 fn a_toll_record_goes_before_the_telemetry_that_waits() {
     let mut world = quiet();
-    world.node(Input::TransportDown);
+    world.node(LinkInput::TransportDown);
     for _ in 0..100 {
         world.append(CLASS_TELEMETRY, record(&[7; RECORD_BYTES_MAX]));
     }
@@ -524,7 +527,7 @@ fn a_standing_sink_holds_up_no_other_class_and_costs_little() {
     assert!(world.sent_bytes <= day, "{} bytes a day", world.sent_bytes);
     world.sink.hold = false;
     world.make_durable();
-    world.cloud(Input::Tick);
+    world.cloud(LinkInput::Tick);
     world.run(10 * 60 * 1000);
     assert_eq!(world.check_arrived(1), 0);
 }
@@ -642,7 +645,7 @@ fn a_record_taken_behind_an_announcement_that_failed_stops_nothing() {
     assert!(announcement.5.is_empty() && taken.3 == 1);
     let ticket = announcement.0;
     world.sink.pending.remove(0);
-    world.cloud(Input::RecordsFailed { ticket });
+    world.cloud(CloudRecordsInput::Failed { ticket });
     world.sink.hold = false;
     world.make_durable();
     world.append(CLASS_TOLL, record(b"two"));

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use edge_proto::Millis;
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
-use edge_proto::session::{Cloud, CloudConfig, Input, Node, NodeConfig, Output, Payload};
+use edge_proto::session::{
+    BlobInput, BlobOutput, Cloud, CloudConfig, CloudInput, CloudOutput, LinkInput, LinkOutput,
+    Node, NodeConfig, NodeInput, NodeOutput, Payload, StateInput, StateOutput,
+};
 
 /// Where a world's decisions come from: first the bytes of a script, if there is one, two for each
 /// decision, then random numbers (splitmix64).
@@ -118,112 +121,157 @@ impl Store {
 }
 
 /// What one end's shell saw.
-#[derive(Default)]
-pub struct Seen {
+pub struct Seen<O> {
     pub live: u32,
     pub down: u32,
     pub in_sync: Option<(bool, bool)>,
     pub problems: Vec<edge_proto::session::Problem>,
-    pub other: Vec<Output>,
+    pub other: Vec<O>,
     pub sent_bytes: usize,
     pub sent_frames: usize,
     wanted: BTreeMap<[u8; 32], u32>,
 }
 
-pub enum End<'a> {
-    Node(&'a mut Node),
-    Cloud(&'a mut Cloud),
-}
-
-impl End<'_> {
-    pub fn handle(&mut self, now: Millis, input: Input<'_>) {
-        match self {
-            Self::Node(node) => node.handle(now, input),
-            Self::Cloud(cloud) => cloud.handle(now, input),
-        }
-    }
-
-    fn poll(&mut self) -> Option<Output> {
-        match self {
-            Self::Node(node) => node.poll(),
-            Self::Cloud(cloud) => cloud.poll(),
+impl<O> Default for Seen<O> {
+    fn default() -> Self {
+        Self {
+            live: 0,
+            down: 0,
+            in_sync: None,
+            problems: Vec::new(),
+            other: Vec::new(),
+            sent_bytes: 0,
+            sent_frames: 0,
+            wanted: BTreeMap::new(),
         }
     }
 }
+
+/// What both ends ask of their callers, and what only one does.
+pub enum Asked<O> {
+    Link(LinkOutput),
+    State(StateOutput),
+    Blob(BlobOutput),
+    Own(O),
+}
+
+/// Either end, as far as both are alike.
+pub trait End {
+    type Output: Clone + std::fmt::Debug + PartialEq;
+
+    fn handle_shared<'a, I>(&mut self, now: Millis, input: I)
+    where
+        I: Into<NodeInput<'a>> + Into<CloudInput<'a>>;
+    fn next_output(&mut self) -> Option<Self::Output>;
+    fn sort(output: Self::Output) -> Asked<Self::Output>;
+}
+
+macro_rules! end {
+    ($end:ident, $input:ident, $output:ident) => {
+        impl End for $end {
+            type Output = $output;
+
+            fn handle_shared<'a, I>(&mut self, now: Millis, input: I)
+            where
+                I: Into<NodeInput<'a>> + Into<CloudInput<'a>>,
+            {
+                let input: $input<'a> = input.into();
+                self.handle(now, input);
+            }
+
+            fn next_output(&mut self) -> Option<$output> {
+                self.poll()
+            }
+
+            fn sort(output: $output) -> Asked<$output> {
+                match output {
+                    $output::Link(output) => Asked::Link(output),
+                    $output::State(output) => Asked::State(output),
+                    $output::Blob(output) => Asked::Blob(output),
+                    own => Asked::Own(own),
+                }
+            }
+        }
+    };
+}
+
+end!(Node, NodeInput, NodeOutput);
+end!(Cloud, CloudInput, CloudOutput);
 
 /// A shell: drains one end, stores, answers, returns the frames to send. With `hold`, applies wait
 /// in `store.applying`.
-pub fn drain(
-    end: &mut End<'_>,
+pub fn drain<E: End>(
+    end: &mut E,
     now: Millis,
     store: &mut Store,
-    seen: &mut Seen,
+    seen: &mut Seen<E::Output>,
     hold: bool,
 ) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
-    while let Some(output) = end.poll() {
-        match output {
-            Output::Send(frame) => {
-                assert!(frame.len() <= edge_proto::limits::FRAME_BYTES_MAX);
-                seen.sent_bytes += frame.len();
-                seen.sent_frames += 1;
-                frames.push(frame);
-            }
-            output => perform(end, now, store, seen, hold, output),
-        }
+    while let Some(output) = end.next_output() {
+        frames.extend(perform(end, now, store, seen, hold, output));
     }
     frames
 }
 
-/// What a shell does with one output that is no frame.
-fn perform(
-    end: &mut End<'_>,
+/// What a shell does with one output; returns the frame, if it is one.
+fn perform<E: End>(
+    end: &mut E,
     now: Millis,
     store: &mut Store,
-    seen: &mut Seen,
+    seen: &mut Seen<E::Output>,
     hold: bool,
-    output: Output,
-) {
-    match output {
-        Output::Apply {
+    output: E::Output,
+) -> Option<Vec<u8>> {
+    match E::sort(output.clone()) {
+        Asked::Link(LinkOutput::Send(frame)) => {
+            assert!(frame.len() <= edge_proto::limits::FRAME_BYTES_MAX);
+            seen.sent_bytes += frame.len();
+            seen.sent_frames += 1;
+            return Some(frame);
+        }
+        Asked::Link(LinkOutput::Live { .. }) => seen.live += 1,
+        Asked::Link(LinkOutput::Down) => seen.down += 1,
+        Asked::Link(LinkOutput::PeerProblem(problem)) => seen.problems.push(problem),
+        Asked::State(StateOutput::Apply {
             ticket,
             changes,
             epoch,
-        } => {
+        }) => {
             store.applying.push_back((ticket, changes, epoch));
             if !hold {
                 finish_applies(end, now, store);
             }
         }
-        Output::BlobWanted { sha256, len } => {
+        Asked::State(StateOutput::InSync { desired, reported }) => {
+            seen.in_sync = Some((desired, reported));
+        }
+        Asked::Blob(BlobOutput::Wanted { sha256, len }) => {
             seen.wanted.insert(sha256.0, len);
             let bytes = store.bytes(sha256, len);
-            end.handle(now, Input::BlobHave { sha256, bytes });
+            end.handle_shared(now, BlobInput::Have { sha256, bytes });
         }
-        Output::PieceReceived {
+        Asked::Blob(BlobOutput::Piece {
             sha256,
             offset,
             bytes,
-        } => {
+        }) => {
             let blob = store.blobs.entry(sha256.0).or_default();
             assert_eq!(blob.len(), offset as usize);
             blob.extend(bytes);
             let bytes = store.bytes(sha256, seen.wanted[&sha256.0]);
-            end.handle(now, Input::BlobHave { sha256, bytes });
+            end.handle_shared(now, BlobInput::Have { sha256, bytes });
         }
-        Output::Live { .. } => seen.live += 1,
-        Output::Down => seen.down += 1,
-        Output::InSync { desired, reported } => seen.in_sync = Some((desired, reported)),
-        Output::PeerProblem(problem) => seen.problems.push(problem),
-        other => seen.other.push(other),
+        Asked::State(StateOutput::PutRefused { .. }) | Asked::Own(_) => seen.other.push(output),
     }
+    None
 }
 
-pub fn finish_applies(end: &mut End<'_>, now: Millis, store: &mut Store) {
+pub fn finish_applies<E: End>(end: &mut E, now: Millis, store: &mut Store) {
     while let Some((ticket, changes, epoch)) = store.applying.pop_front() {
         store.persist(changes, epoch);
         let refused = Vec::new();
-        end.handle(now, Input::Applied { ticket, refused });
+        end.handle_shared(now, StateInput::Applied { ticket, refused });
     }
 }
 
@@ -246,9 +294,9 @@ pub fn key(kind: Kind, name: u64) -> Key {
     Key::Name(kind, "default".into(), format!("o{name}"))
 }
 
-pub fn put(key: Key, bytes: &[u8]) -> Input<'static> {
+pub fn put(key: Key, bytes: &[u8]) -> StateInput {
     let payload = Arc::from(bytes);
-    Input::Put { key, payload }
+    StateInput::Put { key, payload }
 }
 
 /// Both ends over a network that loses nothing and keeps order.
@@ -258,8 +306,8 @@ pub struct Pair {
     pub cloud: Cloud,
     pub at_node: Store,
     pub at_cloud: Store,
-    pub seen_node: Seen,
-    pub seen_cloud: Seen,
+    pub seen_node: Seen<NodeOutput>,
+    pub seen_cloud: Seen<CloudOutput>,
     /// Frames on their way to the cloud and to the node.
     pub up: VecDeque<Vec<u8>>,
     pub down: VecDeque<Vec<u8>>,
@@ -280,39 +328,37 @@ impl Pair {
         }
     }
 
-    pub fn node(&mut self, input: Input<'_>) {
-        let mut end = End::Node(&mut self.node);
+    pub fn node<'a>(&mut self, input: impl Into<NodeInput<'a>>) {
+        let end = &mut self.node;
         end.handle(self.now, input);
         let (store, seen) = (&mut self.at_node, &mut self.seen_node);
-        self.up
-            .extend(drain(&mut end, self.now, store, seen, false));
+        self.up.extend(drain(end, self.now, store, seen, false));
     }
 
-    pub fn cloud(&mut self, input: Input<'_>) {
-        let mut end = End::Cloud(&mut self.cloud);
+    pub fn cloud<'a>(&mut self, input: impl Into<CloudInput<'a>>) {
+        let end = &mut self.cloud;
         end.handle(self.now, input);
         let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
-        self.down
-            .extend(drain(&mut end, self.now, store, seen, false));
+        self.down.extend(drain(end, self.now, store, seen, false));
     }
 
     /// The node's shell does what the node asks.
-    pub fn shell_node(&mut self, output: Output) {
-        let mut end = End::Node(&mut self.node);
+    pub fn shell_node(&mut self, output: NodeOutput) {
+        let end = &mut self.node;
         let (store, seen) = (&mut self.at_node, &mut self.seen_node);
-        perform(&mut end, self.now, store, seen, false, output);
+        perform(end, self.now, store, seen, false, output);
     }
 
     /// The cloud's shell does what the cloud asks.
-    pub fn shell_cloud(&mut self, output: Output) {
-        let mut end = End::Cloud(&mut self.cloud);
+    pub fn shell_cloud(&mut self, output: CloudOutput) {
+        let end = &mut self.cloud;
         let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
-        perform(&mut end, self.now, store, seen, false, output);
+        perform(end, self.now, store, seen, false, output);
     }
 
     pub fn connect(&mut self) {
-        self.cloud(Input::TransportUp);
-        self.node(Input::TransportUp);
+        self.cloud(LinkInput::TransportUp);
+        self.node(LinkInput::TransportUp);
         self.settle();
     }
 
@@ -325,9 +371,9 @@ impl Pair {
     pub fn deliver(&mut self, count: usize) {
         for _ in 0..count {
             if let Some(frame) = self.up.pop_front() {
-                self.cloud(Input::Frame(&frame));
+                self.cloud(LinkInput::Frame(&frame));
             } else if let Some(frame) = self.down.pop_front() {
-                self.node(Input::Frame(&frame));
+                self.node(LinkInput::Frame(&frame));
             } else {
                 return;
             }
