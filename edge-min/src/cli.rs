@@ -70,7 +70,7 @@ POD is NAME, or NAMESPACE/NAME.
         "check",
         "check [--json]",
         &["json"],
-        "says what this board lacks, and how to mend it
+        "says what this board lacks, and how to repair it
 It looks only, and needs no agent. Exit code 1 when pods cannot run; warnings do not count.
 ",
     ),

@@ -279,10 +279,10 @@ fn the_cache_stands_in_for_a_damaged_newer_generation() {
     let (mut store, found, word) = open(dir.path());
     assert_eq!(found, set);
     assert!(word.is_some());
-    store.mend().unwrap();
+    store.repair().unwrap();
     drop(store);
     let (_, found, word) = open(dir.path());
-    assert_eq!((found, word), (set, None), "mended on the medium");
+    assert_eq!((found, word), (set, None), "repaired on the medium");
 }
 
 /// Goal: a generation that is gone does not pass unnoticed. Method: the newer file is removed.

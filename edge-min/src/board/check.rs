@@ -1,4 +1,4 @@
-//! `edge-min check`: what this board lacks, and how to mend it. Looks only; changes nothing.
+//! `edge-min check`: what this board lacks, and how to repair it. Looks only; changes nothing.
 
 use std::fmt;
 use std::path::Path;

@@ -5,7 +5,7 @@
 //! booleans and arrays of strings, `[tables]`, comments. It is tested against the `toml` crate,
 //! which would cost the agent 123 KB.
 
-mod records;
+mod outbox;
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -18,7 +18,7 @@ use edge_proto::sorted::SortedMap;
 
 use crate::board::board_file;
 use crate::board::name::{SYSFS, Template};
-use crate::storage::outbox;
+use crate::storage::outbox::Settings;
 
 /// Bytes of a config file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -120,7 +120,7 @@ pub struct Config {
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
     /// Classes and quotas of records.
-    pub outbox: outbox::Settings,
+    pub outbox: Settings,
 }
 
 /// Reads a config file.
@@ -303,7 +303,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         pss_kib: PSS_KIB_DEFAULT,
         flash_mib_per_day: None,
         labels,
-        outbox: records::settings(table)?,
+        outbox: outbox::settings(table)?,
     })
 }
 

@@ -105,7 +105,7 @@ impl Driver {
             memory: status::Memory::own(),
             flash: self.flash.status(),
             outbox: status::Outbox::new(
-                &crate::storage::outbox::report(&self.accounts),
+                &crate::storage::outbox::report(&self.outbox_report),
                 &self.config.outbox.classes,
             ),
         };

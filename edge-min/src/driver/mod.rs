@@ -98,7 +98,7 @@ struct Driver {
     outbox_jobs: Jobs<outbox::Job>,
     /// The outbox that the session knows.
     incarnation: Incarnation,
-    accounts: outbox::Shared,
+    outbox_report: outbox::Shared,
 }
 
 /// Runs the agent until the process is ended.
@@ -118,7 +118,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let clock = Clock::open(&config.state_dir);
     let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
     // Before any thread: it blocks a signal for all of them.
-    let reaper = Reaper::new(runtime.newborns()).map_err(failed("reaper"))?;
+    let reaper = Reaper::new(runtime.starting_pids()).map_err(failed("reaper"))?;
     let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
 
     let mut session = Node::new(
@@ -152,7 +152,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let (store_jobs, store_receiver) = Jobs::new();
     let (outbox_jobs, outbox_receiver) = Jobs::new();
     let (outbox_done, outbox_events) = async_channel::bounded(workers::CHANNEL_MAX);
-    let accounts = outbox::Shared::default();
+    let outbox_report = outbox::Shared::default();
     let (runtime_done, runtime_events) = async_channel::bounded(workers::CHANNEL_MAX);
     let (store_done, store_events) = async_channel::bounded(workers::CHANNEL_MAX);
     let (link_sender, link_events) = async_channel::bounded(workers::CHANNEL_MAX);
@@ -173,7 +173,7 @@ pub fn run(config: Config) -> Result<(), String> {
         config.outbox.clone(),
         outbox_receiver,
         outbox_done,
-        accounts.clone(),
+        outbox_report.clone(),
     )
     .map_err(failed("outbox thread"))?;
 
@@ -206,7 +206,7 @@ pub fn run(config: Config) -> Result<(), String> {
         flash,
         outbox_jobs,
         incarnation: Incarnation::default(),
-        accounts,
+        outbox_report,
     };
     driver.condition(
         "StoreDamaged",
@@ -245,7 +245,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let api = Api::new(
         driver.config.outbox.classes.clone(),
         driver.outbox_jobs.sender(),
-        driver.accounts.clone(),
+        driver.outbox_report.clone(),
     );
     let executor = LocalExecutor::new();
     for place in &api.places {

@@ -1,4 +1,5 @@
-//! The driver between the session and the outbox: what one asks, the other is told.
+//! Bridges the session and the outbox worker: requests of the session become jobs, answers become
+//! inputs of the session.
 
 use edge_proto::session::{NodeRecordsInput, NodeRecordsOutput};
 

@@ -118,7 +118,7 @@ impl Driver {
                 self.in_sync = desired && reported;
                 if desired {
                     // The cloud has sent again what was lost.
-                    self.store_jobs.push(StoreJob::Mend);
+                    self.store_jobs.push(StoreJob::Repair);
                     self.condition("StoreDamaged", false, "");
                     self.agent.handle(self.now(), Input::Confirmed);
                 }

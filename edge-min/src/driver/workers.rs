@@ -90,7 +90,7 @@ pub enum StoreJob {
     /// A large object is wanted.
     BlobWanted(Hash32, u32),
     /// The cloud has confirmed the set: what damage left is to be written over.
-    Mend,
+    Repair,
     /// Whether the flash budget of the day is used up.
     OverBudget(bool),
     /// A piece of it.
@@ -233,9 +233,9 @@ impl StoreThread {
                     applied,
                 }
             }
-            StoreJob::Mend => {
-                if let Err(error) = self.store.mend() {
-                    log::warn!("store_not_mended error={error}");
+            StoreJob::Repair => {
+                if let Err(error) = self.store.repair() {
+                    log::warn!("store_not_repaired error={error}");
                 }
                 return Ok(None);
             }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tar::{Archive, EntryType};
 
 use super::images::ImageError;
-use super::records::Records;
+use super::tar_entries::TarEntries;
 
 /// Bytes of an index, manifest or config. What they become in memory may be ten times as much.
 const JSON_BYTES_MAX: u64 = 256 * 1024;
@@ -405,16 +405,16 @@ fn member(tar: &File, name: &str) -> Result<(u64, u64), String> {
         .entries_with_seek()
         .map_err(|error| error.to_string())?;
     let mut found = None;
-    for record in Records::new(entries, TAR_ENTRIES_MAX) {
-        let record = record?;
-        let path = record.path.strip_prefix(b"./").unwrap_or(&record.path);
+    for entry in TarEntries::new(entries, TAR_ENTRIES_MAX) {
+        let entry = entry?;
+        let path = entry.path.strip_prefix(b"./").unwrap_or(&entry.path);
         if path != name.as_bytes() {
             continue;
         }
-        if record.kind != EntryType::Regular {
+        if entry.kind != EntryType::Regular {
             return Err([name, " is not a file"].concat());
         }
-        if found.replace((record.position, record.size)).is_some() {
+        if found.replace((entry.position, entry.size)).is_some() {
             return Err([name, " is there twice"].concat());
         }
     }

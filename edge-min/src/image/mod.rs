@@ -3,6 +3,6 @@
 
 pub mod images;
 pub mod layout;
-mod records;
 pub(crate) mod root;
+mod tar_entries;
 pub mod unpack;

@@ -3,7 +3,7 @@
 //! overlay's own form. Device nodes are left out; set-user-id bits stay, for no user but root can
 //! enter the folder of the layers, and runc starts every process with no_new_privs.
 //!
-//! Bound: [`ENTRIES_MAX`] entries and made directories, the caller's bytes, one record's
+//! Bound: [`ENTRIES_MAX`] entries and made directories, the caller's bytes, one entry's
 //! extensions and 8 KiB of content in memory.
 
 use std::ffi::OsStr;
@@ -20,8 +20,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, EntryType};
 
-use super::records::{Record, Records};
 use super::root::{self, Root};
+use super::tar_entries::{TarEntries, TarEntry};
 use crate::storage::medium;
 
 /// Headers of a layer, and directories made for paths whose directories it does not name.
@@ -61,15 +61,15 @@ fn unpack_into(root: Root, reader: impl Read, bytes_max: u64) -> Result<(), Stri
         directories_left: ENTRIES_MAX,
     };
     let mut bytes_left = bytes_max;
-    for record in Records::new(entries, ENTRIES_MAX) {
-        let mut record = record?;
-        bytes_left = bytes_left.checked_sub(record.size).ok_or_else(|| {
+    for entry in TarEntries::new(entries, ENTRIES_MAX) {
+        let mut entry = entry?;
+        bytes_left = bytes_left.checked_sub(entry.size).ok_or_else(|| {
             let text = ["more than ", &bytes_max.to_string(), " bytes unpacked"];
             text.concat()
         })?;
-        medium::count_file(Subsystem::Images, record.size);
-        unpacking.entry(&mut record).map_err(|error| {
-            let path = String::from_utf8_lossy(&record.path);
+        medium::count_file(Subsystem::Images, entry.size);
+        unpacking.entry(&mut entry).map_err(|error| {
+            let path = String::from_utf8_lossy(&entry.path);
             [&path, ": ", &error.to_string()].concat()
         })?;
     }
@@ -90,8 +90,8 @@ fn relative(path: &[u8]) -> io::Result<PathBuf> {
 }
 
 impl Unpacking {
-    fn entry(&mut self, record: &mut Record<'_, impl Read>) -> io::Result<()> {
-        let path = relative(&record.path)?;
+    fn entry(&mut self, entry: &mut TarEntry<'_, impl Read>) -> io::Result<()> {
+        let path = relative(&entry.path)?;
         let Some(name) = path.file_name() else {
             return Ok(());
         };
@@ -102,24 +102,24 @@ impl Unpacking {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return whiteout(&parent, hidden);
         }
-        match record.kind {
+        match entry.kind {
             EntryType::Directory => make_dir(&parent, name)?,
             EntryType::Regular | EntryType::Continuous => {
                 remove(&parent, name)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let flags = flags | OFlags::NOFOLLOW;
                 let file = rustix::fs::openat(&parent, name, flags, Mode::from(0o600))?;
-                let written = io::copy(&mut record.content, &mut File::from(file))?;
-                if written != record.size {
+                let written = io::copy(&mut entry.content, &mut File::from(file))?;
+                if written != entry.size {
                     return Err(io::Error::other("the content is cut off"));
                 }
             }
             EntryType::Symlink => {
                 remove(&parent, name)?;
-                rustix::fs::symlinkat(link_of(record)?, &parent, name)?;
+                rustix::fs::symlinkat(link_of(entry)?, &parent, name)?;
             }
             // Shares mode, owner and time with its target.
-            EntryType::Link => return self.hard_link(record, &parent, name),
+            EntryType::Link => return self.hard_link(entry, &parent, name),
             EntryType::Fifo => {
                 remove(&parent, name)?;
                 rustix::fs::mknodat(&parent, name, FileType::Fifo, Mode::from(0o600), 0)?;
@@ -128,16 +128,16 @@ impl Unpacking {
             EntryType::Char | EntryType::Block => return Ok(()),
             _ => return Err(io::Error::other("an entry of an unknown kind")),
         }
-        attributes(record, &parent, name)
+        attributes(entry, &parent, name)
     }
 
     fn hard_link(
         &self,
-        record: &Record<'_, impl Read>,
+        entry: &TarEntry<'_, impl Read>,
         parent: &OwnedFd,
         name: &OsStr,
     ) -> io::Result<()> {
-        let target = relative(link_of(record)?.as_bytes())?;
+        let target = relative(link_of(entry)?.as_bytes())?;
         let last = target
             .file_name()
             .ok_or_else(|| io::Error::other("a link to nothing"))?;
@@ -184,25 +184,25 @@ impl Unpacking {
     }
 }
 
-fn link_of<'r>(record: &'r Record<'_, impl Read>) -> io::Result<&'r OsStr> {
-    match record.link.as_slice() {
+fn link_of<'r>(entry: &'r TarEntry<'_, impl Read>) -> io::Result<&'r OsStr> {
+    match entry.link.as_slice() {
         [] => Err(io::Error::other("a link to nothing")),
         link => Ok(OsStr::from_bytes(link)),
     }
 }
 
-fn attributes(record: &Record<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+fn attributes(entry: &TarEntry<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let at = AtFlags::SYMLINK_NOFOLLOW;
-    let (uid, gid) = (owner(record.uid)?, owner(record.gid)?);
+    let (uid, gid) = (owner(entry.uid)?, owner(entry.gid)?);
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chownat(parent, name, Some(uid), Some(gid), at)?;
-    if record.kind != EntryType::Symlink {
+    if entry.kind != EntryType::Symlink {
         // After the owner: chown clears set-user-id.
-        let mode = Mode::from_raw_mode(record.mode);
+        let mode = Mode::from_raw_mode(entry.mode);
         rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?;
     }
     let time = Timespec {
-        tv_sec: record.mtime,
+        tv_sec: entry.mtime,
         tv_nsec: 0,
     };
     let times = Timestamps {

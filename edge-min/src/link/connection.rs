@@ -255,7 +255,7 @@ fn run(
             heard = Instant::now();
             connection.eventloop.state.await_pingresp = false;
         }
-        let told = match event {
+        let message = match event {
             MqttEvent::Incoming(Packet::ConnAck(_)) => {
                 patience = config.keepalive * SILENCE_PERCENT / 100;
                 let subscribed = pending.as_ref().is_some_and(|sender| {
@@ -288,7 +288,7 @@ fn run(
             MqttEvent::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
             _ => continue,
         };
-        if events.send_blocking(told).is_err() {
+        if events.send_blocking(message).is_err() {
             return "the agent stops".to_owned();
         }
     }

@@ -23,7 +23,7 @@ use crate::link::identity::{self, Identity};
 use crate::link::tls::{self, NO_TLS};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
-const PATIENCE: Duration = Duration::from_secs(90);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
 const EXCHANGE: Duration = Duration::from_secs(180);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
@@ -295,7 +295,7 @@ impl Bounded {
     fn left(&self) -> io::Result<Option<Duration>> {
         match self.end.saturating_duration_since(Instant::now()) {
             Duration::ZERO => Err(io::ErrorKind::WouldBlock.into()),
-            left => Ok(Some(left.min(PATIENCE))),
+            left => Ok(Some(left.min(JOIN_TIMEOUT))),
         }
     }
 }
@@ -325,7 +325,7 @@ fn connect(host: &str, port: u16) -> Result<Bounded, JoinError> {
     };
     let mut last = io::Error::other("the name has no address");
     for address in (host, port).to_socket_addrs().map_err(failed)? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, JOIN_TIMEOUT) {
             Ok(stream) => return Ok(Bounded::new(stream, EXCHANGE)),
             Err(error) => last = error,
         }

@@ -37,7 +37,7 @@ pub fn spawn(
         .name("renew".to_owned())
         .stack_size(STACK_BYTES)
         .spawn(move || {
-            let told = match renew(cloud.as_deref(), &state, time) {
+            let result = match renew(cloud.as_deref(), &state, time) {
                 Ok(renewed) => LinkEvent::Renewed(Box::new(renewed)),
                 Err(error) => {
                     let refused = matches!(error, JoinError::Refused(_));
@@ -45,7 +45,7 @@ pub fn spawn(
                 }
             };
             // The driver lives as long as the process.
-            events.send_blocking(told).ok();
+            events.send_blocking(result).ok();
         })
         .map(drop)
 }

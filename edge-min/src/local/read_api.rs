@@ -20,7 +20,7 @@ pub const CONNECTIONS_MAX: usize = 4;
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 2048;
 /// A client that sends nothing for this long is dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks at a quiet log after which its container is asked for.
@@ -79,7 +79,7 @@ pub async fn serve(listener: &UnixListener, requests: &Sender<Request>) {
 
 async fn answer(mut stream: UnixStream, requests: &Sender<Request>) -> io::Result<()> {
     let head = or(read_head(&mut stream), async {
-        Timer::after(PATIENCE).await;
+        Timer::after(REQUEST_TIMEOUT).await;
         Err(io::ErrorKind::TimedOut.into())
     })
     .await?;

@@ -32,11 +32,11 @@ pub const CONNECTIONS_MAX: usize = 8;
 const PIPELINE_MAX: usize = 16;
 /// A client that has not finished a request this long after its first byte, or takes no answer, is
 /// dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause when the system has no descriptor left.
-const AGAIN: Duration = Duration::from_millis(250);
+const ACCEPT_RETRY: Duration = Duration::from_millis(250);
 /// A place without a connection.
 const FREE: u64 = 0;
 /// A place whose connection has a request.
@@ -100,7 +100,7 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
 pub async fn serve(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            sleep(AGAIN).await;
+            sleep(ACCEPT_RETRY).await;
             continue;
         };
         place.set(BUSY);
@@ -128,7 +128,7 @@ async fn rest(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
             }
         }
     };
-    or(sleep(IDLE), gives_way).await;
+    or(sleep(IDLE_TIMEOUT), gives_way).await;
 }
 
 async fn sleep(time: Duration) {
@@ -183,7 +183,7 @@ async fn connection(
                 if is_at_rest {
                     rest(listener, api, place).await;
                 } else {
-                    sleep(PATIENCE.saturating_sub(begun.elapsed())).await;
+                    sleep(REQUEST_TIMEOUT.saturating_sub(begun.elapsed())).await;
                 }
             };
             if read(&mut stream, &mut input, end).await? == 0 {
@@ -229,7 +229,7 @@ async fn read(
 
 async fn write(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
     or(stream.write_all(bytes), async {
-        sleep(PATIENCE).await;
+        sleep(REQUEST_TIMEOUT).await;
         Err(io::ErrorKind::TimedOut.into())
     })
     .await
@@ -244,7 +244,7 @@ async fn answer(api: &Api, head: &Head<'_>, body: Vec<u8>) -> Pending {
         return match head.method {
             "GET" => Pending::Now(
                 "200 OK",
-                accounts(&outbox::report(&api.shared), &api.classes),
+                counters(&outbox::report(&api.shared), &api.classes),
             ),
             _ => Pending::Now("405 Method Not Allowed", text("GET /v1/records")),
         };
@@ -319,7 +319,7 @@ pub fn hex(incarnation: [u8; 8]) -> String {
 }
 
 /// The accounts as JSON. For each class `appended` is the sum of the others but `bytes`.
-fn accounts(report: &Report, classes: &[Class]) -> String {
+fn counters(report: &Report, classes: &[Class]) -> String {
     let rows = crate::local::status::Outbox::new(report, classes);
     serde_json::to_string(&rows).unwrap_or_default() + "\n"
 }

@@ -175,15 +175,15 @@ pub fn spawn(
     shared: Shared,
 ) -> io::Result<()> {
     let run = move || {
-        let mut told = None;
+        let mut reported = None;
         // Without a directory no record can be taken; the driver tells why.
         let store = loop {
             match Store::open(&dir, &settings) {
                 Ok(store) => break store,
                 Err(error) => {
                     let reason = error.to_string();
-                    if told.as_ref() != Some(&reason) {
-                        told = Some(reason.clone());
+                    if reported.as_ref() != Some(&reason) {
+                        reported = Some(reason.clone());
                         done.send_blocking(Done::Trouble(Some(reason))).ok();
                     }
                     if !refuse(&jobs, why(&error)) {
@@ -192,7 +192,7 @@ pub fn spawn(
                 }
             }
         };
-        if told.is_some() {
+        if reported.is_some() {
             done.send_blocking(Done::Trouble(None)).ok();
         }
         Thread {
@@ -414,7 +414,7 @@ impl Thread {
             Ok(()) => {}
         }
         // The accounts first: who writes and then asks finds its record there.
-        self.tell()?;
+        self.announce()?;
         for (reply, answer) in self.musts.drain(..).chain(self.soons.drain(..)) {
             // A writer may be gone.
             reply.try_send(answer).ok();
@@ -447,7 +447,7 @@ impl Thread {
         }
     }
 
-    fn tell(&mut self) -> Result<(), ()> {
+    fn announce(&mut self) -> Result<(), ()> {
         let incarnation = self.store.incarnation;
         let mut report = Report {
             incarnation,
@@ -462,9 +462,9 @@ impl Thread {
                 continue;
             };
             let now = (class, incarnation, end);
-            match self.ready.iter_mut().find(|told| told.0 == class) {
-                Some(told) if *told == now => continue,
-                Some(told) => *told = now,
+            match self.ready.iter_mut().find(|known| known.0 == class) {
+                Some(known) if *known == now => continue,
+                Some(known) => *known = now,
                 None => self.ready.push(now),
             }
             let ready = Done::Ready {

@@ -48,7 +48,7 @@ pub fn running(config: &Config) -> Result<usize, String> {
     Ok(found.iter().filter(|one| one.process.is_some()).count())
 }
 
-/// How many records wait for the cloud, for a person. Opening the outbox mends it at most, and nobody
+/// How many records wait for the cloud, for a person. Opening the outbox repairs it at most, and nobody
 /// else has it open.
 #[must_use]
 pub fn unsent(config: &Config, _alone: &Lock) -> String {

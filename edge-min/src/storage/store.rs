@@ -192,7 +192,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn mend(&mut self) -> io::Result<()> {
+    pub fn repair(&mut self) -> io::Result<()> {
         if self.damaged {
             for _ in GENERATIONS {
                 self.apply(Vec::new(), self.snapshot.epoch)?;

@@ -188,23 +188,23 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             path.to_string_lossy().into_owned()
         };
-        let said = |program: &str| {
+        let explained = |program: &str| {
             let error = Command::new(program).spawn().unwrap_err();
             explain(&error, program, "/nowhere:/bin", dir.path())
         };
-        assert!(said("/nowhere/x").contains("no such file"));
-        assert!(said("edge-min-nothing").contains("not found in PATH /nowhere:/bin"));
+        assert!(explained("/nowhere/x").contains("no such file"));
+        assert!(explained("edge-min-nothing").contains("not found in PATH /nowhere:/bin"));
         let script = file("script", b"#!/nowhere/sh -e\n", 0o755);
-        assert!(said(&script).contains("its interpreter /nowhere/sh is missing"));
+        assert!(explained(&script).contains("its interpreter /nowhere/sh is missing"));
         let plain = file("plain", b"#!/bin/sh\n", 0o644);
-        assert!(said(&plain).contains("chmod +x"));
-        assert!(said(&dir.path().to_string_lossy()).contains("directory"));
+        assert!(explained(&plain).contains("chmod +x"));
+        assert!(explained(&dir.path().to_string_lossy()).contains("directory"));
         // The header of a 64-bit program for a machine that is none.
         let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
         elf.resize(64, 0);
         (elf[16], elf[18]) = (2, 20);
         let foreign = file("foreign", &elf, 0o755);
-        let words = said(&foreign);
+        let words = explained(&foreign);
         assert!(words.contains("is built for powerpc"), "{words}");
     }
 

@@ -75,9 +75,9 @@ impl Process {
 /// First processes of containers that runc has made and that the reaper does not watch yet, with
 /// the code of those that have ended meanwhile. At most one for each start under way.
 #[derive(Clone, Debug, Default)]
-pub struct Newborns(Arc<Mutex<SortedMap<u32, Option<i32>>>>);
+pub struct StartingPids(Arc<Mutex<SortedMap<u32, Option<i32>>>>);
 
-impl Newborns {
+impl StartingPids {
     fn lock(&self) -> MutexGuard<'_, SortedMap<u32, Option<i32>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,7 +105,7 @@ pub struct Reaper {
     signals: SignalFd,
     watched: SortedMap<u64, Watched>,
     next: u64,
-    newborns: Newborns,
+    starting_pids: StartingPids,
 }
 
 impl Reaper {
@@ -114,7 +114,7 @@ impl Reaper {
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new(newborns: Newborns) -> io::Result<Self> {
+    pub fn new(starting_pids: StartingPids) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
@@ -127,7 +127,7 @@ impl Reaper {
             signals,
             watched: SortedMap::new(),
             next: 0,
-            newborns,
+            starting_pids,
         })
     }
 
@@ -146,7 +146,7 @@ impl Reaper {
     /// Its code when it has ended already; `None` when nothing can be known of it.
     pub fn watch(&mut self, uid: Uid, container: &str, pid: u32) -> Result<(), Option<i32>> {
         // The lock is gone before the branch.
-        let ended = self.newborns.lock().remove(&pid).flatten();
+        let ended = self.starting_pids.lock().remove(&pid).flatten();
         if ended.is_some() {
             return Err(ended);
         }
@@ -213,7 +213,7 @@ impl Reaper {
             let known = all.find_map(|(key, one)| (one.process.pid == pid).then_some(*key));
             if let Some(watched) = known.and_then(|key| self.watched.remove(&key)) {
                 exits.push(self.exit(watched, code));
-            } else if let Some(ended) = self.newborns.lock().get_mut(&pid) {
+            } else if let Some(ended) = self.starting_pids.lock().get_mut(&pid) {
                 *ended = code;
             }
         }

@@ -20,7 +20,7 @@ use crate::storage::tree;
 use crate::workload::cgroup::{Cgroups, Limits};
 use crate::workload::launch::Plan;
 pub use crate::workload::launch::{Bind, Rights};
-use crate::workload::reaper::{Newborns, Process};
+use crate::workload::reaper::{Process, StartingPids};
 use crate::workload::{oci, volume};
 
 /// Bytes of one container's log ring without a memory limit.
@@ -101,7 +101,7 @@ pub struct Runtime {
     state: PathBuf,
     runc: PathBuf,
     cgroups: Cgroups,
-    newborns: Newborns,
+    starting_pids: StartingPids,
 }
 
 impl Runtime {
@@ -123,14 +123,14 @@ impl Runtime {
             state: state.clone(),
             runc: config.runc.clone(),
             cgroups: Cgroups::detect(&config.cgroup)?,
-            newborns: Newborns::default(),
+            starting_pids: StartingPids::default(),
         })
     }
 
     /// What the reaper has to know of containers that are being started.
     #[must_use]
-    pub fn newborns(&self) -> Newborns {
-        self.newborns.clone()
+    pub fn starting_pids(&self) -> StartingPids {
+        self.starting_pids.clone()
     }
 
     /// Makes the pod's directory with log space for `containers`.
@@ -217,7 +217,7 @@ impl Runtime {
     /// Starts a container; returns its process.
     ///
     /// # Errors
-    /// In runc's or the kernel's words. Only what the container itself has to answer for counts as a
+    /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
     /// run: its program, user, mounts.
     pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
         let path = self.cgroup(spec.uid, &spec.container, spec.hash);
@@ -298,14 +298,14 @@ impl Runtime {
             .create(true)
             .open(log)
             .map_err(not_created)?;
-        // runc hands its stdio to the container, so its own words need a file of their own.
-        let words = bundle.join("runc.log");
-        drop(fs::remove_file(&words));
+        // runc hands its stdio to the container, so its own messages need a file of their own.
+        let messages = bundle.join("runc.log");
+        drop(fs::remove_file(&messages));
         let created = Command::new(&self.runc)
             .arg("--root")
             .arg(self.run.join("runc"))
             .arg("--log")
-            .arg(&words)
+            .arg(&messages)
             .arg("create")
             .arg("--bundle")
             .arg(&bundle)
@@ -319,7 +319,7 @@ impl Runtime {
             .status()
             .map_err(|error| because(&self.runc.to_string_lossy(), &error))?;
         if !created.success() {
-            return Err(not_run(runc_words(&words)));
+            return Err(not_run(runc_message(&messages)));
         }
         let pid = fs::read_to_string(&pid_file).map_err(not_created)?;
         let pid = pid
@@ -327,13 +327,13 @@ impl Runtime {
             .parse()
             .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
         // From here on it may run and end, before anybody knows of it.
-        self.newborns.announce(pid);
+        self.starting_pids.announce(pid);
         let failure = match self.runc(&["start", &id]) {
             Ok(started) if started.status.success() => return Ok(pid),
             Ok(started) => not_run(String::from_utf8_lossy(&started.stderr).trim().to_owned()),
             Err(error) => not_created(error),
         };
-        self.newborns.forget(pid);
+        self.starting_pids.forget(pid);
         Err(failure)
     }
 
@@ -431,8 +431,8 @@ impl Runtime {
         if known.exists() {
             let deleted = self.runc(&["delete", "--force", &id])?;
             if !deleted.status.success() && known.exists() {
-                let words = String::from_utf8_lossy(&deleted.stderr);
-                return Err(io::Error::other(["runc delete: ", words.trim()].concat()));
+                let message = String::from_utf8_lossy(&deleted.stderr);
+                return Err(io::Error::other(["runc delete: ", message.trim()].concat()));
             }
         }
         let bundle = self.bundle_dir(uid, container);
@@ -621,7 +621,7 @@ fn container_id(uid: Uid, container: &str) -> String {
     [&uid.to_string(), "-", container].concat()
 }
 
-fn runc_words(log: &Path) -> String {
+fn runc_message(log: &Path) -> String {
     let mut text = String::new();
     let read =
         File::open(log).and_then(|file| file.take(MESSAGE_BYTES_MAX * 4).read_to_string(&mut text));

@@ -250,7 +250,7 @@ fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
             Frame::Entry(key, record) => {
                 total += key.len() + record.len();
                 if entries.len() >= ENTRIES_MAX || total > TOTAL_BYTES_MAX {
-                    return Err(said(true, "more than a node holds"));
+                    return Err(failure(true, "more than a node holds"));
                 }
                 entries.push((key, record));
             }
@@ -300,7 +300,7 @@ pub fn main() -> ExitCode {
         Some("load") => load(&dir, true, &mut out),
         Some("load-log") => load(&dir, false, &mut out),
         Some("store") => store(&dir, &mut io::stdin().lock()).map(|()| Frame::Stored(written())),
-        _ => Err(said(false, "no such mode")),
+        _ => Err(failure(false, "no such mode")),
     };
     let last = result.unwrap_or_else(|failure| match failure {
         Failure::Said(damaged, reason) => Frame::Failed(damaged, reason),
@@ -330,7 +330,7 @@ fn io_failed(error: io::Error) -> Failure {
     Failure::Said(false, error.to_string())
 }
 
-fn said(damaged: bool, reason: &str) -> Failure {
+fn failure(damaged: bool, reason: &str) -> Failure {
     Failure::Said(damaged, reason.to_owned())
 }
 
@@ -369,9 +369,9 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, 
         .as_deref()
         .and_then(checked)
         .and_then(|body| postcard::from_bytes(body).ok())
-        .ok_or_else(|| said(true, "no meta record"))?;
+        .ok_or_else(|| failure(true, "no meta record"))?;
     if record.version != VERSION {
-        return Err(said(true, "another layout"));
+        return Err(failure(true, "another layout"));
     }
     let mut pieces = 0;
     let mut entry = Pieces::default();
@@ -436,13 +436,13 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
                 cut(key, &frame, &mut pieces)?;
             }
             Frame::Set(meta, _) => break meta,
-            _ => return Err(said(false, "not a set")),
+            _ => return Err(failure(false, "not a set")),
         }
     };
     let record = Record {
         version: VERSION,
         meta,
-        pieces: u32::try_from(pieces.len()).map_err(|_| said(false, "too many pieces"))?,
+        pieces: u32::try_from(pieces.len()).map_err(|_| failure(false, "too many pieces"))?,
     };
     pieces.push((META.to_vec(), with_checksum(&edge_proto::encode(&record))));
     // Up to some thousands, in the order of hashes: sorted once.
@@ -471,7 +471,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     drop(db);
     let blobs = dir.join("blobs");
     if fs::read_dir(&blobs).is_ok_and(|mut files| files.next().is_some()) {
-        return Err(said(true, "a value left the log for a file"));
+        return Err(failure(true, "a value left the log for a file"));
     }
     for folder in [Some(dir), dir.parent()].into_iter().flatten() {
         File::open(folder)
@@ -485,7 +485,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
 /// Cuts an entry; each value is checksum, number of pieces, bytes.
 fn cut(key: &[u8], entry: &Frame, into: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Failure> {
     let body = edge_proto::encode(entry);
-    let too_large = |_| said(false, "an entry is too large");
+    let too_large = |_| failure(false, "an entry is too large");
     let count = u16::try_from(body.chunks(PIECE_BYTES).len()).map_err(too_large)?;
     let id = Hash16::of(key);
     for (index, bytes) in (0_u16..).zip(body.chunks(PIECE_BYTES)) {

@@ -10,7 +10,7 @@ use tar::{Entries, Entry, EntryType, PaxExtensions};
 const EXTENSION_BYTES_MAX: u64 = 64 * 1024;
 
 /// One entry, with the extensions before it applied.
-pub(super) struct Record<'a, R: Read> {
+pub(super) struct TarEntry<'a, R: Read> {
     /// Path, as written.
     pub path: Vec<u8>,
     /// Target of a link, as written.
@@ -34,7 +34,7 @@ pub(super) struct Record<'a, R: Read> {
 }
 
 /// Iterates over at most `left` headers.
-pub(super) struct Records<'a, R: Read> {
+pub(super) struct TarEntries<'a, R: Read> {
     entries: Entries<'a, R>,
     left: usize,
 }
@@ -46,7 +46,7 @@ struct Extensions {
     pax: Option<Vec<u8>>,
 }
 
-impl<'a, R: Read> Records<'a, R> {
+impl<'a, R: Read> TarEntries<'a, R> {
     pub(super) fn new(entries: Entries<'a, R>, headers_max: usize) -> Self {
         Self {
             entries: entries.raw(true),
@@ -54,7 +54,7 @@ impl<'a, R: Read> Records<'a, R> {
         }
     }
 
-    fn read(&mut self) -> Result<Option<Record<'a, R>>, String> {
+    fn read(&mut self) -> Result<Option<TarEntry<'a, R>>, String> {
         let mut extensions = Extensions::default();
         loop {
             let mut entry = match self.entries.next() {
@@ -75,7 +75,7 @@ impl<'a, R: Read> Records<'a, R> {
                     extension(&mut entry)?;
                     continue;
                 }
-                _ => return record(entry, extensions).map(Some),
+                _ => return with_extensions(entry, extensions).map(Some),
             };
             if slot.replace(extension(&mut entry)?).is_some() {
                 return Err("tar: two extensions of one kind for one entry".to_owned());
@@ -84,8 +84,8 @@ impl<'a, R: Read> Records<'a, R> {
     }
 }
 
-impl<'a, R: Read> Iterator for Records<'a, R> {
-    type Item = Result<Record<'a, R>, String>;
+impl<'a, R: Read> Iterator for TarEntries<'a, R> {
+    type Item = Result<TarEntry<'a, R>, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.read().transpose()
@@ -114,13 +114,13 @@ fn extension(entry: &mut Entry<'_, impl Read>) -> Result<Vec<u8>, String> {
     }
 }
 
-fn record<'a, R: Read>(
+fn with_extensions<'a, R: Read>(
     entry: Entry<'a, R>,
     extensions: Extensions,
-) -> Result<Record<'a, R>, String> {
+) -> Result<TarEntry<'a, R>, String> {
     let wrong = |error: std::io::Error| ["tar: ", &error.to_string()].concat();
     let header = entry.header();
-    let mut record = Record {
+    let mut whole = TarEntry {
         path: header.path_bytes().into_owned(),
         link: header
             .link_name_bytes()
@@ -140,10 +140,10 @@ fn record<'a, R: Read>(
         name
     };
     if let Some(name) = extensions.name {
-        record.path = unpadded(name);
+        whole.path = unpadded(name);
     }
     if let Some(link) = extensions.link {
-        record.link = unpadded(link);
+        whole.link = unpadded(link);
     }
     for pair in PaxExtensions::new(&extensions.pax.unwrap_or_default()) {
         let pair = pair.map_err(wrong)?;
@@ -154,17 +154,17 @@ fn record<'a, R: Read>(
                 .map_err(|_| "tar: a PAX record is not a number".to_owned())
         };
         match pair.key_bytes() {
-            b"path" => record.path = pair.value_bytes().to_owned(),
-            b"linkpath" => record.link = pair.value_bytes().to_owned(),
-            b"uid" => record.uid = number()?,
-            b"gid" => record.gid = number()?,
+            b"path" => whole.path = pair.value_bytes().to_owned(),
+            b"linkpath" => whole.link = pair.value_bytes().to_owned(),
+            b"uid" => whole.uid = number()?,
+            b"gid" => whole.gid = number()?,
             // May have a fraction, which no file system here keeps in an image.
             b"mtime" => {
                 let seconds = text().split('.').next().unwrap_or_default();
-                record.mtime = seconds.parse().unwrap_or(0);
+                whole.mtime = seconds.parse().unwrap_or(0);
             }
             // Readers that disagree about sizes see different files: an old trick.
-            b"size" if number()? != record.size => {
+            b"size" if number()? != whole.size => {
                 return Err("tar: header and PAX record disagree about a size".to_owned());
             }
             key if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
@@ -172,10 +172,10 @@ fn record<'a, R: Read>(
             _ => {}
         }
     }
-    if record.kind == EntryType::GNUSparse {
+    if whole.kind == EntryType::GNUSparse {
         return Err(sparse());
     }
-    Ok(record)
+    Ok(whole)
 }
 
 fn sparse() -> String {
