@@ -437,8 +437,8 @@ fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
 fn check(options: &Options) -> Result<ExitCode, Failure> {
     // A board without a config yet is just where this is needed.
     let report = match load(options) {
-        Ok(config) => crate::board::check::check(&Ok(config)),
-        Err(Failure(_, text)) => crate::board::check::check(&Err(text)),
+        Ok(config) => crate::local::check::check(&Ok(config)),
+        Err(Failure(_, text)) => crate::local::check::check(&Err(text)),
     };
     let json = || serde_json::to_string(&report).unwrap_or_default() + "\n";
     say(&if options.json {
@@ -455,13 +455,13 @@ fn check(options: &Options) -> Result<ExitCode, Failure> {
 
 fn reset(options: &Options) -> Result<(), Failure> {
     let config = load(options)?;
-    let alone = crate::storage::lock::take(&config)?;
-    let running = crate::storage::reset::running(&config)?;
+    let alone = crate::storage::lock::take(&config.state_dir, &config.run_dir)?;
+    let running = crate::local::reset::running(&config)?;
     let containers = match running {
         1 => "1 container".to_owned(),
         count => [&count.to_string(), " containers"].concat(),
     };
-    let records = crate::storage::reset::unsent(&config, &alone);
+    let records = crate::local::reset::unsent(&config, &alone);
     let state = config.state_dir.to_string_lossy().into_owned();
     if !options.yes {
         if !io::stdin().is_terminal() {
@@ -491,7 +491,7 @@ fn reset(options: &Options) -> Result<(), Failure> {
             return Err("nothing was changed".to_owned().into());
         }
     }
-    crate::storage::reset::reset(&config, &alone)?;
+    crate::local::reset::reset(&config, &alone)?;
     say(&[
         "reset: ",
         &containers,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use edge_min::board::config;
+use edge_min::board::{config, toml_reader};
 use edge_min_fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(!error.to_string().is_empty());
     }
     if let Ok(text) = std::str::from_utf8(data)
-        && config::parse(text).is_ok()
+        && toml_reader::parse(text).is_ok()
     {
         assert!(text.parse::<toml::Table>().is_ok(), "accepted, and not TOML");
     }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::board::config::{self, ConfigError, Table, Value, Wrong};
+use crate::board::toml_reader::{self, ConfigError, Table, Value, Wrong};
 
 /// Tables of a board file. Budgets are for tests, and each has more of them than the agent reads.
 const TABLES: [&str; 3] = ["limits.", "budget.", "latency."];
@@ -29,7 +29,7 @@ pub struct Board {
 /// # Errors
 /// The first thing that is wrong, with its line; also a file for another machine.
 pub fn load(file: &Path) -> Result<Board, ConfigError> {
-    config::read(file, board)
+    toml_reader::read(file, board)
 }
 
 fn board(table: &Table) -> Result<Board, Wrong> {
@@ -40,9 +40,9 @@ fn board(table: &Table) -> Result<Board, Wrong> {
             return Err((*line, ["unknown key `", key, "`; ", known].concat()));
         }
     }
-    config::version(table)?;
+    toml_reader::version(table)?;
     let required = |key: &str| {
-        config::text(table, key)?.ok_or_else(|| (0, [key, " is missing: a text"].concat()))
+        toml_reader::text(table, key)?.ok_or_else(|| (0, [key, " is missing: a text"].concat()))
     };
     let target = required("target")?;
     // The triple begins with the machine, which std calls `arm` where Rust's targets say `armv7`.
@@ -53,7 +53,7 @@ fn board(table: &Table) -> Result<Board, Wrong> {
             machine,
             ": name the file of this board",
         ];
-        return Err((config::line(table, "target"), reason.concat()));
+        return Err((toml_reader::line(table, "target"), reason.concat()));
     }
     let number = |key: &str, max: u64| match table.get(key) {
         None => Err((0, [key, " is missing: a whole number"].concat())),

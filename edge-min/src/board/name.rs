@@ -11,7 +11,7 @@ use std::path::Path;
 
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
 
-use crate::board::config::is_label;
+use crate::board::toml_reader::is_label;
 
 /// Where the kernel shows the board.
 pub const SYSFS: &str = "/sys";

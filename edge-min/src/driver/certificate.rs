@@ -9,8 +9,8 @@ use edge_proto::enrol::Endpoint;
 
 use super::Driver;
 use crate::link::connection::{LinkEvent, Target};
-use crate::link::identity::{self, Identity};
-use crate::link::renew::{self, Renewed};
+use crate::link::identity::{self, Identity, Renewed};
+use crate::link::renew;
 use crate::link::{certificate, tls};
 
 /// A certificate in use.

@@ -112,7 +112,7 @@ pub fn run(config: Config) -> Result<(), String> {
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!("subreaper_failed error={}", error.desc());
     }
-    let _alone = lock::take(&config)?;
+    let _alone = lock::take(&config.state_dir, &config.run_dir)?;
     let (store, objects, damage) =
         Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
     let clock = Clock::open(&config.state_dir);

@@ -19,8 +19,8 @@ use edge_proto::sorted::SortedMap;
 use crate::image::images::Images;
 use crate::storage::store::{Applied, Store};
 use crate::workload::cgroup::Limits;
-use crate::workload::launch::Bind;
-use crate::workload::runtime::{Rights, Rootfs, Runtime, Spec};
+use crate::workload::runtime::Runtime;
+use crate::workload::spec::{Bind, Rights, Rootfs, Spec};
 use crate::workload::volume::{self, Content};
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.

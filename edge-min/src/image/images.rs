@@ -7,11 +7,12 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 use edge_core::flash::Subsystem;
 use edge_proto::sorted::SortedSet;
 
-use super::unpack;
+use crate::image::error::ImageError;
+use crate::image::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
+use crate::image::unpack;
 use crate::storage::{medium, tree};
 
 /// Layouts of the preload folder that are looked at.
@@ -42,40 +43,6 @@ pub struct Image {
     /// Numeric user, if the image names one.
     pub user: Option<u32>,
 }
-
-/// Why there is no image.
-#[derive(Debug)]
-pub enum ImageError {
-    /// Not in the preload folder.
-    Missing(String),
-    /// It is there, and wrong.
-    Invalid(String),
-    /// The file system.
-    Io(PathBuf, io::Error),
-}
-
-impl ImageError {
-    /// Kubernetes' reason.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Missing(_) => "ErrImageNeverPull",
-            Self::Invalid(_) => "ImageInspectError",
-            Self::Io(..) => "CreateContainerError",
-        }
-    }
-}
-
-impl core::fmt::Display for ImageError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Missing(text) | Self::Invalid(text) => f.write_str(text),
-            Self::Io(path, error) => write!(f, "{}: {error}", path.to_string_lossy()),
-        }
-    }
-}
-
-impl core::error::Error for ImageError {}
 
 /// The images of a board.
 pub struct Images {

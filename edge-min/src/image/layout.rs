@@ -14,8 +14,8 @@ use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tar::{Archive, EntryType};
 
-use super::images::ImageError;
-use super::tar_entries::TarEntries;
+use crate::image::error::ImageError;
+use crate::image::tar_entries::TarEntries;
 
 /// Bytes of an index, manifest or config. What they become in memory may be ten times as much.
 const JSON_BYTES_MAX: u64 = 256 * 1024;

@@ -1,6 +1,7 @@
 //! Container images: where they come from, how they are verified and unpacked, and when they are
 //! removed.
 
+pub mod error;
 pub mod images;
 pub mod layout;
 pub(crate) mod root;

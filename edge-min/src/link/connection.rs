@@ -21,7 +21,7 @@ use rumqttc::v5::{
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
-use crate::link::renew::Renewed;
+use crate::link::identity::Renewed;
 use crate::link::tls::{self, NO_TLS};
 
 /// Frames that wait for the socket.

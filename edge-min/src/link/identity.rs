@@ -33,6 +33,14 @@ pub struct Identity {
     pub broker: Option<Broker>,
 }
 
+/// What a renewal brought: the new identity, stored, and the cloud's time.
+pub struct Renewed {
+    /// The new identity.
+    pub identity: Identity,
+    /// The cloud's time, seconds since 1970.
+    pub unix_s: u64,
+}
+
 /// Directory of the identity below the state directory.
 #[must_use]
 pub fn dir(state: &Path) -> PathBuf {

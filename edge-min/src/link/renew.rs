@@ -10,17 +10,9 @@ use edge_proto::enrol::{Endpoint, RenewRequest};
 use crate::board::clock::Clock;
 use crate::link::certificate;
 use crate::link::connection::LinkEvent;
-use crate::link::identity::Identity;
+use crate::link::identity::{Identity, Renewed};
 use crate::link::join::{self, JoinError, STACK_BYTES, ask};
 use crate::link::tls;
-
-/// What a renewal brought: the new identity, stored, and the cloud's time.
-pub struct Renewed {
-    /// The new identity.
-    pub identity: Identity,
-    /// The cloud's time, seconds since 1970.
-    pub unix_s: u64,
-}
 
 /// Makes one attempt on a thread of its own, which then ends. It tells [`LinkEvent::Renewed`] or
 /// [`LinkEvent::NotRenewed`].

@@ -1,7 +1,9 @@
-//! What the agent serves on the board itself, on unix sockets: the API of workloads, and the read
-//! API of the command line.
+//! What the agent offers to people and programs on the board itself: the API of workloads and the
+//! read API on unix sockets, and the commands that look at a board or reset it.
 
+pub mod check;
 pub mod http;
 pub mod read_api;
+pub mod reset;
 pub mod status;
 pub mod workload_api;

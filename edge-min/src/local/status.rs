@@ -100,7 +100,7 @@ impl Outbox {
             }
         });
         Self {
-            incarnation: crate::local::workload_api::hex(report.incarnation),
+            incarnation: hex(report.incarnation),
             classes: rows.collect(),
         }
     }
@@ -475,6 +475,12 @@ impl fmt::Display for Status {
         f.write_char('\n')?;
         f.write_str(&self.pods_table())
     }
+}
+
+/// Sixteen hex digits.
+#[must_use]
+pub fn hex(incarnation: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(incarnation))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use smol::net::unix::{UnixListener, UnixStream};
 use smol::{Async, Timer};
 
 use super::http::{self, Head, Parsed};
+use crate::local::status;
 use crate::storage::outbox::{self, Answer, Class, Job, Report, Shared};
 
 /// Connections served at once.
@@ -290,7 +291,7 @@ fn stored(api: &Api, answer: Option<Answer>, place: usize) -> (&'static str, Str
             let name = class.map_or("", |class| class.name.as_str());
             let body = [
                 "{\"incarnation\":\"",
-                &hex(incarnation),
+                &status::hex(incarnation),
                 "\",\"class\":\"",
                 name,
                 "\",\"sequence\":",
@@ -312,15 +313,9 @@ fn text(message: &str) -> String {
     [message, "\n"].concat()
 }
 
-/// Sixteen hex digits.
-#[must_use]
-pub fn hex(incarnation: [u8; 8]) -> String {
-    format!("{:016x}", u64::from_be_bytes(incarnation))
-}
-
 /// The accounts as JSON. For each class `appended` is the sum of the others but `bytes`.
 fn counters(report: &Report, classes: &[Class]) -> String {
-    let rows = crate::local::status::Outbox::new(report, classes);
+    let rows = status::Outbox::new(report, classes);
     serde_json::to_string(&rows).unwrap_or_default() + "\n"
 }
 

@@ -7,8 +7,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::board::config::Config;
-
 /// The empty file that is locked. Only root can open it: whoever can may lock it for ever.
 const NAME: &str = "lock";
 /// Tries, and the pause between two. A child that an earlier agent was about to start holds the lock
@@ -21,23 +19,23 @@ pub struct Lock {
     _files: (File, Option<File>),
 }
 
-/// Takes both folders of the config, which are made if they are missing. A state folder on a medium
+/// Takes both folders, which are made if they are missing. A state folder on a medium
 /// that takes no new file is not locked: its pods have to run all the same.
 ///
 /// # Errors
 /// Another process has one of them, or it is not for this user; for a person.
-pub fn take(config: &Config) -> Result<Lock, String> {
-    let run = open(&config.run_dir).map_err(|error| text(&config.run_dir, &error.to_string()))?;
-    lock(&config.run_dir, &run)?;
-    if config.run_dir == config.state_dir {
+pub fn take(state_dir: &Path, run_dir: &Path) -> Result<Lock, String> {
+    let run = open(run_dir).map_err(|error| text(run_dir, &error.to_string()))?;
+    lock(run_dir, &run)?;
+    if run_dir == state_dir {
         return Ok(Lock {
             _files: (run, None),
         });
     }
-    let state = match open(&config.state_dir) {
+    let state = match open(state_dir) {
         Ok(file) => Some(file),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(text(&config.state_dir, &error.to_string()));
+            return Err(text(state_dir, &error.to_string()));
         }
         Err(error) => {
             log::warn!("state_not_locked error={error}");
@@ -45,7 +43,7 @@ pub fn take(config: &Config) -> Result<Lock, String> {
         }
     };
     if let Some(file) = &state {
-        lock(&config.state_dir, file)?;
+        lock(state_dir, file)?;
     }
     Ok(Lock {
         _files: (run, state),

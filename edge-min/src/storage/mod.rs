@@ -4,7 +4,6 @@
 pub mod lock;
 pub mod medium;
 pub mod outbox;
-pub mod reset;
 pub mod seal;
 pub mod store;
 pub mod tree;

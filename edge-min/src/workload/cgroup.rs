@@ -18,7 +18,7 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const V1_CONTROLLERS: [&str; 4] = ["pids", "memory", "cpu", "freezer"];
 /// How long killed processes get to end. One that takes longer sits in the kernel, mostly on a
 /// medium that does not answer.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Processes signalled with one look at the cgroup, and descriptors held meanwhile.
 const KILL_CHUNK: usize = 256;
 /// Attempts to remove an empty cgroup, which is busy for a moment after its last process.
@@ -167,9 +167,9 @@ impl Cgroups {
     /// Kills every process in the cgroup and below, and waits until they have ended.
     ///
     /// # Errors
-    /// The processes that are still there after [`KILL_PATIENCE`].
+    /// The processes that are still there after [`KILL_TIMEOUT`].
     pub fn kill(&self, path: &Path) -> io::Result<()> {
-        let deadline = Instant::now() + KILL_PATIENCE;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
             // The usual case when a container has ended by itself: its restart waits for this.
             let left = self.pids(path);

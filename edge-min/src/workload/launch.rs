@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 use crate::workload::exec;
+use crate::workload::spec::{Bind, Rights};
 
 /// Bytes of a plan: environment and arguments are the bulk.
 const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -32,28 +33,6 @@ const UMASK: u32 = 0o022;
 const FILES_SOFT: u64 = 1024;
 /// Numbers of capabilities that the kernel's masks have room for.
 const CAPABILITIES_MAX: u32 = 64;
-
-/// A bind mount.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Bind {
-    /// Path on the board.
-    pub source: PathBuf,
-    /// Absolute path in the container.
-    pub target: PathBuf,
-    /// Mounted read-only.
-    pub read_only: bool,
-}
-
-/// Rights of root that a container keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rights {
-    /// Capabilities, as the kernel's bits: all that it can ever have.
-    pub granted: u64,
-    /// Those of them that a user other than root gets too.
-    pub for_users: u64,
-    /// It may gain more, by setuid programs.
-    pub privileged: bool,
-}
 
 /// Everything about the process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -108,7 +87,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
-    let start = crate::workload::runtime::start_time(pid).ok_or("no start time in /proc")?;
+    let start = crate::workload::reaper::start_time(pid).ok_or("no start time in /proc")?;
     let identity = [pid.to_string(), start.to_string()].join(" ");
     // Opened while that is allowed; what it says is the last thing before exec.
     let mut state = File::create(&plan.state).map_err(because("make the state"))?;

@@ -8,4 +8,5 @@ pub mod logs;
 mod oci;
 pub mod reaper;
 pub mod runtime;
+pub mod spec;
 pub mod volume;

@@ -4,7 +4,7 @@
 use edge_proto::object::CAPABILITY_NAMES;
 use serde_json::{Value, json};
 
-use super::runtime::Spec;
+use crate::workload::spec::Spec;
 
 const MASKED: [&str; 8] = [
     "/proc/acpi",

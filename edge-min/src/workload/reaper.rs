@@ -10,6 +10,7 @@
 //! the status that a `Command` of a worker waits for. This must therefore live on the main
 //! thread, which may itself fork only what it waits for at once.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -230,6 +231,15 @@ impl Reaper {
             code,
         }
     }
+}
+
+/// Start time of a process in clock ticks since boot: with the pid it names one process for good.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
+    // The second field is the name in brackets and may hold anything, even brackets.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn exit_code(pidfd: BorrowedFd<'_>) -> Option<i32> {

@@ -17,10 +17,10 @@ use edge_proto::key::Uid;
 use crate::board::config::Config;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
-use crate::workload::cgroup::{Cgroups, Limits};
+use crate::workload::cgroup::Cgroups;
 use crate::workload::launch::Plan;
-pub use crate::workload::launch::{Bind, Rights};
-use crate::workload::reaper::{Process, StartingPids};
+use crate::workload::reaper::{Process, StartingPids, start_time};
+use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
 
 /// Bytes of one container's log ring without a memory limit.
@@ -33,46 +33,6 @@ const TMPFS_MAGIC: i128 = 0x0102_1994;
 const END: &str = ".end";
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
-
-/// Everything needed to start a container.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// Pod.
-    pub uid: Uid,
-    /// Container.
-    pub container: String,
-    /// Names the cgroup, so that a later agent knows what was started.
-    pub hash: Hash16,
-    /// Image layers' merged root for runc; `None` is a plain process.
-    pub rootfs: Option<Rootfs>,
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// The whole environment.
-    pub env: Vec<(String, String)>,
-    /// Working directory.
-    pub cwd: PathBuf,
-    /// User.
-    pub uid_number: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// What it may have of root's rights.
-    pub rights: Rights,
-    /// Bind mounts.
-    pub binds: Vec<Bind>,
-    /// Limits.
-    pub limits: Limits,
-    /// Host name inside.
-    pub hostname: String,
-    /// Root filesystem is read-only.
-    pub read_only_root: bool,
-}
-
-/// Layers of a root filesystem, lowest first.
-#[derive(Clone, Debug)]
-pub struct Rootfs {
-    /// Unpacked layers.
-    pub layers: Vec<PathBuf>,
-}
 
 /// A container that is on the board.
 #[derive(Debug)]
@@ -595,15 +555,6 @@ pub fn log_file(run: &Path, uid: Uid, container: &str) -> PathBuf {
         .join(uid.to_string())
         .join("logs")
         .join([container, ".log"].concat())
-}
-
-/// Start time of a process in clock ticks since boot: with the pid it names one process for good.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
-    // The second field is the name in brackets and may hold anything, even brackets.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Gives the plan to `launch` and reads why it failed; nothing when it became the program.

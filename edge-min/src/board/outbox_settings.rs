@@ -3,7 +3,7 @@
 use edge_core::outbox::ClassConfig;
 use edge_proto::limits::{CLASS_EVENT, CLASS_TELEMETRY, CLASS_TOLL, CLASSES_MAX};
 
-use super::{Table, Value, Wrong, number};
+use crate::board::toml_reader::{self, Table, Value, Wrong, number};
 use crate::storage::outbox::{Class, Settings};
 
 /// Quota of all classes, MiB, and its bounds.
@@ -54,7 +54,7 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
         let Some((name, key)) = name.split_once('.') else {
             return Err(wrong(known));
         };
-        if !super::is_label(name) {
+        if !toml_reader::is_label(name) {
             return Err(wrong("the name of a class is of a-z, 0-9 and -"));
         }
         let place = classes.iter().position(|class| class.name == name);
@@ -70,7 +70,7 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
                 let number = u8::try_from(number).unwrap_or(u8::MAX);
                 if classes.iter().any(|class| class.config.number == number) {
                     return Err((
-                        super::line(table, &own),
+                        toml_reader::line(table, &own),
                         [&own, ": this number stands twice"].concat(),
                     ));
                 }
@@ -106,7 +106,7 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::config::parse;
+    use crate::board::toml_reader::parse;
 
     #[test]
     fn classes_are_named_with_what_they_keep() {
