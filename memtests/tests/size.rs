@@ -1,11 +1,18 @@
-//! The agent's file on a board: its size against the board's budget, static, and
-//! position-independent. Looks at what `scripts/build` left in `dist/`: `scripts/test`
-//! builds all targets first, and a checkout where nothing was built has nothing to show.
+//! The agent's file on a board: its size against the board's budget and against the recorded
+//! ledger, static, position-independent, and with panics that say what happened. Looks at what
+//! `scripts/build` left in `dist/`: `scripts/test` builds all targets first, and a checkout where
+//! nothing was built has nothing to show.
 
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use memtests::measure::{all_kept, scenario};
+use memtests::measure::{Board, all_kept, scenario};
 use memtests::root;
+
+/// Bytes that a change may add before it has to record the ledger anew.
+const GROWTH_BYTES_MAX: u64 = 4096;
 
 /// Entries of a folder, sorted; none when it does not exist.
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -25,6 +32,92 @@ fn agent_fits_the_budget_of_every_board() {
     }
     assert!(!figures.is_empty(), "dist/ is empty: scripts/build");
     all_kept(&figures).unwrap();
+}
+
+/// Target and bytes of the row `file` in the ledger of docs/bytes.md.
+fn recorded(document: &str) -> Vec<(&str, u64)> {
+    let row = |start: &str| {
+        let line = document.lines().find(|line| line.starts_with(start));
+        let cells = line.unwrap_or_default().trim_matches('|').split('|');
+        cells.skip(1).map(str::trim).collect::<Vec<_>>()
+    };
+    let bytes = row("| `file` |");
+    let bytes = bytes.iter().map(|cell| cell.replace(',', "").parse());
+    let pairs = row("| part |").into_iter().zip(bytes);
+    pairs
+        .filter_map(|(target, bytes)| Some((target, bytes.ok()?)))
+        .collect()
+}
+
+/// Goal: nobody adds bytes without a look at where they are.
+#[test]
+fn what_the_agent_has_grown_by_is_recorded() {
+    let document = std::fs::read_to_string(root().join("docs/bytes.md")).unwrap();
+    let recorded = recorded(&document);
+    assert!(!recorded.is_empty(), "docs/bytes.md has no ledger");
+    let mut findings = Vec::new();
+    for (target, bytes) in recorded {
+        let Ok(found) = std::fs::metadata(root().join("dist").join(target).join("edge-min")) else {
+            continue;
+        };
+        let found = found.len();
+        if found > bytes + GROWTH_BYTES_MAX {
+            findings.push(format!(
+                "{target}: {found} bytes, {} more than recorded",
+                found - bytes
+            ));
+        }
+    }
+    assert!(
+        findings.is_empty(),
+        "see with scripts/bytes where they are, and whether they must be; then \
+         scripts/bytes --record:\n{}",
+        findings.join("\n")
+    );
+}
+
+#[test]
+fn the_ledger_is_read_by_its_heading() {
+    let document =
+        "| part | a-linux | b |\n|---|---:|---:|\n| `file` | 1,234,567 | 8 |\n| `x` | 1 | |";
+    assert_eq!(recorded(document), [("a-linux", 1_234_567), ("b", 8)]);
+}
+
+/// Goal: a board never dies without a word, though its agent has no unwinder and no line numbers,
+/// and its threads can be told apart. Method: a write-back that fails makes sled panic when its
+/// database closes.
+#[test]
+#[ignore = "needs strace, and scripts/build x86_64-unknown-linux-musl"]
+fn a_panic_of_the_static_agent_says_what_and_where_and_aborts() {
+    let agent = Board::here().unwrap().agent();
+    let dir = std::env::temp_dir().join(format!("edge-min-panic-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let trace = dir.join("trace");
+    let mut child = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=fsync,prctl"])
+        .args(["-e", "inject=fsync:error=EIO", "-o"])
+        .arg(&trace)
+        .arg(agent)
+        .args(["state-cache", "store"])
+        .arg(dir.join("cache"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // An empty set of generation 1 and epoch 1, whole.
+    let set = [0, 0, 0, 4, 1, 1, 1, 1];
+    child.stdin.take().unwrap().write_all(&set).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let calls = std::fs::read_to_string(&trace).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("thread 'main'"), "{text}");
+    assert!(text.contains("panicked at sled-"), "{text}");
+    assert!(text.contains("logger.rs"), "{text}");
+    assert!(text.contains("I/O error"), "{text}");
+    assert_eq!(output.status.signal(), Some(6), "{text}");
+    assert!(calls.contains("PR_SET_NAME, \"sled-io-"), "{calls}");
 }
 
 #[test]
