@@ -70,12 +70,14 @@ pub struct Budget {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Latency {
-    /// The cloud accepts a pod, until its process runs.
+    /// The cloud accepts a pod, until its process runs; beyond what runc alone takes.
     pub exec_ms: f64,
     /// The cloud accepts a pod, until the cloud sees it Running.
     pub running_ms: f64,
-    /// A container is killed for the first time, until it runs again.
+    /// A container is killed for the first time, until it runs again; beyond what runc alone takes.
     pub restart_ms: f64,
+    /// The same for a plain process.
+    pub restart_process_ms: f64,
     /// The agent starts, until the cloud sees the node connected.
     pub ready_ms: f64,
     /// What large objects or records under way may add to a single small message over a line of
