@@ -40,7 +40,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the handlers share.
 struct App<N> {
     nodes: Arc<N>,
-    status: watch::Receiver<Arc<Status>>,
+    status: watch::Receiver<Status>,
 }
 
 impl<N> Clone for App<N> {
@@ -153,7 +153,7 @@ pub async fn serve<N: Nodes>(
     socket: UnixListener,
     http: Option<TcpListener>,
     nodes: Arc<N>,
-    status: watch::Receiver<Arc<Status>>,
+    status: watch::Receiver<Status>,
 ) -> std::io::Result<()> {
     let app = App { nodes, status };
     let local = axum::serve(socket, full::<N>().with_state(app.clone()));
@@ -171,7 +171,7 @@ async fn nodes<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<NodeRow>> {
 }
 
 async fn pods<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<PodRow>> {
-    let status = Arc::clone(&app.status.borrow());
+    let status = app.status.borrow();
     Json(view::pods(&app.nodes.views(), &status.placement))
 }
 
@@ -180,7 +180,7 @@ async fn events<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<crate::nodes::E
 }
 
 async fn problems<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<ProblemRow>> {
-    let status = Arc::clone(&app.status.borrow());
+    let status = app.status.borrow();
     Json(view::problems(&status))
 }
 
@@ -189,7 +189,7 @@ async fn records<N: Nodes>(State(app): State<App<N>>) -> Json<crate::records::Vi
 }
 
 async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
-    let status = Arc::clone(&app.status.borrow());
+    let status = app.status.borrow();
     match metrics::text(
         &app.nodes.views(),
         &status,

@@ -1,18 +1,19 @@
-//! The loop of edge-cloud: manifests and nodes in, desired sets and status out. Level-triggered:
-//! each round computes everything from what is known now.
+//! The loop of edge-cloud: objects and node reports in, desired sets and status out. Each round
+//! redoes what has changed since the one before, and rounds follow each other until nothing does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::manifest::{Origin, Problem};
+use crate::manifest::{Manifests, Origin, Problem};
 use crate::nodes::{DesiredSets, NodeReports, NodeView};
-use crate::placement::{Desired, Node, place};
-use crate::saved::{Memory, Saved};
-use crate::source::{Sink, Source, Status};
+use crate::objects::ObjectStore;
+use crate::placement::{Changes, NodeState, Placer};
+use crate::saved::{Memory, Restored, Saved, Unsaved};
+use crate::source::{Source, StatusChange, StatusSink};
 
 /// How long after a restore a pod waits that more than one node could run: a node notices the end of
 /// the old server within two keepalives of a minute, and tries again at least every two minutes.
@@ -21,58 +22,47 @@ pub const SETTLE: Duration = Duration::from_secs(300);
 /// Runs for ever; drop it to stop. `data` is the folder of [`Saved`].
 pub async fn run<N: NodeReports + DesiredSets>(
     mut source: impl Source,
-    mut sink: impl Sink,
+    mut sink: impl StatusSink,
     links: Arc<N>,
     data: &Path,
 ) {
-    let (mut saved, accepted, mut memory) = Saved::load(data);
-    let accepted = Arc::new(accepted);
-    let mut given: BTreeMap<String, Desired> = BTreeMap::new();
-    let mut changes = links.subscribe();
-    let mut manifests = source.read(Arc::clone(&accepted)).await;
-    let mut seen = !memory.restored.settling || accepted.objects.is_empty();
-    let settled = Instant::now() + SETTLE;
+    let (saved, accepted, memory) = Saved::load(data);
+    let mut nodes = links.subscribe();
+    let mut names = memory.nodes.keys().cloned().collect::<BTreeSet<_>>();
+    names.extend(links.views().into_iter().map(|view| view.name));
+    let mut controller = Controller::new(saved, &accepted, memory);
+    let mut manifests = source.read(Arc::new(accepted)).await;
+    controller.apply(&manifests);
+    let settle_at = Instant::now() + SETTLE;
     loop {
-        // All are read anew.
-        drop(changes.take());
-        let mut nodes = observe(&mut memory, links.views());
-        // After a restore an empty folder was rather forgotten than meant: it would end every pod.
-        seen |= !manifests.objects.is_empty();
-        let wanted = if seen { &manifests } else { &accepted };
-        memory.restored.settling &= !seen || Instant::now() < settled;
-        let restored = &memory.restored;
-        let placement = place(wanted, &nodes, &memory.pods, !restored.settling);
-        memory.pods.clone_from(&placement.pods);
-        // What nodes report is theirs to remember, not ours.
-        for node in nodes.values_mut() {
-            node.reported.clear();
-            node.connected = false;
+        names.append(&mut nodes.take());
+        for name in std::mem::take(&mut names) {
+            let view = links.view(&name);
+            sink.reported(&name, view.as_ref());
+            controller.observe(&name, view);
         }
-        memory.nodes = nodes;
-        // Saved first: after a crash the same pods are asked for.
-        if let Err(error) = saved.store(wanted, &memory) {
-            log::error!("placement_not_saved error={error}");
+        if Instant::now() >= settle_at {
+            controller.settle();
         }
-        given.retain(|node, _| placement.desired.contains_key(node));
-        for (node, desired) in &placement.desired {
-            let heard = !memory.restored.unheard.contains(node);
-            if heard && given.get(node) != Some(desired) {
-                links.set_desired(node, desired);
-                given.insert(node.clone(), desired.clone());
-            }
+        let changes = controller.round();
+        controller.give(&*links, &changes);
+        sink.placed(StatusChange {
+            problems: &controller.problems(&manifests),
+            objects: controller.store.len(),
+            placement: controller.placer.placement(),
+            changes: &changes,
+        });
+        if !controller.placer.is_settled() {
+            tokio::task::yield_now().await;
+            continue;
         }
-        let mut problems = manifests.problems.clone();
-        problems.extend((!seen).then(forgotten));
-        sink.publish(Arc::new(Status {
-            problems,
-            objects: wanted.objects.len(),
-            placement,
-        }));
         tokio::select! {
-            () = changes.changed() => {}
+            () = nodes.changed() => {}
             () = source.changed() => {
                 let read = source.read(Arc::clone(&manifests)).await;
-                if read.objects != manifests.objects || read.problems != manifests.problems {
+                let before = controller.store.revision();
+                controller.apply(&read);
+                if controller.store.revision() != before || read.problems != manifests.problems {
                     log::info!(
                         "manifests_accepted objects={} problems={}",
                         read.objects.len(),
@@ -81,52 +71,179 @@ pub async fn run<N: NodeReports + DesiredSets>(
                 }
                 manifests = read;
             }
-            () = tokio::time::sleep_until(settled), if memory.restored.settling && seen => {}
+            () = tokio::time::sleep_until(settle_at), if controller.may_settle() => {}
         }
     }
 }
 
-fn forgotten() -> Problem {
-    Problem {
-        origin: Origin::default(),
-        object: None,
-        path: String::new(),
-        reason: "the folder is empty after the restore: the manifests of the backup hold until it \
-                 has one"
-            .to_owned(),
+/// What the loop keeps.
+struct Controller {
+    saved: Saved,
+    store: ObjectStore,
+    placer: Placer,
+    restored: Restored,
+    /// Nodes of an earlier run that were not looked at yet.
+    earlier: BTreeMap<String, NodeState>,
+    /// Last change of the store that the placer knows.
+    revision: u64,
+    /// After a restore an empty folder was rather forgotten than meant: it would end every pod. So
+    /// the objects of the backup hold until the source has one.
+    is_read: bool,
+    /// Nodes that have to be given their set.
+    owed: BTreeSet<String>,
+    unsaved: Unsaved,
+}
+
+impl Controller {
+    fn new(saved: Saved, accepted: &Manifests, memory: Memory) -> Self {
+        let mut store = ObjectStore::default();
+        store.apply(accepted);
+        Self {
+            saved,
+            placer: Placer::new(memory.pods, !memory.restored.settling),
+            is_read: !memory.restored.settling || store.is_empty(),
+            store,
+            restored: memory.restored,
+            earlier: memory.nodes,
+            revision: 0,
+            owed: BTreeSet::new(),
+            unsaved: Unsaved::default(),
+        }
+    }
+
+    /// The source has read this.
+    fn apply(&mut self, manifests: &Manifests) {
+        self.is_read |= !manifests.objects.is_empty();
+        if self.is_read {
+            self.store.apply(manifests);
+        }
+    }
+
+    /// A node may have changed; `None`: it has left.
+    fn observe(&mut self, name: &str, view: Option<NodeView>) {
+        let earlier = self.earlier.remove(name);
+        let before = self.placer.node(name).or(earlier.as_ref());
+        let kept = |node: Option<&NodeState>| {
+            node.map(|node| (node.labels.clone(), node.arch.clone(), node.pods_max))
+        };
+        let old = kept(before);
+        let is_unheard = self.restored.unheard.contains(name);
+        let state = view.and_then(|view| observed(before, view, is_unheard));
+        if let Some((_, true)) = state {
+            self.restored.unheard.remove(name);
+            self.unsaved.heard.insert(name.to_owned());
+        }
+        let state = state.map(|(state, _)| state);
+        if old != kept(state.as_ref()) {
+            self.unsaved.nodes.insert(name.to_owned());
+        }
+        self.placer.node_changed(&self.store, name, state);
+    }
+
+    /// Whether [`SETTLE`] is waited for.
+    const fn may_settle(&self) -> bool {
+        self.restored.settling && self.is_read
+    }
+
+    /// [`SETTLE`] is over.
+    fn settle(&mut self) {
+        if self.may_settle() {
+            self.restored.settling = false;
+            self.unsaved.settled = true;
+            self.placer.settle();
+        }
+    }
+
+    /// One round, saved.
+    fn round(&mut self) -> Changes {
+        let changed = self.store.changed_since(self.revision);
+        // Who is too far behind looks at everything, and at what it knows of objects that are gone.
+        let all = || {
+            let there = self.store.iter().map(|(id, _)| id.clone());
+            there.chain(self.placer.objects()).collect()
+        };
+        for id in changed.unwrap_or_else(all) {
+            self.placer.object_changed(&self.store, &id);
+            self.unsaved.objects.insert(id);
+        }
+        self.revision = self.store.revision();
+        self.placer.round(&self.store);
+        let changes = self.placer.take_changes();
+        self.unsaved.pods.extend(&changes.pods);
+        // Saved before it is handed out: after a crash the same pods are asked for.
+        let saved = self
+            .saved
+            .store(&self.store, &self.placer, &self.restored, &mut self.unsaved);
+        if let Err(error) = saved {
+            log::error!("placement_not_saved error={error}");
+        }
+        changes
+    }
+
+    /// Hands the sets out that have changed. A node of which it is not known what it runs is given
+    /// none until it has reported.
+    fn give(&mut self, links: &impl DesiredSets, changes: &Changes) {
+        self.owed.extend(changes.nodes.iter().cloned());
+        let unheard = &self.restored.unheard;
+        for node in std::mem::take(&mut self.owed) {
+            if unheard.contains(&node) {
+                self.owed.insert(node);
+            } else if let Some(desired) = self.placer.desired(&node) {
+                links.set_desired(&node, desired);
+            }
+        }
+    }
+
+    fn problems(&self, manifests: &Manifests) -> Vec<Problem> {
+        let mut problems = manifests.problems.clone();
+        problems.extend((!self.is_read).then(|| {
+            Problem {
+                origin: Origin::default(),
+                object: None,
+                path: String::new(),
+                reason:
+                    "the folder is empty after the restore: the manifests of the backup hold until \
+                     it has one"
+                        .to_owned(),
+            }
+        }));
+        problems
     }
 }
 
-/// Takes over what the nodes say. A node that has not reported since our start keeps the labels
-/// that it had; one that never has reported cannot be placed on and is given no set.
-fn observe(memory: &mut Memory, views: Vec<NodeView>) -> BTreeMap<String, Node> {
-    let mut now = BTreeMap::new();
-    for view in views.into_iter().filter(|view| !view.revoked) {
-        let unheard = memory.restored.unheard.contains(&view.name);
-        let before = memory.nodes.remove(&view.name);
-        let mut node = match (view.status, before) {
-            // Half a report would move or end the pods of the other half.
-            (Some(_), Some(before)) if unheard && !view.heard => before,
-            (Some(_), None) if !view.heard => continue,
-            (Some(status), _) => {
-                memory.restored.unheard.remove(&view.name);
-                Node {
-                    labels: status.labels.into_iter().collect(),
-                    arch: status.arch,
-                    pods_max: status.pods_max,
-                    ..Node::default()
-                }
-            }
-            (None, Some(before)) => before,
-            (None, None) => continue,
-        };
-        node.connected = view.connected;
-        node.reported = view
-            .pods
-            .into_iter()
-            .map(|pod| (pod.uid, (pod.namespace, pod.name)))
-            .collect();
-        now.insert(view.name, node);
+/// What is known of a node by its view and what was known before, and whether it is heard of for the
+/// first time since a restore. A node that has not reported since our start keeps the labels that it
+/// had; one that never has reported cannot be placed on and is given no set.
+fn observed(
+    before: Option<&NodeState>,
+    view: NodeView,
+    is_unheard: bool,
+) -> Option<(NodeState, bool)> {
+    if view.revoked {
+        return None;
     }
-    now
+    let (state, is_news) = match (view.status, before) {
+        // Half a report would move or end the pods of the other half.
+        (Some(_), Some(before)) if is_unheard && !view.heard => (before.clone(), false),
+        (Some(_), None) if !view.heard => return None,
+        (Some(status), _) => {
+            let state = NodeState {
+                labels: status.labels.into_iter().collect(),
+                arch: status.arch,
+                pods_max: status.pods_max,
+                ..NodeState::default()
+            };
+            (state, is_unheard)
+        }
+        (None, before) => (before?.clone(), false),
+    };
+    let pods = view.pods.into_iter();
+    let state = NodeState {
+        connected: view.connected,
+        reported: pods
+            .map(|pod| (pod.uid, (pod.namespace, pod.name)))
+            .collect(),
+        ..state
+    };
+    Some((state, is_news))
 }

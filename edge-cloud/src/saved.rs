@@ -1,11 +1,10 @@
-//! What a restart must not forget: the last good manifests and where pods were placed. Two JSON
-//! files in the data folder, for the owner only; losing them costs no workload as long as the
-//! nodes report.
+//! What a restart must not forget: the last good objects and where pods were placed. Two journals
+//! in the data folder, for the owner only; losing them costs no workload as long as the nodes
+//! report. A round writes what it has changed and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,9 +12,10 @@ use edge_proto::key::Uid;
 use edge_proto::object::{NodePolicy, Pod};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::replace;
+use crate::journal::{self, Journal};
 use crate::manifest::{Accepted, DocumentKind, Id, Manifests, Origin, Policy, Template};
-use crate::placement::{Node, PlacedPod};
+use crate::objects::{Object, ObjectStore};
+use crate::placement::{NodeState, PlacedPod, Placer};
 
 /// File with the last good manifests.
 pub const ACCEPTED: &str = "accepted.json";
@@ -41,13 +41,38 @@ struct SavedTemplate {
     replicas: Option<u32>,
 }
 
+/// A change of the objects.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ObjectChange {
+    Put(SavedObject),
+    Remove(Id),
+}
+
+/// Nodes and pods as they are written.
 #[derive(Default, Serialize, Deserialize)]
 struct SavedPlacement {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, NodeState>,
     /// Node and base64 of the Pod.
     pods: Vec<(String, String)>,
     #[serde(default)]
     restored: Restored,
+}
+
+/// A change of nodes and pods.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PlacementChange {
+    Node(String, NodeState),
+    NodeLeft(String),
+    /// Node and base64 of the Pod.
+    Pod(String, String),
+    /// Base64 of the UID.
+    PodLeft(String),
+    /// The node has reported for the first time after a restore.
+    Heard(String),
+    /// No node is expected to report for the first time any more.
+    Settled,
 }
 
 /// What a restore from a backup leaves to be done: the saved placement is older than what runs.
@@ -59,98 +84,222 @@ pub struct Restored {
     pub settling: bool,
 }
 
-/// What the controller remembers.
+/// What an earlier run remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Nodes, as they last reported.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, NodeState>,
     /// Pods that were asked for.
     pub pods: BTreeMap<Uid, PlacedPod>,
     /// After a restore.
     pub restored: Restored,
 }
 
-/// The data folder's files, and what was last written: nothing is encoded that has not changed.
+impl Memory {
+    fn read(saved: SavedPlacement) -> Self {
+        let mut memory = Self {
+            nodes: saved.nodes,
+            pods: BTreeMap::new(),
+            restored: saved.restored,
+        };
+        for (node, pod) in saved.pods {
+            memory.make(PlacementChange::Pod(node, pod));
+        }
+        memory
+    }
+
+    fn make(&mut self, change: PlacementChange) {
+        match change {
+            PlacementChange::Node(name, node) => drop(self.nodes.insert(name, node)),
+            PlacementChange::NodeLeft(name) => drop(self.nodes.remove(&name)),
+            PlacementChange::Pod(node, pod) => {
+                let pod = STANDARD.decode(pod).ok();
+                if let Some(pod) = pod.and_then(|pod| Pod::decode(&pod).ok()) {
+                    self.pods.insert(pod.uid, PlacedPod { node, pod });
+                }
+            }
+            PlacementChange::PodLeft(uid) => {
+                let uid = STANDARD.decode(uid).ok();
+                if let Some(uid) = uid.and_then(|uid| uid.try_into().ok()) {
+                    self.pods.remove(&Uid(uid));
+                }
+            }
+            PlacementChange::Heard(name) => drop(self.restored.unheard.remove(&name)),
+            PlacementChange::Settled => self.restored.settling = false,
+        }
+    }
+}
+
+/// Names of what has changed and is not written yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unsaved {
+    /// Objects.
+    pub objects: BTreeSet<Id>,
+    /// Nodes, but for what they report.
+    pub nodes: BTreeSet<String>,
+    /// Pods that nodes shall hold.
+    pub pods: BTreeSet<Uid>,
+    /// Nodes that were unheard.
+    pub heard: BTreeSet<String>,
+    /// [`Restored::settling`] has ended.
+    pub settled: bool,
+}
+
+/// The data folder's files.
 #[derive(Debug)]
 pub struct Saved {
-    folder: PathBuf,
-    manifests: Option<Arc<Manifests>>,
-    memory: Option<Memory>,
+    objects: Journal,
+    placement: Journal,
 }
 
 impl Saved {
-    /// Reads what an earlier run left. A file that is damaged counts as missing.
+    /// Reads what an earlier run left. A file that is damaged counts as missing. The first
+    /// [`Self::store`] writes both files anew.
     #[must_use]
     pub fn load(folder: &Path) -> (Self, Manifests, Memory) {
-        let objects: Vec<SavedObject> = read(&folder.join(ACCEPTED));
-        let placement: SavedPlacement = read(&folder.join(PLACEMENT));
+        let objects = read(&folder.join(ACCEPTED), objects);
         let mut manifests = Manifests::default();
-        for object in objects {
-            if let Some((id, entry)) = object.restore() {
-                manifests.objects.insert(id, entry);
-            }
-        }
-        let pods = placement.pods.iter().filter_map(|(node, payload)| {
-            let pod = Pod::decode(&STANDARD.decode(payload).ok()?).ok()?;
-            let node = node.clone();
-            Some((pod.uid, PlacedPod { node, pod }))
-        });
-        let memory = Memory {
-            pods: pods.collect(),
-            nodes: placement.nodes,
-            restored: placement.restored,
-        };
+        manifests.objects.extend(objects);
+        let memory = read(&folder.join(PLACEMENT), memory);
         let saved = Self {
-            folder: folder.to_owned(),
-            manifests: None,
-            memory: None,
+            objects: Journal::new(folder.join(ACCEPTED)),
+            placement: Journal::new(folder.join(PLACEMENT)),
         };
         (saved, manifests, memory)
     }
 
-    /// Writes what has changed since the last call.
+    /// Writes what has changed since the last call, and forgets in `unsaved` what is written.
     ///
     /// # Errors
     /// Those of the file system; the next call tries again.
-    pub fn store(&mut self, manifests: &Arc<Manifests>, memory: &Memory) -> io::Result<()> {
-        let same = |last: &Arc<Manifests>| {
-            Arc::ptr_eq(last, manifests) || last.objects == manifests.objects
-        };
-        if !self.manifests.as_ref().is_some_and(same) {
-            let objects: Vec<_> = manifests
-                .objects
-                .iter()
-                .map(|(id, (origin, object))| SavedObject::new(id, origin, object))
-                .collect();
-            replace(&self.folder.join(ACCEPTED), &serde_json::to_vec(&objects)?)?;
-        }
-        self.manifests = Some(Arc::clone(manifests));
-        if self.memory.as_ref() != Some(memory) {
-            let placement = SavedPlacement {
-                nodes: memory.nodes.clone(),
-                pods: memory
+    pub fn store(
+        &mut self,
+        store: &ObjectStore,
+        placer: &Placer,
+        restored: &Restored,
+        unsaved: &mut Unsaved,
+    ) -> io::Result<()> {
+        let changed: Vec<_> = unsaved
+            .objects
+            .iter()
+            .map(|id| match store.object(id) {
+                Some(object) => ObjectChange::Put(SavedObject::new(id, object)),
+                None => ObjectChange::Remove(id.clone()),
+            })
+            .collect();
+        save(&mut self.objects, &changed, || {
+            let all = store.iter();
+            all.map(|(id, object)| SavedObject::new(id, object))
+                .collect::<Vec<_>>()
+        })?;
+        unsaved.objects.clear();
+        save(&mut self.placement, &changes(placer, unsaved), || {
+            SavedPlacement {
+                nodes: placer
+                    .nodes()
+                    .map(|(name, node)| (name.to_owned(), without_reports(node)))
+                    .collect(),
+                pods: placer
+                    .placement()
                     .pods
                     .values()
-                    .map(|placed| (placed.node.clone(), STANDARD.encode(placed.pod.encode())))
+                    .map(|one| pod(one))
                     .collect(),
-                restored: memory.restored.clone(),
-            };
-            replace(
-                &self.folder.join(PLACEMENT),
-                &serde_json::to_vec(&placement)?,
-            )?;
-            self.memory = Some(memory.clone());
-        }
+                restored: restored.clone(),
+            }
+        })?;
+        *unsaved = Unsaved::default();
         Ok(())
     }
 }
 
-/// Checks the last good manifests of a backup.
+/// What a node reports is its own to remember, not ours.
+fn without_reports(node: &NodeState) -> NodeState {
+    NodeState {
+        labels: node.labels.clone(),
+        arch: node.arch.clone(),
+        pods_max: node.pods_max,
+        ..NodeState::default()
+    }
+}
+
+fn pod(placed: &PlacedPod) -> (String, String) {
+    (placed.node.clone(), STANDARD.encode(placed.pod.encode()))
+}
+
+fn changes(placer: &Placer, unsaved: &Unsaved) -> Vec<PlacementChange> {
+    let nodes = unsaved.nodes.iter().map(|name| match placer.node(name) {
+        Some(node) => PlacementChange::Node(name.clone(), without_reports(node)),
+        None => PlacementChange::NodeLeft(name.clone()),
+    });
+    let pods = unsaved.pods.iter().map(|uid| {
+        let placed = placer.placement().pods.get(uid);
+        placed.map_or_else(
+            || PlacementChange::PodLeft(STANDARD.encode(uid.0)),
+            |placed| {
+                let (node, pod) = pod(placed);
+                PlacementChange::Pod(node, pod)
+            },
+        )
+    });
+    let heard = unsaved.heard.iter().cloned().map(PlacementChange::Heard);
+    let settled = unsaved.settled.then_some(PlacementChange::Settled);
+    nodes.chain(pods).chain(heard).chain(settled).collect()
+}
+
+/// Adds the changes to a journal, or writes it whole.
+fn save<V: Serialize>(
+    journal: &mut Journal,
+    changes: &[impl Serialize],
+    whole: impl FnOnce() -> V,
+) -> io::Result<()> {
+    let is_added = if changes.is_empty() {
+        journal.is_written()
+    } else {
+        journal.append(changes)?
+    };
+    if is_added {
+        Ok(())
+    } else {
+        journal.write(&whole())
+    }
+}
+
+type Objects = BTreeMap<Id, (Origin, Accepted)>;
+
+fn objects(bytes: &[u8]) -> serde_json::Result<Objects> {
+    let mut changes = Vec::new();
+    let saved = journal::parse(bytes, |_: &mut Vec<SavedObject>, change| {
+        changes.push(change)
+    })?;
+    let saved = saved.into_iter().map(ObjectChange::Put);
+    let mut objects = Objects::new();
+    for change in saved.chain(changes) {
+        match change {
+            ObjectChange::Put(object) => {
+                let id = object.id.clone();
+                objects.extend(object.restore().map(|object| (id, object)));
+            }
+            ObjectChange::Remove(id) => drop(objects.remove(&id)),
+        }
+    }
+    Ok(objects)
+}
+
+fn memory(bytes: &[u8]) -> serde_json::Result<Memory> {
+    let mut changes = Vec::new();
+    let saved = journal::parse(bytes, |_: &mut SavedPlacement, change| changes.push(change))?;
+    let mut memory = Memory::read(saved);
+    changes.into_iter().for_each(|change| memory.make(change));
+    Ok(memory)
+}
+
+/// Checks the last good objects of a backup.
 ///
 /// # Errors
 /// It is not what [`Saved`] writes.
 pub(crate) fn check(accepted: &[u8]) -> serde_json::Result<()> {
-    serde_json::from_slice::<Vec<SavedObject>>(accepted).map(drop)
+    objects(accepted).map(drop)
 }
 
 /// Marks the placement of a backup as older than what runs.
@@ -158,16 +307,19 @@ pub(crate) fn check(accepted: &[u8]) -> serde_json::Result<()> {
 /// # Errors
 /// It is not what [`Saved`] writes.
 pub(crate) fn restored(placement: &[u8]) -> serde_json::Result<Vec<u8>> {
-    let mut placement: SavedPlacement = serde_json::from_slice(placement)?;
-    placement.restored = Restored {
-        unheard: placement.nodes.keys().cloned().collect(),
-        settling: true,
-    };
-    serde_json::to_vec(&placement)
+    let memory = memory(placement)?;
+    journal::whole(&SavedPlacement {
+        restored: Restored {
+            unheard: memory.nodes.keys().cloned().collect(),
+            settling: true,
+        },
+        nodes: memory.nodes,
+        pods: memory.pods.values().map(pod).collect(),
+    })
 }
 
 impl SavedObject {
-    fn new(id: &Id, origin: &Origin, object: &Accepted) -> Self {
+    fn new(id: &Id, object: &Object) -> Self {
         let template = |template: &Template, replicas| {
             let pod = Pod {
                 uid: NO_UID,
@@ -180,7 +332,7 @@ impl SavedObject {
             };
             (STANDARD.encode(pod.encode()), Some(saved))
         };
-        let (payload, template) = match object {
+        let (payload, template) = match &object.content {
             Accepted::Config(payload) => (STANDARD.encode(payload), None),
             Accepted::Workload(workload) => template(workload, None),
             Accepted::Replicated(workload, replicas) => template(workload, Some(*replicas)),
@@ -195,13 +347,13 @@ impl SavedObject {
         };
         Self {
             id: id.clone(),
-            origin: origin.clone(),
+            origin: object.origin.clone(),
             payload,
             template,
         }
     }
 
-    fn restore(self) -> Option<(Id, (Origin, Accepted))> {
+    fn restore(self) -> Option<(Origin, Accepted)> {
         let payload = STANDARD.decode(self.payload).ok()?;
         let object = match self.template {
             None => Accepted::Config(payload.into()),
@@ -228,13 +380,13 @@ impl SavedObject {
                 }
             }
         };
-        Some((self.id, (self.origin, object)))
+        Some((self.origin, object))
     }
 }
 
-fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> T {
+fn read<T: Default>(path: &Path, parse: impl Fn(&[u8]) -> serde_json::Result<T>) -> T {
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
             log::error!("saved_state_damaged file={} error={error}", path.display());
             T::default()
         }),
@@ -246,25 +398,117 @@ fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> T {
 mod tests {
     use super::*;
 
-    /// Goal: a round in which nothing has changed costs no write. Method: the files are taken
-    /// away, and come back only for a change.
+    fn gate() -> NodeState {
+        NodeState {
+            arch: "aarch64".to_owned(),
+            connected: true,
+            ..NodeState::default()
+        }
+    }
+
+    fn template(image: &str) -> Object {
+        let mut manifests = Manifests::default();
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  hostNetwork: true\n  \
+             containers: [{{name: c, image: {image}}}]\n"
+        );
+        manifests.add_file("web.yaml", &text);
+        let (origin, content) = manifests.objects.into_values().next().unwrap();
+        Object { origin, content }
+    }
+
+    /// Goal: a round in which nothing has changed costs no write, and a change is added. Method: the
+    /// files are taken away, and come back only for a change.
     #[test]
     fn only_what_has_changed_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut saved, manifests, mut memory) = Saved::load(folder.path());
-        let manifests = Arc::new(manifests);
-        saved.store(&manifests, &memory).unwrap();
+        let (mut saved, _, memory) = Saved::load(folder.path());
+        let (store, mut placer) = (ObjectStore::default(), Placer::default());
+        let mut unsaved = Unsaved::default();
+        let restored = memory.restored;
+        saved
+            .store(&store, &placer, &restored, &mut unsaved)
+            .unwrap();
         let written = || {
             [ACCEPTED, PLACEMENT].map(|name| std::fs::remove_file(folder.path().join(name)).is_ok())
         };
         assert_eq!(written(), [true, true]);
-        saved.store(&manifests, &memory).unwrap();
         saved
-            .store(&Arc::new(Manifests::clone(&manifests)), &memory)
+            .store(&store, &placer, &restored, &mut unsaved)
             .unwrap();
         assert_eq!(written(), [false, false]);
-        memory.nodes.insert("gate-1".to_owned(), Node::default());
-        saved.store(&manifests, &memory).unwrap();
+        placer.node_changed(&store, "gate-1", Some(gate()));
+        unsaved.nodes.insert("gate-1".to_owned());
+        saved
+            .store(&store, &placer, &restored, &mut unsaved)
+            .unwrap();
         assert_eq!(written(), [false, true]);
+    }
+
+    /// Goal: what is added to the files is read as what it was. Method: an object, a node and their pod
+    /// come, change and go, and after each step the files are read.
+    #[test]
+    fn what_was_added_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut saved, ..) = Saved::load(folder.path());
+        let (mut store, mut placer) = (ObjectStore::default(), Placer::new(BTreeMap::new(), true));
+        let mut restored = Restored {
+            unheard: ["gate-1".to_owned()].into(),
+            settling: true,
+        };
+        let mut unsaved = Unsaved::default();
+        saved
+            .store(&store, &placer, &restored, &mut unsaved)
+            .unwrap();
+        let id = Id {
+            kind: DocumentKind::Pod,
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
+        for step in 0..5 {
+            match step {
+                0 => assert!(store.put(&id, &template("i:1"))),
+                1 => placer.node_changed(&store, "gate-1", Some(gate())),
+                2 => assert!(store.put(&id, &template("i:2"))),
+                3 => {
+                    restored = Restored::default();
+                    unsaved.heard.insert("gate-1".to_owned());
+                    unsaved.settled = true;
+                }
+                _ => {
+                    assert!(store.remove(&id));
+                    placer.node_changed(&store, "gate-1", None);
+                }
+            }
+            placer.object_changed(&store, &id);
+            while !placer.is_settled() {
+                placer.round(&store);
+            }
+            unsaved.objects.insert(id.clone());
+            unsaved.nodes.insert("gate-1".to_owned());
+            unsaved.pods = placer.take_changes().pods;
+            saved
+                .store(&store, &placer, &restored, &mut unsaved)
+                .unwrap();
+            let (_, manifests, memory) = Saved::load(folder.path());
+            let mut again = ObjectStore::default();
+            again.apply(&manifests);
+            assert!(store.iter().eq(again.iter()), "step {step}");
+            let pods = &placer.placement().pods;
+            assert!(
+                pods.iter().map(|(uid, one)| (uid, &**one)).eq(&memory.pods),
+                "step {step}"
+            );
+            assert_eq!(
+                pods.len(),
+                usize::from((1..4).contains(&step)),
+                "step {step}"
+            );
+            assert_eq!(memory.nodes.len(), placer.nodes().count(), "step {step}");
+            assert_eq!(memory.restored, restored, "step {step}");
+            assert!(check(&std::fs::read(folder.path().join(ACCEPTED)).unwrap()).is_ok());
+        }
+        let lines = std::fs::read_to_string(folder.path().join(PLACEMENT)).unwrap();
+        assert_eq!(lines.lines().count(), 6, "{lines}");
     }
 }

@@ -22,7 +22,7 @@ use crate::identity::registry::NODES;
 use crate::nodes::{DesiredSets, Nodes};
 use crate::records::{Records, target};
 use crate::saved::PLACEMENT;
-use crate::source::Folder;
+use crate::source::{Folder, Status};
 use crate::transport::broker::{self, Broker};
 use crate::transport::hub::Hub;
 use crate::transport::tls::Port;
@@ -42,7 +42,7 @@ pub async fn serve<N: Nodes + DesiredSets>(
     manifests: PathBuf,
     http: Option<TcpListener>,
 ) -> io::Result<()> {
-    let (sink, status) = watch::channel(Arc::default());
+    let (sink, status) = watch::channel(Status::default());
     let socket = api::listen(data)?;
     let source = Folder::new(manifests);
     tokio::select! {

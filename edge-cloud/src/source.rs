@@ -1,4 +1,4 @@
-//! Where desired state comes from ([`Source`]) and where status goes ([`Sink`]): a folder and
+//! Where desired state comes from ([`Source`]) and where status goes ([`StatusSink`]): a folder and
 //! memory here, Kubernetes next.
 
 use std::future::Future;
@@ -11,7 +11,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::manifest::{Manifests, Problem};
-use crate::placement::Placement;
+use crate::nodes::NodeView;
+use crate::placement::{Changes, Placement};
 
 /// Desired state.
 pub trait Source: Send + 'static {
@@ -23,10 +24,27 @@ pub trait Source: Send + 'static {
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Status of what was desired; what nodes report is with [`crate::nodes::Nodes`].
-pub trait Sink: Send + 'static {
-    /// Takes the newest status; older ones need not have been seen.
-    fn publish(&mut self, status: Arc<Status>);
+/// Where it goes what became of the desired state and what the nodes report. A sink that shows all of
+/// it keeps what it is given; one that writes it elsewhere passes it on.
+pub trait StatusSink: Send + 'static {
+    /// A round is over: what has changed in it.
+    fn placed(&mut self, change: StatusChange<'_>);
+
+    /// A node reports this from now on; `None`: it has left.
+    fn reported(&mut self, node: &str, view: Option<&NodeView>);
+}
+
+/// What a round has changed of the status.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusChange<'a> {
+    /// All that was refused.
+    pub problems: &'a [Problem],
+    /// Accepted objects.
+    pub objects: usize,
+    /// All pods.
+    pub placement: &'a Placement,
+    /// What is new of them.
+    pub changes: &'a Changes,
 }
 
 /// What became of the desired state.
@@ -38,6 +56,27 @@ pub struct Status {
     pub objects: usize,
     /// Where the pods are.
     pub placement: Placement,
+}
+
+impl Status {
+    fn apply(&mut self, change: StatusChange<'_>) {
+        if self.problems != change.problems {
+            self.problems = change.problems.to_vec();
+        }
+        self.objects = change.objects;
+        for uid in &change.changes.pods {
+            match change.placement.pods.get(uid) {
+                Some(placed) => drop(self.placement.pods.insert(*uid, Arc::clone(placed))),
+                None => drop(self.placement.pods.remove(uid)),
+            }
+        }
+        for name in &change.changes.unplaced {
+            match change.placement.unplaced.get(name) {
+                Some(one) => drop(self.placement.unplaced.insert(name.clone(), one.clone())),
+                None => drop(self.placement.unplaced.remove(name)),
+            }
+        }
+    }
 }
 
 /// Quiet time after a change: an editor or `cp` writes a file in several steps.
@@ -131,11 +170,13 @@ impl Source for Folder {
     }
 }
 
-/// Status in memory, for the API.
-impl Sink for watch::Sender<Arc<Status>> {
-    fn publish(&mut self, status: Arc<Status>) {
-        self.send_replace(status);
+/// Status in memory, for the API. What nodes report the API reads where the sessions have it.
+impl StatusSink for watch::Sender<Status> {
+    fn placed(&mut self, change: StatusChange<'_>) {
+        self.send_modify(|status| status.apply(change));
     }
+
+    fn reported(&mut self, _: &str, _: Option<&NodeView>) {}
 }
 
 #[cfg(test)]

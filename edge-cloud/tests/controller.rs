@@ -30,7 +30,7 @@ async fn run(
     links: &Arc<Recorder>,
     done: impl Fn(&Status, &Recorder) -> bool,
 ) {
-    let (sink, mut status) = watch::channel(Arc::default());
+    let (sink, mut status) = watch::channel(Status::default());
     let watched = async {
         loop {
             status.changed().await.unwrap();
@@ -63,7 +63,7 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     links.report("gate-1");
     run(folder.path(), data.path(), &links, |status, links| {
         assert_eq!(status.problems, []);
-        assert_eq!(status.placement.unplaced, []);
+        assert!(status.placement.unplaced.is_empty());
         // Two pods, the ConfigMap and the Secret.
         links
             .desired("gate-1")

@@ -174,7 +174,7 @@ pub(super) fn pods(views: &[NodeView], placement: &Placement) -> Vec<PodRow> {
     let placed = |row: &PodRow, namespace: &str, name: &str| {
         row.namespace == namespace && row.name == name && !row.terminating
     };
-    for pod in &placement.unplaced {
+    for pod in placement.unplaced.values() {
         let namespace = &pod.owner.namespace;
         match rows
             .iter_mut()
@@ -257,7 +257,7 @@ pub(super) fn problems(status: &Status) -> Vec<ProblemRow> {
         path: problem.path.clone(),
         reason: problem.reason.clone(),
     });
-    let unplaced = status.placement.unplaced.iter().map(|pod| ProblemRow {
+    let unplaced = status.placement.unplaced.values().map(|pod| ProblemRow {
         file: String::new(),
         document: 0,
         object: Some(pod.owner.to_string()),

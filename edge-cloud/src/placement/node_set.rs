@@ -1,57 +1,56 @@
-//! The desired set of one node while it is filled, within the caps of the wire.
+//! The desired set of one node: its policy, its pods, and the ConfigMaps and Secrets that they
+//! name, within the caps of the wire.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use edge_proto::key::{Key, Kind};
 use edge_proto::limits::{NODE_BYTES_MAX, SET_OBJECTS_MAX};
 use edge_proto::object::{EnvValue, Pod, VolumeSource};
 
-use super::{Desired, Node};
-use crate::manifest::{Accepted, DocumentKind, Id, Manifests};
+use super::{Desired, NodeState};
+use crate::manifest::{Accepted, DocumentKind, Id};
+use crate::objects::ObjectStore;
 
 /// Pods of one node when the node does not say how many fit.
 const PODS_MAX: usize = 110;
 
 /// Objects for one node.
-pub(super) struct NodeSet<'a> {
-    manifests: &'a Manifests,
-    /// The node.
-    pub(super) node: &'a Node,
+#[derive(Debug, Default)]
+pub(super) struct NodeSet {
     objects: Desired,
+    /// ConfigMaps and Secrets that its pods name, there or not.
+    configs: BTreeSet<Id>,
     bytes: usize,
     pods: usize,
 }
 
-impl<'a> NodeSet<'a> {
-    /// An empty set.
-    pub(super) const fn new(manifests: &'a Manifests, node: &'a Node) -> Self {
-        Self {
-            manifests,
-            node,
-            objects: Desired::new(),
-            bytes: 0,
-            pods: 0,
-        }
-    }
-
+impl NodeSet {
     /// Pods in the set.
     pub(super) const fn pods(&self) -> usize {
         self.pods
     }
 
+    /// ConfigMaps and Secrets whose change changes the set.
+    pub(super) const fn configs(&self) -> &BTreeSet<Id> {
+        &self.configs
+    }
+
+    /// The objects so far.
+    pub(super) const fn objects(&self) -> &Desired {
+        &self.objects
+    }
+
     /// Adds the policy for the node of this name, if there is one: one that names the node goes
     /// before one that names labels, and that before one for all; then the first by name.
-    pub(super) fn add_policy(&mut self, name: &str) {
-        let policies = self.manifests.objects.values();
+    pub(super) fn add_policy(&mut self, store: &ObjectStore, name: &str, node: &NodeState) {
+        let policies = store.of_kind(DocumentKind::NodePolicy);
         let policies = policies.filter_map(|(_, object)| match object {
             Accepted::Policy(policy) => Some(policy),
             _ => None,
         });
         let chosen = policies
-            .filter(|policy| {
-                let node = policy.node.as_deref();
-                self.node.is_selected(name, node, &policy.selector)
-            })
+            .filter(|policy| node.is_selected(name, policy.node.as_deref(), &policy.selector))
             .min_by_key(|policy| (policy.node.is_none(), policy.selector.is_empty()));
         if let Some(policy) = chosen {
             let payload: Arc<[u8]> = policy.policy.encode().into();
@@ -63,35 +62,26 @@ impl<'a> NodeSet<'a> {
     }
 
     /// Adds a pod with the ConfigMaps and Secrets that it names, whole or not at all. Returns what
-    /// the pod will wait for.
+    /// the pod will wait for. `pods_max` is the node's own cap; 0 is not known.
     ///
     /// # Errors
     /// Which cap of the node would be passed.
-    pub(super) fn add(&mut self, pod: &Pod) -> Result<Option<String>, String> {
-        let pods_max = match self.node.pods_max {
-            0 => PODS_MAX,
-            max => max as usize,
-        };
-        if self.pods >= pods_max && !pod.terminating {
-            return Err(format!("is full: it takes {pods_max} pods"));
-        }
+    pub(super) fn add(
+        &mut self,
+        store: &ObjectStore,
+        pods_max: u32,
+        pod: &Pod,
+    ) -> Result<Option<String>, String> {
         let mut added = Desired::new();
-        added.insert(Key::pod(pod.uid), pod.encode().into());
         let mut missing = None;
-        for (secret, name, optional) in configs(pod) {
-            let (kind, document) = if secret {
-                (Kind::Secret, DocumentKind::Secret)
-            } else {
-                (Kind::ConfigMap, DocumentKind::ConfigMap)
+        for (id, optional) in configs(pod) {
+            let kind = match id.kind {
+                DocumentKind::Secret => Kind::Secret,
+                _ => Kind::ConfigMap,
             };
-            let id = Id {
-                kind: document,
-                namespace: pod.namespace.clone(),
-                name: name.to_owned(),
-            };
-            match self.manifests.objects.get(&id) {
-                Some((_, Accepted::Config(payload))) => {
-                    let key = Key::Name(kind, id.namespace, id.name);
+            match store.get(&id) {
+                Some(Accepted::Config(payload)) => {
+                    let key = Key::Name(kind, id.namespace.clone(), id.name.clone());
                     if !self.objects.contains_key(&key) {
                         added.insert(key, Arc::clone(payload));
                     }
@@ -100,6 +90,10 @@ impl<'a> NodeSet<'a> {
                 _ => missing = Some(format!("waits for {id}, which is not in the manifests")),
             }
         }
+        if !pod.terminating {
+            self.room(pods_max)?;
+        }
+        added.insert(Key::pod(pod.uid), pod.encode().into());
         let bytes: usize = added.values().map(|payload| payload.len()).sum();
         if self.objects.len() + added.len() > SET_OBJECTS_MAX {
             return Err(format!("is full: it holds {SET_OBJECTS_MAX} objects"));
@@ -110,38 +104,70 @@ impl<'a> NodeSet<'a> {
         self.objects.append(&mut added);
         self.bytes += bytes;
         self.pods += 1;
+        self.watch(pod);
         Ok(missing)
     }
 
-    /// The finished set.
-    pub(super) fn into_objects(self) -> Desired {
-        self.objects
+    /// Whether one more pod is within the node's own cap.
+    ///
+    /// # Errors
+    /// It is not; what the cap is.
+    pub(super) fn room(&self, pods_max: u32) -> Result<(), String> {
+        let pods_max = match pods_max {
+            0 => PODS_MAX,
+            max => max as usize,
+        };
+        match self.pods < pods_max {
+            true => Ok(()),
+            false => Err(format!("is full: it takes {pods_max} pods")),
+        }
+    }
+
+    /// A pod that is in the set, or belongs there and does not fit: see [`Self::configs`].
+    pub(super) fn watch(&mut self, pod: &Pod) {
+        self.configs.extend(configs(pod).map(|(id, _)| id));
     }
 }
 
-/// (is a Secret, name, may be missing) of everything that a pod names.
-fn configs(pod: &Pod) -> impl Iterator<Item = (bool, &str, bool)> {
+/// Every ConfigMap and Secret that a pod names, and whether it may be missing.
+fn configs(pod: &Pod) -> impl Iterator<Item = (Id, bool)> {
     let volumes = pod
         .volumes
         .iter()
         .filter_map(|volume| match &volume.source {
             VolumeSource::ConfigMap { name, optional, .. } => {
-                Some((false, name.as_str(), *optional))
+                Some((DocumentKind::ConfigMap, name, *optional))
             }
-            VolumeSource::Secret { name, optional, .. } => Some((true, name.as_str(), *optional)),
+            VolumeSource::Secret { name, optional, .. } => {
+                Some((DocumentKind::Secret, name, *optional))
+            }
             _ => None,
         });
     let env = pod.containers.iter().flat_map(|container| {
-        let whole = container
-            .env_from
-            .iter()
-            .map(|from| (from.secret, from.name.as_str(), from.optional));
+        let whole = container.env_from.iter().map(|from| {
+            let kind = match from.secret {
+                true => DocumentKind::Secret,
+                false => DocumentKind::ConfigMap,
+            };
+            (kind, &from.name, from.optional)
+        });
         let single = container.env.iter().filter_map(|var| match &var.value {
-            EnvValue::ConfigMap { name, optional, .. } => Some((false, name.as_str(), *optional)),
-            EnvValue::Secret { name, optional, .. } => Some((true, name.as_str(), *optional)),
+            EnvValue::ConfigMap { name, optional, .. } => {
+                Some((DocumentKind::ConfigMap, name, *optional))
+            }
+            EnvValue::Secret { name, optional, .. } => {
+                Some((DocumentKind::Secret, name, *optional))
+            }
             EnvValue::Literal(_) => None,
         });
         whole.chain(single)
     });
-    volumes.chain(env)
+    volumes.chain(env).map(|(kind, name, optional)| {
+        let id = Id {
+            kind,
+            namespace: pod.namespace.clone(),
+            name: name.clone(),
+        };
+        (id, optional)
+    })
 }

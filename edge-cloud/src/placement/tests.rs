@@ -1,22 +1,70 @@
+//! What placement decides, on examples; the incremental one and the reference agree on each.
+
 use edge_proto::key::Kind;
 
 use super::*;
+use crate::manifest::{DocumentKind, Manifests};
+use crate::objects::ObjectStore;
 
-fn manifests(text: &str) -> Manifests {
+mod incremental;
+
+fn manifests(text: &str) -> ObjectStore {
     let mut manifests = Manifests::default();
     manifests.add_file("gate.yaml", text);
     assert_eq!(manifests.problems, []);
-    manifests
+    let mut store = ObjectStore::default();
+    assert_eq!(store.apply(&manifests), store.len());
+    store
 }
 
-fn nodes(names: &[&str]) -> BTreeMap<String, Node> {
+/// A placement with the nodes' sets.
+#[derive(Debug, PartialEq)]
+struct Result {
+    pods: Pods,
+    desired: BTreeMap<String, Desired>,
+    unplaced: Vec<Unplaced>,
+}
+
+type Pods = BTreeMap<Uid, Arc<PlacedPod>>;
+
+/// One round from scratch, by the placer and by the reference.
+fn place(
+    store: &ObjectStore,
+    nodes: &BTreeMap<String, NodeState>,
+    before: &Pods,
+    settled: bool,
+) -> Result {
+    let (placement, desired) = reference::place(store, nodes, before, settled);
+    let start = before
+        .iter()
+        .map(|(uid, placed)| (*uid, PlacedPod::clone(placed)));
+    let mut placer = Placer::new(start.collect(), settled);
+    for (name, node) in nodes {
+        placer.node_changed(store, name, Some(node.clone()));
+    }
+    for (id, _) in store.iter() {
+        placer.object_changed(store, id);
+    }
+    placer.round(store);
+    assert_eq!(placer.placement(), &placement);
+    for (name, set) in &desired {
+        assert_eq!(placer.desired(name), Some(set), "{name}");
+    }
+    Result {
+        pods: placement.pods,
+        desired,
+        unplaced: placement.unplaced.into_values().collect(),
+    }
+}
+
+fn nodes(names: &[&str]) -> BTreeMap<String, NodeState> {
     let node = |name: &&str| {
         let labels = [("site".to_owned(), name[..1].to_owned())].into();
-        let node = Node {
+        let node = NodeState {
             labels,
             arch: "aarch64".to_owned(),
             connected: true,
-            ..Node::default()
+            ..NodeState::default()
         };
         ((*name).to_owned(), node)
     };
@@ -24,7 +72,7 @@ fn nodes(names: &[&str]) -> BTreeMap<String, Node> {
 }
 
 /// The nodes report exactly what is asked of them.
-fn report(nodes: &mut BTreeMap<String, Node>, placement: &Placement) {
+fn report(nodes: &mut BTreeMap<String, NodeState>, placement: &Result) {
     for (name, node) in nodes {
         node.reported = placement
             .pods
@@ -38,7 +86,7 @@ fn report(nodes: &mut BTreeMap<String, Node>, placement: &Placement) {
     }
 }
 
-fn lines(placement: &Placement) -> Vec<String> {
+fn lines(placement: &Result) -> Vec<String> {
     let mut lines: Vec<_> = placement
         .pods
         .values()
@@ -109,7 +157,9 @@ fn of_two_pods_with_one_name_the_placed_one_holds() {
     assert_eq!(second.unplaced[0].owner.kind, DocumentKind::Pod);
     assert!(second.unplaced[0].reason.contains("Deployment default/web"));
     let fresh = place(&both, &nodes, &BTreeMap::new(), true);
-    assert_eq!(fresh.unplaced[0].owner.kind, DocumentKind::Deployment);
+    let refused = |one: &&Unplaced| one.reason.starts_with("Pod default/web-0 has a pod");
+    let refused = fresh.unplaced.iter().find(refused).unwrap();
+    assert_eq!(refused.owner.kind, DocumentKind::Deployment);
 }
 
 const POD: &str = r#"
@@ -266,7 +316,7 @@ fn a_changed_pod_ends_before_its_successor_starts() {
     let both = place(&changed, &nodes, &old.pods, true);
     assert_eq!(lines(&both), ["a1 reader terminating"]);
     assert!(both.unplaced[0].reason.starts_with("waits until node a1"));
-    let lane = |placement: &Placement| placement.desired["a1"].len();
+    let lane = |placement: &Result| placement.desired["a1"].len();
     assert_eq!(lane(&both), 2, "the ConfigMap stays with the old pod");
     nodes.values_mut().for_each(|node| node.reported.clear());
     let new = place(&changed, &nodes, &both.pods, true);
@@ -285,7 +335,7 @@ fn a_label_changes_no_uid_and_a_deleted_pod_leaves_when_it_is_gone() {
     let labelled = POD.replace("{name: reader}", "{name: reader, labels: {a: b}}");
     let labelled = place(&manifests(&labelled), &nodes, &old.pods, true);
     assert!(labelled.pods.keys().eq(old.pods.keys()));
-    let none = Manifests::default();
+    let none = ObjectStore::default();
     let leaving = place(&none, &nodes, &labelled.pods, true);
     assert_eq!(lines(&leaving), ["a1 reader terminating"]);
     nodes.values_mut().for_each(|node| node.reported.clear());
@@ -295,7 +345,7 @@ fn a_label_changes_no_uid_and_a_deleted_pod_leaves_when_it_is_gone() {
 
 #[test]
 fn what_cannot_be_placed_says_why() {
-    let reason = |text: &str, nodes: &BTreeMap<String, Node>| {
+    let reason = |text: &str, nodes: &BTreeMap<String, NodeState>| {
         let unplaced = place(&manifests(text), nodes, &BTreeMap::new(), true).unplaced;
         assert_eq!(unplaced.len(), 1, "{unplaced:?}");
         unplaced[0].to_string()
@@ -329,7 +379,7 @@ fn the_most_particular_policy_is_the_one() {
         policy("one", ", nodeName: b-2", 4_000),
     ];
     let nodes = nodes(&["a-1", "b-1", "b-2"]);
-    let rate = |placement: &Placement, node: &str| {
+    let rate = |placement: &Result, node: &str| {
         let key = Key::Name(Kind::NodePolicy, String::new(), "node".to_owned());
         let payload = placement.desired[node].get(&key)?;
         edge_proto::object::NodePolicy::decode(payload)

@@ -1,0 +1,112 @@
+//! Expands owners into pods: a Pod asks for itself, a Deployment for its replicas by ordinal, a
+//! DaemonSet for one pod on each node that it matches. A [`Claim`] is such a pod before it has a
+//! node.
+
+use std::sync::Arc;
+
+use edge_proto::hash::sha256;
+use edge_proto::key::Uid;
+use edge_proto::object::Pod;
+
+use super::{NodeState, PodName};
+use crate::manifest::{Accepted, DocumentKind, Id, Template};
+
+/// A pod that an owner asks for. Their order is that in which nodes are chosen: by owner, then
+/// ordinal or node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim {
+    pub(super) owner: Arc<Id>,
+    pub(super) ordinal: u32,
+    /// Of a DaemonSet: it exists for this node only.
+    pub(super) only: Option<String>,
+}
+
+impl Claim {
+    /// The pod of a DaemonSet on one node.
+    pub(super) fn daemon(owner: &Arc<Id>, node: &str) -> Self {
+        Self {
+            owner: Arc::clone(owner),
+            ordinal: 0,
+            only: Some(node.to_owned()),
+        }
+    }
+
+    /// Namespace and name of the pod.
+    pub(super) fn name(&self) -> PodName {
+        let owner = &self.owner.name;
+        let name = match (&self.only, self.owner.kind) {
+            (Some(node), _) => format!("{owner}-{node}"),
+            (None, DocumentKind::Deployment) => format!("{owner}-{}", self.ordinal),
+            (None, _) => owner.clone(),
+        };
+        (self.owner.namespace.clone(), name)
+    }
+
+    /// UID of the pod on `node`.
+    pub(super) fn uid(&self, template: &Template, node: &str) -> Uid {
+        let spec = Pod {
+            labels: Vec::new(),
+            ..template.pod.clone()
+        };
+        let ordinal = self.ordinal.to_string();
+        let mut text = Vec::new();
+        for part in [
+            b"edge-min pod 1".as_slice(),
+            self.owner.kind.as_str().as_bytes(),
+            self.owner.namespace.as_bytes(),
+            self.owner.name.as_bytes(),
+            ordinal.as_bytes(),
+            node.as_bytes(),
+            &spec.encode(),
+        ] {
+            text.extend((part.len() as u64).to_be_bytes());
+            text.extend(part);
+        }
+        let mut uid = sha256(&text).short().0;
+        // A version 8 UUID (RFC 9562), so that Kubernetes and people recognise it.
+        uid[6] = uid[6] & 0x0f | 0x80;
+        uid[8] = uid[8] & 0x3f | 0x80;
+        Uid(uid)
+    }
+
+    /// The pod as `node` gets it.
+    pub(super) fn pod(&self, template: &Template, node: &str) -> Pod {
+        Pod {
+            uid: self.uid(template, node),
+            name: self.name().1,
+            ..template.pod.clone()
+        }
+    }
+
+    /// Whether the node may run it.
+    pub(super) fn allows(&self, template: &Template, name: &str, node: &NodeState) -> bool {
+        self.only.as_deref().is_none_or(|only| only == name) && node.matches(name, template)
+    }
+
+    /// The only node that may run it, if it names one.
+    pub(super) fn fixed<'a>(&'a self, template: &'a Template) -> Option<&'a str> {
+        self.only.as_deref().or(template.node.as_deref())
+    }
+}
+
+/// The pods of one object, in order.
+pub(super) fn expand<'a>(
+    owner: &Arc<Id>,
+    object: &Accepted,
+    nodes: impl Iterator<Item = (&'a str, &'a NodeState)>,
+) -> Vec<Claim> {
+    let claim = |ordinal| Claim {
+        owner: Arc::clone(owner),
+        ordinal,
+        only: None,
+    };
+    match object {
+        Accepted::Config(_) | Accepted::Policy(_) => Vec::new(),
+        Accepted::Replicated(_, replicas) => (0..*replicas).map(claim).collect(),
+        Accepted::Workload(template) if owner.kind == DocumentKind::DaemonSet => nodes
+            .filter(|(name, node)| node.matches(name, template))
+            .map(|(name, _)| Claim::daemon(owner, name))
+            .collect(),
+        Accepted::Workload(_) => vec![claim(0)],
+    }
+}

@@ -1,0 +1,426 @@
+//! Keeps a placement up to date with work for what a change touches and for nothing else.
+//!
+//! Changes come in by [`Placer::object_changed`] and [`Placer::node_changed`], which only note what
+//! they touch: names of pods, and nodes whose set is to be made anew. [`Placer::round`] then
+//!
+//! 1. resolves each touched name: which of its claims holds it, on which node that pod runs, and
+//!    which older pods of the name have to end;
+//! 2. makes the sets of the touched nodes anew;
+//! 3. chooses nodes for the pods that have none, and for waiting ones that a touched node may take.
+//!
+//! What a round changes may touch names again, so it is called until [`Placer::is_settled`].
+//!
+//! Bound: memory in proportion to claims, nodes and what they report.
+
+mod round;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use edge_proto::key::Uid;
+use edge_proto::object::Pod;
+
+use super::claims::{Claim, expand};
+use super::scheduler::NodeTable;
+use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplaced};
+use crate::manifest::{Accepted, DocumentKind, Id};
+use crate::objects::ObjectStore;
+
+/// What rounds cost, for tests that a change costs no more than what it touches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Sets of nodes that were made.
+    pub sets: u64,
+    /// Names of pods that were resolved.
+    pub names: u64,
+    /// Nodes that were looked at for a pod without one.
+    pub visited: u64,
+}
+
+/// What has changed since [`Placer::take_changes`] was called last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Pods that are in [`Placement::pods`], or no longer.
+    pub pods: BTreeSet<Uid>,
+    /// The same for [`Placement::unplaced`].
+    pub unplaced: BTreeSet<ClaimName>,
+    /// Nodes with another desired set, or without one from now on.
+    pub nodes: BTreeSet<String>,
+}
+
+/// What is known of one name of a pod.
+#[derive(Debug, Default)]
+struct NameState {
+    /// Owners that ask for a pod of this name; one of them gets it.
+    claims: BTreeSet<Claim>,
+    /// Nodes that report a pod of this name.
+    reported: BTreeSet<(String, Uid)>,
+    /// Pods of this name that nodes shall hold; all but one are terminating.
+    pods: BTreeSet<Uid>,
+    /// The claim that holds the name.
+    holder: Option<Claim>,
+    /// Where its pod runs, or is asked for.
+    home: Option<(String, Uid)>,
+}
+
+impl NameState {
+    fn is_unused(&self) -> bool {
+        self.claims.is_empty() && self.reported.is_empty() && self.pods.is_empty()
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Placer {
+    nodes: NodeTable,
+    names: BTreeMap<PodName, NameState>,
+    owners: BTreeMap<Arc<Id>, BTreeSet<Claim>>,
+    /// Nodes with a pod that names a ConfigMap or Secret.
+    users: BTreeMap<Id, BTreeSet<String>>,
+    /// Whom a policy is for, as it was when its nodes were last touched.
+    policies: BTreeMap<Id, (Option<String>, BTreeMap<String, String>)>,
+    /// Pods that found no node.
+    waiting: BTreeSet<PodName>,
+    /// Pods that wait until every node has reported after a restore.
+    held: BTreeSet<PodName>,
+    placement: Placement,
+    touched_names: BTreeSet<PodName>,
+    touched_nodes: BTreeSet<String>,
+    /// Nodes that may take a waiting pod now.
+    improved: BTreeSet<String>,
+    /// Any waiting pod may find a node now, or waits for another reason.
+    retry_all: bool,
+    settled: bool,
+    changes: Changes,
+    work: Work,
+}
+
+impl Placer {
+    /// Begins with the pods that an earlier run has asked for. As long as that is older than what the
+    /// nodes run, `settled` is false: a pod that could go to more than one node then waits, because
+    /// one of them may run it.
+    #[must_use]
+    pub fn new(before: BTreeMap<Uid, PlacedPod>, settled: bool) -> Self {
+        let mut placer = Self {
+            settled,
+            ..Self::default()
+        };
+        for (uid, placed) in before {
+            let name = placed.name();
+            placer
+                .names
+                .entry(name.clone())
+                .or_default()
+                .pods
+                .insert(uid);
+            placer.placement.pods.insert(uid, Arc::new(placed));
+            placer.touched_names.insert(name);
+        }
+        placer
+    }
+
+    /// Where the pods are.
+    #[must_use]
+    pub const fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// What a node shall hold; `None` for a node that is not known.
+    #[must_use]
+    pub fn desired(&self, node: &str) -> Option<&Desired> {
+        self.nodes.get(node).map(|entry| entry.set.objects())
+    }
+
+    /// A node as it was given last.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeState> {
+        self.nodes.get(name).map(|entry| &entry.state)
+    }
+
+    /// Every node, as it was given last.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeState)> {
+        self.nodes.iter().map(|(name, entry)| (name, &entry.state))
+    }
+
+    /// Every object that it knows something of.
+    pub fn objects(&self) -> impl Iterator<Item = Id> {
+        let owners = self.owners.keys().map(|owner| Id::clone(owner));
+        let policies = self.policies.keys().cloned();
+        owners.chain(policies).chain(self.users.keys().cloned())
+    }
+
+    /// What all rounds have cost.
+    #[must_use]
+    pub const fn work(&self) -> Work {
+        self.work
+    }
+
+    /// What has changed since the last call.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Whether another round would change nothing.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let may_retry = !self.waiting.is_empty() && (self.retry_all || !self.improved.is_empty());
+        self.touched_names.is_empty() && self.touched_nodes.is_empty() && !may_retry
+    }
+
+    /// Every node has reported that is going to, see [`Self::new`].
+    pub fn settle(&mut self) {
+        self.settled = true;
+        self.touched_names.append(&mut self.held);
+    }
+
+    /// An object was put, changed or removed.
+    pub fn object_changed(&mut self, store: &ObjectStore, id: &Id) {
+        match id.kind {
+            DocumentKind::ConfigMap | DocumentKind::Secret => {
+                let users = self.users.get(id).into_iter().flatten().cloned();
+                self.touched_nodes.extend(users);
+                // A pod that did not fit because of it may fit now.
+                self.retry_all = true;
+            }
+            DocumentKind::NodePolicy => self.policy_changed(store, id),
+            _ => self.owner_changed(store, id),
+        }
+    }
+
+    fn policy_changed(&mut self, store: &ObjectStore, id: &Id) {
+        let new = store.get(id).and_then(|object| match object {
+            Accepted::Policy(policy) => Some((policy.node.clone(), policy.selector.clone())),
+            _ => None,
+        });
+        let old = match &new {
+            Some(new) => self.policies.insert(id.clone(), new.clone()),
+            None => self.policies.remove(id),
+        };
+        for (node, selector) in old.into_iter().chain(new) {
+            let nodes = self.nodes.selected(node.as_deref(), &selector);
+            self.touched_nodes.extend(nodes);
+        }
+    }
+
+    fn owner_changed(&mut self, store: &ObjectStore, id: &Id) {
+        let known = self.owners.remove_entry(id);
+        let (owner, before) = known.unwrap_or_else(|| (Arc::new(id.clone()), BTreeSet::new()));
+        let nodes = self.nodes.iter().map(|(name, entry)| (name, &entry.state));
+        let claims = store.get(id).map(|object| expand(&owner, object, nodes));
+        let claims: BTreeSet<Claim> = claims.into_iter().flatten().collect();
+        for claim in before.difference(&claims) {
+            self.withdraw(claim);
+        }
+        for claim in &claims {
+            self.claim(claim.clone());
+        }
+        if !claims.is_empty() || store.get(id).is_some() {
+            self.owners.insert(owner, claims);
+        }
+    }
+
+    fn claim(&mut self, claim: Claim) {
+        let name = claim.name();
+        let state = self.names.entry(name.clone()).or_default();
+        state.claims.insert(claim);
+        self.touched_names.insert(name);
+    }
+
+    fn withdraw(&mut self, claim: &Claim) {
+        let name = claim.name();
+        if let Some(state) = self.names.get_mut(&name) {
+            state.claims.remove(claim);
+        }
+        self.explain(claim, &name.1, None);
+        self.touched_names.insert(name);
+    }
+
+    /// A node is this from now on; `None`: it has left.
+    pub fn node_changed(&mut self, store: &ObjectStore, name: &str, state: Option<NodeState>) {
+        let before = self.nodes.get(name).map(|entry| &entry.state);
+        if before == state.as_ref() {
+            return;
+        }
+        let what =
+            |node: Option<&NodeState>| node.map(|node| (node.labels.clone(), node.arch.clone()));
+        let is_other = what(before) != what(state.as_ref());
+        let caps = |node: Option<&NodeState>| node.map(|node| (node.pods_max, node.connected));
+        let has_other_caps = caps(before) != caps(state.as_ref());
+        let other_room =
+            before.map(|node| node.pods_max) != state.as_ref().map(|node| node.pods_max);
+        self.reports_changed(name, state.as_ref());
+        if is_other {
+            self.touch_pods_of(name);
+            self.daemons_changed(store, name, state.as_ref());
+        }
+        match state {
+            Some(state) => {
+                self.nodes.put(name, state);
+                if is_other || other_room {
+                    self.touched_nodes.insert(name.to_owned());
+                }
+            }
+            None => self.node_left(name),
+        }
+        if is_other || has_other_caps {
+            self.improved.insert(name.to_owned());
+        }
+        self.retry_all |= is_other;
+    }
+
+    fn node_left(&mut self, name: &str) {
+        if let Some(entry) = self.nodes.remove(name) {
+            self.unuse(name, entry.set.configs());
+        }
+        self.touched_nodes.remove(name);
+        self.changes.nodes.insert(name.to_owned());
+    }
+
+    /// Touches the names of all pods that are on a node.
+    fn touch_pods_of(&mut self, node: &str) {
+        let Some(entry) = self.nodes.get(node) else {
+            return;
+        };
+        self.touched_names.extend(entry.homes.iter().cloned());
+        for uid in &entry.terminating {
+            let placed = self.placement.pods.get(uid);
+            self.touched_names
+                .extend(placed.map(|placed| placed.name()));
+        }
+    }
+
+    /// Notes what a node reports otherwise than before.
+    fn reports_changed(&mut self, node: &str, state: Option<&NodeState>) {
+        let none = BTreeMap::new();
+        let entry = self.nodes.get(node);
+        let before = entry.map_or(&none, |entry| &entry.state.reported);
+        let now = state.map_or(&none, |state| &state.reported);
+        let gone = before
+            .iter()
+            .filter(|(uid, name)| now.get(*uid) != Some(*name));
+        let come = now
+            .iter()
+            .filter(|(uid, name)| before.get(*uid) != Some(*name));
+        for (is_there, (uid, name)) in gone
+            .map(|one| (false, one))
+            .chain(come.map(|one| (true, one)))
+        {
+            let at = (node.to_owned(), *uid);
+            if is_there {
+                self.names
+                    .entry(name.clone())
+                    .or_default()
+                    .reported
+                    .insert(at);
+            } else if let Some(names) = self.names.get_mut(name) {
+                names.reported.remove(&at);
+            }
+            self.touched_names.insert(name.clone());
+            // A node may report a pod under another name than we gave it.
+            let placed = self.placement.pods.get(uid);
+            self.touched_names
+                .extend(placed.map(|placed| placed.name()));
+        }
+    }
+
+    /// Gives and takes the pods of DaemonSets on a node that is another one now.
+    fn daemons_changed(&mut self, store: &ObjectStore, node: &str, state: Option<&NodeState>) {
+        for (id, _) in store.of_kind(DocumentKind::DaemonSet) {
+            let Some((owner, mut claims)) = self.owners.remove_entry(id) else {
+                continue;
+            };
+            let claim = Claim::daemon(&owner, node);
+            let template = store.template(id);
+            let wanted = state
+                .zip(template)
+                .is_some_and(|(state, template)| state.matches(node, template));
+            if wanted && claims.insert(claim.clone()) {
+                self.claim(claim);
+            } else if !wanted && claims.remove(&claim) {
+                self.withdraw(&claim);
+            }
+            self.owners.insert(owner, claims);
+        }
+    }
+
+    /// A node shall hold a pod.
+    fn hold(&mut self, name: &PodName, node: &str, pod: Pod) {
+        let uid = pod.uid;
+        let placed = self.placement.pods.get(&uid);
+        if !placed.is_some_and(|placed| placed.pod == pod && placed.node == node) {
+            let node = node.to_owned();
+            self.put_pod(PlacedPod { node, pod });
+        }
+        if let Some(state) = self.names.get_mut(name) {
+            state.pods.insert(uid);
+        }
+    }
+
+    fn put_pod(&mut self, placed: PlacedPod) {
+        self.changes.pods.insert(placed.pod.uid);
+        self.placement.pods.insert(placed.pod.uid, Arc::new(placed));
+    }
+
+    /// A pod has no room on its node any more.
+    fn drop_pod(&mut self, name: &PodName, uid: Uid) {
+        if self.placement.pods.remove(&uid).is_some() {
+            self.changes.pods.insert(uid);
+            self.touched_names.insert(name.clone());
+            if let Some(state) = self.names.get_mut(name) {
+                state.pods.remove(&uid);
+            }
+        }
+    }
+
+    /// Says why a pod is not placed or what it waits for; `None`: nothing is wrong.
+    fn explain(&mut self, claim: &Claim, name: &str, reason: Option<String>) {
+        let key = (Arc::clone(&claim.owner), name.to_owned());
+        let before = self.placement.unplaced.get(&key).map(|one| &one.reason);
+        if before == reason.as_ref() {
+            return;
+        }
+        self.changes.unplaced.insert(key.clone());
+        match reason {
+            None => drop(self.placement.unplaced.remove(&key)),
+            Some(reason) => {
+                let unplaced = Unplaced {
+                    owner: Id::clone(&key.0),
+                    name: key.1.clone(),
+                    reason,
+                };
+                self.placement.unplaced.insert(key, unplaced);
+            }
+        }
+    }
+
+    fn use_configs(&mut self, node: &str, configs: &BTreeSet<Id>) {
+        for id in configs {
+            let users = self.users.entry(id.clone()).or_default();
+            if !users.contains(node) {
+                users.insert(node.to_owned());
+            }
+        }
+    }
+
+    /// A node no longer names those of `before` that its set has not.
+    fn unuse_left(&mut self, node: &str, before: &BTreeSet<Id>) {
+        let now = self.nodes.get(node).map(|entry| entry.set.configs());
+        let left: BTreeSet<Id> = before
+            .iter()
+            .filter(|id| now.is_none_or(|now| !now.contains(*id)))
+            .cloned()
+            .collect();
+        self.unuse(node, &left);
+    }
+
+    fn unuse(&mut self, node: &str, configs: &BTreeSet<Id>) {
+        for id in configs {
+            if let Some(users) = self.users.get_mut(id) {
+                users.remove(node);
+                if users.is_empty() {
+                    self.users.remove(id);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! One round: what was touched is done anew, see [`super`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use edge_proto::key::Uid;
+use edge_proto::limits::NAME_BYTES_MAX;
+use edge_proto::object::Pod;
+
+use super::{NameState, Placer};
+use crate::manifest::Template;
+use crate::objects::ObjectStore;
+use crate::placement::claims::Claim;
+use crate::placement::node_set::NodeSet;
+use crate::placement::scheduler::NodeEntry;
+use crate::placement::{PlacedPod, PodName};
+
+/// Waiting pods are compared with the touched nodes one by one up to so many; beyond, all are tried.
+const TOUCHED_MAX: usize = 64;
+
+/// A pod that has no node yet.
+struct New {
+    /// Its place among the others: those whose name was placed before go first.
+    order: (bool, Claim),
+    name: PodName,
+}
+
+/// What one round knows beside the state.
+#[derive(Default)]
+struct Round {
+    /// Whether the name's holder comes behind those that were placed before, for resolved names.
+    late: BTreeMap<PodName, bool>,
+    /// Pods for the sets that are made.
+    pods: BTreeMap<Uid, Pod>,
+    new: Vec<New>,
+}
+
+impl Placer {
+    /// Redoes what was touched.
+    pub fn round(&mut self, store: &ObjectStore) {
+        let mut round = Round::default();
+        for name in std::mem::take(&mut self.touched_names) {
+            self.resolve(store, &name, &mut round);
+        }
+        for node in std::mem::take(&mut self.touched_nodes) {
+            self.make_set(store, &node, &mut round);
+            self.improved.insert(node);
+        }
+        self.retry(store, &mut round);
+        round.new.sort_by(|one, other| one.order.cmp(&other.order));
+        for new in round.new {
+            self.place(store, new);
+        }
+    }
+
+    /// Finds out who holds a name, where its pod is, and what has to end.
+    fn resolve(&mut self, store: &ObjectStore, name: &PodName, round: &mut Round) {
+        self.work.names += 1;
+        self.waiting.remove(name);
+        self.held.remove(name);
+        let Some(mut state) = self.names.remove(name) else {
+            return;
+        };
+        if let Some(entry) = state
+            .home
+            .as_ref()
+            .and_then(|(node, _)| self.nodes.get_mut(node))
+        {
+            entry.homes.remove(name);
+        }
+        let holder = self.elect(store, &state, name);
+        let template = holder
+            .as_ref()
+            .and_then(|(_, claim)| store.template(&claim.owner));
+        let chosen = holder.zip(template);
+        let home = chosen
+            .as_ref()
+            .and_then(|((_, claim), template)| self.home(&state, claim, template, name));
+        let before = std::mem::replace(&mut state.home, home);
+        if before != state.home {
+            let old = before.iter().map(|(node, _)| node.clone());
+            self.touched_nodes
+                .extend(old.filter(|node| self.nodes.get(node).is_some()));
+        }
+        self.end_others(&mut state, name);
+        state.holder = None;
+        if let Some(((late, claim), template)) = chosen {
+            round.late.insert(name.clone(), late);
+            state.holder = Some(claim.clone());
+            if let Some((node, uid)) = state.home.clone() {
+                let pod = claim.pod(template, &node);
+                self.stay(name, (&node, uid), pod, before == state.home, round);
+            } else {
+                self.seek(&state, name, (late, claim), template, round);
+            }
+        }
+        if !state.is_unused() {
+            self.names.insert(name.clone(), state);
+        }
+    }
+
+    /// The claim that gets a name, and whether it was not placed before. Of two the one that is placed
+    /// already holds: a new manifest must not end what runs.
+    fn elect(
+        &mut self,
+        store: &ObjectStore,
+        state: &NameState,
+        name: &PodName,
+    ) -> Option<(bool, Claim)> {
+        if name.1.len() > NAME_BYTES_MAX {
+            let why = format!("its name is over {NAME_BYTES_MAX} bytes");
+            for claim in &state.claims {
+                self.explain(claim, &name.1, Some(why.clone()));
+            }
+            return None;
+        }
+        let placed = || {
+            let pods = state
+                .pods
+                .iter()
+                .filter_map(|uid| self.placement.pods.get(uid));
+            pods.filter(|placed| !placed.pod.terminating)
+        };
+        let is_late = |claim: &Claim| {
+            let template = store.template(&claim.owner);
+            let is_placed = |placed: &Arc<PlacedPod>| {
+                template.is_some_and(|template| {
+                    let uid = claim.uid(template, &placed.node);
+                    self.placement.pods.contains_key(&uid)
+                })
+            };
+            !placed().any(is_placed)
+        };
+        let order = state
+            .claims
+            .iter()
+            .map(|claim| (is_late(claim), claim.clone()));
+        let first = order.min()?;
+        for claim in state.claims.iter().filter(|claim| **claim != first.1) {
+            let why = format!("{} has a pod of this name, too", first.1.owner);
+            self.explain(claim, &name.1, Some(why));
+        }
+        Some(first)
+    }
+
+    /// Where the pod of a name runs now: a report counts more than our memory.
+    fn home(
+        &self,
+        state: &NameState,
+        claim: &Claim,
+        template: &Template,
+        name: &PodName,
+    ) -> Option<(String, Uid)> {
+        let is_home = |node: &str, uid: Uid| {
+            let entry = self.nodes.get(node);
+            entry.is_some_and(|entry| claim.allows(template, node, &entry.state))
+                && claim.uid(template, node) == uid
+        };
+        let reported = state
+            .reported
+            .iter()
+            .find(|(node, uid)| is_home(node, *uid));
+        if let Some(home) = reported {
+            return Some(home.clone());
+        }
+        let placed = state.pods.iter().filter_map(|uid| {
+            let placed = self.placement.pods.get(uid)?;
+            let is_asked = !placed.pod.terminating && placed.name() == *name;
+            (is_asked && is_home(&placed.node, *uid)).then(|| (placed.node.clone(), *uid))
+        });
+        placed.min()
+    }
+
+    /// Pods of this name that are not at its home end, or are over.
+    fn end_others(&mut self, state: &mut NameState, name: &PodName) {
+        let kept = state.home.as_ref().map(|(_, uid)| *uid);
+        for uid in state.pods.clone() {
+            let Some(placed) = self.placement.pods.get(&uid).filter(|_| kept != Some(uid)) else {
+                continue;
+            };
+            let (node, is_terminating) = (placed.node.clone(), placed.pod.terminating);
+            let entry = self.nodes.get_mut(&node);
+            let is_there = entry.is_some();
+            let mut is_touched = true;
+            match entry.filter(|entry| entry.state.reported.contains_key(&uid)) {
+                Some(entry) => {
+                    is_touched = entry.terminating.insert(uid) || !is_terminating;
+                    if !is_terminating {
+                        let mut placed = PlacedPod::clone(placed);
+                        placed.pod.terminating = true;
+                        self.put_pod(placed);
+                        self.touched_names.insert(name.clone());
+                    }
+                }
+                None => {
+                    if let Some(entry) = self.nodes.get_mut(&node) {
+                        entry.terminating.remove(&uid);
+                    }
+                    state.pods.remove(&uid);
+                    self.placement.pods.remove(&uid);
+                    self.changes.pods.insert(uid);
+                    self.touched_names.insert(name.clone());
+                }
+            }
+            if is_touched && is_there {
+                self.touched_nodes.insert(node);
+            }
+        }
+    }
+
+    /// The pod of a name stays on its node.
+    fn stay(
+        &mut self,
+        name: &PodName,
+        (node, uid): (&str, Uid),
+        pod: Pod,
+        was_there: bool,
+        round: &mut Round,
+    ) {
+        let placed = self.placement.pods.get(&uid);
+        let same = placed.is_some_and(|placed| placed.pod == pod && placed.node == node);
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.homes.insert(name.clone());
+            let ended = entry.terminating.remove(&uid);
+            if !was_there || !same || ended || entry.is_over {
+                self.touched_nodes.insert(node.to_owned());
+                round.pods.insert(uid, pod);
+            }
+        }
+    }
+
+    /// The pod of a name has no node: it is to get one, or waits.
+    fn seek(
+        &mut self,
+        state: &NameState,
+        name: &PodName,
+        order: (bool, Claim),
+        template: &Template,
+        round: &mut Round,
+    ) {
+        let busy = state.reported.last().map(|(node, _)| node.clone());
+        if let Some(node) = busy {
+            let why = format!("waits until node {node} has ended the old pod of this name");
+            self.explain(&order.1, &name.1, Some(why));
+        } else if !self.settled && order.1.fixed(template).is_none() {
+            let why = "waits after the restore: a node that has not reported yet may run it";
+            self.explain(&order.1, &name.1, Some(why.to_owned()));
+            self.held.insert(name.clone());
+        } else {
+            let name = name.clone();
+            round.new.push(New { order, name });
+        }
+    }
+
+    /// Makes the set of a node anew.
+    fn make_set(&mut self, store: &ObjectStore, node: &str, round: &mut Round) {
+        let Some(entry) = self.nodes.get(node) else {
+            return;
+        };
+        self.work.sets += 1;
+        let pods_max = entry.state.pods_max;
+        let mut set = NodeSet::default();
+        set.add_policy(store, node, &entry.state);
+        for uid in &entry.terminating {
+            if let Some(placed) = self.placement.pods.get(uid) {
+                // It was within the caps when it was asked for, and comes first.
+                let _fits = set.add(store, pods_max, &placed.pod);
+            }
+        }
+        let mut is_over = false;
+        for (_, claim, name, uid) in self.stays(entry, round) {
+            let known = self.placement.pods.get(&uid);
+            let known = || known.map(|placed| placed.pod.clone());
+            let made = || Some(claim.pod(store.template(&claim.owner)?, node));
+            let pod = round.pods.remove(&uid);
+            let Some(pod) = pod.or_else(known).or_else(made) else {
+                continue;
+            };
+            match set.add(store, pods_max, &pod) {
+                Ok(note) => {
+                    self.explain(&claim, &name.1, note);
+                    self.hold(&name, node, pod);
+                }
+                Err(why) => {
+                    set.watch(&pod);
+                    is_over = true;
+                    self.explain(&claim, &name.1, Some(format!("node {node} {why}")));
+                    self.drop_pod(&name, uid);
+                }
+            }
+        }
+        self.give(node, set, is_over);
+    }
+
+    /// Gives a node its set.
+    fn give(&mut self, node: &str, set: NodeSet, is_over: bool) {
+        self.use_configs(node, set.configs());
+        let same = self.desired(node) == Some(set.objects());
+        if let Some(before) = self.nodes.set(node, set) {
+            self.unuse_left(node, before.configs());
+        }
+        if let Some(entry) = self.nodes.get_mut(node) {
+            entry.is_over = is_over;
+            if !std::mem::replace(&mut entry.is_made, true) || !same {
+                self.changes.nodes.insert(node.to_owned());
+            }
+        }
+    }
+
+    /// The pods that stay on a node, in the order in which they get room.
+    fn stays(&self, entry: &NodeEntry, round: &Round) -> Vec<(bool, Claim, PodName, Uid)> {
+        let mut stays: Vec<_> = entry
+            .homes
+            .iter()
+            .filter_map(|name| {
+                let state = self.names.get(name)?;
+                let (claim, (_, uid)) = state.holder.clone().zip(state.home.clone())?;
+                let is_placed = self.placement.pods.contains_key(&uid);
+                let late = round.late.get(name).copied().unwrap_or(!is_placed);
+                Some((late, claim, name.clone(), uid))
+            })
+            .collect();
+        stays.sort_unstable();
+        stays
+    }
+
+    /// Tries waiting pods again that a touched node may take.
+    fn retry(&mut self, store: &ObjectStore, round: &mut Round) {
+        let improved = std::mem::take(&mut self.improved);
+        let all = std::mem::take(&mut self.retry_all) || improved.len() > TOUCHED_MAX;
+        if self.waiting.is_empty() || (!all && improved.is_empty()) {
+            return;
+        }
+        for name in &self.waiting {
+            let claim = self.names.get(name).and_then(|state| state.holder.clone());
+            let Some(claim) = claim else {
+                continue;
+            };
+            let Some(template) = store.template(&claim.owner) else {
+                continue;
+            };
+            let may = |node: &String| match claim.fixed(template) {
+                Some(fixed) => fixed == node,
+                None => {
+                    let entry = self.nodes.get(node);
+                    entry.is_some_and(|entry| claim.allows(template, node, &entry.state))
+                }
+            };
+            if all || improved.iter().any(may) {
+                let order = (true, claim);
+                let name = name.clone();
+                round.new.push(New { order, name });
+            }
+        }
+    }
+
+    /// Chooses a node for a pod without one.
+    fn place(&mut self, store: &ObjectStore, new: New) {
+        let New {
+            order: (_, claim),
+            name,
+        } = new;
+        let Some(template) = store.template(&claim.owner) else {
+            return;
+        };
+        self.waiting.remove(&name);
+        match self
+            .nodes
+            .choose(store, template, &claim, &mut self.work.visited)
+        {
+            Ok(choice) => {
+                let (node, uid) = (choice.node, choice.pod.uid);
+                self.explain(&claim, &name.1, choice.note);
+                self.hold(&name, &node, choice.pod);
+                if let Some(state) = self.names.get_mut(&name) {
+                    state.home = Some((node.clone(), uid));
+                }
+                if let Some(entry) = self.nodes.get_mut(&node) {
+                    entry.homes.insert(name);
+                    let configs = entry.set.configs().clone();
+                    self.use_configs(&node, &configs);
+                }
+                // A waiting pod with the same ConfigMap needs less room there now.
+                self.improved.insert(node.clone());
+                self.changes.nodes.insert(node);
+            }
+            Err(why) => {
+                self.explain(&claim, &name.1, Some(why));
+                self.waiting.insert(name);
+            }
+        }
+    }
+}

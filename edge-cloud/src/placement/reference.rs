@@ -1,0 +1,224 @@
+//! The reference: computes everything anew, as plainly as it can be said. Tests hold the
+//! [`Placer`](super::Placer) against it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use edge_proto::key::Uid;
+use edge_proto::limits::NAME_BYTES_MAX;
+use edge_proto::object::Pod;
+
+use super::claims::{Claim, expand};
+use super::node_set::NodeSet;
+use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplaced};
+use crate::manifest::Template;
+use crate::objects::ObjectStore;
+
+/// What each node shall hold, every one that was given.
+type Sets = BTreeMap<String, Desired>;
+
+/// Places everything anew. `before` is the result of the last call, or what was saved of it; see
+/// [`Placer::new`](super::Placer::new) for `settled`.
+pub(super) fn place(
+    store: &ObjectStore,
+    nodes: &BTreeMap<String, NodeState>,
+    before: &BTreeMap<Uid, Arc<PlacedPod>>,
+    settled: bool,
+) -> (Placement, Sets) {
+    let mut unplaced = BTreeMap::new();
+    let wanted = wanted(store, nodes, before, &mut unplaced);
+    let template = |claim: &Claim| store.template(&claim.owner).unwrap();
+    let mut sets: BTreeMap<&str, NodeSet> = BTreeMap::new();
+    for (name, node) in nodes {
+        let mut set = NodeSet::default();
+        set.add_policy(store, name, node);
+        sets.insert(name, set);
+    }
+    let mut pods = BTreeMap::new();
+
+    // Where each wanted pod runs now: a report counts more than our memory.
+    let home = |claim: &Claim| {
+        let template = template(claim);
+        let candidates = || {
+            nodes
+                .iter()
+                .filter(|(name, node)| claim.allows(template, name, node))
+        };
+        candidates()
+            .find(|(name, node)| {
+                node.reported.get(&claim.uid(template, name)) == Some(&claim.name())
+            })
+            .or_else(|| {
+                candidates().find(|(name, _)| {
+                    before
+                        .get(&claim.uid(template, name))
+                        .is_some_and(|placed| placed.node == **name && !placed.pod.terminating)
+                })
+            })
+            .map(|(name, _)| name.as_str())
+    };
+    let wanted: Vec<_> = wanted
+        .into_iter()
+        .map(|claim| (home(&claim), claim))
+        .collect();
+    let kept: BTreeSet<(PodName, Uid)> = wanted
+        .iter()
+        .filter_map(|(home, claim)| Some((claim.name(), claim.uid(template(claim), (*home)?))))
+        .collect();
+
+    // What leaves: desired before and still reported.
+    for (uid, placed) in before {
+        let is_kept = kept.contains(&(placed.name(), *uid));
+        let Some(node) = nodes.get(&placed.node).filter(|_| !is_kept) else {
+            continue;
+        };
+        if node.reported.contains_key(uid) {
+            let pod = Pod {
+                terminating: true,
+                ..placed.pod.clone()
+            };
+            // It was within the caps when it was asked for, and comes first.
+            let set = sets.get_mut(placed.node.as_str()).unwrap();
+            let _fits = set.add(store, node.pods_max, &pod);
+            let node = placed.node.clone();
+            pods.insert(*uid, Arc::new(PlacedPod { node, pod }));
+        }
+    }
+    // A name is taken as long as any node reports another pod under it.
+    let mut busy: BTreeMap<PodName, &str> = BTreeMap::new();
+    for (name, node) in nodes {
+        for (uid, pod) in &node.reported {
+            if !kept.contains(&(pod.clone(), *uid)) {
+                busy.insert(pod.clone(), name);
+            }
+        }
+    }
+
+    let (stay, new): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(home, _)| home.is_some());
+    for (home, claim) in stay.into_iter().chain(new) {
+        let template = template(&claim);
+        let result = match busy.get(&claim.name()).filter(|_| home.is_none()) {
+            Some(node) => Err(format!(
+                "waits until node {node} has ended the old pod of this name"
+            )),
+            None if home.is_none() && !settled && claim.fixed(template).is_none() => Err(
+                "waits after the restore: a node that has not reported yet may run it".to_owned(),
+            ),
+            None => choose(store, &claim, template, home, nodes, &mut sets),
+        };
+        let note = match result {
+            Ok((placed, note)) => {
+                pods.insert(placed.pod.uid, Arc::new(placed));
+                note
+            }
+            Err(reason) => Some(reason),
+        };
+        if let Some(reason) = note {
+            explain(&mut unplaced, &claim, reason);
+        }
+    }
+    let sets = sets
+        .into_iter()
+        .map(|(name, set)| (name.to_owned(), set.objects().clone()));
+    (Placement { pods, unplaced }, sets.collect())
+}
+
+fn explain(unplaced: &mut BTreeMap<ClaimName, Unplaced>, claim: &Claim, reason: String) {
+    let name = claim.name().1;
+    let one = Unplaced {
+        owner: claim.owner.as_ref().clone(),
+        name: name.clone(),
+        reason,
+    };
+    unplaced.insert((Arc::clone(&claim.owner), name), one);
+}
+
+/// Puts a pod on its home or on the connected node with the fewest pods that takes it.
+fn choose(
+    store: &ObjectStore,
+    claim: &Claim,
+    template: &Template,
+    home: Option<&str>,
+    nodes: &BTreeMap<String, NodeState>,
+    sets: &mut BTreeMap<&str, NodeSet>,
+) -> Result<(PlacedPod, Option<String>), String> {
+    let mut candidates: Vec<_> = nodes
+        .iter()
+        .filter(|(name, node)| {
+            home.map_or_else(|| claim.allows(template, name, node), |home| home == **name)
+        })
+        .map(|(name, node)| (sets[name.as_str()].pods(), name, node))
+        .collect();
+    let some = !candidates.is_empty();
+    let has_choice = claim.fixed(template).is_none();
+    candidates.retain(|(_, _, node)| node.connected || home.is_some() || !has_choice);
+    candidates.sort_unstable_by_key(|(pods, name, _)| (*pods, *name));
+    let mut reason = match &template.node {
+        Some(node) if !nodes.contains_key(node) => {
+            format!("node {node} has not joined or not reported yet")
+        }
+        Some(node) if !template.selector.is_empty() => {
+            format!("node {node} lacks labels of nodeSelector")
+        }
+        _ if some => "no node that it may run on is connected".to_owned(),
+        _ if template.selector.is_empty() => "no node has joined yet".to_owned(),
+        _ => "no node has the labels of nodeSelector".to_owned(),
+    };
+    for (_, name, node) in candidates {
+        let pod = claim.pod(template, name);
+        let set = sets.get_mut(name.as_str()).unwrap();
+        match set.add(store, node.pods_max, &pod) {
+            Ok(note) => {
+                let node = name.clone();
+                return Ok((PlacedPod { node, pod }, note));
+            }
+            Err(full) => reason = format!("node {name} {full}"),
+        }
+    }
+    Err(reason)
+}
+
+/// All pods that are asked for; explains those whose name another document has taken. Of two the one
+/// that is placed already holds: a new manifest must not end what runs.
+fn wanted(
+    store: &ObjectStore,
+    nodes: &BTreeMap<String, NodeState>,
+    before: &BTreeMap<Uid, Arc<PlacedPod>>,
+    unplaced: &mut BTreeMap<ClaimName, Unplaced>,
+) -> Vec<Claim> {
+    let mut all = Vec::new();
+    for (id, object) in store.iter() {
+        let nodes = nodes.iter().map(|(name, node)| (name.as_str(), node));
+        all.extend(expand(&Arc::new(id.clone()), &object.content, nodes));
+    }
+    all.sort_by_cached_key(|claim| {
+        let template = store.template(&claim.owner).unwrap();
+        let mut placed = before
+            .values()
+            .filter(|one| !one.pod.terminating && one.name() == claim.name());
+        !placed.any(|one| before.contains_key(&claim.uid(template, &one.node)))
+    });
+    let mut names: BTreeMap<PodName, Arc<crate::manifest::Id>> = BTreeMap::new();
+    all.retain(|claim| {
+        let name = claim.name();
+        if name.1.len() > NAME_BYTES_MAX {
+            explain(
+                unplaced,
+                claim,
+                format!("its name is over {NAME_BYTES_MAX} bytes"),
+            );
+            return false;
+        }
+        if let Some(first) = names.get(&name) {
+            explain(
+                unplaced,
+                claim,
+                format!("{first} has a pod of this name, too"),
+            );
+            return false;
+        }
+        names.insert(name, Arc::clone(&claim.owner));
+        true
+    });
+    all
+}
