@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::manifest::{Manifests, Origin, Problem};
+use crate::manifest::{Id, Manifests, Origin, Problem};
 use crate::nodes::{DesiredSets, NodeReports, NodeView};
-use crate::objects::ObjectStore;
+use crate::objects::{Object, ObjectStore};
 use crate::placement::{Changes, NodeState, Placer};
 use crate::saved::{Memory, Restored, Saved, Unsaved};
-use crate::source::{Source, StatusChange, StatusSink};
+use crate::source::{Source, SourceChanges, StatusChange, StatusSink};
 
 /// How long after a restore a pod waits that more than one node could run: a node notices the end of
 /// the old server within two keepalives of a minute, and tries again at least every two minutes.
@@ -31,8 +31,8 @@ pub async fn run<N: NodeReports + DesiredSets>(
     let mut names = memory.nodes.keys().cloned().collect::<BTreeSet<_>>();
     names.extend(links.views().into_iter().map(|view| view.name));
     let mut controller = Controller::new(saved, &accepted, memory);
-    let mut manifests = source.read(Arc::new(accepted)).await;
-    controller.apply(&manifests);
+    let changes = source.read(&controller.store).await;
+    controller.apply(changes);
     let settle_at = Instant::now() + SETTLE;
     loop {
         names.append(&mut nodes.take());
@@ -47,7 +47,7 @@ pub async fn run<N: NodeReports + DesiredSets>(
         let changes = controller.round();
         controller.give(&*links, &changes);
         sink.placed(StatusChange {
-            problems: &controller.problems(&manifests),
+            problems: &controller.problems,
             objects: controller.store.len(),
             placement: controller.placer.placement(),
             changes: &changes,
@@ -59,17 +59,8 @@ pub async fn run<N: NodeReports + DesiredSets>(
         tokio::select! {
             () = nodes.changed() => {}
             () = source.changed() => {
-                let read = source.read(Arc::clone(&manifests)).await;
-                let before = controller.store.revision();
-                controller.apply(&read);
-                if controller.store.revision() != before || read.problems != manifests.problems {
-                    log::info!(
-                        "manifests_accepted objects={} problems={}",
-                        read.objects.len(),
-                        read.problems.len()
-                    );
-                }
-                manifests = read;
+                let changes = source.read(&controller.store).await;
+                controller.apply(changes);
             }
             () = tokio::time::sleep_until(settle_at), if controller.may_settle() => {}
         }
@@ -89,6 +80,10 @@ struct Controller {
     /// After a restore an empty folder was rather forgotten than meant: it would end every pod. So
     /// the objects of the backup hold until the source has one.
     is_read: bool,
+    /// Changes of the source that wait for it.
+    awaited: BTreeMap<Id, Option<Object>>,
+    /// What is refused at the source.
+    problems: Vec<Problem>,
     /// Nodes that have to be given their set.
     owed: BTreeSet<String>,
     unsaved: Unsaved,
@@ -106,17 +101,36 @@ impl Controller {
             restored: memory.restored,
             earlier: memory.nodes,
             revision: 0,
+            awaited: BTreeMap::new(),
+            problems: Vec::new(),
             owed: BTreeSet::new(),
             unsaved: Unsaved::default(),
         }
     }
 
-    /// The source has read this.
-    fn apply(&mut self, manifests: &Manifests) {
-        self.is_read |= !manifests.objects.is_empty();
+    /// The source has changed.
+    fn apply(&mut self, changes: SourceChanges) {
+        self.is_read |= changes.has_objects;
+        self.awaited.extend(changes.objects);
+        let before = self.store.revision();
         if self.is_read {
-            self.store.apply(manifests);
+            for (id, object) in std::mem::take(&mut self.awaited) {
+                match object {
+                    Some(object) => self.store.put(&id, &object),
+                    None => self.store.remove(&id),
+                };
+            }
         }
+        let mut problems = changes.problems;
+        problems.extend((!self.is_read).then(forgotten));
+        if self.store.revision() != before || self.problems != problems {
+            log::info!(
+                "manifests_accepted objects={} problems={}",
+                self.store.len(),
+                problems.len()
+            );
+        }
+        self.problems = problems;
     }
 
     /// A node may have changed; `None`: it has left.
@@ -193,21 +207,16 @@ impl Controller {
             }
         }
     }
+}
 
-    fn problems(&self, manifests: &Manifests) -> Vec<Problem> {
-        let mut problems = manifests.problems.clone();
-        problems.extend((!self.is_read).then(|| {
-            Problem {
-                origin: Origin::default(),
-                object: None,
-                path: String::new(),
-                reason:
-                    "the folder is empty after the restore: the manifests of the backup hold until \
-                     it has one"
-                        .to_owned(),
-            }
-        }));
-        problems
+fn forgotten() -> Problem {
+    Problem {
+        origin: Origin::default(),
+        object: None,
+        path: String::new(),
+        reason: "the folder is empty after the restore: the manifests of the backup hold until it \
+                 has one"
+            .to_owned(),
     }
 }
 

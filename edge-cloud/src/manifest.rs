@@ -171,44 +171,30 @@ pub struct Manifests {
     unread: BTreeSet<String>,
     /// Objects whose document was refused.
     refused: BTreeSet<Id>,
-    /// The folder itself could not be read.
-    lost: bool,
 }
 
 impl Manifests {
-    /// Reads every `.yaml`, `.yml` and `.json` below `folder`, in the order of their paths, or the one
-    /// file that it is. Hidden files and folders are skipped: editors and Kubernetes' own volumes make them.
+    /// Reads every file below `folder`, see [`files`].
     #[must_use]
     pub fn read(folder: &Path) -> Self {
         let mut manifests = Self::default();
-        let mut files = Vec::new();
-        if folder.is_file() {
-            files.push(folder.to_owned());
-        } else if let Err(error) = find(folder, &mut files, 0) {
-            manifests.lost = true;
-            manifests.problem("", 0, None, "", format!("{}: {error}", folder.display()));
-        }
-        files.sort();
-        if files.len() > FILES_MAX {
-            manifests.lost = true;
-            let reason = format!("more than {FILES_MAX} files, those after are not read");
-            manifests.problem("", 0, None, "", reason);
-            files.truncate(FILES_MAX);
-        }
-        for path in files {
-            let below = path.strip_prefix(folder).ok();
-            let below = below.filter(|below| !below.as_os_str().is_empty());
-            let name = below.unwrap_or(&path);
-            let name = name.to_string_lossy();
-            match read_file(&path) {
-                Ok(text) => manifests.add_file(&name, &text),
-                Err(reason) => {
-                    manifests.unread.insert(name.to_string());
-                    manifests.problem(&name, 0, None, "", reason);
-                }
-            }
+        let (files, faults) = files(folder);
+        manifests.problems.extend(faults);
+        for (name, path) in files {
+            manifests.read_file(&name, &path);
         }
         manifests
+    }
+
+    /// Takes in the documents of a file.
+    pub fn read_file(&mut self, name: &str, path: &Path) {
+        match text_of(path) {
+            Ok(text) => self.add_file(name, &text),
+            Err(reason) => {
+                self.unread.insert(name.to_owned());
+                self.problem(name, 0, None, "", reason);
+            }
+        }
     }
 
     /// Takes in the documents of one file.
@@ -275,20 +261,16 @@ impl Manifests {
         }
     }
 
-    /// Keeps what `before` held of documents that are now refused or unreadable: a slip of the
-    /// pen must not stop a workload. Only what is gone from a sound folder is deleted.
-    pub fn keep_last_good(&mut self, before: &Self) {
-        for (id, (origin, object)) in &before.objects {
-            let unclear =
-                self.lost || self.refused.contains(id) || self.unread.contains(&origin.file);
-            if unclear && !self.objects.contains_key(id) {
-                let reason = "its last good version stays in force";
-                let label = Some(id.to_string());
-                self.problem(&origin.file, origin.document, label, "", reason.to_owned());
-                self.objects
-                    .insert(id.clone(), (origin.clone(), object.clone()));
-            }
-        }
+    /// Whether a file could not be read to the end: what stood in it is unknown.
+    #[must_use]
+    pub fn is_unread(&self, file: &str) -> bool {
+        self.unread.contains(file)
+    }
+
+    /// Whether a document of this object was refused.
+    #[must_use]
+    pub fn is_refused(&self, id: &Id) -> bool {
+        self.refused.contains(id)
     }
 
     fn problem(
@@ -309,6 +291,32 @@ impl Manifests {
             });
         }
     }
+}
+
+/// Every `.yaml`, `.yml` and `.json` below `folder` by its path from there, or the one file that it is,
+/// and why some may be missing. Hidden files and folders are skipped: editors and Kubernetes' own
+/// volumes make them.
+#[must_use]
+pub fn files(folder: &Path) -> (BTreeMap<String, PathBuf>, Vec<Problem>) {
+    let (mut files, mut faults) = (Vec::new(), Manifests::default());
+    if folder.is_file() {
+        files.push(folder.to_owned());
+    } else if let Err(error) = find(folder, &mut files, 0) {
+        faults.problem("", 0, None, "", format!("{}: {error}", folder.display()));
+    }
+    files.sort();
+    if files.len() > FILES_MAX {
+        let reason = format!("more than {FILES_MAX} files, those after are not read");
+        faults.problem("", 0, None, "", reason);
+        files.truncate(FILES_MAX);
+    }
+    let named = files.into_iter().map(|path| {
+        let below = path.strip_prefix(folder).ok();
+        let below = below.filter(|below| !below.as_os_str().is_empty());
+        let name = below.unwrap_or(&path).to_string_lossy().into_owned();
+        (name, path)
+    });
+    (named.collect(), faults.problems)
 }
 
 /// Deepest folder that is searched: links may form a circle.
@@ -336,7 +344,7 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resul
     Ok(())
 }
 
-fn read_file(path: &Path) -> Result<String, String> {
+fn text_of(path: &Path) -> Result<String, String> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     // Before it is opened: that of a pipe waits for a writer.

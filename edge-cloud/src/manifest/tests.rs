@@ -334,21 +334,6 @@ fn documents_that_are_no_objects_are_refused() {
 }
 
 #[test]
-fn a_slip_of_the_pen_keeps_the_last_good_version() {
-    let before = read(GOOD);
-    let mut wrong = read(&GOOD.replace("replicas: 2", "replicas: two"));
-    assert_eq!(wrong.objects.len(), 3);
-    wrong.keep_last_good(&before);
-    assert_eq!(wrong.objects, before.objects);
-    let mut half = read("apiVersion: [");
-    half.keep_last_good(&before);
-    assert_eq!(half.objects, before.objects);
-    let mut gone = read("");
-    gone.keep_last_good(&before);
-    assert!(gone.objects.is_empty(), "deleted is deleted");
-}
-
-#[test]
 fn a_folder_is_read_in_order_and_within_caps() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();

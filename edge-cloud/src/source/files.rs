@@ -1,0 +1,373 @@
+//! What a folder of manifests holds, file by file. A file is read again only when it has changed, so
+//! one changed file costs its own documents and one look at each of the others.
+//!
+//! Of two documents of one object that of the first file holds. An object whose document is refused
+//! or unreadable stays in force as it was: a slip of the pen must not stop a workload. Only what is
+//! gone from sound files is removed. Bounds are those of [`crate::manifest`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::SourceChanges;
+use crate::manifest::{self, Id, Manifests, Origin, PROBLEMS_MAX, Problem};
+use crate::objects::Object;
+
+/// A file that was changed so short a time before it was read may change again within the same tick
+/// of its file system's clock: it is read again next time.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// Tells a file from the same one later: inode, size, and when it was changed.
+type Stamp = (u64, u64, SystemTime);
+
+#[derive(Debug, Default)]
+struct ReadFile {
+    /// `None`: it is read again next time.
+    stamp: Option<Stamp>,
+    manifests: Manifests,
+}
+
+/// All files as they were read last.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    files: BTreeMap<String, ReadFile>,
+    /// Files with a sound document of an object.
+    holders: BTreeMap<Id, BTreeSet<String>>,
+    /// Objects with more than one.
+    doubled: BTreeSet<Id>,
+    /// Objects in force of which no sound document is left, and where they stood.
+    kept: BTreeMap<Id, Origin>,
+}
+
+impl Files {
+    /// Knows only which objects are in force, of an earlier run.
+    pub(super) fn new(in_force: impl Iterator<Item = (Id, Origin)>) -> Self {
+        Self {
+            kept: in_force.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Looks at the folder, and reads what has changed.
+    pub(super) fn read(&mut self, folder: &Path) -> SourceChanges {
+        let (found, faults) = manifest::files(folder);
+        let mut touched: BTreeSet<Id> = self.kept.keys().cloned().collect();
+        let gone = self.files.keys().filter(|name| !found.contains_key(*name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.forget(&name, &mut touched);
+        }
+        for (name, path) in found {
+            let stamp = stamp(&path);
+            let known = self.files.get(&name).and_then(|file| file.stamp);
+            if stamp.is_some() && stamp == known {
+                continue;
+            }
+            self.forget(&name, &mut touched);
+            let mut file = ReadFile {
+                stamp: stamp.filter(|(_, _, changed)| !is_fresh(*changed)),
+                manifests: Manifests::default(),
+            };
+            file.manifests.read_file(&name, &path);
+            self.take(name, file, &mut touched);
+        }
+        SourceChanges {
+            objects: self.settle(touched, !faults.is_empty()),
+            problems: self.problems(faults),
+            has_objects: !self.holders.is_empty(),
+        }
+    }
+
+    /// Takes the objects of a file out, for the time being.
+    fn forget(&mut self, name: &str, touched: &mut BTreeSet<Id>) {
+        let Some(file) = self.files.remove(name) else {
+            return;
+        };
+        for (id, (origin, _)) in file.manifests.objects {
+            if let Some(holders) = self.holders.get_mut(&id) {
+                // Its object was the one in force if it came first.
+                if holders.first().is_some_and(|first| first == name) {
+                    self.kept.insert(id.clone(), origin);
+                }
+                holders.remove(name);
+                if holders.is_empty() {
+                    self.holders.remove(&id);
+                }
+            }
+            touched.insert(id);
+        }
+    }
+
+    fn take(&mut self, name: String, file: ReadFile, touched: &mut BTreeSet<Id>) {
+        for id in file.manifests.objects.keys() {
+            let holders = self.holders.entry(id.clone()).or_default();
+            holders.insert(name.clone());
+            touched.insert(id.clone());
+        }
+        self.files.insert(name, file);
+    }
+
+    /// What has become of the touched objects.
+    fn settle(&mut self, touched: BTreeSet<Id>, lost: bool) -> Vec<(Id, Option<Object>)> {
+        let mut changes = Vec::new();
+        for id in touched {
+            match self.holders.get(&id).map_or(0, BTreeSet::len) {
+                0 | 1 => drop(self.doubled.remove(&id)),
+                _ => drop(self.doubled.insert(id.clone())),
+            }
+            let object = self.object(&id);
+            let stood = self.kept.remove(&id);
+            if let (None, Some(origin)) = (&object, &stood)
+                && (lost || self.is_unclear(&id, origin))
+            {
+                self.kept.extend(stood.map(|origin| (id, origin)));
+                continue;
+            }
+            changes.push((id, object));
+        }
+        changes
+    }
+
+    /// The object as the first file has it.
+    fn object(&self, id: &Id) -> Option<Object> {
+        let file = self.files.get(self.holders.get(id)?.first()?)?;
+        let (origin, content) = file.manifests.objects.get(id)?.clone();
+        Some(Object { origin, content })
+    }
+
+    /// Whether an object may be meant to be there although no sound document has it.
+    fn is_unclear(&self, id: &Id, origin: &Origin) -> bool {
+        let stood = self.files.get(&origin.file);
+        stood.is_some_and(|file| file.manifests.is_unread(&origin.file))
+            || self
+                .files
+                .values()
+                .any(|file| file.manifests.is_refused(id))
+    }
+
+    fn problems(&self, faults: Vec<Problem>) -> Vec<Problem> {
+        let of_files = self
+            .files
+            .values()
+            .flat_map(|file| file.manifests.problems.iter().cloned());
+        let doubled = self.doubled.iter().flat_map(|id| {
+            let mut holders = self.holders.get(id).into_iter().flatten();
+            let first = holders.next().and_then(|name| self.origin(name, id));
+            holders.filter_map(move |name| {
+                let first = first.as_ref()?;
+                let reason = format!(
+                    "stands in {} document {}, too: that one holds",
+                    first.file, first.document
+                );
+                Some(problem(
+                    self.origin(name, id)?,
+                    id,
+                    "metadata.name",
+                    &reason,
+                ))
+            })
+        });
+        let kept = self.kept.iter().map(|(id, origin)| {
+            problem(
+                origin.clone(),
+                id,
+                "",
+                "its last good version stays in force",
+            )
+        });
+        let all = faults
+            .into_iter()
+            .chain(of_files)
+            .chain(doubled)
+            .chain(kept);
+        all.take(PROBLEMS_MAX).collect()
+    }
+
+    fn origin(&self, name: &str, id: &Id) -> Option<Origin> {
+        let objects = &self.files.get(name)?.manifests.objects;
+        objects.get(id).map(|(origin, _)| origin.clone())
+    }
+}
+
+fn problem(origin: Origin, id: &Id, path: &str, reason: &str) -> Problem {
+    Problem {
+        origin,
+        object: Some(id.to_string()),
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.ino(), file.len(), file.modified().ok()?))
+}
+
+/// Whether a file may still be changing; so it is as well when the clock was set back.
+fn is_fresh(changed: SystemTime) -> bool {
+    SystemTime::now()
+        .duration_since(changed)
+        .map_or(true, |age| age < FRESH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+
+    use super::*;
+    use crate::objects::ObjectStore;
+
+    /// A folder, its files as they were read, and the objects in force.
+    struct Place {
+        folder: tempfile::TempDir,
+        files: Files,
+        store: ObjectStore,
+        problems: Vec<Problem>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Self {
+                folder: tempfile::tempdir().unwrap(),
+                files: Files::default(),
+                store: ObjectStore::default(),
+                problems: Vec::new(),
+            }
+        }
+
+        /// Writes a file that nobody has changed for a while.
+        fn write(&self, name: &str, text: &str) {
+            let path = self.folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            let file = File::options().append(true).open(&path).unwrap();
+            let times = FileTimes::new().set_modified(SystemTime::now() - 2 * FRESH);
+            file.set_times(times).unwrap();
+        }
+
+        /// How many changes a look gives.
+        fn read(&mut self) -> usize {
+            let changes = self.files.read(self.folder.path());
+            for (id, object) in &changes.objects {
+                match object {
+                    Some(object) => self.store.put(id, object),
+                    None => self.store.remove(id),
+                };
+            }
+            self.problems = changes.problems;
+            changes.objects.len()
+        }
+
+        fn objects(&self) -> Vec<(String, usize)> {
+            let objects = self.store.iter().map(|(id, object)| {
+                let manifest::Accepted::Config(payload) = &object.content else {
+                    panic!("a ConfigMap");
+                };
+                (id.name.clone(), payload.len())
+            });
+            objects.collect()
+        }
+    }
+
+    fn config(name: &str, value: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: {value}}}\n"
+        )
+    }
+
+    fn names(place: &Place) -> Vec<String> {
+        place.objects().into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn only_the_file_that_has_changed_is_read() {
+        let mut place = Place::new();
+        place.write("a.yaml", &(config("a", "x") + &config("b", "x")));
+        place.write("b.yaml", &config("c", "x"));
+        assert_eq!(place.read(), 3);
+        assert_eq!(place.read(), 0);
+        place.write("b.yaml", &config("c", "long"));
+        assert_eq!(place.read(), 1);
+        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
+        assert_eq!(place.read(), 2);
+        assert_eq!(names(&place), ["c"]);
+        // A file that was changed just now is read again, for it may change within the same tick.
+        let path = place.folder.path().join("b.yaml");
+        fs::write(path, config("c", "fresh")).unwrap();
+        assert_eq!((place.read(), place.read()), (1, 1));
+    }
+
+    #[test]
+    fn a_slip_of_the_pen_keeps_the_last_good_version() {
+        let mut place = Place::new();
+        let good = config("a", "x") + &config("b", "x");
+        place.write("a.yaml", &good);
+        place.read();
+        let before = place.objects();
+        for wrong in [
+            good.replacen("data: {k: x}", "data: [x]", 1),
+            "apiVersion: [".to_owned(),
+        ] {
+            place.write("a.yaml", &wrong);
+            place.read();
+            assert_eq!(place.objects(), before);
+            let kept = |one: &&Problem| one.reason.contains("last good version");
+            assert!(
+                place.problems.iter().any(|one| kept(&one)),
+                "{:?}",
+                place.problems
+            );
+            // It holds for as long as the document is wrong.
+            place.read();
+            assert_eq!(place.objects(), before);
+        }
+        // Another file may be sound meanwhile.
+        place.write("b.yaml", &config("b", "other"));
+        place.read();
+        assert_ne!(place.objects(), before);
+        place.write("a.yaml", "");
+        place.read();
+        assert_eq!(names(&place), ["b"], "deleted is deleted");
+        assert_eq!(place.problems, []);
+    }
+
+    #[test]
+    fn of_two_documents_the_first_file_holds_until_it_is_gone() {
+        let mut place = Place::new();
+        place.write("b.yaml", &config("a", "long"));
+        place.read();
+        place.write("a.yaml", &config("a", "x"));
+        place.read();
+        let both = place.objects();
+        assert!(
+            place.problems[0]
+                .reason
+                .starts_with("stands in a.yaml document 1")
+        );
+        assert_eq!(place.problems[0].origin.file, "b.yaml");
+        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
+        place.read();
+        assert_ne!(place.objects(), both);
+        assert_eq!(names(&place), ["a"]);
+        assert_eq!(place.problems, []);
+    }
+
+    /// Goal: objects of an earlier run end only if the folder is sound without them. Method: a folder
+    /// that cannot be read, and then one without the object.
+    #[test]
+    fn objects_of_an_earlier_run_hold_until_the_folder_is_read() {
+        let mut place = Place::new();
+        place.write("a.yaml", &config("a", "x"));
+        place.read();
+        let origins = place
+            .store
+            .iter()
+            .map(|(id, one)| (id.clone(), one.origin.clone()));
+        place.files = Files::new(origins);
+        let missing = place.folder.path().join("missing");
+        let changes = place.files.read(&missing);
+        assert!(changes.objects.is_empty() && !changes.has_objects);
+        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
+        assert_eq!(place.read(), 1);
+        assert!(place.store.is_empty());
+    }
+}
