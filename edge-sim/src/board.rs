@@ -333,6 +333,7 @@ impl Board {
         let mut agent = Agent::new(AgentConfig {
             facts,
             unconfirmed: self.store.objects.is_empty(),
+            trims_logs: false,
         });
         for (key, stored) in &self.store.objects {
             let payload = Some(stored.payload.clone());
@@ -350,8 +351,11 @@ impl Board {
             spec: *spec,
             pid: None,
         });
-        let found = running.chain(remains).collect();
-        agent.handle(self.local(now), AgentInput::Discovered(found));
+        let discovered = AgentInput::Discovered {
+            containers: running.chain(remains).collect(),
+            pods: Vec::new(),
+        };
+        agent.handle(self.local(now), discovered);
         let identity = self.identity.as_ref();
         self.machine = Some(Box::new(Machine {
             agent,

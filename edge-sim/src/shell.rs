@@ -405,15 +405,12 @@ impl World {
 
     fn perform(&mut self, board: usize, output: AgentOutput) {
         match output {
-            AgentOutput::PreparePod(uid) => {
+            AgentOutput::PreparePod { uid, .. } => {
                 let done = AgentInput::PodPrepared(uid, Ok(()));
                 self.answer(board, 20, Answer::Agent(done));
             }
-            AgentOutput::Start {
-                uid,
-                container,
-                run,
-            } => {
+            AgentOutput::Start(start) => {
+                let (uid, container, spec) = (start.uid, start.container, start.hash);
                 self.stats.starts += 1;
                 self.check_start(board, uid, &container);
                 let result = if self.chance(board, self.scenario.faults.start_failure) {
@@ -425,22 +422,19 @@ impl World {
                 } else {
                     let one = &mut self.boards[board];
                     one.pids += 1;
-                    let spec = one
-                        .machine
-                        .as_ref()
-                        .and_then(|machine| machine.agent.spec_hash(&uid, &container));
                     one.running.push(Run {
                         pid: one.pids,
                         uid,
                         name: container.clone(),
-                        spec: spec.unwrap_or_default(),
+                        spec,
                     });
                     Ok(one.pids)
                 };
                 let done = AgentInput::Started {
                     uid,
                     container,
-                    run,
+                    run: start.run,
+                    spec,
                     result,
                 };
                 self.answer(board, 100, Answer::Agent(done));
@@ -449,6 +443,7 @@ impl World {
                 uid,
                 container,
                 signal,
+                ..
             } => {
                 let term = signal == Signal::Terminate;
                 if term && self.chance(board, self.scenario.faults.ignore_term) {
@@ -471,7 +466,7 @@ impl World {
                 let done = AgentInput::Removed(uid, container, result);
                 self.answer(board, 20, Answer::Agent(done));
             }
-            AgentOutput::RemovePod(uid) => {
+            AgentOutput::RemovePod { uid, .. } => {
                 self.answer(board, 20, Answer::Agent(AgentInput::PodRemoved(uid)));
             }
             AgentOutput::Report(key, payload) => {
@@ -487,7 +482,9 @@ impl World {
                     machine.session.handle(local, input);
                 }
             }
-            AgentOutput::UpdateConfig(_) | AgentOutput::Event(_) => {}
+            AgentOutput::UpdateConfig { .. }
+            | AgentOutput::TrimLog { .. }
+            | AgentOutput::Event(_) => {}
         }
     }
 

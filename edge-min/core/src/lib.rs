@@ -29,17 +29,22 @@ extern crate std;
 
 mod agent;
 pub mod backoff;
+mod config_objects;
 mod event;
 pub mod flash;
 pub mod limits;
+mod node;
 pub mod outbox;
 mod pod;
+mod pods;
 mod port;
 mod reconcile;
 pub mod reconnect;
 pub mod renewal;
+pub mod spec;
 mod supervisor;
 pub mod time;
+mod timer;
 pub mod write_scheduler;
 
 pub use agent::Agent;

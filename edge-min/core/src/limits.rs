@@ -15,6 +15,10 @@ pub const BACKOFF_MS_MIN: Millis = 10_000;
 pub const BACKOFF_MS_MAX: Millis = 300_000;
 /// A run of this length forgets earlier crashes, milliseconds: Kubernetes' 10 minutes.
 pub const BACKOFF_RESET_MS: Millis = 600_000;
+/// Bytes of one container's log ring without a memory limit.
+pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// How often the logs of running containers are cut to their tail, milliseconds.
+pub const LOG_TRIM_MS: Millis = 10_000;
 /// Grace from SIGTERM to SIGKILL when the Pod names none, seconds: Kubernetes' default.
 pub const GRACE_S_DEFAULT: u32 = 30;
 /// A killed container that does not end is killed again after this, milliseconds.

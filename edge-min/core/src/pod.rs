@@ -8,7 +8,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Kind, Uid};
 use edge_proto::limits::{CONTAINERS_MAX, NAME_BYTES_MAX};
 use edge_proto::object::{
-    ContainerState, Phase, Pod, PodStatus, RestartPolicy, VolumeSource, clip,
+    Container, ContainerState, Phase, Pod, PodStatus, RestartPolicy, Volume, VolumeSource, clip,
 };
 
 use crate::limits::GRACE_S_DEFAULT;
@@ -241,20 +241,24 @@ pub(crate) fn spec_hash(pod: &Pod, name: &str) -> Option<Hash16> {
         .containers
         .iter()
         .find(|container| container.name == name)?;
-    let mounted = pod.volumes.iter().filter(|volume| {
-        container
-            .mounts
-            .iter()
-            .any(|mount| mount.volume == volume.name)
-    });
     let decisive = Pod {
         runtime: pod.runtime,
         host_network: pod.host_network,
         containers: Vec::from([container.clone()]),
-        volumes: mounted.cloned().collect(),
+        volumes: mounted(pod, container).cloned().collect(),
         ..Pod::default()
     };
     Some(Hash16::of(&decisive.encode()))
+}
+
+/// The volumes of a pod that a container mounts.
+pub(crate) fn mounted<'a>(
+    pod: &'a Pod,
+    container: &'a Container,
+) -> impl Iterator<Item = &'a Volume> {
+    let mounts =
+        |volume: &&Volume| (container.mounts.iter()).any(|mount| mount.volume == volume.name);
+    pod.volumes.iter().filter(mounts)
 }
 
 /// Refuses names that are no names: they become directories and cgroups.

@@ -1,5 +1,6 @@
 //! What goes into the agent and what comes out.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -8,6 +9,7 @@ use edge_proto::key::{Key, Uid};
 use edge_proto::object::{Condition, NodeStatus};
 
 use crate::event::Event;
+use crate::spec::{ContainerSpec, Volume};
 use crate::supervisor::StartFailure;
 
 /// Facts that the core cannot know.
@@ -18,6 +20,8 @@ pub struct AgentConfig {
     /// The stored desired set may be incomplete: containers that it does not name are left alone
     /// until [`Input::Confirmed`].
     pub unconfirmed: bool,
+    /// Containers write logs, which have to be kept short.
+    pub trims_logs: bool,
 }
 
 /// A container that was on the board when the agent started.
@@ -53,7 +57,12 @@ pub enum Input {
         oom: bool,
     },
     /// All that was on the board at start; comes once, after the stored desired set.
-    Discovered(Vec<Discovered>),
+    Discovered {
+        /// Containers and remains of containers.
+        containers: Vec<Discovered>,
+        /// Pods that have a directory.
+        pods: Vec<Uid>,
+    },
     /// The cloud has confirmed the whole desired set.
     Confirmed,
     /// Answer to `PreparePod`; the error is for a person.
@@ -66,6 +75,8 @@ pub enum Input {
         container: String,
         /// Number of the run, from `Start`.
         run: u32,
+        /// Hash of the spec, from `Start`.
+        spec: Hash16,
         /// The process, or why there is none.
         result: Result<u32, StartFailure>,
     },
@@ -104,25 +115,32 @@ pub enum Signal {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Make the pod's directory, volumes and log space; idempotent.
-    PreparePod(Uid),
-    /// Rewrite the files of ConfigMaps and Secrets in the pod's volumes.
-    UpdateConfig(Uid),
-    /// Start a container.
-    Start {
+    /// Make the pod's directory and the space of its logs; idempotent.
+    PreparePod {
         /// Pod.
         uid: Uid,
-        /// Container.
-        container: String,
-        /// Number of the run.
-        run: u32,
+        /// Containers, each with a log.
+        containers: u32,
+        /// Bytes of one log ring.
+        log_bytes: u64,
     },
+    /// Rewrite the files of ConfigMaps and Secrets in those of these volumes that stand.
+    UpdateConfig {
+        /// Pod.
+        uid: Uid,
+        /// Volumes with files.
+        volumes: Vec<Volume>,
+    },
+    /// Start a container.
+    Start(Box<ContainerSpec>),
     /// Signal a container.
     Signal {
         /// Pod.
         uid: Uid,
         /// Container.
         container: String,
+        /// Hash of the spec of what runs.
+        spec: Hash16,
         /// Which.
         signal: Signal,
     },
@@ -133,8 +151,22 @@ pub enum Output {
         /// Container.
         container: String,
     },
-    /// Clear what a pod left behind.
-    RemovePod(Uid),
+    /// Clear what a pod left behind, and layers that no pod uses any more.
+    RemovePod {
+        /// Pod.
+        uid: Uid,
+        /// References of the images of the pods that stay.
+        images_in_use: Vec<String>,
+    },
+    /// Cut the log of a running container to its tail.
+    TrimLog {
+        /// Pod.
+        uid: Uid,
+        /// Container.
+        container: String,
+        /// Bytes that stay.
+        log_bytes: u64,
+    },
     /// Put an object into the reported set, or remove it.
     Report(Key, Option<Vec<u8>>),
     /// A line for the log.

@@ -5,57 +5,94 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use edge_proto::Millis;
-use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::object::{ConfigMap, NodeStatus, Secret};
-use edge_proto::sorted::SortedMap;
+use edge_proto::key::{Key, Uid};
 
-use crate::agent::Agent;
+use crate::config_objects::ConfigObjects;
 use crate::event::Event;
 use crate::pod::{Directory, PodState};
+use crate::pods::Pods;
 use crate::port::{Output, Signal};
+use crate::spec::{self, ContainerSpec};
 use crate::supervisor::{State, Step};
 
-impl Agent {
-    pub(crate) fn reconcile(&mut self, now: Millis) {
+impl Pods {
+    pub(crate) fn reconcile(
+        &mut self,
+        now: Millis,
+        objects: &ConfigObjects,
+        outputs: &mut VecDeque<Output>,
+    ) {
         if !self.discovered {
             return;
         }
-        let mut gone = Vec::new();
-        for (uid, pod) in &mut self.pods {
+        let (mut starts, mut empty, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for (uid, pod) in &mut self.by_uid {
             if self.unconfirmed && pod.spec.is_none() {
                 continue;
             }
-            pod.missing = missing(pod, &self.config_maps, &self.secrets);
-            reconcile_pod(now, *uid, pod, &mut self.outputs);
-            let empty = pod.is_empty();
+            pod.missing = pod.spec.as_ref().and_then(|spec| objects.missing(spec));
+            reconcile_pod(now, *uid, pod, &mut starts, outputs);
             match pod.directory {
-                Directory::Ready | Directory::Partial if empty => {
+                Directory::Ready | Directory::Partial if pod.is_empty() => {
                     pod.directory = Directory::Removing;
-                    self.outputs.push_back(Output::RemovePod(*uid));
+                    empty.push(*uid);
                 }
-                Directory::Absent if empty => gone.push(*uid),
+                Directory::Absent if pod.is_empty() => gone.push(*uid),
                 _ => {}
+            }
+        }
+        for uid in empty {
+            let images_in_use = self.images_in_use(Some(uid));
+            outputs.push_back(Output::RemovePod { uid, images_in_use });
+        }
+        if !starts.is_empty() {
+            let images = self.images_in_use(None);
+            for (uid, name) in starts {
+                self.start(now, uid, &name, (objects, &images), outputs);
             }
         }
         for uid in gone {
             // A terminating pod stays as a spec until the cloud drops it; its status goes now,
             // after which the cloud may drop it.
-            let desired = self.pods.get(&uid).is_some_and(|pod| pod.desired);
-            if let Some(pod) = self.pods.get_mut(&uid)
+            let desired = self.by_uid.get(&uid).is_some_and(|pod| pod.desired);
+            if let Some(pod) = self.by_uid.get_mut(&uid)
                 && pod.reported.take().is_some()
             {
-                self.outputs
-                    .push_back(Output::Report(Key::pod_status(uid), None));
-                self.outputs.push_back(Output::Event(Event::PodGone(uid)));
+                outputs.push_back(Output::Report(Key::pod_status(uid), None));
+                outputs.push_back(Output::Event(Event::PodGone(uid)));
             }
             if !desired {
-                self.pods.remove(&uid);
+                self.by_uid.remove(&uid);
             }
         }
     }
 
-    pub(crate) fn report(&mut self) {
-        for (uid, pod) in &mut self.pods {
+    /// Starts a container that is in `Starting`. What keeps its spec from being resolved is a
+    /// failed start, and does not go to the shell.
+    fn start(
+        &mut self,
+        now: Millis,
+        uid: Uid,
+        name: &str,
+        (objects, images): (&ConfigObjects, &[String]),
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let Some(state) = self.by_uid.get_mut(&uid) else {
+            return;
+        };
+        let run = state.container(name).map_or(0, |container| container.run);
+        let Some(pod) = &state.spec else { return };
+        let Some(container) = pod.containers.iter().find(|one| one.name == name) else {
+            return;
+        };
+        match ContainerSpec::resolve(pod, container, run, objects, images) {
+            Ok(spec) => outputs.push_back(Output::Start(spec.into())),
+            Err(failure) => self.start_failed(now, uid, name, failure, outputs),
+        }
+    }
+
+    pub(crate) fn report(&mut self, outputs: &mut VecDeque<Output>) {
+        for (uid, pod) in &mut self.by_uid {
             let held = self.unconfirmed && pod.spec.is_none();
             if held || pod.directory == Directory::Absent && pod.is_empty() {
                 continue;
@@ -63,39 +100,20 @@ impl Agent {
             let payload = pod.status_payload(*uid);
             if pod.reported.as_ref() != Some(&payload) {
                 pod.reported = Some(payload.clone());
-                self.outputs
-                    .push_back(Output::Report(Key::pod_status(*uid), Some(payload)));
+                outputs.push_back(Output::Report(Key::pod_status(*uid), Some(payload)));
             }
-        }
-        let payload = node_payload(self.node_status());
-        if self.node_reported.as_ref() != Some(&payload) {
-            self.node_reported = Some(payload.clone());
-            self.outputs
-                .push_back(Output::Report(Key::node_status(), Some(payload)));
         }
     }
 }
 
-/// Names the first ConfigMap or Secret that the pod waits for.
-fn missing(
-    pod: &PodState,
-    config_maps: &SortedMap<(String, String), ConfigMap>,
-    secrets: &SortedMap<(String, String), Secret>,
-) -> Option<String> {
-    let pod = pod.spec.as_ref()?;
-    pod.needs().find_map(|(secret, name)| {
-        let key = (pod.namespace.clone(), String::from(name));
-        let there = if secret {
-            secrets.contains_key(&key)
-        } else {
-            config_maps.contains_key(&key)
-        };
-        let word = if secret { "Secret " } else { "ConfigMap " };
-        (!there).then(|| [word, name, " is not there"].concat())
-    })
-}
-
-fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeque<Output>) {
+/// `starts`: containers that start now.
+fn reconcile_pod(
+    now: Millis,
+    uid: Uid,
+    pod: &mut PodState,
+    starts: &mut Vec<(Uid, String)>,
+    outputs: &mut VecDeque<Output>,
+) {
     let ready = pod.directory == Directory::Ready && pod.missing.is_none();
     let retry = pod
         .prepare_failure
@@ -103,7 +121,12 @@ fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeq
         .is_none_or(|(_, at)| *at <= now);
     if pod.to_prepare() && retry {
         pod.directory = Directory::Preparing;
-        outputs.push_back(Output::PreparePod(uid));
+        let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+        outputs.push_back(Output::PreparePod {
+            uid,
+            containers: u32::try_from(containers).unwrap_or(u32::MAX),
+            log_bytes: spec::log_bytes(pod.spec.as_ref()),
+        });
     }
     let grace_ms = pod.grace_ms();
     let wants: Vec<bool> = pod.containers.iter().map(|c| pod.wants(&c.name)).collect();
@@ -116,17 +139,12 @@ fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeq
         }
         let name = container.name.clone();
         match container.step(now, wanted, grace_ms) {
-            Some(Step::Start) => {
-                outputs.push_back(Output::Start {
-                    uid,
-                    container: name,
-                    run: container.run,
-                });
-            }
+            Some(Step::Start) => starts.push((uid, name)),
             Some(Step::Terminate) => {
                 outputs.push_back(Output::Signal {
                     uid,
                     container: name,
+                    spec: container.running_spec(),
                     signal: Signal::Terminate,
                 });
             }
@@ -138,6 +156,7 @@ fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeq
                 outputs.push_back(Output::Signal {
                     uid,
                     container: name,
+                    spec: container.running_spec(),
                     signal: Signal::Kill,
                 });
             }
@@ -151,21 +170,4 @@ fn reconcile_pod(now: Millis, uid: Uid, pod: &mut PodState, outputs: &mut VecDeq
         }
     }
     pod.forget_gone();
-}
-
-/// Payload of the node's status: refusals, then conditions' messages, give way to the cap.
-/// `refused_count` still counts what is not listed.
-fn node_payload(mut status: NodeStatus) -> Vec<u8> {
-    loop {
-        let payload = status.encode();
-        if payload.len() <= Kind::NodeStatus.bytes_max() {
-            return payload;
-        }
-        if status.refused.pop().is_none() {
-            for condition in &mut status.conditions {
-                condition.message.clear();
-            }
-            return status.encode();
-        }
-    }
 }

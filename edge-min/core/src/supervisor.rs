@@ -254,8 +254,10 @@ impl Supervisor {
         }
     }
 
-    pub(crate) fn started(&mut self, now: Millis, pid: u32) {
+    /// The shell has started it with `spec`.
+    pub(crate) fn started(&mut self, now: Millis, pid: u32, spec: Hash16) {
         self.failure = None;
+        self.running_spec = spec;
         self.state = State::Running { pid, since: now };
     }
 
@@ -365,6 +367,16 @@ impl Supervisor {
                 Next::End { code, oom, stopped } => State::Ended { code, oom, stopped },
             };
         }
+    }
+
+    /// Spec of what runs.
+    pub(crate) const fn running_spec(&self) -> Hash16 {
+        self.running_spec
+    }
+
+    /// A process of it is on the board.
+    pub(crate) const fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. } | State::Stopping { .. })
     }
 
     /// Nothing of it is left on the board.

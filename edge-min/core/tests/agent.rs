@@ -6,7 +6,7 @@ mod board;
 
 use std::collections::BTreeMap;
 
-use board::{Board, agent};
+use board::{Board, agent, discovered};
 
 use edge_core::{Agent, AgentConfig, Discovered, Input, Output, StartFailure};
 use edge_proto::hash::Hash16;
@@ -208,10 +208,10 @@ fn a_pod_waits_for_what_it_needs_and_names_it() {
         ("WaitingForConfig", "ConfigMap lane is not there")
     );
     let key = Key::Name(Kind::ConfigMap, "toll".into(), "lane".into());
-    board.tell(Input::Desired(
-        key.clone(),
-        Some(ConfigMap::default().encode()),
-    ));
+    let map = ConfigMap {
+        data: vec![("id".into(), b"7".to_vec())],
+    };
+    board.tell(Input::Desired(key.clone(), Some(map.encode())));
     board.settle();
     assert_eq!(board.starts, 1);
     board.tell(Input::Desired(key, None));
@@ -246,7 +246,7 @@ fn a_new_agent_adopts_what_runs_and_stops_orphans() {
         board.starts, 2,
         "nothing starts before it is known what runs"
     );
-    board.tell(Input::Discovered(found));
+    board.tell(discovered(found));
     board.settle();
     assert_eq!(board.starts, 2, "adopted, not restarted");
     assert_eq!(
@@ -445,6 +445,7 @@ fn an_exit_told_before_its_start_is_not_lost() {
         uid: UID,
         container: "main".into(),
         run: 1,
+        spec: board.agent.spec_hash(&UID, "main").unwrap(),
         result: Ok(1),
     });
     board.settle();
@@ -483,7 +484,7 @@ fn what_has_ended_for_good_is_not_run_by_a_new_agent() {
             pid: None,
         };
         let found = if remains { vec![found] } else { Vec::new() };
-        board.tell(Input::Discovered(found));
+        board.tell(discovered(found));
         board.settle();
         assert_eq!(board.starts, starts, "{policy:?} {code:?} {same} {remains}");
         if starts == 0 {
@@ -521,7 +522,7 @@ fn a_running_container_is_adopted_whatever_is_found_beside_it() {
     board.agent = agent();
     board.reported.clear();
     board.put(&pod(1, RestartPolicy::Always));
-    board.tell(Input::Discovered(all));
+    board.tell(discovered(all));
     board.settle();
     assert_eq!(board.starts, 1, "adopted, not started beside itself");
 }
@@ -537,7 +538,11 @@ fn a_failed_preparation_backs_off_and_its_remains_are_removed() {
         .agent
         .handle(board.now, Input::Desired(Key::pod(UID), None));
     let outputs: Vec<_> = std::iter::from_fn(|| board.agent.poll()).collect();
-    assert!(outputs.contains(&Output::RemovePod(UID)));
+    let removal = Output::RemovePod {
+        uid: UID,
+        images_in_use: Vec::new(),
+    };
+    assert!(outputs.contains(&removal));
     assert_eq!(board.agent.deadline(), None);
 }
 
@@ -667,6 +672,7 @@ fn statuses_fit_their_cap_however_long_the_reasons() {
             uid: UID,
             container: format!("c{id}"),
             run: 1,
+            spec: Hash16::default(),
             result: Err(StartFailure {
                 reason: "CreateContainerError".into(),
                 message: "x".repeat(2000),
@@ -708,6 +714,7 @@ fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
                     ..NodeStatus::default()
                 },
                 unconfirmed: true,
+                trims_logs: false,
             });
             board.reported.clear();
             let pod = pod(1, policy);
@@ -717,7 +724,7 @@ fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
             if !remains {
                 board.running.insert(key, (9, Hash16([1; 16])));
             }
-            board.tell(Input::Discovered(vec![Discovered {
+            board.tell(discovered(vec![Discovered {
                 uid: UID,
                 container: "main".into(),
                 spec: knows.spec_hash(&UID, "main").unwrap(),
@@ -759,9 +766,10 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     board.agent = Agent::new(AgentConfig {
         facts,
         unconfirmed: true,
+        trims_logs: false,
     });
     board.reported.clear();
-    board.tell(Input::Discovered(found));
+    board.tell(discovered(found));
     board.settle();
     assert_eq!(board.running.len(), 2);
     assert_eq!(board.status(UID), None);
@@ -782,4 +790,118 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
             .collect::<Vec<_>>(),
         [UID]
     );
+}
+
+/// Goal: what runs is signalled by the spec that it was started with, not by the newest one.
+#[test]
+fn a_spec_that_changes_during_the_start_does_not_hide_what_was_started() {
+    let mut board = Board::new();
+    let mut pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    // The directory is prepared, the start is under way.
+    let prepared = board.answers.pop_front().unwrap();
+    board.tell(prepared);
+    pod.containers[0].args = vec!["other".into()];
+    board.put(&pod);
+    // The board checks the spec of each signal.
+    board.advance(3);
+    let spec = board.agent.spec_hash(&UID, "main").unwrap();
+    assert_eq!(board.starts, 2);
+    assert_eq!(board.running[&(UID, "main".to_owned())].1, spec);
+}
+
+/// Goal: a start that cannot be resolved never comes to the shell, is reported, and happens when
+/// what was missing is there.
+#[test]
+fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
+    let mut board = Board::new();
+    let mut pod = pod(1, RestartPolicy::Always);
+    pod.containers[0].env = vec![EnvVar {
+        name: "LEVEL".into(),
+        value: EnvValue::ConfigMap {
+            name: "lane".into(),
+            key: "level".into(),
+            optional: false,
+        },
+    }];
+    let config = |keys: &[&str]| {
+        let data = keys.iter().map(|key| ((*key).to_owned(), b"1".to_vec()));
+        let map = ConfigMap {
+            data: data.collect(),
+        };
+        let key = Key::Name(Kind::ConfigMap, "toll".into(), "lane".into());
+        Input::Desired(key, Some(map.encode()))
+    };
+    board.tell(config(&[]));
+    board.put(&pod);
+    board.settle();
+    assert_eq!((board.starts, board.removals), (0, 1));
+    let state = board.status(UID).unwrap().containers.remove(0).state;
+    let ContainerState::Waiting { reason, message } = state else {
+        panic!("{state:?}");
+    };
+    assert_eq!(reason, "CreateContainerConfigError");
+    assert_eq!(message, "key level of lane is not there");
+    board.tell(config(&["level"]));
+    assert_eq!(board.agent.deadline(), Some(board.now + 10_000));
+    board.advance(1);
+    assert_eq!(board.starts, 1);
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn directories_of_pods_that_nobody_knows_are_removed() {
+    let mut agent = agent();
+    let desired = pod(1, RestartPolicy::Always);
+    agent.handle(0, Input::Desired(Key::pod(UID), Some(desired.encode())));
+    let uid = |id| Uid([id; 16]);
+    let orphan = Discovered {
+        uid: uid(2),
+        container: "main".into(),
+        spec: Hash16::default(),
+        pid: Some(5),
+    };
+    let pods = vec![uid(1), uid(2), uid(3)];
+    let containers = vec![orphan];
+    agent.handle(0, Input::Discovered { containers, pods });
+    let outputs = std::iter::from_fn(|| agent.poll());
+    let removed = outputs.filter_map(|output| match output {
+        Output::RemovePod { uid, images_in_use } => Some((uid, images_in_use)),
+        _ => None,
+    });
+    assert_eq!(removed.collect::<Vec<_>>(), [(uid(3), vec![String::new()])]);
+}
+
+#[test]
+fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
+    let mut board = Board::new();
+    board.agent = Agent::new(AgentConfig {
+        facts: NodeStatus {
+            pods_max: 20,
+            ..NodeStatus::default()
+        },
+        unconfirmed: false,
+        trims_logs: true,
+    });
+    board.reported.clear();
+    board.tell(discovered(Vec::new()));
+    assert_eq!(board.agent.deadline(), None);
+    board.put(&pod(1, RestartPolicy::Never));
+    board.settle();
+    let started = board.now;
+    for round in 1..=3 {
+        let at = started + round * 10_000;
+        assert_eq!(board.agent.deadline(), Some(at));
+        board.agent.handle(at, Input::Tick);
+        let trim = Output::TrimLog {
+            uid: UID,
+            container: "main".into(),
+            log_bytes: 256 * 1024,
+        };
+        assert_eq!(board.agent.poll(), Some(trim));
+        assert_eq!(board.agent.poll(), None);
+    }
+    board.exit(UID, "main", Some(0));
+    board.settle();
+    assert_eq!(board.agent.deadline(), None);
 }

@@ -21,6 +21,7 @@ fn agent() -> Agent {
     Agent::new(AgentConfig {
         facts,
         unconfirmed: false,
+        trims_logs: true,
     })
 }
 
@@ -86,12 +87,15 @@ fn any_input() -> impl Strategy<Value = Input> {
             Input::Desired(config(), payload)
         }),
         1 => (uid(), name(), any::<bool>()).prop_map(|(uid, container, runs)| {
-            Input::Discovered(vec![Discovered {
-                uid,
-                container,
-                spec: Hash16::default(),
-                pid: runs.then_some(9),
-            }])
+            Input::Discovered {
+                containers: vec![Discovered {
+                    uid,
+                    container,
+                    spec: Hash16::default(),
+                    pid: runs.then_some(9),
+                }],
+                pods: vec![uid],
+            }
         }),
         1 => (uid(), name(), proptest::option::of(any::<i32>()), any::<bool>()).prop_map(
             |(uid, container, code, oom)| Input::Ended {
@@ -109,6 +113,7 @@ fn any_input() -> impl Strategy<Value = Input> {
                 uid,
                 container,
                 run,
+                spec: Hash16::default(),
                 result: result.map_err(failure),
             }
         ),
@@ -152,8 +157,8 @@ proptest! {
             agent.handle(now, input);
             while let Some(output) = agent.poll() {
                 match output {
-                    Output::Start { uid, container, run } => {
-                        let before = asked.insert((uid, container), run);
+                    Output::Start(start) => {
+                        let before = asked.insert((start.uid, start.container), start.run);
                         prop_assert_eq!(before, None, "a start is under way");
                     }
                     Output::Report(key, payload) => {

@@ -6,7 +6,6 @@ mod certificate;
 mod flash;
 pub mod log_calls;
 mod records;
-mod resolve;
 mod uplink;
 pub mod workers;
 
@@ -47,8 +46,6 @@ use crate::workload::reaper::{Process, Reaper};
 use crate::workload::runtime::{self, Runtime};
 use certificate::Certificates;
 
-/// How often the logs of running containers are cut to their tail.
-const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -93,7 +90,6 @@ struct Driver {
     runtime_jobs: Jobs<RuntimeJob>,
     store_jobs: Jobs<StoreJob>,
     log_calls: LogCalls,
-    trim_at: u64,
     flash: flash::Flash,
     outbox_jobs: Jobs<outbox::Job>,
     /// The outbox that the session knows.
@@ -141,6 +137,7 @@ pub fn run(config: Config) -> Result<(), String> {
     let mut agent = Agent::new(AgentConfig {
         facts: facts(&config),
         unconfirmed: damage.is_some() || objects.is_empty(),
+        trims_logs: true,
     });
     for object in objects {
         if let Ok(payload) = object.payload {
@@ -202,7 +199,6 @@ pub fn run(config: Config) -> Result<(), String> {
         runtime_jobs,
         store_jobs,
         log_calls: LogCalls::default(),
-        trim_at: 0,
         flash,
         outbox_jobs,
         incarnation: Incarnation::default(),
@@ -356,7 +352,6 @@ impl Driver {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let trim = (!self.running.is_empty()).then_some(self.trim_at);
         let calls = self.log_calls.deadline();
         let connect = self.connect_at.filter(|_| self.connects.is_some());
         let earliest = [
@@ -364,7 +359,6 @@ impl Driver {
             self.session.deadline(),
             connect,
             self.send_at,
-            trim,
             calls,
             self.flash.deadline(),
             self.renewal_deadline(),
@@ -377,17 +371,11 @@ impl Driver {
     fn adopt(&mut self) {
         self.runtime.clear_strays();
         let found = self.runtime.discover();
-        for pod in self.runtime.pods() {
-            let known = self.agent.pod(&pod).is_some() || found.iter().any(|one| one.uid == pod);
-            if !known {
-                self.runtime_jobs.push(resolve::removal(&self.agent, pod));
-            }
-        }
         for end in self.runtime.ends() {
             self.agent.handle(self.now(), end);
         }
         let mut gone = Vec::new();
-        let discovered = found
+        let containers = found
             .into_iter()
             .map(|one| {
                 let key = (one.uid, one.container.clone());
@@ -406,7 +394,9 @@ impl Driver {
                 }
             })
             .collect();
-        self.agent.handle(self.now(), Input::Discovered(discovered));
+        let pods = self.runtime.pods();
+        let discovered = Input::Discovered { containers, pods };
+        self.agent.handle(self.now(), discovered);
         for (uid, container) in gone {
             self.exited(uid, container, None);
         }
@@ -454,14 +444,6 @@ impl Driver {
                 .ok();
         }
         self.renew(now, link_events);
-        if self.trim_at <= now {
-            self.trim_at = now + u64::try_from(TRIM_INTERVAL.as_millis()).unwrap_or(u64::MAX);
-            for (uid, container) in self.running.keys() {
-                let file = runtime::log_file(&self.config.run_dir, *uid, container);
-                // A container that has written nothing yet has no file.
-                logs::trim(&file, resolve::log_bytes(&self.agent, *uid)).ok();
-            }
-        }
     }
 
     fn handle_store(&mut self, now: u64, done: StoreDone) {
@@ -500,18 +482,19 @@ impl Driver {
         if let Input::Started {
             uid,
             container,
+            spec,
             result,
             ..
         } = &input
         {
             match result {
                 Ok(pid) => {
-                    return self.handle_started(*uid, container.clone(), *pid, input.clone());
+                    let key = (*uid, container.clone());
+                    return self.handle_started(key, *spec, *pid, input);
                 }
                 Err(failure) if failure.counts_as_run => {
-                    let hash = self.agent.spec_hash(uid, container).unwrap_or_default();
                     let code = Some(EXIT_NOT_RUN);
-                    self.runtime.note_end(*uid, container, hash, code, false);
+                    self.runtime.note_end(*uid, container, *spec, code, false);
                 }
                 Err(_) => {}
             }
@@ -519,13 +502,12 @@ impl Driver {
         self.agent.handle(now, input);
     }
 
-    fn handle_started(&mut self, uid: Uid, container: String, pid: u32, input: Input) {
-        let hash = self.agent.spec_hash(&uid, &container).unwrap_or_default();
-        self.running.insert((uid, container.clone()), hash);
-        let watched = self.reaper.watch(uid, &container, pid);
+    fn handle_started(&mut self, key: (Uid, String), spec: Hash16, pid: u32, input: Input) {
+        let watched = self.reaper.watch(key.0, &key.1, pid);
+        self.running.insert(key.clone(), spec);
         self.agent.handle(self.now(), input);
         if let Err(code) = watched {
-            self.exited(uid, container, code);
+            self.exited(key.0, key.1, code);
         }
     }
 
@@ -576,51 +558,49 @@ impl Driver {
 
     fn perform(&mut self, output: Output) {
         match output {
-            Output::PreparePod(uid) => {
-                let containers = self.agent.pod(&uid).map_or(1, |pod| pod.containers.len());
-                self.runtime_jobs.push(RuntimeJob::PreparePod {
-                    uid,
-                    containers: containers as u64,
-                    log_bytes: resolve::log_bytes(&self.agent, uid),
-                });
-            }
-            Output::UpdateConfig(uid) => {
-                let Some(pod) = self.agent.pod(&uid) else {
-                    return;
-                };
-                let volumes = pod.volumes.iter().filter_map(|volume| {
-                    let content = resolve::content(&self.agent, pod, &volume.source).ok()?;
-                    Some((volume.name.clone(), content))
-                });
-                let job = RuntimeJob::UpdateConfig(uid, volumes.collect());
-                self.runtime_jobs.push(job);
-            }
-            Output::Start {
+            Output::PreparePod {
                 uid,
-                container,
-                run,
-            } => {
-                if let Some(start) = resolve::start(&self.agent, uid, &container, run) {
-                    self.runtime_jobs.push(RuntimeJob::Start(Box::new(start)));
-                }
+                containers,
+                log_bytes,
+            } => self.runtime_jobs.push(RuntimeJob::PreparePod {
+                uid,
+                containers,
+                log_bytes,
+            }),
+            Output::UpdateConfig { uid, volumes } => {
+                self.runtime_jobs
+                    .push(RuntimeJob::UpdateConfig(uid, volumes));
             }
+            Output::Start(spec) => self.runtime_jobs.push(RuntimeJob::Start(spec)),
             Output::Signal {
                 uid,
                 container,
-                signal,
-            } => {
-                if signal == Signal::Terminate {
-                    return self.reaper.terminate(uid, &container);
-                }
-                // Here and not by the worker, which may be busy with an image for minutes.
-                if let Some(hash) = self.running.get(&(uid, container.clone())).copied() {
-                    self.runtime.kill(uid, &container, hash);
-                }
-            }
+                signal: Signal::Terminate,
+                ..
+            } => self.reaper.terminate(uid, &container),
+            // Here and not by the worker, which may be busy with an image for minutes.
+            Output::Signal {
+                uid,
+                container,
+                spec,
+                signal: Signal::Kill,
+            } => self.runtime.kill(uid, &container, spec),
             Output::Remove { uid, container } => {
                 self.runtime_jobs.push(RuntimeJob::Remove(uid, container));
             }
-            Output::RemovePod(uid) => self.runtime_jobs.push(resolve::removal(&self.agent, uid)),
+            Output::RemovePod { uid, images_in_use } => {
+                self.runtime_jobs
+                    .push(RuntimeJob::RemovePod(uid, images_in_use));
+            }
+            Output::TrimLog {
+                uid,
+                container,
+                log_bytes,
+            } => {
+                let file = runtime::log_file(&self.config.run_dir, uid, &container);
+                // A container that has written nothing yet has no file.
+                logs::trim(&file, log_bytes).ok();
+            }
             Output::Report(key, payload) => {
                 let now = self.now();
                 let input = match payload {

@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, RecvError, Sender, TrySendError};
 use edge_core::limits::CLEAR_AFTER_MS;
+use edge_core::spec::{ContainerSpec, Content, Volume};
 use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
 use edge_core::{Input, StartFailure};
-use edge_proto::hash::{Hash16, Hash32};
+use edge_proto::hash::Hash32;
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::object::{CAPABILITIES_ALL, Container, Pod, RuntimeClass, granted};
+use edge_proto::object::Pod;
 use edge_proto::session::Payload;
-use edge_proto::sorted::SortedMap;
 
 use crate::image::images::Images;
 use crate::storage::store::{Applied, Store};
 use crate::workload::cgroup::Limits;
 use crate::workload::runtime::Runtime;
 use crate::workload::spec::{Bind, Rights, Rootfs, Spec};
-use crate::workload::volume::{self, Content};
+use crate::workload::volume;
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
@@ -297,28 +297,6 @@ fn endings(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
     pods
 }
 
-/// Everything about one start, resolved from the desired objects.
-pub struct Start {
-    /// Pod.
-    pub uid: Uid,
-    /// Its name, for the host name.
-    pub pod: String,
-    /// Number of the run.
-    pub run: u32,
-    /// Spec hash.
-    pub hash: Hash16,
-    /// Runtime.
-    pub runtime: RuntimeClass,
-    /// The container.
-    pub container: Container,
-    /// Images of all desired pods: their layers stay.
-    pub images: Vec<String>,
-    /// Environment, or what is missing.
-    pub env: Result<Vec<(String, String)>, String>,
-    /// Volumes that it mounts, or what is missing.
-    pub volumes: Vec<(String, Result<Content, String>)>,
-}
-
 /// A job for containers.
 pub enum RuntimeJob {
     /// Make the pod's directory.
@@ -326,14 +304,14 @@ pub enum RuntimeJob {
         /// Pod.
         uid: Uid,
         /// Containers.
-        containers: u64,
+        containers: u32,
         /// Bytes of one log ring.
         log_bytes: u64,
     },
     /// Rewrite the files of volumes.
-    UpdateConfig(Uid, Vec<(String, Content)>),
+    UpdateConfig(Uid, Vec<Volume>),
     /// Start a container.
-    Start(Box<Start>),
+    Start(Box<ContainerSpec>),
     /// Clear a container.
     Remove(Uid, String),
     /// Clear a pod; these are the images of the pods that stay.
@@ -394,14 +372,14 @@ fn perform(
             containers,
             log_bytes,
         } => {
-            let result = runtime.prepare_pod(uid, containers, log_bytes);
+            let result = runtime.prepare_pod(uid, u64::from(containers), log_bytes);
             Some(Input::PodPrepared(
                 uid,
                 result.map_err(|error| error.to_string()),
             ))
         }
         RuntimeJob::UpdateConfig(uid, volumes) => {
-            for (name, content) in volumes {
+            for Volume { name, content } in volumes {
                 let dir = runtime.volume_dir(uid, &name);
                 let Content::Files { files, mode, .. } = content else {
                     continue;
@@ -418,16 +396,11 @@ fn perform(
         RuntimeJob::Start(start) => {
             let result =
                 spec(runtime, images, host_paths, &start).and_then(|spec| runtime.start(&spec));
-            let Start {
-                uid,
-                run,
-                container,
-                ..
-            } = *start;
             Some(Input::Started {
-                uid,
-                container: container.name,
-                run,
+                uid: start.uid,
+                container: start.container,
+                run: start.run,
+                spec: start.hash,
                 result,
             })
         }
@@ -456,39 +429,30 @@ fn or_after<T>(limit: Duration, coming: impl Future<Output = T>) -> Option<T> {
     }))
 }
 
-fn failure(reason: &str, message: String) -> StartFailure {
-    StartFailure {
-        reason: reason.to_owned(),
-        message,
-        counts_as_run: false,
-    }
-}
-
+/// The spec with its image and its volumes in place.
 fn spec(
     runtime: &Runtime,
     images: &Images,
     host_paths: &[PathBuf],
-    start: &Start,
+    start: &ContainerSpec,
 ) -> Result<Spec, StartFailure> {
-    let config = |message: String| failure("CreateContainerConfigError", message);
-    let container = &start.container;
-    let own_env = start.env.clone().map_err(config)?;
-    let image = match start.runtime {
-        RuntimeClass::Process => None,
-        RuntimeClass::Runc => Some(
-            images
-                .ensure(&container.image, &start.images)
-                .map_err(|error| failure(error.reason(), error.to_string()))?,
-        ),
+    let config = StartFailure::config;
+    let image = match &start.image {
+        None => None,
+        Some(image) => {
+            let ensured = images.ensure(&image.reference, &image.in_use);
+            Some(ensured.map_err(|error| StartFailure {
+                reason: error.reason().to_owned(),
+                message: error.to_string(),
+                counts_as_run: false,
+            })?)
+        }
     };
-    let mut binds = Vec::with_capacity(container.mounts.len());
-    for (index, mount) in container.mounts.iter().enumerate() {
-        let known = start.volumes.iter().find(|(name, _)| *name == mount.volume);
-        let (name, content) =
-            known.ok_or_else(|| config(["no volume ", &mount.volume].concat()))?;
-        let content = content
-            .as_ref()
-            .map_err(|message| config(message.clone()))?;
+    let (layers, image) = image.map(|image| (image.layers, image.config)).unzip();
+    let process = start.process(image)?;
+    let mut binds = Vec::with_capacity(start.mounts.len());
+    for (index, mount) in start.mounts.iter().enumerate() {
+        let Volume { name, content } = &*mount.volume;
         let dir = match content {
             Content::Empty { memory: false, .. } => runtime
                 .scratch_dir(start.uid, name)
@@ -498,7 +462,7 @@ fn spec(
         let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
         if !mount.sub_path.is_empty() {
             // A volume's name begins with no dot. Unmounted with the volumes of the pod.
-            let place = [".", &container.name, ".", &index.to_string()].concat();
+            let place = [".", &start.container, ".", &index.to_string()].concat();
             let place = runtime.volume_dir(start.uid, &place);
             let new_mode = match content {
                 Content::Empty { .. } => Some(0o777),
@@ -508,100 +472,35 @@ fn spec(
             volume::sub_path(&source, &mount.sub_path, new_mode, &place).map_err(config)?;
             source = place;
         }
-        let files = matches!(content, Content::Files { .. });
-        let target = PathBuf::from(&mount.path);
         binds.push(Bind {
             source,
-            target,
-            read_only: mount.read_only || files,
+            target: PathBuf::from(&mount.target),
+            read_only: mount.read_only,
         });
     }
-    let (argv, env, cwd, user, rootfs) = match image {
-        None => (
-            [container.command.as_slice(), &container.args].concat(),
-            [default_path(), own_env].concat(),
-            String::new(),
-            None,
-            None,
-        ),
-        Some(image) => {
-            // As Kubernetes: a command also replaces the image's arguments.
-            let argv = match (container.command.is_empty(), container.args.is_empty()) {
-                (true, true) => [image.entrypoint, image.cmd].concat(),
-                (true, false) => [image.entrypoint, container.args.clone()].concat(),
-                (false, _) => [container.command.as_slice(), &container.args].concat(),
-            };
-            let env = [default_path(), image.env, own_env].concat();
-            (
-                argv,
-                env,
-                image.working_dir,
-                image.user,
-                Some(Rootfs {
-                    layers: image.layers,
-                }),
-            )
-        }
-    };
-    if argv.is_empty() {
-        return Err(config(
-            "neither the Pod nor its image names a command".to_owned(),
-        ));
-    }
-    let rights = rights(container);
-    if rights.privileged && rootfs.is_some() {
-        return Err(config("privileged is for processes only".to_owned()));
-    }
-    let cwd = container.working_dir.clone().unwrap_or(cwd);
-    let resources = &container.resources;
+    let rights = start.rights;
     Ok(Spec {
         uid: start.uid,
-        container: container.name.clone(),
+        container: start.container.clone(),
         hash: start.hash,
-        rootfs,
-        argv,
-        env: last_wins(env),
-        cwd: PathBuf::from(if cwd.is_empty() { "/" } else { &cwd }),
-        uid_number: container.user.or(user),
-        gid: container.group,
-        rights,
+        rootfs: layers.map(|layers| Rootfs { layers }),
+        argv: process.argv,
+        env: process.env,
+        cwd: PathBuf::from(process.cwd),
+        uid_number: process.user,
+        gid: start.group,
+        rights: Rights {
+            granted: rights.granted,
+            for_users: rights.for_users,
+            privileged: rights.privileged,
+        },
         binds,
         limits: Limits {
-            cpu_millis: resources.cpu_millis,
-            memory_bytes: resources.memory_bytes,
-            pids: resources.pids,
+            cpu_millis: start.limits.cpu_millis,
+            memory_bytes: start.limits.memory_bytes,
+            pids: start.limits.pids,
         },
-        hostname: start.pod.clone(),
-        read_only_root: container.read_only_root,
+        hostname: start.hostname.clone(),
+        read_only_root: start.read_only_root,
     })
-}
-
-fn rights(container: &Container) -> Rights {
-    let (add, drop) = (container.add_capabilities, container.drop_capabilities);
-    if container.privileged {
-        return Rights {
-            granted: CAPABILITIES_ALL,
-            for_users: 0,
-            privileged: true,
-        };
-    }
-    let granted = granted(add, drop);
-    // Whoever asks for one by name means it for the container's user, whoever that is. `ALL` is
-    // what a container of root may have.
-    let for_users = if add == CAPABILITIES_ALL { 0 } else { add };
-    Rights {
-        granted,
-        for_users: granted & for_users,
-        privileged: false,
-    }
-}
-
-fn default_path() -> Vec<(String, String)> {
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    vec![("PATH".to_owned(), path.to_owned())]
-}
-
-fn last_wins(env: Vec<(String, String)>) -> Vec<(String, String)> {
-    let map: SortedMap<_, _> = env.into_iter().collect();
-    map.into_iter().collect()
 }

@@ -167,8 +167,11 @@ fn a_directory_and_a_tar_give_the_same_image() {
         }
         let images = board.images();
         let image = images.ensure("a:1", &[]).unwrap();
-        assert_eq!((image.cmd, image.user), (vec!["/f".into()], Some(7)));
-        assert_eq!(image.env, [("A".into(), "b".into())]);
+        assert_eq!(
+            (image.config.cmd, image.config.user),
+            (vec!["/f".into()], Some(7))
+        );
+        assert_eq!(image.config.env, [("A".into(), "b".into())]);
         let file = image.layers[0].join("f");
         assert_eq!(fs::read_to_string(&file).unwrap(), "hello");
         let before = fs::metadata(&file).unwrap().ino();

@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use edge_core::flash::Subsystem;
+use edge_core::spec::ImageConfig;
 use edge_proto::sorted::SortedSet;
 
 use crate::image::error::ImageError;
@@ -32,16 +33,8 @@ const TEMPORARY: &str = ".tmp";
 pub struct Image {
     /// Unpacked layers, lowest first.
     pub layers: Vec<PathBuf>,
-    /// Entrypoint.
-    pub entrypoint: Vec<String>,
-    /// Default arguments.
-    pub cmd: Vec<String>,
-    /// Environment.
-    pub env: Vec<(String, String)>,
-    /// Working directory; empty is `/`.
-    pub working_dir: String,
-    /// Numeric user, if the image names one.
-    pub user: Option<u32>,
+    /// What it says about the process.
+    pub config: ImageConfig,
 }
 
 /// The images of a board.
@@ -290,15 +283,17 @@ fn image(config: Config, layers: Vec<PathBuf>) -> Result<Image, String> {
     let env = config.env.unwrap_or_default();
     Ok(Image {
         layers,
-        entrypoint: config.entrypoint.unwrap_or_default(),
-        cmd: config.cmd.unwrap_or_default(),
-        env: env
-            .iter()
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
-        working_dir: config.working_dir,
-        user,
+        config: ImageConfig {
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            cmd: config.cmd.unwrap_or_default(),
+            env: env
+                .iter()
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            working_dir: config.working_dir,
+            user,
+        },
     })
 }
 

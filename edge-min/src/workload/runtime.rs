@@ -23,8 +23,6 @@ use crate::workload::reaper::{Process, StartingPids, start_time};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
 
-/// Bytes of one container's log ring without a memory limit.
-pub const LOG_BYTES_MAX: u64 = 256 * 1024;
 /// Where emptyDirs are below the run directory.
 const SCRATCH: &str = "scratch";
 /// What statfs(2) calls a tmpfs.

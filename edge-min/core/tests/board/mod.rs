@@ -35,7 +35,16 @@ pub(crate) fn agent() -> Agent {
     Agent::new(AgentConfig {
         facts,
         unconfirmed: false,
+        trims_logs: false,
     })
+}
+
+/// What was found on a board without directories of other pods.
+pub(crate) const fn discovered(containers: Vec<Discovered>) -> Input {
+    Input::Discovered {
+        containers,
+        pods: Vec::new(),
+    }
 }
 
 impl Board {
@@ -56,7 +65,7 @@ impl Board {
             events: Vec::new(),
             reported: BTreeMap::new(),
         };
-        board.tell(Input::Discovered(Vec::new()));
+        board.tell(discovered(Vec::new()));
         board
     }
 
@@ -69,12 +78,11 @@ impl Board {
 
     pub(crate) fn perform(&mut self, output: Output) {
         match output {
-            Output::PreparePod(uid) => self.answers.push_back(Input::PodPrepared(uid, Ok(()))),
-            Output::Start {
-                uid,
-                container,
-                run,
-            } => {
+            Output::PreparePod { uid, .. } => {
+                self.answers.push_back(Input::PodPrepared(uid, Ok(())))
+            }
+            Output::Start(start) => {
+                let (uid, container, spec) = (start.uid, start.container, start.hash);
                 self.starts += 1;
                 let result = if self.broken_image {
                     Err(StartFailure {
@@ -90,7 +98,6 @@ impl Board {
                     })
                 } else {
                     self.pids += 1;
-                    let spec = self.agent.spec_hash(&uid, &container).unwrap();
                     let before = self
                         .running
                         .insert((uid, container.clone()), (self.pids, spec));
@@ -100,15 +107,20 @@ impl Board {
                 self.answers.push_back(Input::Started {
                     uid,
                     container,
-                    run,
+                    run: start.run,
+                    spec,
                     result,
                 });
             }
             Output::Signal {
                 uid,
                 container,
+                spec,
                 signal,
             } => {
+                if let Some((_, runs)) = self.running.get(&(uid, container.clone())) {
+                    assert_eq!(*runs, spec, "signalled under another spec");
+                }
                 if signal == Signal::Kill && !self.survives_kill || !self.ignores_term {
                     self.exit(uid, &container, Some(143));
                 }
@@ -124,7 +136,7 @@ impl Board {
                 self.answers
                     .push_back(Input::Removed(uid, container, result));
             }
-            Output::RemovePod(uid) => {
+            Output::RemovePod { uid, .. } => {
                 assert!(!self.running.keys().any(|(running, _)| *running == uid));
                 self.answers.push_back(Input::PodRemoved(uid));
             }
@@ -134,7 +146,7 @@ impl Board {
             }
             Output::Report(key, None) => drop(self.reported.remove(&key)),
             Output::Event(event) => self.events.push(event.to_string()),
-            Output::UpdateConfig(_) => {}
+            Output::UpdateConfig { .. } | Output::TrimLog { .. } => {}
         }
     }
 
@@ -190,7 +202,7 @@ impl Board {
             pid: Some(*pid),
         });
         let found = found.collect();
-        self.tell(Input::Discovered(found));
+        self.tell(discovered(found));
     }
 
     pub(crate) fn put(&mut self, pod: &Pod) {
