@@ -3,16 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_core::reconnect::{Reconnect, slot};
+use edge_core::renewal::{Life, Time};
 use edge_core::time::TrustedTime;
-use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput};
+use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput, UplinkInput};
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{NodeStatus, Pod};
 use edge_proto::session::{Node, NodeConfig, Payload};
 
 use crate::calls::Writer;
-use crate::certs::{Certificate, Certificates, Identity};
+use crate::certs::{Certificate, Identity};
 use crate::event::Changes;
 use crate::line::Line;
 use crate::outbox::{Medium, Post};
@@ -23,8 +23,11 @@ use crate::world::START_UNIX_S;
 const UPTIME_MS: u64 = 5_000;
 /// Date of the agent's build, seconds since 1970.
 const BUILD_UNIX_S: u64 = START_UNIX_S - 86_400;
-/// The floor is persisted when it moved by so much (`edge-min/src/board/clock.rs`).
-const PERSIST_S: u64 = 86_400;
+/// Where certificates do not end: a life of a hundred years.
+const ENDLESS: Life = Life {
+    issued_unix_s: START_UNIX_S,
+    not_after: START_UNIX_S + 100 * 365 * 86_400,
+};
 /// Pods that a node takes.
 pub(crate) const PODS_MAX: u32 = 20;
 
@@ -111,12 +114,11 @@ pub(crate) struct Run {
 pub(crate) struct Machine {
     pub(crate) agent: Agent,
     pub(crate) session: Node,
-    pub(crate) reconnect: Reconnect,
     pub(crate) time: TrustedTime,
     /// The cloud said a time last that is before the agent's build, and is not believed.
     pub(crate) misled: bool,
-    /// `None` where certificates do not end.
-    pub(crate) certificates: Option<Certificates>,
+    /// The other end has refused the certificate of the connection that is being made.
+    pub(crate) refused: bool,
     /// Calls that it answers.
     pub(crate) calls: BTreeMap<u32, Writer>,
     /// Frames that wait for the socket.
@@ -184,7 +186,6 @@ pub(crate) struct Board {
     pub(crate) remains: Vec<(Uid, String, Hash16)>,
     pub(crate) pids: u32,
     pub(crate) conn: Conn,
-    pub(crate) connect_at: Option<u64>,
     /// When the earliest planned `Wake` comes; `u64::MAX` is none.
     pub(crate) wake_at: u64,
     pub(crate) asleep_until: u64,
@@ -221,7 +222,6 @@ impl Board {
             remains: Vec::new(),
             pids: 0,
             conn: Conn::None,
-            connect_at: None,
             wake_at: u64::MAX,
             asleep_until: 0,
             slow: 1,
@@ -245,20 +245,14 @@ impl Board {
     }
 
     /// When something is to be done without anything from outside.
-    pub(crate) fn deadline(&self, now: u64) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         let machine = self.machine.as_ref()?;
-        let renewal = self.renewal_deadline(now);
-        [
-            machine.agent.deadline(),
-            machine.session.deadline(),
-            renewal,
-        ]
-        .into_iter()
-        .flatten()
-        .map(|at| self.global(at))
-        .chain(self.connect_at)
-        .chain(machine.send_at)
-        .min()
+        [machine.agent.deadline(), machine.session.deadline()]
+            .into_iter()
+            .flatten()
+            .map(|at| self.global(at))
+            .chain(machine.send_at)
+            .min()
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -285,7 +279,6 @@ impl Board {
         if let Some(post) = self.machine.take().and_then(|machine| machine.post) {
             post.cut(&mut self.store.outbox, &mut self.rng);
         }
-        self.connect_at = None;
         if let Some((_, changes, epoch)) = self.applying.take()
             && self.rng.below(2) == 0
         {
@@ -334,6 +327,7 @@ impl Board {
             facts,
             unconfirmed: self.store.objects.is_empty(),
             trims_logs: false,
+            flash_bytes_per_day: None,
         });
         for (key, stored) in &self.store.objects {
             let payload = Some(stored.payload.clone());
@@ -356,14 +350,25 @@ impl Board {
             pods: Vec::new(),
         };
         agent.handle(self.local(now), discovered);
-        let identity = self.identity.as_ref();
+        let time = TrustedTime::new(BUILD_UNIX_S, self.store.floor_s);
+        let floor = Time {
+            unix_s: time.floor(self.local(now)),
+            confirmed: false,
+        };
+        agent.handle(self.local(now), AgentInput::Time(floor));
+        let identity = UplinkInput::Identity {
+            node: name_of(self.node),
+            seed: self.rng.draw(),
+            new: self.identity.map_or(ENDLESS, |one| one.new.life()),
+            old: self.identity.and_then(|one| one.old).map(|one| one.life()),
+        };
+        agent.handle(self.local(now), AgentInput::Uplink(identity));
         self.machine = Some(Box::new(Machine {
             agent,
             session,
-            reconnect: Reconnect::new(self.rng.draw(), slot(&name_of(self.node))),
-            time: TrustedTime::new(BUILD_UNIX_S, self.store.floor_s),
+            time,
             misled: false,
-            certificates: identity.map(|identity| Certificates::new(self.node, identity)),
+            refused: false,
             calls: BTreeMap::new(),
             line: Line::default(),
             send_at: None,
@@ -374,20 +379,26 @@ impl Board {
         }));
         self.conn = Conn::None;
         self.started_at = now;
-        self.connect_at = Some(now);
         self.waiting_since = now;
     }
 
-    /// The cloud said the time, as `time_from_cloud` of the driver takes it.
-    pub(crate) fn time_from_cloud(&mut self, now: u64, unix_s: u64) {
+    /// The core believes this time of the cloud.
+    pub(crate) fn confirm_time(&mut self, now: u64, unix_s: u64) {
         let local = self.local(now);
-        if let Some(machine) = &mut self.machine {
-            machine.misled = unix_s < BUILD_UNIX_S;
-            machine.time.confirm(local, unix_s);
-            let floor_s = machine.time.floor(local);
-            if machine.time.cloud(local).is_some() && floor_s >= self.store.floor_s + PERSIST_S {
-                self.store.floor_s = floor_s;
-            }
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        machine.misled = unix_s < BUILD_UNIX_S;
+        machine.time.confirm(local, unix_s);
+        if let Some(floor_s) = machine.time.to_keep(local) {
+            machine.time.kept(floor_s);
+            self.store.floor_s = floor_s;
         }
+        let cloud = machine.time.cloud(local);
+        let time = Time {
+            unix_s: cloud.unwrap_or_else(|| machine.time.floor(local)),
+            confirmed: cloud.is_some(),
+        };
+        machine.agent.handle(local, AgentInput::Time(time));
     }
 }

@@ -1,6 +1,7 @@
 //! A model of the MQTT broker: one connection for each identity, wills, QoS 0, access control by
 //! topic, a rate of TLS handshakes. A restart loses every connection and sends no will.
 
+use edge_core::limits::CONNECT_TIMEOUT_MS;
 use edge_proto::limits::SILENCE_PERCENT;
 
 use crate::board::Conn;
@@ -8,9 +9,6 @@ use crate::cloud::FRAME_MS;
 use crate::event::{Event, Packet, Topic};
 use crate::shell::PACKET_BYTES;
 use crate::world::{START_UNIX_S, World};
-
-/// Longest wait for a place in the queue of connections: then the node has given up.
-const PATIENCE_MS: u64 = 20_000;
 
 /// An open connection.
 #[derive(Clone, Debug)]
@@ -84,10 +82,10 @@ impl World {
         }
         self.broker.free_us = slot + cost;
         let index = board as u32;
-        if wait_ms > PATIENCE_MS {
+        if wait_ms > CONNECT_TIMEOUT_MS {
             // The handshake is done for nobody.
             self.plan(
-                PATIENCE_MS,
+                CONNECT_TIMEOUT_MS,
                 Event::Dialled {
                     board: index,
                     conn,

@@ -1,10 +1,12 @@
-//! Certificates of nodes. When to renew is the agent's real rule ([`edge_core::renewal`]), and what
-//! time it is, too; what the driver does with the certificates and what the enrolment service of edge-cloud
-//! answers are modelled after `edge-min/src/driver/certificate.rs` and `edge-cloud/src/identity/enrol.rs`.
+//! Certificates of nodes. When to renew, which certificate to use and what time it is are decided by
+//! the agent's core; here are the medium that keeps them, the exchange with the enrolment service and
+//! that service, modelled after `edge-cloud/src/identity/enrol.rs`.
 
-use edge_core::renewal::{Life, Renewal, Time};
+use edge_core::limits::ENROL_TIMEOUT_MS;
+use edge_core::renewal::{Life, Time};
+use edge_core::{Certificate as Which, CertificateInput, Input as AgentInput};
 
-use crate::board::{Board, Conn, name_of};
+use crate::board::{Board, Conn};
 use crate::event::Event;
 use crate::world::{START_UNIX_S, World};
 
@@ -12,8 +14,6 @@ use crate::world::{START_UNIX_S, World};
 const GRACE_S: u64 = 90 * 86_400;
 /// Pause between two new certificates of a node, seconds (`RENEW_PACE_S` of its registry).
 const PACE_S: u64 = 600;
-/// Patience of the agent with an enrolment that is not answered, milliseconds; 90 s in truth.
-const PATIENCE_MS: u64 = 20_000;
 /// One-way delays of an enrolment: TCP, TLS, the request.
 const DELAYS: u64 = 5;
 
@@ -27,7 +27,7 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    const fn life(self) -> Life {
+    pub(crate) const fn life(self) -> Life {
         Life {
             issued_unix_s: self.issued_s,
             not_after: self.end_s,
@@ -43,28 +43,6 @@ pub(crate) struct Identity {
     pub(crate) old: Option<Certificate>,
     /// Key of a request whose answer may have been lost.
     next_key: Option<u64>,
-}
-
-/// What the driver knows of it.
-#[derive(Debug)]
-pub(crate) struct Certificates {
-    pub(crate) renewal: Renewal,
-    turns_back: bool,
-    /// What the last connection was tried with.
-    tried: u64,
-    /// The other end has refused that one.
-    pub(crate) refused: bool,
-}
-
-impl Certificates {
-    pub(crate) fn new(node: u32, identity: &Identity) -> Self {
-        Self {
-            renewal: Renewal::new(&name_of(node), identity.new.life()),
-            turns_back: false,
-            tried: 0,
-            refused: false,
-        }
-    }
 }
 
 /// What the registry has of a node.
@@ -111,49 +89,28 @@ impl Board {
         })
     }
 
-    /// When the certificate is to be looked after, by the board's clock.
-    pub(crate) fn renewal_deadline(&self, now: u64) -> Option<u64> {
-        let certificates = self.machine.as_ref()?.certificates.as_ref()?;
-        certificates
-            .renewal
-            .deadline(self.local(now), self.time(now)?)
+    /// The certificate that a connection is made with.
+    pub(crate) fn certificate(&self, with: Which) -> Option<Certificate> {
+        let identity = self.identity?;
+        let old = identity.old.filter(|_| with == Which::Old);
+        Some(old.unwrap_or(identity.new))
     }
 
-    /// The certificate that the next connection is made with.
-    pub(crate) fn choose_certificate(&mut self) -> Option<Certificate> {
-        let identity = self.identity?;
-        let certificates = self.machine.as_mut()?.certificates.as_mut()?;
-        let old = identity.old.filter(|_| certificates.turns_back);
-        let chosen = old.unwrap_or(identity.new);
-        certificates.tried = chosen.serial;
-        Some(chosen)
+    /// The trial of the new certificate has ended: only one stays.
+    pub(crate) fn keep(&mut self, keep: Which) {
+        if let Some(identity) = &mut self.identity
+            && let Some(old) = identity.old.take()
+            && keep == Which::Old
+        {
+            identity.new = old;
+        }
     }
 
     /// TLS says that the certificate of this connection is refused.
     pub(crate) fn alert(&mut self, conn: u32) {
-        let certificates = self
-            .machine
-            .as_mut()
-            .and_then(|one| one.certificates.as_mut());
-        if let Some(certificates) = certificates.filter(|_| self.conn == Conn::Trying(conn)) {
-            certificates.refused = true;
-        }
-    }
-
-    /// The link is down: whether its certificate was refused.
-    pub(crate) fn certificate_refused(&mut self) {
-        let old = self.identity.is_some_and(|identity| identity.old.is_some());
-        let certificates = self
-            .machine
-            .as_mut()
-            .and_then(|one| one.certificates.as_mut());
-        if let Some(certificates) = certificates
-            && std::mem::take(&mut certificates.refused)
-        {
-            if !old || certificates.turns_back {
-                certificates.renewal.want();
-            }
-            certificates.turns_back = old && !certificates.turns_back;
+        let trying = self.conn == Conn::Trying(conn);
+        if let Some(machine) = self.machine.as_mut().filter(|_| trying) {
+            machine.refused = true;
         }
     }
 }
@@ -203,19 +160,12 @@ impl World {
         listed
     }
 
-    /// Begins a renewal that is due.
+    /// One attempt to renew.
     pub(crate) fn renew(&mut self, index: usize) {
-        let now = self.now;
         let board = &mut self.boards[index];
-        let local = board.local(now);
-        let (Some(time), Some(identity)) = (board.time(now), &mut board.identity) else {
+        let Some(identity) = &mut board.identity else {
             return;
         };
-        let certificates = board.machine.as_mut();
-        let certificates = certificates.and_then(|one| one.certificates.as_mut());
-        if !certificates.is_some_and(|one| one.renewal.begins(local, time)) {
-            return;
-        }
         let enrolment = Enrolment {
             board: index as u32,
             boot: board.boot,
@@ -224,7 +174,7 @@ impl World {
         };
         let ms = DELAYS * self.scenario.link.delay_ms;
         match self.is_lost(index) {
-            true => self.plan(PATIENCE_MS, Event::Enrolled(enrolment, Err(false))),
+            true => self.plan(ENROL_TIMEOUT_MS, Event::Enrolled(enrolment, Err(false))),
             false => self.plan(ms, Event::Enrol(enrolment)),
         }
     }
@@ -249,7 +199,7 @@ impl World {
         let answer = chosen.map_or(Err(false), |replica| self.enrolment(replica, enrolment));
         let ms = self.scenario.link.delay_ms;
         match self.is_lost(index) {
-            true => self.plan(PATIENCE_MS, Event::Enrolled(enrolment, Err(false))),
+            true => self.plan(ENROL_TIMEOUT_MS, Event::Enrolled(enrolment, Err(false))),
             false => self.plan(ms, Event::Enrolled(enrolment, answer)),
         }
     }
@@ -299,9 +249,6 @@ impl World {
         let (Some(machine), Some(identity)) = (&mut board.machine, &mut board.identity) else {
             return;
         };
-        let Some(certificates) = machine.certificates.as_mut() else {
-            return;
-        };
         if board.boot != enrolment.boot {
             return;
         }
@@ -310,64 +257,22 @@ impl World {
             let over = next.end_s <= floor_s && next.end_s <= identity.new.end_s;
             if over { Err(false) } else { Ok((next, unix_s)) }
         });
-        match answer {
+        let input = match answer {
             Err(refused) => {
                 self.stats.renewals_failed += 1;
-                certificates.renewal.failed(local, refused);
+                let reason = String::new();
+                CertificateInput::NotRenewed { reason, refused }
             }
             Ok((next, unix_s)) => {
                 self.stats.renewals += 1;
                 identity.old = Some(std::mem::replace(&mut identity.new, next));
                 identity.next_key = None;
-                certificates.renewal.renewed(next.life());
-                certificates.turns_back = false;
-                board.time_from_cloud(now, unix_s);
-                self.begin_anew(index);
+                let new = next.life();
+                CertificateInput::Renewed { new, unix_s }
             }
-        }
+        };
+        machine.agent.handle(local, AgentInput::Certificate(input));
         self.settle_board(index);
-    }
-
-    /// The link is closed in order, so that the next one is made with the right certificate.
-    fn begin_anew(&mut self, index: usize) {
-        match self.boards[index].conn {
-            Conn::Up(conn) => {
-                self.socket_closed(index, conn);
-                self.link_down(index);
-            }
-            Conn::Trying(_) => {}
-            Conn::None => {
-                let now = self.now;
-                let board = &mut self.boards[index];
-                board.connect_at = board.connect_at.map(|_| now);
-            }
-        }
-    }
-
-    /// A session lives with the certificate that the connection was made with.
-    pub(crate) fn certificate_works(&mut self, index: usize) {
-        let now = self.now;
-        let board = &mut self.boards[index];
-        let local = board.local(now);
-        let (Some(machine), Some(identity)) = (&mut board.machine, &mut board.identity) else {
-            return;
-        };
-        let (Some(certificates), Some(old)) = (&mut machine.certificates, identity.old.take())
-        else {
-            return;
-        };
-        if certificates.tried == identity.new.serial {
-            return;
-        }
-        if certificates.turns_back {
-            certificates.turns_back = false;
-            certificates.renewal.renewed(old.life());
-            certificates.renewal.failed(local, true);
-            identity.new = old;
-        } else {
-            identity.old = Some(old);
-            self.begin_anew(index);
-        }
     }
 
     /// Whether the clocks of all replicas are right, and one of them answers.

@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure};
+use edge_core::limits::CONNECT_TIMEOUT_MS;
+use edge_core::{
+    Certificate, Input as AgentInput, Output as AgentOutput, Signal, StartFailure, UplinkInput,
+    UplinkOutput,
+};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use edge_proto::session::{
     BlobInput, BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, NodeRecordsOutput,
@@ -17,16 +21,12 @@ use crate::line::SOCKET_BYTES;
 use crate::rng::Share;
 use crate::world::World;
 
-/// Frames that wait for the socket of a board (`edge-min/src/link/connection.rs`).
-const REQUESTS_MAX: u32 = 128;
 /// Bytes around a frame: topic, MQTT, TLS record, TCP and IP.
 pub(crate) const PACKET_BYTES: usize = 100;
 /// Bytes of TCP, TLS and MQTT to open a connection, up and down.
 const OPEN_BYTES: (usize, usize) = (1_500, 2_000);
 /// One-way delays of opening a connection: TCP, TLS 1.3 and MQTT, a round trip each.
 const OPEN_DELAYS: u64 = 5;
-/// Patience of the agent with an answer to a connect.
-const CONNECT_MS: u64 = 20_000;
 /// Outputs that one input may have: an inventory's pages, and a few for each of 110 pods.
 const OUTPUTS_MAX: usize = 2_000;
 
@@ -112,19 +112,14 @@ impl World {
         };
         machine.agent.handle(local, AgentInput::Tick);
         machine.session.handle(local, LinkInput::Tick);
-        if one.connect_at.is_some_and(|at| at <= now) {
-            one.connect_at = None;
-            self.ask_for_connection(board);
-        }
-        self.renew(board);
         self.settle_board(board);
     }
 
-    fn ask_for_connection(&mut self, board: usize) {
+    fn ask_for_connection(&mut self, board: usize, with: Certificate) {
         let conn = self.broker.next_conn();
         let one = &mut self.boards[board];
         one.conn = Conn::Trying(conn);
-        one.shown = one.choose_certificate();
+        one.shown = one.certificate(with);
         self.stats.dials += 1;
         let index = board as u32;
         let node = self.boards[board].node;
@@ -139,7 +134,7 @@ impl World {
             open: false,
         };
         if self.is_cut(node) {
-            self.plan(CONNECT_MS, failed);
+            self.plan(CONNECT_TIMEOUT_MS, failed);
         } else if !self.broker.up || expired {
             self.plan(2 * self.scenario.link.delay_ms, failed);
         } else {
@@ -169,7 +164,7 @@ impl World {
             let index = board as u32;
             let open = false;
             self.plan(
-                CONNECT_MS,
+                CONNECT_TIMEOUT_MS,
                 Event::Dialled {
                     board: index,
                     conn,
@@ -188,7 +183,9 @@ impl World {
         };
         if open {
             one.conn = Conn::Up(conn);
-            machine.reconnect.up(local);
+            machine
+                .agent
+                .handle(local, AgentInput::Uplink(UplinkInput::Up));
             machine.session.handle(local, LinkInput::TransportUp);
         } else {
             self.link_down(board);
@@ -213,11 +210,12 @@ impl World {
         one.conn = Conn::None;
         if let Some(machine) = &mut one.machine {
             machine.session.handle(local, LinkInput::TransportDown);
-            let spread_ms = machine.agent.policy().reconnect_spread_ms();
-            let again = machine.reconnect.down(local, spread_ms);
-            one.connect_at = Some(now + again.saturating_sub(local));
+            let down = UplinkInput::Down {
+                reason: String::new(),
+                refused: std::mem::take(&mut machine.refused),
+            };
+            machine.agent.handle(local, AgentInput::Uplink(down));
         }
-        one.certificate_refused();
     }
 
     /// The board's connection has ended: the broker closed it, or nothing came for too long.
@@ -381,7 +379,7 @@ impl World {
         self.check_cap(board, "outputs of one input", outputs, OUTPUTS_MAX);
         self.check_epoch(board);
         let one = &mut self.boards[board];
-        if let Some(at) = one.deadline(self.now) {
+        if let Some(at) = one.deadline() {
             let at = at.max(self.now);
             if at < one.wake_at {
                 one.wake_at = at;
@@ -482,9 +480,37 @@ impl World {
                     machine.session.handle(local, input);
                 }
             }
+            AgentOutput::Uplink(output) => self.perform_uplink(board, output),
             AgentOutput::UpdateConfig { .. }
             | AgentOutput::TrimLog { .. }
+            | AgentOutput::FlashOverBudget(_)
+            | AgentOutput::ReadWear
             | AgentOutput::Event(_) => {}
+        }
+    }
+
+    fn perform_uplink(&mut self, board: usize, output: UplinkOutput) {
+        match output {
+            UplinkOutput::Connect(with) => self.ask_for_connection(board, with),
+            UplinkOutput::Close => {
+                if let Conn::Up(conn) = self.boards[board].conn {
+                    self.socket_closed(board, conn);
+                    self.link_down(board);
+                }
+            }
+            UplinkOutput::Renew => self.renew(board),
+            UplinkOutput::ForgetOldCertificate => self.boards[board].keep(Certificate::New),
+            UplinkOutput::RestoreOldCertificate => self.boards[board].keep(Certificate::Old),
+            UplinkOutput::ConfirmTime(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
+        }
+    }
+
+    /// One input to the agent; what it asks is done when the board settles.
+    pub(crate) fn agent_input(&mut self, board: usize, input: AgentInput) {
+        let one = &mut self.boards[board];
+        let local = one.local(self.now);
+        if let Some(machine) = &mut one.machine {
+            machine.agent.handle(local, input);
         }
     }
 
@@ -523,9 +549,9 @@ impl World {
                 self.answer(board, 5, Answer::Blob(sha256));
             }
             NodeOutput::Link(LinkOutput::Live { unix_s }) => {
-                self.certificate_works(board);
+                self.agent_input(board, AgentInput::Uplink(UplinkInput::Live));
                 if unix_s != 0 {
-                    self.boards[board].time_from_cloud(self.now, unix_s);
+                    self.agent_input(board, AgentInput::CloudTime(unix_s));
                 }
             }
             NodeOutput::Link(LinkOutput::Down) => {
@@ -534,6 +560,7 @@ impl World {
                     machine.in_sync = false;
                     machine.calls.clear();
                 }
+                self.agent_input(board, AgentInput::Uplink(UplinkInput::NotLive));
             }
             NodeOutput::State(StateOutput::InSync { desired, reported }) => {
                 let local = self.boards[board].local(self.now);
@@ -626,10 +653,6 @@ impl World {
         let Conn::Up(conn) = self.boards[board].conn else {
             return;
         };
-        if self.boards[board].up.waiting >= REQUESTS_MAX {
-            self.stats.dropped += 1;
-            return;
-        }
         let from = self.boards[board].node;
         if self.boards[board].compromised && self.boards[board].seen.len() < 16 {
             self.boards[board].seen.push(bytes.clone());

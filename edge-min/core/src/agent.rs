@@ -7,25 +7,36 @@ use alloc::vec::Vec;
 use edge_proto::Millis;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
+use edge_proto::object::{Condition, NodePolicy, NodeStatus, PodStatus};
 
 use crate::config_objects::ConfigObjects;
-use crate::limits::LOG_TRIM_MS;
+use crate::event::Event;
+use crate::flash::{Budget, Counters, Risk};
+use crate::limits::{LOG_TRIM_MS, WEAR_MS};
 use crate::node::Node;
 use crate::pods::Pods;
 use crate::port::{AgentConfig, Input, Output};
 use crate::timer::{Timer, Timers};
+use crate::uplink::Uplink;
+
+/// Message of the condition; for a person.
+const FLASH_AT_RISK: &str =
+    "more is written than the board file's flash-mib-per-day: see edge-min status";
 
 /// The agent. Each part names its own bound.
 #[derive(Debug)]
 pub struct Agent {
     pods: Pods,
     objects: ConfigObjects,
-    node: Node,
-    policy: NodePolicy,
+    pub(crate) node: Node,
+    pub(crate) policy: NodePolicy,
+    pub(crate) uplink: Uplink,
+    flash: Budget,
+    /// When the wear of the flash is read, if anything happens at all then.
+    wear_at: Millis,
     trims_logs: bool,
-    timers: Timers,
-    outputs: VecDeque<Output>,
+    pub(crate) timers: Timers,
+    pub(crate) outputs: VecDeque<Output>,
 }
 
 impl Agent {
@@ -37,6 +48,9 @@ impl Agent {
             objects: ConfigObjects::default(),
             node: Node::new(config.facts),
             policy: NodePolicy::default(),
+            uplink: Uplink::default(),
+            flash: Budget::new(config.flash_bytes_per_day),
+            wear_at: 0,
             trims_logs: config.trims_logs,
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -86,15 +100,24 @@ impl Agent {
                 self.pods.handle_removed(now, uid, name, result, outputs);
             }
             Input::PodRemoved(uid) => self.pods.handle_pod_removed(uid),
+            Input::Uplink(input) => self.handle_uplink(now, input),
+            Input::Certificate(input) => self.handle_certificate(now, input),
+            Input::CloudTime(unix_s) => self.handle_cloud_time(unix_s),
+            Input::Time(time) => self.handle_time(now, time),
+            // Comes with every event: most are done here.
+            Input::Flash(counters) if !self.handle_flash(now, &counters) => return,
+            Input::Flash(_) => {}
+            Input::FlashWorn(worn) => self.condition("FlashWorn", !worn.is_empty(), &worn),
             Input::Condition(condition) => self.node.set_condition(condition),
             Input::Confirmed => self.pods.confirm(),
             Input::Shutdown => self.pods.shut_down(),
-            Input::Tick => {}
+            Input::Tick => self.end_flash_hour(now),
         }
         self.pods.reconcile(now, &self.objects, &mut self.outputs);
         if self.admit_crowded_out() {
             self.pods.reconcile(now, &self.objects, &mut self.outputs);
         }
+        self.run_uplink(now);
         self.pods.report(&mut self.outputs);
         self.node.report(&mut self.outputs);
         self.trim_logs(now);
@@ -133,6 +156,73 @@ impl Agent {
     #[must_use]
     pub fn node_status(&self) -> NodeStatus {
         self.node.status()
+    }
+
+    /// Whether a session lives.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        self.uplink.is_live()
+    }
+
+    /// Why there is no session, for people.
+    #[must_use]
+    pub fn link_error(&self) -> &str {
+        self.uplink.error()
+    }
+
+    /// When the node's certificate ends and when it is renewed, seconds since 1970, 0 before the
+    /// join; and why the last renewal failed.
+    #[must_use]
+    pub fn certificate(&self) -> (u64, u64, &str) {
+        self.uplink.certificate()
+    }
+
+    /// End of the certificate that the session lives with, seconds since 1970; 0 while it is not
+    /// known which one that is.
+    #[must_use]
+    pub fn proven_not_after(&self) -> u64 {
+        self.uplink.proven_not_after()
+    }
+
+    /// What is written to the flash, and how the day stands against its budget.
+    #[must_use]
+    pub const fn flash(&self) -> &Budget {
+        &self.flash
+    }
+
+    pub(crate) fn emit(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn condition(&mut self, name: &str, holds: bool, message: &str) {
+        self.node.set_condition(Condition {
+            name: name.to_string(),
+            holds,
+            message: message.to_string(),
+        });
+    }
+
+    /// Returns whether anything has changed.
+    fn handle_flash(&mut self, now: Millis, counters: &Counters) -> bool {
+        let changed = self.flash.handle(now, counters);
+        self.timers.set(Timer::FlashHour, self.flash.deadline());
+        if let Some(risk) = changed {
+            self.condition("FlashBudgetAtRisk", risk != Risk::None, FLASH_AT_RISK);
+            let over = Output::FlashOverBudget(risk == Risk::Over);
+            self.outputs.push_back(over);
+        }
+        if now >= self.wear_at {
+            self.wear_at = now.saturating_add(WEAR_MS);
+            self.outputs.push_back(Output::ReadWear);
+        }
+        changed.is_some()
+    }
+
+    fn end_flash_hour(&mut self, now: Millis) {
+        if self.timers.expired(Timer::FlashHour, now) {
+            let counters = *self.flash.counters();
+            self.handle_flash(now, &counters);
+        }
     }
 
     fn handle_desired(&mut self, key: Key, payload: Option<Vec<u8>>) {

@@ -28,6 +28,33 @@ pub enum Event {
     PodGone(Uid),
     /// An object was refused.
     Refused(Key, String),
+    /// There is no link, and why.
+    NoLink(String),
+    /// The link is down, and is tried again after so many milliseconds.
+    LinkDown(Millis, String),
+    /// A renewal of the certificate begins.
+    RenewalBegins,
+    /// The certificate was renewed; its end, seconds since 1970.
+    Renewed(u64),
+    /// The certificate could not be renewed.
+    NotRenewed(String),
+    /// The new certificate, which ends then, has passed its trial.
+    CertificateInUse(u64),
+    /// The new certificate was refused, and the old one works.
+    CertificateRefused,
+    /// The cloud's time is after the end of the certificate, and not believed.
+    TimeRefused(u64),
+}
+
+impl Event {
+    /// Whether it is more than a change of state: the agent coped with it, and it may recur.
+    #[must_use]
+    pub const fn is_warning(&self) -> bool {
+        matches!(
+            self,
+            Self::NoLink(_) | Self::NotRenewed(_) | Self::CertificateRefused | Self::TimeRefused(_)
+        )
+    }
 }
 
 impl core::fmt::Display for Event {
@@ -58,6 +85,18 @@ impl core::fmt::Display for Event {
             Self::Orphan(uid, name) => write!(f, "orphan pod={uid} container={name}"),
             Self::PodGone(uid) => write!(f, "pod_gone pod={uid}"),
             Self::Refused(key, reason) => write!(f, "refused key={key} reason={reason}"),
+            Self::NoLink(reason) => write!(f, "no_link reason={reason}"),
+            Self::LinkDown(wait_ms, reason) => {
+                write!(f, "link_down again_ms={wait_ms} reason={reason}")
+            }
+            Self::RenewalBegins => f.write_str("renewal_begins"),
+            Self::Renewed(not_after) => write!(f, "renewed not_after={not_after}"),
+            Self::NotRenewed(reason) => write!(f, "not_renewed reason={reason}"),
+            Self::CertificateInUse(not_after) => {
+                write!(f, "certificate_in_use not_after={not_after}")
+            }
+            Self::CertificateRefused => f.write_str("certificate_refused the_old_one_works=true"),
+            Self::TimeRefused(unix_s) => write!(f, "time_refused unix_s={unix_s}"),
         }
     }
 }

@@ -139,6 +139,11 @@ impl Budget {
         (self.risk != Risk::None).then_some(next)
     }
 
+    /// The counters as they were last passed in.
+    pub(crate) const fn counters(&self) -> &Counters {
+        &self.seen
+    }
+
     /// How the day stands.
     #[must_use]
     pub const fn risk(&self) -> Risk {

@@ -11,10 +11,17 @@
 //! }
 //! ```
 //!
-//! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod` with exactly one input.
+//! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod`, and every
+//! [`UplinkOutput::Connect`] and [`UplinkOutput::Renew`], with exactly one input.
 //! It reports the end of a run once, as `Exited`, which may come before the `Started` of that run;
 //! `Discovered` comes once, and nothing is prepared or started before it. A `Report` comes out only
-//! when the payload changed.
+//! when the payload changed. Outputs are complete: nothing that they name is to be looked up here
+//! again.
+//!
+//! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
+//! `reconcile` and what a container is started with, [`spec`]), `config_objects`, `node`, `uplink`
+//! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in one table,
+//! `timer`. [`outbox`], [`write_scheduler`] and [`time`] are driven by the threads that need them.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(
@@ -29,6 +36,7 @@ extern crate std;
 
 mod agent;
 pub mod backoff;
+mod certificates;
 mod config_objects;
 mod event;
 pub mod flash;
@@ -45,9 +53,13 @@ pub mod spec;
 mod supervisor;
 pub mod time;
 mod timer;
+mod uplink;
 pub mod write_scheduler;
 
 pub use agent::Agent;
+pub use certificates::Certificate;
 pub use event::Event;
-pub use port::{AgentConfig, Discovered, Input, Output, Signal};
+pub use port::{
+    AgentConfig, CertificateInput, Discovered, Input, Output, Signal, UplinkInput, UplinkOutput,
+};
 pub use supervisor::{EXIT_NOT_RUN, StartFailure};

@@ -8,7 +8,10 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Uid};
 use edge_proto::object::{Condition, NodeStatus};
 
+use crate::certificates::Certificate;
 use crate::event::Event;
+use crate::flash::Counters;
+use crate::renewal::{Life, Time};
 use crate::spec::{ContainerSpec, Volume};
 use crate::supervisor::StartFailure;
 
@@ -22,6 +25,8 @@ pub struct AgentConfig {
     pub unconfirmed: bool,
     /// Containers write logs, which have to be kept short.
     pub trims_logs: bool,
+    /// Bytes that may be written to the flash in a day; `None` is no budget.
+    pub flash_bytes_per_day: Option<u64>,
 }
 
 /// A container that was on the board when the agent started.
@@ -95,12 +100,79 @@ pub enum Input {
     Removed(Uid, String, Result<(), String>),
     /// Answer to `RemovePod`.
     PodRemoved(Uid),
+    /// Something happened to the link.
+    Uplink(UplinkInput),
+    /// Something happened to the node's certificate.
+    Certificate(CertificateInput),
+    /// The cloud has sent its time, seconds since 1970; the answer is `ConfirmTime` or nothing.
+    CloudTime(u64),
+    /// The time that can be relied on: comes at start, and after each `ConfirmTime`.
+    Time(Time),
+    /// What was written to the flash since the agent's start; comes after each event that may have
+    /// written something, and costs nothing when nothing was.
+    Flash(Counters),
+    /// Answer to `ReadWear`: the devices that should be replaced, for a person; empty when none.
+    FlashWorn(String),
     /// A node condition was evaluated.
     Condition(Condition),
     /// Stop and remove every pod, whatever is desired: the node leaves the fleet.
     Shutdown,
     /// The deadline passed.
     Tick,
+}
+
+/// What happened to the link.
+#[derive(Clone, Debug)]
+pub enum UplinkInput {
+    /// The node has an identity, stored or just joined; a connection may be tried.
+    Identity {
+        /// Name of the node.
+        node: String,
+        /// Of the delays between two attempts; differs from node to node.
+        seed: u64,
+        /// Life of its certificate.
+        new: Life,
+        /// Life of the one before, when the trial of the new one has not ended.
+        old: Option<Life>,
+    },
+    /// There will be no link, or not yet; for a person.
+    Unlinked(String),
+    /// A connection is up.
+    Up,
+    /// The connection has ended, or the answer to `Connect` is that there is none.
+    Down {
+        /// For a person.
+        reason: String,
+        /// The other end has refused the certificate.
+        refused: bool,
+    },
+    /// A session lives.
+    Live,
+    /// It does not live any more.
+    NotLive,
+    /// The other end does not keep to the protocol; for a person.
+    PeerProblem(String),
+}
+
+/// What happened to the node's certificate.
+#[derive(Clone, Debug)]
+pub enum CertificateInput {
+    /// The cloud asks for a renewal.
+    Wanted,
+    /// Answer to `RenewCertificate`: it is stored, and the one before is kept.
+    Renewed {
+        /// Life of the new certificate.
+        new: Life,
+        /// The cloud's time, seconds since 1970.
+        unix_s: u64,
+    },
+    /// Answer to `RenewCertificate`: there is none.
+    NotRenewed {
+        /// For a person.
+        reason: String,
+        /// The cloud has refused; otherwise it was not reached.
+        refused: bool,
+    },
 }
 
 /// Signal to a container.
@@ -110,6 +182,23 @@ pub enum Signal {
     Terminate,
     /// SIGKILL to the whole container.
     Kill,
+}
+
+/// What to do about the link and the node's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkOutput {
+    /// Try a connection with this certificate; answered by `UplinkInput::Up` or `Down`.
+    Connect(Certificate),
+    /// Close the connection in order; `UplinkInput::Down` follows.
+    Close,
+    /// Make one attempt to renew the certificate; answered by `CertificateInput`.
+    Renew,
+    /// The new certificate works: drop the old one, on the medium as well.
+    ForgetOldCertificate,
+    /// The new certificate does not work: the old one is the node's again, on the medium as well.
+    RestoreOldCertificate,
+    /// Believe this time, seconds since 1970; answered by `Input::Time`.
+    ConfirmTime(u64),
 }
 
 /// What to do.
@@ -169,6 +258,12 @@ pub enum Output {
     },
     /// Put an object into the reported set, or remove it.
     Report(Key, Option<Vec<u8>>),
+    /// Something for the link or the node's certificate.
+    Uplink(UplinkOutput),
+    /// Whether the flash budget of the day is used up: what may be written late is late then.
+    FlashOverBudget(bool),
+    /// Read how worn the flash is.
+    ReadWear,
     /// A line for the log.
     Event(Event),
 }

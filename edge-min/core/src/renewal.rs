@@ -29,7 +29,7 @@ impl Life {
 }
 
 /// The time that can be relied on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Time {
     /// Seconds since 1970: the cloud's when it is confirmed, else the floor.
     pub unix_s: u64,
@@ -74,6 +74,10 @@ impl Renewal {
         let life_s = self.life.seconds();
         let spread_s = (life_s / 100 * SPREAD_PERCENT).saturating_mul(u64::from(self.spread)) >> 16;
         self.life.issued_unix_s + life_s / 3 * 2 + spread_s
+    }
+
+    pub(crate) const fn life(&self) -> Life {
+        self.life
     }
 
     /// The end of its validity, seconds since 1970.

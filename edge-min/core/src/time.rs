@@ -9,6 +9,8 @@
 
 use edge_proto::Millis;
 
+use crate::limits::FLOOR_KEPT_S;
+
 /// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
 /// that of a dead battery may be. Believed, it would take every certificate for expired.
 pub const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
@@ -35,6 +37,8 @@ pub struct TrustedTime {
     /// End of the certificate of the server that the link has spoken with last; 0 before the first.
     server_not_after: u64,
     cloud: Option<Reading>,
+    /// The floor that is on the medium.
+    kept_unix_s: u64,
 }
 
 impl TrustedTime {
@@ -50,6 +54,7 @@ impl TrustedTime {
             floor: Reading { unix_s, at: 0 },
             server_not_after: 0,
             cloud: None,
+            kept_unix_s,
         }
     }
 
@@ -70,6 +75,27 @@ impl TrustedTime {
     #[must_use]
     pub fn cloud(&self, now: Millis) -> Option<u64> {
         self.cloud.map(|reading| reading.runs_on(now))
+    }
+
+    /// The floor that is to be written to the medium now, if any: it is kept when it has moved by
+    /// [`FLOOR_KEPT_S`], for each write wears the flash. The shell answers with [`Self::kept`]; a
+    /// write that failed only makes the floor of the next start lower.
+    #[must_use]
+    pub fn to_keep(&self, now: Millis) -> Option<u64> {
+        let floor = self.floor(now);
+        let moved = floor.saturating_sub(self.kept_unix_s) >= FLOOR_KEPT_S;
+        (moved && self.cloud.is_some()).then_some(floor)
+    }
+
+    /// The floor that is on the medium, seconds since 1970.
+    #[must_use]
+    pub const fn kept_unix_s(&self) -> u64 {
+        self.kept_unix_s
+    }
+
+    /// This floor is on the medium.
+    pub const fn kept(&mut self, unix_s: u64) {
+        self.kept_unix_s = unix_s;
     }
 
     /// A server of the link has proven that it holds the key of a certificate that is good by the
@@ -170,6 +196,20 @@ mod tests {
         time.server(0, u64::MAX);
         time.confirm(0, BUILD + AHEAD_S_MAX - 1);
         assert_eq!(time.floor(0), BUILD + AHEAD_S_MAX - 1);
+    }
+
+    #[test]
+    fn the_floor_is_kept_once_a_day_and_only_when_the_cloud_has_confirmed_the_time() {
+        let mut time = TrustedTime::new(BUILD, BUILD);
+        time.server(0, u64::MAX);
+        assert_eq!(time.to_keep(2 * DAY_S * 1000), None);
+        time.confirm(0, BUILD + DAY_S - 1);
+        assert_eq!(time.to_keep(0), None);
+        assert_eq!(time.to_keep(1_000), Some(BUILD + DAY_S));
+        time.kept(BUILD + DAY_S);
+        assert_eq!(time.to_keep(1_000), None);
+        assert_eq!(time.to_keep(DAY_S * 1000), None);
+        assert!(time.to_keep((DAY_S + 1) * 1000).is_some());
     }
 
     proptest! {

@@ -10,11 +10,17 @@ pub(crate) enum Timer {
     Pods,
     /// The logs of running containers are cut to their tail.
     TrimLogs,
+    /// A connection to the cloud is tried.
+    Connect,
+    /// The certificate is to be renewed, or that is tried again.
+    Renewal,
+    /// An hour of the flash budget ends while the day is at risk.
+    FlashHour,
 }
 
 impl Timer {
     /// The last one: it sizes the table.
-    const LAST: Self = Self::TrimLogs;
+    const LAST: Self = Self::FlashHour;
 }
 
 /// When each timer is due; `None` is not set.

@@ -715,6 +715,7 @@ fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
                 },
                 unconfirmed: true,
                 trims_logs: false,
+                flash_bytes_per_day: None,
             });
             board.reported.clear();
             let pod = pod(1, policy);
@@ -767,6 +768,7 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
         facts,
         unconfirmed: true,
         trims_logs: false,
+        flash_bytes_per_day: None,
     });
     board.reported.clear();
     board.tell(discovered(found));
@@ -882,6 +884,7 @@ fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
         },
         unconfirmed: false,
         trims_logs: true,
+        flash_bytes_per_day: None,
     });
     board.reported.clear();
     board.tell(discovered(Vec::new()));

@@ -22,6 +22,7 @@ fn agent() -> Agent {
         facts,
         unconfirmed: false,
         trims_logs: true,
+        flash_bytes_per_day: None,
     })
 }
 

@@ -13,12 +13,9 @@ use crate::storage::medium::{self, Durability};
 
 /// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
 const BUILD_UNIX_S: u64 = 1_795_478_400;
-/// The floor is persisted when it moved by this much, seconds.
-const PERSIST_S: u64 = 24 * 3600;
 
 struct State {
     file: PathBuf,
-    persisted: u64,
     time: TrustedTime,
     start: Instant,
     /// The system's clock.
@@ -46,14 +43,13 @@ impl Clock {
     #[must_use]
     pub fn open(state: &Path) -> Self {
         let file = state.join("time.floor");
-        let persisted = fs::read(&file)
+        let kept = fs::read(&file)
             .ok()
             .and_then(|bytes| from_file(&bytes))
             .unwrap_or(0);
         Self(Arc::new(Mutex::new(State {
             file,
-            persisted,
-            time: TrustedTime::new(BUILD_UNIX_S, persisted),
+            time: TrustedTime::new(BUILD_UNIX_S, kept),
             start: Instant::now(),
             system,
         })))
@@ -111,12 +107,10 @@ impl Clock {
         let mut state = self.lock();
         let now = state.now();
         state.time.confirm(now, unix_s);
-        let floor = state.time.floor(now);
-        if state.time.cloud(now).is_some() && floor.saturating_sub(state.persisted) >= PERSIST_S {
-            // Without it the next start only has a lower floor.
+        if let Some(floor) = state.time.to_keep(now) {
             let must = Durability::Must(Subsystem::Time);
             if medium::write(&state.file, &to_file(floor), must).is_ok() {
-                state.persisted = floor;
+                state.time.kept(floor);
             }
         }
     }
@@ -214,7 +208,7 @@ mod tests {
         clock.server(u64::MAX);
         clock.confirm(2_000_000_000);
         let whole = fs::read(&file).unwrap();
-        let persisted = || Clock::open(dir.path()).0.lock().unwrap().persisted;
+        let persisted = || Clock::open(dir.path()).0.lock().unwrap().time.kept_unix_s();
         assert_eq!(persisted(), 2_000_000_000);
         for bit in 0..whole.len() * 8 {
             let mut altered = whole.clone();

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use edge_proto::object::ContainerState;
 
-use super::certificate::Certificates;
-use super::{Driver, VERSION};
+use super::{Driver, VERSION, flash};
 use crate::local::read_api::Request;
 use crate::local::status::{self, Status};
 use crate::workload::runtime;
@@ -63,20 +62,14 @@ impl Driver {
 
     pub(super) fn status(&self) -> Status {
         let node = self.agent.node_status();
-        let link_error = if self.link.is_some() && !self.live && self.link_error.is_empty() {
-            "the link is up, and edge-cloud has not answered yet".to_owned()
-        } else {
-            self.link_error.clone()
-        };
         let (unix_s, time_trusted) = self.clock.now();
-        let certificate = self.certificates.as_ref().map(Certificates::facts);
-        let (end, due, error) = certificate.unwrap_or_default();
+        let (end, due, error) = self.agent.certificate();
         let mut status = Status {
             node: self.node.clone(),
             agent: VERSION.to_owned(),
-            connected: self.live,
-            link_error,
-            in_sync: self.live && self.in_sync,
+            connected: self.agent.is_live(),
+            link_error: self.agent.link_error().to_owned(),
+            in_sync: self.agent.is_live() && self.in_sync,
             desired_root: self.session.desired().root().to_string(),
             reported_root: self.session.reported_root().to_string(),
             time_trusted,
@@ -103,7 +96,7 @@ impl Driver {
                 .collect(),
             pods: Vec::new(),
             memory: status::Memory::own(),
-            flash: self.flash.status(),
+            flash: flash::status(self.agent.flash()),
             outbox: status::Outbox::new(
                 &crate::storage::outbox::report(&self.outbox_report),
                 &self.config.outbox.classes,

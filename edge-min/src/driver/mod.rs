@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
-use edge_core::reconnect::Reconnect;
 use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
@@ -44,7 +43,7 @@ use crate::storage::store::Store;
 use crate::workload::logs;
 use crate::workload::reaper::{Process, Reaper};
 use crate::workload::runtime::{self, Runtime};
-use certificate::Certificates;
+use certificate::Targets;
 
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -75,13 +74,8 @@ struct Driver {
     send_at: Option<u64>,
     connects: Option<Sender<Connect>>,
     /// `None` before the join.
-    certificates: Option<Certificates>,
-    /// `None` while a connection is up or being tried.
-    connect_at: Option<u64>,
-    reconnect: Reconnect,
-    /// Why there is no connection.
-    link_error: String,
-    live: bool,
+    targets: Option<Targets>,
+    link_events: Sender<LinkEvent>,
     in_sync: bool,
     /// Spec hash of what runs.
     running: SortedMap<(Uid, String), Hash16>,
@@ -90,7 +84,6 @@ struct Driver {
     runtime_jobs: Jobs<RuntimeJob>,
     store_jobs: Jobs<StoreJob>,
     log_calls: LogCalls,
-    flash: flash::Flash,
     outbox_jobs: Jobs<outbox::Job>,
     /// The outbox that the session knows.
     incarnation: Incarnation,
@@ -138,6 +131,7 @@ pub fn run(config: Config) -> Result<(), String> {
         facts: facts(&config),
         unconfirmed: damage.is_some() || objects.is_empty(),
         trims_logs: true,
+        flash_bytes_per_day: config.flash_mib_per_day.map(|mib| u64::from(mib) << 20),
     });
     for object in objects {
         if let Ok(payload) = object.payload {
@@ -174,7 +168,6 @@ pub fn run(config: Config) -> Result<(), String> {
     )
     .map_err(failed("outbox thread"))?;
 
-    let flash = flash::Flash::new(config.flash_mib_per_day);
     let mut driver = Driver {
         node: config.name().unwrap_or_default(),
         config,
@@ -187,11 +180,8 @@ pub fn run(config: Config) -> Result<(), String> {
         limits: Limits::NONE,
         send_at: None,
         connects: None,
-        certificates: None,
-        connect_at: None,
-        reconnect: Reconnect::new(1, 0),
-        link_error: String::new(),
-        live: false,
+        targets: None,
+        link_events: link_sender.clone(),
         in_sync: false,
         running: SortedMap::new(),
         reaper,
@@ -199,7 +189,6 @@ pub fn run(config: Config) -> Result<(), String> {
         runtime_jobs,
         store_jobs,
         log_calls: LogCalls::default(),
-        flash,
         outbox_jobs,
         incarnation: Incarnation::default(),
         outbox_report,
@@ -213,24 +202,19 @@ pub fn run(config: Config) -> Result<(), String> {
     driver.adopt();
     // Without a link the agent still runs what it has.
     let unlinked = match Identity::load(&driver.config.state_dir) {
-        Ok(Some(identity)) => driver.start_link(&identity, &link_sender).err(),
+        Ok(Some(identity)) => driver.start_link(&identity).err(),
         Ok(None) => {
             let (time, seed) = (driver.clock.clone(), random().unwrap_or(1));
-            join::spawn(
-                &driver.config,
-                time,
-                seed,
-                joined_sender,
-                link_sender.clone(),
-            )
-            .map_err(failed("join thread"))?
-            .map(str::to_owned)
+            join::spawn(&driver.config, time, seed, joined_sender, link_sender)
+                .map_err(failed("join thread"))?
+                .map(str::to_owned)
         }
         Err(error) => Some(["identity: ", &error.to_string()].concat()),
     };
     if let Some(reason) = unlinked {
         driver.unlinked(reason);
     }
+    driver.settle();
     let listener = read_api::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
     let exits = Async::new(driver.reaper.readiness().map_err(failed("reaper"))?)
         .map_err(failed("reaper"))?;
@@ -286,7 +270,7 @@ pub fn run(config: Config) -> Result<(), String> {
                 ),
             )
             .await;
-            driver.handle(event, &link_sender);
+            driver.handle(event);
             driver.watch_flash();
             driver.settle();
         }
@@ -353,15 +337,11 @@ impl Driver {
 
     fn deadline(&self) -> Option<Instant> {
         let calls = self.log_calls.deadline();
-        let connect = self.connect_at.filter(|_| self.connects.is_some());
         let earliest = [
             self.agent.deadline(),
             self.session.deadline(),
-            connect,
             self.send_at,
             calls,
-            self.flash.deadline(),
-            self.renewal_deadline(),
         ];
         let at = earliest.into_iter().flatten().min()?;
         self.start.checked_add(Duration::from_millis(at))
@@ -403,7 +383,7 @@ impl Driver {
         self.settle();
     }
 
-    fn handle(&mut self, event: Event, link_events: &Sender<LinkEvent>) {
+    fn handle(&mut self, event: Event) {
         let now = self.now();
         match event {
             Event::Link(event) => self.handle_link(now, event),
@@ -414,7 +394,7 @@ impl Driver {
             Event::Joined(joined) => {
                 let (identity, unix_s) = *joined;
                 self.clock.confirm(unix_s);
-                if let Err(reason) = self.start_link(&identity, link_events) {
+                if let Err(reason) = self.start_link(&identity) {
                     self.unlinked(reason);
                 }
             }
@@ -423,27 +403,11 @@ impl Driver {
                     self.exited(exit.uid, exit.container, exit.code);
                 }
             }
-            Event::Time => self.handle_time(now, link_events),
+            Event::Time => {
+                self.agent.handle(now, Input::Tick);
+                self.session.handle(now, LinkInput::Tick);
+            }
         }
-    }
-
-    fn handle_time(&mut self, now: u64, link_events: &Sender<LinkEvent>) {
-        self.agent.handle(now, Input::Tick);
-        self.session.handle(now, LinkInput::Tick);
-        if self.connect_at.is_some_and(|at| at <= now)
-            && let Some(connects) = &self.connects
-            && let Some(certificates) = &mut self.certificates
-        {
-            self.connect_at = None;
-            // The thread takes one at a time, and this is the only one that asks.
-            connects
-                .try_send(Connect {
-                    to: certificates.next(),
-                    will: self.session.will(),
-                })
-                .ok();
-        }
-        self.renew(now, link_events);
     }
 
     fn handle_store(&mut self, now: u64, done: StoreDone) {
@@ -612,7 +576,11 @@ impl Driver {
                 };
                 self.session.handle(now, input);
             }
+            Output::Event(event) if event.is_warning() => log::warn!("{event}"),
             Output::Event(event) => log::info!("{event}"),
+            Output::Uplink(output) => self.perform_uplink(output),
+            Output::FlashOverBudget(over) => self.store_jobs.push(StoreJob::OverBudget(over)),
+            Output::ReadWear => self.read_wear(),
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use async_channel::Sender;
-use edge_core::Input;
-use edge_core::reconnect::{self, Reconnect};
+use edge_core::{Certificate, CertificateInput, Input, UplinkInput, UplinkOutput};
 use edge_proto::call::{ANSWER_OK, LogsRequest, METHOD_RENEW};
 use edge_proto::session::{
     BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, StateOutput,
@@ -13,43 +11,46 @@ use edge_proto::session::{
 use super::Driver;
 use crate::driver::log_calls::LogCalls;
 use crate::driver::workers::StoreJob;
-use crate::link::connection::{self, LinkConfig, LinkEvent};
+use crate::link::connection::{self, Connect, LinkConfig, LinkEvent};
 use crate::link::identity::Identity;
 
 impl Driver {
-    pub(super) fn start_link(
-        &mut self,
-        identity: &Identity,
-        events: &Sender<LinkEvent>,
-    ) -> Result<(), String> {
-        self.certificates = Some(self.certificates_of(identity)?);
+    pub(super) fn start_link(&mut self, identity: &Identity) -> Result<(), String> {
+        let (targets, new, old) = self.targets(identity)?;
+        self.targets = Some(targets);
         self.node.clone_from(&identity.node);
-        let seed = super::random().unwrap_or(1);
-        self.reconnect = Reconnect::new(seed, reconnect::slot(&self.node));
         let (connects, receiver) = async_channel::bounded(1);
         let link = LinkConfig {
             node: identity.node.clone(),
             keepalive: self.config.keepalive,
         };
-        connection::spawn(link, receiver, events.clone()).map_err(|error| error.to_string())?;
+        let events = self.link_events.clone();
+        connection::spawn(link, receiver, events).map_err(|error| error.to_string())?;
         self.connects = Some(connects);
-        self.connect_at = Some(self.now());
-        self.watch_certificate();
+        self.pass_time();
+        self.uplink_input(UplinkInput::Identity {
+            node: identity.node.clone(),
+            seed: super::random().unwrap_or(1),
+            new,
+            old,
+        });
         Ok(())
     }
 
     /// Why there is no link, for people: the agent goes on without one.
     pub(super) fn unlinked(&mut self, reason: String) {
-        log::warn!("no_link reason={reason}");
-        self.link_error = reason;
+        self.uplink_input(UplinkInput::Unlinked(reason));
+    }
+
+    fn uplink_input(&mut self, input: UplinkInput) {
+        self.agent.handle(self.now(), Input::Uplink(input));
     }
 
     pub(super) fn handle_link(&mut self, now: u64, event: LinkEvent) {
         match event {
             LinkEvent::Up(sender) => {
-                self.reconnect.up(now);
-                self.link_error.clear();
                 self.link = Some(sender);
+                self.uplink_input(UplinkInput::Up);
                 self.session.handle(now, LinkInput::TransportUp);
             }
             LinkEvent::Room => {}
@@ -58,19 +59,39 @@ impl Driver {
                 self.link = None;
                 self.lanes.clear();
                 self.session.handle(now, LinkInput::TransportDown);
-                let at = self
-                    .reconnect
-                    .down(now, self.agent.policy().reconnect_spread_ms());
-                log::info!("link_down again_ms={} reason={reason}", at - now);
-                self.connect_at = Some(at);
-                self.link_error = reason;
-                if refused {
-                    self.certificate_refused();
+                self.uplink_input(UplinkInput::Down { reason, refused });
+            }
+            LinkEvent::Renewed(renewed) => self.renewed(*renewed),
+            LinkEvent::NotRenewed(reason, refused) => self.not_renewed(reason, refused),
+            LinkEvent::NotJoined(reason) => self.unlinked(reason),
+        }
+    }
+
+    /// What the core asks of the link and the certificates.
+    pub(super) fn perform_uplink(&mut self, output: UplinkOutput) {
+        match output {
+            UplinkOutput::Connect(certificate) => {
+                if let (Some(connects), Some(targets)) = (&self.connects, &self.targets) {
+                    let connect = Connect {
+                        to: targets.with(certificate),
+                        will: self.session.will(),
+                    };
+                    // The thread takes one at a time, and this is the only one that asks.
+                    connects.try_send(connect).ok();
                 }
             }
-            LinkEvent::Renewed(renewed) => self.renewed(now, *renewed),
-            LinkEvent::NotRenewed(reason, refused) => self.not_renewed(now, reason, refused),
-            LinkEvent::NotJoined(reason) => self.unlinked(reason),
+            UplinkOutput::Close => {
+                if let Some(link) = &self.link {
+                    link.close();
+                }
+            }
+            UplinkOutput::Renew => self.renew(),
+            UplinkOutput::ForgetOldCertificate => self.keep_certificate(Certificate::New),
+            UplinkOutput::RestoreOldCertificate => self.keep_certificate(Certificate::Old),
+            UplinkOutput::ConfirmTime(unix_s) => {
+                self.clock.confirm(unix_s);
+                self.pass_time();
+            }
         }
     }
 
@@ -102,15 +123,14 @@ impl Driver {
                 self.store_jobs.push(StoreJob::Piece(sha256, offset, bytes));
             }
             NodeOutput::Link(LinkOutput::Live { unix_s }) => {
-                self.live = true;
                 log::info!("session_live");
-                self.certificate_works();
+                self.uplink_input(UplinkInput::Live);
                 if unix_s != 0 {
-                    self.time_from_cloud(unix_s);
+                    self.agent.handle(self.now(), Input::CloudTime(unix_s));
                 }
             }
             NodeOutput::Link(LinkOutput::Down) => {
-                self.live = false;
+                self.uplink_input(UplinkInput::NotLive);
                 self.log_calls.clear();
                 log::info!("session_down");
             }
@@ -126,13 +146,12 @@ impl Driver {
             NodeOutput::Call(NodeCallOutput::Request { id, method, body })
                 if method == METHOD_RENEW =>
             {
-                let mut answer = vec![ANSWER_OK];
-                if let Some(certificates) = &mut self.certificates {
-                    if body.is_empty() {
-                        certificates.renewal.want();
-                    }
-                    answer.extend_from_slice(&certificates.proven_end().to_le_bytes());
+                if body.is_empty() {
+                    let wanted = Input::Certificate(CertificateInput::Wanted);
+                    self.agent.handle(self.now(), wanted);
                 }
+                let mut answer = vec![ANSWER_OK];
+                answer.extend_from_slice(&self.agent.proven_not_after().to_le_bytes());
                 self.log_calls.answer(id, answer);
             }
             NodeOutput::Call(NodeCallOutput::Request { id, method, body }) => {
@@ -151,9 +170,7 @@ impl Driver {
             }
             NodeOutput::Link(LinkOutput::PeerProblem(problem)) => {
                 log::warn!("peer_problem {problem}");
-                if !self.live {
-                    self.link_error = problem.to_string();
-                }
+                self.uplink_input(UplinkInput::PeerProblem(problem.to_string()));
             }
             NodeOutput::Records(output) => self.perform_records(output),
             // Fetches and what an agent without them is not asked for.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
+use edge_core::limits::{CONNECT_TIMEOUT_MS, LINK_FRAMES_MAX};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
@@ -24,22 +25,18 @@ use rustls::ClientConfig;
 use crate::link::identity::Renewed;
 use crate::link::tls::{self, NO_TLS};
 
-/// Frames that wait for the socket.
-const REQUESTS_MAX: usize = 32;
 /// Bytes that wait for the socket before a further frame is kept back.
-const AHEAD_BYTES_MAX: usize = 4 * 1024;
+pub const AHEAD_BYTES_MAX: usize = 4 * 1024;
 /// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 /// rumqttc allocates 216 B for each of these; QoS 0 needs none.
 const INFLIGHT_MAX: u16 = 8;
-/// Seconds for TCP, TLS and CONNACK: 70 s were seen at 30 % loss each way.
-const CONNECT_S: u64 = 90;
 /// When they pass without an end.
 const UNANSWERED: &str = "no answer to TCP, TLS or MQTT within 90 s";
 /// Bytes that the kernel holds for us: 3 Mbit/s over 150 ms fit, and at 30 % loss a ping is not
 /// minutes behind.
-const SEND_BUFFER_BYTES: u32 = 64 * 1024;
+pub const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 /// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -128,7 +125,7 @@ impl LinkSender {
         while self.heard != taken && self.given.pop_front().is_some() {
             self.heard = self.heard.wrapping_add(1);
         }
-        self.given.len() < REQUESTS_MAX / 2 && self.given.iter().sum::<usize>() < AHEAD_BYTES_MAX
+        self.given.len() < LINK_FRAMES_MAX / 2 && self.given.iter().sum::<usize>() < AHEAD_BYTES_MAX
     }
 
     /// Gives a frame to the socket. One that finds no room is lost like one on the way.
@@ -205,7 +202,7 @@ fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) ->
     options
         .set_keep_alive(config.keepalive)
         .set_clean_start(true)
-        .set_connection_timeout(CONNECT_S)
+        .set_connection_timeout(CONNECT_TIMEOUT_MS / 1000)
         .set_network_options(network)
         .set_max_packet_size(Some(PACKET_BYTES_MAX))
         .set_outgoing_inflight_upper_limit(INFLIGHT_MAX)
@@ -219,7 +216,7 @@ fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) ->
             false,
             None,
         ));
-    let (client, mut connection) = Client::new(options, REQUESTS_MAX);
+    let (client, mut connection) = Client::new(options, LINK_FRAMES_MAX);
     let taken = Arc::new(Taken::default());
     let sender = LinkSender {
         client,
@@ -241,7 +238,7 @@ fn run(
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
     // that is only busy. What counts is the last that was heard.
-    let mut patience = Duration::from_secs(CONNECT_S + 5);
+    let mut patience = Duration::from_millis(CONNECT_TIMEOUT_MS + 5_000);
     let mut heard = Instant::now();
     let mut pending = Some(sender);
     loop {

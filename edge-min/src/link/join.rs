@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::Sender;
+use edge_core::limits::ENROL_TIMEOUT_MS;
 use edge_core::reconnect::Reconnect;
 use edge_proto::enrol::{Broker, CAS_MAX, Endpoint, HTTP_PATH, JoinAnswer, JoinRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
@@ -23,7 +24,7 @@ use crate::link::identity::{self, Identity};
 use crate::link::tls::{self, NO_TLS};
 
 /// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(90);
+const JOIN_TIMEOUT: Duration = Duration::from_millis(ENROL_TIMEOUT_MS);
 /// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
 const EXCHANGE: Duration = Duration::from_secs(180);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.

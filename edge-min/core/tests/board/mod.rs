@@ -36,6 +36,7 @@ pub(crate) fn agent() -> Agent {
         facts,
         unconfirmed: false,
         trims_logs: false,
+        flash_bytes_per_day: None,
     })
 }
 
@@ -146,7 +147,11 @@ impl Board {
             }
             Output::Report(key, None) => drop(self.reported.remove(&key)),
             Output::Event(event) => self.events.push(event.to_string()),
-            Output::UpdateConfig { .. } | Output::TrimLog { .. } => {}
+            Output::UpdateConfig { .. }
+            | Output::TrimLog { .. }
+            | Output::Uplink(_)
+            | Output::FlashOverBudget(_)
+            | Output::ReadWear => {}
         }
     }
 
