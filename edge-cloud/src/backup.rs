@@ -211,7 +211,7 @@ impl Backup {
     }
 }
 
-/// What a restore is told.
+/// Choices of a restore.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Replaces what is in the data folder.

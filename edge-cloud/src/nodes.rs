@@ -46,9 +46,9 @@ pub struct NodeView {
     pub certificate_not_after: u64,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
-    /// What the node last said of itself.
+    /// The last report of the node about itself.
     pub status: Option<NodeStatus>,
-    /// What the node last said of its pods.
+    /// The last report of the node about each of its pods.
     pub pods: Vec<PodStatus>,
 }
 

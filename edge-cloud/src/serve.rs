@@ -51,7 +51,7 @@ pub async fn serve<N: Nodes + DesiredSets>(
     }
 }
 
-/// What `edge-cloud serve` is told.
+/// The settings of `edge-cloud serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Folder with the CA, the registry and the API's socket; one server at a time.
@@ -90,29 +90,16 @@ pub async fn run(config: Config) -> io::Result<()> {
         )));
     }
     let _lock = lock(data)?;
-    raise_descriptors();
-    clear_remains(data);
-    if !is_plausible(unix_s()) {
-        log::error!("clock_wrong unix_s={} no node can join", unix_s());
-    }
-    if data.join(backup::RESTORING).exists() {
-        let unfinished = backup::BackupError::Unfinished(data.clone());
-        return Err(io::Error::other(unfinished));
-    }
-    let cas = Authorities::open(data).map_err(io::Error::other)?;
-    if let Err(error) = Authorities::clear_remains(data) {
-        log::warn!("remains of the first CA: {error}");
-    }
-    registry_is_there(data)?;
+    let authorities = prepare(data)?;
     let (broker, external) = match &config.broker {
         None => (None, None),
         Some(config) => {
-            let (broker, external) = Broker::open(config, &cas)?;
+            let (broker, external) = Broker::open(config, &authorities)?;
             (Some(broker), Some(external))
         }
     };
     let records = Records::open(data, &config.records)?;
-    let fleet = Fleet::open(data, cas, external, records, config.lives)?;
+    let fleet = Fleet::open(data, authorities, external, records, config.lives)?;
     let hub = hub(&fleet, config.names, config.admissions_per_s)?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -167,6 +154,25 @@ pub async fn run(config: Config) -> io::Result<()> {
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// Checks what edge-cloud needs to start, and clears what an earlier one left half done.
+fn prepare(data: &Path) -> io::Result<Authorities> {
+    raise_descriptors();
+    clear_remains(data);
+    if !is_plausible(unix_s()) {
+        log::error!("clock_wrong unix_s={} no node can join", unix_s());
+    }
+    if data.join(backup::RESTORING).exists() {
+        let unfinished = backup::BackupError::Unfinished(data.to_owned());
+        return Err(io::Error::other(unfinished));
+    }
+    let authorities = Authorities::open(data).map_err(io::Error::other)?;
+    if let Err(error) = Authorities::clear_remains(data) {
+        log::warn!("remains of the first CA: {error}");
+    }
+    registry_is_there(data)?;
+    Ok(authorities)
 }
 
 /// The hub over these nodes, on a port that is reached under `names`.

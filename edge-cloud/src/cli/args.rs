@@ -1,4 +1,4 @@
-//! The words of the command line.
+//! Commands, arguments and options, as clap reads them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -452,7 +452,7 @@ mod tests {
         assert!(!last.is_related(&Authorities::open(other.path()).unwrap()));
     }
 
-    /// Goal: a CA that is lost or damaged is told with its file, and never replaced by a new one that
+    /// Goal: a CA that is lost or damaged is an error that names its file, and never replaced by a new one that
     /// no node accepts.
     #[test]
     fn a_lost_ca_is_told_and_never_made_anew() {

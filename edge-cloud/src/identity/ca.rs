@@ -33,7 +33,7 @@ pub(crate) const CA_DER: &str = "ca/ca.der";
 /// Common name of the first CA.
 const FIRST: &str = "edge-cloud CA";
 
-/// Longest life of a node's certificate, and the one unless told otherwise: a year.
+/// Longest life of a node's certificate, and the default: a year.
 pub const NODE_LIFE_S: u64 = LIFE_S;
 
 /// When the certificates end that edge-cloud makes for itself, its CA's included, seconds since 1970:
@@ -431,7 +431,7 @@ fn read_or(
     }
 }
 
-/// What is said of a file of the data folder that is not what was written there.
+/// The error for a file of the data folder that is not what was written there.
 pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> io::Error {
     let text = CaError::Damaged {
         path: path.display().to_string(),

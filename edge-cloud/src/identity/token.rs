@@ -21,7 +21,7 @@ pub const TOKENS_MAX: usize = 1024;
 /// Why a token was not made or not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// Unknown id or wrong secret; which one is not told.
+    /// Unknown id or wrong secret; the answer does not say which.
     #[error("the token is not valid")]
     Invalid,
     /// Too late.

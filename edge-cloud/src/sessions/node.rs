@@ -204,12 +204,7 @@ impl NodeSession {
                 true
             }
             CloudOutput::Link(LinkOutput::Down) => {
-                self.live = false;
-                self.in_sync = false;
-                self.changed_unix_s = unix_s();
-                for reader in std::mem::take(&mut self.calls).into_values() {
-                    let _gone = reader.try_send(Heard::Broken("the link to the node broke"));
-                }
+                self.down();
                 events.push(("Disconnected", "session over".to_owned()));
                 true
             }
@@ -223,26 +218,22 @@ impl NodeSession {
                 false
             }
             CloudOutput::Call(CloudCallOutput::Cancelled { id }) => {
-                if let Some(reader) = self.calls.remove(&id) {
-                    let why = "the node is not connected, or its answer broke off";
-                    let _gone = reader.try_send(Heard::Broken(why));
-                }
+                self.end_call(id, "the node is not connected, or its answer broke off");
                 false
             }
+            // A node may fetch what is in its set, and nothing else goes either way.
             CloudOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
-                self.session
-                    .handle(now, BlobInput::Have { sha256, bytes: 0 });
+                let bytes = 0;
+                self.session.handle(now, BlobInput::Have { sha256, bytes });
                 false
             }
-            // What a node may fetch is in its set.
             CloudOutput::BlobRead { sha256, offset, .. } => {
-                let bytes = Vec::new();
-                let input = CloudInput::BlobData {
+                let nothing = CloudInput::BlobData {
                     sha256,
                     offset,
-                    bytes,
+                    bytes: Vec::new(),
                 };
-                self.session.handle(now, input);
+                self.session.handle(now, nothing);
                 false
             }
             CloudOutput::Link(LinkOutput::PeerProblem(problem)) => {
@@ -283,6 +274,23 @@ impl NodeSession {
         let refused = Vec::new();
         self.session
             .handle(now, StateInput::Applied { ticket, refused });
+    }
+
+    /// The session is over, and its calls with it.
+    fn down(&mut self) {
+        self.live = false;
+        self.in_sync = false;
+        self.changed_unix_s = unix_s();
+        for id in self.calls.keys().copied().collect::<Vec<_>>() {
+            self.end_call(id, "the link to the node broke");
+        }
+    }
+
+    /// A call ends without an answer, or in the middle of it.
+    fn end_call(&mut self, id: u32, why: &'static str) {
+        if let Some(reader) = self.calls.remove(&id) {
+            let _gone = reader.try_send(Heard::Broken(why));
+        }
     }
 
     /// Passes a piece of a call's answer on.

@@ -164,7 +164,7 @@ fn only_an_answer_proves_a_clone() {
     assert!(cloned());
 }
 
-/// Goal: when many open a session at once, each is told its own turn, in the order of asking, and is
+/// Goal: when many open a session at once, each is given its own time, in the order of asking, and is
 /// let in then; a live one is never made to wait. Method: one opening a second, ten nodes that ask.
 #[test]
 fn openings_at_once_get_turns_one_after_the_other() {

@@ -81,7 +81,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// A connection that lived so long starts the waits anew.
 const GOOD: Duration = Duration::from_secs(60);
 
-/// What `edge-cloud serve` is told of the broker.
+/// The settings of the broker.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `mqtts://HOST[:PORT]`, as edge-cloud and the nodes reach it.
@@ -101,13 +101,13 @@ pub struct Broker {
     endpoint: Endpoint,
     /// The CAs of its certificate; empty: edge-cloud's own.
     anchors: Vec<CertificateDer<'static>>,
-    /// Certificate and key that were told; without them one is issued for each connection.
+    /// Certificate and key from files; without them one is issued for each connection.
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     silence: Duration,
 }
 
 impl Broker {
-    /// Reads the files, and says what the nodes are told.
+    /// Reads the files. Returns the broker, and what a joining node has to know of it.
     ///
     /// # Errors
     /// What is wrong with the URL or a file.

@@ -22,7 +22,7 @@ pub const CHANGES_BYTES: u64 = 1024 * 1024;
 const CA_DIGITS: usize = 16;
 
 /// A certificate that was revoked, or whose node was deleted: an external broker cannot look into
-/// the registry, so it is told what is no longer valid.
+/// the registry, so it is given a list of what is no longer valid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retired {
     /// Empty when it was not seen.

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::nodes::EventLog as _;
 
-    /// Goal: a crowd is held off before TLS, and people are told. Method: more connections at once than
+    /// Goal: a crowd is held off before TLS, and makes an event. Method: more connections at once than
     /// can be admitted before the longest wait is over.
     #[test]
     fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
