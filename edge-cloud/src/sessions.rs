@@ -86,7 +86,8 @@ pub struct Sessions {
 }
 
 struct State {
-    nodes: BTreeMap<Arc<str>, NodeSession>,
+    /// In boxes: the map would keep nearly as much room again for nodes to come.
+    nodes: BTreeMap<Arc<str>, Box<NodeSession>>,
     deadlines: Deadlines,
     /// What [`Sessions::tick`] waits for; `None` is nothing.
     waited_for: Option<u64>,
@@ -198,7 +199,7 @@ impl Sessions {
     }
 
     /// Ends a node's link. A socket closes when its `Connection` is dropped; behind a broker the node is
-    /// told that its session is over.
+    /// sent a `Reset`.
     fn cut(&self, state: &mut State, name: &str) {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
@@ -239,7 +240,7 @@ impl Sessions {
         let stream = self.records.attach(name, &mut session);
         let name: Arc<str> = name.into();
         let node = NodeSession::new(Arc::clone(&name), session, stream);
-        state.nodes.insert(name, node);
+        state.nodes.insert(name, Box::new(node));
     }
 
     /// One input to a node's session, and all that follows from it.
@@ -322,9 +323,9 @@ impl NodeReports for Sessions {
         let records = self.identity.registry().nodes();
         let now = self.now();
         let state = self.lock();
-        let view = |(name, node): (&Arc<str>, &NodeSession)| {
-            Some(node.view(records.get(name.as_ref())?, now))
-        };
-        state.nodes.iter().filter_map(view).collect()
+        let nodes = state.nodes.values();
+        nodes
+            .filter_map(|node| Some(node.view(records.get(node.name.as_ref())?, now)))
+            .collect()
     }
 }

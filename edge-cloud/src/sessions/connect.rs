@@ -107,7 +107,7 @@ impl Sessions {
         let mut state = self.lock();
         // A connection that was taken over may still have frames in its buffer.
         let current =
-            |node: &&mut NodeSession| node.connection.as_ref().is_some_and(|one| one.id == id);
+            |node: &&mut Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
             // Anything else may have been on its way for long, over a link that is broken since.
             if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
@@ -119,8 +119,8 @@ impl Sessions {
         }
     }
 
-    /// Whether a `Hello` has to wait; its node is told how long. One whose session is live here
-    /// does not: it only answers a question.
+    /// Whether a `Hello` has to wait; its node gets a `RetryAfter`. One whose session is live here
+    /// does not wait: it only answers a `Probe`.
     pub(super) fn must_wait(&self, state: &mut State, name: &str, frame: &[u8]) -> bool {
         let now = self.now();
         let Some(node) = state.nodes.get_mut(name).filter(|node| !node.live) else {

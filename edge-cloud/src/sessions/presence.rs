@@ -106,7 +106,7 @@ impl Sessions {
     pub(crate) fn ask_silent(&self, silence_ms: u64, asks: u32, count: usize) {
         let now = self.now();
         let mut state = self.lock();
-        let silent = |node: &&mut NodeSession| {
+        let silent = |node: &&mut Box<NodeSession>| {
             let connection = node.connection.as_ref().filter(|_| node.live);
             connection.is_some_and(|one| now.saturating_sub(one.heard) >= silence_ms)
         };

@@ -4,6 +4,7 @@
 
 mod admission;
 mod mqtt;
+mod outgoing;
 mod unauthenticated;
 
 use std::io;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use edge_proto::enrol::ALPN_JOIN;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -102,10 +103,17 @@ impl Hub {
             let place = unauthenticated.enter(address.ip());
             let hub = Arc::clone(self);
             tokio::spawn(async move {
-                if let Err(error) = hub.connection(stream, admitted, place).await {
-                    log::debug!("connection_ended error={error}");
+                let opened = hub.connection(stream, admitted, place).await;
+                match opened {
+                    // In a task of its own: this one has room for a handshake and an enrolment, and a
+                    // link that may last for months would keep that.
+                    Ok(Some((stream, peer))) => {
+                        let link = Box::new(Mqtt::new(stream, &peer.node));
+                        tokio::spawn(hub.link(link, peer, permit));
+                    }
+                    Ok(None) => {}
+                    Err(error) => log::debug!("connection_ended error={error}"),
                 }
-                drop(permit);
             });
         }
     }
@@ -115,18 +123,26 @@ impl Hub {
         stream: TcpStream,
         admitted: oneshot::Receiver<()>,
         place: Place,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
         // Frames are few and whole: waiting for more would only add a delay.
         stream.set_nodelay(true)?;
-        let opened = tokio::select! {
-            opened = self.open(stream, admitted) => opened?,
-            () = place.wanted() => return Err(io::Error::other("made room for another")),
-        };
-        drop(place);
-        match opened {
-            Some((stream, peer)) => Mqtt::open(stream, &peer, &self.sessions).await,
-            None => Ok(()),
+        tokio::select! {
+            opened = self.open(stream, admitted) => opened,
+            () = place.wanted() => Err(io::Error::other("made room for another")),
         }
+    }
+
+    /// One node's link, until it ends.
+    async fn link(
+        self: Arc<Self>,
+        mut link: Box<Mqtt<TlsStream<TcpStream>>>,
+        peer: Peer,
+        permit: OwnedSemaphorePermit,
+    ) {
+        if let Err(error) = link.serve(&peer, &self.sessions).await {
+            log::debug!("connection_ended error={error}");
+        }
+        drop(permit);
     }
 
     /// All that a connection does before it has shown a certificate, a whole enrolment included.
@@ -143,7 +159,8 @@ impl Hub {
         let (_, session) = stream.get_ref();
         let joins = session.alpn_protocol() == Some(ALPN_JOIN);
         if joins || self.identity.external_broker().is_some() {
-            let enrolled = self.identity.enrol(stream, !joins).await?;
+            // In a box: a link does without it, and there are more of those.
+            let enrolled = Box::pin(self.identity.enrol(stream, !joins)).await?;
             if let Some(Enrolled::Joined(node) | Enrolled::Renewed(node)) = enrolled {
                 self.sessions.joined(&node);
             }

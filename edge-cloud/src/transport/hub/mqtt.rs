@@ -1,14 +1,15 @@
 //! One node's MQTT connection, from CONNECT to its end. It speaks only as much MQTT as a link needs: one
 //! subscription, QoS 0, no retained messages.
 //!
-//! Bound: [`FRAMES_MAX`] frames between the session and the task, what [`Lanes`] allows behind it, and
-//! [`ANSWERS_BYTES_MAX`] on the way to the socket.
+//! Bound: what [`super::outgoing`] allows between the session and the task, what [`Lanes`] allows behind it,
+//! and [`ANSWERS_BYTES_MAX`] on the way to the socket. A link is idle for nearly all of its life, so the
+//! task holds the stream once and next to no buffers while nothing moves.
 
 use std::io;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use edge_proto::lanes::{Lanes, Limits};
+use bytes::BytesMut;
+use edge_proto::lanes::Lanes;
 use edge_proto::limits::{FRAME_BYTES_MAX, KEEPALIVE_S_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectReturnCode, Disconnect, DisconnectProperties, DisconnectReasonCode, Packet,
@@ -18,12 +19,12 @@ use rumqttc::v5::mqttbytes::{Error, QoS};
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
-use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::outgoing::{Next, Outgoing, queue};
 use super::{OPENING_TIMEOUT, timely};
 use crate::identity::peer::Peer;
-use crate::sessions::{Carrier, Refused, Sessions};
+use crate::sessions::{Refused, Sessions};
 
 /// Longest time in which a node takes nothing of what waits for it, although it may go on to ping.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -35,52 +36,11 @@ const AHEAD_BYTES_MAX: usize = 4 * 1024;
 /// Bytes on the way to the socket beyond which the node is not read: answers to pings alone get
 /// there, so it asks and does not read.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
+/// Room that each buffer of a connection keeps when it is empty.
+const IDLE_BYTES: usize = 256;
 /// Bytes of one MQTT packet: a frame with its topic.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
-
-/// Frames on the way to one socket; the session repeats what does not fit.
-const FRAMES_MAX: usize = 256;
-
-/// The way of one node's frames: to the task of its socket, which has the lanes. Dropping it closes the
-/// socket.
-struct SocketCarrier {
-    frames: mpsc::Sender<Vec<u8>>,
-    limits: watch::Sender<Limits>,
-}
-
-impl Carrier for SocketCarrier {
-    /// A frame that does not fit is lost like one on the way.
-    fn send(&mut self, _: u64, frame: Vec<u8>) {
-        drop(self.frames.try_send(frame));
-    }
-
-    fn set_limits(&mut self, _: u64, limits: &Limits) {
-        self.limits.send_replace(limits.clone());
-    }
-
-    fn tick(&mut self, _: u64) {}
-
-    fn deadline(&self) -> Option<u64> {
-        None
-    }
-}
-
-/// The socket's end of [`SocketCarrier`].
-struct Outgoing {
-    frames: mpsc::Receiver<Vec<u8>>,
-    limits: watch::Receiver<Limits>,
-}
-
-fn carrier() -> (SocketCarrier, Outgoing) {
-    let (frames, receiver) = mpsc::channel(FRAMES_MAX);
-    let (limits, watcher) = watch::channel(Limits::NONE);
-    let outgoing = Outgoing {
-        frames: receiver,
-        limits: watcher,
-    };
-    (SocketCarrier { frames, limits }, outgoing)
-}
 
 /// One node's MQTT connection. It always reads, whatever waits to be written: two ends that each
 /// wait for the other to read would wait for ever.
@@ -103,13 +63,14 @@ pub(super) struct Mqtt<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
-    fn new(stream: S, node: &str) -> Self {
+    /// The connection of this node.
+    pub(super) fn new(stream: S, node: &str) -> Self {
         let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
         let (reader, writer) = tokio::io::split(stream);
         Self {
             reader,
             writer,
-            received: BytesMut::with_capacity(1024),
+            received: BytesMut::with_capacity(IDLE_BYTES),
             sending: BytesMut::new(),
             lanes: Lanes::new(),
             start: Instant::now(),
@@ -121,38 +82,53 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         }
     }
 
-    /// Serves a connection whose certificate is `peer`'s.
+    /// Serves the connection, whose certificate is `peer`'s.
     ///
     /// # Errors
     /// Why it ended, unless the node ended it.
-    pub(super) async fn open(stream: S, peer: &Peer, sessions: &Sessions) -> io::Result<()> {
+    pub(super) async fn serve(&mut self, peer: &Peer, sessions: &Sessions) -> io::Result<()> {
         let node = peer.node.as_str();
-        let mut mqtt = Self::new(stream, node);
-        let Packet::Connect(connect, will, _) = timely(OPENING_TIMEOUT, mqtt.read()).await? else {
-            return Err(io::Error::other("the first packet is not CONNECT"));
+        // What is done once is in boxes, which are gone when the link is idle.
+        let greeting = Box::pin(timely(OPENING_TIMEOUT, self.greeting(node)));
+        let Some(silence) = greeting.await? else {
+            return Box::pin(self.refuse(ConnectReturnCode::NotAuthorized)).await;
         };
-        let refused = (!connect.client_id.is_empty() && connect.client_id != node)
-            || will.is_some_and(|will| will.topic != mqtt.topic_up.as_bytes());
-        if refused {
-            return mqtt.refuse(ConnectReturnCode::NotAuthorized).await;
-        }
-        let (carrier, mut outgoing) = carrier();
+        let (carrier, outgoing) = queue();
         let id = match sessions.connect(peer, carrier) {
             Ok(id) => id,
-            Err(Refused::ForGood) => return mqtt.refuse(ConnectReturnCode::NotAuthorized).await,
-            Err(Refused::ForNow) => return mqtt.refuse(ConnectReturnCode::ServerBusy).await,
+            Err(refused) => {
+                let code = match refused {
+                    Refused::ForGood => ConnectReturnCode::NotAuthorized,
+                    Refused::ForNow => ConnectReturnCode::ServerBusy,
+                };
+                return Box::pin(self.refuse(code)).await;
+            }
         };
+        let mut result = self.put(&acknowledge(ConnectReturnCode::Success));
+        if result.is_ok() {
+            result = self.run(node, id, silence, &outgoing, sessions).await;
+        }
+        sessions.disconnect(node, id);
+        result
+    }
+
+    /// Reads CONNECT. Returns after which silence the link is dead; `None` when the node asks for what is
+    /// not its own.
+    async fn greeting(&mut self, node: &str) -> io::Result<Option<Duration>> {
+        let Packet::Connect(connect, will, _) = self.read().await? else {
+            return Err(io::Error::other("the first packet is not CONNECT"));
+        };
+        if (!connect.client_id.is_empty() && connect.client_id != node)
+            || will.is_some_and(|will| will.topic != self.topic_up.as_bytes())
+        {
+            return Ok(None);
+        }
         let keepalive = match connect.keep_alive {
             0 => KEEPALIVE_S_MAX,
             seconds => seconds.min(KEEPALIVE_S_MAX),
         };
         let silence = Duration::from_secs(keepalive.into()) * SILENCE_PERCENT / 100;
-        let mut result = mqtt.put(&acknowledge(ConnectReturnCode::Success));
-        if result.is_ok() {
-            result = mqtt.run(node, id, silence, &mut outgoing, sessions).await;
-        }
-        sessions.disconnect(node, id);
-        result
+        Ok(Some(silence))
     }
 
     async fn refuse(&mut self, code: ConnectReturnCode) -> io::Result<()> {
@@ -165,22 +141,17 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         node: &str,
         id: u64,
         silence: Duration,
-        outgoing: &mut Outgoing,
+        outgoing: &Outgoing,
         sessions: &Sessions,
     ) -> io::Result<()> {
-        let Outgoing { frames, limits } = outgoing;
-        let mut limits_known = true;
-        limits.mark_changed();
         let mut heard = Instant::now();
         loop {
-            while let Some(packet) = self.packet()? {
-                match self.take(packet)? {
-                    Taken::Frame(frame) => sessions.frame(node, id, &frame),
-                    Taken::Answered => {}
-                    Taken::End => return Ok(()),
-                    Taken::Refused(why) => return self.end(why).await,
-                }
+            match self.take_all(|frame| sessions.frame(node, id, frame))? {
+                Taken::Answered => {}
+                Taken::End => return Ok(()),
+                Taken::Refused(why) => return Box::pin(self.end(why)).await,
             }
+            shrink(&mut self.received);
             let mut free = None;
             if self.subscribed && !self.unsent {
                 self.publish_next()?;
@@ -189,7 +160,12 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     free = at.map(|at| self.start + Duration::from_millis(at));
                 }
             }
-            let (silent, stuck) = (heard + silence, self.taken + WRITE_TIMEOUT);
+            let silent = heard + silence;
+            let stuck = self.unsent.then(|| self.taken + WRITE_TIMEOUT);
+            let wake = [free, stuck]
+                .into_iter()
+                .flatten()
+                .fold(silent, Instant::min);
             tokio::select! {
                 // A peer that asks and never reads its answers is not heard further.
                 count = self.reader.read_buf(&mut self.received), if self.sending.len() < ANSWERS_BYTES_MAX => {
@@ -201,52 +177,72 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 result = drain(&mut self.writer, &mut self.sending, &mut self.taken), if self.unsent => {
                     result?;
                     self.unsent = false;
+                    shrink(&mut self.sending);
                 }
-                frame = frames.recv() => {
-                    let Some(frame) = frame else {
-                        // The last words may be among what waits, and go first.
-                        if self.subscribed {
-                            self.publish_next()?;
-                        }
-                        self.put(&goodbye(DisconnectReasonCode::SessionTakenOver, "taken over"))?;
-                        return self.drain().await;
-                    };
+                next = outgoing.next() => match next {
                     // One that does not fit is lost like one on the way.
-                    self.lanes.push(frame);
-                }
-                changed = limits.changed(), if limits_known => {
-                    limits_known = changed.is_ok();
-                    let now = self.now();
-                    self.lanes.set_limits(now, &limits.borrow_and_update());
-                }
-                () = tokio::time::sleep_until(free.unwrap_or(silent)), if free.is_some() => {}
-                () = tokio::time::sleep_until(silent) => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "silent over its keepalive"));
-                }
-                // Some may have been taken since, without an end of it.
-                () = tokio::time::sleep_until(stuck), if self.unsent => {
-                    if self.taken.elapsed() >= WRITE_TIMEOUT {
-                        return Err(io::Error::new(io::ErrorKind::TimedOut, "reads nothing"));
+                    Next::Frame(frame) => {
+                        self.lanes.push(frame);
+                    },
+                    Next::Limits(limits) => {
+                        let now = self.now();
+                        self.lanes.set_limits(now, &limits);
                     }
-                }
+                    Next::Closed => return Box::pin(self.taken_over()).await,
+                },
+                () = tokio::time::sleep_until(wake) => self.check(silent)?,
             }
         }
     }
 
-    /// Takes a packet and queues its answer.
-    fn take(&mut self, packet: Packet) -> io::Result<Taken> {
-        match packet {
-            Packet::PingReq(_) => self.put(&Packet::PingResp(PingResp))?,
-            Packet::Publish(publish)
-                if publish.topic == self.topic_up.as_bytes() && publish.qos == QoS::AtMostOnce =>
-            {
-                return Ok(Taken::Frame(publish.payload));
-            }
-            Packet::Subscribe(subscribe) => return self.subscribe(&subscribe),
-            Packet::Disconnect(_) => return Ok(Taken::End),
-            _ => {
-                let why = "publishes to what is not its own, or speaks more MQTT than a link needs";
-                return Ok(Taken::Refused(why));
+    /// Whether the node is still there at a deadline.
+    fn check(&self, silent: Instant) -> io::Result<()> {
+        let timed_out = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        if Instant::now() >= silent {
+            return timed_out("silent over its keepalive");
+        }
+        // Some may have been taken since, without an end of it.
+        if self.unsent && self.taken.elapsed() >= WRITE_TIMEOUT {
+            return timed_out("reads nothing");
+        }
+        Ok(())
+    }
+
+    /// The session has closed the connection.
+    async fn taken_over(&mut self) -> io::Result<()> {
+        // A last frame for the node may be among what waits: it goes before the DISCONNECT.
+        if self.subscribed {
+            self.publish_next()?;
+        }
+        let goodbye = goodbye(DisconnectReasonCode::SessionTakenOver, "taken over");
+        self.put(&goodbye)?;
+        self.drain().await
+    }
+
+    /// Takes all packets that are here and queues their answers. No packet outlives this: the task would
+    /// keep room for one as long as it runs.
+    fn take_all(&mut self, frame: impl Fn(&[u8])) -> io::Result<Taken> {
+        while let Some(packet) = self.packet()? {
+            let taken = match packet {
+                Packet::PingReq(_) => {
+                    self.put(&Packet::PingResp(PingResp))?;
+                    Taken::Answered
+                }
+                Packet::Publish(publish)
+                    if publish.topic == self.topic_up.as_bytes()
+                        && publish.qos == QoS::AtMostOnce =>
+                {
+                    frame(&publish.payload);
+                    Taken::Answered
+                }
+                Packet::Subscribe(subscribe) => self.subscribe(&subscribe)?,
+                Packet::Disconnect(_) => Taken::End,
+                _ => Taken::Refused(
+                    "publishes to what is not its own, or speaks more MQTT than a link needs",
+                ),
+            };
+            if !matches!(taken, Taken::Answered) {
+                return Ok(taken);
             }
         }
         Ok(Taken::Answered)
@@ -330,11 +326,9 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     }
 }
 
-/// What a packet of the node's was.
+/// What packets of the node's were.
 enum Taken {
-    /// A frame for its session.
-    Frame(Bytes),
-    /// Its answer is queued.
+    /// Frames that its session has, or questions whose answer is queued.
     Answered,
     /// The node ends the connection.
     End,
@@ -360,6 +354,13 @@ fn goodbye(code: DisconnectReasonCode, why: &str) -> Packet {
         server_reference: None,
     });
     Packet::Disconnect(goodbye)
+}
+
+/// Gives the room of an empty buffer back, but for [`IDLE_BYTES`].
+fn shrink(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.capacity() > IDLE_BYTES {
+        *buffer = BytesMut::new();
+    }
 }
 
 /// Writes and flushes all of `sending`. Cancel-safe: what was taken has left `sending`.
@@ -393,16 +394,17 @@ mod tests {
     use crate::identity::ca::Ca;
     use crate::identity::enrol::Lives;
     use crate::records::Records;
+    use crate::sessions::Carrier as _;
+    use crate::transport::hub::outgoing::SocketCarrier;
 
     const KEEPALIVE: Duration = Duration::from_secs(60);
 
     /// A node's end of a connection that the hub serves, and the way of frames to the node.
     struct Served {
         stream: DuplexStream,
-        frames: mpsc::Sender<Vec<u8>>,
+        carrier: SocketCarrier,
         start: Instant,
         end: tokio::task::JoinHandle<io::Result<()>>,
-        _carrier: SocketCarrier,
         _data: tempfile::TempDir,
     }
 
@@ -414,17 +416,16 @@ mod tests {
         let identity = Identity::open(data.path(), ca, None, lives, Arc::clone(&events)).unwrap();
         let sessions = Sessions::new(identity, events, Records::none());
         let (stream, far) = tokio::io::duplex(buffer);
-        let (carrier, mut outgoing) = carrier();
+        let (carrier, outgoing) = queue();
         let mut served = Served {
             stream,
-            frames: carrier.frames.clone(),
+            carrier,
             start: Instant::now(),
             end: tokio::spawn(async move {
                 let silence = KEEPALIVE * SILENCE_PERCENT / 100;
                 let mut mqtt = Mqtt::new(far, "gate");
-                mqtt.run("gate", 1, silence, &mut outgoing, &sessions).await
+                mqtt.run("gate", 1, silence, &outgoing, &sessions).await
             }),
-            _carrier: carrier,
             _data: data,
         };
         let filter = Filter::new("m1/d/gate", QoS::AtMostOnce);
@@ -448,6 +449,7 @@ mod tests {
             self.stream.write_all(&bytes).await.unwrap();
         }
 
+        /// Why and after how long it has ended.
         async fn reason(self) -> (String, Duration) {
             let error = self.end.await.unwrap().unwrap_err();
             (error.to_string(), self.start.elapsed())
@@ -458,13 +460,11 @@ mod tests {
     /// that is sent, virtual time.
     #[tokio::test(start_paused = true)]
     async fn a_silent_node_is_dropped_within_two_keepalives_whatever_is_sent_to_it() {
-        let served = serve(1 << 20).await;
-        let frames = served.frames.clone();
-        tokio::spawn(async move {
-            while frames.send(vec![0; 100]).await.is_ok() {
-                tokio::time::sleep(Duration::from_secs(4)).await;
-            }
-        });
+        let mut served = serve(1 << 20).await;
+        while !served.end.is_finished() {
+            served.carrier.send(0, vec![0; 100]);
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
         let (reason, after) = served.reason().await;
         assert_eq!(reason, "silent over its keepalive");
         assert!(after > KEEPALIVE && after <= KEEPALIVE * 2, "{after:?}");
@@ -474,7 +474,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_that_pings_and_reads_nothing_is_dropped() {
         let mut served = serve(1024).await;
-        served.frames.send(change(4096)).await.unwrap();
+        served.carrier.send(0, change(4096));
         while !served.end.is_finished() {
             tokio::time::sleep(Duration::from_secs(20)).await;
             let mut bytes = BytesMut::new();
@@ -502,11 +502,11 @@ mod tests {
         for _ in 0..20 {
             let mut piece = vec![0; PIECE];
             piece[1] = 9;
-            served.frames.send(piece).await.unwrap();
+            served.carrier.send(0, piece);
         }
         let mut received = vec![0; PIECE];
         served.stream.read_exact(&mut received).await.unwrap();
-        served.frames.send(urgent.clone()).await.unwrap();
+        served.carrier.send(0, urgent.clone());
         // The task takes it before it writes on.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let mut before = 0;
@@ -528,7 +528,7 @@ mod tests {
         let mut served = serve(4096).await;
         let count = 64;
         for _ in 0..count {
-            served.frames.send(change(FRAME_BYTES_MAX)).await.unwrap();
+            served.carrier.send(0, change(FRAME_BYTES_MAX));
         }
         let shard = edge_proto::hash::sha256(b"gate").0[0];
         let topic = format!("m1/u/{shard:02x}/gate");
