@@ -320,12 +320,10 @@ impl NodeReports for Sessions {
     }
 
     fn views(&self) -> Vec<NodeView> {
-        let records = self.identity.registry().nodes();
         let now = self.now();
         let state = self.lock();
-        let nodes = state.nodes.values();
-        nodes
-            .filter_map(|node| Some(node.view(records.get(node.name.as_ref())?, now)))
-            .collect()
+        self.identity
+            .registry()
+            .map(|name, record| Some(state.nodes.get(name)?.view(record, now)))
     }
 }

@@ -121,6 +121,15 @@ impl Registry {
         self.read(|state| state.nodes.clone())
     }
 
+    /// Every node as `each` sees it, without a copy of all. The registry is locked meanwhile: `each` must
+    /// not come back to it.
+    pub(crate) fn map<T>(&self, mut each: impl FnMut(&str, &NodeRecord) -> Option<T>) -> Vec<T> {
+        self.read(|state| {
+            let nodes = state.nodes.iter();
+            nodes.filter_map(|(name, node)| each(name, node)).collect()
+        })
+    }
+
     /// The node of this name.
     pub fn find(&self, node: &str) -> Option<NodeRecord> {
         self.read(|state| state.nodes.get(node).cloned())
