@@ -3,6 +3,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use edge_proto::lanes::Limits;
+use edge_proto::limits::WIRE_VERSION;
 
 use super::*;
 use crate::identity::ca::{Ca, NODE_LIFE_S};
@@ -76,7 +77,7 @@ fn frames(handed: &mpsc::Receiver<Handed>) -> Vec<Frame> {
 fn hello() -> Vec<u8> {
     Frame::Hello {
         n: [1; 8],
-        wire: 1,
+        wire: WIRE_VERSION,
         kinds: 0,
         epoch: 0,
         desired_root: Default::default(),
