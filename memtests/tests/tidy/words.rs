@@ -21,7 +21,6 @@ const WORDS: &[&str] = &[
 const IDENTIFIERS: &[&str] = &[
     "Turns",
     "Desk",
-    "Behind",
     "Strangers",
     "strangers",
     "Account",
