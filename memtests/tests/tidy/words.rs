@@ -18,13 +18,7 @@ const WORDS: &[&str] = &[
     concat!("New", "borns"),
 ];
 /// Identifiers of Rust; in a sentence they are words like others.
-const IDENTIFIERS: &[&str] = &[
-    "Turns",
-    "Desk",
-    "Strangers",
-    "strangers",
-    "Account",
-];
+const IDENTIFIERS: &[&str] = &["Turns", "Desk", "Strangers", "strangers", "Account"];
 /// Parts of paths.
 const FILES: &[&str] = &[
     "/strangers.rs",
