@@ -558,9 +558,9 @@ fn list(dir: &Path) -> Vec<String> {
 const CALLS: &str = "openat,mkdir,mkdirat,write,fsync,fdatasync,rename,renameat,renameat2,\
                      fchmod,fchmodat,fchown,fchownat,utimensat";
 
-/// Runs [`child_unpacks`] under strace, which kills it at the call with this number. Returns whether
-/// it was killed, and how many calls its unpacking thread made.
-fn unpacks_until(board: &Board, killed_at: Option<usize>) -> (bool, usize) {
+/// Runs [`child_unpacks`] under strace, which kills it at a call with this name, the nth of those. Returns
+/// whether it was killed, and the names of the calls that its unpacking thread made.
+fn unpacks_until(board: &Board, killed_at: Option<(&str, usize)>) -> (bool, Vec<String>) {
     let log = board.dir.path().join("strace");
     // Test names begin behind the name of the crate.
     let (_, child) = concat!(module_path!(), "::child_unpacks")
@@ -569,8 +569,8 @@ fn unpacks_until(board: &Board, killed_at: Option<usize>) -> (bool, usize) {
     let mut command = Command::new("strace");
     command.args(["-ff", "-qq", "-e", &format!("trace={CALLS}"), "-o"]);
     command.arg(&log);
-    if let Some(at) = killed_at {
-        command.args(["-e", &format!("inject={CALLS}:signal=KILL:when={at}")]);
+    if let Some((call, nth)) = killed_at {
+        command.args(["-e", &format!("inject={call}:signal=KILL:when={nth}")]);
     }
     let status = command
         .arg(std::env::current_exe().unwrap())
@@ -585,11 +585,16 @@ fn unpacks_until(board: &Board, killed_at: Option<usize>) -> (bool, usize) {
         "the child failed by itself"
     );
     // A file for each thread; the one that unpacks makes most calls.
-    let mut calls = 0;
+    let mut calls = Vec::new();
     for entry in fs::read_dir(board.dir.path()).unwrap() {
         let path = entry.unwrap().path();
         if path.file_stem().is_some_and(|stem| stem == "strace") {
-            calls = calls.max(fs::read_to_string(&path).unwrap().lines().count());
+            let log = fs::read_to_string(&path).unwrap();
+            let names = log.lines().filter_map(|line| line.split_once('('));
+            let names: Vec<String> = names.map(|(name, _)| name.to_owned()).collect();
+            if names.len() > calls.len() {
+                calls = names;
+            }
             fs::remove_file(path).unwrap();
         }
     }
@@ -619,14 +624,16 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
     let state = board.dir.path().join("state");
     fs::remove_dir_all(&state).unwrap();
     let (killed, calls) = unpacks_until(&board, None);
-    assert!(!killed && calls > 400, "{calls} calls");
+    assert!(!killed && calls.len() > 400, "{} calls", calls.len());
     let (mut half, mut complete) = (0, 0);
     for kill in 0..=kills {
         fs::remove_dir_all(&state).ok();
         // The last one is not killed.
-        let at = (kill < kills).then_some(1 + calls * kill / kills);
-        let (killed, _) = unpacks_until(&board, at);
-        assert_eq!(killed, at.is_some(), "kill {kill} at {at:?} of {calls}");
+        let at = calls.len() * kill / kills;
+        let nth = |call: &String| calls[..=at].iter().filter(|one| *one == call).count();
+        let call = calls.get(at).map(|call| (call.as_str(), nth(call)));
+        let (killed, _) = unpacks_until(&board, call);
+        assert_eq!(killed, call.is_some(), "kill {kill} at {call:?}");
         let layers = state.join("layers");
         for entry in fs::read_dir(&layers).into_iter().flatten() {
             let path = entry.unwrap().path();
