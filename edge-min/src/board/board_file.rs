@@ -34,9 +34,10 @@ pub fn load(file: &Path) -> Result<Board, ConfigError> {
 
 fn board(table: &Table) -> Result<Board, Wrong> {
     for (key, (line, _)) in table {
-        let top = ["version", "name", "target"].contains(&key.as_str());
+        let top = ["version", "name", "target", "features"].contains(&key.as_str());
         if !top && !TABLES.iter().any(|name| key.starts_with(name)) {
-            let known = "known are version, name, target, [limits], [budget] and [latency]";
+            let known =
+                "known are version, name, target, features, [limits], [budget] and [latency]";
             return Err((*line, ["unknown key `", key, "`; ", known].concat()));
         }
     }

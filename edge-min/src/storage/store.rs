@@ -2,7 +2,8 @@
 //! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/`), kept as long as
 //! one of the two names it.
 //! With these alone every workload starts again, whatever the uplink and the clock do.
-//! The [`cache`] holds the same once more; it is asked only when these are damaged.
+//! The [`cache`] holds the same once more; it is asked only when these are damaged. An agent without the
+//! feature `state-cache` has none, and what is damaged then comes from the cloud again.
 //!
 //! A change is written whole (tmp, fsync, rename, fsync of the directory) over the older
 //! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
@@ -24,6 +25,10 @@ use crate::storage::medium::{self, Durability};
 use crate::storage::seal::Sealer;
 use crate::storage::store::cache::{Cache, Loaded, Meta};
 
+#[cfg(feature = "state-cache")]
+pub mod cache;
+#[cfg(not(feature = "state-cache"))]
+#[path = "store/no_cache.rs"]
 pub mod cache;
 
 /// First bytes of a snapshot.
@@ -220,7 +225,9 @@ impl Store {
     #[must_use]
     pub fn cache_behind(&self) -> bool {
         let generation = self.snapshot.generation;
-        generation > 0 && self.cache.generation() != Some(generation)
+        cfg!(feature = "state-cache")
+            && generation > 0
+            && self.cache.generation() != Some(generation)
     }
 
     /// Brings the cache up to the snapshot.

@@ -16,6 +16,8 @@ pub struct Board {
     pub name: String,
     /// Triple of the agent's binary.
     pub target: String,
+    /// Features of its agent; `None` is all of them.
+    pub features: Option<Vec<String>>,
     /// What the board offers to pods.
     pub limits: Limits,
     /// What the agent may cost.
