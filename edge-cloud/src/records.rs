@@ -15,11 +15,14 @@ mod http;
 pub mod ledger;
 pub mod ledger_reader;
 pub mod line;
+pub mod loss;
 pub mod mark;
 mod mqtt;
 mod nats;
+pub mod plan;
 mod sink;
 mod stdout;
+pub mod stream;
 pub mod target;
 mod view;
 

@@ -4,5 +4,8 @@ pub mod manifest;
 pub mod records {
     //! Of `edge-cloud/src/records`.
     pub mod ledger;
+    pub mod loss;
     pub mod mark;
+    pub mod plan;
+    pub mod stream;
 }

@@ -1,0 +1,1 @@
+../../../src/records/stream.rs
