@@ -9,15 +9,15 @@
 //! merge, whatever their reasons, and a record is superseded only while there is room. If damage
 //! needs more, the records between the two nearest ranges are given up too: counted, never forgotten.
 
+mod class;
+
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use edge_proto::frame::GapReason;
 
-use crate::limits::{
-    GAPS_MAX, GAPS_SPARE, KEYS_MAX, RECORD_EXPIRES_FROM_MS, SEGMENT_BYTES_MAX,
-    SEGMENTS_OF_A_QUOTA_MIN,
-};
+use crate::limits::{GAPS_MAX, GAPS_SPARE, KEYS_MAX};
+use class::{Class, Segment};
 
 /// Reasons of a loss, in the order of the counters.
 pub const REASONS: [GapReason; 4] = [
@@ -169,37 +169,6 @@ pub enum Output {
     Save,
     /// Delete this segment of the class.
     Delete(u8, u64),
-}
-
-#[derive(Debug)]
-struct Segment {
-    first: u64,
-    end: u64,
-    bytes: u64,
-    /// Newest time of its records.
-    newest_ms: u64,
-    /// Nothing may be appended after a failed write.
-    closed: bool,
-}
-
-#[derive(Debug)]
-struct Class {
-    config: ClassConfig,
-    start: u64,
-    held: u64,
-    /// Numbers before were given to the session and may be under way.
-    read: u64,
-    durable: u64,
-    /// Numbers from here on are given up and that is not saved: a power cut may give them again, so
-    /// nobody hears of them before. `u64::MAX` when there are none.
-    unsure: u64,
-    next: u64,
-    delivered: u64,
-    lost: [u64; 4],
-    /// Ascending, apart, all ending after `held`.
-    gaps: Vec<Gap>,
-    /// Ascending; the last one is written to.
-    segments: VecDeque<Segment>,
 }
 
 /// A coalescing key and the newest record under it.
@@ -606,146 +575,5 @@ impl Outbox {
         if room && old >= class.read {
             class.lose(old, old + 1, 2);
         }
-    }
-}
-
-impl Class {
-    const fn new(config: ClassConfig) -> Self {
-        Self {
-            config,
-            start: 1,
-            held: 1,
-            read: 1,
-            durable: 1,
-            unsure: u64::MAX,
-            next: 1,
-            delivered: 0,
-            lost: [0; 4],
-            gaps: Vec::new(),
-            segments: VecDeque::new(),
-        }
-    }
-
-    /// Numbers below this one are durable, so the session may announce them.
-    fn end(&self) -> u64 {
-        self.durable.min(self.unsure)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.bytes).sum()
-    }
-
-    fn segment_bytes(&self) -> u64 {
-        SEGMENT_BYTES_MAX.min(self.config.quota_bytes / SEGMENTS_OF_A_QUOTA_MIN)
-    }
-
-    /// The last segment has a record more.
-    fn grow(&mut self, unix_ms: u64, bytes: u64) {
-        if let Some(last) = self.segments.back_mut() {
-            last.end = self.next;
-            last.bytes += bytes;
-            last.newest_ms = last.newest_ms.max(unix_ms);
-        }
-    }
-
-    /// A time before the agent was made is that of a wrong clock, and says nothing of an age.
-    fn expired(&self, unix_ms: u64, now_ms: u64) -> bool {
-        let ttl = self
-            .config
-            .ttl_ms
-            .filter(|_| unix_ms >= RECORD_EXPIRES_FROM_MS);
-        ttl.is_some_and(|ttl| unix_ms.saturating_add(ttl) < now_ms)
-    }
-
-    fn gap_at(&self, at: u64) -> Option<Gap> {
-        let covers = |gap: &&Gap| (gap.first..gap.end()).contains(&at);
-        self.gaps.iter().find(covers).copied()
-    }
-
-    /// Notes that what is held of `from..to` is lost; what is lost already keeps its reason.
-    fn lose(&mut self, from: u64, to: u64, reason: usize) {
-        let mut at = from.max(self.held);
-        while at < to {
-            if let Some(gap) = self.gap_at(at) {
-                at = gap.end();
-                continue;
-            }
-            let place = self.gaps.partition_point(|gap| gap.first < at);
-            let end = self.gaps.get(place).map_or(to, |gap| gap.first.min(to));
-            let mut counts = [0; 4];
-            for (count, lost) in counts.iter_mut().zip(&mut self.lost).skip(reason).take(1) {
-                *count = end - at;
-                *lost += end - at;
-            }
-            self.gaps.insert(place, Gap { first: at, counts });
-            at = end;
-        }
-        self.merge();
-        if self.gaps.len() > GAPS_MAX {
-            self.give_up(reason);
-        }
-    }
-
-    /// Neighbours become one.
-    fn merge(&mut self) {
-        let mut merged: Vec<Gap> = Vec::with_capacity(self.gaps.len());
-        for gap in &self.gaps {
-            match merged.last_mut() {
-                Some(last) if last.end() == gap.first => {
-                    for (count, more) in last.counts.iter_mut().zip(gap.counts) {
-                        *count += more;
-                    }
-                }
-                _ => merged.push(*gap),
-            }
-        }
-        self.gaps = merged;
-    }
-
-    /// Too many ranges: what is held between the two nearest is lost too.
-    fn give_up(&mut self, reason: usize) {
-        let pairs = self.gaps.iter().zip(self.gaps.iter().skip(1));
-        let nearest = pairs
-            .map(|(one, other)| (one.end(), other.first))
-            .min_by_key(|(end, first)| first - end);
-        if let Some((end, first)) = nearest {
-            self.lose(end, first, reason);
-        }
-    }
-
-    /// Whether the oldest segment holds nothing that is still being written.
-    fn may_drop(&self) -> bool {
-        let oldest = self.segments.front();
-        oldest.is_some_and(|segment| segment.end <= self.durable)
-    }
-
-    fn drop_oldest(&mut self, reason: usize, out: &mut VecDeque<Output>) {
-        if let Some(oldest) = self.segments.pop_front() {
-            self.lose(oldest.first, oldest.end, reason);
-            self.delete(oldest.first, out);
-        }
-    }
-
-    /// Deletes segments that were delivered or lost whole; the last stays, to be written to.
-    fn delete_delivered(&mut self, out: &mut VecDeque<Output>) {
-        while self.segments.len() > 1 {
-            let gone = |segment: &Segment| {
-                let gap = self.gap_at(segment.first.max(self.held));
-                segment.end <= self.held || gap.is_some_and(|gap| gap.end() >= segment.end)
-            };
-            let Some(oldest) = self.segments.front().filter(|segment| gone(segment)) else {
-                return;
-            };
-            let first = oldest.first;
-            self.segments.pop_front();
-            self.delete(first, out);
-        }
-    }
-
-    fn delete(&self, segment: u64, out: &mut VecDeque<Output>) {
-        if !out.contains(&Output::Save) {
-            out.push_front(Output::Save);
-        }
-        out.push_back(Output::Delete(self.config.number, segment));
     }
 }
