@@ -286,6 +286,26 @@ impl Board {
         }
     }
 
+    /// What the agent finds on the board at its start.
+    fn discovered(&self) -> AgentInput {
+        let running = self.running.iter().map(|run| Discovered {
+            uid: run.uid,
+            container: run.name.clone(),
+            spec: run.spec,
+            pid: Some(run.pid),
+        });
+        let remains = self.remains.iter().map(|(uid, name, spec)| Discovered {
+            uid: *uid,
+            container: name.clone(),
+            spec: *spec,
+            pid: None,
+        });
+        AgentInput::Discovered {
+            containers: running.chain(remains).collect(),
+            pods: Vec::new(),
+        }
+    }
+
     /// Starts the agent over what is on the medium and on the board, as the shell does.
     pub(crate) fn start_agent(&mut self, now: u64, outbox_bytes: Option<u64>) {
         self.boot += 1;
@@ -333,23 +353,7 @@ impl Board {
             let payload = Some(stored.payload.clone());
             agent.handle(0, AgentInput::Desired(key.clone(), payload));
         }
-        let running = self.running.iter().map(|run| Discovered {
-            uid: run.uid,
-            container: run.name.clone(),
-            spec: run.spec,
-            pid: Some(run.pid),
-        });
-        let remains = self.remains.iter().map(|(uid, name, spec)| Discovered {
-            uid: *uid,
-            container: name.clone(),
-            spec: *spec,
-            pid: None,
-        });
-        let discovered = AgentInput::Discovered {
-            containers: running.chain(remains).collect(),
-            pods: Vec::new(),
-        };
-        agent.handle(self.local(now), discovered);
+        agent.handle(self.local(now), self.discovered());
         let time = TrustedTime::new(BUILD_UNIX_S, self.store.floor_s);
         let floor = Time {
             unix_s: time.floor(self.local(now)),

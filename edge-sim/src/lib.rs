@@ -27,6 +27,7 @@ pub mod seeds;
 mod shell;
 pub mod svg;
 pub mod swarm;
+mod uplink;
 mod world;
 
 pub use check::Violation;

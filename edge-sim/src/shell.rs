@@ -3,12 +3,9 @@
 
 use std::sync::Arc;
 
-use edge_core::limits::CONNECT_TIMEOUT_MS;
-use edge_core::{
-    Certificate, Input as AgentInput, Output as AgentOutput, Signal, StartFailure, UplinkInput,
-    UplinkOutput,
-};
-use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
+use edge_core::spec::ContainerSpec;
+use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure, UplinkInput};
+use edge_proto::limits::FRAME_BYTES_MAX;
 use edge_proto::session::{
     BlobInput, BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, NodeRecordsOutput,
     StateInput, StateOutput,
@@ -23,10 +20,6 @@ use crate::world::World;
 
 /// Bytes around a frame: topic, MQTT, TLS record, TCP and IP.
 pub(crate) const PACKET_BYTES: usize = 100;
-/// Bytes of TCP, TLS and MQTT to open a connection, up and down.
-const OPEN_BYTES: (usize, usize) = (1_500, 2_000);
-/// One-way delays of opening a connection: TCP, TLS 1.3 and MQTT, a round trip each.
-const OPEN_DELAYS: u64 = 5;
 /// Outputs that one input may have: an inventory's pages, and a few for each of 110 pods.
 const OUTPUTS_MAX: usize = 2_000;
 
@@ -113,154 +106,6 @@ impl World {
         machine.agent.handle(local, AgentInput::Tick);
         machine.session.handle(local, LinkInput::Tick);
         self.settle_board(board);
-    }
-
-    fn ask_for_connection(&mut self, board: usize, with: Certificate) {
-        let conn = self.broker.next_conn();
-        let one = &mut self.boards[board];
-        one.conn = Conn::Trying(conn);
-        one.shown = one.certificate(with);
-        self.stats.dials += 1;
-        let index = board as u32;
-        let node = self.boards[board].node;
-        let one = &self.boards[board];
-        let local = one.local(self.now);
-        let floor_s = one.machine.as_ref().map(|one| one.time.floor(local));
-        let expired = floor_s > Some(self.broker.not_after_s);
-        let open = OPEN_DELAYS * self.scenario.link.delay_ms;
-        let failed = Event::Dialled {
-            board: index,
-            conn,
-            open: false,
-        };
-        if self.is_cut(node) {
-            self.plan(CONNECT_TIMEOUT_MS, failed);
-        } else if !self.broker.up || expired {
-            self.plan(2 * self.scenario.link.delay_ms, failed);
-        } else {
-            self.series.up(self.now, OPEN_BYTES.0);
-            self.series.down(self.now, OPEN_BYTES.1);
-            let spread = self.boards[board]
-                .rng
-                .below(self.scenario.link.jitter_ms + 1);
-            self.plan(open + spread, Event::Dial { board: index, conn });
-        }
-    }
-
-    /// The answer to a connect is there.
-    pub(crate) fn dialled(&mut self, board: usize, conn: u32, open: bool) {
-        let now = self.now;
-        let one = &mut self.boards[board];
-        if one.conn != Conn::Trying(conn) {
-            // The agent is another by now, or has lost patience.
-            if open {
-                self.socket_closed(board, conn);
-            }
-            return;
-        }
-        let node = one.node;
-        if open && self.is_cut(node) {
-            self.leave_half_open(board, Conn::Up(conn));
-            let index = board as u32;
-            let open = false;
-            self.plan(
-                CONNECT_TIMEOUT_MS,
-                Event::Dialled {
-                    board: index,
-                    conn,
-                    open,
-                },
-            );
-            return;
-        }
-        if open {
-            self.server_proven(board);
-        }
-        let one = &mut self.boards[board];
-        let local = one.local(now);
-        let Some(machine) = &mut one.machine else {
-            return;
-        };
-        if open {
-            one.conn = Conn::Up(conn);
-            machine
-                .agent
-                .handle(local, AgentInput::Uplink(UplinkInput::Up));
-            machine.session.handle(local, LinkInput::TransportUp);
-        } else {
-            self.link_down(board);
-        }
-        self.settle_board(board);
-    }
-
-    /// The broker has shown its certificate and proven its key, which comes before the board's own.
-    pub(crate) fn server_proven(&mut self, board: usize) {
-        let one = &mut self.boards[board];
-        let local = one.local(self.now);
-        if let Some(machine) = &mut one.machine {
-            machine.time.server(local, self.broker.not_after_s);
-        }
-    }
-
-    /// As the driver does it when the link ends or the attempt fails.
-    pub(crate) fn link_down(&mut self, board: usize) {
-        let now = self.now;
-        let one = &mut self.boards[board];
-        let local = one.local(now);
-        one.conn = Conn::None;
-        if let Some(machine) = &mut one.machine {
-            machine.session.handle(local, LinkInput::TransportDown);
-            let down = UplinkInput::Down {
-                reason: String::new(),
-                refused: std::mem::take(&mut machine.refused),
-            };
-            machine.agent.handle(local, AgentInput::Uplink(down));
-        }
-    }
-
-    /// The board's connection has ended: the broker closed it, or nothing came for too long.
-    pub(crate) fn connection_broken(&mut self, board: usize, conn: u32, silence: bool) {
-        let one = &self.boards[board];
-        let still_silent = !silence || self.is_cut(one.node);
-        let current = matches!(one.conn, Conn::Up(id) | Conn::Trying(id) if id == conn);
-        if current && still_silent {
-            if silence {
-                let gone = one.conn;
-                self.leave_half_open(board, gone);
-            }
-            self.link_down(board);
-            self.settle_board(board);
-        }
-    }
-
-    /// A cut begins: each end notices after its own silence, if the cut lasts so long.
-    pub(crate) fn cut_begins(&mut self, board: usize) {
-        if let Conn::Up(conn) = self.boards[board].conn {
-            let keepalive = self.scenario.broker.keepalive_s * 1000;
-            let heard = self.boards[board].rng.below(keepalive);
-            let patience = keepalive * u64::from(SILENCE_PERCENT) / 100;
-            let index = board as u32;
-            self.plan(
-                patience - heard,
-                Event::Broken {
-                    board: index,
-                    conn,
-                    silence: true,
-                },
-            );
-            self.leave_half_open(board, Conn::Up(conn));
-        }
-    }
-
-    /// The broker does not know that this connection is gone; it will after one and a half
-    /// keepalives.
-    pub(crate) fn leave_half_open(&mut self, board: usize, conn: Conn) {
-        if let Conn::Up(conn) | Conn::Trying(conn) = conn {
-            let keepalive = self.scenario.broker.keepalive_s * 1000;
-            let heard = self.boards[board].rng.below(keepalive);
-            let node = self.boards[board].node;
-            self.plan(keepalive * 3 / 2 - heard, Event::Expire { node, conn });
-        }
     }
 
     /// A frame from the cloud is there. It was sent under `epoch`.
@@ -401,42 +246,44 @@ impl World {
         self.now < self.faults_until && self.boards[board].rng.chance(share)
     }
 
+    fn start_container(&mut self, board: usize, start: ContainerSpec) {
+        let (uid, container, spec) = (start.uid, start.container, start.hash);
+        self.stats.starts += 1;
+        self.check_start(board, uid, &container);
+        let result = if self.chance(board, self.scenario.faults.start_failure) {
+            Err(StartFailure {
+                reason: "CreateContainerError".to_owned(),
+                message: "simulated".to_owned(),
+                counts_as_run: self.boards[board].rng.below(2) == 0,
+            })
+        } else {
+            let one = &mut self.boards[board];
+            one.pids += 1;
+            one.running.push(Run {
+                pid: one.pids,
+                uid,
+                name: container.clone(),
+                spec,
+            });
+            Ok(one.pids)
+        };
+        let done = AgentInput::Started {
+            uid,
+            container,
+            run: start.run,
+            spec,
+            result,
+        };
+        self.answer(board, 100, Answer::Agent(done));
+    }
+
     fn perform(&mut self, board: usize, output: AgentOutput) {
         match output {
             AgentOutput::PreparePod { uid, .. } => {
                 let done = AgentInput::PodPrepared(uid, Ok(()));
                 self.answer(board, 20, Answer::Agent(done));
             }
-            AgentOutput::Start(start) => {
-                let (uid, container, spec) = (start.uid, start.container, start.hash);
-                self.stats.starts += 1;
-                self.check_start(board, uid, &container);
-                let result = if self.chance(board, self.scenario.faults.start_failure) {
-                    Err(StartFailure {
-                        reason: "CreateContainerError".to_owned(),
-                        message: "simulated".to_owned(),
-                        counts_as_run: self.boards[board].rng.below(2) == 0,
-                    })
-                } else {
-                    let one = &mut self.boards[board];
-                    one.pids += 1;
-                    one.running.push(Run {
-                        pid: one.pids,
-                        uid,
-                        name: container.clone(),
-                        spec,
-                    });
-                    Ok(one.pids)
-                };
-                let done = AgentInput::Started {
-                    uid,
-                    container,
-                    run: start.run,
-                    spec,
-                    result,
-                };
-                self.answer(board, 100, Answer::Agent(done));
-            }
+            AgentOutput::Start(start) => self.start_container(board, *start),
             AgentOutput::Signal {
                 uid,
                 container,
@@ -489,22 +336,6 @@ impl World {
         }
     }
 
-    fn perform_uplink(&mut self, board: usize, output: UplinkOutput) {
-        match output {
-            UplinkOutput::Connect(with) => self.ask_for_connection(board, with),
-            UplinkOutput::Close => {
-                if let Conn::Up(conn) = self.boards[board].conn {
-                    self.socket_closed(board, conn);
-                    self.link_down(board);
-                }
-            }
-            UplinkOutput::Renew => self.renew(board),
-            UplinkOutput::ForgetOldCertificate => self.boards[board].keep(Certificate::New),
-            UplinkOutput::RestoreOldCertificate => self.boards[board].keep(Certificate::Old),
-            UplinkOutput::ConfirmTime(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
-        }
-    }
-
     /// One input to the agent; what it asks is done when the board settles.
     pub(crate) fn agent_input(&mut self, board: usize, input: AgentInput) {
         let one = &mut self.boards[board];
@@ -512,6 +343,15 @@ impl World {
         if let Some(machine) = &mut one.machine {
             machine.agent.handle(local, input);
         }
+    }
+
+    fn session_down(&mut self, board: usize) {
+        self.boards[board].waiting_since = self.now;
+        if let Some(machine) = &mut self.boards[board].machine {
+            machine.in_sync = false;
+            machine.calls.clear();
+        }
+        self.agent_input(board, AgentInput::Uplink(UplinkInput::NotLive));
     }
 
     fn perform_session(&mut self, board: usize, output: NodeOutput) {
@@ -554,21 +394,13 @@ impl World {
                     self.agent_input(board, AgentInput::CloudTime(unix_s));
                 }
             }
-            NodeOutput::Link(LinkOutput::Down) => {
-                self.boards[board].waiting_since = self.now;
-                if let Some(machine) = &mut self.boards[board].machine {
-                    machine.in_sync = false;
-                    machine.calls.clear();
-                }
-                self.agent_input(board, AgentInput::Uplink(UplinkInput::NotLive));
-            }
+            NodeOutput::Link(LinkOutput::Down) => self.session_down(board),
             NodeOutput::State(StateOutput::InSync { desired, reported }) => {
-                let local = self.boards[board].local(self.now);
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.in_sync = desired && reported;
-                    if desired {
-                        machine.agent.handle(local, AgentInput::Confirmed);
-                    }
+                }
+                if desired {
+                    self.agent_input(board, AgentInput::Confirmed);
                 }
             }
             NodeOutput::Records(NodeRecordsOutput::Wanted {

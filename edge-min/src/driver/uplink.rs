@@ -146,13 +146,7 @@ impl Driver {
             NodeOutput::Call(NodeCallOutput::Request { id, method, body })
                 if method == METHOD_RENEW =>
             {
-                if body.is_empty() {
-                    let wanted = Input::Certificate(CertificateInput::Wanted);
-                    self.agent.handle(self.now(), wanted);
-                }
-                let mut answer = vec![ANSWER_OK];
-                answer.extend_from_slice(&self.agent.proven_not_after().to_le_bytes());
-                self.log_calls.answer(id, answer);
+                self.answer_renew(id, &body);
             }
             NodeOutput::Call(NodeCallOutput::Request { id, method, body }) => {
                 let file = LogCalls::request(method, &body).and_then(|request| {
@@ -176,6 +170,17 @@ impl Driver {
             // Fetches and what an agent without them is not asked for.
             _ => {}
         }
+    }
+
+    /// The cloud asks which certificate is proven, and for a renewal when it sends no argument.
+    fn answer_renew(&mut self, id: u32, body: &[u8]) {
+        if body.is_empty() {
+            let wanted = Input::Certificate(CertificateInput::Wanted);
+            self.agent.handle(self.now(), wanted);
+        }
+        let mut answer = vec![ANSWER_OK];
+        answer.extend_from_slice(&self.agent.proven_not_after().to_le_bytes());
+        self.log_calls.answer(id, answer);
     }
 
     /// Gives the link the frames whose turn it is, as long as it has room. The time of the next one
