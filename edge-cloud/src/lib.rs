@@ -25,5 +25,6 @@ pub mod records;
 pub mod saved;
 pub mod serve;
 pub mod sessions;
+pub mod shards;
 pub mod source;
 pub mod transport;

@@ -55,6 +55,7 @@ use crate::events::Events;
 use crate::identity::Identity;
 use crate::nodes::{NodeReports, NodeView};
 use crate::records::Records;
+use crate::shards::{Shard, ShardEpochs as _};
 
 pub use self::connect::Refused;
 pub use self::node::Carrier;
@@ -206,7 +207,7 @@ impl Sessions {
         };
         let connection = node.connection.take();
         if let (Some(mut connection), Some(session)) = (connection, node.session.session()) {
-            let epoch = self.identity.registry().epoch();
+            let epoch = self.epoch(name);
             let reset = Frame::Reset { session, epoch };
             connection.carrier.send(self.now(), reset.encode());
         }
@@ -218,8 +219,13 @@ impl Sessions {
         self.lock().nodes.get(name).is_some_and(|node| node.live)
     }
 
-    fn probe_frame(&self) -> Frame {
-        let epoch = self.identity.registry().epoch();
+    /// The epoch under which we speak to a node.
+    fn epoch(&self, node: &str) -> u64 {
+        self.identity.registry().epoch(Shard::of(node))
+    }
+
+    fn probe_frame(&self, node: &str) -> Frame {
+        let epoch = self.epoch(node);
         let unix_s = unix_s();
         Frame::Probe { epoch, unix_s }
     }
@@ -236,7 +242,7 @@ impl Sessions {
         if state.nodes.contains_key(name) {
             return;
         }
-        let mut session = session(self.identity.registry().epoch(), self.now());
+        let mut session = session(self.epoch(name), self.now());
         let stream = self.records.attach(name, &mut session);
         let name: Arc<str> = name.into();
         let node = NodeSession::new(Arc::clone(&name), session, stream);

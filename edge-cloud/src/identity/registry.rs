@@ -21,6 +21,7 @@ pub(crate) use self::state::State;
 pub use self::state::{CHANGES_BYTES, RETIRED_MAX};
 use self::state::{Kept, Retired, Step, load};
 use super::peer::Peer;
+use crate::shards::{Shard, ShardEpochs};
 
 mod record;
 mod state;
@@ -86,6 +87,13 @@ pub struct Registry {
     refused: Notify,
 }
 
+/// One edge-cloud owns every shard, and takes all of them at its start.
+impl ShardEpochs for Registry {
+    fn epoch(&self, _: Shard) -> u64 {
+        self.read(|state| state.epoch)
+    }
+}
+
 impl Registry {
     /// Reads the nodes in `data` and takes the next epoch: max(last + 1, `unix_s`).
     ///
@@ -109,11 +117,6 @@ impl Registry {
             kept,
             refused,
         })
-    }
-
-    /// Epoch of this start.
-    pub fn epoch(&self) -> u64 {
-        self.read(|state| state.epoch)
     }
 
     /// Every node.

@@ -116,7 +116,8 @@ impl Sessions {
             match &mut node.connection {
                 Some(connection) if connection.asked < asks => {
                     connection.asked += 1;
-                    node.send(now, &self.probe_frame());
+                    let probe = self.probe_frame(&node.name);
+                    node.send(now, &probe);
                     asked.push(node.name.clone());
                 }
                 _ => gone.push(node.name.clone()),

@@ -35,6 +35,7 @@ use crate::identity::authorities::{Authorities, Phase};
 use crate::identity::ca::{Ca, CaError};
 use crate::identity::{ExternalBroker, Identity};
 use crate::sessions::{Carrier, Sessions};
+use crate::shards::Shard;
 
 /// The user that edge-cloud is at the broker, the common name of its certificate. No node can have
 /// it: a node's name has no dot.
@@ -418,8 +419,7 @@ impl Client {
 /// The node that a topic is for, if the topic is one: its shard must be that of the name.
 fn node_of(topic: &str) -> Option<&str> {
     let (shard, node) = topic.strip_prefix("m1/u/")?.split_once('/')?;
-    let [first, ..] = edge_proto::hash::sha256(node.as_bytes()).0;
-    (shard == format!("{first:02x}")).then_some(node)
+    (shard == Shard::of(node).to_string()).then_some(node)
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use super::outgoing::{Next, Outgoing, queue};
 use super::{OPENING_TIMEOUT, timely};
 use crate::identity::peer::Peer;
 use crate::sessions::{Refused, Sessions};
+use crate::shards::Shard;
 
 /// Longest time in which a node takes nothing of what waits for it, although it may go on to ping.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -65,7 +66,7 @@ pub(super) struct Mqtt<S> {
 impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     /// The connection of this node.
     pub(super) fn new(stream: S, node: &str) -> Self {
-        let shard = edge_proto::hash::sha256(node.as_bytes()).0[0];
+        let shard = Shard::of(node);
         let (reader, writer) = tokio::io::split(stream);
         Self {
             reader,
@@ -77,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
             subscribed: false,
             unsent: false,
             taken: Instant::now(),
-            topic_up: format!("m1/u/{shard:02x}/{node}"),
+            topic_up: format!("m1/u/{shard}/{node}"),
             topic_down: format!("m1/d/{node}"),
         }
     }

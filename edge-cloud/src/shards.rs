@@ -1,0 +1,46 @@
+//! Shards: by its name each node is in one of 256 parts of the fleet. The parts are a constant of the
+//! wire, since the topics upwards begin with them. Whoever owns a shard speaks to its nodes under an
+//! epoch, and a node refuses a lower one than it has accepted.
+
+use std::fmt;
+
+use edge_proto::hash::sha256;
+
+/// A part of the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shard(pub u8);
+
+impl Shard {
+    /// The shard of a node: the first byte of its name's SHA-256.
+    #[must_use]
+    pub fn of(node: &str) -> Self {
+        let [first, ..] = sha256(node.as_bytes()).0;
+        Self(first)
+    }
+}
+
+/// As in topics: two hex digits.
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}", self.0)
+    }
+}
+
+/// Under which epochs this edge-cloud speaks. Alone it owns every shard since its start; replicas
+/// would own them by leases.
+pub trait ShardEpochs: Send + Sync + 'static {
+    /// Epoch of the ownership of a shard.
+    fn epoch(&self, shard: Shard) -> u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Golden: an ACL at a broker and the nodes name the same shards.
+    #[test]
+    fn shards_never_change() {
+        let shards = ["gate-7", "gate-8"].map(|node| Shard::of(node).to_string());
+        assert_eq!(shards, ["4f", "ea"]);
+    }
+}
