@@ -14,14 +14,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
-use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
+use edge_proto::call::{CODE_BUSY, LogsRequest, METHOD_LOGS};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
 use crate::metrics;
-use crate::nodes::{CaView, Nodes};
+use crate::nodes::{CaView, CallError, Nodes};
 use crate::source::Status;
 
 pub use view::{ContainerRow, NodeRow, PodRow, ProblemRow};
@@ -296,27 +296,27 @@ async fn logs<N: Nodes>(
         follow: query.follow,
     };
     let mut answer = app.nodes.call(&node, METHOD_LOGS, request.encode());
-    let first = tokio::time::timeout(ANSWER_TIMEOUT, answer.recv()).await;
-    let first = match first.unwrap_or(None) {
-        Some(Ok(first)) if !first.is_empty() => first,
-        Some(Ok(_)) | None => return fail(StatusCode::BAD_GATEWAY, "the node gave no answer"),
-        Some(Err(error)) => return fail(StatusCode::BAD_GATEWAY, error),
-    };
-    let rest = first.slice(1..);
-    match first.first() {
-        Some(&ANSWER_OK) => Body::from_stream(follow(rest, answer)).into_response(),
-        Some(&ANSWER_ERROR) => fail(StatusCode::NOT_FOUND, reason(rest, answer).await),
-        _ => fail(
-            StatusCode::BAD_GATEWAY,
-            "the node's answer is of an unknown form",
-        ),
+    // Data, or word that the log is there; only then is the status known.
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer.recv()).await {
+        Ok(Some(Ok(first))) => Body::from_stream(follow(first, answer)).into_response(),
+        // An empty log.
+        Ok(None) => Body::empty().into_response(),
+        Ok(Some(Err(CallError::Node { code, reason }))) => {
+            let status = match code {
+                CODE_BUSY => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::NOT_FOUND,
+            };
+            fail(status, reason)
+        }
+        Ok(Some(Err(CallError::Link(reason)))) => fail(StatusCode::BAD_GATEWAY, reason),
+        Err(_) => fail(StatusCode::BAD_GATEWAY, "the node gave no answer"),
     }
 }
 
 /// The rest of an answer as it comes. Dropping it cancels the call.
 fn follow(
     first: Bytes,
-    answer: mpsc::Receiver<Result<Bytes, String>>,
+    answer: mpsc::Receiver<Result<Bytes, CallError>>,
 ) -> impl stream::Stream<Item = Result<Bytes, std::io::Error>> {
     stream::unfold((Some(first), answer), |(first, mut answer)| async {
         let next = match first {
@@ -325,41 +325,4 @@ fn follow(
         };
         Some((next, (None, answer)))
     })
-}
-
-/// Text of an error answer, which is short; as much of it as comes in time.
-async fn reason(first: Bytes, mut answer: mpsc::Receiver<Result<Bytes, String>>) -> String {
-    const REASON_BYTES_MAX: usize = 1024;
-    let mut bytes = first.to_vec();
-    let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
-    while bytes.len() < REASON_BYTES_MAX {
-        match tokio::time::timeout_at(until, answer.recv()).await {
-            Ok(Some(Ok(more))) => bytes.extend(more),
-            Ok(Some(Err(_)) | None) | Err(_) => break,
-        }
-    }
-    bytes.truncate(REASON_BYTES_MAX);
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: a reason that a node begins and never ends keeps no client waiting. Method: virtual time;
-    /// the node goes on for ever, a byte now and then.
-    #[tokio::test(start_paused = true)]
-    async fn a_reason_without_an_end_is_cut_off_in_time() {
-        let (node, answer) = mpsc::channel(1);
-        let dripping = tokio::spawn(async move {
-            while node.send(Ok(Bytes::from_static(b"!"))).await.is_ok() {
-                tokio::time::sleep(Duration::from_secs(25)).await;
-            }
-        });
-        let start = tokio::time::Instant::now();
-        let text = reason(Bytes::from_static(b"no such pod"), answer).await;
-        assert_eq!(text, "no such pod!!!");
-        assert_eq!(start.elapsed(), ANSWER_TIMEOUT);
-        dripping.await.unwrap();
-    }
 }

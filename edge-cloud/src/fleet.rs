@@ -17,8 +17,8 @@ use crate::identity::authorities::Authorities;
 use crate::identity::enrol::Lives;
 use crate::identity::{ExternalBroker, Identity};
 use crate::nodes::{
-    CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
-    NodeView, RecordReports,
+    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
+    NodeReports, NodeView, RecordReports,
 };
 use crate::placement::Desired;
 use crate::records::{Records, View};
@@ -86,9 +86,9 @@ impl Calls for Fleet {
         &self,
         node: &str,
         method: u16,
-        body: Vec<u8>,
-    ) -> mpsc::Receiver<Result<Bytes, String>> {
-        self.sessions.call(node, method, body)
+        args: Vec<u8>,
+    ) -> mpsc::Receiver<Result<Bytes, CallError>> {
+        self.sessions.call(node, method, args)
     }
 }
 

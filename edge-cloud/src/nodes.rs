@@ -150,10 +150,31 @@ pub trait DesiredSets: Send + Sync + 'static {
 
 /// Calls to nodes.
 pub trait Calls: Send + Sync + 'static {
-    /// Calls a node. The channel ends with the answer, with an error when the answer is not
-    /// complete; dropping it cancels the call.
-    fn call(&self, node: &str, method: u16, body: Vec<u8>)
-    -> mpsc::Receiver<Result<Bytes, String>>;
+    /// Calls a node. The channel has the node's data, and ends with them when the result is good, with
+    /// an error when it is not, or when there is none; dropping it cancels the call. Empty bytes say
+    /// that the call has begun.
+    fn call(
+        &self,
+        node: &str,
+        method: u16,
+        args: Vec<u8>,
+    ) -> mpsc::Receiver<Result<Bytes, CallError>>;
+}
+
+/// Why a call has no good result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The node ended it with this code.
+    #[error("{reason}")]
+    Node {
+        /// See [`edge_proto::call`].
+        code: u32,
+        /// For a person.
+        reason: String,
+    },
+    /// The link broke, or the node does not answer.
+    #[error("{0}")]
+    Link(String),
 }
 
 /// Who may be a node.

@@ -1,4 +1,5 @@
-//! Calls that the cloud makes on a node: method numbers, arguments and the form of the answer.
+//! Calls that the cloud makes on a node: methods, their arguments and data, results and control
+//! messages.
 //! The numbers are wire constants: append, never reuse.
 
 use alloc::string::String;
@@ -6,17 +7,29 @@ use alloc::vec::Vec;
 
 use crate::fields::{FieldError, Reader, Skip, Writer};
 
-/// Output of a container. The body is a [`LogsRequest`]; the answer is one of [`ANSWER_OK`] and
-/// [`ANSWER_ERROR`], then the log's bytes, or text that says what is wrong.
+/// Output of a container. The arguments are a [`LogsRequest`]; the node's data is the log. An empty
+/// frame of data says that there is one.
 pub const METHOD_LOGS: u16 = 1;
-/// The node is to renew its certificate now, as after a change of the CA; with a body that is not empty it
-/// only answers. The answer after [`ANSWER_OK`] is the end of the certificate that its session lives
-/// with, seconds since 1970, u64 little-endian: 0 while it does not know which one that is.
+/// The node is to renew its certificate now, as after a change of the CA; with arguments that are not
+/// empty it only answers. The node's data is the end of the certificate that its session lives with,
+/// seconds since 1970, u64 little-endian: 0 while it does not know which one that is.
 pub const METHOD_RENEW: u16 = 2;
-/// First byte of an answer: the rest is what was asked for.
-pub const ANSWER_OK: u8 = 0;
-/// First byte of an answer: the rest is a reason for a person, UTF-8.
-pub const ANSWER_ERROR: u8 = 1;
+
+/// A result: all went well. Codes below 256 mean the same in every method, others are a method's own.
+pub const CODE_OK: u32 = 0;
+/// A result: what was asked for is not there, or failed; the reason says why.
+pub const CODE_FAILED: u32 = 1;
+/// A result: the node does not know the method.
+pub const CODE_UNKNOWN_METHOD: u32 = 2;
+/// A result: the arguments are not those of the method.
+pub const CODE_ARGUMENTS: u32 = 3;
+/// A result: the node has `CALLS_MAX` open calls.
+pub const CODE_BUSY: u32 = 4;
+
+/// A control message: the size of the caller's terminal; columns and rows, each u16 little-endian.
+pub const CONTROL_TERMINAL_SIZE: u8 = 1;
+/// A control message: a signal for what runs; its number on Linux, one byte.
+pub const CONTROL_SIGNAL: u8 = 2;
 
 /// Which log, and how much of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +47,7 @@ pub struct LogsRequest {
 }
 
 impl LogsRequest {
-    /// Bytes of the body.
+    /// Bytes of the arguments.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Writer::default();
@@ -46,7 +59,7 @@ impl LogsRequest {
         fields.into_bytes()
     }
 
-    /// Reads a body.
+    /// Reads arguments.
     ///
     /// # Errors
     /// The first wrong field.

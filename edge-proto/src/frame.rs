@@ -10,9 +10,9 @@ use alloc::vec::Vec;
 use crate::hash::{Hash16, Hash32};
 use crate::key::Key;
 use crate::limits::{
-    AGENT_BYTES_MAX, CALL_BYTES_MAX, CHANGE_ITEMS_MAX, CLASSES_MAX, FRAME_BYTES_MAX,
-    INLINE_BYTES_MAX, INVENTORY_PAGE_MAX, PIECE_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX,
-    WIRE_VERSION, WIRE_VERSION_MIN,
+    AGENT_BYTES_MAX, CALL_BYTES_MAX, CALL_CONTROL_BYTES_MAX, CALL_REASON_BYTES_MAX,
+    CHANGE_ITEMS_MAX, CLASSES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, INVENTORY_PAGE_MAX,
+    PIECE_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
 };
 use crate::wire::{Wire, numbers, record, variants};
 
@@ -281,32 +281,40 @@ variants! {
             id: u32,
             /// What is called.
             method: u16,
-            /// Arguments.
-            body: Vec<u8>,
+            /// Arguments, at most `CALL_BYTES_MAX`.
+            args: Vec<u8>,
+            /// The node's data before this offset may be sent.
+            upto: u64,
         },
-        /// Up: a piece of a call's answer.
+        /// Both ways: data of a call.
         11 = CallData {
             /// The session.
             session: SessionId,
             /// Id of the call.
             id: u32,
-            /// Place of the first byte in the answer.
-            offset: u64,
-            /// The bytes.
+            /// Number of the frame among the data, control messages and result of its direction.
+            number: u64,
+            /// At most `CALL_BYTES_MAX`.
             bytes: Vec<u8>,
-            /// Whether the answer is complete.
+            /// No data follow in this direction.
             end: bool,
         },
-        /// Down: the answer may now reach this offset.
+        /// Both ways: where an end of a call stands.
         12 = CallCredit {
             /// The session.
             session: SessionId,
             /// Id of the call.
             id: u32,
-            /// The answer's bytes before this offset may be sent.
+            /// Number that the sender's next frame of the call will have.
+            number: u64,
+            /// Number of the next frame that it waits for.
+            seen: u64,
+            /// The other end's data before this offset may be sent.
             upto: u64,
+            /// Who does not know the call answers `CallCancel`.
+            asks: bool,
         },
-        /// Both ways: the call is over without a complete answer.
+        /// Both ways: the call is over without a result.
         13 = CallCancel {
             /// The session.
             session: SessionId,
@@ -364,6 +372,32 @@ variants! {
             wire_max: u8,
             /// Why, see [`Refusal`].
             reason: u8,
+        },
+        /// Both ways: out of band in a call.
+        18 = CallControl {
+            /// The session.
+            session: SessionId,
+            /// Id of the call.
+            id: u32,
+            /// As in `CallData`.
+            number: u64,
+            /// What it is, see [`crate::call`].
+            kind: u8,
+            /// At most `CALL_CONTROL_BYTES_MAX`.
+            bytes: Vec<u8>,
+        },
+        /// Up: the call is over, and all data of this direction came before.
+        19 = CallResult {
+            /// The session.
+            session: SessionId,
+            /// Id of the call.
+            id: u32,
+            /// As in `CallData`.
+            number: u64,
+            /// See [`crate::call`].
+            code: u32,
+            /// For a person, at most `CALL_REASON_BYTES_MAX`.
+            reason: String,
         },
     }
 }
@@ -481,6 +515,8 @@ impl Frame {
             | Self::CallData { session, .. }
             | Self::CallCredit { session, .. }
             | Self::CallCancel { session, .. }
+            | Self::CallControl { session, .. }
+            | Self::CallResult { session, .. }
             | Self::Records { session, .. }
             | Self::RecordsAck { session, .. } => Some(*session),
         }
@@ -496,9 +532,10 @@ impl Frame {
                 items.len() <= CHANGE_ITEMS_MAX && items.iter().all(is_item_within_caps)
             }
             Self::Piece { bytes, .. } => bytes.len() <= PIECE_BYTES_MAX,
-            Self::CallOpen { body: bytes, .. } | Self::CallData { bytes, .. } => {
-                bytes.len() <= CALL_BYTES_MAX
-            }
+            Self::CallOpen { args, .. } => args.len() <= CALL_BYTES_MAX,
+            Self::CallData { bytes, .. } => bytes.len() <= CALL_BYTES_MAX,
+            Self::CallControl { bytes, .. } => bytes.len() <= CALL_CONTROL_BYTES_MAX,
+            Self::CallResult { reason, .. } => reason.len() <= CALL_REASON_BYTES_MAX,
             Self::Records {
                 class,
                 held,

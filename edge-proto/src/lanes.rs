@@ -21,8 +21,8 @@ use alloc::vec::Vec;
 use crate::Millis;
 use crate::frame::FrameKind;
 use crate::limits::{
-    BLOB_WINDOW_BYTES, CALL_WINDOW_BYTES, CALLS_MAX, CLASS_TOLL, CLASSES_MAX, FRAME_BYTES_MAX,
-    STREAM_WINDOW_BYTES,
+    BLOB_WINDOW_BYTES, CALL_BYTES_MAX, CALL_CONTROL_BYTES_MAX, CALL_CONTROLS_MAX, CALL_FRAMES_MAX,
+    CALL_WINDOW_BYTES, CALLS_MAX, CLASS_TOLL, CLASSES_MAX, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
 
 /// Lanes of a link.
@@ -31,16 +31,25 @@ pub const LANES: usize = 6;
 pub const FRAME_OVERHEAD_BYTES: usize = 128;
 /// Bytes that wait in each lane at most, each frame with its overhead. *Control*: a frame of each
 /// sort many times over. *State*: the largest inventory, 69 pages, and a change. *Toll* and
-/// *stream*: their window, and a frame for each class. *Call*: the windows of all calls. *Blob*:
-/// its window.
+/// *stream*: their window, and a frame for each class. *Call*: the window of all calls, and
+/// of each [`CALL_LANE_BYTES`]. *Blob*: its window.
 pub const LANE_BYTES_MAX: [usize; LANES] = [
     16 * 1024,
     72 * OWED_BYTES_MAX,
     STREAM_WINDOW_BYTES * 5 / 4 + OWED_BYTES_MAX,
     STREAM_WINDOW_BYTES * 5 / 4 + CLASSES_MAX * OWED_BYTES_MAX,
-    CALLS_MAX * CALL_WINDOW_BYTES as usize * 5 / 4,
+    CALL_WINDOW_BYTES as usize + CALLS_MAX * CALL_LANE_BYTES,
     BLOB_WINDOW_BYTES * 5 / 4,
 ];
+/// What a call has in its lane besides data: its arguments or its result, and around data, control
+/// messages and credit what each frame costs.
+const CALL_LANE_BYTES: usize = CALL_BYTES_MAX + CALL_LANE_FRAMES * CALL_FRAME_BYTES;
+/// Frames of a call in its lane: those that are not acknowledged, and the acknowledgements of what the
+/// other end may send.
+const CALL_LANE_FRAMES: usize = 2 * (CALL_FRAMES_MAX + CALL_CONTROLS_MAX) - 8;
+/// Bytes of such a frame without data: version, tag, session, id, three numbers and a control message.
+const CALL_FRAME_BYTES: usize =
+    FRAME_OVERHEAD_BYTES + 1 + 1 + 16 + 5 + 8 + CALL_CONTROL_BYTES_MAX / 2;
 /// What a waiting lane is owed of the bytes that other lanes send, percent. With what is not owed
 /// to anyone, the first lanes go first.
 pub const SHARE_PERCENT: [u8; LANES] = [20, 20, 10, 5, 5, BLOB_SHARE_PERCENT];
@@ -110,7 +119,9 @@ impl Lane {
             FrameKind::CallOpen
             | FrameKind::CallData
             | FrameKind::CallCredit
-            | FrameKind::CallCancel => Self::Call,
+            | FrameKind::CallCancel
+            | FrameKind::CallControl
+            | FrameKind::CallResult => Self::Call,
             FrameKind::Records | FrameKind::RecordsAck => match frame.get(CLASS_AT) {
                 Some(&CLASS_TOLL) => Self::Toll,
                 _ => Self::Stream,

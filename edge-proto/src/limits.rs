@@ -40,12 +40,27 @@ pub const PROBES_MAX: u8 = 8;
 pub const REFUSED_RETRY_MS: u64 = 600_000;
 /// Longest that a node waits with `Hello` after a `RetryAfter`.
 pub const RETRY_AFTER_MS_MAX: u64 = 600_000;
-/// Bytes of a call's arguments, and of one piece of its answer.
+/// Bytes of a call's arguments, and of one frame of its data.
 pub const CALL_BYTES_MAX: usize = 4 * 1024;
 /// Calls open at once in one session.
 pub const CALLS_MAX: usize = 8;
-/// Bytes of a call's answer in flight without the caller's credit.
-pub const CALL_WINDOW_BYTES: u32 = 16 * 1024;
+/// Bytes of all calls of a session together, in each direction, that are granted and that the
+/// consumers have not taken: what 3 Mbit/s carry in a round trip of 150 ms, and a little.
+pub const CALL_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes of them that each call has for itself, whatever the others do.
+pub const CALL_CREDIT_BYTES_MIN: u32 = 512;
+/// Frames of data in one direction of a call without an acknowledgement; more waits, and goes in
+/// larger frames.
+pub const CALL_FRAMES_MAX: usize = 16;
+/// Control messages in one direction of a call without an acknowledgement; one more ends the call.
+pub const CALL_CONTROLS_MAX: usize = 8;
+/// Bytes of a control message.
+pub const CALL_CONTROL_BYTES_MAX: usize = 32;
+/// Bytes of the text of a call's result; longer text is cut at a character.
+pub const CALL_REASON_BYTES_MAX: usize = 256;
+/// Each end of an open call says so often where it stands, so that a frame lost at the end of a
+/// stream is noticed.
+pub const CALL_CHECK_MS: u64 = 60_000;
 
 /// Classes of an outbox: numbers below this; the lowest goes first.
 pub const CLASSES_MAX: usize = 16;
@@ -111,6 +126,13 @@ pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
 const _: () = assert!(PIECE_BYTES_MAX + 256 < FRAME_BYTES_MAX);
 const _: () = assert!(BLOB_WINDOW_BYTES.is_multiple_of(PIECE_BYTES_MAX));
+const _: () = assert!(CALL_BYTES_MAX + 256 < FRAME_BYTES_MAX);
+const _: () = assert!(CALL_FRAMES_MAX * CALL_BYTES_MAX >= CALL_WINDOW_BYTES as usize);
+// One call alone fills 3 Mbit/s at 150 ms, beside what is kept for seven others.
+const _: () = assert!(
+    CALL_WINDOW_BYTES as usize - (CALLS_MAX - 1) * CALL_CREDIT_BYTES_MIN as usize
+        >= 3_000_000 / 8 * 150 / 1_000
+);
 const _: () = assert!(CONFIG_BYTES_MAX < NODE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + 14 <= RECORDS_BYTES_MAX);
 const _: () = assert!(2 * FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);

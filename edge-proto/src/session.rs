@@ -26,13 +26,13 @@ use alloc::vec::Vec;
 
 pub use cloud::{Cloud, CloudConfig};
 pub use input::{
-    BlobInput, CloudCallInput, CloudInput, CloudRecordsInput, FetchInput, LinkInput, NodeCallInput,
-    NodeInput, NodeRecordsInput, StateInput,
+    BlobInput, CallInput, CallOpen, CallResult, CloudInput, CloudRecordsInput, FetchInput,
+    LinkInput, NodeInput, NodeRecordsInput, StateInput,
 };
 pub use node::{Node, NodeConfig};
 pub use output::{
-    BlobOutput, CloudCallOutput, CloudOutput, LinkOutput, NodeCallOutput, NodeOutput,
-    NodeRecordsOutput, RecordsOutput, StateOutput,
+    BlobOutput, CallOutput, CloudOutput, LinkOutput, NodeOutput, NodeRecordsOutput, RecordsOutput,
+    StateOutput,
 };
 
 use crate::frame::FrameError;
@@ -108,12 +108,11 @@ impl core::fmt::Display for Problem {
     }
 }
 
-/// Name and version for `Hello`, cut to its cap at a character.
-fn agent_text(mut agent: String) -> String {
-    let mut end = agent.len().min(crate::limits::AGENT_BYTES_MAX);
-    while !agent.is_char_boundary(end) {
+/// Cuts `text` to its cap, at a character.
+fn cut(text: &mut String, bytes_max: usize) {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    agent.truncate(end);
-    agent
+    text.truncate(end);
 }

@@ -98,19 +98,23 @@ fn all_frames() -> Vec<Frame> {
             session,
             id: 9,
             method: 2,
-            body: b"q".to_vec(),
+            args: b"q".to_vec(),
+            upto: 61_952,
         },
         Frame::CallData {
             session,
             id: 9,
-            offset: 128,
+            number: 128,
             bytes: b"r".to_vec(),
             end: true,
         },
         Frame::CallCredit {
             session,
             id: 9,
+            number: 129,
+            seen: 3,
             upto: 16384,
+            asks: true,
         },
         Frame::CallCancel { session, id: 9 },
         Frame::RetryAfter {
@@ -148,6 +152,20 @@ fn all_frames() -> Vec<Frame> {
             wire_min: 2,
             wire_max: 4,
             reason: 0,
+        },
+        Frame::CallControl {
+            session,
+            id: 9,
+            number: 300,
+            kind: 1,
+            bytes: vec![80, 0, 24, 0],
+        },
+        Frame::CallResult {
+            session,
+            id: 9,
+            number: 301,
+            code: 300,
+            reason: "no".into(),
         },
         // Not here.
         Frame::Piece {
@@ -287,7 +305,9 @@ fn every_frame_has_its_lane() {
             Frame::CallOpen { .. }
             | Frame::CallData { .. }
             | Frame::CallCredit { .. }
-            | Frame::CallCancel { .. } => Lane::Call,
+            | Frame::CallCancel { .. }
+            | Frame::CallControl { .. }
+            | Frame::CallResult { .. } => Lane::Call,
         };
         assert_eq!(Lane::of(&frame.encode()), lane, "{frame:?}");
     }
@@ -450,12 +470,13 @@ fn payloads_over_their_caps_are_refused() {
         session,
         id: 1,
         method: 1,
-        body: vec![7; count],
+        args: vec![7; count],
+        upto: 512,
     };
     let data = |count| Frame::CallData {
         session,
         id: 1,
-        offset: 0,
+        number: 0,
         bytes: vec![7; count],
         end: false,
     };

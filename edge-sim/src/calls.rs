@@ -2,9 +2,9 @@
 //! in vain. The sessions are real; who reads and who writes is modelled after
 //! `edge-cloud/src/sessions/call.rs` and `edge-min/src/driver/log_calls.rs`.
 
-use edge_proto::call::METHOD_LOGS;
+use edge_proto::call::{CODE_OK, METHOD_LOGS};
 use edge_proto::limits::{CALL_BYTES_MAX, CALLS_MAX};
-use edge_proto::session::{CloudCallInput, NodeCallInput};
+use edge_proto::session::{CallInput, CallOpen, CallResult};
 
 use crate::event::{Answer, Event};
 use crate::world::World;
@@ -71,8 +71,8 @@ impl World {
         };
         session.calls.insert(id, reader);
         self.stats.calls += 1;
-        let (method, body) = (METHOD_LOGS, total.to_be_bytes().to_vec());
-        self.tell_session(replica, node, CloudCallInput::Start { id, method, body });
+        let (method, args) = (METHOD_LOGS, total.to_be_bytes().to_vec());
+        self.tell_session(replica, node, CallOpen { id, method, args });
         let replica = u8::try_from(replica).unwrap_or_default();
         let patience = Event::Patience {
             replica,
@@ -98,7 +98,7 @@ impl World {
         if left_ms == 0 {
             session.calls.remove(&id);
             self.stats.calls_broken += 1;
-            self.tell_session(replica, node, CloudCallInput::Cancel { id });
+            self.tell_session(replica, node, CallInput::Cancel { id });
             return;
         }
         let replica = u8::try_from(replica).unwrap_or_default();
@@ -112,14 +112,8 @@ impl World {
         self.plan(left_ms, patience);
     }
 
-    /// A piece is at the reader.
-    pub(crate) fn call_bytes(
-        &mut self,
-        replica: usize,
-        node: u32,
-        id: u32,
-        (bytes, end): (&[u8], bool),
-    ) {
+    /// Data is at the reader.
+    pub(crate) fn call_data(&mut self, replica: usize, node: u32, id: u32, bytes: &[u8]) {
         let now = self.now;
         let life = self.replicas[replica].life;
         let session = self.replicas[replica].sessions[node as usize].as_mut();
@@ -134,28 +128,34 @@ impl World {
             .find(|(at, one)| byte(id, *at) != **one);
         reader.got += bytes.len() as u64;
         reader.heard = now;
-        let Reader {
-            total, got, enough, ..
-        } = *reader;
-        if (end || got >= enough)
-            && let Some(session) = &mut self.replicas[replica].sessions[node as usize]
-        {
-            session.calls.remove(&id);
-        }
+        let leaves = reader.got >= reader.enough;
         if let Some((at, _)) = wrong {
             self.fail(node, format!("the answer to call {id} is wrong at {at}"));
         }
-        if end {
-            self.stats.calls_done += 1;
-            if got != total {
-                self.fail(node, format!("call {id} ends after {got} of {total} bytes"));
+        if leaves {
+            if let Some(session) = &mut self.replicas[replica].sessions[node as usize] {
+                session.calls.remove(&id);
             }
-        } else if got >= enough {
             self.stats.calls_left += 1;
             self.later(replica, life, node, (serial, id), None);
         } else {
             let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             self.later(replica, life, node, (serial, id), Some(count));
+        }
+    }
+
+    /// The node has ended the call, so all of its answer is here.
+    pub(crate) fn call_result(&mut self, replica: usize, node: u32, result: &CallResult) {
+        let session = self.replicas[replica].sessions[node as usize].as_mut();
+        let Some(Reader { total, got, .. }) =
+            session.and_then(|session| session.calls.remove(&result.id))
+        else {
+            return;
+        };
+        self.stats.calls_done += 1;
+        if got != total || result.code != CODE_OK {
+            let id = result.id;
+            self.fail(node, format!("call {id} ends after {got} of {total} bytes"));
         }
     }
 
@@ -190,16 +190,16 @@ impl World {
         let session = self.replicas[replica].sessions[node as usize].as_ref();
         if session.is_some_and(|session| session.serial == serial) {
             let input = match taken {
-                Some(bytes) => CloudCallInput::Taken { id, bytes },
-                None => CloudCallInput::Cancel { id },
+                Some(bytes) => CallInput::Taken { id, bytes },
+                None => CallInput::Cancel { id },
             };
             self.tell_session(replica, node, input);
         }
     }
 
     /// The node is asked.
-    pub(crate) fn call_requested(&mut self, board: usize, id: u32, body: &[u8]) {
-        let total = body.try_into().map_or(0, u64::from_be_bytes);
+    pub(crate) fn call_requested(&mut self, board: usize, id: u32, args: &[u8]) {
+        let total = args.try_into().map_or(0, u64::from_be_bytes);
         let writer = Writer {
             total,
             sent: 0,
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// The node reads a piece of the log and sends it.
+    /// The node reads a piece of the log and sends it, or the result behind all of them.
     pub(crate) fn call_piece(&mut self, board: usize, id: u32) {
         let one = &mut self.boards[board];
         let local = one.local(self.now);
@@ -233,8 +233,15 @@ impl World {
         };
         let left = writer.total - writer.sent;
         let count = left.min(writer.window).min(CALL_BYTES_MAX as u64);
-        let end = count == left;
-        if count == 0 && !end {
+        if left == 0 {
+            machine.calls.remove(&id);
+            let (code, reason) = (CODE_OK, String::new());
+            machine
+                .session
+                .handle(local, CallResult { id, code, reason });
+            return;
+        }
+        if count == 0 {
             return;
         }
         let bytes: Vec<u8> = (writer.sent..writer.sent + count)
@@ -242,14 +249,10 @@ impl World {
             .collect();
         writer.sent += count;
         writer.window -= count;
-        if end {
-            machine.calls.remove(&id);
-        }
+        let end = false;
         machine
             .session
-            .handle(local, NodeCallInput::Answer { id, bytes, end });
-        if !end {
-            self.answer(board, 5, Answer::Piece(id));
-        }
+            .handle(local, CallInput::Data { id, bytes, end });
+        self.answer(board, 5, Answer::Piece(id));
     }
 }

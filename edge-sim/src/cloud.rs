@@ -10,7 +10,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
 use edge_proto::rate_limiter::{RateLimiter, Reservation};
 use edge_proto::session::{
-    BlobInput, BlobOutput, Cloud, CloudCallOutput, CloudConfig, CloudInput, CloudOutput,
+    BlobInput, BlobOutput, CallOutput, Cloud, CloudConfig, CloudInput, CloudOutput,
     CloudRecordsInput, LinkInput, LinkOutput, RecordsOutput, StateInput, StateOutput,
 };
 
@@ -661,10 +661,11 @@ impl World {
                 session.live = true;
                 session.reservation = Reservation::default();
             }
-            CloudOutput::Call(CloudCallOutput::Data { id, bytes, end }) => {
-                self.call_bytes(replica, node, id, (&bytes, end));
+            CloudOutput::Call(CallOutput::Data { id, bytes, .. }) => {
+                self.call_data(replica, node, id, &bytes);
             }
-            CloudOutput::Call(CloudCallOutput::Cancelled { id }) => {
+            CloudOutput::CallResult(result) => self.call_result(replica, node, &result),
+            CloudOutput::Call(CallOutput::Cancelled { id }) => {
                 let broken = session.calls.remove(&id).is_some();
                 self.stats.calls_broken += u64::from(broken);
             }

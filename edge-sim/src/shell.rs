@@ -7,8 +7,8 @@ use edge_core::spec::ContainerSpec;
 use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure, UplinkInput};
 use edge_proto::limits::FRAME_BYTES_MAX;
 use edge_proto::session::{
-    BlobInput, BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, NodeRecordsOutput,
-    StateInput, StateOutput,
+    BlobInput, BlobOutput, CallOpen, CallOutput, LinkInput, LinkOutput, NodeOutput,
+    NodeRecordsOutput, StateInput, StateOutput,
 };
 
 use crate::board::{Conn, Run};
@@ -412,13 +412,13 @@ impl World {
                 self.records_acked(board, class, next)
             }
             NodeOutput::Records(NodeRecordsOutput::Ahead { .. }) => self.records_ahead(board),
-            NodeOutput::Call(NodeCallOutput::Request { id, body, .. }) => {
-                self.call_requested(board, id, &body)
+            NodeOutput::CallOpen(CallOpen { id, args, .. }) => {
+                self.call_requested(board, id, &args)
             }
-            NodeOutput::Call(NodeCallOutput::Window { id, bytes }) => {
+            NodeOutput::Call(CallOutput::Window { id, bytes }) => {
                 self.call_window(board, id, bytes)
             }
-            NodeOutput::Call(NodeCallOutput::Cancelled { id }) => {
+            NodeOutput::Call(CallOutput::Cancelled { id }) => {
                 if let Some(machine) = &mut self.boards[board].machine {
                     machine.calls.remove(&id);
                 }

@@ -5,33 +5,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edge_proto::call::{LogsRequest, METHOD_LOGS};
-use edge_proto::session::CloudCallInput;
+use edge_proto::session::{CallInput, CallOpen};
 use tokio::sync::mpsc;
 
 use super::Sessions;
-use crate::nodes::Calls;
+use crate::nodes::{CallError, Calls};
 
-/// Pieces of a call's answer on the way to its reader: more than its window holds.
-const PIECES_MAX: usize = 64;
+/// Pieces of a call's data on the way to its reader: many more than its window holds, unless a node sends
+/// single bytes to a reader that stands still.
+const PIECES_MAX: usize = 256;
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
 const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same once it has begun to answer, for an answer that has an end.
 const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A piece of an answer, or why there are no more.
-type Piece = Result<Bytes, String>;
+type Piece = Result<Bytes, CallError>;
 
 /// What a call's session says to its reader.
 pub(super) enum Heard {
     Bytes(Bytes),
     End,
-    Broken(&'static str),
+    Failed(CallError),
+}
+
+/// The link's part in the end of a call.
+pub(super) fn broken(why: &str) -> Heard {
+    Heard::Failed(CallError::Link(why.to_owned()))
 }
 
 impl Calls for Arc<Sessions> {
-    fn call(&self, name: &str, method: u16, body: Vec<u8>) -> mpsc::Receiver<Piece> {
+    fn call(&self, name: &str, method: u16, args: Vec<u8>) -> mpsc::Receiver<Piece> {
         let follows =
-            method == METHOD_LOGS && LogsRequest::decode(&body).is_ok_and(|request| request.follow);
+            method == METHOD_LOGS && LogsRequest::decode(&args).is_ok_and(|request| request.follow);
         let (reader, pieces) = mpsc::channel(PIECES_MAX);
         let (answer, receiver) = mpsc::channel(1);
         let mut state = self.lock();
@@ -39,7 +45,7 @@ impl Calls for Arc<Sessions> {
         let id = state.calls;
         if let Some(node) = state.nodes.get_mut(name) {
             node.calls.insert(id, reader);
-            self.handle(&mut state, name, CloudCallInput::Start { id, method, body });
+            self.handle(&mut state, name, CallOpen { id, method, args });
         }
         drop(state);
         tokio::spawn(relay(
@@ -71,20 +77,21 @@ async fn relay(
             heard = pieces.recv() => heard,
             () = answer.closed() => break,
             () = tokio::time::sleep(timeout.unwrap_or_default()), if timeout.is_some() => {
-                Some(Heard::Broken("the node does not answer"))
+                Some(broken("the node does not answer"))
             }
         };
         timeout = (!follows).then_some(CALL_NEXT_TIMEOUT);
         let bytes = match heard {
             Some(Heard::Bytes(bytes)) => bytes,
             Some(Heard::End) => return,
-            Some(Heard::Broken(why)) => {
+            Some(Heard::Failed(error)) => {
                 // A reader that is gone needs no reason.
-                let _gone = answer.send(Err(why.to_owned())).await;
+                let _gone = answer.send(Err(error)).await;
                 break;
             }
             None => {
-                let _gone = answer.send(Err("the answer broke off".to_owned())).await;
+                let why = "the answer broke off".to_owned();
+                let _gone = answer.send(Err(CallError::Link(why))).await;
                 break;
             }
         };
@@ -93,15 +100,11 @@ async fn relay(
             break;
         }
         let mut state = sessions.lock();
-        sessions.handle(
-            &mut state,
-            &name,
-            CloudCallInput::Taken { id, bytes: taken },
-        );
+        sessions.handle(&mut state, &name, CallInput::Taken { id, bytes: taken });
     }
     let mut state = sessions.lock();
     if let Some(node) = state.nodes.get_mut(name.as_str()) {
         node.calls.remove(&id);
     }
-    sessions.handle(&mut state, &name, CloudCallInput::Cancel { id });
+    sessions.handle(&mut state, &name, CallInput::Cancel { id });
 }

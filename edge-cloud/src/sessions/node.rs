@@ -3,22 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use edge_proto::call::CODE_OK;
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
 use edge_proto::lanes::Limits;
 use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 use edge_proto::rate_limiter::Reservation;
 use edge_proto::session::{
-    BlobInput, BlobOutput, Cloud, CloudCallInput, CloudCallOutput, CloudInput, CloudOutput,
+    BlobInput, BlobOutput, CallInput, CallOutput, CallResult, Cloud, CloudInput, CloudOutput,
     LinkOutput, Payload, StateInput, StateOutput,
 };
 use tokio::sync::mpsc;
 
-use super::call::Heard;
+use super::call::{Heard, broken};
 use super::takeover::Takeovers;
 use crate::clock::unix_s;
 use crate::identity::registry::NodeRecord;
-use crate::nodes::NodeView;
+use crate::nodes::{CallError, NodeView};
 use crate::placement::Desired;
 
 /// See [`Problems`].
@@ -213,11 +214,15 @@ impl NodeSession {
                 self.heard |= reported;
                 true
             }
-            CloudOutput::Call(CloudCallOutput::Data { id, bytes, end }) => {
-                self.call_bytes(now, id, bytes, end);
+            CloudOutput::Call(CallOutput::Data { id, bytes, .. }) => {
+                self.call_data(now, id, bytes);
                 false
             }
-            CloudOutput::Call(CloudCallOutput::Cancelled { id }) => {
+            CloudOutput::CallResult(result) => {
+                self.call_result(result);
+                false
+            }
+            CloudOutput::Call(CallOutput::Cancelled { id }) => {
                 self.end_call(id, "the node is not connected, or its answer broke off");
                 false
             }
@@ -286,29 +291,34 @@ impl NodeSession {
         }
     }
 
-    /// A call ends without an answer, or in the middle of it.
-    fn end_call(&mut self, id: u32, why: &'static str) {
+    /// A call ends without a result.
+    fn end_call(&mut self, id: u32, why: &str) {
         if let Some(reader) = self.calls.remove(&id) {
-            let _gone = reader.try_send(Heard::Broken(why));
+            let _gone = reader.try_send(broken(why));
         }
     }
 
-    /// Passes a piece of a call's answer on.
-    fn call_bytes(&mut self, now: u64, id: u32, bytes: Vec<u8>, end: bool) {
+    /// A call ends with a result.
+    fn call_result(&mut self, CallResult { id, code, reason }: CallResult) {
+        if let Some(reader) = self.calls.remove(&id) {
+            let result = match code {
+                CODE_OK => Heard::End,
+                code => Heard::Failed(CallError::Node { code, reason }),
+            };
+            // One that has no room has seen less than all, and finds no end.
+            let _gone = reader.try_send(result);
+        }
+    }
+
+    /// Passes data of a call on.
+    fn call_data(&mut self, now: u64, id: u32, bytes: Vec<u8>) {
         let Some(reader) = self.calls.get(&id) else {
             return;
         };
-        // The window is smaller than the channel, so a piece that does not fit is a node that
-        // breaks the contract: its call ends.
-        let mut failed = reader.try_send(Heard::Bytes(bytes.into())).is_err();
-        if end {
-            failed |= reader.try_send(Heard::End).is_err();
-        }
-        if end || failed {
+        // A reader that stands still while a node sends single bytes: its call ends.
+        if reader.try_send(Heard::Bytes(bytes.into())).is_err() {
             self.calls.remove(&id);
-        }
-        if failed {
-            self.session.handle(now, CloudCallInput::Cancel { id });
+            self.session.handle(now, CallInput::Cancel { id });
         }
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_proto::call::{ANSWER_OK, METHOD_RENEW};
+use edge_proto::call::METHOD_RENEW;
 
 use super::Sessions;
 use super::node::NodeSession;
@@ -22,7 +22,7 @@ pub const ASK_AGAIN_MS: u64 = 600_000;
 /// milliseconds: an agent of before does not say.
 pub const PROOF_AGAIN_MS: u64 = 60_000;
 /// Bytes of that answer.
-const PROOF_BYTES: usize = 9;
+const PROOF_BYTES: usize = 8;
 
 impl Sessions {
     /// Asks nodes, for ever, when they are connected.
@@ -96,10 +96,7 @@ impl Sessions {
 
     /// A node has answered with which certificate it has come.
     fn proven(&self, name: &str, answer: &[u8]) {
-        let Some((&ANSWER_OK, end)) = answer.split_first() else {
-            return;
-        };
-        let Ok(end) = end.try_into().map(u64::from_le_bytes) else {
+        let Ok(end) = answer.try_into().map(u64::from_le_bytes) else {
             return;
         };
         if let Err(error) = self.identity.registry().lives_with(name, end) {

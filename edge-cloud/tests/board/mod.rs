@@ -16,11 +16,12 @@ use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
 use edge_cloud::records::Records;
 use edge_cloud::serve;
 use edge_cloud::sessions::ADMISSIONS_PER_S;
+use edge_proto::call::CODE_OK;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::frame::Entry;
 use edge_proto::session::{
-    LinkInput, LinkOutput, Node, NodeCallInput, NodeCallOutput, NodeConfig, NodeInput, NodeOutput,
-    NodeRecordsInput, NodeRecordsOutput, StateInput, StateOutput,
+    CallInput, CallOpen, CallResult, LinkInput, LinkOutput, Node, NodeConfig, NodeInput,
+    NodeOutput, NodeRecordsInput, NodeRecordsOutput, StateInput, StateOutput,
 };
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
@@ -495,14 +496,13 @@ impl Board {
                 NodeOutput::Records(NodeRecordsOutput::Acked { next, .. }) => {
                     self.outbox.lock().unwrap().acknowledged = next;
                 }
-                NodeOutput::Call(NodeCallOutput::Request { id, .. })
-                    if self.answers != Answers::Never =>
-                {
-                    let bytes = b"\0line\n".to_vec();
-                    let end = self.answers == Answers::Whole;
-                    let now = self.now();
-                    self.session
-                        .handle(now, NodeCallInput::Answer { id, bytes, end });
+                NodeOutput::CallOpen(CallOpen { id, .. }) if self.answers != Answers::Never => {
+                    let (now, bytes, end) = (self.now(), b"line\n".to_vec(), false);
+                    self.session.handle(now, CallInput::Data { id, bytes, end });
+                    if self.answers == Answers::Whole {
+                        let (code, reason) = (CODE_OK, String::new());
+                        self.session.handle(now, CallResult { id, code, reason });
+                    }
                 }
                 _ => {}
             }

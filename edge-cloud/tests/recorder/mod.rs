@@ -8,12 +8,12 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use edge_cloud::changes::{ChangeFeed, Changes};
 use edge_cloud::nodes::{
-    CaAdmin, CaRetired, CaView, Calls, DesiredSets, Event, EventLog, NodeAdmin, NodeReports,
-    NodeView, RecordReports,
+    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
+    NodeReports, NodeView, RecordReports,
 };
 use edge_cloud::placement::Desired;
 use edge_cloud::records::View;
-use edge_proto::call::LogsRequest;
+use edge_proto::call::{CODE_FAILED, LogsRequest};
 use edge_proto::object::{NodeStatus, PodStatus};
 use tokio::sync::mpsc;
 
@@ -100,22 +100,21 @@ impl DesiredSets for Recorder {
 
 impl Calls for Recorder {
     /// The node's log is the request itself.
-    fn call(&self, _: &str, _: u16, body: Vec<u8>) -> mpsc::Receiver<Result<Bytes, String>> {
+    fn call(&self, _: &str, _: u16, args: Vec<u8>) -> mpsc::Receiver<Result<Bytes, CallError>> {
         let (send, receive) = mpsc::channel(4);
-        let request = LogsRequest::decode(&body).unwrap();
-        let parts = if request.pod == "gone" {
-            vec![
-                Bytes::from_static(b"\x01no such"),
-                Bytes::from_static(b" pod"),
-            ]
-        } else {
-            vec![
-                Bytes::from_static(b"\0"),
-                Bytes::from(format!("{}/{}\n", request.pod, request.tail_bytes)),
-            ]
+        let request = LogsRequest::decode(&args).unwrap();
+        let parts = match request.pod.as_str() {
+            "gone" => vec![Err(CallError::Node {
+                code: CODE_FAILED,
+                reason: "no such pod".to_owned(),
+            })],
+            pod => vec![
+                Ok(Bytes::new()),
+                Ok(Bytes::from(format!("{pod}/{}\n", request.tail_bytes))),
+            ],
         };
         for part in parts {
-            send.try_send(Ok(part)).unwrap();
+            send.try_send(part).unwrap();
         }
         receive
     }

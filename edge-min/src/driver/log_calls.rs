@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use edge_proto::call::{ANSWER_ERROR, ANSWER_OK, LogsRequest, METHOD_LOGS};
-use edge_proto::session::NodeCallInput;
+use edge_proto::call::{CODE_ARGUMENTS, CODE_OK, CODE_UNKNOWN_METHOD, LogsRequest, METHOD_LOGS};
+use edge_proto::session::{CallInput, CallResult, NodeInput};
 use edge_proto::sorted::SortedMap;
 
 use crate::workload::logs;
@@ -21,10 +21,29 @@ struct Call {
     at: u64,
     follow: bool,
     window: u32,
-    /// Text to send before the log: the first byte of the answer, or all of a refusal.
-    head: Vec<u8>,
-    refused: bool,
+    /// All of an answer that is no log.
+    answer: Vec<u8>,
+    /// Why there is none, with the code of the result.
+    refusal: Option<(u32, String)>,
+    /// The caller knows that the log is there.
+    begun: bool,
     look_at: u64,
+}
+
+impl Call {
+    fn new(file: PathBuf, request: LogsRequest) -> Self {
+        Self {
+            file,
+            at: 0,
+            follow: request.follow,
+            request,
+            window: 0,
+            answer: Vec::new(),
+            refusal: None,
+            begun: false,
+            look_at: 0,
+        }
+    }
 }
 
 /// The calls of one session; the session itself caps their number.
@@ -37,16 +56,17 @@ impl LogCalls {
     /// Reads a call's arguments.
     ///
     /// # Errors
-    /// For the caller.
-    pub fn request(method: u16, body: &[u8]) -> Result<LogsRequest, String> {
+    /// For the caller: the code of the result, and the reason.
+    pub fn request(method: u16, args: &[u8]) -> Result<LogsRequest, (u32, String)> {
         if method != METHOD_LOGS {
-            return Err("this agent does not know the call; upgrade it".to_owned());
+            let reason = "this agent does not know the call; upgrade it".to_owned();
+            return Err((CODE_UNKNOWN_METHOD, reason));
         }
-        LogsRequest::decode(body).map_err(|error| error.to_string())
+        LogsRequest::decode(args).map_err(|error| (CODE_ARGUMENTS, error.to_string()))
     }
 
     /// Opens a call on a file, or with the reason why there is none.
-    pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), String>) {
+    pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), (u32, String)>) {
         let call = match file {
             Ok((file, request)) => {
                 let tail = match request.tail_bytes {
@@ -54,37 +74,24 @@ impl LogCalls {
                     bytes => u64::from(bytes),
                 };
                 let at = logs::start_of_tail(&file, tail).unwrap_or(0);
-                let (follow, head) = (request.follow, vec![ANSWER_OK]);
                 Call {
-                    file,
-                    request,
                     at,
-                    follow,
-                    window: 0,
-                    head,
-                    refused: false,
-                    look_at: 0,
+                    ..Call::new(file, request)
                 }
             }
-            Err(reason) => {
-                let head = [&[ANSWER_ERROR], reason.as_bytes()].concat();
-                return self.answer(id, head);
-            }
+            Err(refusal) => Call {
+                refusal: Some(refusal),
+                ..Call::new(PathBuf::new(), LogsRequest::default())
+            },
         };
         self.calls.insert(id, call);
     }
 
     /// Opens a call that is answered by these bytes alone.
-    pub fn answer(&mut self, id: u32, head: Vec<u8>) {
+    pub fn answer(&mut self, id: u32, answer: Vec<u8>) {
         let call = Call {
-            file: PathBuf::new(),
-            request: LogsRequest::default(),
-            at: 0,
-            follow: false,
-            window: 0,
-            head,
-            refused: true,
-            look_at: 0,
+            answer,
+            ..Call::new(PathBuf::new(), LogsRequest::default())
         };
         self.calls.insert(id, call);
     }
@@ -116,45 +123,51 @@ impl LogCalls {
             .min()
     }
 
-    /// The next piece of an answer that can go now. `is_over` says whether nothing more will be
-    /// written to a file: its container has ended for good, its pod is gone, or another has taken
-    /// its name.
+    /// The next data of a call that can go now, or its result. `is_over` says whether nothing more
+    /// will be written to a file: its container has ended for good, its pod is gone, or another has
+    /// taken its name.
     pub fn next(
         &mut self,
         now: u64,
         is_over: &dyn Fn(&LogsRequest, &Path) -> bool,
-    ) -> Option<NodeCallInput> {
+    ) -> Option<NodeInput<'static>> {
         for (id, call) in &mut self.calls {
+            let id = *id;
+            if let Some((code, reason)) = call.refusal.take() {
+                self.calls.remove(&id);
+                return Some(CallResult { id, code, reason }.into());
+            }
             if call.window == 0 || call.look_at > now {
                 continue;
             }
             let limit = PIECE_BYTES.min(usize::try_from(call.window).unwrap_or(PIECE_BYTES));
-            let id = *id;
-            let mut bytes = std::mem::take(&mut call.head);
-            if bytes.len() > limit {
-                call.head = bytes.split_off(limit);
-            } else if !call.refused {
-                let mut more = logs::read_from(&call.file, call.at).unwrap_or_default();
-                more.truncate(limit - bytes.len());
-                call.at += more.len() as u64;
-                bytes.extend(more);
+            let mut bytes = std::mem::take(&mut call.answer);
+            if bytes.is_empty() {
+                bytes = logs::read_from(&call.file, call.at).unwrap_or_default();
+                bytes.truncate(limit);
+                call.at += bytes.len() as u64;
+            } else if bytes.len() > limit {
+                call.answer = bytes.split_off(limit);
             }
             call.window -= u32::try_from(bytes.len()).unwrap_or(call.window);
-            if call.follow && bytes.is_empty() && call.file.exists() {
+            let end = false;
+            if !bytes.is_empty() {
+                call.begun = true;
+                return Some(CallInput::Data { id, bytes, end }.into());
+            }
+            if call.follow && call.file.exists() {
+                if !call.begun {
+                    call.begun = true;
+                    return Some(CallInput::Data { id, bytes, end }.into());
+                }
                 // Asked before the last look, so that nothing written meanwhile is lost.
                 call.follow = !is_over(&call.request, &call.file);
                 call.look_at = if call.follow { now + FOLLOW_MS } else { now };
                 continue;
             }
-            let whole = bytes.is_empty() || (call.refused && call.head.is_empty());
-            if whole {
-                self.calls.remove(&id);
-            }
-            return Some(NodeCallInput::Answer {
-                id,
-                bytes,
-                end: whole,
-            });
+            self.calls.remove(&id);
+            let (code, reason) = (CODE_OK, String::new());
+            return Some(CallResult { id, code, reason }.into());
         }
         None
     }
@@ -162,15 +175,30 @@ impl LogCalls {
 
 #[cfg(test)]
 mod tests {
+    use edge_proto::call::CODE_FAILED;
+
     use super::*;
 
-    fn drain(calls: &mut LogCalls, now: u64) -> (Vec<u8>, bool) {
-        let (mut all, mut ended) = (Vec::new(), false);
-        while let Some(NodeCallInput::Answer { bytes, end, .. }) = calls.next(now, &|_, _| false) {
-            all.extend(bytes);
-            ended = end;
+    /// All data that may go now, and the result if it goes.
+    fn drain(calls: &mut LogCalls, now: u64) -> (Vec<u8>, Option<(u32, String)>) {
+        let mut all = Vec::new();
+        while let Some(input) = calls.next(now, &|_, _| false) {
+            match input {
+                NodeInput::Call(CallInput::Data { bytes, end, .. }) => {
+                    assert!(!end);
+                    all.extend(bytes);
+                }
+                NodeInput::CallResult(CallResult { code, reason, .. }) => {
+                    return (all, Some((code, reason)));
+                }
+                other => panic!("{other:?}"),
+            }
         }
-        (all, ended)
+        (all, None)
+    }
+
+    fn done() -> Option<(u32, String)> {
+        Some((CODE_OK, String::new()))
     }
 
     #[test]
@@ -182,12 +210,9 @@ mod tests {
         calls.open(1, Ok((file, LogsRequest::default())));
         assert_eq!(drain(&mut calls, 0).0.len(), 0, "no window yet");
         calls.window(1, 5_000);
-        assert_eq!(
-            drain(&mut calls, 0),
-            ([vec![ANSWER_OK], vec![b'x'; 4_999]].concat(), false)
-        );
+        assert_eq!(drain(&mut calls, 0), (vec![b'x'; 5_000], None));
         calls.window(1, 6_000);
-        assert_eq!(drain(&mut calls, 0), (vec![b'x'; 5_001], true));
+        assert_eq!(drain(&mut calls, 0), (vec![b'x'; 5_000], done()));
         assert_eq!(calls.deadline(), None);
     }
 
@@ -203,14 +228,14 @@ mod tests {
         };
         calls.open(1, Ok((file.clone(), request)));
         calls.window(1, 100);
-        assert_eq!(drain(&mut calls, 0), (vec![ANSWER_OK, b'a'], false));
+        assert_eq!(drain(&mut calls, 0), (b"a".to_vec(), None));
         std::fs::write(&file, "ab").unwrap();
         assert_eq!(calls.deadline(), Some(FOLLOW_MS));
-        assert_eq!(drain(&mut calls, FOLLOW_MS), (vec![b'b'], false));
+        assert_eq!(drain(&mut calls, FOLLOW_MS), (vec![b'b'], None));
     }
 
     /// Goal: what a container says last is not lost when its end is noticed. Method: it writes
-    /// while the agent asks whether it is over.
+    /// while the agent asks whether it is over. Before, the caller hears that there is a log.
     #[test]
     fn a_followed_log_ends_with_its_container_and_with_its_last_words() {
         let dir = tempfile::tempdir().unwrap();
@@ -224,7 +249,12 @@ mod tests {
         };
         calls.open(1, Ok((file.clone(), request)));
         calls.window(1, 100);
-        assert_eq!(drain(&mut calls, 0), (vec![ANSWER_OK], false));
+        let begun = calls.next(0, &|_, _| false);
+        assert!(matches!(
+            begun,
+            Some(NodeInput::Call(CallInput::Data { bytes, .. })) if bytes.is_empty()
+        ));
+        assert_eq!(drain(&mut calls, 0), (Vec::new(), None));
         let ends = |request: &LogsRequest, path: &Path| {
             assert_eq!((request.pod.as_str(), path), ("ends", file.as_path()));
             std::fs::write(path, "bye").unwrap();
@@ -232,19 +262,22 @@ mod tests {
         };
         assert!(calls.next(FOLLOW_MS, &ends).is_none());
         assert_eq!(calls.deadline(), Some(FOLLOW_MS));
-        assert_eq!(drain(&mut calls, FOLLOW_MS), (b"bye".to_vec(), true));
+        assert_eq!(drain(&mut calls, FOLLOW_MS), (b"bye".to_vec(), done()));
         assert_eq!(calls.deadline(), None);
     }
 
     #[test]
-    fn a_refusal_is_one_whole_answer() {
+    fn a_refusal_needs_no_window_and_an_answer_is_whole() {
         let mut calls = LogCalls::default();
-        calls.open(1, Err("no pod".to_owned()));
-        calls.window(1, 100);
-        assert_eq!(
-            drain(&mut calls, 0),
-            ([&[ANSWER_ERROR], b"no pod".as_slice()].concat(), true)
-        );
-        assert!(LogCalls::request(99, &[]).is_err());
+        let refusal = (CODE_FAILED, "no pod".to_owned());
+        calls.open(1, Err(refusal.clone()));
+        assert_eq!(drain(&mut calls, 0), (Vec::new(), Some(refusal)));
+        calls.answer(2, vec![7; 8]);
+        calls.window(2, 512);
+        assert_eq!(drain(&mut calls, 0), (vec![7; 8], done()));
+        let unknown = LogCalls::request(99, &[]).unwrap_err();
+        assert_eq!(unknown.0, CODE_UNKNOWN_METHOD);
+        let wrong = LogCalls::request(METHOD_LOGS, &[0xff]).unwrap_err();
+        assert_eq!(wrong.0, CODE_ARGUMENTS);
     }
 }

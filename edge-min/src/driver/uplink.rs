@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use edge_core::{Certificate, CertificateInput, Input, UplinkInput, UplinkOutput};
-use edge_proto::call::{ANSWER_OK, LogsRequest, METHOD_RENEW};
+use edge_proto::call::{CODE_FAILED, LogsRequest, METHOD_RENEW};
 use edge_proto::session::{
-    BlobOutput, LinkInput, LinkOutput, NodeCallOutput, NodeOutput, StateOutput,
+    BlobOutput, CallOpen, CallOutput, LinkInput, LinkOutput, NodeOutput, StateOutput,
 };
 
 use super::Driver;
@@ -143,22 +143,11 @@ impl Driver {
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
             }
-            NodeOutput::Call(NodeCallOutput::Request { id, method, body })
-                if method == METHOD_RENEW =>
-            {
-                self.answer_renew(id, &body);
-            }
-            NodeOutput::Call(NodeCallOutput::Request { id, method, body }) => {
-                let file = LogCalls::request(method, &body).and_then(|request| {
-                    let (file, _) = self.called_log(&request)?;
-                    Ok((file, request))
-                });
-                self.log_calls.open(id, file);
-            }
-            NodeOutput::Call(NodeCallOutput::Window { id, bytes }) => {
-                self.log_calls.window(id, bytes)
-            }
-            NodeOutput::Call(NodeCallOutput::Cancelled { id }) => self.log_calls.close(id),
+            NodeOutput::CallOpen(open) => self.open_call(open),
+            NodeOutput::Call(CallOutput::Window { id, bytes }) => self.log_calls.window(id, bytes),
+            NodeOutput::Call(CallOutput::Cancelled { id }) => self.log_calls.close(id),
+            // No method takes data or control messages. What is not taken gets no credit.
+            NodeOutput::Call(CallOutput::Data { .. } | CallOutput::Control { .. }) => {}
             NodeOutput::State(StateOutput::PutRefused { key, reason }) => {
                 log::error!("report_refused key={key} reason={reason}");
             }
@@ -172,15 +161,23 @@ impl Driver {
         }
     }
 
-    /// The cloud asks which certificate is proven, and for a renewal when it sends no argument.
-    fn answer_renew(&mut self, id: u32, body: &[u8]) {
-        if body.is_empty() {
-            let wanted = Input::Certificate(CertificateInput::Wanted);
-            self.agent.handle(self.now(), wanted);
+    fn open_call(&mut self, CallOpen { id, method, args }: CallOpen) {
+        if method == METHOD_RENEW {
+            // It asks which certificate is proven, and for a renewal when it sends no argument.
+            if args.is_empty() {
+                let wanted = Input::Certificate(CertificateInput::Wanted);
+                self.agent.handle(self.now(), wanted);
+            }
+            let end = self.agent.proven_not_after().to_le_bytes();
+            self.log_calls.answer(id, end.to_vec());
+            return;
         }
-        let mut answer = vec![ANSWER_OK];
-        answer.extend_from_slice(&self.agent.proven_not_after().to_le_bytes());
-        self.log_calls.answer(id, answer);
+        let file = LogCalls::request(method, &args).and_then(|request| {
+            let log = self.called_log(&request);
+            let (file, _) = log.map_err(|reason| (CODE_FAILED, reason))?;
+            Ok((file, request))
+        });
+        self.log_calls.open(id, file);
     }
 
     /// Gives the link the frames whose turn it is, as long as it has room. The time of the next one

@@ -1,231 +1,597 @@
-//! Calls: the cloud asks, the node answers in pieces within the credit that the cloud gives.
+//! Calls: two byte streams, one each way, from `CallOpen` of the cloud to `CallResult` of the node.
+//! The state machine is the same at both ends; only who opens and who ends differs.
+//!
+//! - *Order.* Data, control messages and the result of one direction have numbers, from 0. One that
+//!   came before is ignored. A gap means that a frame is lost, which on one ordered connection only
+//!   a full lane or a broker does: the call then ends at both ends, nothing is sent twice.
+//! - *Credit.* The end that receives grants bytes, so that of all calls together at most
+//!   [`CALL_WINDOW_BYTES`] are granted and not yet taken. Each call may have an equal share of them,
+//!   and [`CALL_CREDIT_BYTES_MIN`] whatever the others do.
+//! - *Frames.* At most [`CALL_FRAMES_MAX`] frames of data go without an acknowledgement; what is
+//!   given beyond waits here, within its credit, and goes in larger frames.
+//! - *Loss at the end.* Every [`CALL_CHECK_MS`] each end says where it stands. One that does not know
+//!   the call answers `CallCancel`.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::output::Outputs;
 use super::sender::send;
-use super::{CloudCallOutput, CloudOutput, NodeCallOutput, NodeOutput};
+use super::{CallInput, CallOpen, CallOutput, CallResult};
+use crate::Millis;
+use crate::call::CODE_BUSY;
 use crate::frame::{Frame, SessionId};
-use crate::limits::{CALL_BYTES_MAX, CALL_WINDOW_BYTES, CALLS_MAX};
+use crate::limits::{
+    CALL_BYTES_MAX, CALL_CHECK_MS, CALL_CONTROL_BYTES_MAX, CALL_CONTROLS_MAX,
+    CALL_CREDIT_BYTES_MIN, CALL_FRAMES_MAX, CALL_REASON_BYTES_MAX, CALL_WINDOW_BYTES, CALLS_MAX,
+};
 use crate::sorted::SortedMap;
 
-/// The node's half. At most [`CALLS_MAX`] calls.
-#[derive(Debug, Default)]
-pub(super) struct Answers {
-    calls: SortedMap<u32, Answer>,
-    /// Highest id seen in this session: a doubled `CallOpen` does not run a call twice.
-    last: Option<u32>,
-}
+/// Credit of a call in each direction before the first word of it.
+const MIN: u64 = CALL_CREDIT_BYTES_MIN as u64;
+/// Frames that came and were not acknowledged, at which that is done.
+const ACK_FRAMES: u64 = 4;
 
-#[derive(Debug)]
-struct Answer {
-    sent: u64,
+/// The direction in which this end sends.
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// Number of the next frame.
+    number: u64,
+    /// Frames before it have come.
+    seen: u64,
+    /// Numbers of control messages that may not have come, at most [`CALL_CONTROLS_MAX`].
+    controls: VecDeque<u64>,
+    /// Bytes that the caller has given.
+    given: u64,
+    /// Bytes that it may give.
     upto: u64,
+    /// Given, and not yet sent.
+    waiting: Vec<u8>,
+    /// Nothing more will be given.
+    ending: bool,
+    /// The end of the data was sent.
+    ended: bool,
+    /// Goes when nothing waits.
+    result: Option<(u32, String)>,
 }
 
-impl Answers {
-    /// The session is over, and all calls with it.
-    pub(super) fn close(&mut self, out: &mut VecDeque<NodeOutput>) {
-        self.last = None;
-        for (id, _) in core::mem::take(&mut self.calls) {
-            out.push_back(NodeCallOutput::Cancelled { id }.into());
-        }
-    }
-
-    pub(super) fn handle_open(
-        &mut self,
-        session: SessionId,
-        (id, method, body): (u32, u16, Vec<u8>),
-        out: &mut VecDeque<NodeOutput>,
-    ) {
-        if self.last.is_some_and(|last| id <= last) {
-            return;
-        }
-        self.last = Some(id);
-        if self.calls.len() >= CALLS_MAX {
-            send(out, &Frame::CallCancel { session, id });
-            return;
-        }
-        let upto = u64::from(CALL_WINDOW_BYTES);
-        self.calls.insert(id, Answer { sent: 0, upto });
-        out.push_back(NodeCallOutput::Request { id, method, body }.into());
-        let bytes = CALL_WINDOW_BYTES;
-        out.push_back(NodeCallOutput::Window { id, bytes }.into());
-    }
-
-    pub(super) fn handle_credit(&mut self, id: u32, upto: u64, out: &mut VecDeque<NodeOutput>) {
-        let Some(call) = self.calls.get_mut(&id) else {
-            return;
-        };
-        let bytes = upto.saturating_sub(call.upto);
-        // The cloud never gives more than a window over what it has received.
-        let fits = upto <= call.sent + u64::from(CALL_WINDOW_BYTES);
-        if let (true, Ok(bytes @ 1..)) = (fits, u32::try_from(bytes)) {
-            call.upto = upto;
-            out.push_back(NodeCallOutput::Window { id, bytes }.into());
-        }
-    }
-
-    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<NodeOutput>) {
-        if self.calls.remove(&id).is_some() {
-            out.push_back(NodeCallOutput::Cancelled { id }.into());
-        }
-    }
-
-    /// The caller ends a call.
-    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<NodeOutput>) {
-        if self.calls.remove(&id).is_some() {
-            send(out, &Frame::CallCancel { session, id });
-        }
-    }
-
-    /// A piece of an answer; over the window it ends the call on both sides.
-    pub(super) fn answer(
-        &mut self,
-        session: SessionId,
-        (id, bytes, end): (u32, &[u8], bool),
-        out: &mut VecDeque<NodeOutput>,
-    ) {
-        let Some(call) = self.calls.get_mut(&id) else {
-            return;
-        };
-        if call.sent + bytes.len() as u64 > call.upto {
-            self.cancel(session, id, out);
-            out.push_back(NodeCallOutput::Cancelled { id }.into());
-            return;
-        }
-        let mut rest = bytes;
-        loop {
-            let (piece, after) = rest.split_at_checked(CALL_BYTES_MAX).unwrap_or((rest, &[]));
-            let frame = Frame::CallData {
-                session,
-                id,
-                offset: call.sent,
-                bytes: piece.to_vec(),
-                end: end && after.is_empty(),
-            };
-            send(out, &frame);
-            call.sent += piece.len() as u64;
-            rest = after;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        if end {
-            self.calls.remove(&id);
-        }
-    }
-}
-
-/// The cloud's half. At most [`CALLS_MAX`] calls.
+/// The direction in which the other end sends.
 #[derive(Debug, Default)]
-pub(super) struct Requests {
-    calls: SortedMap<u32, Request>,
-    last: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Request {
+struct Incoming {
+    /// Number of the next frame.
+    number: u64,
+    /// The number that the other end knows of.
+    acknowledged: u64,
     received: u64,
     taken: u64,
+    /// Bytes that the other end may send.
     upto: u64,
+    ended: bool,
 }
 
-impl Requests {
-    /// The session is over, and all calls with it.
-    pub(super) fn close(&mut self, out: &mut VecDeque<CloudOutput>) {
-        for (id, _) in core::mem::take(&mut self.calls) {
-            out.push_back(CloudCallOutput::Cancelled { id }.into());
+impl Incoming {
+    /// Bytes that are in flight, or wait for the consumer, or may come.
+    const fn outstanding(&self) -> u64 {
+        match self.ended {
+            true => self.received - self.taken,
+            false => self.upto - self.taken,
         }
     }
 
-    pub(super) fn start(
+    /// What it has of the window, at least its part that no other call gets.
+    const fn reserved(&self) -> u64 {
+        let outstanding = self.outstanding();
+        match outstanding > MIN {
+            true => outstanding,
+            false => MIN,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    outgoing: Outgoing,
+    incoming: Incoming,
+}
+
+/// The open calls of a session, at most [`CALLS_MAX`].
+#[derive(Debug)]
+pub(super) struct Calls {
+    /// This end is the one that opens.
+    opens: bool,
+    calls: SortedMap<u32, Call>,
+    /// Highest id so far: a doubled `CallOpen` does not run a call twice.
+    last: Option<u32>,
+    /// When each end is to hear where the other one stands.
+    check_at: Option<Millis>,
+}
+
+impl Calls {
+    pub(super) const fn new(opens: bool) -> Self {
+        Self {
+            opens,
+            calls: SortedMap::new(),
+            last: None,
+            check_at: None,
+        }
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Millis> {
+        self.check_at
+    }
+
+    /// The session is over, and all calls with it.
+    pub(super) fn close<O: Outputs>(&mut self, out: &mut VecDeque<O>) {
+        if !self.opens {
+            self.last = None;
+        }
+        self.check_at = None;
+        for (id, _) in core::mem::take(&mut self.calls) {
+            out.push_back(CallOutput::Cancelled { id }.into());
+        }
+    }
+
+    /// Opens a call, at the cloud. Without a session, over a cap or with an old id it is over at
+    /// once.
+    pub(super) fn open<O: Outputs>(
         &mut self,
+        now: Millis,
         session: Option<SessionId>,
-        (id, method, body): (u32, u16, Vec<u8>),
-        out: &mut VecDeque<CloudOutput>,
+        CallOpen { id, method, args }: CallOpen,
+        out: &mut VecDeque<O>,
     ) {
         let fresh = self.last.is_none_or(|last| id > last);
-        let fits = body.len() <= CALL_BYTES_MAX && self.calls.len() < CALLS_MAX;
+        let fits = args.len() <= CALL_BYTES_MAX && self.calls.len() < CALLS_MAX;
         let (Some(session), true, true) = (session, fresh, fits) else {
-            out.push_back(CloudCallOutput::Cancelled { id }.into());
+            out.push_back(CallOutput::Cancelled { id }.into());
             return;
         };
         self.last = Some(id);
-        let request = Request {
-            received: 0,
-            taken: 0,
-            upto: u64::from(CALL_WINDOW_BYTES),
-        };
-        self.calls.insert(id, request);
+        self.insert(now, id, MIN);
+        let (share, free) = self.room();
+        let upto = share.min(MIN + free);
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.incoming.upto = upto;
+        }
         let frame = Frame::CallOpen {
             session,
             id,
             method,
-            body,
+            args,
+            upto,
         };
         send(out, &frame);
+        let bytes = CALL_CREDIT_BYTES_MIN;
+        out.push_back(CallOutput::Window { id, bytes }.into());
     }
 
-    pub(super) fn handle_data(
+    /// The cloud opens a call. Returns whether it is new; then the caller hears of it, and of its
+    /// window, which is returned.
+    pub(super) fn handle_open<O: Outputs>(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        (id, upto): (u32, u64),
+        out: &mut VecDeque<O>,
+    ) -> Option<u32> {
+        if self.last.is_some_and(|last| id <= last) {
+            return None;
+        }
+        self.last = Some(id);
+        if self.calls.len() >= CALLS_MAX {
+            let frame = Frame::CallResult {
+                session,
+                id,
+                number: 0,
+                code: CODE_BUSY,
+                reason: String::new(),
+            };
+            send(out, &frame);
+            return None;
+        }
+        let bytes =
+            u32::try_from(upto).map_or(CALL_WINDOW_BYTES, |upto| upto.min(CALL_WINDOW_BYTES));
+        self.insert(now, id, u64::from(bytes));
+        Some(bytes)
+    }
+
+    fn insert(&mut self, now: Millis, id: u32, upto: u64) {
+        let outgoing = Outgoing {
+            upto,
+            ..Outgoing::default()
+        };
+        let incoming = Incoming {
+            upto: MIN,
+            ..Incoming::default()
+        };
+        self.calls.insert(id, Call { outgoing, incoming });
+        self.check_at
+            .get_or_insert(now.saturating_add(CALL_CHECK_MS));
+    }
+
+    /// What the caller does with an open call.
+    pub(super) fn handle_input<O: Outputs>(
         &mut self,
         session: SessionId,
-        (id, offset, bytes, end): (u32, u64, Vec<u8>, bool),
-        out: &mut VecDeque<CloudOutput>,
+        input: CallInput,
+        out: &mut VecDeque<O>,
+    ) {
+        match input {
+            CallInput::Data { id, bytes, end } => {
+                let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) else {
+                    return;
+                };
+                let given = outgoing.given + bytes.len() as u64;
+                if given > outgoing.upto || outgoing.ending {
+                    self.abort(session, id, out);
+                    return;
+                }
+                outgoing.given = given;
+                outgoing.ending = end;
+                let begins = bytes.is_empty() && !end && outgoing.has_room();
+                outgoing.waiting.extend(bytes);
+                if begins && outgoing.waiting.is_empty() {
+                    outgoing.send_data(session, id, 0, out);
+                }
+                self.pump(session, id, out);
+            }
+            CallInput::Control { id, kind, bytes } => {
+                let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) else {
+                    return;
+                };
+                if bytes.len() > CALL_CONTROL_BYTES_MAX
+                    || outgoing.controls.len() >= CALL_CONTROLS_MAX
+                {
+                    self.abort(session, id, out);
+                    return;
+                }
+                let number = outgoing.next();
+                outgoing.controls.push_back(number);
+                let frame = Frame::CallControl {
+                    session,
+                    id,
+                    number,
+                    kind,
+                    bytes,
+                };
+                send(out, &frame);
+            }
+            CallInput::Taken { id, bytes } => {
+                if let Some(Call { incoming, .. }) = self.calls.get_mut(&id) {
+                    let taken = incoming.taken.saturating_add(u64::from(bytes));
+                    incoming.taken = taken.min(incoming.received);
+                    self.grant(session, out);
+                }
+            }
+            CallInput::Cancel { id } => {
+                if self.remove(id) {
+                    send(out, &Frame::CallCancel { session, id });
+                    self.grant(session, out);
+                }
+            }
+        }
+    }
+
+    /// The call ends, at the node, when all data that was given has gone.
+    pub(super) fn handle_result<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        CallResult {
+            id,
+            code,
+            mut reason,
+        }: CallResult,
+        out: &mut VecDeque<O>,
+    ) {
+        super::cut(&mut reason, CALL_REASON_BYTES_MAX);
+        if let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) {
+            outgoing.ending = true;
+            outgoing.result = Some((code, reason));
+            self.pump(session, id, out);
+        }
+    }
+
+    pub(super) fn tick<O: Outputs>(
+        &mut self,
+        now: Millis,
+        session: SessionId,
+        out: &mut VecDeque<O>,
+    ) {
+        if self.check_at.is_some_and(|at| at <= now) {
+            self.check_at = (!self.calls.is_empty()).then(|| now.saturating_add(CALL_CHECK_MS));
+            for (id, call) in &mut self.calls {
+                call.send_credit(session, *id, true, out);
+            }
+        }
+    }
+
+    /// A frame that both ends send.
+    pub(super) fn handle_frame<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        frame: Frame,
+        out: &mut VecDeque<O>,
+    ) {
+        match frame {
+            Frame::CallData {
+                id,
+                number,
+                bytes,
+                end,
+                ..
+            } => self.handle_data(session, (id, number), bytes, end, out),
+            Frame::CallControl {
+                id,
+                number,
+                kind,
+                bytes,
+                ..
+            } => self.handle_control(session, (id, number), (kind, bytes), out),
+            Frame::CallCredit {
+                id,
+                number,
+                seen,
+                upto,
+                asks,
+                ..
+            } => self.handle_credit(session, id, (number, seen, upto), asks, out),
+            Frame::CallCancel { id, .. } => self.handle_cancel(session, id, out),
+            _ => {}
+        }
+    }
+
+    /// A frame of data, control or result. Returns the call if it is the next one of its direction.
+    fn next_frame<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        (id, number): (u32, u64),
+        out: &mut VecDeque<O>,
+    ) -> Option<&mut Incoming> {
+        let Some(call) = self.calls.get(&id) else {
+            // Unless the other end learns it, it may wait for credit for ever.
+            send(out, &Frame::CallCancel { session, id });
+            return None;
+        };
+        if number > call.incoming.number {
+            self.abort(session, id, out);
+            return None;
+        }
+        let incoming = &mut self.calls.get_mut(&id)?.incoming;
+        let next = number == incoming.number;
+        incoming.number += u64::from(next);
+        next.then_some(incoming)
+    }
+
+    fn handle_data<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        (id, number): (u32, u64),
+        bytes: Vec<u8>,
+        end: bool,
+        out: &mut VecDeque<O>,
+    ) {
+        let Some(incoming) = self.next_frame(session, (id, number), out) else {
+            return;
+        };
+        let received = incoming.received + bytes.len() as u64;
+        if received > incoming.upto || incoming.ended {
+            self.abort(session, id, out);
+            return;
+        }
+        incoming.received = received;
+        incoming.ended = end;
+        out.push_back(CallOutput::Data { id, bytes, end }.into());
+        self.grant(session, out);
+    }
+
+    fn handle_control<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        (id, number): (u32, u64),
+        (kind, bytes): (u8, Vec<u8>),
+        out: &mut VecDeque<O>,
+    ) {
+        if self.next_frame(session, (id, number), out).is_some() {
+            out.push_back(CallOutput::Control { id, kind, bytes }.into());
+            // Few may be on their way, so each is acknowledged at once.
+            if let Some(call) = self.calls.get_mut(&id) {
+                call.send_credit(session, id, false, out);
+            }
+        }
+    }
+
+    /// Returns whether the call is over with this result, at the cloud.
+    pub(super) fn handle_result_frame<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        (id, number): (u32, u64),
+        out: &mut VecDeque<O>,
+    ) -> bool {
+        // An unknown one is over here already, and needs no answer.
+        let over = self.calls.contains_key(&id)
+            && self.next_frame(session, (id, number), out).is_some()
+            && self.remove(id);
+        if over {
+            self.grant(session, out);
+        }
+        over
+    }
+
+    /// Where the other end stands.
+    fn handle_credit<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        id: u32,
+        (number, seen, upto): (u64, u64, u64),
+        asks: bool,
+        out: &mut VecDeque<O>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
-            // Unless the node learns it, it would wait for credit for ever.
-            if !end {
+            // Else it is late, or its call was over here before.
+            if asks {
                 send(out, &Frame::CallCancel { session, id });
             }
             return;
         };
-        let after = offset.saturating_add(bytes.len() as u64);
-        if offset < call.received {
+        let (outgoing, incoming) = (&mut call.outgoing, &call.incoming);
+        let most = outgoing.given + u64::from(CALL_WINDOW_BYTES);
+        if number > incoming.number || seen > outgoing.number || upto > most {
+            self.abort(session, id, out);
             return;
         }
-        if offset > call.received || after > call.upto {
-            // A piece is lost, or the node does not keep to its credit.
-            self.cancel(session, id, out);
-            out.push_back(CloudCallOutput::Cancelled { id }.into());
-            return;
+        outgoing.seen = outgoing.seen.max(seen);
+        let seen = outgoing.seen;
+        outgoing.controls.retain(|control| *control >= seen);
+        let more = upto.saturating_sub(outgoing.upto);
+        outgoing.upto += more;
+        // Within the window, as was checked.
+        if let (false, Ok(bytes @ 1..)) = (outgoing.ending, u32::try_from(more)) {
+            out.push_back(CallOutput::Window { id, bytes }.into());
         }
-        call.received = after;
-        if end {
-            self.calls.remove(&id);
-        }
-        out.push_back(CloudCallOutput::Data { id, bytes, end }.into());
+        self.pump(session, id, out);
     }
 
-    /// The consumer took `bytes`; credit goes out by half windows.
-    pub(super) fn take(
+    fn handle_cancel<O: Outputs>(&mut self, session: SessionId, id: u32, out: &mut VecDeque<O>) {
+        if self.remove(id) {
+            out.push_back(CallOutput::Cancelled { id }.into());
+            self.grant(session, out);
+        }
+    }
+
+    /// One end does not keep to the rules, or a frame is lost: the call is over at both.
+    fn abort<O: Outputs>(&mut self, session: SessionId, id: u32, out: &mut VecDeque<O>) {
+        send(out, &Frame::CallCancel { session, id });
+        self.handle_cancel(session, id, out);
+    }
+
+    fn remove(&mut self, id: u32) -> bool {
+        let removed = self.calls.remove(&id).is_some();
+        if self.calls.is_empty() {
+            self.check_at = None;
+        }
+        removed
+    }
+
+    /// Sends what waits of a call and may go.
+    fn pump<O: Outputs>(&mut self, session: SessionId, id: u32, out: &mut VecDeque<O>) {
+        let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) else {
+            return;
+        };
+        while !outgoing.waiting.is_empty() && outgoing.has_room() {
+            let count = outgoing.waiting.len().min(CALL_BYTES_MAX);
+            outgoing.send_data(session, id, count, out);
+        }
+        if !outgoing.waiting.is_empty() {
+            return;
+        }
+        if let Some((code, reason)) = outgoing.result.take() {
+            let frame = Frame::CallResult {
+                session,
+                id,
+                number: outgoing.next(),
+                code,
+                reason,
+            };
+            send(out, &frame);
+            self.remove(id);
+            self.grant(session, out);
+        } else if outgoing.ending && !outgoing.ended {
+            outgoing.send_data(session, id, 0, out);
+        }
+    }
+
+    /// The equal share of each call in the window, and what nobody has of it.
+    fn room(&self) -> (u64, u64) {
+        let open = self.calls.len();
+        let kept = (CALLS_MAX.saturating_sub(open)) as u64 * MIN;
+        let window = u64::from(CALL_WINDOW_BYTES) - kept;
+        let reserved: u64 = self
+            .calls
+            .values()
+            .map(|call| call.incoming.reserved())
+            .sum();
+        let share = window / (open.max(1) as u64);
+        (share, window.saturating_sub(reserved))
+    }
+
+    /// Gives credit where a frame's worth has become free or nearly none is left, and acknowledges.
+    fn grant<O: Outputs>(&mut self, session: SessionId, out: &mut VecDeque<O>) {
+        let (share, mut free) = self.room();
+        // A whole window would leave the line idle for half of its round trip.
+        let grain = (share / 2).min(CALL_BYTES_MAX as u64);
+        for (id, call) in &mut self.calls {
+            let incoming = &mut call.incoming;
+            let reserved = incoming.reserved();
+            let most = match incoming.ended {
+                true => 0,
+                false => (incoming.taken + share).saturating_sub(incoming.upto),
+            };
+            let grow = most.min(free + reserved - incoming.outstanding());
+            let low = incoming.upto - incoming.received < MIN && grow >= MIN / 2;
+            let unseen = incoming.number - incoming.acknowledged >= ACK_FRAMES;
+            if grow >= grain || low || unseen {
+                incoming.upto += grow;
+                free -= incoming.reserved() - reserved;
+                call.send_credit(session, *id, false, out);
+            }
+        }
+    }
+}
+
+impl Call {
+    fn send_credit<O: Outputs>(
         &mut self,
         session: SessionId,
         id: u32,
-        bytes: u32,
-        out: &mut VecDeque<CloudOutput>,
+        asks: bool,
+        out: &mut VecDeque<O>,
     ) {
-        let Some(call) = self.calls.get_mut(&id) else {
-            return;
+        self.incoming.acknowledged = self.incoming.number;
+        let frame = Frame::CallCredit {
+            session,
+            id,
+            number: self.outgoing.number,
+            seen: self.incoming.number,
+            upto: self.incoming.upto,
+            asks,
         };
-        call.taken = (call.taken + u64::from(bytes)).min(call.received);
-        let upto = call.taken + u64::from(CALL_WINDOW_BYTES);
-        if upto - call.upto >= u64::from(CALL_WINDOW_BYTES / 2) {
-            call.upto = upto;
-            send(out, &Frame::CallCredit { session, id, upto });
-        }
+        send(out, &frame);
+    }
+}
+
+impl Outgoing {
+    /// Whether one more frame of data may go.
+    fn has_room(&self) -> bool {
+        let unseen = self.number - self.seen;
+        unseen < (CALL_FRAMES_MAX + self.controls.len()) as u64
     }
 
-    pub(super) fn handle_cancel(&mut self, id: u32, out: &mut VecDeque<CloudOutput>) {
-        if self.calls.remove(&id).is_some() {
-            out.push_back(CloudCallOutput::Cancelled { id }.into());
-        }
+    const fn next(&mut self) -> u64 {
+        let number = self.number;
+        self.number += 1;
+        number
     }
 
-    /// The caller ends a call.
-    pub(super) fn cancel(&mut self, session: SessionId, id: u32, out: &mut VecDeque<CloudOutput>) {
-        if self.calls.remove(&id).is_some() {
-            send(out, &Frame::CallCancel { session, id });
-        }
+    /// Sends the first bytes of what waits.
+    fn send_data<O: Outputs>(
+        &mut self,
+        session: SessionId,
+        id: u32,
+        count: usize,
+        out: &mut VecDeque<O>,
+    ) {
+        let rest = self.waiting.split_off(count);
+        let bytes = core::mem::replace(&mut self.waiting, rest);
+        // With a result to come the data ends by that.
+        self.ended = self.ending && self.waiting.is_empty() && self.result.is_none();
+        let frame = Frame::CallData {
+            session,
+            id,
+            number: self.next(),
+            bytes,
+            end: self.ended,
+        };
+        send(out, &frame);
     }
 }

@@ -1,12 +1,12 @@
 //! The cloud's end of the link to one node.
 
-use super::call::Requests;
+use super::call::Calls;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
 use super::piece::PIECE_BYTES;
 use super::stream::StreamReceiver;
 use super::{
-    CloudCallInput, CloudInput, CloudOutput, CloudRecordsInput, LinkInput, LinkOutput, Problem,
+    CallResult, CloudInput, CloudOutput, CloudRecordsInput, LinkInput, LinkOutput, Problem,
 };
 use crate::Millis;
 use crate::frame::{Frame, FrameError, Incarnation, Nonce, Refusal, SessionId, Set};
@@ -66,7 +66,7 @@ pub struct Cloud {
     probing: Option<Tries>,
     candidate: Option<Candidate>,
     link: Link<CloudOutput>,
-    requests: Requests,
+    calls: Calls,
     streams: StreamReceiver,
 }
 
@@ -83,7 +83,7 @@ impl Cloud {
             probing: None,
             candidate: None,
             link,
-            requests: Requests::default(),
+            calls: Calls::new(true),
             streams: StreamReceiver::default(),
         }
     }
@@ -200,7 +200,15 @@ impl Cloud {
                     });
                 }
             }
-            CloudInput::Call(input) => self.handle_call(input),
+            CloudInput::Call(input) => {
+                if let Some(session) = self.link.session {
+                    self.calls.handle_input(session, input, &mut self.link.out);
+                }
+            }
+            CloudInput::CallOpen(open) => {
+                let session = self.link.session;
+                self.calls.open(now, session, open, &mut self.link.out);
+            }
             CloudInput::Records(CloudRecordsInput::Durable { ticket }) => {
                 let session = self.link.session;
                 self.streams
@@ -209,22 +217,6 @@ impl Cloud {
             CloudInput::Records(CloudRecordsInput::Failed { ticket }) => {
                 self.streams.handle_failed(ticket);
             }
-        }
-    }
-
-    fn handle_call(&mut self, input: CloudCallInput) {
-        let (session, out) = (self.link.session, &mut self.link.out);
-        match (session, input) {
-            (_, CloudCallInput::Start { id, method, body }) => {
-                self.requests.start(session, (id, method, body), out);
-            }
-            (Some(session), CloudCallInput::Taken { id, bytes }) => {
-                self.requests.take(session, id, bytes, out);
-            }
-            (Some(session), CloudCallInput::Cancel { id }) => {
-                self.requests.cancel(session, id, out);
-            }
-            (None, _) => {}
         }
     }
 
@@ -239,7 +231,12 @@ impl Cloud {
         let probing = self.probing.as_ref().and_then(|tries| tries.repeat.at);
         let candidate = self.candidate.as_ref();
         let candidate = candidate.and_then(|candidate| candidate.tries.repeat.at);
-        earliest([probing, candidate, self.link.deadline()])
+        earliest([
+            probing,
+            candidate,
+            self.link.deadline(),
+            self.calls.deadline(),
+        ])
     }
 
     fn unix_s(&self, now: Millis) -> u64 {
@@ -258,6 +255,9 @@ impl Cloud {
             self.send_welcome(now);
         }
         self.link.tick(now);
+        if let Some(session) = self.link.session {
+            self.calls.tick(now, session, &mut self.link.out);
+        }
     }
 
     /// Asks the node for a `Hello`.
@@ -294,7 +294,7 @@ impl Cloud {
     }
 
     fn end_session(&mut self) {
-        self.requests.close(&mut self.link.out);
+        self.calls.close(&mut self.link.out);
         if self.link.close() {
             self.link.out.push_back(LinkOutput::Down.into());
         }
@@ -402,7 +402,7 @@ impl Cloud {
             .take_if(|candidate| candidate.session == session);
         if let Some(candidate) = confirmed {
             self.probing = None;
-            self.requests.close(&mut self.link.out);
+            self.calls.close(&mut self.link.out);
             self.link.open(
                 session,
                 (candidate.desired_root, Some(candidate.said)),
@@ -417,16 +417,22 @@ impl Cloud {
     fn handle_session_frame(&mut self, now: Millis, session: SessionId, frame: Frame) {
         let out = &mut self.link.out;
         match frame {
-            Frame::CallData {
+            Frame::CallData { .. }
+            | Frame::CallControl { .. }
+            | Frame::CallCredit { .. }
+            | Frame::CallCancel { .. } => self.calls.handle_frame(session, frame, out),
+            Frame::CallResult {
                 id,
-                offset,
-                bytes,
-                end,
+                number,
+                code,
+                reason,
                 ..
-            } => self
-                .requests
-                .handle_data(session, (id, offset, bytes, end), out),
-            Frame::CallCancel { id, .. } => self.requests.handle_cancel(id, out),
+            } => {
+                if self.calls.handle_result_frame(session, (id, number), out) {
+                    let result = CallResult { id, code, reason };
+                    out.push_back(CloudOutput::CallResult(result));
+                }
+            }
             Frame::Records {
                 incarnation,
                 class,

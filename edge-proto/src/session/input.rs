@@ -1,6 +1,7 @@
 //! What a caller may give to an end of the session. Each end takes its own type, so that the
 //! compiler refuses what only the other end is told; the groups that both take are shared.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -21,8 +22,10 @@ pub enum NodeInput<'a> {
     Blob(BlobInput),
     /// Which blobs are wanted.
     Fetch(FetchInput),
-    /// The answers to calls.
-    Call(NodeCallInput),
+    /// Open calls.
+    Call(CallInput),
+    /// A call has ended, when all data that was given has gone.
+    CallResult(CallResult),
     /// The outbox.
     Records(NodeRecordsInput),
 }
@@ -54,8 +57,11 @@ pub enum CloudInput<'a> {
         /// As many bytes as were asked for, or up to the blob's end; none if it is not here.
         bytes: Vec<u8>,
     },
-    /// Calls of the node.
-    Call(CloudCallInput),
+    /// Open calls.
+    Call(CallInput),
+    /// Calls the node. Without a live session, with an old id, with longer arguments or over
+    /// `CALLS_MAX` the call is over: `CallOutput::Cancelled` follows.
+    CallOpen(CallOpen),
     /// The sink of records.
     Records(CloudRecordsInput),
 }
@@ -129,46 +135,59 @@ pub enum FetchInput {
     },
 }
 
-/// Calls, at the node.
+/// A call of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallOpen {
+    /// Id, higher than any before at this cloud's end.
+    pub id: u32,
+    /// What is called, see [`crate::call`].
+    pub method: u16,
+    /// Arguments, at most `CALL_BYTES_MAX`.
+    pub args: Vec<u8>,
+}
+
+/// How a call has ended at the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallResult {
+    /// Id of the call.
+    pub id: u32,
+    /// [`crate::call::CODE_OK`], or what went wrong.
+    pub code: u32,
+    /// For a person; cut at `CALL_REASON_BYTES_MAX`.
+    pub reason: String,
+}
+
+/// An open call, at either end.
 #[derive(Clone, Debug)]
-pub enum NodeCallInput {
-    /// A piece of an answer, within the window that `NodeCallOutput::Window` gave.
-    Answer {
+pub enum CallInput {
+    /// Bytes for the other end, within the window that `CallOutput::Window` gave; more ends the call.
+    /// None, and not the end, tells it that the call has begun.
+    Data {
         /// Id of the call.
         id: u32,
         /// The bytes.
         bytes: Vec<u8>,
-        /// Whether the answer is complete.
+        /// Nothing follows them in this direction.
         end: bool,
     },
-    /// Ends a call early. No `Cancelled` follows on this side.
-    Cancel {
+    /// Out of band: needs no window, and overtakes data that waits for one. More than
+    /// `CALL_CONTROLS_MAX` that have not come, or a longer one, end the call.
+    Control {
         /// Id of the call.
         id: u32,
+        /// What it is, see [`crate::call`].
+        kind: u8,
+        /// At most `CALL_CONTROL_BYTES_MAX`.
+        bytes: Vec<u8>,
     },
-}
-
-/// Calls, at the cloud.
-#[derive(Clone, Debug)]
-pub enum CloudCallInput {
-    /// Calls the node. Needs a live session, else `Cancelled` follows. A lost frame ends a call
-    /// without a word, so the caller needs a timeout of its own.
-    Start {
-        /// Id, higher than any before on this `Cloud`.
-        id: u32,
-        /// What is called.
-        method: u16,
-        /// Arguments, at most `CALL_BYTES_MAX`.
-        body: Vec<u8>,
-    },
-    /// The consumer took this many bytes of an answer; the node may send as many more.
+    /// The consumer took this many bytes of `CallOutput::Data`; the other end may send as many more.
     Taken {
         /// Id of the call.
         id: u32,
         /// Bytes taken since the last time.
         bytes: u32,
     },
-    /// Ends a call early. No `Cancelled` follows on this side.
+    /// Ends a call early. No `CallOutput::Cancelled` follows on this side.
     Cancel {
         /// Id of the call.
         id: u32,
@@ -234,7 +253,8 @@ group!(LinkInput<'a> => NodeInput::Link, CloudInput::Link);
 group!(StateInput => NodeInput::State, CloudInput::State);
 group!(BlobInput => NodeInput::Blob, CloudInput::Blob);
 group!(FetchInput => NodeInput::Fetch);
-group!(NodeCallInput => NodeInput::Call);
-group!(CloudCallInput => CloudInput::Call);
+group!(CallInput => NodeInput::Call, CloudInput::Call);
+group!(CallResult => NodeInput::CallResult);
+group!(CallOpen => CloudInput::CallOpen);
 group!(NodeRecordsInput => NodeInput::Records);
 group!(CloudRecordsInput => CloudInput::Records);

@@ -3,19 +3,21 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::call::Answers;
+use super::call::Calls;
 use super::link::{Link, earliest};
 use super::opening::{Repeat, Rng};
 use super::stream::StreamSender;
 use super::{
-    FetchInput, LinkInput, LinkOutput, NodeCallInput, NodeInput, NodeOutput, NodeRecordsInput,
-    Problem,
+    CallOpen, CallOutput, FetchInput, LinkInput, LinkOutput, NodeInput, NodeOutput,
+    NodeRecordsInput, Problem,
 };
 use crate::Millis;
 use crate::frame::{Frame, Nonce, SessionId, Set};
 use crate::hash::Hash16;
 use crate::key::Key;
-use crate::limits::{REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
+use crate::limits::{
+    AGENT_BYTES_MAX, REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
+};
 use crate::set::{Member, Reason, ReplicaSet};
 
 /// What a node says of itself when it opens a session.
@@ -44,18 +46,18 @@ pub struct Node {
     /// Epoch under which the live session was opened.
     session_epoch: u64,
     link: Link<NodeOutput>,
-    answers: Answers,
+    calls: Calls,
     streams: StreamSender,
 }
 
 impl Node {
     /// A node with empty sets. `seed` must be unpredictable and new at every start.
     #[must_use]
-    pub fn new(config: NodeConfig, seed: u64) -> Self {
+    pub fn new(mut config: NodeConfig, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let agent = super::agent_text(config.agent);
+        super::cut(&mut config.agent, AGENT_BYTES_MAX);
         Self {
-            config: NodeConfig { agent, ..config },
+            config,
             n: rng.nonce(),
             rng,
             said: None,
@@ -65,7 +67,7 @@ impl Node {
             stored_epoch: 0,
             session_epoch: 0,
             link: Link::new(Set::Reported, Set::Desired),
-            answers: Answers::default(),
+            calls: Calls::new(false),
             streams: StreamSender::default(),
         }
     }
@@ -137,7 +139,17 @@ impl Node {
                 }
             }
             NodeInput::Fetch(FetchInput::Cancel { sha256 }) => drop(self.link.blob_cancel(sha256)),
-            NodeInput::Call(input) => self.handle_call(input),
+            NodeInput::Call(input) => {
+                if let Some(session) = self.link.session {
+                    self.calls.handle_input(session, input, &mut self.link.out);
+                }
+            }
+            NodeInput::CallResult(result) => {
+                if let Some(session) = self.link.session {
+                    self.calls
+                        .handle_result(session, result, &mut self.link.out);
+                }
+            }
             NodeInput::Records(NodeRecordsInput::Ready {
                 class,
                 incarnation,
@@ -198,22 +210,10 @@ impl Node {
                 }
                 self.link.tick(now);
                 if let Some(session) = self.link.session {
+                    self.calls.tick(now, session, &mut self.link.out);
                     self.streams.tick(now, session, &mut self.link.out);
                 }
             }
-        }
-    }
-
-    fn handle_call(&mut self, input: NodeCallInput) {
-        let (Some(session), out) = (self.link.session, &mut self.link.out) else {
-            return;
-        };
-        match input {
-            NodeCallInput::Answer { id, bytes, end } => {
-                self.answers
-                    .answer(session, (id, bytes.as_slice(), end), out);
-            }
-            NodeCallInput::Cancel { id } => self.answers.cancel(session, id, out),
         }
     }
 
@@ -226,7 +226,12 @@ impl Node {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let opening = self.opening.as_ref().and_then(|repeat| repeat.at);
-        earliest([opening, self.link.deadline(), self.streams.deadline()])
+        earliest([
+            opening,
+            self.link.deadline(),
+            self.calls.deadline(),
+            self.streams.deadline(),
+        ])
     }
 
     fn open(&mut self, now: Millis) {
@@ -255,7 +260,7 @@ impl Node {
     }
 
     fn end_session(&mut self) {
-        self.answers.close(&mut self.link.out);
+        self.calls.close(&mut self.link.out);
         self.streams.close();
         if self.link.close() {
             self.link.out.push_back(LinkOutput::Down.into());
@@ -337,10 +342,22 @@ impl Node {
         let out = &mut self.link.out;
         match frame {
             Frame::CallOpen {
-                id, method, body, ..
-            } => self.answers.handle_open(session, (id, method, body), out),
-            Frame::CallCredit { id, upto, .. } => self.answers.handle_credit(id, upto, out),
-            Frame::CallCancel { id, .. } => self.answers.handle_cancel(id, out),
+                id,
+                method,
+                args,
+                upto,
+                ..
+            } => {
+                if let Some(bytes) = self.calls.handle_open(now, session, (id, upto), out) {
+                    let open = CallOpen { id, method, args };
+                    out.push_back(NodeOutput::CallOpen(open));
+                    out.push_back(CallOutput::Window { id, bytes }.into());
+                }
+            }
+            Frame::CallData { .. }
+            | Frame::CallControl { .. }
+            | Frame::CallCredit { .. }
+            | Frame::CallCancel { .. } => self.calls.handle_frame(session, frame, out),
             Frame::RecordsAck {
                 incarnation,
                 class,
@@ -397,7 +414,7 @@ impl Node {
             return;
         }
         self.opening = None;
-        self.answers.close(&mut self.link.out);
+        self.calls.close(&mut self.link.out);
         self.session_epoch = epoch;
         self.link.epoch = epoch;
         let reported = (reported_root, self.said.flatten());

@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Payload, Problem, Reason};
+use super::{CallOpen, CallResult, Payload, Problem, Reason};
 use crate::frame::{Entry, Incarnation};
 use crate::hash::Hash32;
 use crate::key::Key;
@@ -23,8 +23,10 @@ pub enum NodeOutput {
         /// The blob.
         sha256: Hash32,
     },
-    /// Calls to answer.
-    Call(NodeCallOutput),
+    /// Open calls.
+    Call(CallOutput),
+    /// Run this call, and end it with `NodeInput::CallResult`. A `CallOutput::Window` follows.
+    CallOpen(CallOpen),
     /// The outbox.
     Records(NodeRecordsOutput),
 }
@@ -50,8 +52,10 @@ pub enum CloudOutput {
         /// How many.
         bytes_max: u32,
     },
-    /// Answers to calls.
-    Call(CloudCallOutput),
+    /// Open calls.
+    Call(CallOutput),
+    /// The call is over, and all its data came before.
+    CallResult(CallResult),
     /// Records for the sink.
     Records(RecordsOutput),
 }
@@ -123,45 +127,35 @@ pub enum BlobOutput {
     },
 }
 
-/// Calls, at the node.
+/// An open call, at either end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeCallOutput {
-    /// Run this call. A `Window` follows.
-    Request {
+pub enum CallOutput {
+    /// Bytes of the other end; answer `CallInput::Taken` when the consumer has them.
+    Data {
         /// Id of the call.
         id: u32,
-        /// What is called.
-        method: u16,
-        /// Arguments.
-        body: Vec<u8>,
+        /// The bytes; none, and not the end, says that the call has begun.
+        bytes: Vec<u8>,
+        /// Nothing follows them in this direction.
+        end: bool,
     },
-    /// This many more bytes of the answer may be given to `NodeCallInput::Answer`.
+    /// Out of band, after all data that was sent before it.
+    Control {
+        /// Id of the call.
+        id: u32,
+        /// What it is; an unknown one is to be ignored.
+        kind: u8,
+        /// At most `CALL_CONTROL_BYTES_MAX`.
+        bytes: Vec<u8>,
+    },
+    /// This many more bytes may be given to `CallInput::Data`.
     Window {
         /// Id of the call.
         id: u32,
         /// Additional bytes.
         bytes: u32,
     },
-    /// The call is over without a complete answer.
-    Cancelled {
-        /// Id of the call.
-        id: u32,
-    },
-}
-
-/// Calls, at the cloud.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CloudCallOutput {
-    /// A piece of the answer.
-    Data {
-        /// Id of the call.
-        id: u32,
-        /// The bytes.
-        bytes: Vec<u8>,
-        /// Whether the answer is complete.
-        end: bool,
-    },
-    /// The call is over without a complete answer.
+    /// The call is over without a result.
     Cancelled {
         /// Id of the call.
         id: u32,
@@ -222,7 +216,10 @@ pub struct RecordsOutput {
 }
 
 /// The outputs of one end, as what both ends have in common needs them.
-pub(super) trait Outputs: From<LinkOutput> + From<StateOutput> + From<BlobOutput> {}
+pub(super) trait Outputs:
+    From<LinkOutput> + From<StateOutput> + From<BlobOutput> + From<CallOutput>
+{
+}
 
 impl Outputs for NodeOutput {}
 impl Outputs for CloudOutput {}
@@ -241,7 +238,6 @@ macro_rules! group {
 group!(LinkOutput => NodeOutput::Link, CloudOutput::Link);
 group!(StateOutput => NodeOutput::State, CloudOutput::State);
 group!(BlobOutput => NodeOutput::Blob, CloudOutput::Blob);
-group!(NodeCallOutput => NodeOutput::Call);
-group!(CloudCallOutput => CloudOutput::Call);
+group!(CallOutput => NodeOutput::Call, CloudOutput::Call);
 group!(NodeRecordsOutput => NodeOutput::Records);
 group!(RecordsOutput => CloudOutput::Records);

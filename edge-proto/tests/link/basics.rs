@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use edge_proto::frame::Frame;
 use edge_proto::key::{Key, Kind};
-use edge_proto::limits::{BLOB_WINDOW_BYTES, CALL_WINDOW_BYTES, CONFIG_BYTES_MAX, SET_OBJECTS_MAX};
+use edge_proto::limits::{BLOB_WINDOW_BYTES, CONFIG_BYTES_MAX, SET_OBJECTS_MAX};
 use edge_proto::session::{
-    CloudCallInput, CloudCallOutput, CloudOutput, LinkInput, LinkOutput, NodeCallInput,
-    NodeCallOutput, NodeOutput, Payload, Reason, StateInput, StateOutput,
+    CloudOutput, LinkInput, LinkOutput, NodeOutput, Payload, Reason, StateInput, StateOutput,
 };
 
 use crate::support::{Pair, key, put};
@@ -260,105 +259,4 @@ fn kinds_that_the_node_does_not_know_are_not_sent() {
     assert!(pair.is_equal());
     assert_eq!(pair.at_node.objects.len(), 1);
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
-}
-
-#[test]
-fn a_call_keeps_to_its_window() {
-    let mut pair = Pair::new();
-    pair.connect();
-    pair.cloud(CloudCallInput::Start {
-        id: 1,
-        method: 4,
-        body: b"tail".to_vec(),
-    });
-    pair.settle();
-    let window = CALL_WINDOW_BYTES;
-    assert_eq!(
-        pair.seen_node.other,
-        [
-            NodeOutput::Call(NodeCallOutput::Request {
-                id: 1,
-                method: 4,
-                body: b"tail".to_vec()
-            }),
-            NodeOutput::Call(NodeCallOutput::Window {
-                id: 1,
-                bytes: window
-            })
-        ]
-    );
-    let answer = |bytes: usize, end| NodeCallInput::Answer {
-        id: 1,
-        bytes: vec![7; bytes],
-        end,
-    };
-    pair.node(answer(window as usize, false));
-    pair.settle();
-    pair.cloud(CloudCallInput::Taken {
-        id: 1,
-        bytes: window,
-    });
-    pair.settle();
-    let more = pair.seen_node.other.pop().unwrap();
-    assert_eq!(
-        more,
-        NodeOutput::Call(NodeCallOutput::Window {
-            id: 1,
-            bytes: window
-        })
-    );
-    pair.node(answer(5, true));
-    pair.settle();
-    let received: usize = pair.seen_cloud.other.iter().map(call_bytes).sum();
-    assert_eq!(received, window as usize + 5);
-    assert!(matches!(
-        pair.seen_cloud.other.last(),
-        Some(CloudOutput::Call(CloudCallOutput::Data { end: true, .. }))
-    ));
-}
-
-fn call_bytes(output: &CloudOutput) -> usize {
-    match output {
-        CloudOutput::Call(CloudCallOutput::Data { bytes, .. }) => bytes.len(),
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn calls_end_with_the_session_and_with_a_broken_window() {
-    let mut pair = Pair::new();
-    pair.connect();
-    for id in 1..=9 {
-        pair.cloud(CloudCallInput::Start {
-            id,
-            method: 1,
-            body: Vec::new(),
-        });
-    }
-    pair.settle();
-    // The ninth is over the cap.
-    assert_eq!(
-        pair.seen_cloud.other,
-        [CloudOutput::Call(CloudCallOutput::Cancelled { id: 9 })]
-    );
-    let bytes = vec![0; CALL_WINDOW_BYTES as usize + 1];
-    pair.node(NodeCallInput::Answer {
-        id: 1,
-        bytes,
-        end: true,
-    });
-    pair.settle();
-    assert_eq!(
-        pair.seen_cloud.other.pop(),
-        Some(CloudOutput::Call(CloudCallOutput::Cancelled { id: 1 }))
-    );
-    pair.node(LinkInput::TransportDown);
-    let cancelled =
-        |output: &&NodeOutput| matches!(output, NodeOutput::Call(NodeCallOutput::Cancelled { .. }));
-    assert_eq!(pair.seen_node.other.iter().filter(cancelled).count(), 8);
-    pair.cloud(LinkInput::TransportDown);
-    let cancelled = |output: &&CloudOutput| {
-        matches!(output, CloudOutput::Call(CloudCallOutput::Cancelled { .. }))
-    };
-    assert_eq!(pair.seen_cloud.other.iter().filter(cancelled).count(), 8);
 }

@@ -3,11 +3,8 @@
 use edge_proto::frame::{Frame, SessionId, Set};
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
-use edge_proto::limits::{CALL_WINDOW_BYTES, REPEAT_MS_MIN};
-use edge_proto::session::{
-    BlobInput, BlobOutput, CloudCallInput, CloudCallOutput, CloudOutput, LinkInput, LinkOutput,
-    NodeCallInput, NodeCallOutput, NodeOutput, StateInput,
-};
+use edge_proto::limits::REPEAT_MS_MIN;
+use edge_proto::session::{BlobInput, BlobOutput, LinkInput, LinkOutput, NodeOutput, StateInput};
 
 use crate::support::{Pair, Store, cloud, drain, finish_applies, key, node, put};
 
@@ -112,33 +109,6 @@ fn in_sync_is_said_only_after_the_last_batch() {
     }
     assert!(batches >= 5);
     assert!(pair.is_equal());
-}
-
-#[test]
-fn a_gap_in_an_answer_ends_the_call() {
-    let mut pair = Pair::new();
-    pair.connect();
-    pair.cloud(CloudCallInput::Start {
-        id: 3,
-        method: 1,
-        body: Vec::new(),
-    });
-    pair.settle();
-    pair.node(NodeCallInput::Answer {
-        id: 3,
-        bytes: vec![1; CALL_WINDOW_BYTES as usize],
-        end: false,
-    });
-    pair.up.remove(1);
-    pair.settle();
-    assert_eq!(
-        pair.seen_cloud.other.last(),
-        Some(&CloudOutput::Call(CloudCallOutput::Cancelled { id: 3 }))
-    );
-    assert_eq!(
-        pair.seen_node.other.last(),
-        Some(&NodeOutput::Call(NodeCallOutput::Cancelled { id: 3 }))
-    );
 }
 
 #[test]

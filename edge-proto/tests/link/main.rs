@@ -13,6 +13,7 @@
 
 mod basics;
 mod blobs;
+mod calls;
 mod faults;
 mod line;
 mod network;
