@@ -564,8 +564,13 @@ impl Frame {
     }
 }
 
+/// What fits inline travels inline: nobody has pieces of it.
 fn is_item_within_caps(item: &Item) -> bool {
-    let fits = !matches!(item, Item::Put { bytes, .. } if bytes.len() > INLINE_BYTES_MAX);
+    let fits = match item {
+        Item::Put { bytes, .. } => bytes.len() <= INLINE_BYTES_MAX,
+        Item::Large { len, .. } => *len as usize > INLINE_BYTES_MAX,
+        Item::Delete { .. } => true,
+    };
     fits && item.key().is_valid()
 }
 

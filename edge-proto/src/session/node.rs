@@ -368,7 +368,15 @@ impl Node {
                 .streams
                 .handle_ack(now, (incarnation, class), (next, missing), out),
             Frame::PieceGet { sha256, offset, .. } => {
-                self.link.handle_piece_get(now, session, (sha256, offset));
+                if !self.link.handle_piece_get(now, session, (sha256, offset)) {
+                    // Not here, or not any more.
+                    self.link.send(&Frame::Piece {
+                        session,
+                        sha256,
+                        offset,
+                        bytes: Vec::new(),
+                    });
+                }
             }
             Frame::Piece {
                 sha256,

@@ -517,8 +517,9 @@ impl Sender {
             .filter_map(|(_, object)| object.as_ref())
             .chain(self.objects.values())
             .find(|object| object.is_large() && object.sha256 == sha256);
-        let rest = object.and_then(|object| object.payload.get(offset as usize..));
-        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+        if let Some(object) = object {
+            // None at the end and beyond.
+            let rest = object.payload.get(offset as usize..).unwrap_or_default();
             let bytes = rest.iter().take(PIECE_BYTES_MAX).copied().collect();
             let frame = Frame::Piece {
                 session,

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use edge_proto::frame::Frame;
-use edge_proto::hash::{Hash32, sha256};
+use edge_proto::frame::{Frame, FrameError, Item, Set};
+use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::Kind;
 use edge_proto::limits::{BLOB_WINDOW_BYTES, BLOBS_MAX, CONFIG_BYTES_MAX, PIECE_BYTES_MAX};
 use edge_proto::session::{
     BlobInput, BlobOutput, CloudInput, CloudOutput, FetchInput, LinkInput, LinkOutput, NodeOutput,
+    Problem,
 };
 
 use crate::support::{Pair, Rng, key, put};
@@ -312,4 +313,69 @@ fn pieces_that_nobody_asked_for_are_dropped() {
     assert!(!pair.at_node.blobs.contains_key(&blob.0.0));
     library.settle(&mut pair);
     assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
+}
+
+/// Goal: no question for bytes stays without an answer. Method: at the end of a large object and beyond
+/// it, at both ends, and for what a node does not have.
+#[test]
+fn a_question_beyond_the_end_is_answered_with_nothing() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let payload = vec![9; 5_000];
+    let sha256 = sha256(&payload);
+    pair.cloud(put(key(Kind::ConfigMap, 1), &payload));
+    pair.settle();
+    let session = pair.cloud.session().unwrap();
+    let ask = |sha256, offset| {
+        let get = Frame::PieceGet {
+            session,
+            sha256,
+            offset,
+        };
+        get.encode()
+    };
+    let answered = |frame: Option<Vec<u8>>| match Frame::decode(&frame.unwrap()) {
+        Ok(Frame::Piece { bytes, .. }) => bytes.len(),
+        other => panic!("{other:?}"),
+    };
+    for (offset, count) in [(0, 4_096), (4_999, 1), (5_000, 0), (u32::MAX, 0)] {
+        pair.cloud(LinkInput::Frame(&ask(sha256, offset)));
+        assert_eq!(answered(pair.down.pop_front()), count);
+    }
+    pair.node(LinkInput::Frame(&ask(sha256, 0)));
+    assert_eq!(answered(pair.up.pop_front()), 0);
+}
+
+/// Goal: a large object that is none stops nothing. Method: a node reports one of 4096 bytes: its frame
+/// is refused, and what it reports afterwards arrives.
+#[test]
+fn a_large_object_that_fits_inline_is_refused() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let session = pair.cloud.session().unwrap();
+    let root = pair.cloud.reported().root();
+    let change = |len| {
+        let items = vec![Item::Large {
+            key: key(Kind::DeviceStatus, 1),
+            sha256: Hash32([7; 32]),
+            len,
+        }];
+        let change = Frame::Change {
+            session,
+            set: Set::Reported,
+            base: root,
+            result: Hash16([7; 16]),
+            order: 2,
+            items,
+        };
+        change.encode()
+    };
+    assert_eq!(Frame::decode(&change(4_096)), Err(FrameError::PeerLimit));
+    assert!(Frame::decode(&change(4_097)).is_ok());
+    pair.cloud(LinkInput::Frame(&change(4_096)));
+    let problem = Problem::Frame(FrameError::PeerLimit);
+    assert_eq!(pair.seen_cloud.problems, [problem]);
+    pair.node(put(key(Kind::DeviceStatus, 1), b"here"));
+    pair.settle();
+    assert!(pair.is_equal() && pair.cloud.is_live());
 }
