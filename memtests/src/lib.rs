@@ -268,6 +268,14 @@ impl Gate {
         Ok(self.agent.as_ref().context("no agent runs")?.id())
     }
 
+    /// edge-cloud's process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn cloud_pid(&self) -> Result<u32> {
+        Ok(self.cloud.as_ref().context("no edge-cloud runs")?.id())
+    }
+
     /// What counts the bytes of the link.
     ///
     /// # Errors
