@@ -1,0 +1,170 @@
+//! What the agent leaves alone, gives up and tidies up.
+
+use super::*;
+
+/// Goal: a damaged store costs no workload. Method: an agent without its desired set finds a
+/// container, leaves it alone, adopts it when the pod comes, and stops others once confirmed.
+#[test]
+fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
+    let mut board = Board::new();
+    board.put(&pod(1, RestartPolicy::Always));
+    board.put(&pod(2, RestartPolicy::Always));
+    board.settle();
+    let found = board
+        .running
+        .iter()
+        .map(|((uid, container), (pid, spec))| Discovered {
+            uid: *uid,
+            container: container.clone(),
+            spec: *spec,
+            pid: Some(*pid),
+        })
+        .collect();
+    let facts = NodeStatus {
+        pods_max: 20,
+        ..NodeStatus::default()
+    };
+    board.agent = Agent::new(AgentConfig {
+        facts,
+        unconfirmed: true,
+        trims_logs: false,
+        flash_bytes_per_day: None,
+    });
+    board.reported.clear();
+    board.tell(discovered(found));
+    board.settle();
+    assert_eq!(board.running.len(), 2);
+    assert_eq!(board.status(UID), None);
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    assert_eq!(
+        (board.starts, board.running.len()),
+        (2, 2),
+        "adopted late, not started again"
+    );
+    board.tell(Input::Confirmed);
+    board.settle();
+    assert_eq!(
+        board
+            .running
+            .keys()
+            .map(|(uid, _)| *uid)
+            .collect::<Vec<_>>(),
+        [UID]
+    );
+}
+
+/// Goal: what runs is signalled by the spec that it was started with, not by the newest one.
+#[test]
+fn a_spec_that_changes_during_the_start_does_not_hide_what_was_started() {
+    let mut board = Board::new();
+    let mut pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    // The directory is prepared, the start is under way.
+    let prepared = board.answers.pop_front().unwrap();
+    board.tell(prepared);
+    pod.containers[0].args = vec!["other".into()];
+    board.put(&pod);
+    // The board checks the spec of each signal.
+    board.advance(3);
+    let spec = board.agent.spec_hash(&UID, "main").unwrap();
+    assert_eq!(board.starts, 2);
+    assert_eq!(board.running[&(UID, "main".to_owned())].1, spec);
+}
+
+/// Goal: a start that cannot be resolved never comes to the shell, is reported, and happens when
+/// what was missing is there.
+#[test]
+fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
+    let mut board = Board::new();
+    let mut pod = pod(1, RestartPolicy::Always);
+    pod.containers[0].env = vec![EnvVar {
+        name: "LEVEL".into(),
+        value: EnvValue::ConfigMap {
+            name: "lane".into(),
+            key: "level".into(),
+            optional: false,
+        },
+    }];
+    let config = |keys: &[&str]| {
+        let data = keys.iter().map(|key| ((*key).to_owned(), b"1".to_vec()));
+        let map = ConfigMap {
+            data: data.collect(),
+        };
+        let key = Key::Name(Kind::ConfigMap, "toll".into(), "lane".into());
+        Input::Desired(key, Some(map.encode()))
+    };
+    board.tell(config(&[]));
+    board.put(&pod);
+    board.settle();
+    assert_eq!((board.starts, board.removals), (0, 1));
+    let state = board.status(UID).unwrap().containers.remove(0).state;
+    let ContainerState::Waiting { reason, message } = state else {
+        panic!("{state:?}");
+    };
+    assert_eq!(reason, "CreateContainerConfigError");
+    assert_eq!(message, "key level of lane is not there");
+    board.tell(config(&["level"]));
+    assert_eq!(board.agent.deadline(), Some(board.now + 10_000));
+    board.advance(1);
+    assert_eq!(board.starts, 1);
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn directories_of_pods_that_nobody_knows_are_removed() {
+    let mut agent = agent();
+    let desired = pod(1, RestartPolicy::Always);
+    agent.handle(0, Input::Desired(Key::pod(UID), Some(desired.encode())));
+    let uid = |id| Uid([id; 16]);
+    let orphan = Discovered {
+        uid: uid(2),
+        container: "main".into(),
+        spec: Hash16::default(),
+        pid: Some(5),
+    };
+    let pods = vec![uid(1), uid(2), uid(3)];
+    let containers = vec![orphan];
+    agent.handle(0, Input::Discovered { containers, pods });
+    let outputs = std::iter::from_fn(|| agent.poll());
+    let removed = outputs.filter_map(|output| match output {
+        Output::RemovePod { uid, images_in_use } => Some((uid, images_in_use)),
+        _ => None,
+    });
+    assert_eq!(removed.collect::<Vec<_>>(), [(uid(3), vec![String::new()])]);
+}
+
+#[test]
+fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
+    let mut board = Board::new();
+    board.agent = Agent::new(AgentConfig {
+        facts: NodeStatus {
+            pods_max: 20,
+            ..NodeStatus::default()
+        },
+        unconfirmed: false,
+        trims_logs: true,
+        flash_bytes_per_day: None,
+    });
+    board.reported.clear();
+    board.tell(discovered(Vec::new()));
+    assert_eq!(board.agent.deadline(), None);
+    board.put(&pod(1, RestartPolicy::Never));
+    board.settle();
+    let started = board.now;
+    for round in 1..=3 {
+        let at = started + round * 10_000;
+        assert_eq!(board.agent.deadline(), Some(at));
+        board.agent.handle(at, Input::Tick);
+        let trim = Output::TrimLog {
+            uid: UID,
+            container: "main".into(),
+            log_bytes: 256 * 1024,
+        };
+        assert_eq!(board.agent.poll(), Some(trim));
+        assert_eq!(board.agent.poll(), None);
+    }
+    board.exit(UID, "main", Some(0));
+    board.settle();
+    assert_eq!(board.agent.deadline(), None);
+}
