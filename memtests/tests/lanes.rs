@@ -87,10 +87,8 @@ fn deployments_beside_large_objects() -> Result<(), String> {
             gate.until_within(TRANSFER_TIMEOUT, &name, |gate| is_running(gate, &name))
                 .unwrap();
             took.push(start.elapsed());
-            if kind == 0 {
-                if is_running(&gate, "bulk") {
-                    return Err("too little was under way".to_owned());
-                }
+            if kind == 0 && is_running(&gate, "bulk") {
+                return Err("too little was under way".to_owned());
             }
         }
         if kind == 0 {

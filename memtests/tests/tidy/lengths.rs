@@ -25,9 +25,7 @@ const LONG_FILES: &[&str] = &[
 /// Functions, likewise.
 const LONG_FUNCTIONS: &[&str] = &[
     "edge-min/src/board/outbox_settings.rs: settings",
-    "edge-cloud/src/serve.rs: run",
     "edge-cloud/src/placement/reference.rs: place",
-    "edge-cloud/src/sessions/node.rs: perform",
     "edge-min/src/board/config.rs: config",
     "edge-min/src/driver/mod.rs: run",
     "edge-sim/src/check.rs: unsettled",
