@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     };
     // The cache is a process of its own, and another reader: that of sled.
     let no_cache = Path::new("/nonexistent");
-    let mut snapshot = b"EMD1".to_vec();
+    let mut snapshot = b"EMD2\x02".to_vec();
     match mode % 2 {
         0 => snapshot = bytes.to_vec(),
         _ => {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use edge_core::flash::Subsystem;
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind};
-use edge_proto::limits::{CONFIG_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX};
+use edge_proto::limits::{CONFIG_BYTES_MAX, INLINE_BYTES_MAX, NODE_BYTES_MAX, WIRE_VERSION};
 use edge_proto::session::{Payload, Reason};
 use edge_proto::sorted::{SortedMap, SortedSet};
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,11 @@ pub mod cache;
 #[path = "store/no_cache.rs"]
 pub mod cache;
 
-/// First bytes of a snapshot.
-const MAGIC: &[u8; 4] = b"EMD1";
+/// First bytes of a snapshot...
+const MAGIC: &[u8; 3] = b"EMD";
+/// ...and then what it is read by: the layout of this store, and the wire version that the payloads in it
+/// are encoded for. A store of others counts as damaged: the cloud sends the set again.
+const FORMAT: [u8; 2] = [b'2', WIRE_VERSION];
 /// Bytes of a snapshot: a full node inline, with room for keys.
 const SNAPSHOT_BYTES_MAX: u64 = 2 * NODE_BYTES_MAX as u64;
 /// Syncs of one write of the cache: sled's own at its end, ours, and those of two directories.
@@ -429,7 +432,7 @@ impl Store {
     fn write_snapshot(&self, snapshot: &Snapshot) -> io::Result<()> {
         let body = edge_proto::encode(snapshot);
         let crc = crc32fast::hash(&body).to_be_bytes();
-        let bytes = [MAGIC.as_slice(), &crc, &body].concat();
+        let bytes = [MAGIC.as_slice(), &FORMAT, &crc, &body].concat();
         let [even, odd] = GENERATIONS;
         let name = if snapshot.generation.is_multiple_of(2) {
             even
@@ -490,6 +493,9 @@ fn read_snapshot(path: &Path) -> Result<Option<Snapshot>, String> {
     }
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     let body = bytes.strip_prefix(MAGIC).ok_or("not a snapshot")?;
+    let body = body
+        .strip_prefix(&FORMAT)
+        .ok_or("of another version of the store or of the wire")?;
     let (crc, body) = body.split_first_chunk::<4>().ok_or("truncated")?;
     if crc32fast::hash(body).to_be_bytes() != *crc {
         return Err("checksum differs".to_owned());
@@ -549,7 +555,7 @@ mod tests {
         let mut flipped = whole.clone();
         flipped[20] ^= 1;
         let mut zeroed = whole.clone();
-        zeroed[8..].fill(0);
+        zeroed[9..].fill(0);
         for damaged in [&whole[..whole.len() / 2], &flipped, &zeroed, &[]] {
             fs::write(&newer, damaged).unwrap();
             let (payloads, epoch, damage) = load(dir.path());
@@ -558,6 +564,32 @@ mod tests {
         }
         fs::remove_file(&newer).unwrap();
         assert_eq!(load(dir.path()).1, 1);
+    }
+
+    /// Goal: payloads of an older wire are never taken for ours. Method: the stamps of both generations
+    /// as an older agent would have left them; then the set comes from the cloud again.
+    #[test]
+    fn a_store_of_another_version_counts_as_damaged_and_is_filled_again() {
+        for (place, version) in [(3, b'1'), (4, WIRE_VERSION - 1), (4, WIRE_VERSION + 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut store, ..) = open(dir.path()).unwrap();
+            store.apply(vec![put("a", b"one")], 6).unwrap();
+            store.apply(vec![put("a", b"two")], 7).unwrap();
+            for name in GENERATIONS {
+                let path = dir.path().join(name);
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[place] = version;
+                fs::write(&path, bytes).unwrap();
+            }
+            let (payloads, epoch, damage) = load(dir.path());
+            assert_eq!((payloads.len(), epoch), (0, 0));
+            let text = "of another version of the store or of the wire";
+            assert!(damage.unwrap().contains(text));
+            let (mut store, ..) = open(dir.path()).unwrap();
+            store.apply(vec![put("a", b"three")], 8).unwrap();
+            store.repair().unwrap();
+            assert_eq!(load(dir.path()), (vec![b"three".to_vec()], 8, None));
+        }
     }
 
     #[test]

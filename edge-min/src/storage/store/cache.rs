@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use edge_proto::hash::Hash16;
-use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX, SET_OBJECTS_MAX};
+use edge_proto::limits::{CONFIG_BYTES_MAX, NODE_BYTES_MAX, SET_OBJECTS_MAX, WIRE_VERSION};
 use edge_proto::sorted::SortedMap;
 use nix::sys::signal::Signal::{SIGABRT, SIGALRM};
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,8 @@ const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
 const GENERATION: &str = "generation";
 /// Exit code of a panic that unwinds, in builds where it does.
 const EXIT_PANIC: i32 = 101;
-/// Layout of the database.
-const VERSION: u8 = 1;
+/// Layout of the database, and the wire version of the payloads in it. One of others is put aside.
+const FORMAT: [u8; 2] = [2, WIRE_VERSION];
 /// Key of the one record that is no piece; the others have 18 bytes.
 const META: &[u8] = b"meta";
 
@@ -74,7 +74,7 @@ enum Frame {
 /// `meta` of the database.
 #[derive(Serialize, Deserialize)]
 struct Record {
-    version: u8,
+    format: [u8; 2],
     meta: Meta,
     pieces: u32,
 }
@@ -370,7 +370,7 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, 
         .and_then(checked)
         .and_then(|body| postcard::from_bytes(body).ok())
         .ok_or_else(|| failure(true, "no meta record"))?;
-    if record.version != VERSION {
+    if record.format != FORMAT {
         return Err(failure(true, "another layout"));
     }
     let mut pieces = 0;
@@ -440,7 +440,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
         }
     };
     let record = Record {
-        version: VERSION,
+        format: FORMAT,
         meta,
         pieces: u32::try_from(pieces.len()).map_err(|_| failure(false, "too many pieces"))?,
     };
@@ -503,4 +503,37 @@ fn with_checksum(body: &[u8]) -> Vec<u8> {
 fn checked(value: &[u8]) -> Option<&[u8]> {
     let (crc, body) = value.split_first_chunk::<4>()?;
     (crc32fast::hash(body).to_be_bytes() == *crc).then_some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: payloads of another wire are never taken for ours. Method: a set that reads back, and
+    /// the same with the stamp that an older agent would have left.
+    #[test]
+    fn a_set_of_another_wire_version_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = Meta {
+            generation: 3,
+            epoch: 7,
+        };
+        let mut input = Vec::new();
+        write_frame(&mut input, &Frame::Entry(vec![1], vec![2])).unwrap();
+        write_frame(&mut input, &Frame::Set(meta, true)).unwrap();
+        store(dir.path(), &mut input.as_slice()).ok().unwrap();
+        let set = load(dir.path(), true, &mut Vec::new()).ok().unwrap();
+        assert!(matches!(set, Frame::Set(read, true) if read == meta));
+        let older = Record {
+            format: [FORMAT[0], WIRE_VERSION - 1],
+            meta,
+            pieces: 1,
+        };
+        let db = open(dir.path(), true).ok().unwrap();
+        let bytes = with_checksum(&edge_proto::encode(&older));
+        db.insert(META, bytes).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        assert!(load(dir.path(), true, &mut Vec::new()).is_err());
+    }
 }
