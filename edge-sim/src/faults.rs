@@ -363,7 +363,7 @@ impl World {
             }
             2 => Frame::Hello {
                 n: session.n,
-                wire: 1,
+                wire: edge_proto::limits::WIRE_VERSION,
                 kinds: u32::MAX,
                 epoch: u64::MAX >> self.rng.below(64),
                 desired_root: root,

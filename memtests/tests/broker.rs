@@ -529,7 +529,7 @@ fn hello() -> Vec<u8> {
     let root = Hash16([0; 16]);
     Frame::Hello {
         n: [7; 8],
-        wire: 1,
+        wire: edge_proto::limits::WIRE_VERSION,
         kinds: u32::MAX,
         epoch: 0,
         desired_root: root,
