@@ -17,6 +17,7 @@ use edge_cloud::identity::registry::{Admission, Registry};
 use edge_cloud::identity::token::TokenStore;
 use edge_cloud::transport::tls;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
+use edge_proto::wire::Wire as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,7 +127,7 @@ async fn join_with(cloud: &Cloud, token: &str, node: &str, key: &rcgen::KeyPair)
     let mut stream = ask_to_join(cloud, token, node, key).await;
     let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
     stream.read_exact(&mut answer).await.unwrap();
-    postcard::from_bytes(&answer).unwrap()
+    JoinAnswer::from_wire(&answer).unwrap()
 }
 
 /// Sends the request of a join and leaves the answer on the way.
@@ -141,12 +142,13 @@ async fn ask_to_join(
         .serialize_request(key)
         .unwrap();
     let parts: Vec<_> = token.split('.').collect();
-    let bytes = edge_proto::encode(&JoinRequest {
+    let bytes = JoinRequest {
         token_id: parts[1].to_owned(),
         token_secret: parts[2].to_owned(),
         node: node.to_owned(),
         csr: csr.der().to_vec(),
-    });
+    }
+    .to_wire();
     stream.write_u16(bytes.len() as u16).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();

@@ -12,6 +12,7 @@ use edge_cloud::identity::peer::Peer;
 use edge_cloud::identity::registry::{Admission, NodeRecord, Registry};
 use edge_cloud::identity::token::TokenStore;
 use edge_proto::enrol::{JoinAnswer, RenewRequest};
+use edge_proto::wire::Wire as _;
 use rcgen::KeyPair;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -115,7 +116,7 @@ impl Cloud {
         let served = service.serve(far).await.unwrap();
         let mut answer = vec![0; usize::from(near.read_u16().await.unwrap())];
         near.read_exact(&mut answer).await.unwrap();
-        (postcard::from_bytes(&answer).unwrap(), served)
+        (JoinAnswer::from_wire(&answer).unwrap(), served)
     }
 
     /// Whom the new certificate names.

@@ -1,14 +1,17 @@
 //! Enrolment: one request and one answer over TLS with ALPN [`ALPN_JOIN`], then close. Each is
-//! one postcard message of at most [`crate::limits::ENROL_BYTES_MAX`] bytes behind its length as
-//! u16 big-endian. Behind an external broker the same two messages also travel as the bodies of
+//! one message of at most [`crate::limits::ENROL_BYTES_MAX`] bytes behind its length as u16
+//! big-endian. Behind an external broker the same two messages also travel as the bodies of
 //! an HTTPS request to [`HTTP_PATH`] and of its answer.
 //!
 //! A node that has a certificate asks for its next one on the same way, see [`RenewRequest`].
+//!
+//! All of it is frozen: an agent of any age can join any edge-cloud. What is new gets a further kind of
+//! request or of answer.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::{Deserialize, Serialize};
+use crate::wire::{Wire, record};
 
 /// ALPN of enrolment. The client shows no certificate; it checks the server's chain against the
 /// CA hash in the token.
@@ -55,8 +58,54 @@ impl Endpoint {
     }
 }
 
+/// A join token, in parts of its text: `em1.ID.SECRET.CA`, 118 characters. There is one text for each token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token<'a> {
+    /// Names the token to the cloud: 16 lower-case hex digits.
+    pub id: &'a str,
+    /// Proves it: 32 lower-case hex digits. Never logged.
+    pub secret: &'a str,
+    /// SHA-256 of the cloud's CA, DER: 64 lower-case hex digits.
+    pub ca_sha256: [u8; 32],
+}
+
+impl<'a> Token<'a> {
+    /// Reads the text, without white space around it. `None` when it is none.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let rest = text.strip_prefix("em1.")?;
+        let (id, rest) = rest.split_once('.')?;
+        let (secret, ca) = rest.split_once('.')?;
+        let is_hex = |text: &str, digits| {
+            let digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            text.len() == digits && text.bytes().all(digit)
+        };
+        if !is_hex(id, 16) || !is_hex(secret, 32) || !is_hex(ca, 64) {
+            return None;
+        }
+        let mut ca_sha256 = [0; 32];
+        for (byte, digits) in ca_sha256.iter_mut().zip(ca.as_bytes().chunks(2)) {
+            let digits = core::str::from_utf8(digits).ok()?;
+            *byte = u8::from_str_radix(digits, 16).ok()?;
+        }
+        Some(Self {
+            id,
+            secret,
+            ca_sha256,
+        })
+    }
+}
+
+/// The text.
+impl core::fmt::Display for Token<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let ca = crate::hash::Hash32(self.ca_sha256);
+        write!(f, "em1.{}.{}.{ca}", self.id, self.secret)
+    }
+}
+
 /// The external broker that carries the links.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
     /// `mqtts://HOST[:PORT]`.
     pub url: String,
@@ -65,7 +114,7 @@ pub struct Broker {
 }
 
 /// What a node asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinRequest {
     /// Id of the token.
     pub token_id: String,
@@ -96,7 +145,7 @@ pub fn issued_unix_s(not_before: i64, not_after: u64) -> u64 {
 }
 
 /// Asks for the next certificate, with the old one instead of a token: it may have expired.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenewRequest {
     /// SHA-256 of the CA (DER) that the node takes the cloud for: a request is for one cloud only.
     pub ca_sha256: [u8; 32],
@@ -125,7 +174,7 @@ impl RenewRequest {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::from([0, RENEW]);
-        bytes.extend(crate::encode(self));
+        self.put(&mut bytes);
         bytes
     }
 }
@@ -147,22 +196,22 @@ impl EnrolRequest {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            [0, RENEW, rest @ ..] => match postcard::take_from_bytes(rest) {
-                Ok((request, [])) => Some(Self::Renew(request)),
-                _ => None,
-            },
+            [0, RENEW, rest @ ..] => RenewRequest::from_wire(rest).map(Self::Renew),
+            // No token id is empty.
             [0, ..] => None,
-            // An empty token id can also be written as 128, 0.
-            bytes => postcard::from_bytes(bytes)
-                .ok()
-                .filter(|request: &JoinRequest| !request.token_id.is_empty())
-                .map(Self::Join),
+            bytes => JoinRequest::from_wire(bytes).map(Self::Join),
         }
     }
 }
 
+record! {
+    Broker { url, anchors }
+    JoinRequest { token_id, token_secret, node, csr }
+    RenewRequest { ca_sha256, certificate, csr, signature }
+}
+
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinAnswer {
     /// Accepted.
     Accepted {
@@ -200,12 +249,109 @@ pub enum JoinAnswer {
     },
 }
 
+/// The number of the variant, then its members.
+impl Wire for JoinAnswer {
+    fn put(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Accepted {
+                certificate,
+                ca,
+                unix_s,
+            } => {
+                bytes.push(0);
+                certificate.put(bytes);
+                ca.put(bytes);
+                unix_s.put(bytes);
+            }
+            Self::Refused(reason) => {
+                bytes.push(1);
+                reason.put(bytes);
+            }
+            Self::Behind {
+                certificate,
+                ca,
+                unix_s,
+                broker,
+            } => {
+                bytes.push(2);
+                certificate.put(bytes);
+                ca.put(bytes);
+                unix_s.put(bytes);
+                broker.put(bytes);
+            }
+            Self::Issued {
+                certificate,
+                cas,
+                unix_s,
+                broker,
+            } => {
+                bytes.push(3);
+                certificate.put(bytes);
+                cas.put(bytes);
+                unix_s.put(bytes);
+                broker.put(bytes);
+            }
+        }
+    }
+
+    fn take(rest: &mut &[u8]) -> Option<Self> {
+        Some(match u8::take(rest)? {
+            0 => Self::Accepted {
+                certificate: Wire::take(rest)?,
+                ca: Wire::take(rest)?,
+                unix_s: Wire::take(rest)?,
+            },
+            1 => Self::Refused(Wire::take(rest)?),
+            2 => Self::Behind {
+                certificate: Wire::take(rest)?,
+                ca: Wire::take(rest)?,
+                unix_s: Wire::take(rest)?,
+                broker: Wire::take(rest)?,
+            },
+            3 => Self::Issued {
+                certificate: Wire::take(rest)?,
+                cas: Wire::take(rest)?,
+                unix_s: Wire::take(rest)?,
+                broker: Wire::take(rest)?,
+            },
+            _ => return None,
+        })
+    }
+}
+
 /// CAs of one cloud: the one that signs and, during a rollover, the one before.
 pub const CAS_MAX: usize = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_has_one_text() {
+        let (id, secret, ca) = ("0123456789abcdef", "f".repeat(32), "0a".repeat(32));
+        let text = alloc::format!("em1.{id}.{secret}.{ca}");
+        let token = Token::parse(&text).unwrap();
+        assert_eq!((token.id, token.secret), (id, &*secret));
+        assert_eq!(token.ca_sha256, [10; 32]);
+        assert_eq!(alloc::format!("{token}"), text);
+        assert_eq!(text.len(), 118);
+        for wrong in [
+            "",
+            "em1.a.b",
+            &text.to_uppercase(),
+            &text.replace("em1", "em2"),
+            &text.replace(".f", ".F"),
+            &text.replace("0a0a", "0g0a"),
+            &text.replacen("0a", "é", 1),
+            &text[..117],
+            &alloc::format!("{text}0"),
+            &alloc::format!("{text}.0"),
+            &alloc::format!(" {text}"),
+            &alloc::format!("{text}\n"),
+        ] {
+            assert!(Token::parse(wrong).is_none(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_validity_tells_the_issue() {

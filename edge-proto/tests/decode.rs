@@ -12,6 +12,7 @@ use edge_proto::limits::{
 };
 use edge_proto::object::{LaneLimit, NodePolicy};
 use edge_proto::session::{Cloud, CloudConfig, LinkInput, Node, NodeConfig};
+use edge_proto::wire::Wire as _;
 use proptest::prelude::*;
 
 const SESSION: SessionId = SessionId {
@@ -208,9 +209,9 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
         node: "gate".into(),
         csr: vec![1, 2],
     };
-    let bytes = edge_proto::encode(&request);
+    let bytes = request.to_wire();
     assert_eq!(hex(&bytes), "01 74 01 73 04 67 61 74 65 02 01 02");
-    assert_eq!(postcard::from_bytes(&bytes), Ok(request));
+    assert_eq!(JoinRequest::from_wire(&bytes), Some(request));
     let join = EnrolRequest::decode(&bytes).unwrap();
     assert!(matches!(join, EnrolRequest::Join(join) if join.node == "gate"));
     let renewal = RenewRequest {
@@ -226,6 +227,9 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
     for other in [
         &[0][..],
         &[0, 1],
+        // A length in two bytes, and bytes left over.
+        &[0x80, 0, 1, b's', 0, 0],
+        &[1, b't', 1, b's', 0, 0, 0],
         &bytes[..bytes.len() - 1],
         &[&bytes[..], &[0]].concat(),
     ] {
@@ -267,9 +271,14 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
         (JoinAnswer::Refused("no".into()), "01 02 6e 6f"),
         (behind, "02 01 07 01 08 ac 02 01 75 0101 09"),
     ] {
-        let bytes = edge_proto::encode(&answer);
+        let bytes = answer.to_wire();
         assert_eq!(hex(&bytes), golden, "{answer:?}");
-        assert_eq!(postcard::from_bytes(&bytes), Ok(answer));
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(JoinAnswer::from_wire(&longer), None);
+        for end in 0..bytes.len() {
+            assert_eq!(JoinAnswer::from_wire(&bytes[..end]), None);
+        }
+        assert_eq!(JoinAnswer::from_wire(&bytes), Some(answer));
     }
 }
 

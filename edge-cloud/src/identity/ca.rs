@@ -54,6 +54,12 @@ pub enum CaError {
     /// A certificate, key or request does not parse, or its signature is wrong.
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+    /// A request for a key of another kind.
+    #[error("the key must be ECDSA on P-256, and the request signed with SHA-256")]
+    Key,
+    /// Bytes behind the request.
+    #[error("bytes are left over behind the certificate request")]
+    Trailing,
     /// The certificate of the CA is none, or of another key.
     #[error("key and certificate of the CA do not belong together")]
     Pair,
@@ -121,10 +127,24 @@ impl Request {
     /// Reads a PKCS#10 request and checks its signature; its subject and extensions are ignored.
     ///
     /// # Errors
-    /// See [`CaError`].
+    /// [`CaError::Key`] for a key that is not ECDSA on P-256, [`CaError::Trailing`], and
+    /// [`CaError::Certificate`] for what is no request.
     pub fn read(csr: &[u8]) -> Result<Self, CaError> {
-        let csr = CertificateSigningRequestDer::from(csr);
-        Ok(Self(CertificateSigningRequestParams::from_der(&csr)?))
+        let der = CertificateSigningRequestDer::from(csr);
+        let request = match CertificateSigningRequestParams::from_der(&der) {
+            Err(rcgen::Error::UnsupportedSignatureAlgorithm) => return Err(CaError::Key),
+            request => request?,
+        };
+        let key = &request.public_key;
+        // The signature's algorithm does not tell the curve of the key; an uncompressed point does.
+        let is_p256 = matches!(key.der_bytes(), [4, point @ ..] if point.len() == 64);
+        if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || !is_p256 {
+            return Err(CaError::Key);
+        }
+        if der_length(csr) != Some(csr.len()) {
+            return Err(CaError::Trailing);
+        }
+        Ok(Self(request))
     }
 
     /// Whether it is for this public key, an uncompressed point.
@@ -137,6 +157,16 @@ impl Request {
     #[must_use]
     pub fn key_sha256(&self) -> String {
         hex(&Sha256::digest(self.0.public_key.der_bytes()))
+    }
+}
+
+/// Bytes of the DER value that `bytes` begins with, header included; `None` over 64 KiB.
+fn der_length(bytes: &[u8]) -> Option<usize> {
+    match *bytes {
+        [_, short @ 0..=0x7f, ..] => Some(2 + usize::from(short)),
+        [_, 0x81, length, ..] => Some(3 + usize::from(length)),
+        [_, 0x82, high, low, ..] => Some(4 + usize::from(u16::from_be_bytes([high, low]))),
+        _ => None,
     }
 }
 
@@ -445,6 +475,30 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    /// Goal: a node's key is ECDSA on P-256 and nothing else, and a request says nothing behind its end.
+    /// Method: requests of rcgen with other keys, which are right in themselves.
+    #[test]
+    fn requests_for_other_keys_are_refused_in_words() {
+        let request = |algorithm| {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let csr = CertificateParams::default().serialize_request(&key);
+            csr.unwrap().der().to_vec()
+        };
+        let refusal = |csr: &[u8]| Request::read(csr).err().map(|error| error.to_string());
+        let good = request(&PKCS_ECDSA_P256_SHA256);
+        assert_eq!(refusal(&good), None);
+        let words = Some("the key must be ECDSA on P-256, and the request signed with SHA-256");
+        for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+            assert_eq!(refusal(&request(algorithm)).as_deref(), words);
+        }
+        let words = Some("bytes are left over behind the certificate request");
+        let longer = [&good[..], &[0]].concat();
+        assert_eq!(refusal(&longer).as_deref(), words);
+        for end in 0..good.len() {
+            assert!(Request::read(&good[..end]).is_err(), "{end} bytes");
+        }
+    }
 
     #[test]
     fn a_node_certificate_carries_our_name_and_survives_a_restart_of_the_ca() {

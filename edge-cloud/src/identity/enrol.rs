@@ -10,6 +10,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use edge_proto::enrol::{Broker, EnrolRequest, HTTP_PATH, JoinAnswer, JoinRequest, RenewRequest};
 use edge_proto::limits::ENROL_BYTES_MAX;
+use edge_proto::wire::Wire as _;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -196,7 +197,7 @@ impl EnrolmentService<'_> {
                 (JoinAnswer::Refused(refusal.to_string()), None)
             }
         };
-        Some((edge_proto::encode(&answer), enrolled))
+        Some((answer.to_wire(), enrolled))
     }
 
     fn joined(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use edge_proto::enrol;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -102,7 +103,7 @@ impl TokenStore {
         self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a token, for `ca` (DER): `em1.<id>.<secret>.<hex SHA-256 of the CA>`.
+    /// Makes a token, for `ca` (DER), and returns its text.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -122,7 +123,12 @@ impl TokenStore {
             last_for: String::new(),
             ca_sha256: sha256(ca),
         };
-        let text = format!("em1.{id}.{secret}.{}", sha256(ca));
+        let text = enrol::Token {
+            id: &id,
+            secret: &secret,
+            ca_sha256: edge_proto::hash::sha256(ca).0,
+        }
+        .to_string();
         self.change(|tokens| {
             tokens.retain(|_, token| token.expires_unix_s > unix_s);
             if tokens.len() >= TOKENS_MAX {
@@ -265,10 +271,9 @@ mod tests {
     use super::*;
 
     fn parts(token: &str) -> (String, String) {
-        let parts: Vec<_> = token.split('.').collect();
-        assert_eq!(parts[0], "em1");
-        assert_eq!(parts[3], sha256(b"ca"));
-        (parts[1].to_owned(), parts[2].to_owned())
+        let token = enrol::Token::parse(token).unwrap();
+        assert_eq!(token.ca_sha256, edge_proto::hash::sha256(b"ca").0);
+        (token.id.to_owned(), token.secret.to_owned())
     }
 
     #[test]

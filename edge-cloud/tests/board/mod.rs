@@ -23,6 +23,7 @@ use edge_proto::session::{
     CallInput, CallOpen, CallResult, LinkInput, LinkOutput, Node, NodeConfig, NodeInput,
     NodeOutput, NodeRecordsInput, NodeRecordsOutput, StateInput, StateOutput,
 };
+use edge_proto::wire::Wire as _;
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
     Connect, ConnectReturnCode, Filter, LastWill, Packet, Publish, Subscribe,
@@ -244,17 +245,18 @@ impl Cloud {
             .serialize_request(&key)
             .unwrap();
         let parts: Vec<_> = token.split('.').collect();
-        let bytes = edge_proto::encode(&JoinRequest {
+        let bytes = JoinRequest {
             token_id: parts[1].to_owned(),
             token_secret: parts[2].to_owned(),
             node: node.to_owned(),
             csr: csr.der().to_vec(),
-        });
+        }
+        .to_wire();
         stream.write_u16(bytes.len() as u16).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
         let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
         stream.read_exact(&mut answer).await.unwrap();
-        let answer = postcard::from_bytes(&answer).unwrap();
+        let answer = JoinAnswer::from_wire(&answer).unwrap();
         if let JoinAnswer::Refused(reason) = answer {
             return Err(reason);
         }

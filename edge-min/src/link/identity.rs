@@ -1,5 +1,5 @@
 //! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
-//! DER but for the last two, `ca2.crt` while the cloud has two CAs, and `broker`, postcard, if there
+//! DER but for the last two, `ca2.crt` while the cloud has two CAs, and `broker`, in the wire's encoding, if there
 //! is one. Key and certificate change together: a new identity is made whole in `identity.new` and
 //! then renamed. A renewal leaves the old one in `identity.old` until the new one has proven good.
 //! The new key is in `identity.new` from the first request on.
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use edge_core::flash::Subsystem;
 use edge_proto::enrol::Broker;
+use edge_proto::wire::Wire as _;
 
 use crate::storage::medium::{self, Durability, sync_dir};
 
@@ -110,8 +111,8 @@ impl Identity {
         let broker = match read(&dir.join("broker")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             bytes => {
-                let broken = |_| io::Error::other("identity/broker is damaged: join again");
-                Some(postcard::from_bytes(&bytes?).map_err(broken)?)
+                let broken = || io::Error::other("identity/broker is damaged: join again");
+                Some(Broker::from_wire(&bytes?).ok_or_else(broken)?)
             }
         };
         let mut cas = vec![read(&dir.join("ca.crt"))?];
@@ -159,7 +160,7 @@ impl Identity {
         let [ca, rest @ ..] = self.cas.as_slice() else {
             return Err(io::Error::other("an identity without a CA"));
         };
-        let broker = self.broker.as_ref().map(edge_proto::encode);
+        let broker = self.broker.as_ref().map(Broker::to_wire);
         // One that a power cut has left from an earlier change would count.
         for (name, content) in [
             ("node.crt", Some(self.certificate.as_slice())),
