@@ -207,7 +207,7 @@ impl Calls {
         };
         self.calls.insert(id, Call { outgoing, incoming });
         self.check_at
-            .get_or_insert(now.saturating_add(CALL_CHECK_MS));
+            .get_or_insert_with(|| now.saturating_add(CALL_CHECK_MS));
     }
 
     /// What the caller does with an open call.

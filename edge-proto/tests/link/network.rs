@@ -113,7 +113,7 @@ impl World {
         } else {
             LinkInput::TransportDown
         };
-        self.tell_node(input.clone());
+        self.tell_node(input);
         if self.rng.chance(30) {
             self.tell_cloud(0, LinkInput::TransportDown);
             self.tell_cloud(0, LinkInput::TransportUp);
