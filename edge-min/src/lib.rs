@@ -10,4 +10,5 @@ pub mod local;
 pub mod logger;
 pub mod storage;
 pub mod sys;
+pub mod worker;
 pub mod workload;

@@ -30,7 +30,7 @@ use smol::{Async, Timer};
 use crate::board::clock::Clock;
 use crate::board::config::Config;
 use crate::driver::log_calls::LogCalls;
-use crate::driver::workers::{Jobs, RuntimeJob, StoreDone, StoreJob};
+use crate::driver::workers::{Containers, RuntimeJob, StoreDone, StoreJob};
 use crate::image::images::Images;
 use crate::link::connection::{Connect, LinkEvent, LinkSender};
 use crate::link::identity::Identity;
@@ -40,6 +40,7 @@ use crate::local::workload_api::{self, Api};
 use crate::storage::lock;
 use crate::storage::outbox;
 use crate::storage::store::Store;
+use crate::worker::{self, Jobs, Pool};
 use crate::workload::logs;
 use crate::workload::reaper::{Process, Reaper};
 use crate::workload::runtime::{self, Runtime};
@@ -81,7 +82,7 @@ struct Driver {
     running: SortedMap<(Uid, String), Hash16>,
     reaper: Reaper,
     runtime: Runtime,
-    runtime_jobs: Jobs<RuntimeJob>,
+    runtime_jobs: Pool<Containers>,
     store_jobs: Jobs<StoreJob>,
     log_calls: LogCalls,
     outbox_jobs: Jobs<outbox::Job>,
@@ -139,25 +140,23 @@ pub fn run(config: Config) -> Result<(), String> {
         }
     }
 
-    let (runtime_jobs, runtime_receiver) = Jobs::new();
     let (store_jobs, store_receiver) = Jobs::new();
     let (outbox_jobs, outbox_receiver) = Jobs::new();
-    let (outbox_done, outbox_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (outbox_done, outbox_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let outbox_report = outbox::Shared::default();
-    let (runtime_done, runtime_events) = async_channel::bounded(workers::CHANNEL_MAX);
-    let (store_done, store_events) = async_channel::bounded(workers::CHANNEL_MAX);
-    let (link_sender, link_events) = async_channel::bounded(workers::CHANNEL_MAX);
+    let (runtime_done, runtime_events) = async_channel::bounded(worker::CHANNEL_MAX);
+    let (store_done, store_events) = async_channel::bounded(worker::CHANNEL_MAX);
+    let (link_sender, link_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
     let (joined_sender, joined) = async_channel::bounded(1);
     workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
-    workers::spawn_runtime(
+    let runtime_jobs = workers::spawn_containers(
         runtime.clone(),
         images,
         config.host_paths.clone(),
-        runtime_receiver,
         runtime_done,
     )
-    .map_err(failed("runtime thread"))?;
+    .map_err(failed("runtime threads"))?;
 
     outbox::spawn(
         config.state_dir.join("outbox"),
@@ -507,7 +506,6 @@ impl Driver {
     fn settle(&mut self) {
         loop {
             self.store_jobs.flush();
-            self.runtime_jobs.flush();
             self.outbox_jobs.flush();
             if let Some(output) = self.agent.poll() {
                 self.perform(output);

@@ -1,12 +1,11 @@
-//! The two threads that block so that the driver need not: one for the store, one for containers.
-//! Each takes jobs in order from a bounded channel and answers each once.
+//! What the workers do: the store's thread, and the threads for containers and images. How, says
+//! [`crate::worker`].
 
-use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use async_channel::{Receiver, RecvError, Sender, TrySendError};
+use async_channel::{Receiver, Sender};
 use edge_core::limits::CLEAR_AFTER_MS;
 use edge_core::spec::{ContainerSpec, Content, Volume};
 use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
@@ -16,8 +15,10 @@ use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::Pod;
 use edge_proto::session::Payload;
 
-use crate::image::images::Images;
+use crate::image::error::ImageError;
+use crate::image::images::{Image, Images};
 use crate::storage::store::{Applied, Store};
+use crate::worker::{self, Pool, Progress, Work};
 use crate::workload::cgroup::Limits;
 use crate::workload::runtime::Runtime;
 use crate::workload::spec::{Bind, Rights, Rootfs, Spec};
@@ -25,56 +26,6 @@ use crate::workload::volume;
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
-
-/// Messages in each channel between a worker and the driver.
-pub const CHANNEL_MAX: usize = 64;
-
-/// A bounded channel to a worker, and what did not fit: at most what the core and the session
-/// have outstanding, which their own caps bound.
-pub struct Jobs<T> {
-    sender: Sender<T>,
-    waiting: VecDeque<T>,
-}
-
-impl<T> Jobs<T> {
-    /// The channel's two ends.
-    #[must_use]
-    pub fn new() -> (Self, Receiver<T>) {
-        let (sender, receiver) = async_channel::bounded(CHANNEL_MAX);
-        (
-            Self {
-                sender,
-                waiting: VecDeque::new(),
-            },
-            receiver,
-        )
-    }
-
-    /// For others who have jobs of this kind, and wait while the channel is full.
-    #[must_use]
-    pub fn sender(&self) -> Sender<T> {
-        self.sender.clone()
-    }
-
-    /// Hands over a job, now or as soon as there is room.
-    pub fn push(&mut self, job: T) {
-        self.waiting.push_back(job);
-        self.flush();
-    }
-
-    /// Hands over what waits, as far as there is room.
-    pub fn flush(&mut self) {
-        while let Some(job) = self.waiting.pop_front() {
-            match self.sender.try_send(job) {
-                Ok(()) => {}
-                Err(TrySendError::Full(job) | TrySendError::Closed(job)) => {
-                    self.waiting.push_front(job);
-                    return;
-                }
-            }
-        }
-    }
-}
 
 /// A job for the store.
 pub enum StoreJob {
@@ -130,11 +81,7 @@ pub fn spawn_store(
         wanted: 0,
         done,
     };
-    std::thread::Builder::new()
-        .name("store".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn(move || thread.run(&jobs))
-        .map(drop)
+    worker::spawn("store", STACK_BYTES, move || thread.run(&jobs))
 }
 
 /// Does what [`WriteScheduler`] decides.
@@ -164,7 +111,7 @@ impl StoreThread {
                     _ => None,
                 }
             } else {
-                match self.wait(jobs) {
+                match worker::next(jobs, self.deadline()) {
                     Some(Ok(job)) => Some(job),
                     Some(Err(_)) => return,
                     None => {
@@ -265,17 +212,6 @@ impl StoreThread {
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
         }
     }
-
-    /// The next job, or `None` when something is due before one comes.
-    fn wait(&self, jobs: &Receiver<StoreJob>) -> Option<Result<StoreJob, RecvError>> {
-        let Some(at) = self.deadline() else {
-            return Some(jobs.recv_blocking());
-        };
-        smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
-            smol::Timer::at(at).await;
-            None
-        }))
-    }
 }
 
 /// Pods that these changes end. They end before it is durable: on a full medium it may be their own
@@ -318,137 +254,166 @@ pub enum RuntimeJob {
     RemovePod(Uid, Vec<String>),
 }
 
-/// Starts the containers' thread; each answer is an input of the core.
-///
-/// # Errors
-/// The system's, when no thread can be made.
-pub fn spawn_runtime(
+/// A job that may take minutes.
+pub enum LongJob {
+    /// Start a container whose image has to be unpacked first.
+    Start(Box<ContainerSpec>),
+    /// Remove layers that none of these images uses, if room is short.
+    Collect(Vec<String>),
+}
+
+/// Everything that the threads for containers and images share; each answer is an input of the
+/// core.
+pub struct Containers {
     runtime: Runtime,
     images: Images,
     host_paths: Vec<PathBuf>,
-    jobs: Receiver<RuntimeJob>,
-    done: Sender<Input>,
-) -> io::Result<()> {
-    let run = move || {
-        let mut cleared = false;
-        loop {
-            let job = match cleared {
-                true => Some(jobs.recv_blocking()),
-                false => or_after(Duration::from_millis(CLEAR_AFTER_MS), jobs.recv()),
-            };
-            let job = match job {
-                Some(Ok(job)) => job,
-                Some(Err(_)) => return,
-                None => {
-                    images.clear_remains();
-                    cleared = true;
-                    continue;
-                }
-            };
-            let Some(answer) = perform(&runtime, &images, &host_paths, job) else {
-                continue;
-            };
-            if done.send_blocking(answer).is_err() {
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("runtime".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn(run)
-        .map(drop)
 }
 
-fn perform(
-    runtime: &Runtime,
-    images: &Images,
-    host_paths: &[PathBuf],
-    job: RuntimeJob,
-) -> Option<Input> {
-    match job {
-        RuntimeJob::PreparePod {
-            uid,
-            containers,
-            log_bytes,
-        } => {
-            let result = runtime.prepare_pod(uid, u64::from(containers), log_bytes);
-            Some(Input::PodPrepared(
+/// Starts the threads for containers and images.
+///
+/// # Errors
+/// The system's, when no thread can be made.
+pub fn spawn_containers(
+    runtime: Runtime,
+    images: Images,
+    host_paths: Vec<PathBuf>,
+    done: Sender<Input>,
+) -> io::Result<Pool<Containers>> {
+    let work = Containers {
+        runtime,
+        images,
+        host_paths,
+    };
+    let idle_after = Duration::from_millis(CLEAR_AFTER_MS);
+    Pool::spawn("runtime", STACK_BYTES, work, idle_after, done)
+}
+
+impl Work for Containers {
+    type Key = Uid;
+    type Job = RuntimeJob;
+    type LongJob = LongJob;
+    type Answer = Input;
+
+    fn key(&self, job: &RuntimeJob) -> Uid {
+        match job {
+            RuntimeJob::Start(start) => start.uid,
+            RuntimeJob::PreparePod { uid, .. }
+            | RuntimeJob::UpdateConfig(uid, _)
+            | RuntimeJob::Remove(uid, _)
+            | RuntimeJob::RemovePod(uid, _) => *uid,
+        }
+    }
+
+    fn perform(&self, job: RuntimeJob) -> Progress<LongJob, Input> {
+        let runtime = &self.runtime;
+        match job {
+            RuntimeJob::PreparePod {
                 uid,
-                result.map_err(|error| error.to_string()),
-            ))
-        }
-        RuntimeJob::UpdateConfig(uid, volumes) => {
-            for Volume { name, content } in volumes {
-                let dir = runtime.volume_dir(uid, &name);
-                let Content::Files { files, mode, .. } = content else {
-                    continue;
-                };
-                // A volume that no container has mounted yet is written at its start.
-                if dir.exists()
-                    && let Err(error) = volume::write_files(&dir, &files, mode)
-                {
-                    log::warn!("volume_not_updated pod={uid} volume={name} error={error}");
+                containers,
+                log_bytes,
+            } => {
+                let result = runtime.prepare_pod(uid, u64::from(containers), log_bytes);
+                let result = result.map_err(|error| error.to_string());
+                Progress::Done(Some(Input::PodPrepared(uid, result)))
+            }
+            RuntimeJob::UpdateConfig(uid, volumes) => {
+                for Volume { name, content } in volumes {
+                    let dir = runtime.volume_dir(uid, &name);
+                    let Content::Files { files, mode, .. } = content else {
+                        continue;
+                    };
+                    // A volume that no container has mounted yet is written at its start.
+                    if dir.exists()
+                        && let Err(error) = volume::write_files(&dir, &files, mode)
+                    {
+                        log::warn!("volume_not_updated pod={uid} volume={name} error={error}");
+                    }
                 }
+                Progress::Done(None)
             }
-            None
-        }
-        RuntimeJob::Start(start) => {
-            let result =
-                spec(runtime, images, host_paths, &start).and_then(|spec| runtime.start(&spec));
-            Some(Input::Started {
-                uid: start.uid,
-                container: start.container,
-                run: start.run,
-                spec: start.hash,
-                result,
-            })
-        }
-        RuntimeJob::Remove(uid, container) => {
-            let result = runtime.remove(uid, &container);
-            let result = result.map_err(|error| error.to_string());
-            Some(Input::Removed(uid, container, result))
-        }
-        RuntimeJob::RemovePod(uid, in_use) => {
-            if let Err(error) = runtime.remove_pod(uid) {
-                log::warn!("remains pod={uid} error={error}");
+            RuntimeJob::Start(start) => match start.image.as_ref().map(|image| &image.reference) {
+                None => Progress::Done(Some(self.start(*start, Ok(None)))),
+                Some(reference) => match self.images.ready(reference) {
+                    Some(image) => Progress::Done(Some(self.start(*start, Ok(Some(image))))),
+                    None => Progress::Long(LongJob::Start(start)),
+                },
+            },
+            RuntimeJob::Remove(uid, container) => {
+                let result = runtime.remove(uid, &container);
+                let result = result.map_err(|error| error.to_string());
+                Progress::Done(Some(Input::Removed(uid, container, result)))
             }
-            if let Err(error) = images.collect_unused(&in_use) {
-                log::warn!("layers_remain error={error}");
+            RuntimeJob::RemovePod(uid, in_use) => {
+                if let Err(error) = runtime.remove_pod(uid) {
+                    log::warn!("remains pod={uid} error={error}");
+                }
+                Progress::DoneThen(Input::PodRemoved(uid), LongJob::Collect(in_use))
             }
-            Some(Input::PodRemoved(uid))
         }
+    }
+
+    fn perform_long(&self, job: LongJob) -> Option<Input> {
+        match job {
+            LongJob::Start(start) => {
+                let image = match start
+                    .image
+                    .as_ref()
+                    .map(|image| (&image.reference, &image.in_use))
+                {
+                    None => Ok(None),
+                    Some((reference, in_use)) => self.images.ensure(reference, in_use).map(Some),
+                };
+                Some(self.start(*start, image))
+            }
+            LongJob::Collect(in_use) => {
+                if let Err(error) = self.images.collect_unused(&in_use) {
+                    log::warn!("layers_remain error={error}");
+                }
+                None
+            }
+        }
+    }
+
+    fn idle(&self) {
+        self.images.clear_remains();
     }
 }
 
-/// What comes, or `None` after so long.
-fn or_after<T>(limit: Duration, coming: impl Future<Output = T>) -> Option<T> {
-    smol::block_on(smol::future::or(async { Some(coming.await) }, async {
-        smol::Timer::after(limit).await;
-        None
-    }))
+impl Containers {
+    fn start(&self, start: ContainerSpec, image: Result<Option<Image>, ImageError>) -> Input {
+        let result = image
+            .map_err(|error| StartFailure {
+                reason: error.reason().to_owned(),
+                message: error.to_string(),
+                counts_as_run: false,
+            })
+            .and_then(|image| spec(&self.runtime, image, &self.host_paths, &start))
+            .and_then(|spec| self.runtime.start(&spec));
+        Input::Started {
+            uid: start.uid,
+            container: start.container,
+            run: start.run,
+            spec: start.hash,
+            result,
+        }
+    }
 }
 
 /// The spec with its image and its volumes in place.
 fn spec(
     runtime: &Runtime,
-    images: &Images,
+    image: Option<Image>,
     host_paths: &[PathBuf],
     start: &ContainerSpec,
 ) -> Result<Spec, StartFailure> {
     let config = StartFailure::config;
-    let image = match &start.image {
-        None => None,
-        Some(image) => {
-            let ensured = images.ensure(&image.reference, &image.in_use);
-            Some(ensured.map_err(|error| StartFailure {
-                reason: error.reason().to_owned(),
-                message: error.to_string(),
-                counts_as_run: false,
-            })?)
-        }
-    };
-    let (layers, image) = image.map(|image| (image.layers, image.config)).unzip();
+    let (rootfs, image) = image
+        .map(|image| {
+            let (layers, pin) = (image.layers, image.pin);
+            (Rootfs { layers, pin }, image.config)
+        })
+        .unzip();
     let process = start.process(image)?;
     let mut binds = Vec::with_capacity(start.mounts.len());
     for (index, mount) in start.mounts.iter().enumerate() {
@@ -483,7 +448,7 @@ fn spec(
         uid: start.uid,
         container: start.container.clone(),
         hash: start.hash,
-        rootfs: layers.map(|layers| Rootfs { layers }),
+        rootfs,
         argv: process.argv,
         env: process.env,
         cwd: PathBuf::from(process.cwd),

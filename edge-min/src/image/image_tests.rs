@@ -513,7 +513,11 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     let error = images.ensure("c", &pods(&["a", "b", "c"])).unwrap_err();
     assert!(error.to_string().contains("bytes unpacked"), "{error}");
     assert_eq!(board.layers().len(), 2);
-    // Nothing else needs `a` and `b`: they go, and it is not enough.
+    // No pod needs `a` and `b`: `a` goes, and `b` stays for the container that starts from it.
+    images.ensure("c", &pods(&["c"])).unwrap_err();
+    assert_eq!(board.layers().len(), 1);
+    drop(full);
+    // Now that goes too, and it is not enough.
     images.ensure("c", &pods(&["c"])).unwrap_err();
     assert!(board.layers().is_empty());
     images.ensure("b", &pods(&["b"])).unwrap();

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use edge_core::flash::Subsystem;
 use edge_core::spec::ImageConfig;
@@ -28,19 +29,26 @@ const FREE_PERCENT_MIN: u64 = 15;
 /// Suffix of a layer that is not whole.
 const TEMPORARY: &str = ".tmp";
 
+/// Digests of layers that are about to be mounted: none of them is removed while this lives.
+pub type Pin = Arc<SortedSet<String>>;
+
 /// What a container needs of an image.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     /// Unpacked layers, lowest first.
     pub layers: Vec<PathBuf>,
+    /// Keeps them until they are mounted.
+    pub pin: Pin,
     /// What it says about the process.
     pub config: ImageConfig,
 }
 
-/// The images of a board.
+/// The images of a board. Many threads may ask for one that is [`Self::ready`]; the rest is for one
+/// thread, which unpacks and removes.
 pub struct Images {
     preload: PathBuf,
     layers: PathBuf,
+    pins: Mutex<Vec<Weak<SortedSet<String>>>>,
 }
 
 impl Images {
@@ -54,6 +62,7 @@ impl Images {
         Ok(Self {
             preload: preload.to_owned(),
             layers,
+            pins: Mutex::default(),
         })
     }
 
@@ -104,6 +113,33 @@ impl Images {
         }))
     }
 
+    /// The image under this reference if nothing of it has to be unpacked: quick, whatever another
+    /// thread unpacks.
+    #[must_use]
+    pub fn ready(&self, reference: &str) -> Option<Image> {
+        for layout in self.layouts() {
+            // What is wrong with a layout is said by [`Self::ensure`].
+            if let Ok(Some(manifest)) = layout.find(reference, std::env::consts::ARCH) {
+                let file: ConfigFile = layout.verified(&manifest.config).ok()?;
+                let pin = self.pin(&manifest);
+                let layers = manifest.layers.iter().map(|one| {
+                    let dir = self.layers.join(one.hex().ok()?);
+                    dir.is_dir().then_some(dir)
+                });
+                return image(file.config, layers.collect::<Option<_>>()?, pin).ok();
+            }
+        }
+        None
+    }
+
+    fn pin(&self, manifest: &Manifest) -> Pin {
+        let pin = Arc::new(hexes(manifest));
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        pins.retain(|one| one.strong_count() > 0);
+        pins.push(Arc::downgrade(&pin));
+        pin
+    }
+
     fn layouts(&self) -> impl Iterator<Item = Layout> {
         let entries = fs::read_dir(&self.preload).into_iter().flatten().flatten();
         let mut paths: Vec<PathBuf> = entries.take(LAYOUTS_MAX).map(|one| one.path()).collect();
@@ -118,11 +154,12 @@ impl Images {
         in_use: &[String],
     ) -> Result<Image, ImageError> {
         let file: ConfigFile = layout.verified(&manifest.config)?;
+        let pin = self.pin(manifest);
         let mut layers = Vec::with_capacity(manifest.layers.len());
         for layer in &manifest.layers {
             layers.push(self.layer(layout, layer, manifest, in_use)?);
         }
-        image(file.config, layers).map_err(|reason| layout.wrong(&reason))
+        image(file.config, layers, pin).map_err(|reason| layout.wrong(&reason))
     }
 
     fn layer(
@@ -215,7 +252,6 @@ impl Images {
             return Ok(0);
         }
         unused.sort_unstable();
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let mut left = unused.len();
         let mut removed = 0;
         for (_, name) in unused {
@@ -225,18 +261,31 @@ impl Images {
                 break;
             }
             left -= 1;
-            // A container that runs on, though its pod left the desired set.
-            if mounts.contains(&name) {
-                continue;
-            }
             let gone = self.layers.join([&name, TEMPORARY].concat());
             tree::remove(&gone)?;
-            fs::rename(self.layers.join(&name), &gone)?;
+            if !self.put_away(&name, &gone)? {
+                continue;
+            }
             tree::remove(&gone)?;
             removed += 1;
             log::info!("layer_removed digest={name}");
         }
         Ok(removed)
+    }
+
+    /// Renames a layer that nobody has mounted or is about to; `false` when somebody has.
+    fn put_away(&self, name: &str, gone: &Path) -> io::Result<bool> {
+        // Whoever pins it from here on finds it gone, and unpacks it anew.
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let pinned = |pin: &Weak<SortedSet<String>>| {
+            pin.upgrade().is_some_and(|layers| layers.contains(name))
+        };
+        // Mounted also by a container that runs on, though its pod left the desired set.
+        if pins.iter().any(pinned) || fs::read_to_string("/proc/self/mountinfo")?.contains(name) {
+            return Ok(false);
+        }
+        fs::rename(self.layers.join(name), gone)?;
+        Ok(true)
     }
 
     /// Layers of these images. One that is not in the preload folder any more has none: nothing
@@ -266,7 +315,7 @@ fn hexes(manifest: &Manifest) -> SortedSet<String> {
     hexes.map(str::to_owned).collect()
 }
 
-fn image(config: Config, layers: Vec<PathBuf>) -> Result<Image, String> {
+fn image(config: Config, layers: Vec<PathBuf>, pin: Pin) -> Result<Image, String> {
     let user = config.user.split(':').next().unwrap_or("");
     let user = match (user, user.parse()) {
         ("" | "root", _) => None,
@@ -283,6 +332,7 @@ fn image(config: Config, layers: Vec<PathBuf>) -> Result<Image, String> {
     let env = config.env.unwrap_or_default();
     Ok(Image {
         layers,
+        pin,
         config: ImageConfig {
             entrypoint: config.entrypoint.unwrap_or_default(),
             cmd: config.cmd.unwrap_or_default(),

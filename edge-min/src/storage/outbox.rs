@@ -18,6 +18,8 @@ use edge_core::limits::{RECORD_SOON_MS, WRITE_RETRY_MS};
 use edge_core::outbox::{ClassConfig, Counters, Refused};
 use edge_proto::frame::{Entry, Incarnation};
 
+use crate::worker;
+
 pub use store::Store;
 
 /// Stack of the thread.
@@ -207,18 +209,14 @@ pub fn spawn(
         }
         .run(&jobs);
     };
-    std::thread::Builder::new()
-        .name("outbox".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn(run)
-        .map(drop)
+    worker::spawn("outbox", STACK_BYTES, run)
 }
 
 /// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
 fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
     let again_at = after(WRITE_RETRY_MS);
     loop {
-        match wait(jobs, again_at) {
+        match worker::next(jobs, again_at) {
             // A writer may be gone.
             Some(Ok(Job::Append { reply, .. })) => drop(reply.try_send(Answer::Medium(reason))),
             Some(Ok(_)) => {}
@@ -226,20 +224,6 @@ fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
             None => return true,
         }
     }
-}
-
-/// The next job; `None` when the time came first.
-fn wait(
-    jobs: &Receiver<Job>,
-    until: Option<Instant>,
-) -> Option<Result<Job, async_channel::RecvError>> {
-    let Some(at) = until else {
-        return Some(jobs.recv_blocking());
-    };
-    smol::block_on(smol::future::or(async { Some(jobs.recv().await) }, async {
-        smol::Timer::at(at).await;
-        None
-    }))
 }
 
 fn after(ms: u64) -> Option<Instant> {
@@ -278,7 +262,7 @@ impl Thread {
             return;
         }
         loop {
-            match wait(jobs, self.deadline()) {
+            match worker::next(jobs, self.deadline()) {
                 Some(Ok(job)) => self.perform(job),
                 Some(Err(_)) => return,
                 None => {}

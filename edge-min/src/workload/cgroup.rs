@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +29,8 @@ const REMOVE_ATTEMPTS_MAX: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// Read while cgroups are made, by us and by runc: the top one is not removed meanwhile.
+static STARTING: RwLock<()> = RwLock::new(());
 
 /// Limits of one container; `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,11 @@ pub struct Cgroups {
     roots: Vec<PathBuf>,
     v2: bool,
     top: String,
+}
+
+/// To be held while a container starts, until its processes are in its cgroup.
+pub fn starting() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cgroups {
@@ -280,10 +288,7 @@ impl Cgroups {
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         for root in &self.roots {
             remove_tree(&root.join(path))?;
-            for parent in path.ancestors().skip(1).take(2) {
-                // Not empty: another container of the pod is there.
-                drop(fs::remove_dir(root.join(parent)));
-            }
+            remove_parents(root, path);
         }
         Ok(())
     }
@@ -402,6 +407,22 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the pod's cgroup above `path` and the top one, if they are empty.
+fn remove_parents(root: &Path, path: &Path) {
+    let mut parents = path.ancestors().skip(1);
+    if let Some(pod) = parents.next() {
+        // Not empty: another container of the pod is there.
+        drop(fs::remove_dir(root.join(pod)));
+    }
+    // Somebody is about to make a cgroup in it.
+    let Ok(_alone) = STARTING.try_write() else {
+        return;
+    };
+    if let Some(top) = parents.next() {
+        drop(fs::remove_dir(root.join(top)));
+    }
+}
+
 /// Removes the cgroups at `path` and above that are empty, in every hierarchy of the board: runc
 /// makes them in all, and removes the lowest alone.
 pub fn sweep(path: &Path) {
@@ -411,10 +432,7 @@ pub fn sweep(path: &Path) {
         if let (Some(root), Some("cgroup" | "cgroup2")) = (words.next(), words.next()) {
             // What is busy shows when the agent's own hierarchies are cleared.
             drop(remove_tree(&Path::new(root).join(path)));
-            for parent in path.ancestors().skip(1).take(2) {
-                // Not empty: another container of the pod is there.
-                drop(fs::remove_dir(Path::new(root).join(parent)));
-            }
+            remove_parents(Path::new(root), path);
         }
     }
 }

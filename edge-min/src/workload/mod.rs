@@ -2,7 +2,9 @@
 //! their cgroups, volumes and logs.
 
 pub mod cgroup;
+mod deadline;
 pub mod exec;
+mod failure;
 pub mod launch;
 pub mod logs;
 mod oci;

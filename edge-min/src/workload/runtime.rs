@@ -9,6 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::Hash16;
@@ -17,7 +19,9 @@ use edge_proto::key::Uid;
 use crate::board::config::Config;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
-use crate::workload::cgroup::Cgroups;
+use crate::workload::cgroup::{self, Cgroups};
+use crate::workload::deadline::wait_within;
+use crate::workload::failure::{because, not_created, not_run};
 use crate::workload::launch::Plan;
 use crate::workload::reaper::{Process, StartingPids, start_time};
 use crate::workload::spec::{Rootfs, Spec};
@@ -31,6 +35,8 @@ const TMPFS_MAGIC: i128 = 0x0102_1994;
 const END: &str = ".end";
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
+/// One that runs longer hangs: on a slow board under load each takes under a second.
+const RUNC_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A container that is on the board.
 #[derive(Debug)]
@@ -60,6 +66,8 @@ pub struct Runtime {
     runc: PathBuf,
     cgroups: Cgroups,
     starting_pids: StartingPids,
+    /// Held while the folder of emptyDirs is mounted or unmounted.
+    scratch: Arc<Mutex<()>>,
 }
 
 impl Runtime {
@@ -82,6 +90,7 @@ impl Runtime {
             runc: config.runc.clone(),
             cgroups: Cgroups::detect(&config.cgroup)?,
             starting_pids: StartingPids::default(),
+            scratch: Arc::default(),
         })
     }
 
@@ -119,6 +128,7 @@ impl Runtime {
     /// # Errors
     /// Those of the file system.
     pub fn scratch_dir(&self, uid: Uid, name: &str) -> io::Result<PathBuf> {
+        let _alone = self.scratch_lock();
         let scratch = self.run.join(SCRATCH);
         tree::private(&scratch)?;
         let medium = rustix::fs::statfs(&self.run)?;
@@ -128,7 +138,14 @@ impl Runtime {
             volume::tmpfs(&scratch, medium.f_blocks.saturating_mul(block))?;
             tree::private(&scratch)?;
         }
-        Ok(scratch.join(uid.to_string()).join(name))
+        let pod = scratch.join(uid.to_string());
+        // While it is there, no other pod's removal unmounts the folder.
+        fs::create_dir_all(&pod)?;
+        Ok(pod.join(name))
+    }
+
+    fn scratch_lock(&self) -> MutexGuard<'_, ()> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Clears what a pod left behind. Its containers must be removed.
@@ -152,6 +169,7 @@ impl Runtime {
         }
         let scratch = self.run.join(SCRATCH);
         tree::remove(&scratch.join(uid.to_string()))?;
+        let _alone = self.scratch_lock();
         // It was the last one.
         if fs::read_dir(&scratch).is_ok_and(|mut left| left.next().is_none()) {
             volume::unmount(&scratch);
@@ -178,6 +196,7 @@ impl Runtime {
     /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
     /// run: its program, user, mounts.
     pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
+        let _starting = cgroup::starting();
         let path = self.cgroup(spec.uid, &spec.container, spec.hash);
         let log = log_file(&self.run, spec.uid, &spec.container);
         drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
@@ -274,7 +293,8 @@ impl Runtime {
             .stdin(Stdio::null())
             .stdout(stdio.try_clone().map_err(not_created)?)
             .stderr(stdio)
-            .status()
+            .spawn()
+            .and_then(|mut runc| wait_within(&mut runc, RUNC_TIMEOUT))
             .map_err(|error| because(&self.runc.to_string_lossy(), &error))?;
         if !created.success() {
             return Err(not_run(runc_message(&messages)));
@@ -395,7 +415,7 @@ impl Runtime {
         }
         let bundle = self.bundle_dir(uid, container);
         if bundle.exists() {
-            crate::workload::cgroup::sweep(&base);
+            cgroup::sweep(&base);
         }
         volume::unmount(&bundle.join("rootfs"));
         tree::remove(&bundle)?;
@@ -480,7 +500,14 @@ impl Runtime {
             .args(args)
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(|mut runc| {
+                // What it prints fits into the pipes; if not, it hangs and is ended.
+                wait_within(&mut runc, RUNC_TIMEOUT)?;
+                runc.wait_with_output()
+            })
     }
 
     fn cgroup(&self, uid: Uid, container: &str, hash: Hash16) -> PathBuf {
@@ -509,28 +536,6 @@ impl Runtime {
 
     fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
         self.pod_dir(uid).join("state").join(container)
-    }
-}
-
-/// The board could not make the container. Whoever asks again may have better luck.
-fn not_created(error: io::Error) -> StartFailure {
-    StartFailure {
-        reason: "CreateContainerError".to_owned(),
-        message: error.to_string(),
-        counts_as_run: false,
-    }
-}
-
-fn because(what: &str, error: &io::Error) -> StartFailure {
-    not_created(io::Error::other([what, ": ", &error.to_string()].concat()))
-}
-
-/// The container could not run its program.
-fn not_run(message: String) -> StartFailure {
-    StartFailure {
-        reason: "RunContainerError".to_owned(),
-        message,
-        counts_as_run: true,
     }
 }
 

@@ -6,6 +6,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use serde::{Deserialize, Serialize};
 
+use crate::image::images::Pin;
 use crate::workload::cgroup::Limits;
 
 /// Everything needed to start a container.
@@ -46,6 +47,8 @@ pub struct Spec {
 pub struct Rootfs {
     /// Unpacked layers.
     pub layers: Vec<PathBuf>,
+    /// Keeps them until they are mounted.
+    pub pin: Pin,
 }
 
 /// A bind mount.

@@ -10,9 +10,10 @@ use std::io::Write as _;
 use std::path::Path;
 
 use edge_min::board::clock::Clock;
-use edge_min::driver::workers::{CHANNEL_MAX, Jobs, StoreDone, StoreJob, spawn_store};
+use edge_min::driver::workers::{StoreDone, StoreJob, spawn_store};
 use edge_min::link::identity::{self, Identity};
 use edge_min::storage::store::Store;
+use edge_min::worker::{CHANNEL_MAX, Jobs};
 use edge_proto::hash::{Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::Payload;
