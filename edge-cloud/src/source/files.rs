@@ -18,8 +18,10 @@ use crate::objects::Object;
 /// of its file system's clock: it is read again next time.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Tells a file from the same one later: inode, size, and when it was changed.
-type Stamp = (u64, u64, SystemTime);
+/// Tells a file from the same one later: inode, size, the modification time, and the time of the last
+/// change of the inode, which no program can set. Tools that keep modification times (`rsync -t`, a
+/// reproducible tar) would otherwise hide a change that keeps the size.
+type Stamp = (u64, u64, SystemTime, (i64, i64));
 
 #[derive(Debug, Default)]
 struct ReadFile {
@@ -65,10 +67,14 @@ impl Files {
             }
             self.forget(&name, &mut touched);
             let mut file = ReadFile {
-                stamp: stamp.filter(|(_, _, changed)| !is_fresh(*changed)),
+                stamp: stamp.filter(|(_, _, changed, _)| !is_fresh(*changed)),
                 manifests: Manifests::default(),
             };
             file.manifests.read_file(&name, &path);
+            if file.manifests.is_unread(&name) {
+                // What kept it from being read may pass and leave the stamp as it is.
+                file.stamp = None;
+            }
             self.take(name, file, &mut touched);
         }
         SourceChanges {
@@ -85,9 +91,9 @@ impl Files {
         };
         for (id, (origin, _)) in file.manifests.objects {
             if let Some(holders) = self.holders.get_mut(&id) {
-                // Its object was the one in force if it came first.
+                // Its object was the one in force if it came first, and no file before it in this look was.
                 if holders.first().is_some_and(|first| first == name) {
-                    self.kept.insert(id.clone(), origin);
+                    self.kept.entry(id.clone()).or_insert(origin);
                 }
                 holders.remove(name);
                 if holders.is_empty() {
@@ -200,7 +206,8 @@ fn problem(origin: Origin, id: &Id, path: &str, reason: &str) -> Problem {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let file = std::fs::metadata(path).ok()?;
-    Some((file.ino(), file.len(), file.modified().ok()?))
+    let changed = (file.ctime(), file.ctime_nsec());
+    Some((file.ino(), file.len(), file.modified().ok()?, changed))
 }
 
 /// Whether a file may still be changing; so it is as well when the clock was set back.
@@ -294,6 +301,56 @@ mod tests {
         let path = place.folder.path().join("b.yaml");
         fs::write(path, config("c", "fresh")).unwrap();
         assert_eq!((place.read(), place.read()), (1, 1));
+    }
+
+    /// Goal: a change that keeps inode, size and modification time is seen.
+    #[test]
+    fn a_change_under_the_same_modification_time_is_read() {
+        let mut place = Place::new();
+        let time = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        let write = |place: &Place, value: &str| {
+            let path = place.folder.path().join("a.yaml");
+            fs::write(&path, config("a", value)).unwrap();
+            File::options()
+                .append(true)
+                .open(&path)
+                .unwrap()
+                .set_times(time)
+                .unwrap();
+        };
+        write(&place, "x");
+        place.read();
+        let before = place
+            .store
+            .iter()
+            .map(|(_, object)| object.clone())
+            .collect::<Vec<_>>();
+        // The clock of the inode ticks every few milliseconds: write until it has.
+        let changed = |place: &Place| stamp(&place.folder.path().join("a.yaml"));
+        let stamp_before = changed(&place);
+        while changed(&place) == stamp_before {
+            write(&place, "y");
+        }
+        assert_eq!(place.read(), 1);
+        let after = place
+            .store
+            .iter()
+            .map(|(_, object)| object.clone())
+            .collect::<Vec<_>>();
+        assert_ne!(before, after);
+    }
+
+    /// Goal: of two files that lose an object in one look, the broken one decides, whose document was in force.
+    #[test]
+    fn an_object_of_a_broken_file_stays_although_its_double_goes() {
+        let mut place = Place::new();
+        place.write("a.yaml", &config("x", "one"));
+        place.write("b.yaml", &config("x", "two"));
+        place.read();
+        place.write("a.yaml", "apiVersion: [");
+        place.write("b.yaml", "");
+        place.read();
+        assert_eq!(names(&place), ["x"]);
     }
 
     #[test]
