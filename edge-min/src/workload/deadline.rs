@@ -9,31 +9,41 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Waits for a program. One that hangs is killed: a pod fails, and the worker goes on.
+/// How long a killed program may take to end. One in uninterruptible sleep, on a medium that does not
+/// answer, does not; it is left, since a worker that waits for it would be lost as well.
+const KILL_WAIT: Duration = Duration::from_secs(2);
+
+/// Waits for a program. One that hangs is killed: a pod fails, and the worker goes on. The program is
+/// killed after any other error too, so that none works on unnoticed.
 ///
 /// # Errors
 /// `TimedOut`, and those of the system.
 pub(super) fn wait_within(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
-    let pid = Pid::from_child(child);
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    let ended = poll_within(child, limit);
+    match ended {
+        Ok(true) => return child.wait(),
+        Ok(false) | Err(_) => child.kill()?,
+    }
+    if poll_within(child, KILL_WAIT).is_ok_and(|ended| ended) {
+        child.wait()?;
+    }
+    ended?;
+    let text = ["no answer within ", &limit.as_secs().to_string(), " s"].concat();
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
+}
+
+/// Whether the program ended in time.
+fn poll_within(child: &Child, limit: Duration) -> io::Result<bool> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let deadline = Instant::now().checked_add(limit);
     loop {
         let left = deadline.map_or(limit, |at| at.saturating_duration_since(Instant::now()));
-        let left_ms = u32::try_from(left.as_millis()).unwrap_or(limit_ms);
-        let timeout = PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX);
-        match poll(
-            &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
-            Ok(0) if left.is_zero() => {
-                child.kill()?;
-                child.wait()?;
-                let text = ["no answer within ", &limit.as_secs().to_string(), " s"].concat();
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut ready = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return child.wait(),
+            Ok(_) => return Ok(true),
             Err(error) => return Err(error.into()),
         }
     }

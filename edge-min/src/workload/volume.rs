@@ -122,7 +122,11 @@ fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
         };
         at = match rustix::fs::openat(&at, name, flags, Mode::empty()) {
             Err(Errno::NOENT) if create => {
-                rustix::fs::mkdirat(&at, name, Mode::from(0o755))?;
+                match rustix::fs::mkdirat(&at, name, Mode::from(0o755)) {
+                    // Another pod with the same volume has just made it.
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
                 rustix::fs::openat(&at, name, flags, Mode::empty())?
             }
             found => found?,
