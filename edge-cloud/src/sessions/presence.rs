@@ -2,7 +2,7 @@
 //! node counts as connected by its session alone: each is asked once the broker is up, and again when it
 //! was silent for long.
 
-use edge_proto::frame::Frame;
+use edge_proto::frame::{Frame, FrameError};
 use edge_proto::session::{CloudInput, LinkInput};
 
 use super::node::{Carrier, NodeSession};
@@ -53,7 +53,14 @@ impl Sessions {
     /// it use. What a node sends that has not joined, or is revoked, is dropped.
     pub(crate) fn frame_from_broker(&self, name: &str, frame: &[u8], carriers: Carriers<'_>) {
         let mut state = self.lock();
-        let hello = || matches!(Frame::decode(frame), Ok(Frame::Hello { .. }));
+        // One of a version that is not read counts: its node gets the refusal, with the reason.
+        let hello = || {
+            let frame = Frame::decode(frame);
+            matches!(
+                frame,
+                Ok(Frame::Hello { .. }) | Err(FrameError::PeerHello { .. })
+            )
+        };
         let known = self.identity.registry().knows(name);
         if !known && (!hello() || !self.readmits(&mut state, name)) {
             return;

@@ -496,7 +496,7 @@ impl Calls {
             send(out, &frame);
             self.remove(id);
             self.grant(session, out);
-        } else if outgoing.ending && !outgoing.ended {
+        } else if outgoing.ending && !outgoing.ended && outgoing.has_room() {
             outgoing.send_data(session, id, 0, out);
         }
     }

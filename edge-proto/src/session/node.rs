@@ -422,6 +422,7 @@ impl Node {
             return;
         }
         self.opening = None;
+        self.wait = None;
         self.calls.close(&mut self.link.out);
         self.session_epoch = epoch;
         self.link.epoch = epoch;
