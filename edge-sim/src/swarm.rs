@@ -76,7 +76,7 @@ pub struct Phase {
     /// IP bytes of one node, both ways, from the counters of the loopback device; `None` when the
     /// cloud is not on this machine.
     pub bytes_per_node: Option<f64>,
-    /// Proportional memory of the cloud's processes, KiB, all together.
+    /// Anonymous memory of the cloud's processes, KiB, all together.
     pub cloud_kib: Option<u64>,
 }
 
@@ -492,18 +492,22 @@ fn loopback_bytes(url: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// Anonymous memory: pages of the program's file do not grow with the nodes, and how much of them counts for
+/// one process depends on how many others run the same file.
 fn cloud_kib(pids: &[u32]) -> Option<u64> {
-    let pss = |pid: &u32| {
+    let anonymous = |pid: &u32| {
         let file = Path::new("/proc").join(pid.to_string());
         let text = std::fs::read_to_string(file.join("smaps_rollup")).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Anonymous:"))?;
         line.trim()
             .trim_end_matches(" kB")
             .trim()
             .parse::<u64>()
             .ok()
     };
-    let sizes: Option<Vec<u64>> = pids.iter().map(pss).collect();
+    let sizes: Option<Vec<u64>> = pids.iter().map(anonymous).collect();
     sizes
         .filter(|sizes| !sizes.is_empty())
         .map(|sizes| sizes.iter().sum())

@@ -57,7 +57,7 @@ pub(super) struct NodeSession {
     /// Its name, shared with [`super::deadlines`].
     pub(super) name: Arc<str>,
     pub(super) session: Cloud,
-    /// Number of the session for the records that come by it, see [`Records::attach`].
+    /// Number of the session for the records that come by it, see [`crate::records::Records::attach`].
     pub(super) stream: u64,
     /// The ledger of its records is known; no session opens before.
     pub(super) has_ledger: bool,

@@ -61,7 +61,7 @@ pub struct Config {
     pub pods_max: u32,
     /// Name of the board.
     pub board: String,
-    /// What the type of board is, see [`board`].
+    /// What the type of board is, see [`super::board_file`].
     pub board_file: Option<PathBuf>,
     /// Memory that the board offers to pods, MiB; `None` is all of it.
     pub memory_mib: Option<u32>,
