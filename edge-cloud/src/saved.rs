@@ -114,8 +114,10 @@ impl Memory {
             PlacementChange::NodeLeft(name) => drop(self.nodes.remove(&name)),
             PlacementChange::Pod(node, pod) => {
                 let pod = STANDARD.decode(pod).ok();
-                if let Some(pod) = pod.and_then(|pod| Pod::decode(&pod).ok()) {
-                    self.pods.insert(pod.uid, PlacedPod { node, pod });
+                match pod.and_then(|pod| Pod::decode(&pod).ok()) {
+                    Some(pod) => drop(self.pods.insert(pod.uid, PlacedPod { node, pod })),
+                    // Of a version whose objects had other bytes: its node still reports what it runs.
+                    None => log::error!("saved_pod_unreadable node={node}"),
                 }
             }
             PlacementChange::PodLeft(uid) => {
@@ -278,7 +280,10 @@ fn objects(bytes: &[u8]) -> serde_json::Result<Objects> {
         match change {
             ObjectChange::Put(object) => {
                 let id = object.id.clone();
-                objects.extend(object.restore().map(|object| (id, object)));
+                match object.restore() {
+                    Some(object) => drop(objects.insert(id, object)),
+                    None => log::error!("saved_object_unreadable object={id}"),
+                }
             }
             ObjectChange::Remove(id) => drop(objects.remove(&id)),
         }
