@@ -210,7 +210,7 @@ pub struct Activity {
     pub write_bytes: u64,
 }
 
-/// What the process has done so far.
+/// What the threads that the process has now have done so far.
 ///
 /// # Errors
 /// It is gone.
@@ -221,8 +221,12 @@ pub fn activity(pid: u32) -> Result<Activity> {
     };
     for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = entry?.path();
-        let status = fs::read_to_string(task.join("status"))?;
-        let times = fs::read_to_string(task.join("schedstat"))?;
+        let read = |file| fs::read_to_string(task.join(file));
+        // A thread that ends meanwhile does not count: its files are gone (ENOENT), or an open one
+        // has no process any more (ESRCH).
+        let (Ok(status), Ok(times)) = (read("status"), read("schedstat")) else {
+            continue;
+        };
         let on_cpu = times.split(' ').next().context("an empty schedstat")?;
         sum.threads += 1;
         sum.waits += number_after(&status, "\nvoluntary_ctxt_switches:")?;
@@ -303,6 +307,8 @@ pub fn get_text(socket: &Path, target: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -325,13 +331,41 @@ mod tests {
     }
 
     #[test]
-    fn own_activity_is_seen() {
+    fn the_activity_of_a_process_is_seen() {
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut answer = || {
+            input.write_all(b"a line\n").unwrap();
+            output.read_exact(&mut [0; 7]).unwrap();
+        };
+        answer();
+        let before = activity(child.id()).unwrap();
+        // A line that comes before it asks for one makes it wait for nothing, a thousand never do.
+        let after = (0..1000)
+            .map(|_| {
+                answer();
+                activity(child.id()).unwrap()
+            })
+            .find(|now| now.waits > before.waits && now.cpu > before.cpu);
+        let memory = memory(&[child.id()]).unwrap();
+        drop(input);
+        assert!(child.wait().unwrap().success());
+        assert_eq!(before.threads, 1);
+        assert!(after.is_some());
+        assert!(memory.anon_kib > 0);
+    }
+
+    #[test]
+    fn threads_that_end_meanwhile_do_not_keep_the_others_from_being_counted() {
         let own = std::process::id();
-        let before = activity(own).unwrap();
-        std::thread::sleep(Duration::from_millis(2));
-        let after = activity(own).unwrap();
-        assert!(after.waits > before.waits);
-        assert!(after.cpu > before.cpu);
-        assert!(memory(&[own]).unwrap().anon_kib > 0);
+        for _ in 0..200 {
+            let short = std::thread::spawn(|| ());
+            assert!(activity(own).unwrap().threads > 0);
+            short.join().unwrap();
+        }
     }
 }
