@@ -49,6 +49,26 @@ fn recorded(document: &str) -> Vec<(&str, u64)> {
         .collect()
 }
 
+/// Goal: a board cannot ask for a feature that does not exist, and what each costs is written down.
+#[test]
+fn features_of_boards_exist_and_have_a_price() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let manifest: toml::Table = toml::from_str(&read("edge-min/Cargo.toml")).unwrap();
+    let mut known: Vec<&String> = manifest["features"].as_table().unwrap().keys().collect();
+    known.retain(|name| *name != "default");
+    assert!(!known.is_empty());
+    let document = read("docs/bytes.md");
+    for name in &known {
+        let row = format!("| `{name}` |");
+        assert!(document.contains(&row), "docs/bytes.md has no row {name}");
+    }
+    for board in memtests::measure::boards().unwrap() {
+        for name in board.features.iter().flatten() {
+            assert!(known.contains(&name), "{}: no feature {name}", board.name);
+        }
+    }
+}
+
 /// Goal: nobody adds bytes without a look at where they are.
 #[test]
 fn what_the_agent_has_grown_by_is_recorded() {
