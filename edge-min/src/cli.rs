@@ -12,6 +12,7 @@ use crate::board::config::{self, Config};
 use crate::board::name::{SYSFS, Template};
 use crate::link::identity::Identity;
 use crate::local::status::Status;
+use crate::paths;
 
 /// A command: its name, how it is called, the options that it takes, and what it does: the first
 /// line for the list of all commands, the rest for its own help.
@@ -97,7 +98,6 @@ options:
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
 ";
-const CONFIG_DEFAULT: &str = "/etc/edge-min/edge-min.toml";
 /// What the kernel calls it, in whatever was attempted.
 const DENIED: &str = "(os error 13)";
 const EXIT_USAGE: u8 = 2;
@@ -299,7 +299,7 @@ fn load(options: &Options) -> Result<Config, Failure> {
     let file = options
         .config
         .clone()
-        .unwrap_or_else(|| PathBuf::from(CONFIG_DEFAULT));
+        .unwrap_or_else(|| PathBuf::from(paths::CONFIG_DEFAULT));
     config::load(&file).map_err(|error| {
         let mut text = error.to_string();
         if !file.exists() {
@@ -363,7 +363,7 @@ fn join(options: &Options, url: &str) -> Result<(), Failure> {
 }
 
 fn request(config: &Config, target: &str) -> Result<io::BufReader<UnixStream>, Failure> {
-    let socket = crate::local::read_api::socket(&config.run_dir);
+    let socket = paths::agent_socket(&config.run_dir);
     let failed = |error: io::Error| {
         let denied = error.kind() == io::ErrorKind::PermissionDenied;
         let text = [

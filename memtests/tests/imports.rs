@@ -1,5 +1,6 @@
 //! Who may use whom: no two folders of a crate, and no two modules, import each other in a circle.
-//! A circle means that neither can be read, tested or moved without the other.
+//! A circle means that neither can be read, tested or moved without the other. And what has one place stays
+//! there: names of files on the board.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,10 +12,21 @@ const CRATES: [&str; 1] = ["edge-min/src"];
 /// Folders whose files are parts of one `impl`, so they are one module here.
 const WHOLE: [&str; 1] = ["driver"];
 
+/// The module of the agent that names files, and those that name files which others lay out: sysfs, OCI
+/// layouts, cgroups.
+const PATHS: &str = "paths";
+const FOREIGN: [&str; 4] = [
+    "board::name",
+    "storage::wear",
+    "image::layout",
+    "workload::cgroup",
+];
+
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Every module of a crate with what its code outside tests imports from the crate.
+/// Every module of a crate with its code outside tests, and what that imports from the crate.
 struct Sources {
+    code: BTreeMap<Vec<String>, String>,
     modules: BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
 }
 
@@ -23,10 +35,14 @@ impl Sources {
         let mut texts = BTreeMap::new();
         collect(top, &mut Vec::new(), &mut texts);
         let known: BTreeSet<Vec<String>> = texts.keys().cloned().collect();
-        let modules = texts
+        let code: BTreeMap<Vec<String>, String> = texts
             .iter()
-            .map(|(module, text)| {
-                let imports = paths(module, text)
+            .map(|(module, text)| (module.clone(), outside_tests(text)))
+            .collect();
+        let modules = code
+            .iter()
+            .map(|(module, code)| {
+                let imports = paths(module, code)
                     .into_iter()
                     .filter_map(|path| {
                         let lengths = (1..=path.len()).rev();
@@ -38,7 +54,7 @@ impl Sources {
                 (module.clone(), imports)
             })
             .collect();
-        Self { modules }
+        Self { code, modules }
     }
 
     /// The imports between what `unit` makes of the modules.
@@ -83,16 +99,19 @@ fn collect(dir: &Path, module: &mut Vec<String>, texts: &mut BTreeMap<Vec<String
     }
 }
 
-/// All paths below the crate's root in the code before the tests, `super` and `self` resolved.
-fn paths(module: &[String], text: &str) -> Vec<Vec<String>> {
-    let code: String = text
-        .split("#[cfg(test)]\nmod tests")
+/// The code before the tests, without comments on lines of their own.
+fn outside_tests(text: &str) -> String {
+    text.split("#[cfg(test)]\nmod tests")
         .next()
         .unwrap_or("")
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"))
         .flat_map(|line| [line, "\n"])
-        .collect();
+        .collect()
+}
+
+/// All paths below the crate's root in this code, `super` and `self` resolved.
+fn paths(module: &[String], code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("::") {
         let before = code.get(..at).unwrap_or("");
@@ -215,13 +234,43 @@ fn no_folder_and_no_module_imports_in_a_circle() {
     }
 }
 
-/// Goal: the test above sees each form of an import. Method: a module that has all of them.
+/// Names of files in this code: a word in quotes as the argument of a method that makes a path.
+fn file_names(code: &str) -> Vec<&str> {
+    let calls = [".join(\"", ".with_extension(\""];
+    let found = calls.iter().flat_map(|call| code.split(call).skip(1));
+    found
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|name| name.contains(|one: char| one.is_alphanumeric()))
+        .collect()
+}
+
+/// Goal: where a file lies on the board is written once. Method: no other module of the agent makes a
+/// path of a name.
+#[test]
+fn one_module_names_the_files_of_the_board() {
+    let code = [
+        ".join(\"a/b\")",
+        ".join(\", \")",
+        ".with_extension(\"tmp\")",
+    ]
+    .concat();
+    assert_eq!(file_names(&code), ["a/b", "tmp"]);
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../edge-min/src");
+    let sources = Sources::read(&top);
+    for (module, code) in &sources.code {
+        let (module, names) = (module.join("::"), file_names(code));
+        let may = module == PATHS || FOREIGN.contains(&&*module);
+        assert_eq!(may, !names.is_empty(), "{module}: {names:?}");
+    }
+}
+
+/// Goal: the test of circles sees each form of an import. Method: a module that has all of them.
 #[test]
 fn every_form_of_an_import_is_seen() {
     let text = "use crate::a::{self, b::{C, d}, e};\nuse super::f;\n// use crate::comment;\n\
         fn g() { crate::h::i(); super::super::j(); }\n#[cfg(test)]\nmod tests { use crate::k; }\n";
     let module = ["x".to_owned(), "y".to_owned()];
-    let found: BTreeSet<String> = paths(&module, text)
+    let found: BTreeSet<String> = paths(&module, &outside_tests(text))
         .iter()
         .map(|path| path.join("::"))
         .collect();

@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// One file is the input, the others are in order.
 fn read_identity(dir: &Path, one: &[u8], other: &[u8]) {
-    let home = identity::dir(dir);
+    let home = edge_min::paths::identity(dir);
     fs::create_dir_all(&home).unwrap();
     let which = one.first().copied().unwrap_or_default() % 6;
     for (at, name) in (0..).zip([

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use edge_core::flash::Subsystem;
 use edge_core::time::{AHEAD_S_MAX, TrustedTime};
 
+use crate::paths;
 use crate::storage::medium::{self, Durability};
 
 /// 2026-11-24, raised with each release: no clock of a board that runs this build is below it.
@@ -42,7 +43,7 @@ impl Clock {
     /// A clock with its floor below `state`. A floor file that is missing or altered counts as 0.
     #[must_use]
     pub fn open(state: &Path) -> Self {
-        let file = state.join("time.floor");
+        let file = paths::time_floor(state);
         let kept = fs::read(&file)
             .ok()
             .and_then(|bytes| from_file(&bytes))

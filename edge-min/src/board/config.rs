@@ -12,6 +12,7 @@ use crate::board::outbox_settings;
 use crate::board::toml_reader::{
     ConfigError, Table, Value, Wrong, is_label, line, number, read, text, version,
 };
+use crate::paths;
 use crate::storage::outbox::Settings;
 
 /// What the agent may take where no board file says it: the bar of every board today.
@@ -151,7 +152,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
             text(table, key)?.unwrap_or_else(|| default.to_owned()),
         ))
     };
-    let state_dir: PathBuf = path("state-dir", "/var/lib/edge-min")?;
+    let state_dir: PathBuf = path("state-dir", paths::STATE_DEFAULT)?;
     let keepalive_ms = number(table, "keepalive-ms", KEEPALIVE_MS, KEEPALIVE_MS_DEFAULT)?;
     let pods_cap = edge_core::limits::PODS_MAX as u64;
     let pods_max = number(table, "pods-max", 1..=pods_cap, pods_cap)?;
@@ -192,10 +193,10 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         token_file: text(table, "token-file")?.map(PathBuf::from),
         preload_dir: match text(table, "preload-dir")? {
             Some(dir) => PathBuf::from(dir),
-            None => state_dir.join("preload"),
+            None => paths::preload(&state_dir),
         },
         state_dir,
-        run_dir: path("run-dir", "/run/edge-min")?,
+        run_dir: path("run-dir", paths::RUN_DEFAULT)?,
         runc: path("runc", "runc")?,
         cgroup,
         host_paths: match table.get("host-paths") {

@@ -7,7 +7,7 @@ use edge_proto::object::ContainerState;
 use super::{Driver, VERSION, flash};
 use crate::local::read_api::Request;
 use crate::local::status::{self, Status};
-use crate::workload::runtime;
+use crate::paths;
 
 impl Driver {
     pub(super) fn handle_local(&self, request: Request) {
@@ -51,7 +51,7 @@ impl Driver {
             let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
             return Err(["choose a container: ", &names.join(", ")].concat());
         };
-        let file = runtime::log_file(&self.config.run_dir, status.uid, &found.name);
+        let file = paths::log(&self.config.run_dir, status.uid, &found.name);
         let over = matches!(found.state, ContainerState::Terminated { .. });
         if file.exists() {
             Ok((file, over))

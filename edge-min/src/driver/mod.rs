@@ -37,13 +37,14 @@ use crate::link::identity::Identity;
 use crate::link::join;
 use crate::local::read_api::{self, Request};
 use crate::local::workload_api::{self, Api};
+use crate::paths;
 use crate::storage::lock;
 use crate::storage::outbox;
 use crate::storage::store::Store;
 use crate::worker::{self, Jobs, Pool};
 use crate::workload::logs;
 use crate::workload::reaper::{Process, Reaper};
-use crate::workload::runtime::{self, Runtime};
+use crate::workload::runtime::Runtime;
 use certificate::Targets;
 
 /// Version of the package.
@@ -159,7 +160,7 @@ pub fn run(config: Config) -> Result<(), String> {
     .map_err(failed("runtime threads"))?;
 
     outbox::spawn(
-        config.state_dir.join("outbox"),
+        paths::outbox(&config.state_dir),
         config.outbox.clone(),
         outbox_receiver,
         outbox_done,
@@ -559,7 +560,7 @@ impl Driver {
                 container,
                 log_bytes,
             } => {
-                let file = runtime::log_file(&self.config.run_dir, uid, &container);
+                let file = paths::log(&self.config.run_dir, uid, &container);
                 // A container that has written nothing yet has no file.
                 logs::trim(&file, log_bytes).ok();
             }

@@ -649,7 +649,12 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
             }
         }
         board.images().clear_remains();
-        assert!(board.layers().iter().all(|name| !name.ends_with(TEMPORARY)));
+        assert!(
+            board
+                .layers()
+                .iter()
+                .all(|name| !name.ends_with(paths::TEMPORARY))
+        );
     }
     assert!(half > 0, "no kill hit the unpacking");
     assert!(complete > 0, "no unpacking was finished");

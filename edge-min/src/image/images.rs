@@ -15,6 +15,7 @@ use edge_proto::sorted::SortedSet;
 use crate::image::error::ImageError;
 use crate::image::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 use crate::image::unpack;
+use crate::paths;
 use crate::storage::{medium, tree};
 
 /// Layouts of the preload folder that are looked at.
@@ -26,8 +27,6 @@ const UNUSED_MAX: usize = 64;
 const FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// Part of the medium that unused layers leave free, percent: Kubernetes' own threshold.
 const FREE_PERCENT_MIN: u64 = 15;
-/// Suffix of a layer that is not whole.
-const TEMPORARY: &str = ".tmp";
 
 /// Digests of layers that are about to be mounted: none of them is removed while this lives.
 pub type Pin = Arc<SortedSet<String>>;
@@ -57,7 +56,7 @@ impl Images {
     /// # Errors
     /// Those of the file system.
     pub fn new(state: &Path, preload: &Path) -> io::Result<Self> {
-        let layers = state.join("layers");
+        let layers = paths::layers(state);
         tree::private(&layers)?;
         Ok(Self {
             preload: preload.to_owned(),
@@ -69,7 +68,10 @@ impl Images {
     /// Clears what a power cut left half. It may take minutes on a slow medium.
     pub fn clear_remains(&self) {
         for entry in fs::read_dir(&self.layers).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().ends_with(TEMPORARY)
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .ends_with(paths::TEMPORARY)
                 && let Err(error) = tree::remove(&entry.path())
             {
                 // It wastes room, and that is no reason to run no pods.
@@ -181,7 +183,7 @@ impl Images {
         keep.extend(hexes(of));
         let failed = |error| ImageError::Io(self.layers.clone(), error);
         self.collect(&keep, false).map_err(failed)?;
-        let temporary = self.layers.join([hex, TEMPORARY].concat());
+        let temporary = paths::layer_temporary(&self.layers, hex);
         let mut room_made = false;
         loop {
             let blob = layout.layer(descriptor)?;
@@ -242,7 +244,7 @@ impl Images {
         for entry in fs::read_dir(&self.layers)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !keep.contains(&name) && !name.ends_with(TEMPORARY) {
+            if !keep.contains(&name) && !name.ends_with(paths::TEMPORARY) {
                 let metadata = entry.metadata()?;
                 // The rename after unpacking set it.
                 unused.push(((metadata.ctime(), metadata.ctime_nsec()), name));
@@ -261,7 +263,7 @@ impl Images {
                 break;
             }
             left -= 1;
-            let gone = self.layers.join([&name, TEMPORARY].concat());
+            let gone = paths::layer_temporary(&self.layers, &name);
             tree::remove(&gone)?;
             if !self.put_away(&name, &gone)? {
                 continue;

@@ -13,6 +13,7 @@ use edge_core::flash::Subsystem;
 use edge_proto::enrol::Broker;
 use edge_proto::wire::Wire as _;
 
+use crate::paths;
 use crate::storage::medium::{self, Durability, sync_dir};
 
 /// Bytes of one identity file; larger is refused before reading.
@@ -40,12 +41,6 @@ pub struct Renewed {
     pub identity: Identity,
     /// The cloud's time, seconds since 1970.
     pub unix_s: u64,
-}
-
-/// Directory of the identity below the state directory.
-#[must_use]
-pub fn dir(state: &Path) -> PathBuf {
-    state.join("identity")
 }
 
 impl Identity {
@@ -84,7 +79,11 @@ impl Identity {
     pub fn load(state: &Path) -> io::Result<Option<Self>> {
         // A power cut between the last two steps of a change leaves the new one, which is whole
         // once its name is there.
-        let dirs = [dir(state), new_dir(state), old_dir(state)];
+        let dirs = [
+            paths::identity(state),
+            paths::identity_new(state),
+            paths::identity_old(state),
+        ];
         match dirs.iter().find(|dir| is_whole(dir)) {
             Some(dir) => Self::read(dir).map(Some),
             None => Ok(None),
@@ -94,7 +93,7 @@ impl Identity {
     /// The identity before the last renewal, until the new one has proven good.
     #[must_use]
     pub fn load_old(state: &Path) -> Option<Self> {
-        let dir = old_dir(state);
+        let dir = paths::identity_old(state);
         is_whole(&dir).then(|| Self::read(&dir).ok())?
     }
 
@@ -104,27 +103,27 @@ impl Identity {
             text.map(|text| text.trim().to_owned())
                 .map_err(|_| io::Error::other("an identity file is not text: join again"))
         };
-        let cloud = match text("cloud.url") {
+        let cloud = match text(paths::CLOUD_URL) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             other => other?,
         };
-        let broker = match read(&dir.join("broker")) {
+        let broker = match read(&dir.join(paths::BROKER)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             bytes => {
                 let broken = || io::Error::other("identity/broker is damaged: join again");
                 Some(Broker::from_wire(&bytes?).ok_or_else(broken)?)
             }
         };
-        let mut cas = vec![read(&dir.join("ca.crt"))?];
-        match read(&dir.join("ca2.crt")) {
+        let mut cas = vec![read(&dir.join(paths::CA))?];
+        match read(&dir.join(paths::CA_SECOND)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             second => cas.push(second?),
         }
         Ok(Self {
-            node: text("node.name")?,
+            node: text(paths::NODE_NAME)?,
             cloud,
-            key: read(&dir.join("node.key"))?,
-            certificate: read(&dir.join("node.crt"))?,
+            key: read(&dir.join(paths::NODE_KEY))?,
+            certificate: read(&dir.join(paths::NODE_CERTIFICATE))?,
             cas,
             broker,
         })
@@ -151,10 +150,10 @@ impl Identity {
     /// new identity, whole.
     fn replace(&self, state: &Path, step: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         settle(state)?;
-        let new = new_dir(state);
+        let new = paths::identity_new(state);
         step()?;
         // Not whole while it is written.
-        remove_file(&new.join("node.name"))?;
+        remove_file(&new.join(paths::NODE_NAME))?;
         step()?;
         keep_key(state, &self.key)?;
         let [ca, rest @ ..] = self.cas.as_slice() else {
@@ -163,13 +162,13 @@ impl Identity {
         let broker = self.broker.as_ref().map(Broker::to_wire);
         // One that a power cut has left from an earlier change would count.
         for (name, content) in [
-            ("node.crt", Some(self.certificate.as_slice())),
-            ("ca.crt", Some(ca)),
-            ("ca2.crt", rest.first().map(Vec::as_slice)),
-            ("cloud.url", Some(self.cloud.as_bytes())),
-            ("broker", broker.as_deref()),
+            (paths::NODE_CERTIFICATE, Some(self.certificate.as_slice())),
+            (paths::CA, Some(ca)),
+            (paths::CA_SECOND, rest.first().map(Vec::as_slice)),
+            (paths::CLOUD_URL, Some(self.cloud.as_bytes())),
+            (paths::BROKER, broker.as_deref()),
             // The name last: with it, all is there.
-            ("node.name", Some(self.node.as_bytes())),
+            (paths::NODE_NAME, Some(self.node.as_bytes())),
         ] {
             step()?;
             match content {
@@ -180,24 +179,24 @@ impl Identity {
         step()?;
         forget_old(state)?;
         step()?;
-        if dir(state).exists() {
-            fs::rename(dir(state), old_dir(state))?;
+        if paths::identity(state).exists() {
+            fs::rename(paths::identity(state), paths::identity_old(state))?;
         }
         step()?;
-        fs::rename(&new, dir(state))?;
+        fs::rename(&new, paths::identity(state))?;
         sync_dir(state, Subsystem::Identity)
     }
 }
 
 /// Whether all of an identity is there.
 fn is_whole(dir: &Path) -> bool {
-    dir.join("node.name").exists()
+    dir.join(paths::NODE_NAME).exists()
 }
 
 /// Ends a change that was cut off at its end.
 fn settle(state: &Path) -> io::Result<()> {
-    let dir = dir(state);
-    let dirs = [new_dir(state), old_dir(state)];
+    let dir = paths::identity(state);
+    let dirs = [paths::identity_new(state), paths::identity_old(state)];
     if !is_whole(&dir)
         && let Some(whole) = dirs.iter().find(|dir| is_whole(dir))
     {
@@ -213,8 +212,8 @@ fn settle(state: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn forget_old(state: &Path) -> io::Result<()> {
-    let old = old_dir(state);
-    remove_file(&old.join("node.name"))?;
+    let old = paths::identity_old(state);
+    remove_file(&old.join(paths::NODE_NAME))?;
     remove(&old)
 }
 
@@ -224,10 +223,10 @@ pub fn forget_old(state: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn go_back(state: &Path) -> io::Result<()> {
-    if is_whole(&old_dir(state)) {
+    if is_whole(&paths::identity_old(state)) {
         // Then the old one is the first that is whole, whatever is cut off.
-        remove_file(&new_dir(state).join("node.name"))?;
-        remove_file(&dir(state).join("node.name"))?;
+        remove_file(&paths::identity_new(state).join(paths::NODE_NAME))?;
+        remove_file(&paths::identity(state).join(paths::NODE_NAME))?;
         settle(state)?;
     }
     Ok(())
@@ -238,7 +237,7 @@ pub fn go_back(state: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
-    match read(&new_dir(state).join("node.key")) {
+    match read(&paths::identity_new(state).join(paths::NODE_KEY)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
@@ -250,22 +249,14 @@ pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
 /// Those of the file system.
 pub fn keep_key(state: &Path, key: &[u8]) -> io::Result<PathBuf> {
     settle(state)?;
-    let new = new_dir(state);
+    let new = paths::identity_new(state);
     fs::DirBuilder::new()
         .mode(0o700)
         .recursive(true)
         .create(&new)?;
-    write(&new.join("node.key"), key)?;
+    write(&new.join(paths::NODE_KEY), key)?;
     sync_dir(state, Subsystem::Identity)?;
     Ok(new)
-}
-
-fn new_dir(state: &Path) -> PathBuf {
-    state.join("identity.new")
-}
-
-fn old_dir(state: &Path) -> PathBuf {
-    state.join("identity.old")
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
@@ -315,9 +306,13 @@ mod tests {
         identity.save(state.path()).unwrap();
         let cloud = || Identity::load(state.path()).unwrap().unwrap().cloud;
         assert_eq!(cloud(), "mqtts://cloud:1");
-        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        fs::rename(
+            paths::identity(state.path()),
+            paths::identity_new(state.path()),
+        )
+        .unwrap();
         assert_eq!(cloud(), "mqtts://cloud:1", "cut off before the rename");
-        fs::remove_file(new_dir(state.path()).join("cloud.url")).unwrap();
+        fs::remove_file(paths::identity_new(state.path()).join("cloud.url")).unwrap();
         assert_eq!(cloud(), "");
     }
 
@@ -367,7 +362,7 @@ mod tests {
                 break;
             }
             // Only between the last two renames is the new one loaded already.
-            let is_new = !dir(state).exists();
+            let is_new = !paths::identity(state).exists();
             assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
             // The same key is at hand for the same request, unless it is in use already.
             if !is_new {
@@ -425,7 +420,11 @@ mod tests {
         assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
         identity.broker = None;
         // A join of before was cut off just before its end; this one has another key, or the same.
-        fs::rename(dir(state.path()), new_dir(state.path())).unwrap();
+        fs::rename(
+            paths::identity(state.path()),
+            paths::identity_new(state.path()),
+        )
+        .unwrap();
         assert_eq!(pending_key(state.path()).unwrap(), Some(vec![1]));
         identity.save(state.path()).unwrap();
         let loaded = Identity::load(state.path()).unwrap().unwrap();

@@ -11,6 +11,7 @@ use crate::board::clock::Clock;
 use crate::board::config::{Config, PSS_KIB_DEFAULT};
 use crate::link::certificate;
 use crate::link::identity::Identity;
+use crate::paths;
 
 /// Free bytes of the state directory below which a store and one image do not fit.
 const DISK_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
@@ -90,8 +91,8 @@ pub fn check(config: &Result<Config, String>) -> Report {
     let (state, run, runc) = match config {
         Ok(config) => (&*config.state_dir, &*config.run_dir, &*config.runc),
         Err(_) => (
-            Path::new("/var/lib/edge-min"),
-            Path::new("/run/edge-min"),
+            Path::new(paths::STATE_DEFAULT),
+            Path::new(paths::RUN_DEFAULT),
             Path::new("runc"),
         ),
     };

@@ -15,6 +15,8 @@ use smol::future::or;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::unix::{UnixListener, UnixStream};
 
+use crate::paths;
+
 /// Requests served at once.
 pub const CONNECTIONS_MAX: usize = 4;
 /// Bytes of a request's head.
@@ -43,18 +45,12 @@ pub enum Request {
     },
 }
 
-/// Path of the socket.
-#[must_use]
-pub fn socket(run_dir: &Path) -> PathBuf {
-    run_dir.join("edge-min.sock")
-}
-
 /// Listens; a socket left behind by a killed agent is replaced. Only root may connect.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
-    let path = socket(run_dir);
+    let path = paths::agent_socket(run_dir);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

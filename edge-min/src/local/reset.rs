@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::board::config::Config;
+use crate::paths;
 use crate::storage::lock::Lock;
 use crate::storage::outbox::Store;
 use crate::storage::tree;
@@ -16,28 +17,6 @@ use crate::workload::runtime::Runtime;
 const GRACE: Duration = Duration::from_secs(10);
 /// How often they are looked at meanwhile.
 const POLL: Duration = Duration::from_millis(50);
-/// What is wiped of the state directory; the preload folder stays.
-const STATE: [&str; 18] = [
-    "identity",
-    "identity.new",
-    "identity.old",
-    "cache",
-    "cache.bad",
-    "desired.a",
-    "desired.b",
-    "objects",
-    "layers",
-    "rw",
-    "board.key",
-    "board.key.bad",
-    "time.floor",
-    "outbox",
-    // What a power cut may leave of a write.
-    "desired.tmp",
-    "board.tmp",
-    "time.tmp",
-    "lock",
-];
 
 /// Containers that run.
 ///
@@ -52,7 +31,7 @@ pub fn running(config: &Config) -> Result<usize, String> {
 /// else has it open.
 #[must_use]
 pub fn unsent(config: &Config, _alone: &Lock) -> String {
-    let dir = config.state_dir.join("outbox");
+    let dir = paths::outbox(&config.state_dir);
     let mut count = 0;
     if dir.exists() {
         match Store::open(&dir, &config.outbox) {
@@ -100,7 +79,7 @@ pub fn reset(config: &Config, _alone: &Lock) -> Result<(), String> {
             .remove_pod(uid)
             .map_err(|error| ["pod ", &uid.to_string(), ": ", &error.to_string()].concat())?;
     }
-    for name in STATE {
+    for name in paths::RESET {
         remove(&config.state_dir.join(name))?;
     }
     // A power cut brings nothing back.

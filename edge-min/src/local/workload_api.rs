@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use smol::{Async, Timer};
 
 use super::http::{self, Head, Parsed};
 use crate::local::status;
+use crate::paths;
 use crate::storage::outbox::{self, Answer, Class, Job, Report, Shared};
 
 /// Connections served at once.
@@ -71,23 +72,15 @@ impl Api {
     }
 }
 
-/// Path of the socket.
-#[must_use]
-pub fn socket(run_dir: &Path) -> PathBuf {
-    run_dir.join("api").join("edge.sock")
-}
-
 /// Listens; a socket left behind by a killed agent is replaced. Whoever sees the folder may write:
 /// a container sees it when its pod mounts it.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
-    let path = socket(run_dir);
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
-    }
+    let (path, dir) = (paths::api_socket(run_dir), paths::api(run_dir));
+    std::fs::create_dir_all(&dir)?;
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -7,8 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-/// The empty file that is locked. Only root can open it: whoever can may lock it for ever.
-const NAME: &str = "lock";
+use crate::paths;
+
 /// Tries, and the pause between two. A child that an earlier agent was about to start holds the lock
 /// until it has become another program.
 const TRIES: u32 = 40;
@@ -52,7 +52,8 @@ pub fn take(state_dir: &Path, run_dir: &Path) -> Result<Lock, String> {
 
 fn open(folder: &Path) -> io::Result<File> {
     fs::create_dir_all(folder)?;
-    let path = folder.join(NAME);
+    // Only root can open it: whoever can may lock it for ever.
+    let path = paths::lock(folder);
     match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()
             .append(true)

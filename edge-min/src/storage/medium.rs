@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use edge_core::flash::{Counters, Subsystem};
 
+use crate::paths;
+
 /// What a power cut may do to a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -40,7 +42,7 @@ pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()
     // In memory there is nothing to lose that the run directory does not lose too.
     let new = match durability {
         Durability::Never => path.to_owned(),
-        _ => path.with_extension("tmp"),
+        _ => path.with_extension(paths::TEMPORARY),
     };
     let mut file = open(&new, fs::OpenOptions::new().write(true).truncate(true))?;
     count_bytes(durability, bytes.len());

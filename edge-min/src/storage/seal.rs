@@ -8,6 +8,7 @@ use edge_core::flash::Subsystem;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use crate::paths;
 use crate::storage::medium::{self, Durability};
 
 /// Bytes of the board key.
@@ -31,7 +32,7 @@ impl Sealer {
     /// is written over: it costs the Secrets, which the cloud sends again. That a new one cannot be
     /// stored is no error, see [`Self::keep`].
     pub fn open(state: &Path) -> io::Result<Self> {
-        let path = state.join("board.key");
+        let path = paths::board_key(state);
         let random = SystemRandom::new();
         let mut new = true;
         let bytes = match fs::read(&path) {
@@ -42,7 +43,7 @@ impl Sealer {
             Ok(_) => {
                 // What it sealed is lost with it; the rest of the set is not, so the agent starts.
                 log::error!("board_key_damaged kept_as=board.key.bad");
-                if let Err(error) = fs::rename(&path, state.join("board.key.bad")) {
+                if let Err(error) = fs::rename(&path, paths::board_key_bad(state)) {
                     log::warn!("board_key_not_kept error={error}");
                 }
                 new_key(&random)?

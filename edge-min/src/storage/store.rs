@@ -21,6 +21,7 @@ use edge_proto::session::{Payload, Reason};
 use edge_proto::sorted::{SortedMap, SortedSet};
 use serde::{Deserialize, Serialize};
 
+use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::seal::Sealer;
 use crate::storage::store::cache::{Cache, Loaded, Meta};
@@ -40,7 +41,6 @@ const FORMAT: [u8; 2] = [b'2', WIRE_VERSION];
 const SNAPSHOT_BYTES_MAX: u64 = 2 * NODE_BYTES_MAX as u64;
 /// Syncs of one write of the cache: sled's own at its end, ours, and those of two directories.
 const CACHE_SYNCS: u64 = 4;
-const GENERATIONS: [&str; 2] = ["desired.a", "desired.b"];
 
 /// An applied change: the payload as it is now, why there is only a stub, or `None` for gone.
 pub type Applied = (Key, Option<Result<Vec<u8>, Reason>>);
@@ -93,13 +93,13 @@ impl Store {
     /// # Errors
     /// Only when the directory or the board key cannot be made; damage is not an error.
     pub fn open(state: &Path, program: &Path) -> io::Result<(Self, Vec<Stored>, Option<String>)> {
-        fs::create_dir_all(state.join("objects"))?;
+        fs::create_dir_all(paths::objects(state))?;
         let sealer = Sealer::open(state)?;
         let mut damage = None;
         let mut newest: Option<Snapshot> = None;
         let mut missing = None;
         let mut older = SortedSet::new();
-        for name in GENERATIONS {
+        for name in paths::DESIRED {
             match read_snapshot(&state.join(name)) {
                 Ok(Some(snapshot)) => {
                     let (newer, other) = match newest.take() {
@@ -202,7 +202,7 @@ impl Store {
     /// Those of the file system.
     pub fn repair(&mut self) -> io::Result<()> {
         if self.damaged {
-            for _ in GENERATIONS {
+            for _ in paths::DESIRED {
                 self.apply(Vec::new(), self.snapshot.epoch)?;
             }
             self.damaged = false;
@@ -216,7 +216,7 @@ impl Store {
             Record::Inline(at_rest) if at_rest.len() > INLINE_BYTES_MAX => {
                 let plain = self.opened(key, at_rest.clone())?;
                 let hash = sha256(&plain);
-                let path = self.dir.join("objects").join(object_name(key, hash));
+                let path = paths::objects(&self.dir).join(object_name(key, hash));
                 medium::write(&path, &at_rest, Durability::Must(Subsystem::Objects)).ok()?;
                 Some(Record::Large(hash))
             }
@@ -247,7 +247,7 @@ impl Store {
                 Record::Large(hash) => {
                     // One that was lost or altered is missing here too; the cloud sends it again.
                     drop(self.read(key, record)?);
-                    let path = self.dir.join("objects").join(object_name(key, *hash));
+                    let path = paths::objects(&self.dir).join(object_name(key, *hash));
                     fs::read(path).ok().map(Record::Inline)
                 }
                 record => Some(record.clone()),
@@ -356,9 +356,7 @@ impl Store {
     }
 
     fn blob_part(&self, sha256: Hash32) -> PathBuf {
-        self.dir
-            .join("objects")
-            .join([&sha256.to_string(), ".part"].concat())
+        paths::object_part(&self.dir, &sha256.to_string())
     }
 
     fn part_is(&self, wanted: Hash32) -> bool {
@@ -392,7 +390,7 @@ impl Store {
             return Err(io::Error::other("a received object does not have its hash"));
         }
         let at_rest = self.at_rest(key, &bytes)?;
-        let path = self.dir.join("objects").join(object_name(key, hash));
+        let path = paths::objects(&self.dir).join(object_name(key, hash));
         medium::write(&path, &at_rest, Durability::Must(Subsystem::Objects))?;
         fs::remove_file(&part).ok();
         Ok(bytes)
@@ -422,7 +420,7 @@ impl Store {
                 Some((Hash16::of(&bytes), Ok(bytes)))
             }
             Record::Large(hash) => {
-                let path = self.dir.join("objects").join(object_name(key, *hash));
+                let path = paths::objects(&self.dir).join(object_name(key, *hash));
                 let bytes = self.opened(key, fs::read(path).ok()?)?;
                 (sha256(&bytes) == *hash).then(|| (hash.short(), Ok(bytes)))
             }
@@ -433,7 +431,7 @@ impl Store {
         let body = edge_proto::encode(snapshot);
         let crc = crc32fast::hash(&body).to_be_bytes();
         let bytes = [MAGIC.as_slice(), &FORMAT, &crc, &body].concat();
-        let [even, odd] = GENERATIONS;
+        let [even, odd] = paths::DESIRED;
         let name = if snapshot.generation.is_multiple_of(2) {
             even
         } else {
@@ -446,14 +444,14 @@ impl Store {
     /// Removes objects that neither generation names. Parts stay: they are a download that goes on.
     fn sweep(&self) {
         let newer = object_names(&self.snapshot.records);
-        for entry in fs::read_dir(self.dir.join("objects"))
+        for entry in fs::read_dir(paths::objects(&self.dir))
             .into_iter()
             .flatten()
             .flatten()
         {
             let name = entry.file_name();
             let keep = name.to_str().is_some_and(|name| {
-                name.ends_with(".part") || newer.contains(name) || self.older.contains(name)
+                name.ends_with(paths::PART) || newer.contains(name) || self.older.contains(name)
             });
             if !keep {
                 fs::remove_file(entry.path()).ok();
@@ -538,7 +536,7 @@ mod tests {
             .unwrap();
         store.apply(vec![(put("a", b"").0, None)], 8).unwrap();
         assert_eq!(load(dir.path()), (vec![b"plain-b".to_vec()], 8, None));
-        for name in GENERATIONS {
+        for name in paths::DESIRED {
             let bytes = fs::read(dir.path().join(name)).unwrap();
             assert!(!bytes.windows(5).any(|window| window == b"plain"));
         }
@@ -575,7 +573,7 @@ mod tests {
             let (mut store, ..) = open(dir.path()).unwrap();
             store.apply(vec![put("a", b"one")], 6).unwrap();
             store.apply(vec![put("a", b"two")], 7).unwrap();
-            for name in GENERATIONS {
+            for name in paths::DESIRED {
                 let path = dir.path().join(name);
                 let mut bytes = fs::read(&path).unwrap();
                 bytes[place] = version;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::paths;
+
 /// Controllers that limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Hierarchies of v1 that are used. `pids` first: discovery walks the first root. The freezer is
@@ -64,7 +66,7 @@ impl Cgroups {
     /// # Errors
     /// `/proc/mounts` is unreadable or names no hierarchy with `pids`.
     pub fn detect(top: &str) -> io::Result<Self> {
-        let v2 = Path::new("/sys/fs/cgroup");
+        let v2 = Path::new(paths::CGROUP);
         let controllers = fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
         if controllers.split_whitespace().any(|name| name == "pids") {
             return Ok(Self {

@@ -1,9 +1,5 @@
 //! Pods and containers on the board, by runc or as plain processes. Synchronous: one worker
 //! thread owns it. It decides nothing; `edge-core` says what to start, signal and remove.
-//!
-//! Layout below the run directory (tmpfs): `pods/<uid>/{logs,volumes,state}`,
-//! `bundles/<uid>-<container>` and `scratch/<uid>`, a tmpfs of its own; below the state directory only `rw/<uid>-<container>`, the
-//! writable layer of a container.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,6 +13,7 @@ use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 
 use crate::board::config::Config;
+use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
 use crate::workload::cgroup::{self, Cgroups};
@@ -27,12 +24,8 @@ use crate::workload::reaper::{Process, StartingPids, start_time};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
 
-/// Where emptyDirs are below the run directory.
-const SCRATCH: &str = "scratch";
 /// What statfs(2) calls a tmpfs.
 const TMPFS_MAGIC: i128 = 0x0102_1994;
-/// Suffix of the file that says how a run ended.
-const END: &str = ".end";
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
 /// One that runs longer hangs: on a slow board under load each takes under a second.
@@ -77,11 +70,11 @@ impl Runtime {
     /// No cgroups, or a directory that cannot be made.
     pub fn new(config: &Config) -> io::Result<Self> {
         let (run, state) = (&config.run_dir, &config.state_dir);
-        for dir in ["pods", "bundles", "runc"] {
-            tree::private(&run.join(dir))?;
+        for dir in [paths::pods(run), paths::bundles(run), paths::runc(run)] {
+            tree::private(&dir)?;
         }
         // Only containers of runc need it, and the others run on a medium that cannot be written.
-        if let Err(error) = tree::private(&state.join("rw")) {
+        if let Err(error) = tree::private(&paths::writable_layers(state)) {
             log::warn!("no_writable_layers error={error}");
         }
         Ok(Self {
@@ -105,21 +98,22 @@ impl Runtime {
     /// # Errors
     /// Those of the file system.
     pub fn prepare_pod(&self, uid: Uid, containers: u64, log_bytes: u64) -> io::Result<()> {
-        let pod = self.pod_dir(uid);
-        for dir in ["logs", "volumes", "state"] {
-            fs::create_dir_all(pod.join(dir))?;
+        let logs = paths::logs(&self.run, uid);
+        let (volumes, state) = (
+            paths::volumes(&self.run, uid),
+            paths::containers(&self.run, uid),
+        );
+        for dir in [&logs, &volumes, &state] {
+            fs::create_dir_all(dir)?;
         }
         // Twice the ring: the tail is trimmed after the fact, and never in the writer's way.
-        volume::tmpfs(
-            &pod.join("logs"),
-            (log_bytes * containers * 2).max(64 * 1024),
-        )
+        volume::tmpfs(&logs, (log_bytes * containers * 2).max(64 * 1024))
     }
 
     /// Directory of one volume of a pod.
     #[must_use]
     pub fn volume_dir(&self, uid: Uid, name: &str) -> PathBuf {
-        self.pod_dir(uid).join("volumes").join(name)
+        paths::volume(&self.run, uid, name)
     }
 
     /// Directory of an emptyDir. It lies on a tmpfs apart, as large as that of the run directory: a
@@ -129,7 +123,7 @@ impl Runtime {
     /// Those of the file system.
     pub fn scratch_dir(&self, uid: Uid, name: &str) -> io::Result<PathBuf> {
         let _alone = self.scratch_lock();
-        let scratch = self.run.join(SCRATCH);
+        let scratch = paths::scratch(&self.run);
         tree::private(&scratch)?;
         let medium = rustix::fs::statfs(&self.run)?;
         // One that is on flash lies there.
@@ -138,7 +132,7 @@ impl Runtime {
             volume::tmpfs(&scratch, medium.f_blocks.saturating_mul(block))?;
             tree::private(&scratch)?;
         }
-        let pod = scratch.join(uid.to_string());
+        let pod = paths::scratch_of(&self.run, uid);
         // While it is there, no other pod's removal unmounts the folder.
         fs::create_dir_all(&pod)?;
         Ok(pod.join(name))
@@ -154,21 +148,21 @@ impl Runtime {
     /// Those of the file system.
     pub fn remove_pod(&self, uid: Uid) -> io::Result<()> {
         let pod = self.pod_dir(uid);
-        for entry in fs::read_dir(pod.join("volumes"))
+        for entry in fs::read_dir(paths::volumes(&self.run, uid))
             .into_iter()
             .flatten()
             .flatten()
         {
             volume::unmount(&entry.path());
         }
-        volume::unmount(&pod.join("logs"));
+        volume::unmount(&paths::logs(&self.run, uid));
         // Never what is the board's.
         if let Some(mount) = volume::mount_below(&pod)? {
             let text = ["still mounted: ", &mount].concat();
             return Err(io::Error::other(text));
         }
-        let scratch = self.run.join(SCRATCH);
-        tree::remove(&scratch.join(uid.to_string()))?;
+        let scratch = paths::scratch(&self.run);
+        tree::remove(&paths::scratch_of(&self.run, uid))?;
         let _alone = self.scratch_lock();
         // It was the last one.
         if fs::read_dir(&scratch).is_ok_and(|mut left| left.next().is_none()) {
@@ -181,7 +175,7 @@ impl Runtime {
     /// Pods that have a directory.
     #[must_use]
     pub fn pods(&self) -> Vec<Uid> {
-        let entries = fs::read_dir(self.run.join("pods"))
+        let entries = fs::read_dir(paths::pods(&self.run))
             .into_iter()
             .flatten()
             .flatten();
@@ -198,7 +192,7 @@ impl Runtime {
     pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
         let _starting = cgroup::starting();
         let path = self.cgroup(spec.uid, &spec.container, spec.hash);
-        let log = log_file(&self.run, spec.uid, &spec.container);
+        let log = paths::log(&self.run, spec.uid, &spec.container);
         drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
         self.cgroups
             .create(&path, &spec.limits)
@@ -256,31 +250,31 @@ impl Runtime {
         log: &Path,
     ) -> Result<u32, StartFailure> {
         let bundle = self.bundle_dir(spec.uid, &spec.container);
-        fs::create_dir_all(bundle.join("rootfs")).map_err(not_created)?;
-        self.mount_rootfs(spec, rootfs, &bundle.join("rootfs"))
+        fs::create_dir_all(bundle.join(paths::ROOTFS)).map_err(not_created)?;
+        self.mount_rootfs(spec, rootfs, &bundle.join(paths::ROOTFS))
             .map_err(not_created)?;
         let cgroups_path = Path::new("/").join(path);
         let config = oci::config(spec, &cgroups_path.to_string_lossy());
         let text = config.to_string();
         medium::write(
-            &bundle.join("config.json"),
+            &bundle.join(paths::BUNDLE_CONFIG),
             text.as_bytes(),
             Durability::Never,
         )
         .map_err(not_created)?;
         let id = container_id(spec.uid, &spec.container);
-        let pid_file = bundle.join("pid");
+        let pid_file = bundle.join(paths::PID);
         let stdio = OpenOptions::new()
             .append(true)
             .create(true)
             .open(log)
             .map_err(not_created)?;
         // runc hands its stdio to the container, so its own messages need a file of their own.
-        let messages = bundle.join("runc.log");
+        let messages = bundle.join(paths::RUNC_LOG);
         drop(fs::remove_file(&messages));
         let created = Command::new(&self.runc)
             .arg("--root")
-            .arg(self.run.join("runc"))
+            .arg(paths::runc(&self.run))
             .arg("--log")
             .arg(&messages)
             .arg("create")
@@ -320,7 +314,7 @@ impl Runtime {
             return Ok(());
         }
         let rw = self.rw_dir(spec.uid, &spec.container);
-        let (upper, work) = (rw.join("upper"), rw.join("work"));
+        let (upper, work) = (rw.join(paths::UPPER), rw.join(paths::WORK));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
         // The kernel wants the topmost layer first.
@@ -383,10 +377,10 @@ impl Runtime {
     pub fn ends(&self) -> Vec<Input> {
         let mut ends = Vec::new();
         for uid in self.pods() {
-            let files = fs::read_dir(self.pod_dir(uid).join("state"));
+            let files = fs::read_dir(paths::containers(&self.run, uid));
             for file in files.into_iter().flatten().flatten() {
                 let name = file.file_name().to_string_lossy().into_owned();
-                if let Some(container) = name.strip_suffix(END)
+                if let Some(container) = name.strip_suffix(paths::END)
                     && let Ok(note) = fs::read_to_string(file.path())
                 {
                     ends.extend(end(uid, container, &note));
@@ -405,7 +399,7 @@ impl Runtime {
         let base = self.cgroups.path(&uid.to_string(), container);
         self.cgroups.kill(&base)?;
         let id = container_id(uid, container);
-        let known = self.run.join("runc").join(&id);
+        let known = paths::runc_container(&self.run, &id);
         if known.exists() {
             let deleted = self.runc(&["delete", "--force", &id])?;
             if !deleted.status.success() && known.exists() {
@@ -417,7 +411,7 @@ impl Runtime {
         if bundle.exists() {
             cgroup::sweep(&base);
         }
-        volume::unmount(&bundle.join("rootfs"));
+        volume::unmount(&bundle.join(paths::ROOTFS));
         tree::remove(&bundle)?;
         tree::remove(&self.rw_dir(uid, container))?;
         drop(fs::remove_file(self.state_file(uid, container)));
@@ -472,7 +466,7 @@ impl Runtime {
     /// The process is held first and looked at then: what was seen is true of what is held.
     fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
         let id = container_id(uid, container);
-        let process = if self.run.join("runc").join(&id).exists() {
+        let process = if paths::runc_container(&self.run, &id).exists() {
             // runc compares the start time itself.
             let pid = || {
                 let state = self.runc(&["state", &id]).ok()?;
@@ -496,7 +490,7 @@ impl Runtime {
     fn runc(&self, args: &[&str]) -> io::Result<Output> {
         Command::new(&self.runc)
             .arg("--root")
-            .arg(self.run.join("runc"))
+            .arg(paths::runc(&self.run))
             .args(args)
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
@@ -517,25 +511,23 @@ impl Runtime {
     }
 
     fn pod_dir(&self, uid: Uid) -> PathBuf {
-        self.run.join("pods").join(uid.to_string())
+        paths::pod(&self.run, uid)
     }
 
     fn bundle_dir(&self, uid: Uid, container: &str) -> PathBuf {
-        self.run.join("bundles").join(container_id(uid, container))
+        paths::bundle(&self.run, &container_id(uid, container))
     }
 
     fn rw_dir(&self, uid: Uid, container: &str) -> PathBuf {
-        self.state.join("rw").join(container_id(uid, container))
+        paths::writable_layer(&self.state, &container_id(uid, container))
     }
 
     fn end_file(&self, uid: Uid, container: &str) -> PathBuf {
-        // A container's name has no dot.
-        let name = [container, END].concat();
-        self.pod_dir(uid).join("state").join(name)
+        paths::container_end(&self.run, uid, container)
     }
 
     fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
-        self.pod_dir(uid).join("state").join(container)
+        paths::container(&self.run, uid, container)
     }
 }
 
@@ -549,15 +541,6 @@ fn end(uid: Uid, container: &str, note: &str) -> Option<Input> {
         code: code.parse().ok(),
         oom: words.next()? == "oom",
     })
-}
-
-/// File that holds a container's output.
-#[must_use]
-pub fn log_file(run: &Path, uid: Uid, container: &str) -> PathBuf {
-    run.join("pods")
-        .join(uid.to_string())
-        .join("logs")
-        .join([container, ".log"].concat())
 }
 
 /// Gives the plan to `launch` and reads why it failed; nothing when it became the program.

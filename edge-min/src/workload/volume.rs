@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::image::root::{self, Root};
+use crate::paths;
 
 /// Cap of a tmpfs for an emptyDir with medium Memory that names none, bytes.
 const MEMORY_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
@@ -222,10 +223,11 @@ pub(super) fn unmount(place: &Path) {
 /// # Errors
 /// Those of the file system; the old files then still stand.
 pub fn write_files(dir: &Path, files: &Data, mode: u32) -> io::Result<()> {
-    let old = fs::read_link(dir.join("..data")).ok();
+    let old = fs::read_link(dir.join(paths::VOLUME_DATA)).ok();
+    let [first, second] = paths::VOLUME_VERSIONS;
     let version = match &old {
-        Some(name) if name == Path::new("..v1") => "..v2",
-        _ => "..v1",
+        Some(name) if name == Path::new(first) => second,
+        _ => first,
     };
     let new = dir.join(version);
     remove(&new)?;
@@ -243,10 +245,10 @@ pub fn write_files(dir: &Path, files: &Data, mode: u32) -> io::Result<()> {
         file.write_all(bytes)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
     }
-    let link = dir.join("..new");
+    let link = dir.join(paths::VOLUME_DATA_NEW);
     drop(fs::remove_file(&link));
     symlink(version, &link)?;
-    fs::rename(&link, dir.join("..data"))?;
+    fs::rename(&link, dir.join(paths::VOLUME_DATA))?;
     let tops: SortedSet<&str> = files
         .iter()
         .filter_map(|(path, _)| path.split('/').next())
@@ -254,7 +256,7 @@ pub fn write_files(dir: &Path, files: &Data, mode: u32) -> io::Result<()> {
     for top in &tops {
         let visible = dir.join(top);
         if fs::symlink_metadata(&visible).is_err() {
-            symlink(Path::new("..data").join(top), &visible)?;
+            symlink(Path::new(paths::VOLUME_DATA).join(top), &visible)?;
         }
     }
     for entry in fs::read_dir(dir)?.flatten() {

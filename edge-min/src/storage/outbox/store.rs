@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segment::{self, Frame, Parsed, Scan};
 use super::{COMMIT_BYTES_MAX, Settings, unix_ms};
+use crate::paths;
 use crate::storage::medium::{self, Durability};
 
 /// Room on the medium under which no record is taken.
@@ -92,7 +93,7 @@ impl Store {
     /// Those of the file system.
     pub fn open(dir: &Path, settings: &Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let state = read_state(&dir.join("state"))?;
+        let state = read_state(&paths::outbox_state(dir))?;
         let configs: Vec<_> = settings.classes.iter().map(|class| class.config).collect();
         let writer = |config: &ClassConfig| Writer {
             class: config.number,
@@ -144,7 +145,7 @@ impl Store {
         }
         if !known {
             // The two slots are reserved at once: a full medium never keeps the accounts out.
-            let path = dir.join("state");
+            let path = paths::outbox_state(dir);
             let must = Durability::Must(Subsystem::Outbox);
             medium::write(&path, &vec![0; 2 * SLOT_BYTES], must)?;
             if let Some(parent) = dir.parent() {
@@ -180,7 +181,9 @@ impl Store {
         let mut segments = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
-            let parts = name.to_str().and_then(|name| name.strip_suffix(".seg"));
+            let parts = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(paths::SEGMENT));
             let numbers = parts.and_then(|parts| parts.split_once('-'));
             if let Some((class, first)) = numbers
                 && let (Ok(class), Ok(first)) = (class.parse(), u64::from_str_radix(first, 16))
@@ -252,7 +255,7 @@ impl Store {
     }
 
     fn path(&self, class: u8, first: u64) -> PathBuf {
-        segment_path(&self.dir, class, first)
+        paths::outbox_segment(&self.dir, class, first)
     }
 
     pub(super) fn base(&self, class: u8) -> u64 {
@@ -304,7 +307,7 @@ impl Store {
         if writer.segment != place.segment || writer.file.is_none() {
             writer.write()?;
             writer.sync()?;
-            let path = segment_path(&self.dir, class, place.segment);
+            let path = paths::outbox_segment(&self.dir, class, place.segment);
             let mut options = OpenOptions::new();
             let file = options.append(true).create(true).mode(0o600).open(path)?;
             writer.file = Some(file);
@@ -400,7 +403,7 @@ impl Store {
         let slot = [MAGIC.as_slice(), &length, &crc, &body].concat();
         let file = OpenOptions::new()
             .write(true)
-            .open(self.dir.join("state"))?;
+            .open(paths::outbox_state(&self.dir))?;
         medium::count_file(Subsystem::Outbox, slot.len() as u64);
         file.write_all_at(&slot, (generation % 2) * SLOT_BYTES as u64)?;
         medium::sync_data(&file, Subsystem::Outbox)?;
@@ -627,10 +630,6 @@ impl StateClass {
                 .collect(),
         }
     }
-}
-
-fn segment_path(dir: &Path, class: u8, first: u64) -> PathBuf {
-    dir.join(format!("{class}-{first:016x}.seg"))
 }
 
 /// The newer of the two slots that is whole. A file that cannot be read is no reason to give up the

@@ -21,6 +21,8 @@ use edge_proto::sorted::SortedMap;
 use nix::sys::signal::Signal::{SIGABRT, SIGALRM};
 use serde::{Deserialize, Serialize};
 
+use crate::paths;
+
 /// Bytes of an entry in one value of the database. With its header a value stays under 1/64 of the
 /// segment size, the size up to which no value was seen to leave the log.
 const PIECE_BYTES: usize = 4000;
@@ -40,8 +42,6 @@ const FRAME_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
 /// Entries and bytes of one set over a pipe; a set may stand at its caps before and after a change.
 const ENTRIES_MAX: usize = 2 * SET_OBJECTS_MAX;
 const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
-/// File beside the database that tells its generation without opening it.
-const GENERATION: &str = "generation";
 /// Exit code of a panic that unwinds, in builds where it does.
 const EXIT_PANIC: i32 = 101;
 /// Layout of the database, and the wire version of the payloads in it. One of others is put aside.
@@ -100,7 +100,7 @@ impl Cache {
     #[must_use]
     pub fn new(state: &Path, program: &Path) -> Self {
         Self {
-            dir: state.join("cache"),
+            dir: paths::cache(state),
             program: program.to_owned(),
         }
     }
@@ -108,13 +108,13 @@ impl Cache {
     /// Whether there is a database.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.dir.join("db").exists()
+        paths::cache_database(&self.dir).exists()
     }
 
     /// Generation that the database holds, if it was written to its end.
     #[must_use]
     pub fn generation(&self) -> Option<u64> {
-        let text = fs::read_to_string(self.dir.join(GENERATION)).ok()?;
+        let text = fs::read_to_string(paths::cache_generation(&self.dir)).ok()?;
         text.parse().ok().filter(|_| self.exists())
     }
 
@@ -180,7 +180,7 @@ impl Cache {
 
     /// Keeps the latest damaged database for whoever wants to look at it.
     fn put_aside(&self) {
-        let bad = self.dir.with_extension("bad");
+        let bad = paths::cache_bad(&self.dir);
         fs::remove_dir_all(&bad).ok();
         if fs::rename(&self.dir, &bad).is_err() {
             fs::remove_dir_all(&self.dir).ok();
@@ -450,7 +450,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
 
     let db = open(dir, true)?;
     // Opened before the first write, so that the kernel reports a failed write-back here.
-    let file = File::open(dir.join("db")).map_err(io_failed)?;
+    let file = File::open(paths::cache_database(dir)).map_err(io_failed)?;
     let mut batch = sled::Batch::default();
     for item in db.iter() {
         let (key, value) = item.map_err(|error| failed(&error))?;
@@ -469,7 +469,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     // sled's flush calls sync_file_range, which promises nothing for a power cut.
     file.sync_data().map_err(io_failed)?;
     drop(db);
-    let blobs = dir.join("blobs");
+    let blobs = paths::cache_blobs(dir);
     if fs::read_dir(&blobs).is_ok_and(|mut files| files.next().is_some()) {
         return Err(failure(true, "a value left the log for a file"));
     }
@@ -479,7 +479,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
             .map_err(io_failed)?;
     }
     let generation = meta.generation.to_string();
-    fs::write(dir.join(GENERATION), generation).map_err(io_failed)
+    fs::write(paths::cache_generation(dir), generation).map_err(io_failed)
 }
 
 /// Cuts an entry; each value is checksum, number of pieces, bytes.
