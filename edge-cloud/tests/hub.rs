@@ -111,7 +111,8 @@ async fn a_node_reads_and_writes_nothing_but_its_own_topics() {
     }
     let config = cloud.mqtt_config(Some(&a));
     let refused = cloud.client_with("b", &config, None).await;
-    assert!(refused.err().unwrap().contains("NotAuthorized"));
+    let refused = refused.err().unwrap();
+    assert!(refused.contains("ClientIdentifierNotValid"), "{refused}");
     let will = LastWill::new(topic_up("b"), vec![1], QoS::AtMostOnce, false, None);
     let refused = cloud.client_with("a", &config, Some(will)).await;
     assert!(refused.err().unwrap().contains("NotAuthorized"));
@@ -119,6 +120,27 @@ async fn a_node_reads_and_writes_nothing_but_its_own_topics() {
     assert!(!running.is_finished(), "b was not touched");
     assert!(cloud.is_live("b"));
     assert_eq!(cloud.events("b", "Disconnected"), 0);
+}
+
+/// Goal: a client that connects and never subscribes does not keep its connection, and one that has
+/// subscribed does. Method: the runtime's clock is set to just before the deadline, and the last second
+/// passes for real.
+#[tokio::test]
+async fn a_client_that_does_not_subscribe_loses_its_connection() {
+    let (cloud, [a, b]) = Cloud::with(["a", "b"]).await;
+    let mut silent = cloud.client("a", &a).await.unwrap();
+    let mut subscribed = cloud.client("b", &b).await.unwrap();
+    subscribed.subscribe(&topic_down("b")).await.unwrap();
+    subscribed.ping().await.unwrap();
+    for seconds in [60, 29] {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+        subscribed.ping().await.unwrap();
+    }
+    let last_words = silent.last_words().await;
+    assert!(last_words.is_empty(), "{last_words:?}");
+    subscribed.ping().await.unwrap();
 }
 
 fn assert_refused(last_words: &[Packet], what: &str) {

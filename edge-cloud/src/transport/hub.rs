@@ -35,7 +35,8 @@ const CONNECTIONS_MAX: usize = 8_192;
 /// there is room for nodes. With all of them taken, a further one takes the place of another.
 const UNAUTHENTICATED_MAX: usize = 2_048;
 const _: () = assert!(UNAUTHENTICATED_MAX < CONNECTIONS_MAX);
-/// Longest time of TLS, of an enrolment and until CONNECT: TCP and TLS took 70 s at 30 % loss.
+/// Longest time of TLS, of an enrolment, from TLS to CONNECT, and from CONNACK to SUBSCRIBE: TCP and TLS
+/// took 70 s at 30 % loss.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(90);
 /// Bytes not yet sent beyond which the kernel takes no more of a connection: a queue in there would
 /// know no lanes either.

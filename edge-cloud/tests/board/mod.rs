@@ -26,7 +26,7 @@ use edge_proto::session::{
 use edge_proto::wire::Wire as _;
 use rcgen::KeyPair;
 use rumqttc::v5::mqttbytes::v5::{
-    Connect, ConnectReturnCode, Filter, LastWill, Packet, Publish, Subscribe,
+    Connect, ConnectReturnCode, Filter, LastWill, Packet, PingReq, Publish, Subscribe,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
 use rustls::client::Resumption;
@@ -355,6 +355,13 @@ impl Client {
         let mut subscribe = Subscribe::new(Filter::new(topic, QoS::AtMostOnce), None);
         subscribe.pkid = 1;
         self.write(&Packet::Subscribe(subscribe)).await
+    }
+
+    /// Asks for a sign of life and waits for it; what comes before it is dropped.
+    pub(crate) async fn ping(&mut self) -> io::Result<()> {
+        self.write(&Packet::PingReq(PingReq)).await?;
+        while !matches!(self.read().await?, Packet::PingResp(_)) {}
+        Ok(())
     }
 
     pub(crate) async fn publish(

@@ -91,8 +91,9 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         let node = peer.node.as_str();
         // What is done once is in boxes, which are gone when the link is idle.
         let greeting = Box::pin(timely(OPENING_TIMEOUT, self.greeting(node)));
-        let Some(silence) = greeting.await? else {
-            return Box::pin(self.refuse(ConnectReturnCode::NotAuthorized)).await;
+        let silence = match greeting.await? {
+            Ok(silence) => silence,
+            Err(code) => return Box::pin(self.refuse(code)).await,
         };
         let (carrier, outgoing) = queue();
         let id = match sessions.connect(peer, carrier) {
@@ -113,23 +114,24 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         result
     }
 
-    /// Reads CONNECT. Returns after which silence the link is dead; `None` when the node asks for what is
-    /// not its own.
-    async fn greeting(&mut self, node: &str) -> io::Result<Option<Duration>> {
+    /// Reads CONNECT. Returns after which silence the link is dead, or how to answer a CONNECT that names
+    /// another node than the certificate does.
+    async fn greeting(&mut self, node: &str) -> io::Result<Result<Duration, ConnectReturnCode>> {
         let Packet::Connect(connect, will, _) = self.read().await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
         };
-        if (!connect.client_id.is_empty() && connect.client_id != node)
-            || will.is_some_and(|will| will.topic != self.topic_up.as_bytes())
-        {
-            return Ok(None);
+        if !connect.client_id.is_empty() && connect.client_id != node {
+            return Ok(Err(ConnectReturnCode::ClientIdentifierNotValid));
+        }
+        if will.is_some_and(|will| will.topic != self.topic_up.as_bytes()) {
+            return Ok(Err(ConnectReturnCode::NotAuthorized));
         }
         let keepalive = match connect.keep_alive {
             0 => KEEPALIVE_S_MAX,
             seconds => seconds.min(KEEPALIVE_S_MAX),
         };
         let silence = Duration::from_secs(keepalive.into()) * SILENCE_PERCENT / 100;
-        Ok(Some(silence))
+        Ok(Ok(silence))
     }
 
     async fn refuse(&mut self, code: ConnectReturnCode) -> io::Result<()> {
@@ -146,6 +148,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         sessions: &Sessions,
     ) -> io::Result<()> {
         let mut heard = Instant::now();
+        let subscribes_by = heard + OPENING_TIMEOUT;
         loop {
             match self.take_all(|frame| sessions.frame(node, id, frame))? {
                 Taken::Answered => {}
@@ -163,7 +166,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
             }
             let silent = heard + silence;
             let stuck = self.unsent.then(|| self.taken + WRITE_TIMEOUT);
-            let wake = [free, stuck]
+            let unsubscribed = (!self.subscribed).then_some(subscribes_by);
+            let wake = [free, stuck, unsubscribed]
                 .into_iter()
                 .flatten()
                 .fold(silent, Instant::min);
@@ -191,16 +195,19 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     }
                     Next::Closed => return Box::pin(self.taken_over()).await,
                 },
-                () = tokio::time::sleep_until(wake) => self.check(silent)?,
+                () = tokio::time::sleep_until(wake) => self.check(silent, subscribes_by)?,
             }
         }
     }
 
     /// Whether the node is still there at a deadline.
-    fn check(&self, silent: Instant) -> io::Result<()> {
+    fn check(&self, silent: Instant, subscribes_by: Instant) -> io::Result<()> {
         let timed_out = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
         if Instant::now() >= silent {
             return timed_out("silent over its keepalive");
+        }
+        if !self.subscribed && Instant::now() >= subscribes_by {
+            return timed_out("does not subscribe");
         }
         // Some may have been taken since, without an end of it.
         if self.unsent && self.taken.elapsed() >= WRITE_TIMEOUT {
@@ -409,8 +416,17 @@ mod tests {
         _data: tempfile::TempDir,
     }
 
-    /// `buffer` bytes lie between the ends, as in the buffers of two kernels.
+    /// A node that has subscribed. `buffer` bytes lie between the ends, as in the buffers of two kernels.
     async fn serve(buffer: usize) -> Served {
+        let mut served = serve_unsubscribed(buffer);
+        let filter = Filter::new("m1/d/gate", QoS::AtMostOnce);
+        served
+            .send(&Packet::Subscribe(Subscribe::new(filter, None)))
+            .await;
+        served
+    }
+
+    fn serve_unsubscribed(buffer: usize) -> Served {
         let data = tempfile::tempdir().unwrap();
         let (ca, events) = (Ca::open(data.path()).unwrap(), Arc::new(Events::default()));
         let lives = Lives::default();
@@ -418,7 +434,7 @@ mod tests {
         let sessions = Sessions::new(identity, events, Records::none());
         let (stream, far) = tokio::io::duplex(buffer);
         let (carrier, outgoing) = queue();
-        let mut served = Served {
+        Served {
             stream,
             carrier,
             start: Instant::now(),
@@ -428,12 +444,7 @@ mod tests {
                 mqtt.run("gate", 1, silence, &outgoing, &sessions).await
             }),
             _data: data,
-        };
-        let filter = Filter::new("m1/d/gate", QoS::AtMostOnce);
-        served
-            .send(&Packet::Subscribe(Subscribe::new(filter, None)))
-            .await;
-        served
+        }
     }
 
     /// A frame of the state lane, with nothing in it.
@@ -469,6 +480,22 @@ mod tests {
         let (reason, after) = served.reason().await;
         assert_eq!(reason, "silent over its keepalive");
         assert!(after > KEEPALIVE && after <= KEEPALIVE * 2, "{after:?}");
+    }
+
+    /// Goal: a client that never subscribes does not keep its connection, however often it pings.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_pings_and_does_not_subscribe_is_dropped_after_90_s() {
+        let mut served = serve_unsubscribed(1024);
+        while !served.end.is_finished() {
+            let mut bytes = BytesMut::new();
+            Packet::PingReq(PingReq).write(&mut bytes, None).unwrap();
+            // The last one may find the connection closed.
+            served.stream.write_all(&bytes).await.ok();
+            tokio::time::sleep(Duration::from_secs(15)).await;
+        }
+        let (reason, after) = served.reason().await;
+        assert_eq!(reason, "does not subscribe");
+        assert_eq!(after, OPENING_TIMEOUT);
     }
 
     /// Goal: a node that lives and reads nothing holds neither memory nor its place.
