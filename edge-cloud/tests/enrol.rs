@@ -170,7 +170,7 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
     let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
     for name in ["Gate", "a.b", ""] {
         let (answer, _) = join(&cloud, &token, name).await;
-        assert!(matches!(answer, JoinAnswer::Refused(_)), "{name}");
+        assert!(matches!(answer, JoinAnswer::Refused { .. }), "{name}");
     }
     let (answer, key) = join(&cloud, &token, "gate-7").await;
     let JoinAnswer::Accepted {
@@ -184,7 +184,7 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
     assert_eq!(admitted(&cloud, Some(&identity)).await.unwrap(), "gate-7");
     assert_eq!(admitted(&cloud, None).await.unwrap(), "-");
     let (answer, _) = join(&cloud, &token, "gate-8").await;
-    assert!(matches!(answer, JoinAnswer::Refused(_)));
+    assert!(matches!(answer, JoinAnswer::Refused { .. }));
 }
 
 /// The join's answer is lost: the node asks again with the key that it has, and gets what it was to
@@ -215,7 +215,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     let identity = (certificate.into(), key.serialize_der());
     assert_eq!(admitted(&cloud, Some(&identity)).await.unwrap(), "gate-7");
 
-    let refused = |answer| assert!(matches!(answer, JoinAnswer::Refused(_)), "{answer:?}");
+    let refused = |answer| assert!(matches!(answer, JoinAnswer::Refused { .. }), "{answer:?}");
     let wrong = format!("em1.{}.00.00", token.split('.').nth(1).unwrap());
     refused(join_with(&cloud, &wrong, "gate-7", &key).await);
     refused(join_with(&cloud, &token, "gate-8", &key).await);
@@ -241,13 +241,16 @@ async fn a_join_that_cannot_be_stored_costs_no_use() {
     std::fs::remove_file(&nodes).unwrap();
     std::fs::create_dir(&nodes).unwrap();
     let (answer, _) = join(&cloud, &token, "a").await;
-    assert!(matches!(answer, JoinAnswer::Refused(reason) if reason.contains("cannot store")));
+    assert!(matches!(answer, JoinAnswer::Refused { reason } if reason.contains("cannot store")));
     std::fs::remove_dir(&nodes).unwrap();
     std::fs::write(&nodes, whole).unwrap();
     let accepted = join(&cloud, &token, "a").await.0;
     assert!(matches!(accepted, JoinAnswer::Accepted { .. }));
     let (answer, _) = join(&cloud, &token, "b").await;
-    assert!(matches!(answer, JoinAnswer::Refused(_)), "it was for one");
+    assert!(
+        matches!(answer, JoinAnswer::Refused { .. }),
+        "it was for one"
+    );
 }
 
 #[tokio::test]
@@ -260,7 +263,7 @@ async fn an_expired_token_and_a_taken_name_are_refused() {
         .unwrap();
     assert!(matches!(
         join(&cloud, &old, "a").await.0,
-        JoinAnswer::Refused(_)
+        JoinAnswer::Refused { .. }
     ));
     let token = cloud.tokens.create(cloud.ca.der(), 2, 60, now()).unwrap();
     assert!(matches!(
@@ -269,7 +272,7 @@ async fn an_expired_token_and_a_taken_name_are_refused() {
     ));
     assert!(matches!(
         join(&cloud, &token, "a").await.0,
-        JoinAnswer::Refused(_)
+        JoinAnswer::Refused { .. }
     ));
 }
 

@@ -136,7 +136,7 @@ impl Cloud {
 
     async fn refused(&self, request: &RenewRequest) -> String {
         match self.ask(request).await {
-            (JoinAnswer::Refused(reason), None) => reason,
+            (JoinAnswer::Refused { reason }, None) => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -276,17 +276,19 @@ async fn a_change_of_the_ca_lets_everybody_renew_once() {
         key: new,
     };
     let (answer, _) = cloud.ask(&cloud.request(&identity, &new_key())).await;
-    let JoinAnswer::Refused(why) = answer else {
+    let JoinAnswer::Refused { reason: why } = answer else {
         panic!("{answer:?}");
     };
     assert!(why.contains("ask again later"), "{why}");
 
     cloud.cas = cloud.cas.retire(now()).unwrap();
     let (answer, _) = cloud.ask(&request).await;
-    assert!(matches!(answer, JoinAnswer::Refused(why) if why.contains("another cloud")));
+    assert!(matches!(answer, JoinAnswer::Refused { reason: why } if why.contains("another cloud")));
     // Also when it names the new CA.
     let (answer, _) = cloud.ask(&cloud.request(&missed, &new_key())).await;
-    assert!(matches!(answer, JoinAnswer::Refused(why) if why.contains("none of this cloud's")));
+    assert!(
+        matches!(answer, JoinAnswer::Refused { reason: why } if why.contains("none of this cloud's"))
+    );
     let revoked = cloud.registry.revoke_others(&cloud.cas.given().0, 1);
     assert_eq!(revoked.unwrap(), Ok(vec!["b".to_owned()]));
 }

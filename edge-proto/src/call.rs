@@ -3,9 +3,8 @@
 //! The numbers are wire constants: append, never reuse.
 
 use alloc::string::String;
-use alloc::vec::Vec;
 
-use crate::fields::{FieldError, Reader, Skip, Writer};
+use crate::fields::field_list;
 
 /// Output of a container. The arguments are a [`LogsRequest`]; the node's data is the log. An empty
 /// frame of data says that there is one.
@@ -46,37 +45,13 @@ pub struct LogsRequest {
     pub follow: bool,
 }
 
-impl LogsRequest {
-    /// Bytes of the arguments.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::default();
-        fields.put(1, Skip::Refused, &self.namespace);
-        fields.put(2, Skip::Refused, &self.pod);
-        fields.put(3, Skip::Refused, &self.container);
-        fields.put(4, Skip::Allowed, &self.tail_bytes);
-        fields.put(5, Skip::Allowed, &self.follow);
-        fields.into_bytes()
-    }
-
-    /// Reads arguments.
-    ///
-    /// # Errors
-    /// The first wrong field.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
-        let mut request = Self::default();
-        for field in Reader::new(bytes) {
-            let field = field?;
-            match field.number {
-                1 => request.namespace = field.read()?,
-                2 => request.pod = field.read()?,
-                3 => request.container = field.read()?,
-                4 => request.tail_bytes = field.read()?,
-                5 => request.follow = field.read()?,
-                _ => field.unknown()?,
-            }
-        }
-        Ok(request)
+field_list! {
+    LogsRequest {
+        1 must namespace,
+        2 must pod,
+        3 must container,
+        4 may tail_bytes,
+        5 may follow,
     }
 }
 

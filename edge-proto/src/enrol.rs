@@ -11,7 +11,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::wire::{Wire, record};
+use crate::wire::{Wire, record, variants};
 
 /// ALPN of enrolment. The client shows no certificate; it checks the server's chain against the
 /// CA hash in the token.
@@ -210,112 +210,49 @@ record! {
     RenewRequest { ca_sha256, certificate, csr, signature }
 }
 
-/// The answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JoinAnswer {
-    /// Accepted.
-    Accepted {
-        /// The node's certificate, DER.
-        certificate: Vec<u8>,
-        /// The CA, DER.
-        ca: Vec<u8>,
-        /// Cloud time, seconds since 1970.
-        unix_s: u64,
-    },
-    /// Refused, with a reason for a person.
-    Refused(String),
-    /// Accepted; the link goes to an external broker.
-    Behind {
-        /// The node's certificate, DER.
-        certificate: Vec<u8>,
-        /// The CA, DER.
-        ca: Vec<u8>,
-        /// Cloud time, seconds since 1970.
-        unix_s: u64,
-        /// The broker.
-        broker: Broker,
-    },
-    /// Accepted, with all CAs that the cloud has just now: to a renewal always, to a join while
-    /// there are two of them.
-    Issued {
-        /// The node's certificate, DER.
-        certificate: Vec<u8>,
-        /// The CAs, DER, the one that signs now first; at most [`CAS_MAX`].
-        cas: Vec<Vec<u8>>,
-        /// Cloud time, seconds since 1970.
-        unix_s: u64,
-        /// The broker, if there is one.
-        broker: Option<Broker>,
-    },
-}
-
-/// The number of the variant, then its members.
-impl Wire for JoinAnswer {
-    fn put(&self, bytes: &mut Vec<u8>) {
-        match self {
-            Self::Accepted {
-                certificate,
-                ca,
-                unix_s,
-            } => {
-                bytes.push(0);
-                certificate.put(bytes);
-                ca.put(bytes);
-                unix_s.put(bytes);
-            }
-            Self::Refused(reason) => {
-                bytes.push(1);
-                reason.put(bytes);
-            }
-            Self::Behind {
-                certificate,
-                ca,
-                unix_s,
-                broker,
-            } => {
-                bytes.push(2);
-                certificate.put(bytes);
-                ca.put(bytes);
-                unix_s.put(bytes);
-                broker.put(bytes);
-            }
-            Self::Issued {
-                certificate,
-                cas,
-                unix_s,
-                broker,
-            } => {
-                bytes.push(3);
-                certificate.put(bytes);
-                cas.put(bytes);
-                unix_s.put(bytes);
-                broker.put(bytes);
-            }
-        }
-    }
-
-    fn take(rest: &mut &[u8]) -> Option<Self> {
-        Some(match u8::take(rest)? {
-            0 => Self::Accepted {
-                certificate: Wire::take(rest)?,
-                ca: Wire::take(rest)?,
-                unix_s: Wire::take(rest)?,
-            },
-            1 => Self::Refused(Wire::take(rest)?),
-            2 => Self::Behind {
-                certificate: Wire::take(rest)?,
-                ca: Wire::take(rest)?,
-                unix_s: Wire::take(rest)?,
-                broker: Wire::take(rest)?,
-            },
-            3 => Self::Issued {
-                certificate: Wire::take(rest)?,
-                cas: Wire::take(rest)?,
-                unix_s: Wire::take(rest)?,
-                broker: Wire::take(rest)?,
-            },
-            _ => return None,
-        })
+variants! {
+    /// The answer.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum JoinAnswer
+    /// Numbers of the answers.
+    numbered by JoinAnswerKind {
+        /// Accepted.
+        0 = Accepted {
+            /// The node's certificate, DER.
+            certificate: Vec<u8>,
+            /// The CA, DER.
+            ca: Vec<u8>,
+            /// Cloud time, seconds since 1970.
+            unix_s: u64,
+        },
+        /// Refused.
+        1 = Refused {
+            /// Why, for a person.
+            reason: String,
+        },
+        /// Accepted; the link goes to an external broker.
+        2 = ExternalBroker {
+            /// The node's certificate, DER.
+            certificate: Vec<u8>,
+            /// The CA, DER.
+            ca: Vec<u8>,
+            /// Cloud time, seconds since 1970.
+            unix_s: u64,
+            /// The broker.
+            broker: Broker,
+        },
+        /// Accepted, with all CAs that the cloud has just now: to a renewal always, to a join while
+        /// there are two of them.
+        3 = Issued {
+            /// The node's certificate, DER.
+            certificate: Vec<u8>,
+            /// The CAs, DER, the one that signs now first; at most [`CAS_MAX`].
+            cas: Vec<Vec<u8>>,
+            /// Cloud time, seconds since 1970.
+            unix_s: u64,
+            /// The broker, if there is one.
+            broker: Option<Broker>,
+        },
     }
 }
 

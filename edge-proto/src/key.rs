@@ -104,7 +104,8 @@ impl Default for Key {
     }
 }
 
-/// The number of the form, then its members.
+/// The number of the form, then its members. By hand, because `variants!` names members: there are two
+/// forms for good, since new kinds are keyed by name, and a key is written in many places.
 impl Wire for Key {
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {

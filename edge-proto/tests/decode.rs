@@ -247,7 +247,7 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
         ca: ca.clone(),
         unix_s,
     };
-    let behind = JoinAnswer::Behind {
+    let external = JoinAnswer::ExternalBroker {
         certificate,
         ca,
         unix_s,
@@ -268,8 +268,13 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
     for (answer, golden) in [
         (issued, "03 01 07 02 01 08 01 06 ac 02 0101 75 0101 09"),
         (accepted, "00 01 07 01 08 ac 02"),
-        (JoinAnswer::Refused("no".into()), "01 02 6e 6f"),
-        (behind, "02 01 07 01 08 ac 02 01 75 0101 09"),
+        (
+            JoinAnswer::Refused {
+                reason: "no".into(),
+            },
+            "01 02 6e 6f",
+        ),
+        (external, "02 01 07 01 08 ac 02 01 75 0101 09"),
     ] {
         let bytes = answer.to_wire();
         assert_eq!(hex(&bytes), golden, "{answer:?}");

@@ -194,7 +194,12 @@ impl EnrolmentService<'_> {
             Ok((answer, enrolled)) => (answer, Some(enrolled)),
             Err(refusal) => {
                 log::warn!("enrolment_refused reason={refusal}");
-                (JoinAnswer::Refused(refusal.to_string()), None)
+                (
+                    JoinAnswer::Refused {
+                        reason: refusal.to_string(),
+                    },
+                    None,
+                )
             }
         };
         Some((answer.to_wire(), enrolled))
@@ -210,7 +215,7 @@ impl EnrolmentService<'_> {
                 ca,
                 unix_s,
             },
-            Some(broker) => JoinAnswer::Behind {
+            Some(broker) => JoinAnswer::ExternalBroker {
                 certificate,
                 ca,
                 unix_s,

@@ -257,7 +257,7 @@ impl Cloud {
         let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
         stream.read_exact(&mut answer).await.unwrap();
         let answer = JoinAnswer::from_wire(&answer).unwrap();
-        if let JoinAnswer::Refused(reason) = answer {
+        if let JoinAnswer::Refused { reason } = answer {
             return Err(reason);
         }
         let JoinAnswer::Accepted { certificate, .. } = answer else {

@@ -149,7 +149,7 @@ pub(crate) fn ask(
     };
     let answer = JoinAnswer::from_wire(&answer).ok_or(JoinError::Answer)?;
     let issued = match answer {
-        JoinAnswer::Refused(reason) => return Err(JoinError::Refused(reason)),
+        JoinAnswer::Refused { reason } => return Err(JoinError::Refused(reason)),
         JoinAnswer::Accepted {
             certificate,
             ca,
@@ -160,7 +160,7 @@ pub(crate) fn ask(
             unix_s,
             broker: None,
         },
-        JoinAnswer::Behind {
+        JoinAnswer::ExternalBroker {
             certificate,
             ca,
             unix_s,
