@@ -357,7 +357,8 @@ variants! {
             class: u8,
             /// First number that is not yet durable.
             next: u64,
-            /// Frames between `next` and what has come are lost: send again from `next`.
+            /// A frame before the one that this answers is lost: send again from the oldest number that
+            /// is not acknowledged.
             missing: bool,
         },
         /// Down: answers a `Hello` that opens no session.
@@ -549,6 +550,7 @@ impl Frame {
                     && entries.iter().all(is_entry_within_caps)
                     && end_of(*first, entries).is_some()
             }
+            Self::RecordsAck { class, next, .. } => usize::from(*class) < CLASSES_MAX && *next > 0,
             Self::Welcome { .. }
             | Self::Reset { .. }
             | Self::Probe { .. }
@@ -558,7 +560,6 @@ impl Frame {
             | Self::CallCredit { .. }
             | Self::CallCancel { .. }
             | Self::RetryAfter { .. }
-            | Self::RecordsAck { .. }
             | Self::HelloRefused { .. } => true,
         }
     }

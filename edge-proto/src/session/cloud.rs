@@ -278,19 +278,23 @@ impl Cloud {
     }
 
     fn send_welcome(&mut self, now: Millis) {
-        let unix_s = self.unix_s(now);
         if let Some(candidate) = &mut self.candidate {
             candidate.tries.arm(now);
-            let welcome = Frame::Welcome {
-                session: candidate.session,
-                wire: WIRE_VERSION,
-                epoch: self.link.epoch,
-                desired_root: candidate.said,
-                reported_root: self.link.receiver.replica().root(),
-                unix_s,
-            };
-            self.link.send(&welcome);
+            let (session, desired_root) = (candidate.session, candidate.said);
+            self.welcome(now, session, desired_root);
         }
+    }
+
+    fn welcome(&mut self, now: Millis, session: SessionId, desired_root: Hash16) {
+        let welcome = Frame::Welcome {
+            session,
+            wire: WIRE_VERSION,
+            epoch: self.link.epoch,
+            desired_root,
+            reported_root: self.link.receiver.replica().root(),
+            unix_s: self.unix_s(now),
+        };
+        self.link.send(&welcome);
     }
 
     fn end_session(&mut self) {
@@ -371,6 +375,12 @@ impl Cloud {
         if epoch > self.link.epoch {
             // The node would refuse us: another replica owns the shard.
             self.link.problem(Problem::Epoch(epoch));
+            return;
+        }
+        // The node answers a `Probe`, or this `Hello` comes twice. What is under way in the session goes
+        // on; a node that has ended it answers `Reset`.
+        if let Some(live) = self.link.session.filter(|live| live.n == n) {
+            self.welcome(now, live, self.link.sender.root());
             return;
         }
         // Probing goes on until the node confirms: this `Hello` may be an old one.

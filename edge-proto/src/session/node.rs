@@ -45,6 +45,8 @@ pub struct Node {
     stored_epoch: u64,
     /// Epoch under which the live session was opened.
     session_epoch: u64,
+    /// The session before the live one. It is never opened again: the cloud's end of it has gone on.
+    ended: Option<SessionId>,
     link: Link<NodeOutput>,
     calls: Calls,
     streams: StreamSender,
@@ -66,6 +68,7 @@ impl Node {
             wait: None,
             stored_epoch: 0,
             session_epoch: 0,
+            ended: None,
             link: Link::new(Set::Reported, Set::Desired),
             calls: Calls::new(false),
             streams: StreamSender::default(),
@@ -262,6 +265,7 @@ impl Node {
     fn end_session(&mut self) {
         self.calls.close(&mut self.link.out);
         self.streams.close();
+        self.ended = self.link.session.or(self.ended);
         if self.link.close() {
             self.link.out.push_back(LinkOutput::Down.into());
         }
@@ -279,7 +283,7 @@ impl Node {
     fn handle_frame(&mut self, now: Millis, frame: Frame) {
         match frame {
             Frame::Welcome { .. } => self.handle_welcome(frame),
-            // The session stays until the answer: a doubled probe costs nothing but a `Hello`.
+            // A live session stays: the answer to its `Hello` names it again, if the cloud has it.
             Frame::Probe { epoch, .. } => {
                 let waits = |(at, owner): (Millis, u64)| now < at && epoch <= owner;
                 if self.admits(epoch) && !self.wait.is_some_and(waits) {
@@ -413,9 +417,14 @@ impl Node {
             return;
         }
         if self.link.session == Some(session) {
-            // The third message was lost.
+            // The third message was lost, or a `Probe` asked for a sign of life.
             self.opening = None;
             self.link.receiver.send_have(session, &mut self.link.out);
+            return;
+        }
+        if self.ended == Some(session) {
+            let epoch = self.link.epoch;
+            self.link.send(&Frame::Reset { session, epoch });
             return;
         }
         if self.opening.is_none() && epoch <= self.session_epoch {
@@ -424,6 +433,7 @@ impl Node {
         self.opening = None;
         self.wait = None;
         self.calls.close(&mut self.link.out);
+        self.ended = self.link.session.or(self.ended);
         self.session_epoch = epoch;
         self.link.epoch = epoch;
         let reported = (reported_root, self.said.flatten());

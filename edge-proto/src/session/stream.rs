@@ -167,7 +167,8 @@ impl StreamSender {
             class.repeat.reset();
             let class = number;
             out.push_back(NodeRecordsOutput::Acked { class, next }.into());
-        } else if missing && !class.gone_back && class.sent > class.held {
+        }
+        if missing && !class.gone_back && class.sent > class.held {
             class.gone_back = true;
             class.sent = class.held;
             self.forget_flights(number);

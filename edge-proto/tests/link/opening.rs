@@ -1,9 +1,12 @@
 //! Who may open a session, and who may not take one away.
 
-use edge_proto::frame::Frame;
+use edge_proto::frame::{Entry, Frame, Nonce, SessionId, Set};
+use edge_proto::hash::Hash16;
 use edge_proto::key::Kind;
 use edge_proto::limits::{REFUSED_RETRY_MS, RETRY_AFTER_MS_MAX, WIRE_VERSION};
-use edge_proto::session::{CloudInput, LinkInput, Problem};
+use edge_proto::session::{
+    CallOpen, CloudInput, LinkInput, NodeOutput, NodeRecordsInput, NodeRecordsOutput, Problem,
+};
 
 use crate::support::{Pair, Seen, Store, cloud, drain, key, put};
 
@@ -308,4 +311,178 @@ fn probes_and_hellos_are_repeated_with_a_bound() {
     }
     let hellos = pair.seen_node.sent_frames;
     assert!((230..300).contains(&hellos), "{hellos} in a day");
+}
+
+/// Goal: a sign of life costs two frames and nothing of the session. Method: a call is open when the
+/// cloud asks.
+#[test]
+fn a_probe_in_a_live_session_leaves_the_session_as_it_is() {
+    let mut pair = Pair::new();
+    pair.connect();
+    let (session, lives) = (pair.cloud.session(), pair.seen_node.live);
+    let (id, method, args) = (1, 1, Vec::new());
+    pair.cloud(CallOpen { id, method, args });
+    pair.settle();
+    let timers = (pair.node.deadline(), pair.cloud.deadline());
+    let before = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
+    let other = pair.seen_node.other.len();
+    let (epoch, unix_s) = (7, 0);
+    pair.node(LinkInput::Frame(&Frame::Probe { epoch, unix_s }.encode()));
+    pair.settle();
+    assert_eq!(pair.cloud.session(), session);
+    let after = (pair.seen_node.sent_frames, pair.seen_cloud.sent_frames);
+    assert_eq!((after.0 - before.0, after.1 - before.1), (2, 1));
+    assert_eq!((pair.seen_node.live, pair.seen_cloud.live), (lives, 1));
+    assert_eq!((pair.node.deadline(), pair.cloud.deadline()), timers);
+    assert_eq!(pair.seen_node.other.len(), other, "the call goes on");
+}
+
+/// Goal: over a slow line the first session of a node is its only one, and no record is sent twice.
+/// Method: a `Probe` leaves the cloud before the third message of the opening gets there.
+#[test]
+fn a_probe_that_crosses_the_third_message_repeats_no_record() {
+    let mut pair = Pair::new();
+    pair.node(LinkInput::TransportUp);
+    pair.cloud(CloudInput::NodeConnected);
+    pair.now += 1_000;
+    let hello = pair.up.pop_front().unwrap();
+    pair.cloud(LinkInput::Frame(&hello));
+    while !pair.down.iter().any(|frame| is_probe(frame)) {
+        pair.now = pair.cloud.deadline().unwrap();
+        pair.cloud(LinkInput::Tick);
+    }
+    let (class, incarnation, held, end) = (0, [1; 8], 1, 2);
+    pair.node(NodeRecordsInput::Ready {
+        class,
+        incarnation,
+        held,
+        end,
+    });
+    let welcome = pair.down.pop_front().unwrap();
+    pair.node(LinkInput::Frame(&welcome));
+    let entries = || {
+        let bytes = b"one".to_vec();
+        vec![Entry::Record { unix_ms: 1, bytes }]
+    };
+    assert!(pair.seen_node.other.pop().is_some_and(is_wanted));
+    let (first, read) = (1, entries());
+    pair.node(NodeRecordsInput::Read {
+        class,
+        first,
+        entries: read,
+    });
+    pair.settle();
+    assert!(
+        pair.seen_node.other.is_empty(),
+        "{:?}",
+        pair.seen_node.other
+    );
+    assert_eq!((pair.seen_node.live, pair.seen_cloud.live), (1, 1));
+    assert_eq!(pair.cloud.take_repeated(), None);
+}
+
+fn is_probe(frame: &[u8]) -> bool {
+    matches!(Frame::decode(frame), Ok(Frame::Probe { .. }))
+}
+
+fn is_wanted(output: NodeOutput) -> bool {
+    matches!(
+        output,
+        NodeOutput::Records(NodeRecordsOutput::Wanted { from: 1, .. })
+    )
+}
+
+/// Goal: with a connection and no session a node answers every `Probe`; without a connection, none. What
+/// only a cloud sends, a cloud ignores.
+#[test]
+fn a_probe_without_a_session_is_answered_with_the_same_hello() {
+    let mut pair = Pair::new();
+    let (epoch, unix_s) = (7, 0);
+    let probe = Frame::Probe { epoch, unix_s }.encode();
+    pair.node(LinkInput::Frame(&probe));
+    assert!(pair.up.is_empty());
+    pair.node(LinkInput::TransportUp);
+    let hello = pair.up.pop_front().unwrap();
+    for _ in 0..3 {
+        pair.now += 100;
+        pair.node(LinkInput::Frame(&probe));
+        assert_eq!(pair.up.pop_front().as_ref(), Some(&hello));
+        assert!(pair.up.is_empty());
+    }
+    let first_wait = pair.node.deadline().unwrap() - pair.now;
+    assert!((4_000..=5_000).contains(&first_wait), "{first_wait}");
+    pair.cloud(CloudInput::NodeConnected);
+    pair.cloud(LinkInput::Frame(&probe));
+    assert!(pair.down.is_empty());
+}
+
+fn hello(n: Nonce) -> Vec<u8> {
+    let hello = Frame::Hello {
+        n,
+        wire: WIRE_VERSION,
+        kinds: u32::MAX,
+        epoch: 0,
+        desired_root: Hash16::of(b""),
+        reported_root: Hash16::of(b""),
+        agent: String::new(),
+    };
+    hello.encode()
+}
+
+fn have(session: SessionId) -> Vec<u8> {
+    let have = Frame::Have {
+        session,
+        set: Set::Desired,
+        root: Hash16::of(b""),
+        order: 0,
+    };
+    have.encode()
+}
+
+/// Goal: a cloud has one opening under way; the newest `Hello` counts, and the node of the one before
+/// learns that it has no session.
+#[test]
+fn of_two_pending_openings_the_newer_one_counts() {
+    let mut pair = Pair::new();
+    pair.cloud(CloudInput::NodeConnected);
+    let mut open = |n| {
+        pair.cloud(LinkInput::Frame(&hello(n)));
+        match Frame::decode(&pair.down.pop_front().unwrap()) {
+            Ok(Frame::Welcome { session, .. }) => session,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = open([1; 8]);
+    assert_eq!(open([1; 8]), first, "a repeat");
+    let second = open([2; 8]);
+    assert_eq!(second.n, [2; 8]);
+    pair.cloud(LinkInput::Frame(&have(first)));
+    assert!(!pair.cloud.is_live());
+    let (session, epoch) = (first, 7);
+    let reset = Frame::Reset { session, epoch }.encode();
+    assert_eq!(pair.down.pop_front(), Some(reset));
+    pair.cloud(LinkInput::Frame(&have(second)));
+    assert_eq!(pair.cloud.session(), Some(second));
+    // A pending opening leaves the live session alone until it is confirmed.
+    pair.cloud(LinkInput::Frame(&hello([3; 8])));
+    assert_eq!(pair.cloud.session(), Some(second));
+}
+
+/// Goal: a session that one end has ended is not opened again at this end, where its numbers would start
+/// anew while those of the other end go on. Method: a `Reset` that the cloud has not sent.
+#[test]
+fn an_ended_session_is_not_opened_again() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.cloud(put(key(Kind::ConfigMap, 1), b"one"));
+    pair.settle();
+    let (session, epoch) = (pair.cloud.session().unwrap(), 7);
+    pair.node(LinkInput::Frame(&Frame::Reset { session, epoch }.encode()));
+    assert!(!pair.node.is_live() && pair.cloud.is_live());
+    pair.settle();
+    assert!(pair.node.is_live() && pair.cloud.is_live());
+    assert_ne!(pair.cloud.session(), Some(session));
+    pair.node(put(key(Kind::DeviceStatus, 1), b"still heard"));
+    pair.settle();
+    assert!(pair.is_equal());
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use edge_proto::Millis;
-use edge_proto::frame::{Entry, Frame, GapReason, Incarnation, end_of};
+use edge_proto::frame::{Entry, Frame, GapReason, Incarnation, SessionId, end_of};
 use edge_proto::limits::{
     CLASS_TELEMETRY, CLASS_TOLL, FRAME_BYTES_MAX, RECORD_BYTES_MAX, REPEAT_MS_MAX,
     STREAM_FRAMES_MAX, STREAM_WINDOW_BYTES,
@@ -13,7 +13,7 @@ use edge_proto::session::{
     NodeOutput, NodeRecordsInput, NodeRecordsOutput, RecordsOutput, StateInput, StateOutput,
 };
 
-use crate::support::{Rng, cloud, node, put};
+use crate::support::{Pair, Rng, cloud, node, put};
 
 const CLASSES: [u8; 3] = [CLASS_TOLL, 1, CLASS_TELEMETRY];
 
@@ -652,4 +652,125 @@ fn a_record_taken_behind_an_announcement_that_failed_stops_nothing() {
     world.run(10 * 60 * 1000);
     assert_eq!(world.check_arrived(1), 0);
     assert_eq!(world.outbox.held[&CLASS_TOLL], 3);
+}
+
+/// A pair with a live session, and the session.
+fn live() -> (Pair, SessionId) {
+    let mut pair = Pair::new();
+    pair.connect();
+    let session = pair.cloud.session().unwrap();
+    pair.seen_cloud.other.clear();
+    (pair, session)
+}
+
+/// Goal: what a cloud does with each `first` of a frame without entries. Method: such frames for a stream
+/// of which 9 numbers are durable, and what comes back: a loss that is handed to the sink, or an answer.
+#[test]
+fn the_first_number_of_an_announcement_is_checked() {
+    let announce = |held, first| {
+        let (mut pair, session) = live();
+        let (incarnation, class) = ([1; 8], CLASS_TOLL);
+        assert!(pair.cloud.restore_stream(incarnation, class, 10));
+        let frame = Frame::Records {
+            session,
+            incarnation,
+            class,
+            held,
+            first,
+            entries: Vec::new(),
+        };
+        pair.cloud(LinkInput::Frame(&frame.encode()));
+        let lost = pair.seen_cloud.other.pop().map(|output| match output {
+            CloudOutput::Records(records) => (records.first, records.forgotten),
+            other => panic!("{other:?}"),
+        });
+        let answer = pair
+            .down
+            .pop_front()
+            .map(|frame| match Frame::decode(&frame) {
+                Ok(Frame::RecordsAck { next, missing, .. }) => (next, missing),
+                other => panic!("{other:?}"),
+            });
+        (lost, answer, pair.seen_cloud.problems.len())
+    };
+    // As the cloud has it.
+    assert_eq!(announce(10, 10), (None, Some((10, false)), 0));
+    // The outbox is behind: the answer is above every number that it has given.
+    assert_eq!(announce(4, 4), (None, Some((10, false)), 0));
+    // The cloud is behind, what is between was acknowledged: lost, and answered when the sink has it.
+    assert_eq!(announce(14, 14), (Some((14, 4)), None, 0));
+    // What is between was not acknowledged: it is on its way no more.
+    assert_eq!(announce(8, 14), (None, Some((10, true)), 0));
+    // No number is 0, and nothing is sent that is not held.
+    for (held, first) in [(0, 0), (0, 10), (11, 10)] {
+        assert_eq!(announce(held, first), (None, None, 1), "{held} {first}");
+    }
+}
+
+/// Goal: however many frames of a class tell of the same gap, the node goes back once; progress and a
+/// question of its own allow it again. Method: answers of a cloud, made by hand.
+#[test]
+fn missing_records_are_sent_again_once() {
+    let (mut pair, session) = live();
+    let (class, incarnation, held, end) = (CLASS_TOLL, [1; 8], 1, 4);
+    pair.node(NodeRecordsInput::Ready {
+        class,
+        incarnation,
+        held,
+        end,
+    });
+    let answer = |next, missing| {
+        let ack = Frame::RecordsAck {
+            session,
+            incarnation,
+            class,
+            next,
+            missing,
+        };
+        ack.encode()
+    };
+    // Gives the outbox's answers; returns the numbers that it was asked for.
+    let work = |pair: &mut Pair| {
+        let mut read = Vec::new();
+        while let Some(output) = pair.seen_node.other.pop() {
+            let NodeOutput::Records(NodeRecordsOutput::Wanted { class, from, .. }) = output else {
+                continue;
+            };
+            read.push(from);
+            pair.node(NodeRecordsInput::Read {
+                class,
+                first: from,
+                entries: vec![record(b"one")],
+            });
+        }
+        read
+    };
+    assert_eq!(work(&mut pair), [1, 2, 3]);
+    pair.node(LinkInput::Frame(&answer(1, true)));
+    assert_eq!(work(&mut pair), [1, 2, 3]);
+    pair.node(LinkInput::Frame(&answer(1, true)));
+    assert_eq!(work(&mut pair), [0; 0]);
+    // Progress and a gap in one answer.
+    pair.node(LinkInput::Frame(&answer(2, true)));
+    assert_eq!(work(&mut pair), [2, 3]);
+    pair.node(LinkInput::Frame(&answer(2, true)));
+    assert_eq!(work(&mut pair), [0; 0]);
+    // The node has asked.
+    pair.now = pair.node.deadline().unwrap();
+    pair.node(LinkInput::Tick);
+    pair.node(LinkInput::Frame(&answer(2, true)));
+    assert_eq!(work(&mut pair), [2, 3]);
+    // No such class, and no such number.
+    for (class, next) in [(16, 2), (CLASS_TOLL, 0)] {
+        let wrong = Frame::RecordsAck {
+            session,
+            incarnation,
+            class,
+            next,
+            missing: false,
+        };
+        pair.seen_node.problems.clear();
+        pair.node(LinkInput::Frame(&wrong.encode()));
+        assert_eq!(pair.seen_node.problems.len(), 1);
+    }
 }
