@@ -108,8 +108,14 @@ pub const VOLUMES_MAX: usize = 32;
 pub const ENV_MAX: usize = 256;
 /// Words of command plus args of a container.
 pub const ARGV_MAX: usize = 256;
+/// Keys of one ConfigMap or Secret.
+pub const DATA_KEYS_MAX: usize = 4096;
+/// Keys that one ConfigMap or Secret volume picks.
+pub const FILES_MAX: usize = 256;
 /// Labels carried for a Pod or a node.
 pub const LABELS_MAX: usize = 32;
+/// Conditions of a node.
+pub const CONDITIONS_MAX: usize = 32;
 /// Refused objects that one NodeStatus lists; the rest is only counted.
 pub const REFUSED_LISTED_MAX: usize = 16;
 /// Bytes of a reason or message in a status; longer text is cut at a character.

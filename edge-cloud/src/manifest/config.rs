@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use edge_proto::limits::CONFIG_BYTES_MAX;
+use edge_proto::limits::{CONFIG_BYTES_MAX, DATA_KEYS_MAX};
 use edge_proto::object::{ConfigMap, Data, Secret};
 
 use super::quantity::config_key;
 use super::reader::{Field, Object};
-
-/// Keys of one ConfigMap or Secret.
-const KEYS_MAX: usize = 4096;
 
 /// Reads what is left of a ConfigMap and returns its payload.
 pub(super) fn config_map(object: &mut Object<'_>) -> Vec<u8> {
@@ -19,7 +16,7 @@ pub(super) fn config_map(object: &mut Object<'_>) -> Vec<u8> {
     plain(object.take("data"), &mut data);
     let binary = object.take("binaryData");
     if let Some(field) = &binary {
-        for (key, value) in field.entries(KEYS_MAX).unwrap_or_default() {
+        for (key, value) in field.entries(DATA_KEYS_MAX).unwrap_or_default() {
             if data.contains_key(key) {
                 value.refuse("stands in data, too");
             }
@@ -77,7 +74,7 @@ fn each(
     read: impl Fn(&Field<'_>) -> Option<Vec<u8>>,
     data: &mut BTreeMap<String, Vec<u8>>,
 ) {
-    let entries = field.and_then(|field| field.entries(KEYS_MAX));
+    let entries = field.and_then(|field| field.entries(DATA_KEYS_MAX));
     for (key, value) in entries.unwrap_or_default() {
         if let Err(reason) = config_key(key) {
             value.refuse(reason);

@@ -2,16 +2,13 @@
 
 use std::path::Path;
 
-use edge_proto::limits::VOLUMES_MAX;
+use edge_proto::limits::{FILES_MAX, VOLUMES_MAX};
 use edge_proto::object::{Pod, Volume, VolumeMount, VolumeSource};
 
 use super::quantity::{
     absolute_path, config_key, label_name, relative_path, subdomain_name, units,
 };
 use super::reader::{Field, Object};
-
-/// Keys that one ConfigMap or Secret volume may pick.
-const ITEMS_MAX: usize = 256;
 
 /// Reads one volume.
 pub(super) fn volume(field: &Field<'_>) -> Option<Volume> {
@@ -118,7 +115,7 @@ fn secret(field: &Field<'_>) -> Option<VolumeSource> {
 fn files(mut object: Object<'_>) -> (Vec<(String, String)>, u16, bool) {
     let items = object
         .take("items")
-        .map(|f| f.list(ITEMS_MAX))
+        .map(|f| f.list(FILES_MAX))
         .unwrap_or_default();
     let items = items
         .iter()

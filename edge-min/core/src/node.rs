@@ -6,15 +6,12 @@ use alloc::vec::Vec;
 
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind};
-use edge_proto::limits::{REFUSED_LISTED_MAX, SET_OBJECTS_MAX};
+use edge_proto::limits::{CONDITIONS_MAX, REFUSED_LISTED_MAX, SET_OBJECTS_MAX};
 use edge_proto::object::{Condition, NodeStatus, Refused, clip};
 use edge_proto::sorted::SortedMap;
 
 use crate::event::Event;
 use crate::port::Output;
-
-/// Node conditions; a further one is not kept. The shell has a fixed list, far shorter.
-const CONDITIONS_MAX: usize = 32;
 
 /// Refusals remembered are at most [`SET_OBJECTS_MAX`], as in the replicated set; one beyond that
 /// is not listed.
@@ -41,6 +38,7 @@ impl Node {
         self.facts.pods_max
     }
 
+    /// One over the cap is not kept; the shell has a fixed list, far shorter.
     pub(crate) fn set_condition(&mut self, condition: Condition) {
         if self.conditions.len() < CONDITIONS_MAX || self.conditions.contains_key(&condition.name) {
             self.conditions.insert(condition.name.clone(), condition);

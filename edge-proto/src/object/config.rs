@@ -3,10 +3,11 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::fields::field_list;
+use crate::fields::{Fault, FieldError, field_list};
 use crate::lanes::{LANES, Limits};
+use crate::limits::DATA_KEYS_MAX;
 
-/// Bytes by key, sorted by key.
+/// Bytes by key, sorted by key, at most [`DATA_KEYS_MAX`].
 pub type Data = Vec<(String, Vec<u8>)>;
 
 /// A ConfigMap; `data` and `binaryData` are one.
@@ -60,10 +61,10 @@ pub struct LaneLimit {
 }
 
 field_list! {
-    ConfigMap {
+    ConfigMap check check_config_map {
         1 must data,
     }
-    Secret {
+    Secret check check_secret {
         1 must data,
     }
     NodePolicy {
@@ -78,6 +79,21 @@ field_list! {
         1 must lane,
         2 must up,
         3 must down,
+    }
+}
+
+fn check_config_map(object: &ConfigMap) -> Result<(), FieldError> {
+    check_data(&object.data)
+}
+
+fn check_secret(object: &Secret) -> Result<(), FieldError> {
+    check_data(&object.data)
+}
+
+fn check_data(data: &Data) -> Result<(), FieldError> {
+    match data.len() {
+        0..=DATA_KEYS_MAX => Ok(()),
+        _ => Err(FieldError::new(Fault::Limit, 1)),
     }
 }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::fields::{Fault, FieldError, field_choice, field_list};
 use crate::key::Uid;
-use crate::limits::{ARGV_MAX, CONTAINERS_MAX, ENV_MAX, LABELS_MAX, VOLUMES_MAX};
+use crate::limits::{ARGV_MAX, CONTAINERS_MAX, ENV_MAX, FILES_MAX, LABELS_MAX, VOLUMES_MAX};
 use crate::wire::numbers;
 
 numbers! {
@@ -327,13 +327,13 @@ field_choice! {
         }
         2 ConfigMap {
             2 must name,
-            3 must items: lists,
+            3 must items: lists FILES_MAX,
             4 must mode,
             5 must optional,
         }
         3 Secret {
             2 must name,
-            3 must items: lists,
+            3 must items: lists FILES_MAX,
             4 must mode,
             5 must optional,
         }

@@ -4,10 +4,12 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::fields::{field_choice, field_list};
+use crate::fields::{Fault, FieldError, field_choice, field_list};
 use crate::hash::Hash16;
 use crate::key::{Key, Uid};
-use crate::limits::{CONTAINERS_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::{
+    CONDITIONS_MAX, CONTAINERS_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, REFUSED_LISTED_MAX,
+};
 use crate::wire::numbers;
 
 numbers! {
@@ -159,13 +161,13 @@ pub struct NodeStatus {
     pub pods_max: u32,
     /// Random at each boot of the board: tells a reboot from an agent restart.
     pub boot_id: String,
-    /// Conditions that were evaluated.
+    /// Conditions that were evaluated, at most [`CONDITIONS_MAX`].
     pub conditions: Vec<Condition>,
-    /// Refused objects, the first [`crate::limits::REFUSED_LISTED_MAX`].
+    /// Refused objects, the first [`REFUSED_LISTED_MAX`].
     pub refused: Vec<Refused>,
     /// All refused objects.
     pub refused_count: u32,
-    /// Labels from the node's own config.
+    /// Labels from the node's own config, at most [`LABELS_MAX`].
     pub labels: Vec<(String, String)>,
 }
 
@@ -186,7 +188,7 @@ field_list! {
         3 may restarts,
         4 may last_exit_code,
     }
-    NodeStatus {
+    NodeStatus check check_node {
         1 may agent,
         2 may arch,
         3 may kernel,
@@ -195,8 +197,8 @@ field_list! {
         6 may memory_bytes,
         7 may pods_max,
         8 may boot_id,
-        9 may conditions: lists,
-        10 may refused: lists,
+        9 may conditions: lists CONDITIONS_MAX,
+        10 may refused: lists REFUSED_LISTED_MAX,
         11 may refused_count,
         12 may labels,
     }
@@ -225,6 +227,13 @@ field_choice! {
             2 may exit_code,
             3 may reason,
         }
+    }
+}
+
+fn check_node(node: &NodeStatus) -> Result<(), FieldError> {
+    match node.labels.len() {
+        0..=LABELS_MAX => Ok(()),
+        _ => Err(FieldError::new(Fault::Limit, 12)),
     }
 }
 

@@ -12,7 +12,10 @@ use crate::fields::tests::{NEW_FIELD, newer};
 use crate::fields::{Fault, FieldError, FieldList, FieldPath, Skip, decode, encode};
 use crate::hash::Hash16;
 use crate::key::{Key, Uid};
-use crate::limits::{ARGV_MAX, CONTAINERS_MAX, ENV_MAX, LABELS_MAX, VOLUMES_MAX};
+use crate::limits::{
+    ARGV_MAX, CONDITIONS_MAX, CONTAINERS_MAX, DATA_KEYS_MAX, ENV_MAX, FILES_MAX, LABELS_MAX,
+    REFUSED_LISTED_MAX, VOLUMES_MAX,
+};
 use crate::wire::Wire as _;
 
 /// One object of a kind, and how it is read: the bytes of what was read.
@@ -451,4 +454,63 @@ fn lists_over_their_caps_are_refused() {
     assert_eq!(over(mount), limit("10.8"));
     let words = |pod: &mut Pod| pod.containers[0].args = vec![String::new(); ARGV_MAX];
     assert_eq!(over(words), limit("10.3"));
+    for secret in [false, true] {
+        let items = |count| {
+            let (name, items) = (String::new(), vec![Default::default(); count]);
+            let (mode, optional) = (0, false);
+            let mut pod = many.clone();
+            pod.volumes[0].source = match secret {
+                false => VolumeSource::ConfigMap {
+                    name,
+                    items,
+                    mode,
+                    optional,
+                },
+                true => VolumeSource::Secret {
+                    name,
+                    items,
+                    mode,
+                    optional,
+                },
+            };
+            fault(&pod)
+        };
+        assert_eq!(items(FILES_MAX), None);
+        assert_eq!(items(FILES_MAX + 1), limit("11.2.3"));
+    }
+}
+
+#[test]
+fn a_status_and_data_over_their_caps_are_refused() {
+    let status = |change: fn(&mut NodeStatus)| {
+        let mut status = NodeStatus {
+            conditions: vec![Condition::default(); CONDITIONS_MAX],
+            refused: vec![Refused::default(); REFUSED_LISTED_MAX],
+            labels: vec![Default::default(); LABELS_MAX],
+            ..NodeStatus::default()
+        };
+        change(&mut status);
+        NodeStatus::decode(&status.encode()).map(drop)
+    };
+    let limit = |number| Err(FieldError::new(Fault::Limit, number));
+    assert_eq!(status(|_| ()), Ok(()));
+    assert_eq!(
+        status(|status| status.conditions.push(Condition::default())),
+        limit(9)
+    );
+    assert_eq!(
+        status(|status| status.refused.push(Refused::default())),
+        limit(10)
+    );
+    assert_eq!(
+        status(|status| status.labels.push(Default::default())),
+        limit(12)
+    );
+    for (count, result) in [(DATA_KEYS_MAX, Ok(())), (DATA_KEYS_MAX + 1, limit(1))] {
+        let data: Data = vec![Default::default(); count];
+        let bytes = ConfigMap { data: data.clone() }.encode();
+        assert_eq!(ConfigMap::decode(&bytes).map(drop), result);
+        let bytes = Secret { data }.encode();
+        assert_eq!(Secret::decode(&bytes).map(drop), result);
+    }
 }
