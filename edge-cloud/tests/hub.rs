@@ -15,7 +15,8 @@ use edge_cloud::nodes::{
     CaAdmin as _, Calls as _, NodeAdmin as _, NodeReports as _, RecordReports as _,
 };
 use edge_cloud::source::Status;
-use edge_proto::call::{LogsRequest, METHOD_LOGS};
+use edge_proto::call::{LogsRequest, METHOD_LOGS, METHOD_RENEW};
+use edge_proto::limits::CALLS_MAX;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Packet};
 use rustls::HandshakeKind;
@@ -462,6 +463,32 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     let followed = followed.unwrap().unwrap();
     assert_eq!(followed.len(), 2);
     assert!(followed[1].is_err(), "{followed:?}");
+}
+
+/// Goal: logs that users follow do not keep edge-cloud from asking the node to renew its certificate.
+/// Method: as many followed logs as are let in, then the other call.
+#[tokio::test]
+async fn followed_logs_leave_room_for_a_renewal() {
+    let (cloud, [a]) = Cloud::with(["a"]).await;
+    let mut board = Board::open(&cloud, "a", &a, Answers::Half).await.unwrap();
+    let running = tokio::spawn(async move { board.run().await });
+    cloud.until("a is live", |cloud| cloud.is_live("a")).await;
+    let follow = LogsRequest {
+        follow: true,
+        ..LogsRequest::default()
+    };
+    let mut following = Vec::new();
+    for _ in 1..CALLS_MAX {
+        let mut pieces = cloud.fleet.call("a", METHOD_LOGS, follow.encode());
+        assert_eq!(pieces.recv().await.unwrap().unwrap(), "line\n");
+        following.push(pieces);
+    }
+    let refused = logs(&cloud, "a", true).await;
+    let reason = "too many calls of the node are open".to_owned();
+    assert_eq!(refused, [Err(reason)]);
+    let mut renewal = cloud.fleet.call("a", METHOD_RENEW, Vec::new());
+    assert_eq!(renewal.recv().await.unwrap().unwrap(), "line\n");
+    assert!(!running.is_finished());
 }
 
 /// Goal: whoever opens more connections than are admitted keeps out nobody but itself. Method: a

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use edge_proto::call::{LogsRequest, METHOD_LOGS};
+use edge_proto::call::{CODE_BUSY, LogsRequest, METHOD_LOGS, METHOD_RENEW};
+use edge_proto::limits::CALLS_MAX;
 use edge_proto::session::{CallInput, CallOpen};
 use tokio::sync::mpsc;
 
@@ -14,6 +15,9 @@ use crate::nodes::{CallError, Calls};
 /// Pieces of a call's data on the way to its reader: many more than its window holds, unless a node sends
 /// single bytes to a reader that stands still.
 const PIECES_MAX: usize = 256;
+/// Open calls of a node beyond which a user's call is refused: the last one is for edge-cloud's own
+/// [`METHOD_RENEW`], so that followed logs, which may be open for months, do not delay a rollover.
+const USER_CALLS_MAX: usize = CALLS_MAX - 1;
 /// A call whose node says nothing at all for this long has failed: frames can be lost.
 const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same once it has begun to answer, for an answer that has an end.
@@ -44,8 +48,15 @@ impl Calls for Arc<Sessions> {
         state.calls += 1;
         let id = state.calls;
         if let Some(node) = state.nodes.get_mut(name) {
-            node.calls.insert(id, reader);
-            self.handle(&mut state, name, CallOpen { id, method, args });
+            if method != METHOD_RENEW && node.calls.len() >= USER_CALLS_MAX {
+                let (code, reason) = (CODE_BUSY, "too many calls of the node are open".to_owned());
+                // It is the first of a new channel.
+                let busy = Heard::Failed(CallError::Node { code, reason });
+                reader.try_send(busy).ok();
+            } else {
+                node.calls.insert(id, reader);
+                self.handle(&mut state, name, CallOpen { id, method, args });
+            }
         }
         drop(state);
         tokio::spawn(relay(
