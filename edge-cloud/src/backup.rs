@@ -23,6 +23,7 @@ use crate::identity::authorities::{AUTHORITIES, Authorities};
 use crate::identity::ca::{CA_DER, CA_KEY, Ca};
 use crate::identity::registry::{Grace, NODES, NodeRecord, State};
 use crate::identity::token::{TOKENS, Tokens};
+use crate::journal;
 use crate::records;
 use crate::records::cursors::{self, Cursors};
 use crate::records::ledger::Ledger;
@@ -129,15 +130,7 @@ impl Backup {
         for name in FILES {
             let path = data.join(name);
             match std::fs::read(&path) {
-                Ok(mut bytes) => {
-                    // One value, which an edge-cloud of before there were changes behind it reads, too.
-                    if name == NODES
-                        && let Ok(Ok(whole)) = State::parse(&bytes).map(|state| state.to_bytes())
-                    {
-                        bytes = whole;
-                    }
-                    files.insert(name.to_owned(), STANDARD.encode(bytes));
-                }
+                Ok(bytes) => drop(files.insert(name.to_owned(), STANDARD.encode(bytes))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(at(path.display())(error)),
             }
@@ -296,7 +289,7 @@ impl Contents {
     fn write(&self, data: &Path) -> io::Result<()> {
         self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
-        replace(&data.join(NODES), &self.state.to_bytes()?)?;
+        replace(&data.join(NODES), &journal::whole(&self.state)?)?;
         let cursors = Cursors::open(data)?;
         for (node, ledger) in &self.cursors {
             // What the folder knows is of the same sink, and further on or the same.

@@ -114,7 +114,8 @@ pub fn parse<V: DeserializeOwned, C: DeserializeOwned>(
     Ok(value)
 }
 
-/// Adds a line to a file of `bytes`, durably.
+/// Adds a line to a file of `bytes`, durably. One that failed may still be in the file after a power
+/// cut, because its removal is not synced.
 fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
     if file.metadata()?.len() != bytes {

@@ -148,7 +148,7 @@ fn a_repeated_restore_remembers_what_the_folder_knew() {
             let live = Live::of(cloud.path(), &Contents::of(&backup).unwrap()).unwrap();
             let (mut written, mut report) = (first.state, Report::default());
             registry(&mut written, Some(&live), options, 2_000, &mut report);
-            std::fs::write(cloud.path().join(NODES), written.to_bytes().unwrap()).unwrap();
+            std::fs::write(cloud.path().join(NODES), journal::whole(&written).unwrap()).unwrap();
         }
         let report = restore(&backup, cloud.path(), options, 2_000).unwrap();
         assert!(report.replaced.is_none());

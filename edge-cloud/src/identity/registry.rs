@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use edge_proto::limits::NODE_NAME_BYTES_MAX;
@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 pub use self::record::{Certificate, NodeRecord};
+pub use self::state::RETIRED_MAX;
 pub(crate) use self::state::State;
-pub use self::state::{CHANGES_BYTES, RETIRED_MAX};
 use self::state::{Kept, Retired, Step, load};
 use super::peer::Peer;
 use crate::shards::{Shard, ShardEpochs};
@@ -82,7 +82,6 @@ pub enum RegistryError {
 
 /// All nodes, in memory and on disk.
 pub struct Registry {
-    path: PathBuf,
     kept: Mutex<Kept>,
     refused: Notify,
 }
@@ -112,11 +111,7 @@ impl Registry {
         }
         let kept = Mutex::new(Kept::new(&path, state)?);
         let refused = Notify::new();
-        Ok(Self {
-            path,
-            kept,
-            refused,
-        })
+        Ok(Self { kept, refused })
     }
 
     /// Every node.
@@ -499,7 +494,7 @@ impl Registry {
         let changes = !steps.is_empty();
         let refuses = steps.iter().any(|step| matches!(step, Step::Retire(_)));
         if changes {
-            kept.make(&self.path, steps)?;
+            kept.make(steps)?;
         }
         if refuses {
             self.refused.notify_one();

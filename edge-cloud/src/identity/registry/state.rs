@@ -1,23 +1,20 @@
-//! What the registry holds, and its file: one JSON value with all of it, then a line with the steps
-//! of each change since. So a change costs its own bytes, however many nodes there are, and ten
-//! thousand that come back after a restore do not each rewrite the file.
+//! What the registry holds, and its file: a [`Journal`] with a line for the steps of each change. So a
+//! change costs its own bytes, however many nodes there are, and ten thousand that come back after a
+//! restore do not each rewrite the file.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Grace, NodeRecord};
-use crate::durable::replace;
 use crate::identity::ca::{NODE_LIFE_S, damaged};
+use crate::journal::{self, Journal};
 
 /// Certificates that are refused before they expire. The oldest ones make room, which matters only
 /// behind an external broker, and there only with more than this many in a certificate's life.
 pub const RETIRED_MAX: usize = 50_000;
-/// Bytes of changes after which the file is rewritten whole, if that is less.
-pub const CHANGES_BYTES: u64 = 1024 * 1024;
 /// Hex digits of a CA's SHA-256 that tell it from the others.
 const CA_DIGITS: usize = 16;
 
@@ -93,40 +90,12 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Reads the bytes of the file. What a power cut left of a last line was promised to nobody: a part
-    /// of it, with zeros where blocks were not written yet.
+    /// Reads the bytes of the file.
     ///
     /// # Errors
     /// They are damaged.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let mut whole = serde_json::Deserializer::from_slice(bytes).into_iter();
-        let mut state: Self = match whole.next() {
-            Some(state) => state?,
-            None => return serde_json::from_slice(bytes),
-        };
-        let changes = bytes.get(whole.byte_offset()..).unwrap_or_default();
-        let mut lines = changes.split_inclusive(|byte| *byte == b'\n').peekable();
-        while let Some(line) = lines.next() {
-            let is_torn = !line.ends_with(b"\n") || line.contains(&0);
-            if is_torn && lines.peek().is_none() {
-                break;
-            }
-            if !line.trim_ascii().is_empty() {
-                let steps: Vec<Step> = serde_json::from_slice(line)?;
-                state.make(steps);
-            }
-        }
-        Ok(state)
-    }
-
-    /// Bytes of a file without changes.
-    ///
-    /// # Errors
-    /// None that is known.
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut bytes = serde_json::to_vec(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
+    pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        journal::parse(bytes, Self::make)
     }
 
     pub(crate) fn grace_at(&self, unix_s: u64) -> Option<Grace> {
@@ -138,20 +107,18 @@ impl State {
         self.retired.iter().filter_map(Retired::listed).collect()
     }
 
-    fn make(&mut self, steps: Vec<Step>) {
-        for step in steps {
-            match step {
-                Step::Put(name, record) => drop(self.nodes.insert(name, *record)),
-                Step::Remove(name) => drop(self.nodes.remove(&name)),
-                Step::Retire(retired) => self.retire(retired),
-                Step::ForgetCa(ca_sha256) => {
-                    self.retired.retain(|one| one.ca != start(&ca_sha256));
-                }
-                Step::Deleted(name, unix_s) => drop(self.deleted.insert(name, unix_s)),
-                Step::EndGrace => {
-                    self.grace = None;
-                    self.deleted.clear();
-                }
+    fn make(&mut self, step: Step) {
+        match step {
+            Step::Put(name, record) => drop(self.nodes.insert(name, *record)),
+            Step::Remove(name) => drop(self.nodes.remove(&name)),
+            Step::Retire(retired) => self.retire(retired),
+            Step::ForgetCa(ca_sha256) => {
+                self.retired.retain(|one| one.ca != start(&ca_sha256));
+            }
+            Step::Deleted(name, unix_s) => drop(self.deleted.insert(name, unix_s)),
+            Step::EndGrace => {
+                self.grace = None;
+                self.deleted.clear();
             }
         }
     }
@@ -174,60 +141,32 @@ impl State {
     }
 }
 
-/// The state, and how its file was left.
+/// The state and its file.
 pub(super) struct Kept {
     pub(super) state: State,
-    /// Bytes of the file.
-    bytes: u64,
-    /// Bytes of it before the changes.
-    whole: u64,
+    journal: Journal,
 }
 
 impl Kept {
     /// Writes the file anew.
     pub(super) fn new(path: &Path, state: State) -> io::Result<Self> {
-        let bytes = state.to_bytes()?;
-        replace(path, &bytes)?;
-        let whole = bytes.len() as u64;
-        Ok(Self {
-            state,
-            bytes: whole,
-            whole,
-        })
+        let mut journal = Journal::new(path.to_owned());
+        journal.write(&state)?;
+        Ok(Self { state, journal })
     }
 
-    /// Changes memory only after the disk.
-    pub(super) fn make(&mut self, path: &Path, steps: Vec<Step>) -> io::Result<()> {
-        let mut line = serde_json::to_vec(&steps)?;
-        line.push(b'\n');
-        let bytes = self.bytes.saturating_add(line.len() as u64);
-        let is_long = bytes - self.whole > self.whole.max(CHANGES_BYTES);
-        // A file that cannot be added to, or is not as it was left, is replaced.
-        if is_long || append(path, self.bytes, &line).is_err() {
-            let mut next = self.state.clone();
-            next.make(steps);
-            *self = Self::new(path, next)?;
+    /// Changes memory only after the medium.
+    pub(super) fn make(&mut self, steps: Vec<Step>) -> io::Result<()> {
+        if self.journal.append(&steps)? {
+            steps.into_iter().for_each(|step| self.state.make(step));
         } else {
-            self.bytes = bytes;
-            self.state.make(steps);
+            let mut next = self.state.clone();
+            steps.into_iter().for_each(|step| next.make(step));
+            self.journal.write(&next)?;
+            self.state = next;
         }
         Ok(())
     }
-}
-
-/// Adds a line to a file of `bytes`, durably. A change that was refused may still be in the file after a
-/// power cut, because its removal is not synced.
-fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).open(path)?;
-    if file.metadata()?.len() != bytes {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let added = file.write_all(line).and_then(|()| file.sync_data());
-    if added.is_err() {
-        // Should this fail, too, the file is longer than we know, and is replaced next time.
-        drop(file.set_len(bytes));
-    }
-    added
 }
 
 /// Reads the file.

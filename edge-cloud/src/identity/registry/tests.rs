@@ -1,5 +1,6 @@
 use super::*;
 use crate::identity::ca::NODE_LIFE_S;
+use crate::journal::{self, REWRITE_BYTES_MIN};
 
 fn record(serial: &str) -> NodeRecord {
     NodeRecord {
@@ -127,7 +128,7 @@ fn restored(folder: &Path) -> Registry {
         }),
         deleted: BTreeMap::new(),
     };
-    std::fs::write(folder.join(NODES), state.to_bytes().unwrap()).unwrap();
+    std::fs::write(folder.join(NODES), journal::whole(&state).unwrap()).unwrap();
     Registry::open(folder, 1_000).unwrap()
 }
 
@@ -244,7 +245,7 @@ fn behind_a_broker_a_node_comes_back_by_name_within_the_grace_unless_deleted_or_
     // A later restore, from a backup that was made after these two were deleted.
     let mut state = load(&folder.path().join(NODES)).unwrap();
     state.deleted.clear();
-    std::fs::write(folder.path().join(NODES), state.to_bytes().unwrap()).unwrap();
+    std::fs::write(folder.path().join(NODES), journal::whole(&state).unwrap()).unwrap();
     let registry = Registry::open(folder.path(), 1_600).unwrap();
     for name in ["late", "old"] {
         assert!(
@@ -312,16 +313,16 @@ fn a_change_costs_its_own_bytes() {
     let whole = std::fs::metadata(&path).unwrap().len();
     assert!(whole < before.len() as u64);
     let mut longest = 0;
-    for n in 0..CHANGES_BYTES / 10_000 + 2 {
+    for n in 0..REWRITE_BYTES_MIN / 10_000 + 2 {
         let (ca, other) = (format!("{n:010000}"), String::new());
         registry.joined_with("gate-8", "", (ca, other)).unwrap();
         longest = longest.max(std::fs::metadata(&path).unwrap().len());
     }
-    assert!(longest > CHANGES_BYTES);
-    assert!(longest < whole + CHANGES_BYTES + 10_500);
+    assert!(longest > REWRITE_BYTES_MIN);
+    assert!(longest < whole + REWRITE_BYTES_MIN + 10_500);
     let registry = Registry::open(folder.path(), 0).unwrap();
     assert!(!registry.knows("gate-7") && registry.knows("gate-8"));
-    let last = format!("{:010000}", CHANGES_BYTES / 10_000 + 1);
+    let last = format!("{:010000}", REWRITE_BYTES_MIN / 10_000 + 1);
     assert_eq!(registry.find("gate-8").unwrap().ca_sha256, last);
 }
 
