@@ -21,7 +21,7 @@ use crate::durable::replace;
 use crate::hex::hex;
 use crate::identity::authorities::{AUTHORITIES, Authorities};
 use crate::identity::ca::{CA_DER, CA_KEY, Ca};
-use crate::identity::registry::{Grace, NODES, NodeRecord, State};
+use crate::identity::registry::{Enrolment, Grace, NODES, State};
 use crate::identity::token::{TOKENS, Tokens};
 use crate::journal;
 use crate::records;
@@ -491,13 +491,13 @@ fn registry(
 ) {
     let made = report.made_unix_s;
     if let Some(live) = live {
-        for (name, record) in &live.state.nodes {
+        for (name, enrolment) in &live.state.nodes {
             let Some(old) = state.nodes.get_mut(name) else {
                 report.nodes_kept.push(name.clone());
-                state.nodes.insert(name.clone(), record.clone());
+                state.nodes.insert(name.clone(), enrolment.clone());
                 continue;
             };
-            merge(old, record);
+            merge(old, enrolment);
         }
         for (name, deleted) in &live.state.deleted {
             let at = state.deleted.entry(name.clone()).or_default();
@@ -530,13 +530,16 @@ fn registry(
         Some(grace) => grace.until_unix_s = until_unix_s,
         None => state.deleted.clear(),
     }
-    let revoked = state.nodes.iter().filter(|(_, record)| record.revoked);
+    let revoked = state
+        .nodes
+        .iter()
+        .filter(|(_, enrolment)| enrolment.revoked);
     report.revoked = revoked.map(|(name, _)| name.clone()).collect();
     report.nodes = state.nodes.len();
     report.grace_until_unix_s = state.grace.map_or(0, |grace| grace.until_unix_s);
 }
 
-fn merge(old: &mut NodeRecord, live: &NodeRecord) {
+fn merge(old: &mut Enrolment, live: &Enrolment) {
     if old.serial == live.serial {
         old.revoked |= live.revoked;
         old.take_pending(live);

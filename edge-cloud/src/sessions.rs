@@ -318,11 +318,11 @@ impl NodeReports for Sessions {
     }
 
     fn view(&self, name: &str) -> Option<NodeView> {
-        let record = self.identity.registry().find(name)?;
+        let enrolment = self.identity.registry().find(name)?;
         let now = self.now();
         let state = self.lock();
         let node = state.nodes.get(name)?;
-        Some(node.view(&record, now))
+        Some(node.view(&enrolment, now))
     }
 
     fn views(&self) -> Vec<NodeView> {
@@ -330,6 +330,6 @@ impl NodeReports for Sessions {
         let state = self.lock();
         self.identity
             .registry()
-            .map(|name, record| Some(state.nodes.get(name)?.view(record, now)))
+            .map(|name, enrolment| Some(state.nodes.get(name)?.view(enrolment, now)))
     }
 }

@@ -19,7 +19,7 @@ use board::{Answers, Board, Cloud, Identity, Outbox, STATE_TIMEOUT, identity, no
 use edge_cloud::backup::{self, Backup};
 use edge_cloud::fleet::Fleet;
 use edge_cloud::identity::ca::Ca;
-use edge_cloud::identity::registry::{NodeRecord, Registry};
+use edge_cloud::identity::registry::{Enrolment, Registry};
 use edge_cloud::nodes::{EventLog as _, RecordReports as _};
 use edge_cloud::records::{Records, View, target};
 use edge_cloud::serve;
@@ -44,12 +44,12 @@ impl Place {
         let data = tempfile::tempdir().unwrap();
         let ca = Ca::open(data.path()).unwrap();
         let identity = identity(&ca, NODE, now(), 3_600);
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             serial: identity.serial.clone(),
-            ..NodeRecord::default()
+            ..Enrolment::default()
         };
         let registry = Registry::open(data.path(), now()).unwrap();
-        registry.add(NODE, record).unwrap();
+        registry.add(NODE, enrolment).unwrap();
         Self {
             data,
             identity,
@@ -437,7 +437,7 @@ async fn a_start_does_not_wait_for_the_ledgers() {
     drop(Registry::open(data, 0).unwrap());
     let mut state: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&nodes).unwrap()).unwrap();
-    let record = state["nodes"][NODE].clone();
+    let enrolment = state["nodes"][NODE].clone();
     let ledger = |next: u64| {
         let delivered = next - 1;
         let outbox = serde_json::json!(
@@ -450,15 +450,15 @@ async fn a_start_does_not_wait_for_the_ledgers() {
     for number in 0..others {
         let name = format!("gate-{number}");
         std::fs::write(cursors.join(&name).with_extension("json"), ledger(8)).unwrap();
-        let mut record = record.clone();
-        record["serial"] = format!("{number:x}").into();
-        state["nodes"][&name] = record;
+        let mut enrolment = enrolment.clone();
+        enrolment["serial"] = format!("{number:x}").into();
+        state["nodes"][&name] = enrolment;
     }
     let ca = Ca::open(data).unwrap();
     let late = identity(&ca, "late", now(), 3_600);
-    let mut record = record.clone();
-    record["serial"] = late.serial.clone().into();
-    state["nodes"]["late"] = record;
+    let mut enrolment = enrolment.clone();
+    enrolment["serial"] = late.serial.clone().into();
+    state["nodes"]["late"] = enrolment;
     std::fs::write(&nodes, state.to_string()).unwrap();
     let pipe = cursors.join("late.json");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();

@@ -9,7 +9,7 @@ use edge_cloud::identity::authorities::Authorities;
 use edge_cloud::identity::ca::Request;
 use edge_cloud::identity::enrol::{Enrolled, EnrolmentService, Lives};
 use edge_cloud::identity::peer::Peer;
-use edge_cloud::identity::registry::{Admission, NodeRecord, Registry};
+use edge_cloud::identity::registry::{Admission, Enrolment, Registry};
 use edge_cloud::identity::token::TokenStore;
 use edge_proto::enrol::{JoinAnswer, RenewRequest};
 use edge_proto::wire::Wire as _;
@@ -78,13 +78,13 @@ impl Cloud {
             .signer()
             .node(node, &request, None, issued, 30 * DAY_S);
         let certificate = certificate.unwrap();
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             serial: certificate.serial,
             joined_unix_s: issued,
             ca_sha256: self.cas.given().0,
-            ..NodeRecord::default()
+            ..Enrolment::default()
         };
-        self.registry.add(node, record).unwrap();
+        self.registry.add(node, enrolment).unwrap();
         let certificate = certificate.der;
         Identity { certificate, key }
     }

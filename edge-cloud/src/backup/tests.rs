@@ -43,12 +43,12 @@ impl Cloud {
     }
 
     fn join(&self, name: &str, joined_unix_s: u64) {
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             serial: format!("{name}-{joined_unix_s}"),
             joined_unix_s,
-            ..NodeRecord::default()
+            ..Enrolment::default()
         };
-        self.registry().add(name, record).unwrap();
+        self.registry().add(name, enrolment).unwrap();
     }
 
     fn spend(&self, unix_s: u64) -> Result<(), TokenError> {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::authorities::Authorities;
 use super::ca::{self, CaError, NODE_LIFE_S};
 use super::peer::{Peer, verify_expired};
-use super::registry::{Certificate, NodeRecord, Registry, RegistryError};
+use super::registry::{Certificate, Enrolment, Registry, RegistryError};
 use super::token::{TokenError, TokenStore};
 use crate::clock::{is_plausible, unix_s};
 use crate::hex::hex;
@@ -335,7 +335,7 @@ impl EnrolmentService<'_> {
         let issued = ca.node(&request.node, &csr, None, unix_s, life_s)?;
         tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
         let (ca_sha256, other_ca_sha256) = cas.given();
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             serial: issued.serial,
             joined_unix_s: unix_s,
             key_sha256,
@@ -343,9 +343,9 @@ impl EnrolmentService<'_> {
             life_s,
             ca_sha256,
             other_ca_sha256,
-            ..NodeRecord::default()
+            ..Enrolment::default()
         };
-        if let Err(error) = registry.add(&request.node, record) {
+        if let Err(error) = registry.add(&request.node, enrolment) {
             // A full disk: with its one use gone, this board could not try again.
             tokens.give_back(id);
             return Err(error.into());

@@ -16,14 +16,14 @@ use edge_proto::limits::NODE_NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-pub use self::record::{Certificate, NodeRecord};
+pub use self::enrolment::{Certificate, Enrolment};
 pub use self::state::RETIRED_MAX;
 pub(crate) use self::state::State;
 use self::state::{Kept, Retired, Step, load};
 use super::peer::Peer;
 use crate::shards::{Shard, ShardEpochs};
 
-mod record;
+mod enrolment;
 mod state;
 
 /// File with the nodes in the data folder.
@@ -115,13 +115,13 @@ impl Registry {
     }
 
     /// Every node.
-    pub fn nodes(&self) -> BTreeMap<String, NodeRecord> {
+    pub fn nodes(&self) -> BTreeMap<String, Enrolment> {
         self.read(|state| state.nodes.clone())
     }
 
     /// Every node as `each` sees it, without a copy of all. The registry is locked meanwhile: `each` must
     /// not come back to it.
-    pub(crate) fn map<T>(&self, mut each: impl FnMut(&str, &NodeRecord) -> Option<T>) -> Vec<T> {
+    pub(crate) fn map<T>(&self, mut each: impl FnMut(&str, &Enrolment) -> Option<T>) -> Vec<T> {
         self.read(|state| {
             let nodes = state.nodes.iter();
             nodes.filter_map(|(name, node)| each(name, node)).collect()
@@ -129,7 +129,7 @@ impl Registry {
     }
 
     /// The node of this name.
-    pub fn find(&self, node: &str) -> Option<NodeRecord> {
+    pub fn find(&self, node: &str) -> Option<Enrolment> {
         self.read(|state| state.nodes.get(node).cloned())
     }
 
@@ -144,11 +144,11 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`]; the node is to be refused then.
     pub fn admit(&self, peer: &Peer, unix_s: u64) -> Result<Admission, RegistryError> {
-        if let Some(record) = self.find(&peer.node).filter(|record| !record.revoked) {
-            if record.serial == peer.serial {
+        if let Some(enrolment) = self.find(&peer.node).filter(|enrolment| !enrolment.revoked) {
+            if enrolment.serial == peer.serial {
                 return Ok(Admission::Known);
             }
-            if is_pending(&record, &peer.serial) && self.promote(&peer.node, &peer.serial)? {
+            if is_pending(&enrolment, &peer.serial) && self.promote(&peer.node, &peer.serial)? {
                 return Ok(Admission::Known);
             }
         }
@@ -164,19 +164,21 @@ impl Registry {
             }
             match state.nodes.get(&peer.node) {
                 // Revoked stays revoked, and of two certificates the newer one counts.
-                Some(record) if record.revoked || record.joined_unix_s >= issued_unix_s => {
+                Some(enrolment)
+                    if enrolment.revoked || enrolment.joined_unix_s >= issued_unix_s =>
+                {
                     return Ok(Vec::new());
                 }
                 Some(_) => {}
                 None => room(state, &peer.node)?,
             }
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 serial: peer.serial.clone(),
                 joined_unix_s: issued_unix_s,
                 life_s: peer.expires_unix_s.saturating_sub(issued_unix_s),
-                ..NodeRecord::default()
+                ..Enrolment::default()
             };
-            Ok(vec![put(&peer.node, record)])
+            Ok(vec![put(&peer.node, enrolment)])
         })?;
         Ok(if readmitted {
             Admission::Readmitted
@@ -189,14 +191,15 @@ impl Registry {
     /// `false` when there is no such certificate any more.
     fn promote(&self, node: &str, serial: &str) -> Result<bool, RegistryError> {
         self.change(|state| {
-            let record = state.nodes.get(node).filter(|record| !record.revoked);
-            let Some(record) = record.filter(|record| is_pending(record, serial)) else {
+            let enrolment = state.nodes.get(node).filter(|enrolment| !enrolment.revoked);
+            let Some(enrolment) = enrolment.filter(|enrolment| is_pending(enrolment, serial))
+            else {
                 return Ok(Vec::new());
             };
-            let before = Step::Retire(Retired::now(node, &record.serial, &record.ca_sha256));
-            let mut record = record.clone();
-            record.promote();
-            Ok(vec![put(node, record), before])
+            let before = Step::Retire(Retired::now(node, &enrolment.serial, &enrolment.ca_sha256));
+            let mut enrolment = enrolment.clone();
+            enrolment.promote();
+            Ok(vec![put(node, enrolment), before])
         })
     }
 
@@ -213,7 +216,7 @@ impl Registry {
         unix_s: u64,
     ) -> Result<Certificate, RegistryError> {
         // Also promotes, and lets in who comes back after a restore.
-        let unseen = |record: NodeRecord| record.serial.is_empty() && !record.revoked;
+        let unseen = |enrolment: Enrolment| enrolment.serial.is_empty() && !enrolment.revoked;
         if !self.find(&peer.node).is_some_and(unseen)
             && self.admit(peer, unix_s)? == Admission::Refused
         {
@@ -222,15 +225,15 @@ impl Registry {
         let mut issued = None;
         self.change(|state| {
             let gone = state.retired.iter().any(|one| one.serial == peer.serial);
-            let record = state.nodes.get(&peer.node);
-            let record = record.filter(|record| !record.revoked && !gone);
-            let mut record = record.cloned().ok_or(RegistryError::NotKnown)?;
-            if record.serial.is_empty() {
+            let enrolment = state.nodes.get(&peer.node);
+            let enrolment = enrolment.filter(|enrolment| !enrolment.revoked && !gone);
+            let mut enrolment = enrolment.cloned().ok_or(RegistryError::NotKnown)?;
+            if enrolment.serial.is_empty() {
                 // It was readmitted by its name, and this is the first that is seen of it.
-                record.serial.clone_from(&peer.serial);
-                record.joined_unix_s = peer.issued_unix_s;
-                record.life_s = peer.expires_unix_s.saturating_sub(peer.issued_unix_s);
-            } else if record.serial != peer.serial {
+                enrolment.serial.clone_from(&peer.serial);
+                enrolment.joined_unix_s = peer.issued_unix_s;
+                enrolment.life_s = peer.expires_unix_s.saturating_sub(peer.issued_unix_s);
+            } else if enrolment.serial != peer.serial {
                 return Err(RegistryError::NotKnown);
             }
             // One that waited for half its life is no help any more.
@@ -241,13 +244,13 @@ impl Registry {
                 let half = one.issued_unix_s.saturating_add(one.life_s / 2);
                 one.key_sha256 == next.key_sha256 && unix_s < half && given(one)
             };
-            if let Some(same) = record.pending.as_ref().filter(same) {
+            if let Some(same) = enrolment.pending.as_ref().filter(same) {
                 issued = Some(same.clone());
                 return Ok(Vec::new());
             }
-            let last = match &record.pending {
+            let last = match &enrolment.pending {
                 Some(pending) => pending.clone(),
-                None => record.certificate(),
+                None => enrolment.certificate(),
             };
             // A clock that was set back does not count, and after a change of the CAs nobody waits.
             let age = unix_s.checked_sub(last.issued_unix_s);
@@ -256,9 +259,9 @@ impl Registry {
                 return Err(RegistryError::TooSoon(age));
             }
             issued = Some(next.clone());
-            let unused = record.pending.replace(next.clone());
+            let unused = enrolment.pending.replace(next.clone());
             let unused = unused.map(|one| Retired::now(&peer.node, &one.serial, &one.ca_sha256));
-            let steps = std::iter::once(put(&peer.node, record));
+            let steps = std::iter::once(put(&peer.node, enrolment));
             Ok(steps.chain(unused.map(Step::Retire)).collect())
         })?;
         issued.ok_or(RegistryError::NotKnown)
@@ -267,7 +270,12 @@ impl Registry {
     /// Whether a node of this name has joined and is not revoked: all that can be said when an
     /// external broker has looked at the certificate.
     pub fn knows(&self, node: &str) -> bool {
-        self.read(|state| state.nodes.get(node).is_some_and(|record| !record.revoked))
+        self.read(|state| {
+            state
+                .nodes
+                .get(node)
+                .is_some_and(|enrolment| !enrolment.revoked)
+        })
     }
 
     /// Readmits a node by its name, see [`Grace`]: an external broker has looked at its
@@ -286,11 +294,11 @@ impl Registry {
                 return Ok(Vec::new());
             }
             room(state, node)?;
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 joined_unix_s: unix_s,
-                ..NodeRecord::default()
+                ..Enrolment::default()
             };
-            Ok(vec![put(node, record)])
+            Ok(vec![put(node, enrolment)])
         })
     }
 
@@ -316,10 +324,10 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn add(&self, node: &str, record: NodeRecord) -> Result<(), RegistryError> {
+    pub fn add(&self, node: &str, enrolment: Enrolment) -> Result<(), RegistryError> {
         self.change(|state| {
             room(state, node)?;
-            Ok(vec![put(node, record)])
+            Ok(vec![put(node, enrolment)])
         })
         .map(|_| ())
     }
@@ -339,22 +347,23 @@ impl Registry {
             let Some(before) = state.nodes.get(node) else {
                 return Ok(Vec::new());
             };
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 token_id: token_id.to_owned(),
                 ca_sha256: ca,
                 other_ca_sha256: other,
                 ..before.clone()
             };
-            let changed = record != *before;
-            Ok(changed.then(|| put(node, record)).into_iter().collect())
+            let changed = enrolment != *before;
+            Ok(changed.then(|| put(node, enrolment)).into_iter().collect())
         })
     }
 
     /// Names of the nodes that are not revoked and have not come with their next certificate.
     pub fn pending(&self) -> Vec<String> {
         self.read(|state| {
-            let pending =
-                |(_, record): &(&String, &NodeRecord)| !record.revoked && record.pending.is_some();
+            let pending = |(_, enrolment): &(&String, &Enrolment)| {
+                !enrolment.revoked && enrolment.pending.is_some()
+            };
             let pending = state.nodes.iter().filter(pending);
             pending.map(|(name, _)| name.clone()).collect()
         })
@@ -366,13 +375,13 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub fn lives_with(&self, node: &str, not_after: u64) -> Result<bool, RegistryError> {
-        let Some(record) = self.find(node) else {
+        let Some(enrolment) = self.find(node) else {
             return Ok(false);
         };
         let end = |one: &Certificate| one.issued_unix_s.saturating_add(one.life_s);
-        match &record.pending {
+        match &enrolment.pending {
             // Two that end in the same second cannot be told apart.
-            Some(next) if end(next) == not_after && record.expires_unix_s() != not_after => {
+            Some(next) if end(next) == not_after && enrolment.expires_unix_s() != not_after => {
                 self.promote(node, &next.serial)
             }
             _ => Ok(false),
@@ -382,8 +391,9 @@ impl Registry {
     /// Names of the nodes that are not revoked and have not come with what a node is given now.
     pub fn outdated(&self, given: &(String, String)) -> Vec<String> {
         self.read(|state| {
-            let outdated =
-                |(_, record): &(&String, &NodeRecord)| !record.revoked && !record.has(given);
+            let outdated = |(_, enrolment): &(&String, &Enrolment)| {
+                !enrolment.revoked && !enrolment.has(given)
+            };
             let outdated = state.nodes.iter().filter(outdated);
             outdated.map(|(name, _)| name.clone()).collect()
         })
@@ -401,8 +411,9 @@ impl Registry {
     ) -> Result<Result<Vec<String>, Vec<String>>, RegistryError> {
         let (mut others, mut fits) = (Vec::new(), false);
         self.change(|state| {
-            let other = |record: &NodeRecord| !record.revoked && record.ca_sha256 != ca_sha256;
-            let names = state.nodes.iter().filter(|(_, record)| other(record));
+            let other =
+                |enrolment: &Enrolment| !enrolment.revoked && enrolment.ca_sha256 != ca_sha256;
+            let names = state.nodes.iter().filter(|(_, enrolment)| other(enrolment));
             others = names.map(|(name, _)| name.clone()).collect();
             fits = others.len() == expected;
             if !fits {
@@ -411,7 +422,7 @@ impl Registry {
             let of = |name: &String| Some((name.clone(), state.nodes.get(name)?));
             let others = others.iter().filter_map(of);
             Ok(others
-                .flat_map(|(name, record)| revoke(&name, record))
+                .flat_map(|(name, enrolment)| revoke(&name, enrolment))
                 .collect())
         })?;
         Ok(if fits { Ok(others) } else { Err(others) })
@@ -426,9 +437,9 @@ impl Registry {
         self.change(|state| {
             let grace = state.grace_at(unix_s).is_some();
             let mut steps = match state.nodes.get(node) {
-                Some(record) => {
+                Some(enrolment) => {
                     let remove = std::iter::once(Step::Remove(node.to_owned()));
-                    remove.chain(record.retire(node)).collect()
+                    remove.chain(enrolment.retire(node)).collect()
                 }
                 None if grace && is_label(node) => Vec::new(),
                 None => return Ok(Vec::new()),
@@ -451,19 +462,19 @@ impl Registry {
     /// See [`RegistryError`].
     pub fn revoke(&self, node: &str, unix_s: u64) -> Result<bool, RegistryError> {
         self.change(|state| {
-            if let Some(record) = state.nodes.get(node) {
-                return Ok(revoke(node, record));
+            if let Some(enrolment) = state.nodes.get(node) {
+                return Ok(revoke(node, enrolment));
             }
             if state.grace_at(unix_s).is_none() || !is_label(node) {
                 return Ok(Vec::new());
             }
             room(state, node)?;
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 revoked: true,
                 joined_unix_s: unix_s,
-                ..NodeRecord::default()
+                ..Enrolment::default()
             };
-            Ok(vec![put(node, record)])
+            Ok(vec![put(node, enrolment)])
         })
     }
 
@@ -511,24 +522,24 @@ pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(load(&data.join(NODES))?.listed())
 }
 
-fn is_pending(record: &NodeRecord, serial: &str) -> bool {
-    record
+fn is_pending(enrolment: &Enrolment, serial: &str) -> bool {
+    enrolment
         .pending
         .as_ref()
         .is_some_and(|next| next.serial == serial)
 }
 
-fn put(node: &str, record: NodeRecord) -> Step {
-    Step::Put(node.to_owned(), Box::new(record))
+fn put(node: &str, enrolment: Enrolment) -> Step {
+    Step::Put(node.to_owned(), Box::new(enrolment))
 }
 
-fn revoke(node: &str, record: &NodeRecord) -> Vec<Step> {
-    let revoked = NodeRecord {
+fn revoke(node: &str, enrolment: &Enrolment) -> Vec<Step> {
+    let revoked = Enrolment {
         revoked: true,
-        ..record.clone()
+        ..enrolment.clone()
     };
     let put = std::iter::once(put(node, revoked));
-    put.chain(record.retire(node)).collect()
+    put.chain(enrolment.retire(node)).collect()
 }
 
 fn room(state: &State, node: &str) -> Result<(), RegistryError> {

@@ -142,13 +142,14 @@ impl Identity {
     /// The CAs, and how far a rollover is; `is_live` says of a node whether it has a session.
     pub fn ca_view(&self, is_live: impl Fn(&str) -> bool) -> CaView {
         let cas = self.authorities();
-        let records = self.registry.nodes();
-        let valid = || records.values().filter(|record| !record.revoked);
+        let enrolments = self.registry.nodes();
+        let valid = || enrolments.values().filter(|enrolment| !enrolment.revoked);
         let row = |(ca, made_unix_s): (&Ca, u64)| {
             let sha256 = ca.sha256();
-            let certificates = valid().filter(|record| record.ca_sha256 == sha256);
-            let trusting = valid()
-                .filter(|record| record.ca_sha256 == sha256 || record.other_ca_sha256 == sha256);
+            let certificates = valid().filter(|enrolment| enrolment.ca_sha256 == sha256);
+            let trusting = valid().filter(|enrolment| {
+                enrolment.ca_sha256 == sha256 || enrolment.other_ca_sha256 == sha256
+            });
             CaRow {
                 signs: std::ptr::eq(ca, cas.signer()),
                 made_unix_s,
@@ -159,7 +160,7 @@ impl Identity {
             }
         };
         let signer = cas.signer().sha256();
-        let depending = valid().filter(|record| record.ca_sha256 != signer);
+        let depending = valid().filter(|enrolment| enrolment.ca_sha256 != signer);
         let outdated = self.outdated();
         let waiting = outdated.iter().take(WAITING_SHOWN).map(|node| CaWaiting {
             node: node.clone(),
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
     use crate::events::Events;
     use crate::identity::enrol::Lives;
-    use crate::identity::registry::{NODES, NodeRecord};
+    use crate::identity::registry::{Enrolment, NODES};
 
     fn open(data: &Path) -> Arc<Identity> {
         let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
@@ -257,12 +258,12 @@ mod tests {
             );
             std::fs::write(data.path().join(NODES), state).unwrap();
             let identity = open(data.path());
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 serial: "01".to_owned(),
                 ca_sha256: identity.authorities().signer().sha256(),
-                ..NodeRecord::default()
+                ..Enrolment::default()
             };
-            identity.registry().add("a", record).unwrap();
+            identity.registry().add("a", enrolment).unwrap();
             identity.registry().delete("a", unix_s()).unwrap();
             assert_eq!(identity.registry().retired().len(), 1);
             identity.rotate().unwrap();

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::call::{Heard, broken};
 use super::takeover::Takeovers;
 use crate::clock::unix_s;
-use crate::identity::registry::NodeRecord;
+use crate::identity::registry::Enrolment;
 use crate::nodes::{CallError, NodeView};
 use crate::placement::Desired;
 
@@ -335,7 +335,7 @@ impl NodeSession {
         back && self.takeovers.prove(now)
     }
 
-    pub(super) fn view(&self, record: &NodeRecord, now: u64) -> NodeView {
+    pub(super) fn view(&self, enrolment: &Enrolment, now: u64) -> NodeView {
         let pods = self
             .reported
             .iter()
@@ -349,9 +349,9 @@ impl NodeSession {
             heard: self.heard,
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
-            revoked: record.revoked,
+            revoked: enrolment.revoked,
             cloned: self.takeovers.cloned(now),
-            certificate_not_after: record.known_not_after().unwrap_or(0),
+            certificate_not_after: enrolment.known_not_after().unwrap_or(0),
             changed_unix_s: self.changed_unix_s,
             status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
             pods: pods.collect(),

@@ -9,7 +9,7 @@ use super::*;
 use crate::identity::ca::{Ca, NODE_LIFE_S};
 use crate::identity::enrol::Lives;
 use crate::identity::peer::Peer;
-use crate::identity::registry::NodeRecord;
+use crate::identity::registry::Enrolment;
 use crate::nodes::{DesiredSets as _, EventLog as _};
 use crate::placement::Desired;
 use crate::sessions::takeover::TAKEOVERS_MAX;
@@ -89,12 +89,12 @@ fn hello() -> Vec<u8> {
 
 /// A node that has joined, and its certificate.
 fn join(sessions: &Sessions, node: &str) -> Peer {
-    let record = NodeRecord {
+    let enrolment = Enrolment {
         serial: format!("serial of {node}"),
-        ..NodeRecord::default()
+        ..Enrolment::default()
     };
-    let serial = record.serial.clone();
-    sessions.identity.registry().add(node, record).unwrap();
+    let serial = enrolment.serial.clone();
+    sessions.identity.registry().add(node, enrolment).unwrap();
     Peer {
         node: node.to_owned(),
         serial,

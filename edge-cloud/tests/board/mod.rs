@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use edge_cloud::fleet::Fleet;
 use edge_cloud::identity::ca::{Ca, Request};
 use edge_cloud::identity::enrol::Lives;
-use edge_cloud::identity::registry::{NodeRecord, Registry};
+use edge_cloud::identity::registry::{Enrolment, Registry};
 use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
 use edge_cloud::records::Records;
 use edge_cloud::serve;
@@ -120,13 +120,13 @@ impl Cloud {
         let registry = Registry::open(data.path(), now()).unwrap();
         let identities = nodes.map(|(node, life_s)| {
             let identity = identity(&ca, node, now(), life_s);
-            let record = NodeRecord {
+            let enrolment = Enrolment {
                 serial: identity.serial.clone(),
                 joined_unix_s: now(),
                 life_s,
-                ..NodeRecord::default()
+                ..Enrolment::default()
             };
-            registry.add(node, record).unwrap();
+            registry.add(node, enrolment).unwrap();
             identity
         });
         drop(registry);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Grace, NodeRecord};
+use super::{Enrolment, Grace};
 use crate::identity::ca::{NODE_LIFE_S, damaged};
 use crate::journal::{self, Journal};
 
@@ -61,7 +61,7 @@ fn start(ca_sha256: &str) -> &str {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Step {
     /// The node is this from now on.
-    Put(String, Box<NodeRecord>),
+    Put(String, Box<Enrolment>),
     /// The node is not known any more.
     Remove(String),
     /// The certificate is refused from now on.
@@ -79,7 +79,7 @@ pub(super) enum Step {
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) epoch: u64,
-    pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    pub(crate) nodes: BTreeMap<String, Enrolment>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Grace>,
     /// When nodes were deleted during the grace: without this they would come back.
@@ -109,7 +109,7 @@ impl State {
 
     fn make(&mut self, step: Step) {
         match step {
-            Step::Put(name, record) => drop(self.nodes.insert(name, *record)),
+            Step::Put(name, enrolment) => drop(self.nodes.insert(name, *enrolment)),
             Step::Remove(name) => drop(self.nodes.remove(&name)),
             Step::Retire(retired) => self.retire(retired),
             Step::ForgetCa(ca_sha256) => {

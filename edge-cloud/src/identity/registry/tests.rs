@@ -2,10 +2,10 @@ use super::*;
 use crate::identity::ca::NODE_LIFE_S;
 use crate::journal::{self, REWRITE_BYTES_MIN};
 
-fn record(serial: &str) -> NodeRecord {
-    NodeRecord {
+fn enrolment(serial: &str) -> Enrolment {
+    Enrolment {
         serial: serial.to_owned(),
-        ..NodeRecord::default()
+        ..Enrolment::default()
     }
 }
 
@@ -36,7 +36,7 @@ fn next(serial: &str, key: &str, issued_unix_s: u64) -> Certificate {
 fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::open(folder.path(), 0).unwrap();
-    registry.add("a", record("01")).unwrap();
+    registry.add("a", enrolment("01")).unwrap();
     let old = peer("a", "01", 0);
     let first = next("02", "k2", 1_000);
     assert_eq!(registry.renew(&old, &first, 1_000).unwrap(), first);
@@ -62,8 +62,8 @@ fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
             .renew(&old, &next("05", "k5", 9_000), 9_000)
             .is_err()
     );
-    let record = registry.find("a").unwrap();
-    assert_eq!(record.certificate(), other);
+    let enrolment = registry.find("a").unwrap();
+    assert_eq!(enrolment.certificate(), other);
     let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
     assert_eq!(retired, ["02", "01"]);
     // Behind a broker nobody sees which one it comes with, but the next proof.
@@ -113,9 +113,9 @@ fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
 
 /// A registry as a restore leaves it: the backup was made at 100, the grace lasts until 2000.
 fn restored(folder: &Path) -> Registry {
-    let mut old = record("01");
+    let mut old = enrolment("01");
     old.joined_unix_s = 40;
-    let mut revoked = record("02");
+    let mut revoked = enrolment("02");
     revoked.joined_unix_s = 40;
     revoked.revoked = true;
     let state = State {
@@ -189,10 +189,10 @@ fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
     }
     assert!(registry.retired().is_empty(), "their serials are not known");
     // A new join is no return, and what was revoked has to be deleted first.
-    registry.add("gone", record("0e")).unwrap();
-    assert!(registry.add("stolen", record("0f")).is_err());
+    registry.add("gone", enrolment("0e")).unwrap();
+    assert!(registry.add("stolen", enrolment("0f")).is_err());
     assert!(registry.delete("stolen", 1_003).unwrap());
-    registry.add("stolen", record("0f")).unwrap();
+    registry.add("stolen", enrolment("0f")).unwrap();
 }
 
 #[test]
@@ -208,9 +208,9 @@ fn the_epoch_rises_at_each_start_even_with_the_clock_behind() {
 fn only_the_listed_serial_is_admitted_until_it_is_revoked_or_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::open(folder.path(), 0).unwrap();
-    registry.add("a", record("01")).unwrap();
-    registry.add("b", record("02")).unwrap();
-    let taken = registry.add("a", record("03"));
+    registry.add("a", enrolment("01")).unwrap();
+    registry.add("b", enrolment("02")).unwrap();
+    let taken = registry.add("a", enrolment("03"));
     assert!(matches!(taken, Err(RegistryError::Taken)));
     assert!(admits(&registry, "a", "01"));
     assert!(!admits(&registry, "a", "02"));
@@ -220,7 +220,7 @@ fn only_the_listed_serial_is_admitted_until_it_is_revoked_or_deleted() {
     let registry = Registry::open(folder.path(), 0).unwrap();
     assert!(!admits(&registry, "a", "01"));
     assert!(!admits(&registry, "b", "02"));
-    registry.add("b", record("04")).unwrap();
+    registry.add("b", enrolment("04")).unwrap();
     assert!(admits(&registry, "b", "04"));
     assert!(registry.knows("b") && !registry.knows("a") && !registry.knows("c"));
     assert!(registry.delete("a", 60).unwrap());
@@ -276,11 +276,11 @@ fn nodes_of_another_ca_are_revoked_by_their_exact_number_only() {
     let registry = Registry::open(folder.path(), 0).unwrap();
     for (name, ca) in [("a", "old"), ("b", "new"), ("c", "")] {
         let ca_sha256 = ca.to_owned();
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             ca_sha256,
-            ..record(name)
+            ..enrolment(name)
         };
-        registry.add(name, record).unwrap();
+        registry.add(name, enrolment).unwrap();
     }
     let wrong = Err(vec!["a".to_owned(), "c".to_owned()]);
     for expected in [0, 1, 3] {
@@ -301,7 +301,7 @@ fn a_change_costs_its_own_bytes() {
     let path = folder.path().join(NODES);
     let registry = Registry::open(folder.path(), 0).unwrap();
     for n in 0..1_000 {
-        registry.add(&format!("gate-{n}"), record("01")).unwrap();
+        registry.add(&format!("gate-{n}"), enrolment("01")).unwrap();
     }
     let before = std::fs::read(&path).unwrap();
     registry.revoke("gate-7", 0).unwrap();
@@ -332,7 +332,7 @@ fn what_a_power_cut_left_of_the_last_change_is_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(NODES);
     let registry = Registry::open(folder.path(), 0).unwrap();
-    registry.add("a", record("01")).unwrap();
+    registry.add("a", enrolment("01")).unwrap();
     let before = std::fs::read(&path).unwrap();
     registry.revoke("a", 0).unwrap();
     let after = std::fs::read(&path).unwrap();
@@ -377,7 +377,7 @@ fn a_file_that_is_not_as_it_was_left_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(NODES);
     let registry = Registry::open(folder.path(), 0).unwrap();
-    registry.add("a", record("01")).unwrap();
+    registry.add("a", enrolment("01")).unwrap();
     let hurts: [fn(&Path); 3] = [
         |path| std::fs::remove_file(path).unwrap(),
         |path| std::fs::write(path, "{").unwrap(),
@@ -389,14 +389,14 @@ fn a_file_that_is_not_as_it_was_left_is_replaced() {
     ];
     for (n, hurt) in hurts.iter().enumerate() {
         hurt(&path);
-        registry.add(&format!("b-{n}"), record("02")).unwrap();
+        registry.add(&format!("b-{n}"), enrolment("02")).unwrap();
         let state = load(&path).unwrap();
         assert_eq!(state.nodes, registry.nodes());
     }
     // Nothing is true that is not on the medium.
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    assert!(registry.add("c", record("03")).is_err());
+    assert!(registry.add("c", enrolment("03")).is_err());
     assert!(registry.find("c").is_none());
 }
 
@@ -408,11 +408,11 @@ fn the_certificates_of_a_retired_ca_need_no_list() {
     let (old, new) = ("a".repeat(64), "b".repeat(64));
     for (name, ca_sha256) in [("a", &old), ("b", &new), ("c", &String::new())] {
         let ca_sha256 = ca_sha256.clone();
-        let record = NodeRecord {
+        let enrolment = Enrolment {
             ca_sha256,
-            ..record(name)
+            ..enrolment(name)
         };
-        registry.add(name, record).unwrap();
+        registry.add(name, enrolment).unwrap();
         registry.delete(name, 0).unwrap();
     }
     registry.forget_ca(&old).unwrap();

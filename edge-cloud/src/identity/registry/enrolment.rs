@@ -25,7 +25,7 @@ pub struct Certificate {
 
 /// One node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
+pub struct Enrolment {
     /// Serial number of its certificate, hex.
     pub serial: String,
     /// Refused from now on.
@@ -57,7 +57,7 @@ const fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-impl NodeRecord {
+impl Enrolment {
     /// The certificate that the node has come with.
     #[must_use]
     pub fn certificate(&self) -> Certificate {
@@ -111,7 +111,7 @@ impl NodeRecord {
 
     /// Of two pending certificates of one node, the newer one counts.
     pub(crate) fn take_pending(&mut self, other: &Self) {
-        let issued = |record: &Self| record.pending.as_ref().map(|one| one.issued_unix_s);
+        let issued = |enrolment: &Self| enrolment.pending.as_ref().map(|one| one.issued_unix_s);
         if issued(other) > issued(self) {
             self.pending.clone_from(&other.pending);
         }
