@@ -62,7 +62,7 @@ pub async fn run<N: NodeReports + DesiredSets>(
                 let changes = source.read(&controller.store).await;
                 controller.apply(changes);
             }
-            () = tokio::time::sleep_until(settle_at), if controller.may_settle() => {}
+            () = tokio::time::sleep_until(settle_at), if controller.restored.settling => {}
         }
     }
 }
@@ -77,10 +77,7 @@ struct Controller {
     earlier: BTreeMap<String, NodeState>,
     /// Last change of the store that the placer knows.
     revision: u64,
-    /// After a restore an empty folder was rather forgotten than meant: it would end every pod. So
-    /// the objects of the backup hold until the source has one.
-    is_read: bool,
-    /// Changes of the source that wait for it.
+    /// Changes of the source that wait for its first object, see [`Restored::awaits_source`].
     awaited: BTreeMap<Id, Option<Object>>,
     /// What is refused at the source.
     problems: Vec<Problem>,
@@ -96,7 +93,6 @@ impl Controller {
         Self {
             saved,
             placer: Placer::new(memory.pods, !memory.restored.settling),
-            is_read: !memory.restored.settling || store.is_empty(),
             store,
             restored: memory.restored,
             earlier: memory.nodes,
@@ -110,10 +106,14 @@ impl Controller {
 
     /// The source has changed.
     fn apply(&mut self, changes: SourceChanges) {
-        self.is_read |= changes.has_objects;
+        // Without an object there is nothing that could be forgotten.
+        if self.restored.awaits_source && (changes.has_objects || self.store.is_empty()) {
+            self.restored.awaits_source = false;
+            self.unsaved.source_read = true;
+        }
         self.awaited.extend(changes.objects);
         let before = self.store.revision();
-        if self.is_read {
+        if !self.restored.awaits_source {
             for (id, object) in std::mem::take(&mut self.awaited) {
                 match object {
                     Some(object) => self.store.put(&id, &object),
@@ -122,7 +122,7 @@ impl Controller {
             }
         }
         let mut problems = changes.problems;
-        problems.extend((!self.is_read).then(forgotten));
+        problems.extend(self.restored.awaits_source.then(forgotten));
         if self.store.revision() != before || self.problems != problems {
             log::info!(
                 "manifests_accepted objects={} problems={}",
@@ -154,14 +154,9 @@ impl Controller {
         self.placer.node_changed(&self.store, name, state);
     }
 
-    /// Whether [`SETTLE`] is waited for.
-    const fn may_settle(&self) -> bool {
-        self.restored.settling && self.is_read
-    }
-
-    /// [`SETTLE`] is over.
+    /// [`SETTLE`] is over. What the source has does not matter to this: the nodes have reported.
     fn settle(&mut self) {
-        if self.may_settle() {
+        if self.restored.settling {
             self.restored.settling = false;
             self.unsaved.settled = true;
             self.placer.settle();

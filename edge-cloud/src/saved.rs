@@ -1,6 +1,9 @@
 //! What a restart must not forget: the last good objects and where pods were placed. Two journals
 //! in the data folder, for the owner only; losing them costs no workload as long as the nodes
 //! report. A round writes what it has changed and nothing else.
+//!
+//! A placement that cannot be read, as a whole or a pod of it, counts like one of a backup ([`Restored`]):
+//! what is missing may run, and must not be started on a second node. A missing file is a first start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -73,15 +76,21 @@ enum PlacementChange {
     Heard(String),
     /// No node is expected to report for the first time any more.
     Settled,
+    /// The source has an object.
+    SourceRead,
 }
 
-/// What a restore from a backup leaves to be done: the saved placement is older than what runs.
+/// What a restore from a backup leaves to be done: the saved placement is older than what runs, or has
+/// gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
     /// Nodes that have not reported since; what they run is not known, so they are sent nothing.
     pub unheard: BTreeSet<String>,
     /// Nodes are still expected to report for the first time.
     pub settling: bool,
+    /// The source has not had an object since the restore, so the objects of the backup hold: an empty
+    /// or unreadable folder was rather forgotten than meant, and would end every pod.
+    pub awaits_source: bool,
 }
 
 /// What an earlier run remembered.
@@ -96,19 +105,38 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn read(saved: SavedPlacement) -> Self {
+    /// What is left when the file is damaged.
+    fn lost() -> Self {
+        let restored = Restored {
+            settling: true,
+            ..Restored::default()
+        };
+        Self {
+            restored,
+            ..Self::default()
+        }
+    }
+
+    fn read(saved: SavedPlacement, changes: Vec<PlacementChange>) -> Self {
         let mut memory = Self {
             nodes: saved.nodes,
             pods: BTreeMap::new(),
             restored: saved.restored,
         };
-        for (node, pod) in saved.pods {
-            memory.make(PlacementChange::Pod(node, pod));
+        let mut unreadable = BTreeSet::new();
+        let pods = saved.pods.into_iter();
+        let pods = pods.map(|(node, pod)| PlacementChange::Pod(node, pod));
+        for change in pods.chain(changes) {
+            memory.make(change, &mut unreadable);
         }
+        // Last: what the file says of an earlier restore is no answer to this.
+        memory.restored.settling |= !unreadable.is_empty();
+        memory.restored.unheard.append(&mut unreadable);
         memory
     }
 
-    fn make(&mut self, change: PlacementChange) {
+    /// Adds the node of a pod that cannot be read to `unreadable`.
+    fn make(&mut self, change: PlacementChange, unreadable: &mut BTreeSet<String>) {
         match change {
             PlacementChange::Node(name, node) => drop(self.nodes.insert(name, node)),
             PlacementChange::NodeLeft(name) => drop(self.nodes.remove(&name)),
@@ -116,8 +144,11 @@ impl Memory {
                 let pod = STANDARD.decode(pod).ok();
                 match pod.and_then(|pod| Pod::decode(&pod).ok()) {
                     Some(pod) => drop(self.pods.insert(pod.uid, PlacedPod { node, pod })),
-                    // Of a version whose objects had other bytes: its node still reports what it runs.
-                    None => log::error!("saved_pod_unreadable node={node}"),
+                    // Of a version whose objects had other bytes: its node reports whether it runs.
+                    None => {
+                        log::error!("saved_pod_unreadable node={node}");
+                        unreadable.insert(node);
+                    }
                 }
             }
             PlacementChange::PodLeft(uid) => {
@@ -128,6 +159,7 @@ impl Memory {
             }
             PlacementChange::Heard(name) => drop(self.restored.unheard.remove(&name)),
             PlacementChange::Settled => self.restored.settling = false,
+            PlacementChange::SourceRead => self.restored.awaits_source = false,
         }
     }
 }
@@ -145,6 +177,8 @@ pub struct Unsaved {
     pub heard: BTreeSet<String>,
     /// [`Restored::settling`] has ended.
     pub settled: bool,
+    /// [`Restored::awaits_source`] has ended.
+    pub source_read: bool,
 }
 
 /// The data folder's files.
@@ -155,14 +189,13 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads what an earlier run left. A file that is damaged counts as missing. The first
-    /// [`Self::store`] writes both files anew.
+    /// Reads what an earlier run left. The first [`Self::store`] writes both files anew.
     #[must_use]
     pub fn load(folder: &Path) -> (Self, Manifests, Memory) {
-        let objects = read(&folder.join(ACCEPTED), objects);
+        let objects = read(&folder.join(ACCEPTED), objects, Objects::new);
         let mut manifests = Manifests::default();
         manifests.objects.extend(objects);
-        let memory = read(&folder.join(PLACEMENT), memory);
+        let memory = read(&folder.join(PLACEMENT), memory, Memory::lost);
         let saved = Self {
             objects: Journal::new(folder.join(ACCEPTED)),
             placement: Journal::new(folder.join(PLACEMENT)),
@@ -246,7 +279,9 @@ fn changes(placer: &Placer, unsaved: &Unsaved) -> Vec<PlacementChange> {
     });
     let heard = unsaved.heard.iter().cloned().map(PlacementChange::Heard);
     let settled = unsaved.settled.then_some(PlacementChange::Settled);
-    nodes.chain(pods).chain(heard).chain(settled).collect()
+    let source_read = unsaved.source_read.then_some(PlacementChange::SourceRead);
+    let restored = heard.chain(settled).chain(source_read);
+    nodes.chain(pods).chain(restored).collect()
 }
 
 /// Adds the changes to a journal, or writes it whole.
@@ -294,9 +329,7 @@ fn objects(bytes: &[u8]) -> serde_json::Result<Objects> {
 fn memory(bytes: &[u8]) -> serde_json::Result<Memory> {
     let mut changes = Vec::new();
     let saved = journal::parse(bytes, |_: &mut SavedPlacement, change| changes.push(change))?;
-    let mut memory = Memory::read(saved);
-    changes.into_iter().for_each(|change| memory.make(change));
-    Ok(memory)
+    Ok(Memory::read(saved, changes))
 }
 
 /// Checks the last good objects of a backup.
@@ -317,6 +350,7 @@ pub(crate) fn restored(placement: &[u8]) -> serde_json::Result<Vec<u8>> {
         restored: Restored {
             unheard: memory.nodes.keys().cloned().collect(),
             settling: true,
+            awaits_source: true,
         },
         nodes: memory.nodes,
         pods: memory.pods.values().map(pod).collect(),
@@ -389,14 +423,20 @@ impl SavedObject {
     }
 }
 
-fn read<T: Default>(path: &Path, parse: impl Fn(&[u8]) -> serde_json::Result<T>) -> T {
-    match std::fs::read(path) {
-        Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
-            log::error!("saved_state_damaged file={} error={error}", path.display());
-            T::default()
-        }),
-        Err(_) => T::default(),
-    }
+fn read<T: Default>(
+    path: &Path,
+    parse: impl Fn(&[u8]) -> serde_json::Result<T>,
+    damaged: impl Fn() -> T,
+) -> T {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
+        bytes => bytes,
+    };
+    let parsed = bytes.and_then(|bytes| Ok(parse(&bytes)?));
+    parsed.unwrap_or_else(|error| {
+        log::error!("saved_state_damaged file={} error={error}", path.display());
+        damaged()
+    })
 }
 
 #[cfg(test)]
@@ -450,6 +490,34 @@ mod tests {
         assert_eq!(written(), [false, true]);
     }
 
+    /// Goal: pods that are missing from what was saved may run somewhere, and no line that was written
+    /// before says otherwise. Method: a pod that does not decode, alone and with the end of an earlier
+    /// restore behind it; a file that is damaged as a whole; and no file.
+    #[test]
+    fn a_placement_with_gaps_waits_for_the_nodes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(PLACEMENT);
+        let load = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let restored = Saved::load(folder.path()).2.restored;
+            (restored.settling, restored.unheard.into_iter().collect())
+        };
+        let node = || vec!["gate-1".to_owned()];
+        let whole = r#"{"nodes":{},"pods":[["gate-1","AAAA"]]}"#;
+        assert_eq!(load(whole), (true, node()));
+        let heard = r#"[{"heard":"gate-1"},"settled"]"#;
+        assert_eq!(load(&format!("{whole}\n{heard}\n")), (true, node()));
+        let added = r#"[{"pod":["gate-1","AAAA"]}]"#;
+        let sound = r#"{"nodes":{},"pods":[]}"#;
+        assert_eq!(load(&format!("{sound}\n{added}\n")), (true, node()));
+        assert_eq!(load(sound), (false, vec![]));
+        assert_eq!(load("{"), (true, vec![]));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(Saved::load(folder.path()).2, Memory::default());
+        std::fs::create_dir(&path).unwrap();
+        assert!(Saved::load(folder.path()).2.restored.settling);
+    }
+
     /// Goal: what is added to the files is read as what it was. Method: an object, a node and their pod
     /// come, change and go, and after each step the files are read.
     #[test]
@@ -460,6 +528,7 @@ mod tests {
         let mut restored = Restored {
             unheard: ["gate-1".to_owned()].into(),
             settling: true,
+            awaits_source: true,
         };
         let mut unsaved = Unsaved::default();
         saved
@@ -479,6 +548,7 @@ mod tests {
                     restored = Restored::default();
                     unsaved.heard.insert("gate-1".to_owned());
                     unsaved.settled = true;
+                    unsaved.source_read = true;
                 }
                 _ => {
                     assert!(store.remove(&id));

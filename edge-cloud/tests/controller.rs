@@ -9,10 +9,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use edge_cloud::backup::{self, Backup};
-use edge_cloud::controller;
+use edge_cloud::controller::{self, SETTLE};
 use edge_cloud::identity::ca::Ca;
 use edge_cloud::identity::registry::Registry;
+use edge_cloud::saved::PLACEMENT;
 use edge_cloud::source::{Folder, Status};
 use edge_proto::object::{Pod, PodStatus};
 use recorder::Recorder;
@@ -20,11 +23,26 @@ use tokio::sync::watch;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
 
+/// A pod that any node may run.
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: counter}\nspec:\n  \
+                   runtimeClassName: process\n  containers: [{name: c, command: [/bin/c]}]\n";
+
 /// Time for any state to come; a busy host must reach it, too.
 const STATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs the controller until `done` holds for status and links.
 async fn run(
+    folder: &Path,
+    data: &Path,
+    links: &Arc<Recorder>,
+    done: impl Fn(&Status, &Recorder) -> bool,
+) {
+    run_for(STATE_TIMEOUT, folder, data, links, done).await;
+}
+
+/// The same, within a time of the test's own.
+async fn run_for(
+    timeout: Duration,
     folder: &Path,
     data: &Path,
     links: &Arc<Recorder>,
@@ -43,7 +61,7 @@ async fn run(
     tokio::select! {
         () = controller::run(source, sink, Arc::clone(links), data) => panic!("it runs for ever"),
         () = watched => {}
-        () = tokio::time::sleep(STATE_TIMEOUT) => panic!("nothing happened in {STATE_TIMEOUT:?}"),
+        () = tokio::time::sleep(timeout) => panic!("nothing happened in {timeout:?}"),
     }
 }
 
@@ -88,8 +106,6 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
 /// two nodes after the backup was made; the restored controller hears the nodes one by one.
 #[tokio::test]
 async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here() {
-    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: counter}\nspec:\n  \
-                       runtimeClassName: process\n  containers: [{name: c, command: [/bin/c]}]\n";
     let folder = tempfile::tempdir().unwrap();
     let data = tempfile::tempdir().unwrap();
     Ca::open(data.path()).unwrap();
@@ -165,6 +181,111 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
     .await;
     assert_eq!(links.desired("gate-2").unwrap(), before);
     assert_eq!(links.desired("gate-1").unwrap().len(), 0);
+}
+
+/// Goal: a saved pod that cannot be read is not started a second time. Method: a pod that may go to any
+/// node runs on the second one; its line in the file is damaged, and the first node is heard first.
+#[tokio::test]
+async fn a_saved_pod_that_cannot_be_read_starts_on_no_other_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    links.report("gate-2");
+    let first = POD
+        .replace("counter", "first")
+        .replace("spec:", "spec:\n  nodeName: gate-1");
+    std::fs::write(folder.path().join("first.yaml"), first).unwrap();
+    let count = |links: &Recorder, node: &str| links.desired(node).map_or(0, |all| all.len());
+    run(folder.path(), data.path(), &links, |_, links| {
+        count(links, "gate-1") == 1
+    })
+    .await;
+    std::fs::write(folder.path().join("counter.yaml"), POD).unwrap();
+    run(folder.path(), data.path(), &links, |_, links| {
+        count(links, "gate-2") == 1
+    })
+    .await;
+    let before = links.desired("gate-2").unwrap();
+    let payload = before.values().next().unwrap();
+    let pod = Pod::decode(payload).unwrap();
+
+    let file = data.path().join(PLACEMENT);
+    let (text, saved) = (
+        std::fs::read_to_string(&file).unwrap(),
+        STANDARD.encode(payload),
+    );
+    assert!(text.contains(&saved));
+    std::fs::write(&file, text.replace(&saved, "AAAA")).unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    links.join("gate-2");
+    run(folder.path(), data.path(), &links, |status, links| {
+        assert!(count(links, "gate-1") <= 1);
+        if count(links, "gate-1") == 1 && !links.is_heard("gate-2") {
+            assert_eq!(links.desired("gate-2"), None);
+            assert_eq!(status.placement.unplaced.len(), 1);
+            let (uid, namespace, name) = (pod.uid, pod.namespace.clone(), pod.name.clone());
+            let status = PodStatus {
+                uid,
+                namespace,
+                name,
+                ..PodStatus::default()
+            };
+            links.report_pod("gate-2", status);
+            links.report("gate-2");
+        }
+        count(links, "gate-2") == 1
+    })
+    .await;
+    assert_eq!(links.desired("gate-2").unwrap(), before);
+}
+
+/// Goal: after a restore a pod does not wait for ever because nobody can read the folder. Method: the
+/// pod of the backup may go to any node; the folder is not there, and the time is virtual.
+#[tokio::test(start_paused = true)]
+async fn after_a_restore_pods_are_placed_although_the_folder_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    Ca::open(data.path()).unwrap();
+    Registry::open(data.path(), 0).unwrap();
+    std::fs::write(folder.path().join("counter.yaml"), POD).unwrap();
+    let links = Arc::new(Recorder::default());
+    run(folder.path(), data.path(), &links, |status, _| {
+        status.objects == 1
+    })
+    .await;
+    let backup = Backup::of(data.path(), 10).unwrap();
+    let options = backup::Options {
+        force: true,
+        keep_tokens: false,
+        grace_s: 0,
+    };
+    backup::restore(&backup, data.path(), options, 20).unwrap();
+
+    let missing = folder.path().join("missing");
+    links.report("gate-1");
+    let count = |links: &Recorder| links.desired("gate-1").map_or(0, |all| all.len());
+    let start = tokio::time::Instant::now();
+    run_for(
+        2 * SETTLE,
+        &missing,
+        data.path(),
+        &links,
+        |status, links| {
+            assert!(!status.problems.is_empty());
+            count(links) == 1
+        },
+    )
+    .await;
+    assert!(
+        start.elapsed() >= SETTLE,
+        "a node might still have reported"
+    );
+    // And after a restart the folder that cannot be read ends it as little.
+    let again = Arc::new(Recorder::default());
+    again.report("gate-1");
+    run(&missing, data.path(), &again, |_, links| count(links) == 1).await;
 }
 
 /// Goal: who restores the data and forgets the manifests ends no pod. Method: an empty folder, and
