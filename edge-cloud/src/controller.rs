@@ -142,6 +142,9 @@ impl Controller {
         };
         let old = kept(before);
         let is_unheard = self.restored.unheard.contains(name);
+        if view.as_ref().is_some_and(|view| view.awaits_set) {
+            self.owed.insert(name.to_owned());
+        }
         let state = view.and_then(|view| observed(before, view, is_unheard));
         if let Some((_, true)) = state {
             self.restored.unheard.remove(name);

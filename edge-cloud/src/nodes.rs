@@ -34,6 +34,8 @@ pub struct NodeView {
     pub in_sync: bool,
     /// Its whole report was here since our start: what is not in `pods` does not run.
     pub heard: bool,
+    /// It was given no set since our start, or since it joined, if that was later.
+    pub awaits_set: bool,
     /// Root of the set that we ask for, hex.
     pub desired_root: String,
     /// Root of the set that the node reports, hex.

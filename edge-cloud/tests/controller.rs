@@ -288,6 +288,33 @@ async fn after_a_restore_pods_are_placed_although_the_folder_cannot_be_read() {
     run(&missing, data.path(), &again, |_, links| count(links) == 1).await;
 }
 
+/// Goal: a node that was deleted and has joined before the controller looked is given its set. Method:
+/// one notice for both.
+#[tokio::test]
+async fn a_node_that_was_deleted_and_has_joined_within_one_round_is_given_its_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    copy_example(folder.path());
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    let given = std::sync::Mutex::new(Vec::new());
+    run(folder.path(), data.path(), &links, |_, links| {
+        let desired = links.desired("gate-1").filter(|desired| desired.len() == 4);
+        let Some(desired) = desired else {
+            return false;
+        };
+        let mut given = given.lock().unwrap();
+        given.push(desired);
+        if given.len() == 1 {
+            links.rejoin("gate-1");
+        }
+        given.len() == 2
+    })
+    .await;
+    let given = given.into_inner().unwrap();
+    assert_eq!(given[0], given[1]);
+}
+
 /// Goal: who restores the data and forgets the manifests ends no pod. Method: an empty folder, and
 /// then one with a single object.
 #[tokio::test]

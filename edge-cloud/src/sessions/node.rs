@@ -347,6 +347,7 @@ impl NodeSession {
             connected: self.live,
             in_sync: self.live && self.in_sync,
             heard: self.heard,
+            awaits_set: self.desired.is_none(),
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
             revoked: enrolment.revoked,

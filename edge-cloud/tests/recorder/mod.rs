@@ -62,6 +62,12 @@ impl Recorder {
         self.change(name, |view| view.pods.push(pod.clone()));
     }
 
+    /// The node was deleted and has joined, and is as it was before: nobody sees it without.
+    pub(crate) fn rejoin(&self, name: &str) {
+        self.desired.lock().unwrap().remove(name);
+        self.change(name, |view| view.awaits_set = true);
+    }
+
     fn change(&self, name: &str, change: impl Fn(&mut NodeView)) {
         let mut views = self.views.lock().unwrap();
         let view = views.entry(name.to_owned()).or_default();
@@ -94,6 +100,10 @@ impl DesiredSets for Recorder {
     fn set_desired(&self, node: &str, desired: &Desired) {
         let mut all = self.desired.lock().unwrap();
         all.insert(node.to_owned(), desired.clone());
+        drop(all);
+        if let Some(view) = self.views.lock().unwrap().get_mut(node) {
+            view.awaits_set = false;
+        }
         self.changes.changed(node);
     }
 }
