@@ -160,6 +160,29 @@ fn a_repeated_restore_remembers_what_the_folder_knew() {
     }
 }
 
+/// Goal: a backup of a running edge-cloud is as good as one of a stopped one. Method: files with lines
+/// of changes, as they are while it runs.
+#[test]
+fn changes_since_a_file_was_written_as_a_whole_are_in_the_backup() {
+    const PUT: &str = r#"[{"put":{"id":{"kind":"ConfigMap","namespace":"default","name":"lane"},
+        "origin":{"file":"lane.yaml","document":1},"payload":"AAAA","template":null}}]"#;
+    let cloud = Cloud::new();
+    let accepted = format!("[]\n{}\n", PUT.replace('\n', ""));
+    std::fs::write(cloud.path().join(ACCEPTED), accepted).unwrap();
+    let node = r#"[{"node":["old",{"labels":{},"arch":"","pods_max":1}]}]"#;
+    let placement = format!("{}\n{node}\n", r#"{"nodes":{},"pods":[]}"#);
+    std::fs::write(cloud.path().join(PLACEMENT), placement).unwrap();
+    let registry = cloud.registry();
+    registry.revoke("old", 1_000).unwrap();
+    let (restored, report) = cloud.elsewhere(&cloud.backup(), OPTIONS);
+    assert_eq!(report.revoked, ["old"]);
+    let (_, manifests, memory) = saved::Saved::load(restored.path());
+    assert_eq!(manifests.objects.len(), 1);
+    assert!(memory.nodes.contains_key("old"));
+    assert_eq!(memory.restored.unheard, ["old".to_owned()].into());
+    assert!(memory.restored.settling && memory.restored.awaits_source);
+}
+
 /// Goal: a folder that is older than the backup vouches for nothing.
 #[test]
 fn a_folder_that_is_older_than_the_backup_does_not_know_what_came_after_it() {
