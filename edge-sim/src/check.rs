@@ -10,7 +10,9 @@ use edge_proto::lanes::Lane;
 use edge_proto::session::{BlobOutput, LinkOutput, NodeOutput, StateOutput};
 use edge_proto::set::root;
 
-use crate::board::Conn;
+use crate::board::{Board, Conn, Machine};
+use crate::cloud::Session;
+use crate::controller::Record;
 use crate::event::Event;
 use crate::world::World;
 
@@ -292,65 +294,11 @@ impl World {
             );
             return Some(format!("no live session at both ends: {state:?}"));
         }
-        let wanted: Vec<_> = record
-            .desired
-            .iter()
-            .map(|(key, bytes)| (key, Hash16::of(bytes)))
-            .collect();
-        let desired_root = root(wanted.iter().map(|(key, hash)| (*key, *hash)));
-        let stored = root(board.store.objects.iter().map(|(key, one)| (key, one.hash)));
-        let reported = root(
-            record
-                .reported
-                .iter()
-                .map(|(key, bytes)| (key, Hash16::of(bytes))),
-        );
-        let roots = [
-            (
-                "desired at the replica",
-                session.cloud.desired_root(),
-                desired_root,
-            ),
-            (
-                "desired at the node",
-                machine.session.desired().root(),
-                desired_root,
-            ),
-            ("desired on the node's medium", stored, desired_root),
-            (
-                "reported at the replica",
-                session.cloud.reported().root(),
-                machine.session.reported_root(),
-            ),
-            (
-                "reported in the cloud's store",
-                reported,
-                machine.session.reported_root(),
-            ),
-        ];
-        if let Some((what, ..)) = roots.iter().find(|(_, is, shall)| is != shall) {
-            return Some((*what).to_owned());
+        if let Some(what) = roots_unsettled(board, machine, session, record) {
+            return Some(what.to_owned());
         }
-        let shall: BTreeSet<_> = record
-            .pods()
-            .flat_map(|pod| {
-                let names = pod.containers.into_iter().map(|container| container.name);
-                let spec = |name: String| {
-                    let spec = machine.agent.spec_hash(&pod.uid, &name).unwrap_or_default();
-                    (pod.uid, name, spec)
-                };
-                names.map(spec).collect::<Vec<_>>()
-            })
-            .collect();
-        let runs = board
-            .running
-            .iter()
-            .map(|run| (run.uid, run.name.clone(), run.spec));
-        let runs: BTreeSet<_> = runs.collect();
-        if let Some((uid, name, _)) = shall.symmetric_difference(&runs).next() {
-            return Some(format!(
-                "container {name} of pod {uid} runs and shall not, or the reverse"
-            ));
+        if let Some(why) = containers_unsettled(board, machine, record) {
+            return Some(why);
         }
         let readers = session.calls.len();
         if readers > 0 {
@@ -373,4 +321,76 @@ impl World {
         }
         (!record.converged).then(|| "one end does not know that the sets are equal".to_owned())
     }
+}
+
+/// Which of the roots, at both ends and in the stores, is not as it shall be.
+fn roots_unsettled(
+    board: &Board,
+    machine: &Machine,
+    session: &Session,
+    record: &Record,
+) -> Option<&'static str> {
+    let wanted: Vec<_> = record
+        .desired
+        .iter()
+        .map(|(key, bytes)| (key, Hash16::of(bytes)))
+        .collect();
+    let desired_root = root(wanted.iter().map(|(key, hash)| (*key, *hash)));
+    let stored = root(board.store.objects.iter().map(|(key, one)| (key, one.hash)));
+    let reported = root(
+        record
+            .reported
+            .iter()
+            .map(|(key, bytes)| (key, Hash16::of(bytes))),
+    );
+    let roots = [
+        (
+            "desired at the replica",
+            session.cloud.desired_root(),
+            desired_root,
+        ),
+        (
+            "desired at the node",
+            machine.session.desired().root(),
+            desired_root,
+        ),
+        ("desired on the node's medium", stored, desired_root),
+        (
+            "reported at the replica",
+            session.cloud.reported().root(),
+            machine.session.reported_root(),
+        ),
+        (
+            "reported in the cloud's store",
+            reported,
+            machine.session.reported_root(),
+        ),
+    ];
+    let mut roots = roots.into_iter();
+    let (what, ..) = roots.find(|(_, is, shall)| is != shall)?;
+    Some(what)
+}
+
+/// Whether exactly the desired containers run, with the desired spec.
+fn containers_unsettled(board: &Board, machine: &Machine, record: &Record) -> Option<String> {
+    let shall: BTreeSet<_> = record
+        .pods()
+        .flat_map(|pod| {
+            let names = pod.containers.into_iter().map(|container| container.name);
+            let spec = |name: String| {
+                let spec = machine.agent.spec_hash(&pod.uid, &name).unwrap_or_default();
+                (pod.uid, name, spec)
+            };
+            names.map(spec).collect::<Vec<_>>()
+        })
+        .collect();
+    let runs = board
+        .running
+        .iter()
+        .map(|run| (run.uid, run.name.clone(), run.spec));
+    let runs: BTreeSet<_> = runs.collect();
+    let (uid, name, _) = shall.symmetric_difference(&runs).next()?;
+    Some(format!(
+        "container {name} of pod {uid} runs and shall not, or the reverse"
+    ))
 }

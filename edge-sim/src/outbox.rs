@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use edge_core::outbox::{ClassConfig, Next, Outbox, Output, Saved};
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORD_ENTRIES_MAX, STREAMS_MAX};
-use edge_proto::session::NodeRecordsInput;
+use edge_proto::session::{NodeRecordsInput, RecordsOutput};
 
 use crate::event::{Answer, Event};
 use crate::rng::Rng;
@@ -269,6 +269,19 @@ pub(crate) struct Batch {
     /// The lowest number that the node accounts for.
     pub(crate) held: u64,
     pub(crate) entries: Vec<Entry>,
+}
+
+impl From<RecordsOutput> for Batch {
+    fn from(output: RecordsOutput) -> Self {
+        Self {
+            ticket: output.ticket,
+            incarnation: output.incarnation,
+            class: output.class,
+            first: output.first,
+            held: output.held,
+            entries: output.entries,
+        }
+    }
 }
 
 impl World {

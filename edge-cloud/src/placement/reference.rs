@@ -19,6 +19,8 @@ type Sets = BTreeMap<String, Desired>;
 
 /// Places everything anew. `before` is the result of the last call, or what was saved of it; see
 /// [`Placer::new`](super::Placer::new) for `settled`.
+///
+/// Long because it is one rule after the other, in the order in which they count.
 pub(super) fn place(
     store: &ObjectStore,
     nodes: &BTreeMap<String, NodeState>,

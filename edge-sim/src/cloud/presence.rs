@@ -1,0 +1,99 @@
+//! Which nodes are there: a replica asks all of them when it meets the broker, and those that are silent
+//! for long.
+
+use edge_proto::frame::Frame;
+use edge_proto::session::LinkInput;
+
+use super::index;
+use crate::event::Event;
+use crate::world::World;
+
+/// Nodes that are asked for their `Hello` in one go, and the time between two goes.
+const PROBES_AT_ONCE: usize = 50;
+const PROBE_PACE_MS: u64 = 100;
+/// Signs of life that a silent node is asked for before it counts as not connected.
+const ASKS_MAX: u32 = 3;
+/// Nodes that are asked at once.
+const ASKS_AT_ONCE: usize = 1_000;
+
+impl World {
+    pub(super) fn start_probing(&mut self, replica: usize) {
+        let one = &mut self.replicas[replica];
+        if one.linked && !one.probing && !one.unasked.is_empty() {
+            one.probing = true;
+            let life = one.life;
+            let replica = index(replica);
+            self.plan(PROBE_PACE_MS, Event::Probe { replica, life });
+        }
+    }
+
+    pub(crate) fn probe_next(&mut self, replica: usize) {
+        self.replicas[replica].probing = false;
+        if !self.replicas[replica].linked {
+            return;
+        }
+        let mut left = PROBES_AT_ONCE;
+        while left > 0
+            && let Some(node) = self.replicas[replica].unasked.pop_front()
+        {
+            let session = self.replicas[replica].sessions[node as usize].as_ref();
+            if session.is_some_and(|session| !session.attached) {
+                left -= 1;
+                self.attach(replica, node);
+            }
+        }
+        self.start_probing(replica);
+    }
+
+    pub(super) fn attach(&mut self, replica: usize, node: u32) {
+        let now = self.now;
+        if let Some(session) = &mut self.replicas[replica].sessions[node as usize] {
+            session.attached = true;
+            session.heard = now;
+            session.asked = 0;
+            session.line.clear();
+            session
+                .line
+                .limit(now, self.records[node as usize].limits_down());
+            self.tell_session(replica, node, LinkInput::TransportUp);
+        }
+    }
+
+    /// As `Sessions::ask_silent`.
+    pub(crate) fn watch_silence(&mut self, replica: usize, life: u32) {
+        let silence_ms = self.scenario.cloud.silence_s * 1000;
+        let now = self.now;
+        let (mut asked, mut gone) = (Vec::new(), Vec::new());
+        let sessions = self.replicas[replica].sessions.iter_mut().enumerate();
+        let silent = sessions.filter_map(|(node, session)| {
+            let session = session
+                .as_mut()
+                .filter(|session| session.live && session.attached)?;
+            (now.saturating_sub(session.heard) >= silence_ms).then_some((node as u32, session))
+        });
+        for (node, session) in silent.take(ASKS_AT_ONCE) {
+            if session.asked < ASKS_MAX {
+                session.asked += 1;
+                asked.push(node);
+            } else {
+                gone.push(node);
+            }
+        }
+        let unix_s = self
+            .unix_s()
+            .saturating_add_signed(self.replicas[replica].ahead_s);
+        for node in asked {
+            let shard = usize::from(self.records[node as usize].shard);
+            if let Some(epoch) = self.replicas[replica].owned[shard] {
+                self.publish_down(node, epoch, Frame::Probe { epoch, unix_s }.encode());
+            }
+        }
+        for node in gone {
+            self.tell_session(replica, node, LinkInput::TransportDown);
+            self.tell_session(replica, node, LinkInput::TransportUp);
+        }
+        let replica = index(replica);
+        let pace = (silence_ms / 30).max(1_000);
+        self.plan(pace, Event::Watch { replica, life });
+    }
+}
