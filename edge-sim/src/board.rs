@@ -144,7 +144,7 @@ pub(crate) enum Conn {
 
 /// One direction of a line.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Lane {
+pub(crate) struct Direction {
     /// When the last byte that was given to it is sent, microseconds.
     pub(crate) free_us: u64,
     /// When the last frame arrives that nothing overtakes, milliseconds.
@@ -196,8 +196,8 @@ pub(crate) struct Board {
     pub(crate) seen: Vec<Vec<u8>>,
     /// Seconds that its wall clock is ahead. Records get its time; the agent asks it nothing.
     pub(crate) ahead_s: i64,
-    pub(crate) up: Lane,
-    pub(crate) down: Lane,
+    pub(crate) up: Direction,
+    pub(crate) down: Direction,
     /// Since when it has no live session.
     pub(crate) waiting_since: u64,
 }
@@ -228,8 +228,8 @@ impl Board {
             compromised: false,
             seen: Vec::new(),
             ahead_s: 0,
-            up: Lane::default(),
-            down: Lane::default(),
+            up: Direction::default(),
+            down: Direction::default(),
             waiting_since: 0,
         }
     }

@@ -137,13 +137,13 @@ impl World {
         let node = self.boards[board as usize].node;
         let keepalive = self.scenario.broker.keepalive_s * 1000;
         let cut = self.cut_until(node).saturating_sub(self.now);
-        let patience = keepalive * u64::from(SILENCE_PERCENT) / 100;
+        let timeout = keepalive * u64::from(SILENCE_PERCENT) / 100;
         let event = Event::Broken {
             board,
             conn,
             silence: false,
         };
-        self.plan(ms + cut.min(patience) + self.scenario.link.delay_ms, event);
+        self.plan(ms + cut.min(timeout) + self.scenario.link.delay_ms, event);
     }
 
     fn publish_will(&mut self, node: u32, connection: &Connection) {

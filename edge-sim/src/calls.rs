@@ -9,8 +9,8 @@ use edge_proto::session::{CallInput, CallOpen, CallResult};
 use crate::event::{Answer, Event};
 use crate::world::World;
 
-/// Patience of a reader with a node that says nothing, milliseconds (`CALL_FIRST_TIMEOUT`, `CALL_NEXT_TIMEOUT`).
-const PATIENCE_MS: u64 = 30_000;
+/// How long a reader waits for a node that says nothing, milliseconds (`CALL_FIRST_TIMEOUT`, `CALL_NEXT_TIMEOUT`).
+const CALL_TIMEOUT_MS: u64 = 30_000;
 /// Longest answer: several windows.
 const ANSWER_BYTES_MAX: u64 = 60_000;
 /// Slowest reader, milliseconds for a piece.
@@ -74,17 +74,17 @@ impl World {
         let (method, args) = (METHOD_LOGS, total.to_be_bytes().to_vec());
         self.tell_session(replica, node, CallOpen { id, method, args });
         let replica = u8::try_from(replica).unwrap_or_default();
-        let patience = Event::Patience {
+        let timeout = Event::CallTimeout {
             replica,
             life,
             node,
             call: (serial, id),
         };
-        self.plan(PATIENCE_MS, patience);
+        self.plan(CALL_TIMEOUT_MS, timeout);
     }
 
     /// Whether the reader still waits: it gives up after a silence.
-    pub(crate) fn call_patience(&mut self, replica: usize, node: u32, (serial, id): (u32, u32)) {
+    pub(crate) fn call_timeout(&mut self, replica: usize, node: u32, (serial, id): (u32, u32)) {
         let now = self.now;
         let life = self.replicas[replica].life;
         let session = self.replicas[replica].sessions[node as usize].as_mut();
@@ -94,7 +94,7 @@ impl World {
         let Some(reader) = session.calls.get(&id) else {
             return;
         };
-        let left_ms = (reader.heard + PATIENCE_MS).saturating_sub(now);
+        let left_ms = (reader.heard + CALL_TIMEOUT_MS).saturating_sub(now);
         if left_ms == 0 {
             session.calls.remove(&id);
             self.stats.calls_broken += 1;
@@ -103,13 +103,13 @@ impl World {
         }
         let replica = u8::try_from(replica).unwrap_or_default();
         let call = (serial, id);
-        let patience = Event::Patience {
+        let timeout = Event::CallTimeout {
             replica,
             life,
             node,
             call,
         };
-        self.plan(left_ms, patience);
+        self.plan(left_ms, timeout);
     }
 
     /// Data is at the reader.

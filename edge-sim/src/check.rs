@@ -175,11 +175,11 @@ impl World {
     }
 
     /// No frame waits longer than the share of its lane allows.
-    pub(crate) fn check_lane(&mut self, node: u32, lane: Lane, waited_ms: u64, patience_ms: u64) {
-        if waited_ms > patience_ms {
+    pub(crate) fn check_lane(&mut self, node: u32, lane: Lane, waited_ms: u64, wait_ms_max: u64) {
+        if waited_ms > wait_ms_max {
             self.fail(
                 node,
-                format!("a frame of lane {lane:?} waits {waited_ms} of {patience_ms} ms"),
+                format!("a frame of lane {lane:?} waits {waited_ms} of {wait_ms_max} ms"),
             );
         }
     }
@@ -195,11 +195,11 @@ impl World {
         for line in up.into_iter().chain(down) {
             for (lane, since) in line.oldest() {
                 let waited_ms = now.saturating_sub(since.max(asleep_until));
-                waits.push((lane, waited_ms, line.patience_ms(lane, kbit)));
+                waits.push((lane, waited_ms, line.wait_ms_max(lane, kbit)));
             }
         }
-        for (lane, waited_ms, patience_ms) in waits {
-            self.check_lane(node, lane, waited_ms, patience_ms);
+        for (lane, waited_ms, wait_ms_max) in waits {
+            self.check_lane(node, lane, waited_ms, wait_ms_max);
         }
     }
 

@@ -18,7 +18,7 @@ use edge_proto::session::{Cloud, LinkInput};
 use crate::calls::Reader;
 use crate::event::Event;
 use crate::line::Line;
-use crate::outbox::Books;
+use crate::outbox::Marks;
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::world::{SHARDS, World};
@@ -50,7 +50,7 @@ pub(crate) struct Session {
     pub(crate) line: Line,
     storing: Option<u32>,
     /// What the replica knows of the sink: read when it took the shard, its own writes since then.
-    pub(crate) books: Books,
+    pub(crate) marks: Marks,
     /// When the sink has what was given to it.
     sunk_at: u64,
     heard: u64,
@@ -133,7 +133,7 @@ impl World {
             | Event::Session { replica, life, .. }
             | Event::Stored { replica, life, .. }
             | Event::Sunk { replica, life, .. }
-            | Event::Patience { replica, life, .. }
+            | Event::CallTimeout { replica, life, .. }
             | Event::CallRead { replica, life, .. }
             | Event::Lease { replica, life }
             | Event::Probe { replica, life }

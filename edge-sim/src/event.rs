@@ -109,7 +109,7 @@ pub(crate) enum Event {
         batch: Box<crate::outbox::Batch>,
     },
     /// Somebody who reads an answer may have waited for too long; session and call.
-    Patience {
+    CallTimeout {
         replica: u8,
         life: u32,
         node: u32,

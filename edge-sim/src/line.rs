@@ -71,7 +71,7 @@ impl Line {
     /// Longest time that a frame of a lane may wait on a line of so many kbit/s: its whole lane is
     /// before it, and the lane gets no more than its share and its own rate. Control waits for the
     /// socket only.
-    pub(crate) fn patience_ms(&self, lane: Lane, kbit_per_s: u64) -> u64 {
+    pub(crate) fn wait_ms_max(&self, lane: Lane, kbit_per_s: u64) -> u64 {
         let socket_ms = SOCKET_BYTES * 8 / kbit_per_s.max(1);
         if lane == Lane::Control {
             return socket_ms + SLACK_MS;
@@ -104,8 +104,8 @@ impl World {
         while let Some(session) = &mut self.replicas[replica].sessions[node as usize]
             && let Some((lane, since, frame)) = session.line.poll(now)
         {
-            let patience_ms = session.line.patience_ms(lane, kbit);
-            self.check_lane(node, lane, now - since, patience_ms);
+            let wait_ms_max = session.line.wait_ms_max(lane, kbit);
+            self.check_lane(node, lane, now - since, wait_ms_max);
             self.publish_down(node, epoch, frame);
         }
     }

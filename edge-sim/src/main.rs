@@ -72,7 +72,7 @@ enum Command {
         keepalive: u64,
         /// Longest time of a phase, seconds.
         #[arg(long, default_value_t = 600)]
-        patience: u64,
+        timeout: u64,
         /// Process ids of edge-cloud and broker, whose memory is shown.
         #[arg(long, value_delimiter = ',')]
         cloud_pid: Vec<u32>,
@@ -103,7 +103,7 @@ fn main() -> ExitCode {
             state,
             quiet,
             keepalive,
-            patience,
+            timeout,
             cloud_pid,
             json,
         } => {
@@ -114,7 +114,7 @@ fn main() -> ExitCode {
                 state,
                 quiet: Duration::from_secs(quiet),
                 keepalive: Duration::from_secs(keepalive),
-                patience: Duration::from_secs(patience),
+                timeout: Duration::from_secs(timeout),
                 cloud_pids: cloud_pid,
             };
             run_swarm(&options, json)

@@ -225,7 +225,7 @@ impl Ledger {
     }
 
     /// What a replica reads of the sink.
-    pub(crate) fn books(&self) -> Books {
+    pub(crate) fn marks(&self) -> Marks {
         let streams = self.streams.iter();
         streams
             .map(|(incarnation, class, next)| ((*incarnation, *class), *next))
@@ -256,8 +256,8 @@ impl Ledger {
     }
 }
 
-/// The sink has all before, by stream.
-pub(crate) type Books = BTreeMap<(Incarnation, u8), u64>;
+/// High-water mark of each stream: the sink has all records before it.
+pub(crate) type Marks = BTreeMap<(Incarnation, u8), u64>;
 
 /// Records on their way into the sink.
 #[derive(Debug)]
@@ -412,7 +412,7 @@ impl World {
     }
 
     /// Whether the sink takes a batch: records and high-water mark commit together, and only on
-    /// top of what the replica's books say. What they have already is left out, as in edge-cloud
+    /// top of the marks that the replica knows. What is before them is left out, as in edge-cloud
     /// (`Ledger::plan`): a session whose first batch failed does not hear that the one behind it
     /// was taken, and gives that again.
     pub(crate) fn commit(&mut self, replica: usize, node: u32, batch: &Batch) -> bool {
@@ -420,8 +420,8 @@ impl World {
             return false;
         };
         let stream = (batch.incarnation, batch.class);
-        let in_books = session.books.entry(stream).or_insert(1);
-        let mark = *in_books;
+        let known = session.marks.entry(stream).or_insert(1);
+        let mark = *known;
         let honest = !self.boards[node as usize].compromised;
         let ledger = &mut self.records[node as usize].ledger;
         if batch.first > mark.max(batch.held) {
@@ -466,7 +466,7 @@ impl World {
             number = end;
         }
         let next = number.max(mark);
-        *in_books = next;
+        *known = next;
         let at_sink = ledger.next(batch.incarnation, batch.class);
         *at_sink = next.max(*at_sink);
         self.stats.records_delivered += next - mark.max(batch.first);

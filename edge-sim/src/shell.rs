@@ -460,13 +460,13 @@ impl World {
                 machine.send_at = machine.line.deadline();
                 return;
             };
-            let patience_ms = machine.line.patience_ms(lane, kbit);
+            let wait_ms_max = machine.line.wait_ms_max(lane, kbit);
             let node = one.node;
             self.check_lane(
                 node,
                 lane,
                 now - since.max(asleep_until).min(now),
-                patience_ms,
+                wait_ms_max,
             );
             self.send_up(board, frame);
         }

@@ -51,7 +51,7 @@ pub struct Options {
     /// MQTT keepalive.
     pub keepalive: Duration,
     /// Longest time of a phase.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Processes whose memory is the cloud's.
     pub cloud_pids: Vec<u32>,
 }
@@ -184,7 +184,7 @@ struct Swarm<'a> {
 impl Swarm<'_> {
     fn until_all_live(&mut self, phase: &'static str, begin: Begin) -> Result<Phase, String> {
         let (start, before) = begin;
-        let end = start + self.options.patience;
+        let end = start + self.options.timeout;
         let mut lives: Vec<u32> = Vec::new();
         // A return begins with all of them gone.
         let mut gone = u32::from(phase == "return") * self.options.nodes;
@@ -205,7 +205,7 @@ impl Swarm<'_> {
                 None => {
                     return Err(format!(
                         "{phase}: {} of {} nodes are live after {:?}",
-                        self.live, self.options.nodes, self.options.patience
+                        self.live, self.options.nodes, self.options.timeout
                     ));
                 }
             }

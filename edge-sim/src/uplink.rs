@@ -69,7 +69,7 @@ impl World {
         let now = self.now;
         let one = &mut self.boards[board];
         if one.conn != Conn::Trying(conn) {
-            // The agent is another by now, or has lost patience.
+            // The agent is another by now, or has given up.
             if open {
                 self.socket_closed(board, conn);
             }
@@ -155,10 +155,10 @@ impl World {
         if let Conn::Up(conn) = self.boards[board].conn {
             let keepalive = self.scenario.broker.keepalive_s * 1000;
             let heard = self.boards[board].rng.below(keepalive);
-            let patience = keepalive * u64::from(SILENCE_PERCENT) / 100;
+            let timeout = keepalive * u64::from(SILENCE_PERCENT) / 100;
             let index = board as u32;
             self.plan(
-                patience - heard,
+                timeout - heard,
                 Event::Broken {
                     board: index,
                     conn,

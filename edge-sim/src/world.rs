@@ -2,7 +2,7 @@
 
 use edge_proto::hash::sha256;
 
-use crate::board::{Board, Lane, name_of};
+use crate::board::{Board, Direction, name_of};
 use crate::broker::Broker;
 use crate::check::Violation;
 use crate::cloud::{Replica, Shard};
@@ -158,22 +158,22 @@ impl World {
         let faults = &self.scenario.faults;
         let Board {
             rng,
-            up: lane_up,
-            down: lane_down,
+            up: up_line,
+            down: down_line,
             ..
         } = &mut self.boards[board];
-        let lane: &mut Lane = if up { lane_up } else { lane_down };
+        let direction: &mut Direction = if up { up_line } else { down_line };
         let bits = bytes as u64 * 8;
-        lane.free_us = lane.free_us.max(now * 1000) + bits * 1000 / link.bandwidth_kbit;
-        let base = lane.free_us.div_ceil(1000) + link.delay_ms + rng.below(link.jitter_ms + 1);
+        direction.free_us = direction.free_us.max(now * 1000) + bits * 1000 / link.bandwidth_kbit;
+        let base = direction.free_us.div_ceil(1000) + link.delay_ms + rng.below(link.jitter_ms + 1);
         if faulty && rng.chance(faults.loss) {
             return [None, None];
         }
         let first = if faulty && rng.chance(faults.reordering) {
             base + rng.below(faults.reorder_ms + 1)
         } else {
-            lane.last = lane.last.max(base);
-            lane.last
+            direction.last = direction.last.max(base);
+            direction.last
         };
         let twice = faulty && rng.chance(faults.duplication);
         let second = base + rng.below(faults.reorder_ms + 1);
@@ -231,12 +231,12 @@ impl World {
                 batch,
                 ..
             } => self.records_sunk(usize::from(replica), node, serial, &batch),
-            Event::Patience {
+            Event::CallTimeout {
                 replica,
                 node,
                 call,
                 ..
-            } => self.call_patience(usize::from(replica), node, call),
+            } => self.call_timeout(usize::from(replica), node, call),
             Event::CallRead {
                 replica,
                 node,

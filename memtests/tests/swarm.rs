@@ -33,7 +33,7 @@ fn a_swarm_connects_stays_and_returns() {
         state: gate.dir().join("swarm"),
         quiet: Duration::from_secs(1),
         keepalive: Duration::from_secs(60),
-        patience: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
         cloud_pids: vec![std::process::id()],
     };
     let why = swarm::run(&options, |_| {}).unwrap_err();
@@ -91,7 +91,7 @@ fn a_connected_idle_node_fits_its_memory_budget() {
         state: gate.dir().join("swarm"),
         quiet: Duration::from_secs(1),
         keepalive: Duration::from_secs(60),
-        patience: Duration::from_secs(60),
+        timeout: Duration::from_secs(60),
         cloud_pids: vec![gate.cloud_pid().unwrap()],
     };
     let measure = |nodes| {

@@ -130,7 +130,7 @@ impl World {
             in_sync: false,
             line: Line::default(),
             storing: None,
-            books: record.ledger.books(),
+            marks: record.ledger.marks(),
             sunk_at: 0,
             heard: self.now,
             asked: 0,
