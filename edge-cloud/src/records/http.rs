@@ -26,7 +26,7 @@ use super::ledger::Plan;
 use super::line;
 use super::target::{Config, Server};
 
-/// Patience with a connection and an answer together.
+/// Timeout of a connection and an answer together.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Of an answer's body, which says nothing to us.
 const BODY_BYTES_MAX: usize = 64 * 1024;

@@ -30,7 +30,7 @@ const INFLIGHT_MAX: u16 = 64;
 const PLANS_MAX: usize = super::WRITERS;
 /// A broker that is gone is noticed within two.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Patience with TCP, TLS and CONNACK.
+/// Timeout of TCP, TLS and CONNACK together.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -147,7 +147,7 @@ fn client_id() -> String {
 }
 
 /// Keeps a connection until nobody can ask any more. While there is none, whoever asks is told so
-/// at once: the writers have a patience of their own.
+/// at once: the writers have a timeout of their own.
 async fn keep(options: MqttOptions, mut jobs: mpsc::Receiver<Job>) {
     loop {
         let mut why = connection(&options, &mut jobs).await;
@@ -216,9 +216,9 @@ impl Flight {
 }
 
 async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> String {
-    let mut patience = CONNECT + Duration::from_secs(5);
+    let mut timeout = CONNECT + Duration::from_secs(5);
     loop {
-        let event = match tokio::time::timeout(patience, events.poll()).await {
+        let event = match tokio::time::timeout(timeout, events.poll()).await {
             Err(_) => return "no progress within two keepalives".to_owned(),
             Ok(Err(error)) => return error.to_string(),
             Ok(Ok(event)) => event,
@@ -228,7 +228,7 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
                 if ack.code != ConnectReturnCode::Success {
                     return format!("refused: {:?}", ack.code);
                 }
-                patience = KEEPALIVE * 2;
+                timeout = KEEPALIVE * 2;
                 room.add_permits(INFLIGHT_MAX.into());
             }
             Event::Outgoing(Outgoing::Publish(pkid)) => flight.with(|state| {

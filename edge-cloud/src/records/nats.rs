@@ -27,7 +27,7 @@ use super::ledger::{Item, Ledger, Plan, Stream, class_name};
 use super::line;
 use super::target::{Config, Server};
 
-/// Patience with one confirmation.
+/// Timeout of one confirmation.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Header with the ledger of the stream after a message.
