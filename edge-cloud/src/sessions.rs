@@ -39,13 +39,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edge_proto::frame::Frame;
 use edge_proto::rate_limiter::RateLimiter;
 use edge_proto::session::{Cloud, CloudConfig, CloudInput, CloudOutput, LinkInput};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use self::deadlines::Deadlines;
 use self::node::NodeSession;

@@ -166,9 +166,10 @@ fn only_an_answer_proves_a_clone() {
 }
 
 /// Goal: when many open a session at once, each is given its own time, in the order of asking, and is
-/// let in then; a live one is never made to wait. Method: one opening a second, ten nodes that ask.
-#[test]
-fn openings_at_once_get_turns_one_after_the_other() {
+/// let in then; a live one is never made to wait. Method: one opening a second, ten nodes that ask; time
+/// passes only where the test says so.
+#[tokio::test(start_paused = true)]
+async fn openings_at_once_get_turns_one_after_the_other() {
     let data = tempfile::tempdir().unwrap();
     let sessions = open(data.path());
     sessions.set_openings(1);
@@ -196,18 +197,12 @@ fn openings_at_once_get_turns_one_after_the_other() {
             .unwrap()
     };
     let waits: Vec<u64> = (0..10).map(ask).collect();
-    assert_eq!(waits[0], 0);
-    for (turn, wait) in waits.iter().enumerate().skip(1) {
-        let turn = turn as u64;
-        assert!(
-            (turn * 1_000 - 900..=turn * 1_000).contains(wait),
-            "{waits:?}"
-        );
-    }
+    assert!(waits.iter().copied().eq((0..10).map(|turn| turn * 1_000)));
     // Asking again neither loses the turn nor takes another.
-    assert_eq!(ask(0), 0);
-    assert!(ask(9) <= waits[9]);
-    assert!(ask(1) <= waits[1]);
+    tokio::time::advance(Duration::from_millis(900)).await;
+    assert_eq!([ask(0), ask(9), ask(1)], [0, 8_100, 100]);
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!([ask(1), ask(2)], [0, 1_000]);
 }
 
 /// Goal: a policy holds as soon as it is in the node's set, and no longer than that. Method: the
@@ -256,33 +251,37 @@ fn a_policy_reaches_the_connection_that_is_there() {
 
 /// Goal: what waits for its rate at an external broker goes when its time has come, and an event of one node
 /// leaves the deadlines of the others alone. Method: a line that holds something back for 50 ms,
-/// beside a node that sends all the time.
-#[tokio::test]
+/// beside a node that sends all the time, in virtual time.
+#[tokio::test(start_paused = true)]
 async fn a_deadline_of_a_connection_is_kept() {
     let data = tempfile::tempdir().unwrap();
     let sessions = open(data.path());
     let peer = join(&sessions, "gate");
     let (mut held, handed) = line();
-    held.deadline = Some(sessions.now() + 50);
+    let deadline = sessions.now() + 50;
+    held.deadline = Some(deadline);
     sessions.connect(&peer, held).unwrap();
     let other = connect(&sessions, &join(&sessions, "other")).unwrap();
     let ticked = async {
         loop {
             sessions.frame("other", other.0, &hello());
-            if handed
-                .try_iter()
-                .any(|one| matches!(one, Handed::Ticked(_)))
-            {
-                break;
+            let tick = handed.try_iter().find_map(|one| match one {
+                Handed::Ticked(now) => Some(now),
+                _ => None,
+            });
+            if let Some(tick) = tick {
+                break tick;
             }
-            tokio::task::yield_now().await;
+            assert!(sessions.now() <= deadline + 1_000, "it never ticked");
+            tokio::time::advance(Duration::from_millis(1)).await;
         }
     };
-    tokio::select! {
-        () = sessions.tick() => {}
-        () = ticked => {}
-        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it never ticked"),
-    }
+    let tick = tokio::select! {
+        () = sessions.tick() => 0,
+        tick = ticked => tick,
+    };
+    // The runtime's timers have steps of a millisecond.
+    assert!((deadline..=deadline + 2).contains(&tick), "{tick}");
     let state = sessions.lock();
     let scheduled = |name: &str| state.nodes[name].scheduled;
     for name in ["gate", "other"] {
