@@ -167,7 +167,10 @@ async fn admitted(cloud: &Cloud, identity: Option<&Identity>) -> std::io::Result
 async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitted() {
     let folder = tempfile::tempdir().unwrap();
     let cloud = cloud(folder.path()).await;
-    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let token = cloud
+        .tokens
+        .create(cloud.ca.der(), 1, 3_600, now())
+        .unwrap();
     for name in ["Gate", "a.b", ""] {
         let (answer, _) = join(&cloud, &token, name).await;
         assert!(matches!(answer, JoinAnswer::Refused { .. }), "{name}");
@@ -193,7 +196,10 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
 async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     let folder = tempfile::tempdir().unwrap();
     let cloud = cloud(folder.path()).await;
-    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let token = cloud
+        .tokens
+        .create(cloud.ca.der(), 1, 3_600, now())
+        .unwrap();
     let key = new_key();
     let mut lost = ask_to_join(&cloud, &token, "gate-7", &key).await;
     // The cloud has made up its mind once the first byte of its answer is there.
@@ -221,7 +227,10 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     refused(join_with(&cloud, &token, "gate-8", &key).await);
     refused(join_with(&cloud, &token, "gate-7", &new_key()).await);
     // Another token pays with a use of its own, once.
-    let other = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let other = cloud
+        .tokens
+        .create(cloud.ca.der(), 1, 3_600, now())
+        .unwrap();
     for _ in 0..2 {
         let paid = join_with(&cloud, &other, "gate-7", &key).await;
         assert_eq!(serial(&paid), serial(&once_more));
@@ -235,7 +244,10 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
 async fn a_join_that_cannot_be_stored_costs_no_use() {
     let folder = tempfile::tempdir().unwrap();
     let cloud = cloud(folder.path()).await;
-    let token = cloud.tokens.create(cloud.ca.der(), 1, 60, now()).unwrap();
+    let token = cloud
+        .tokens
+        .create(cloud.ca.der(), 1, 3_600, now())
+        .unwrap();
     let nodes = folder.path().join("nodes.json");
     let whole = std::fs::read(&nodes).unwrap();
     std::fs::remove_file(&nodes).unwrap();
@@ -265,7 +277,10 @@ async fn an_expired_token_and_a_taken_name_are_refused() {
         join(&cloud, &old, "a").await.0,
         JoinAnswer::Refused { .. }
     ));
-    let token = cloud.tokens.create(cloud.ca.der(), 2, 60, now()).unwrap();
+    let token = cloud
+        .tokens
+        .create(cloud.ca.der(), 2, 3_600, now())
+        .unwrap();
     assert!(matches!(
         join(&cloud, &token, "a").await.0,
         JoinAnswer::Accepted { .. }

@@ -299,7 +299,11 @@ mod tests {
         assert_eq!(names(&place), ["c"]);
         // A file that was changed just now is read again, for it may change within the same tick.
         let path = place.folder.path().join("b.yaml");
-        fs::write(path, config("c", "fresh")).unwrap();
+        fs::write(&path, config("c", "fresh")).unwrap();
+        let file = File::options().append(true).open(&path).unwrap();
+        // Ahead of us, so that this host may be as slow as it likes.
+        let times = FileTimes::new().set_modified(SystemTime::now() + 1_000 * FRESH);
+        file.set_times(times).unwrap();
         assert_eq!((place.read(), place.read()), (1, 1));
     }
 

@@ -196,11 +196,13 @@ async fn https_wants_a_certificate_that_is_trusted_and_a_token() {
 
 /// What a broker has passed on, in order and once each.
 async fn passed_on(broker: &Mosquitto) -> Vec<String> {
-    let heard = until(|| Some(broker.heard()).filter(|heard| heard.len() as u64 >= COUNT)).await;
-    let by_seq: std::collections::BTreeMap<u64, String> = heard
-        .into_iter()
-        .map(|(_, text, seq)| (seq, text))
-        .collect();
+    let by_seq = until(|| {
+        let heard = broker.heard().into_iter();
+        let by_seq: std::collections::BTreeMap<u64, String> =
+            heard.map(|(_, text, seq)| (seq, text)).collect();
+        (by_seq.len() as u64 >= COUNT).then_some(by_seq)
+    })
+    .await;
     by_seq.into_values().collect()
 }
 
