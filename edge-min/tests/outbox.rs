@@ -21,7 +21,7 @@ use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORDS_BYTES_MAX};
 
 /// Time for any state to come; a busy host must reach it, too.
-const STATE_TIMEOUT: Duration = Duration::from_secs(120);
+const STATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn settings(quota_bytes: u64) -> Settings {
     let class = |name: &str, number, must| Class {

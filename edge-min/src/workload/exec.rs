@@ -177,6 +177,18 @@ mod tests {
     use super::*;
     use std::process::Command;
 
+    /// Why the kernel refuses a program that was just written. A process that another test forked
+    /// meanwhile has the file open, too, until it executes a program of its own.
+    fn refusal(program: &Path) -> io::Error {
+        loop {
+            let error = Command::new(program).spawn().unwrap_err();
+            if error.kind() != io::ErrorKind::ExecutableFileBusy {
+                return error;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Goal: each way in which the kernel refuses a program gets words that help. Method: files
     /// that it refuses, really executed.
     #[test]
@@ -189,7 +201,7 @@ mod tests {
             path.to_string_lossy().into_owned()
         };
         let explained = |program: &str| {
-            let error = Command::new(program).spawn().unwrap_err();
+            let error = refusal(Path::new(program));
             explain(&error, program, "/nowhere:/bin", dir.path())
         };
         assert!(explained("/nowhere/x").contains("no such file"));
@@ -223,7 +235,7 @@ mod tests {
         bytes[at + 1] = b'x';
         fs::write(&moved, bytes).unwrap();
         fs::set_permissions(&moved, fs::Permissions::from_mode(0o755)).unwrap();
-        let error = Command::new(&moved).spawn().unwrap_err();
+        let error = refusal(&moved);
         let words = explain(&error, &moved.to_string_lossy(), "", Path::new("/"));
         assert!(words.contains("its interpreter /xib"), "{words}");
         // Cut short at any place it is only less well explained.

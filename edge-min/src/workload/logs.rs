@@ -87,8 +87,11 @@ mod tests {
             .unwrap();
         file.write_all(&vec![b'a'; 100_000]).unwrap();
         file.write_all(b"\nthe end\n").unwrap();
+        // A file system may give a file that grows more blocks than it needs.
+        let bytes = || file.metadata().unwrap().blocks() * 512;
+        let before = bytes();
         trim(&path, 8192).unwrap();
-        assert!(file.metadata().unwrap().blocks() * 512 <= 8192 + 2 * PAGE_BYTES);
+        assert!(before - bytes() >= 100_000 - 8192 - 2 * PAGE_BYTES);
         file.write_all(b"more\n").unwrap();
         for (tail, lines) in [
             (4, "ore\n"),

@@ -20,7 +20,7 @@ const QUOTA_BYTES: u64 = 1 << 19;
 const ACKED: [(u64, u64); 2] = [(20, 11), (42, 36)];
 /// Time for any state of its thread, which waits for seconds after a failure; a busy host must reach it,
 /// too.
-const STATE_TIMEOUT: Duration = Duration::from_secs(120);
+const STATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn record(number: u64) -> Vec<u8> {
     let length = 3_000 + number * 37 % 900;
