@@ -23,9 +23,9 @@ use crate::{measure, program, root};
 
 /// Time for a state of an emulated board, whose every instruction costs ten; a container by
 /// runc alone takes up to ten seconds on a busy machine.
-pub const BOARD_TIMEOUT: Duration = Duration::from_secs(240);
+pub const BOARD_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time for one command on the console.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often the cloud is looked at, which costs a process of this machine.
 const CLOUD_POLL: Duration = Duration::from_millis(100);
 /// How often a state is looked at: each look costs the board a process.
@@ -148,7 +148,10 @@ impl Board {
     /// # Errors
     /// Those of the file system.
     pub fn manifests(&self, manifests: &str) -> Result<()> {
-        Ok(fs::write(self.dir.join("manifests/all.yaml"), manifests)?)
+        // At once: edge-cloud may read it at any time.
+        let new = self.dir.join("all.yaml");
+        fs::write(&new, manifests)?;
+        Ok(fs::rename(new, self.dir.join("manifests/all.yaml"))?)
     }
 
     /// Starts edge-cloud and waits for its API.

@@ -32,7 +32,7 @@ use wan::Wan;
 pub use host::{program, root};
 
 /// Time for any state to come; a test that waits longer has failed. A busy host must reach it, too.
-pub const STATE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const STATE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -76,6 +76,9 @@ pub struct Setup {
     pub wrapper: Vec<String>,
     /// The line between agent and cloud; `None` is this host's own loopback.
     pub wan: Option<Wan>,
+    /// All files of agent and cloud are in memory: what others write to the disk of this host delays
+    /// nothing.
+    pub in_memory: bool,
 }
 
 /// Who has signed a broker's certificate.
@@ -102,6 +105,7 @@ impl Default for Setup {
             joins_itself: false,
             wrapper: Vec::new(),
             wan: None,
+            in_memory: false,
         }
     }
 }
@@ -124,18 +128,26 @@ impl Gate {
     /// Whatever does not start.
     pub fn set_up(setup: Setup) -> Result<Self> {
         static GATES: AtomicU32 = AtomicU32::new(0);
-        let number = GATES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("edge-min-test-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(&name);
+        let (name, dir) = loop {
+            let number = GATES.fetch_add(1, Ordering::Relaxed);
+            let name = format!("edge-min-test-{}-{number}", std::process::id());
+            let dir = std::env::temp_dir().join(&name);
+            match fs::create_dir(&dir) {
+                Ok(()) => break (name, dir),
+                // Left by a process that had this number and was killed.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let tmpfs = |at: &Path| text(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(at));
+        if setup.in_memory {
+            tmpfs(&dir)?;
+        }
         fs::create_dir_all(dir.join("manifests"))?;
         fs::create_dir_all(dir.join("state/preload"))?;
         fs::create_dir_all(dir.join("run"))?;
         // As on a board: what need not survive costs no flash.
-        text(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "tmpfs"])
-                .arg(dir.join("run")),
-        )?;
+        tmpfs(&dir.join("run"))?;
         if let Some(image) = setup.image {
             make_image(&dir.join("state/preload/image"), image)?;
         }
@@ -517,14 +529,14 @@ impl Gate {
     /// Takes away what is mounted in the gate's folder.
     fn unmount(&self) -> Result<()> {
         let mounts = fs::read_to_string("/proc/mounts")?;
-        let ours = self.dir.display().to_string();
         // What is mounted below another comes after it.
         for path in mounts
             .lines()
             .rev()
             .filter_map(|line| line.split(' ').nth(1))
         {
-            if path.starts_with(&ours) {
+            // By whole components: gate 1 is not gate 10.
+            if Path::new(path).starts_with(&self.dir) {
                 Command::new("umount").args(["-l", path]).status()?;
             }
         }

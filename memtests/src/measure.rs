@@ -177,7 +177,8 @@ pub fn memory(pids: &[u32]) -> Result<Memory> {
 /// `/proc` cannot be read.
 pub fn stack(program: &Path, dir: &Path) -> Result<Vec<u32>> {
     let program = fs::canonicalize(program)?;
-    let ours = dir.to_string_lossy().into_owned();
+    // A path below it: another folder's name may begin with this one's.
+    let ours = format!("{}/", dir.display());
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

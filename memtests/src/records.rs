@@ -17,8 +17,6 @@ use crate::{Gate, POLL, STATE_TIMEOUT};
 
 /// Requests that the agent answers together: it takes no more of one connection at once.
 pub const PIPELINE_MAX: usize = 16;
-/// Time for the answers to them.
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// The agent's answer to a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +48,7 @@ impl Writer {
                 Err(_) => std::thread::sleep(POLL),
             }
         };
-        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(STATE_TIMEOUT))?;
         let answers = BufReader::new(stream.try_clone()?);
         Ok(Self { stream, answers })
     }

@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::STATE_TIMEOUT;
 
 /// The cloud's address on every line: namespaces do not meet.
 pub const CLOUD: &str = "10.77.0.1";
@@ -220,7 +221,7 @@ impl Impostor {
 
 /// As a captive portal does, whatever it was asked.
 fn redirect(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(STATE_TIMEOUT))?;
     let _asked = stream.read(&mut [0; 1024])?;
     stream.write_all(
         b"HTTP/1.1 302 Found\r\nLocation: http://portal.invalid/login\r\nContent-Length: 0\r\n\r\n",

@@ -3,9 +3,9 @@
 #![cfg(test)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use memtests::board::{Arch, Board, Boot};
+use memtests::board::{Arch, BOARD_TIMEOUT, Board, Boot};
 use serde_json::Value;
 
 /// Pods on the board: one container by runc, the rest plain processes.
@@ -168,25 +168,24 @@ fn deploy(arch: Arch) -> Board {
     board
 }
 
-/// Waits until both ends hold the same, and says that they do.
+/// Waits until all pods run and both ends hold the same.
 fn in_sync(board: &mut Board) {
-    let status = board
-        .until_status("connected, in sync, all pods run", |status| {
-            status["connected"] == true && status["in_sync"] == true && running(status) == PODS
-        })
-        .unwrap();
-    board
-        .until("the cloud holds the same roots", |board| {
-            board.cloud_json("nodes").is_ok_and(|nodes| {
-                let node = &nodes[0];
-                node["in_sync"] == true && node["desired_root"] == status["desired_root"]
+    let start = Instant::now();
+    loop {
+        let status = board
+            .until_status("connected, in sync, all pods run", |status| {
+                status["connected"] == true && status["in_sync"] == true && running(status) == PODS
             })
-        })
-        .unwrap();
-    let nodes = board.cloud_json("nodes").unwrap();
-    let status = board.status().unwrap();
-    assert_eq!(nodes[0]["desired_root"], status["desired_root"]);
-    assert_eq!(nodes[0]["reported_root"], status["reported_root"]);
+            .unwrap();
+        // Either may have changed since the other was looked at.
+        let nodes = board.cloud_json("nodes").unwrap();
+        let node = &nodes[0];
+        let same = |root: &str| node[root] == status[root];
+        if node["in_sync"] == true && same("desired_root") && same("reported_root") {
+            return;
+        }
+        assert!(start.elapsed() < BOARD_TIMEOUT, "{node}\n{status}");
+    }
 }
 
 /// What only a real board can show: cgroup v2 with limits, and the agent's own memory.

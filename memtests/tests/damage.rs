@@ -80,6 +80,16 @@ fn hurt(state: &Path, flat: &str, cache: &str) {
     }
 }
 
+/// Waits until the cache is written to its end: the file with its generation comes last.
+fn until_cached(gate: &Gate) {
+    let folder = gate.state_dir().join("cache");
+    gate.until("the cache is written", |_| {
+        let generation = fs::read_to_string(folder.join("generation"));
+        generation.is_ok_and(|text| !text.is_empty()) && folder.join("db").exists()
+    })
+    .unwrap();
+}
+
 /// Goal: a gate without a cloud runs everything again whatever was damaged, as long as one copy is
 /// whole; without any it waits for the cloud. Method: power cut, damage, start, row by row.
 #[test]
@@ -96,10 +106,7 @@ fn a_power_cut_and_damage_stop_no_workload() {
             .is_ok_and(|status| status["desired_root"] != root && status["in_sync"] == true)
     })
     .unwrap();
-    gate.until("the cache is written", |gate| {
-        gate.state_dir().join("cache/db").exists()
-    })
-    .unwrap();
+    until_cached(&gate);
     gate.kill_cloud().unwrap();
     let rows: &[(&str, &str)] = if long() {
         &[
@@ -123,10 +130,7 @@ fn a_power_cut_and_damage_stop_no_workload() {
     };
     for (flat, cache) in rows {
         let before = gate.pids().unwrap();
-        gate.until("the cache is written", |gate| {
-            gate.state_dir().join("cache/db").exists()
-        })
-        .unwrap();
+        until_cached(&gate);
         gate.power_cut().unwrap();
         hurt(&gate.state_dir(), flat, cache);
         gate.start_agent().unwrap();
@@ -166,10 +170,7 @@ fn a_power_cut_and_damage_stop_no_workload() {
 fn a_reset_board_is_as_before_its_first_join() {
     let mut gate = Gate::start(PODS).unwrap();
     gate.until_converged(2).unwrap();
-    gate.until("the cache is written", |gate| {
-        gate.state_dir().join("cache/db").exists()
-    })
-    .unwrap();
+    until_cached(&gate);
     let refused = gate.agent_text(&["reset", "--yes"]).unwrap_err();
     assert!(refused.to_string().contains("stop it first"), "{refused}");
     gate.kill_agent().unwrap();

@@ -158,7 +158,7 @@ fn burst() -> Burst {
         quota_mib: 1,
         records: 200 * 3600 / 64,
         per_second: None,
-        timeout: Duration::from_secs(120),
+        timeout: STATE_TIMEOUT,
     }
 }
 

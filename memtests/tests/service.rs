@@ -23,19 +23,30 @@ spec:
         - {name: two, command: [/bin/sh, -c, 'sleep 100000; exit 1']}
 ";
 
-/// Agents that run with this config, as processes.
+/// Agents that run with this config, as processes. What an agent has forked has its command line until it
+/// executes another program, and is none.
 fn agents(config: &Path) -> Vec<u32> {
-    let mut found = Vec::new();
+    let mut found: Vec<(u32, u32)> = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         // It may be gone by now.
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         let config = config.to_str().unwrap().as_bytes();
         if words.contains(&config) && words.contains(&b"run".as_slice()) {
-            found.push(entry.file_name().to_str().unwrap().parse().unwrap());
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.split(' ').nth(1));
+            if let Some(parent) = parent {
+                let pid = entry.file_name().to_str().unwrap().parse().unwrap();
+                found.push((pid, parent.parse().unwrap()));
+            }
         }
     }
-    found
+    let pids: Vec<u32> = found.iter().map(|(pid, _)| *pid).collect();
+    let started = |(pid, parent): (u32, u32)| (!pids.contains(&parent)).then_some(pid);
+    found.into_iter().filter_map(started).collect()
 }
 
 /// Goal: start, stop, restart and the death of the agent under the plain init script touch no

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edge_sim::swarm::{self, Options, Phase};
-use memtests::{Gate, Setup};
+use memtests::{Gate, STATE_TIMEOUT, Setup};
 
 /// One edge-cloud at a time: two of them share the pages of their program, and PSS with it.
 static CLOUD: Mutex<()> = Mutex::new(());
@@ -33,7 +33,7 @@ fn a_swarm_connects_stays_and_returns() {
         state: gate.dir().join("swarm"),
         quiet: Duration::from_secs(1),
         keepalive: Duration::from_secs(60),
-        timeout: Duration::from_secs(60),
+        timeout: STATE_TIMEOUT,
         cloud_pids: vec![std::process::id()],
     };
     let why = swarm::run(&options, |_| {}).unwrap_err();
@@ -91,7 +91,7 @@ fn a_connected_idle_node_fits_its_memory_budget() {
         state: gate.dir().join("swarm"),
         quiet: Duration::from_secs(1),
         keepalive: Duration::from_secs(60),
-        timeout: Duration::from_secs(60),
+        timeout: STATE_TIMEOUT,
         cloud_pids: vec![gate.cloud_pid().unwrap()],
     };
     let measure = |nodes| {

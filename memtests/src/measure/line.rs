@@ -21,7 +21,7 @@ const RATE_KBIT: u32 = 3_000;
 /// How often a state is looked at: the resolution of a timing.
 const GLANCE: Duration = Duration::from_millis(2);
 /// Time for several MiB.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(180);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
 /// A change that comes sooner after the last one waits for pieces of a large object of the same set,
 /// so that those come at all: what is measured is a single one.
 const APART: Duration = Duration::from_millis(2_200);
@@ -184,6 +184,8 @@ pub fn added_to_messages(
         keepalive: Duration::from_secs(60),
         manifests: TALKER.to_owned(),
         wan: Some(Wan::start(DELAY_MS, 0, RATE_KBIT)?),
+        // What the line does is measured, and not the disk of this host.
+        in_memory: true,
         ..Setup::default()
     })?;
     gate.converged_within(TRANSFER_TIMEOUT, 1)?;

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -16,6 +17,7 @@ struct Counts {
     up: AtomicU64,
     down: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
+    opened: Mutex<Option<Instant>>,
 }
 
 /// Passes connections on to edge-cloud and counts what flows: the TLS records of the link,
@@ -68,6 +70,13 @@ impl Proxy {
         up + down
     }
 
+    /// When the newest connection was opened; from then on the agent counts its keepalives.
+    #[must_use]
+    pub fn opened(&self) -> Option<Instant> {
+        let opened = &self.counts.opened;
+        *opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Closes all connections, as a router that restarts.
     pub fn cut(&self) {
         let mut open = self
@@ -89,6 +98,9 @@ fn connect(inside: TcpStream, to: u16, counts: &Arc<Counts>) -> Result<()> {
         let mut open = counts.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.push(stream.try_clone()?);
     }
+    let mut opened = counts.opened.lock().unwrap_or_else(PoisonError::into_inner);
+    *opened = Some(Instant::now());
+    drop(opened);
     let (back_in, back_out) = (inside.try_clone()?, outside.try_clone()?);
     let (up, down) = (Arc::clone(counts), Arc::clone(counts));
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -171,6 +183,7 @@ impl Drop for PacketCounter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Port;
 
     /// A server that answers each connection's first byte with two, on a port of its own.
     fn doubling() -> u16 {
@@ -209,7 +222,8 @@ mod tests {
     fn the_kernel_counts_ip_and_tcp_as_well() {
         let port = doubling();
         let counter = PacketCounter::start(port).unwrap();
-        let other = PacketCounter::start(1).unwrap();
+        let unused = Port::reserve().unwrap();
+        let other = PacketCounter::start(unused.number()).unwrap();
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.write_all(b"x").unwrap();
         stream.read_exact(&mut [0; 2]).unwrap();

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Board, Figure, Memory, PacketCounter, activity, boards, files, memory, stack};
 use crate::{BrokerCa, Gate, STATE_TIMEOUT, Setup};
@@ -106,11 +106,7 @@ pub fn ten_pods_in_memory(board: &Board, kind: Kind) -> Result<Vec<Figure>> {
     })?;
     gate.until_converged(PODS)?;
     let pid = gate.agent_pid()?;
-    until_quiet(pid)?;
-    // The process that writes the state cache ends by itself.
-    gate.until("of our processes the agent alone runs", |gate| {
-        stack(&board.agent(), gate.dir()).is_ok_and(|processes| processes == [pid])
-    })?;
+    until_idle(&gate, board, pid)?;
     let processes = [pid];
     let Memory { pss_kib, anon_kib } = memory(&processes)?;
     let threads = activity(pid)?.threads;
@@ -139,14 +135,16 @@ pub fn idle(board: &Board, minutes: u32) -> Result<Vec<Figure>> {
         counted: true,
         ..Setup::default()
     })?;
-    let started = Instant::now();
     gate.until_converged(PODS)?;
     let pid = gate.agent_pid()?;
-    until_quiet(pid)?;
-    // One ping for each minute of the window: it begins away from one.
-    let phase = Duration::from_millis(started.elapsed().as_millis() as u64 % 60_000);
-    if phase > KEEPALIVE - MARGIN {
-        std::thread::sleep(MARGIN * 2);
+    until_idle(&gate, board, pid)?;
+    // One ping for each minute of the window: it begins and ends away from one.
+    let opened = gate.proxy()?.opened().context("no connection")?;
+    let since_ping = Duration::from_millis(opened.elapsed().as_millis() as u64 % 60_000);
+    if since_ping < MARGIN {
+        std::thread::sleep(MARGIN - since_ping);
+    } else if since_ping > KEEPALIVE - MARGIN {
+        std::thread::sleep(KEEPALIVE - since_ping + MARGIN);
     }
     let counter = PacketCounter::start(gate.proxy()?.port())?;
     let (before, files_before) = (activity(pid)?, files(&gate.state_dir())?);
@@ -311,10 +309,11 @@ fn link_exchanges(agent: PathBuf, broker: Option<BrokerCa>) -> Result<[u64; 3]> 
     let mut reconnect = 0;
     for _ in 0..RECONNECTS {
         let before = gate.proxy()?.total();
+        let opened = gate.proxy()?.opened();
         gate.proxy()?.cut();
-        gate.until("the link is gone", |gate| {
-            gate.status()
-                .is_ok_and(|status| status["connected"] == false)
+        // The agent may be back in half a second, which a look at its status could miss.
+        gate.until("the agent connects again", |gate| {
+            gate.proxy().is_ok_and(|proxy| proxy.opened() != opened)
         })?;
         gate.until_converged(1)?;
         reconnect = reconnect.max(settled(&gate)? - before);
@@ -337,6 +336,15 @@ fn settled(gate: &Gate) -> Result<u64> {
         }
     }
     Ok(since.0)
+}
+
+/// Waits until the agent does nothing, and of our processes it alone runs: the one that writes the state
+/// cache ends by itself.
+fn until_idle(gate: &Gate, board: &Board, agent: u32) -> Result<()> {
+    until_quiet(agent)?;
+    gate.until("of our processes the agent alone runs", |gate| {
+        stack(&board.agent(), gate.dir()).is_ok_and(|processes| processes == [agent])
+    })
 }
 
 /// Waits until a process has not used a CPU for a while.
