@@ -364,7 +364,7 @@ mod tests {
     fn threads_that_end_meanwhile_do_not_keep_the_others_from_being_counted() {
         let own = std::process::id();
         for _ in 0..200 {
-            let short = std::thread::spawn(|| ());
+            let short = std::thread::Builder::new().spawn(|| ()).unwrap();
             assert!(activity(own).unwrap().threads > 0);
             short.join().unwrap();
         }
