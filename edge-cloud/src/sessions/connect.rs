@@ -2,7 +2,7 @@
 //! transport, and whether the registry still admits it is asked here, under the lock: a revocation is in
 //! the registry before it takes the lock to end the link.
 
-use edge_proto::frame::Frame;
+use edge_proto::frame::{Frame, FrameError};
 use edge_proto::session::{CloudInput, LinkInput};
 
 use super::node::{Carrier, Connection, NodeSession};
@@ -110,7 +110,7 @@ impl Sessions {
             |node: &&mut Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
             // Anything else may have been on its way for long, over a link that is broken since.
-            if node.takeovers.waits() && matches!(Frame::decode(frame), Ok(Frame::Hello { .. })) {
+            if node.takeovers.waits() && is_hello(frame) {
                 node.takeovers.heard();
             }
             if !self.must_wait(&mut state, name, frame) {
@@ -158,6 +158,15 @@ impl Sessions {
             self.changes.changed(name);
         }
     }
+}
+
+/// Whether a frame is a `Hello`. One of a version that is not read counts: its node is there, and gets the
+/// refusal with the reason.
+pub(super) fn is_hello(frame: &[u8]) -> bool {
+    matches!(
+        Frame::decode(frame),
+        Ok(Frame::Hello { .. }) | Err(FrameError::PeerHello { .. })
+    )
 }
 
 impl NodeSession {

@@ -2,9 +2,9 @@
 //! node counts as connected by its session alone: each is asked once the broker is up, and again when it
 //! was silent for long.
 
-use edge_proto::frame::{Frame, FrameError};
 use edge_proto::session::{CloudInput, LinkInput};
 
+use super::connect::is_hello;
 use super::node::{Carrier, NodeSession};
 use super::{READMITTED, Sessions, State};
 use crate::clock::unix_s;
@@ -53,21 +53,13 @@ impl Sessions {
     /// it use. What a node sends that has not joined, or is revoked, is dropped.
     pub(crate) fn frame_from_broker(&self, name: &str, frame: &[u8], carriers: Carriers<'_>) {
         let mut state = self.lock();
-        // One of a version that is not read counts: its node gets the refusal, with the reason.
-        let hello = || {
-            let frame = Frame::decode(frame);
-            matches!(
-                frame,
-                Ok(Frame::Hello { .. }) | Err(FrameError::PeerHello { .. })
-            )
-        };
         let known = self.identity.registry().knows(name);
-        if !known && (!hello() || !self.readmits(&mut state, name)) {
+        if !known && (!is_hello(frame) || !self.readmits(&mut state, name)) {
             return;
         }
         let node = state.nodes.get(name);
         if node.is_some_and(|node| node.connection.is_none()) {
-            let how = match hello() {
+            let how = match is_hello(frame) {
                 true => CloudInput::NodeConnected,
                 false => LinkInput::TransportUp.into(),
             };

@@ -138,9 +138,18 @@ fn a_node_that_is_refused_while_it_connects_gets_no_link() {
 }
 
 /// Goal: a lone board on a bad line is no clone. Method: what still comes through its old connection
-/// was sent before the question; only the `Hello` of an answer counts.
+/// was sent before the question; only the `Hello` of an answer counts, also one of a wire version that is
+/// not read.
 #[test]
 fn only_an_answer_proves_a_clone() {
+    let mut newer = hello();
+    newer[0] = WIRE_VERSION + 1;
+    for answer in [hello(), newer] {
+        proves_a_clone(&answer);
+    }
+}
+
+fn proves_a_clone(answer: &[u8]) {
     let data = tempfile::tempdir().unwrap();
     let sessions = open(data.path());
     let peer = join(&sessions, "gate");
@@ -160,7 +169,7 @@ fn only_an_answer_proves_a_clone() {
     sessions.frame("gate", live.0, &[]);
     assert_eq!(connect(&sessions, &peer).unwrap_err(), Refused::ForNow);
     assert!(!cloned(), "{:?}", sessions.events.events());
-    sessions.frame("gate", live.0, &hello());
+    sessions.frame("gate", live.0, answer);
     assert_eq!(connect(&sessions, &peer).unwrap_err(), Refused::ForNow);
     assert!(cloned());
 }
