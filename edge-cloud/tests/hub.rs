@@ -18,7 +18,7 @@ use edge_cloud::source::Status;
 use edge_proto::call::{LogsRequest, METHOD_LOGS, METHOD_RENEW};
 use edge_proto::limits::CALLS_MAX;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Packet};
+use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Packet, Publish};
 use rustls::HandshakeKind;
 
 /// A board that comes back whenever its link ends, until it is switched off. It counts its links.
@@ -110,6 +110,11 @@ async fn a_node_reads_and_writes_nothing_but_its_own_topics() {
         client.publish(&topic, qos, vec![1, 2, 3]).await.unwrap();
         assert_refused(&client.last_words().await, &topic);
     }
+    let mut client = cloud.client("a", &a).await.unwrap();
+    let mut retained = Publish::new(topic_up("a"), QoS::AtMostOnce, vec![1, 2, 3], None);
+    retained.retain = true;
+    client.write(&Packet::Publish(retained)).await.unwrap();
+    assert_refused(&client.last_words().await, "retained");
     let config = cloud.mqtt_config(Some(&a));
     let refused = cloud.client_with("b", &config, None).await;
     let refused = refused.err().unwrap();

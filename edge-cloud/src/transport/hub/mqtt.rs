@@ -238,7 +238,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 }
                 Packet::Publish(publish)
                     if publish.topic == self.topic_up.as_bytes()
-                        && publish.qos == QoS::AtMostOnce =>
+                        && publish.qos == QoS::AtMostOnce
+                        && !publish.retain =>
                 {
                     frame(&publish.payload);
                     Taken::Answered
