@@ -67,7 +67,7 @@ impl Store {
     /// Makes `changes` durable; returns what the agent is told of them.
     pub(crate) fn apply(&mut self, changes: &Changes, epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
         self.epoch = epoch;
-        let mut told = Vec::with_capacity(changes.len());
+        let mut applied = Vec::with_capacity(changes.len());
         for (key, payload) in changes {
             let bytes = match payload {
                 None => None,
@@ -87,16 +87,16 @@ impl Store {
             match bytes {
                 None => {
                     self.objects.remove(key);
-                    told.push((key.clone(), None));
+                    applied.push((key.clone(), None));
                 }
                 Some((hash, bytes)) => {
                     let payload = bytes.clone().unwrap_or_default();
                     self.objects.insert(key.clone(), Stored { hash, payload });
-                    told.push((key.clone(), bytes));
+                    applied.push((key.clone(), bytes));
                 }
             }
         }
-        told
+        applied
     }
 }
 

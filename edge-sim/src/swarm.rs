@@ -29,7 +29,7 @@ use crate::rng::Rng;
 /// Most nodes of one swarm: their threads and sockets are this process's.
 pub const NODES_MAX: u32 = 20_000;
 /// Changes that nobody has counted yet: a node that has lived and gone twice is far ahead.
-const SAID_MAX: usize = 4 * NODES_MAX as usize;
+const PRESENCE_MAX: usize = 4 * NODES_MAX as usize;
 /// Joins at once.
 const JOINS_AT_ONCE: u32 = 8;
 /// Descriptors that a node needs: its socket, and those of its event loop.
@@ -110,8 +110,8 @@ struct Counts {
     lost: AtomicU32,
 }
 
-/// What a node says.
-enum Said {
+/// Whether a node has a session.
+enum Presence {
     Live,
     Gone,
 }
@@ -128,19 +128,19 @@ pub fn run(options: &Options, mut report: impl FnMut(&Phase)) -> Result<(), Stri
     raise_descriptors(u64::from(options.nodes) * DESCRIPTORS_PER_NODE)?;
     let identities = identities(options)?;
     let counts = Arc::new(Counts::default());
-    let (said, says) = async_channel::bounded(SAID_MAX);
+    let (sender, presence) = async_channel::bounded(PRESENCE_MAX);
     let executor = Arc::new(smol::Executor::new());
     let mut cuts = Vec::new();
     for (number, identity) in identities.into_iter().enumerate() {
         let (cut, cutting) = async_channel::bounded(1);
         cuts.push(cut);
         let node = Node::open(number as u64, &identity, options)?;
-        let task = node.run(cutting, said.clone(), Arc::clone(&counts));
+        let task = node.run(cutting, sender.clone(), Arc::clone(&counts));
         executor.spawn(task).detach();
     }
-    drop(said);
+    drop(sender);
     let mut swarm = Swarm {
-        says,
+        presence,
         live: 0,
         options,
         counts: &counts,
@@ -175,7 +175,7 @@ type Measured = (u32, u32, Option<u64>);
 type Begin = (Instant, Measured);
 
 struct Swarm<'a> {
-    says: Receiver<Said>,
+    presence: Receiver<Presence>,
     live: u32,
     options: &'a Options,
     counts: &'a Counts,
@@ -190,7 +190,7 @@ impl Swarm<'_> {
         let mut gone = u32::from(phase == "return") * self.options.nodes;
         while self.live < self.options.nodes || gone > 0 {
             match self.next(end) {
-                Some(Said::Live) => {
+                Some(Presence::Live) => {
                     self.live += 1;
                     let second = usize::try_from(start.elapsed().as_secs()).unwrap_or(0);
                     lives.resize(lives.len().max(second + 1), 0);
@@ -198,7 +198,7 @@ impl Swarm<'_> {
                         *count += 1;
                     }
                 }
-                Some(Said::Gone) => {
+                Some(Presence::Gone) => {
                     self.live = self.live.saturating_sub(1);
                     gone = gone.saturating_sub(1);
                 }
@@ -220,17 +220,17 @@ impl Swarm<'_> {
     fn quiet(&mut self) -> Phase {
         let (start, before) = self.begin();
         let end = start + self.options.quiet;
-        while let Some(said) = self.next(end) {
-            match said {
-                Said::Live => self.live += 1,
-                Said::Gone => self.live = self.live.saturating_sub(1),
+        while let Some(presence) = self.next(end) {
+            match presence {
+                Presence::Live => self.live += 1,
+                Presence::Gone => self.live = self.live.saturating_sub(1),
             }
         }
         self.since("quiet", start, &before, 0)
     }
 
-    fn next(&self, end: Instant) -> Option<Said> {
-        smol::block_on(or(async { self.says.recv().await.ok() }, async {
+    fn next(&self, end: Instant) -> Option<Presence> {
+        smol::block_on(or(async { self.presence.recv().await.ok() }, async {
             smol::Timer::at(end).await;
             None
         }))
@@ -319,7 +319,7 @@ impl Node {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn run(mut self, cuts: Receiver<()>, said: Sender<Said>, counts: Arc<Counts>) {
+    async fn run(mut self, cuts: Receiver<()>, presence: Sender<Presence>, counts: Arc<Counts>) {
         enum Event {
             Link(LinkEvent),
             Cut,
@@ -358,16 +358,16 @@ impl Node {
                 Event::Link(LinkEvent::Up(sender)) => {
                     self.reconnect.up(now);
                     self.link = Some(sender);
-                    self.handle(LinkInput::TransportUp, &said);
+                    self.handle(LinkInput::TransportUp, &presence);
                 }
                 Event::Link(LinkEvent::Frame(frame)) => {
-                    self.handle(LinkInput::Frame(&frame), &said)
+                    self.handle(LinkInput::Frame(&frame), &presence)
                 }
                 Event::Link(LinkEvent::Down(..)) => {
                     if self.link.take().is_some() {
                         counts.lost.fetch_add(1, Ordering::SeqCst);
                     }
-                    self.handle(LinkInput::TransportDown, &said);
+                    self.handle(LinkInput::TransportDown, &presence);
                     self.connect_at = Some(self.reconnect.down(now, 0));
                 }
                 Event::Link(_) => {}
@@ -385,13 +385,13 @@ impl Node {
                         let to = Arc::clone(&self.to);
                         self.connects.try_send(Connect { to, will }).ok();
                     }
-                    self.handle(LinkInput::Tick, &said);
+                    self.handle(LinkInput::Tick, &presence);
                 }
             }
         }
     }
 
-    fn handle(&mut self, input: LinkInput<'_>, said: &Sender<Said>) {
+    fn handle(&mut self, input: LinkInput<'_>, presence: &Sender<Presence>) {
         let now = self.now();
         self.session.handle(now, input);
         while let Some(output) = self.session.poll() {
@@ -416,11 +416,11 @@ impl Node {
                 // The receiver is there as long as the swarm runs.
                 NodeOutput::Link(LinkOutput::Live { .. }) if !self.live => {
                     self.live = true;
-                    said.try_send(Said::Live).ok();
+                    presence.try_send(Presence::Live).ok();
                 }
                 NodeOutput::Link(LinkOutput::Down) if self.live => {
                     self.live = false;
-                    said.try_send(Said::Gone).ok();
+                    presence.try_send(Presence::Gone).ok();
                 }
                 _ => {}
             }

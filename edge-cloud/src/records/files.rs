@@ -293,13 +293,13 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
 
 /// What is cut off was never acknowledged, unless the medium has damaged it: a person may look.
 fn put_aside(file: &mut File, path: &Path, start: u64) -> io::Result<()> {
-    let mut aside = OpenOptions::new()
+    let mut copy = OpenOptions::new()
         .create(true)
         .append(true)
         .open(path.with_extension("cut"))?;
     file.seek(SeekFrom::Start(start))?;
-    io::copy(file, &mut aside)?;
-    aside.flush()
+    io::copy(file, &mut copy)?;
+    copy.flush()
 }
 
 fn read(file: &mut File, start: u64, bytes_max: usize) -> io::Result<Vec<u8>> {

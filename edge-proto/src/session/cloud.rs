@@ -50,8 +50,8 @@ impl Tries {
 struct Candidate {
     session: SessionId,
     kinds: u32,
-    /// Root that every `Welcome` of this session says, also when our set is another by then.
-    said: Hash16,
+    /// The root in every `Welcome` of this session, the node's target, also when our set has another by then.
+    target: Hash16,
     desired_root: Hash16,
     reported_root: Hash16,
     tries: Tries,
@@ -280,7 +280,7 @@ impl Cloud {
     fn send_welcome(&mut self, now: Millis) {
         if let Some(candidate) = &mut self.candidate {
             candidate.tries.arm(now);
-            let (session, desired_root) = (candidate.session, candidate.said);
+            let (session, desired_root) = (candidate.session, candidate.target);
             self.welcome(now, session, desired_root);
         }
     }
@@ -386,8 +386,8 @@ impl Cloud {
         // Probing goes on until the node confirms: this `Hello` may be an old one.
         let same = self.candidate.as_ref();
         let same = same.filter(|same| same.session.n == n && same.kinds == kinds);
-        let (session, said) = match same {
-            Some(same) => (same.session, same.said),
+        let (session, target) = match same {
+            Some(same) => (same.session, same.target),
             None => {
                 let c = self.rng.nonce();
                 (SessionId { n, c }, self.link.sender.root_for(kinds))
@@ -396,7 +396,7 @@ impl Cloud {
         self.candidate = Some(Candidate {
             session,
             kinds,
-            said,
+            target,
             desired_root,
             reported_root,
             tries: Tries::new(),
@@ -415,7 +415,7 @@ impl Cloud {
             self.calls.close(&mut self.link.out);
             self.link.open(
                 session,
-                (candidate.desired_root, Some(candidate.said)),
+                (candidate.desired_root, Some(candidate.target)),
                 candidate.reported_root,
                 candidate.kinds,
             );

@@ -27,7 +27,8 @@ pub(super) struct Link<O> {
     /// Highest accepted epoch (node), own epoch (cloud).
     pub(super) epoch: u64,
     sends: Set,
-    told: Option<(bool, bool)>,
+    /// The last `InSync` output of the session: desired, reported.
+    in_sync: Option<(bool, bool)>,
 }
 
 impl<O: Outputs> Link<O> {
@@ -41,7 +42,7 @@ impl<O: Outputs> Link<O> {
             out: VecDeque::new(),
             epoch: 0,
             sends,
-            told: None,
+            in_sync: None,
         }
     }
 
@@ -53,21 +54,21 @@ impl<O: Outputs> Link<O> {
         send(&mut self.out, frame);
     }
 
-    /// `session` is live; the peer holds `held` of our set, was told to reach `said`, if that is sure,
-    /// and wants us at `wanted`.
+    /// `session` is live; the peer holds `held` of our set and was sent the target root `target`, if that
+    /// is certain. Our own target root is `wanted`.
     pub(super) fn open(
         &mut self,
         session: SessionId,
-        (held, said): (Hash16, Option<Hash16>),
+        (held, target): (Hash16, Option<Hash16>),
         wanted: Hash16,
         kinds: u32,
     ) {
         self.session = Some(session);
         self.window.open();
-        self.sender.open(held, said, kinds);
+        self.sender.open(held, target, kinds);
         self.receiver.open(wanted);
         self.blobs.begin(&mut self.window, &mut self.out);
-        self.told = None;
+        self.in_sync = None;
     }
 
     /// Returns whether a session was live.
@@ -75,7 +76,7 @@ impl<O: Outputs> Link<O> {
         self.sender.close();
         self.receiver.close();
         self.blobs.forget(&mut self.window);
-        self.told = None;
+        self.in_sync = None;
         self.session.take().is_some()
     }
 
@@ -223,8 +224,8 @@ impl<O: Outputs> Link<O> {
             Set::Desired => (sent, received),
             Set::Reported => (received, sent),
         };
-        if self.told != Some((desired, reported)) {
-            self.told = Some((desired, reported));
+        if self.in_sync != Some((desired, reported)) {
+            self.in_sync = Some((desired, reported));
             let in_sync = StateOutput::InSync { desired, reported };
             self.out.push_back(in_sync.into());
         }

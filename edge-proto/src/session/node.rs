@@ -35,8 +35,8 @@ pub struct Node {
     config: NodeConfig,
     rng: Rng,
     n: Nonce,
-    /// The root of our set that was said with this nonce; `None` inside if there were several.
-    said: Option<Option<Hash16>>,
+    /// The root of our set in the `Hello`s of this nonce, the cloud's target; `None` inside if they differed.
+    target: Option<Option<Hash16>>,
     transport_up: bool,
     opening: Option<Repeat>,
     /// Until when the owner of this epoch has asked us to wait with `Hello`.
@@ -62,7 +62,7 @@ impl Node {
             config,
             n: rng.nonce(),
             rng,
-            said: None,
+            target: None,
             transport_up: false,
             opening: None,
             wait: None,
@@ -196,7 +196,7 @@ impl Node {
                 self.wait = None;
                 self.end_session();
                 self.n = self.rng.nonce();
-                self.said = None;
+                self.target = None;
             }
             LinkInput::Frame(bytes) => match Frame::decode(bytes) {
                 Ok(frame) if self.transport_up => self.handle_frame(now, frame),
@@ -245,8 +245,8 @@ impl Node {
 
     fn send_hello(&mut self, now: Millis) {
         let reported_root = self.reported_root();
-        let said = self.said.unwrap_or(Some(reported_root));
-        self.said = Some(said.filter(|said| *said == reported_root));
+        let target = self.target.unwrap_or(Some(reported_root));
+        self.target = Some(target.filter(|target| *target == reported_root));
         let hello = Frame::Hello {
             n: self.n,
             wire: WIRE_VERSION,
@@ -436,7 +436,7 @@ impl Node {
         self.ended = self.link.session.or(self.ended);
         self.session_epoch = epoch;
         self.link.epoch = epoch;
-        let reported = (reported_root, self.said.flatten());
+        let reported = (reported_root, self.target.flatten());
         self.link.open(session, reported, desired_root, u32::MAX);
         self.streams.open(epoch);
         self.link.receiver.send_have(session, &mut self.link.out);

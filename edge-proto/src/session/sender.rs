@@ -26,7 +26,7 @@ const CHANGE_HEADER_BYTES: usize = 64;
 /// Bytes of an item around key and payload, the fields of a large one included.
 const ITEM_HEADER_BYTES: usize = 48;
 /// A large object makes way for small ones at most so often.
-const MAKE_WAY_MS: Millis = 2_000;
+const PREEMPT_MS: Millis = 2_000;
 /// Batches of small objects that a large one lets go before it in a row.
 const PASSED_OVER_MAX: u8 = 16;
 /// Pages that an inventory can have, a bit each in [`Pages`].
@@ -82,13 +82,14 @@ pub(super) struct Sender {
     flight: Option<Flight>,
     /// Twice the number of the last change or question of this session.
     order: u64,
-    /// That of the last change. The peer's answers to what came before say nothing of it.
-    flown: u64,
-    /// The root that the peer was told to reach last, if that is known. It is not at rest elsewhere.
-    said: Option<Hash16>,
-    /// A large object that made way for small ones. The receiver may have had all of it.
-    aside: Option<Flight>,
-    made_way: Option<Millis>,
+    /// That of the last change that was not a query. An answer with a lower one was overtaken by it.
+    change_order: u64,
+    /// The target root that was sent to the peer last, if it is certain which one that was. While its
+    /// root is another one, the peer repeats its `Have`.
+    target: Option<Hash16>,
+    /// The change of a large object that was preempted by small ones. The receiver may have completed it.
+    preempted: Option<Flight>,
+    preempted_at: Option<Millis>,
     /// Batches of small ones that went before one that waits.
     passed_over: u8,
     pages: Option<Pages>,
@@ -107,10 +108,10 @@ impl Sender {
             cursor: None,
             flight: None,
             order: 0,
-            flown: 0,
-            said: None,
-            aside: None,
-            made_way: None,
+            change_order: 0,
+            target: None,
+            preempted: None,
+            preempted_at: None,
             passed_over: 0,
             pages: None,
             repeat: Repeat::new(),
@@ -195,12 +196,12 @@ impl Sender {
         }
     }
 
-    /// A session opens in which the peer holds `peer_root` and was told to reach `said`.
-    pub(super) fn open(&mut self, peer_root: Hash16, said: Option<Hash16>, kinds: u32) {
+    /// A session opens in which the peer holds `peer_root` and was sent the target root `target`.
+    pub(super) fn open(&mut self, peer_root: Hash16, target: Option<Hash16>, kinds: u32) {
         self.close();
         self.order = 0;
-        self.flown = 0;
-        self.said = said;
+        self.change_order = 0;
+        self.target = target;
         if self.kinds != kinds {
             self.kinds = kinds;
             self.forget_peer();
@@ -217,7 +218,7 @@ impl Sender {
     /// no inventory is needed.
     pub(super) fn close(&mut self) {
         self.flight = None;
-        self.aside = None;
+        self.preempted = None;
         self.pages = None;
         self.repeat.reset();
     }
@@ -226,7 +227,7 @@ impl Sender {
         self.peer_root = None;
         self.behind.clear();
         self.flight = None;
-        self.aside = None;
+        self.preempted = None;
     }
 
     pub(super) fn tick<O: From<LinkOutput>>(
@@ -250,14 +251,14 @@ impl Sender {
         session: SessionId,
         out: &mut VecDeque<O>,
     ) {
-        let makes_way = self.makes_way(now);
-        if makes_way {
-            self.aside = self.flight.take();
-            self.made_way = Some(now);
+        let preempts = self.preempts(now);
+        if preempts {
+            self.preempted = self.flight.take();
+            self.preempted_at = Some(now);
             self.repeat.reset();
         }
         // Our set may have come to the peer's root by itself. Then an empty change says that this is it.
-        let at_rest = self.is_in_sync() && self.said == self.peer_root;
+        let at_rest = self.is_in_sync() && self.target == self.peer_root;
         if self.flight.is_some() || self.repeat.at.is_some() || at_rest {
             return;
         }
@@ -265,16 +266,16 @@ impl Sender {
         if self.peer_root.is_none() {
             // A change from and to our root without items asks the peer for its own.
             let root = self.root();
-            self.said = Some(root);
+            self.target = Some(root);
             let frame = self.change(session, root, root, self.order, Vec::new());
             send(out, &frame);
             self.repeat.arm(now);
         } else {
-            let items = self.next_batch(makes_way);
+            let items = self.next_batch(preempts);
             let more = items.len() < self.behind.len();
             let result = self.root_after(&items);
-            self.said = (!more).then_some(result);
-            self.flown = self.order;
+            self.target = (!more).then_some(result);
+            self.change_order = self.order;
             self.flight = Some(Flight {
                 result,
                 order: self.order | u64::from(more),
@@ -286,7 +287,7 @@ impl Sender {
 
     /// Whether a large object is in flight and something small waits: that does not wait for pieces,
     /// but not so often that the pieces would never come.
-    fn makes_way(&self, now: Millis) -> bool {
+    fn preempts(&self, now: Millis) -> bool {
         let flying = self.flight.as_ref().and_then(|flight| flight.items.first());
         let Some((flying, Some(object))) = flying else {
             return false;
@@ -294,8 +295,8 @@ impl Sender {
         let is_small = |key: &Key| !self.objects.get(key).is_some_and(Object::is_large);
         object.is_large()
             && self
-                .made_way
-                .is_none_or(|then| now >= then.saturating_add(MAKE_WAY_MS))
+                .preempted_at
+                .is_none_or(|then| now >= then.saturating_add(PREEMPT_MS))
             && self.behind.keys().any(|key| key != flying && is_small(key))
     }
 
@@ -333,7 +334,7 @@ impl Sender {
 
     /// The next changes: deletions first, so that the peer's set never passes its cap; then what
     /// fits inline, in turn from where the last batch ended; a large object travels alone.
-    fn next_batch(&mut self, makes_way: bool) -> Vec<(Key, Option<Object>)> {
+    fn next_batch(&mut self, preempts: bool) -> Vec<(Key, Option<Object>)> {
         let mut items: Vec<(Key, Option<Object>)> = Vec::new();
         let mut large = None;
         let mut room = FRAME_BYTES_MAX - CHANGE_HEADER_BYTES;
@@ -372,7 +373,7 @@ impl Sender {
         if items.is_empty() {
             self.passed_over = 0;
             items.extend(large);
-        } else if makes_way {
+        } else if preempts {
             // What made way goes next.
             self.passed_over = PASSED_OVER_MAX;
         } else if large.is_some() {
@@ -403,16 +404,16 @@ impl Sender {
         };
         let done = if is_done(&self.flight) {
             self.flight.take()
-        } else if is_done(&self.aside) {
+        } else if is_done(&self.preempted) {
             // It came before the small ones, which started from another root and are next.
             self.flight = None;
             self.passed_over = 0;
-            self.aside.take()
+            self.preempted.take()
         } else {
             None
         };
         if let Some(flight) = done {
-            self.aside = None;
+            self.preempted = None;
             self.peer_root = Some(have);
             self.repeat.reset();
             for (key, object) in flight.items {
@@ -420,14 +421,14 @@ impl Sender {
                 let wanted = self.wanted_hash(&key);
                 self.note_peer(&key, at_peer, wanted);
             }
-        } else if order >= self.flown && self.peer_root != Some(have) {
+        } else if order >= self.change_order && self.peer_root != Some(have) {
             let asks = self.peer_root.is_none();
-            // Whether the peer has heard all that we said.
+            // Whether the peer has received all that was sent.
             let heard = order >= self.order;
             if self.root() == have {
                 self.forget_peer();
                 self.peer_root = Some(have);
-                self.said = self.said.filter(|_| heard);
+                self.target = self.target.filter(|_| heard);
                 self.pages = None;
                 self.repeat.reset();
             } else if !asks || heard {
@@ -448,7 +449,7 @@ impl Sender {
     ) {
         let known = self.peer_root == Some(root);
         let is_idle = known && (self.flight.is_some() || self.behind.is_empty());
-        if page >= PAGES_MAX || order < self.flown || is_idle {
+        if page >= PAGES_MAX || order < self.change_order || is_idle {
             return;
         }
         let mut pages = match self.pages.take() {

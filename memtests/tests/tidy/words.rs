@@ -16,9 +16,22 @@ const WORDS: &[&str] = &[
     concat!("STRANGERS", "_MAX"),
     concat!("PATI", "ENCE"),
     concat!("New", "borns"),
+    concat!("MAKE", "_WAY_MS"),
 ];
 /// Identifiers of Rust; in a sentence they are words like others.
-const IDENTIFIERS: &[&str] = &["Turns", "Desk", "Strangers", "strangers", "Account"];
+const IDENTIFIERS: &[&str] = &[
+    "Turns",
+    "Turn",
+    "Desk",
+    "Strangers",
+    "strangers",
+    "Account",
+    "Later",
+    "Behind",
+    "Pace",
+];
+/// Likewise, but in programs only: they do not say what they hold.
+const IDENTIFIERS_OF_PROGRAMS: &[&str] = &["said", "told", "flown", "aside"];
 /// Parts of paths.
 const FILES: &[&str] = &[
     "/strangers.rs",
@@ -50,7 +63,9 @@ fn old_words_do_not_come_back() {
     for source in rust::all() {
         let lines: Vec<&str> = source.text.lines().collect();
         for (name, line) in source.identifiers() {
-            if IDENTIFIERS.contains(&name.as_str()) {
+            let name = name.as_str();
+            let vague = !source.is_test() && IDENTIFIERS_OF_PROGRAMS.contains(&name);
+            if vague || IDENTIFIERS.contains(&name) {
                 let text = lines.get(line - 1).unwrap_or(&"").trim();
                 findings.push(format!("{}:{line}: {text}", source.path.display()));
             }
