@@ -2,9 +2,10 @@
 //!
 //! One field is `tag: varint, length: varint, value`, where `tag = number * 2 + must_understand`.
 //! Fields stand in ascending order, defaults are omitted, so an unchanged object keeps its bytes
-//! under a newer encoder. A reader skips an unknown field, or refuses the object by the field's
-//! number when it must be understood. A value is a [`Wire`] type, a field list, or a list of field
-//! lists; each is read strictly and fills its length exactly.
+//! under a newer encoder; a field that holds its default all the same is refused. A reader skips an
+//! unknown field, or refuses the object by the field's number when it must be understood. A value is a
+//! [`Wire`] type, a field list, or a list of field lists; each is read strictly and fills its length
+//! exactly.
 //!
 //! A type becomes a field list by [`field_list!`] (struct) or [`field_choice!`] (enum with members): one
 //! table with the number of each member, for both directions. Types nest without recursion, so
@@ -57,7 +58,7 @@ impl core::fmt::Display for FieldPath {
 pub enum Fault {
     /// The list ends inside a field, or a tag or length is not a number. The path is that of the list.
     Truncated,
-    /// The value does not decode as its type, or has bytes left over.
+    /// The value does not decode as its type, has bytes left over, or is the default.
     Value,
     /// The field, or the variant that it names, must be understood and is not known to this build.
     Unknown,
@@ -325,6 +326,11 @@ impl<'a> Reader<'a> {
             return Err(FieldError::new(Fault::Order, number));
         }
         self.last = number;
+        // Every type's default, and nothing else, is only zeros: a field that holds it is omitted, so that an
+        // object has one encoding.
+        if value.iter().all(|byte| *byte == 0) {
+            return Err(FieldError::new(Fault::Value, number));
+        }
         let skip = match tag % 2 {
             0 => Skip::Allowed,
             _ => Skip::Refused,

@@ -386,35 +386,40 @@ fn truncated_objects_and_lengths_that_lie_are_refused_or_read_as_they_say() {
 #[test]
 fn a_second_encoding_is_refused() {
     let status = |bytes: &[u8]| decode::<NodeStatus>(bytes).map_err(|error| error.fault);
-    // Field 9, 4 bytes: one condition of 2 bytes, whose name, field 1, is the empty string in 1.
-    let bytes = [18, 5, 1, 3, 3, 1, 0];
+    // Field 9, 6 bytes: one condition of 4 bytes, whose name, field 1, is a string of one byte.
+    let bytes = [18, 6, 1, 4, 3, 2, 1, b'a'];
     assert!(status(&bytes).is_ok());
-    assert_eq!(
-        status(&[18 | 0x80, 0, 5, 1, 3, 3, 1, 0]),
-        Err(Fault::Truncated)
-    );
-    assert_eq!(
-        status(&[18, 5 | 0x80, 0, 1, 3, 3, 1, 0]),
-        Err(Fault::Truncated)
-    );
     for wrong in [
-        [18, 6, 1 | 0x80, 0, 3, 3, 1, 0],
-        [18, 6, 1, 3 | 0x80, 0, 3, 1, 0],
-        // A count or a length too few.
-        [18, 6, 1, 3, 3, 1, 0, 0],
-        [18, 6, 0, 3, 3, 1, 0, 0],
-        // The value: a string of no bytes, and one more.
-        [18, 6, 1, 4, 3, 2, 0, 0],
-        [18, 6, 1, 4, 3, 2, 0x80, 0],
-    ] {
-        assert_eq!(status(&wrong), Err(Fault::Value), "{wrong:?}");
-    }
-    for wrong in [
-        [18, 6, 1, 4, 3 | 0x80, 0, 1, 0],
-        [18, 6, 1, 4, 3, 1 | 0x80, 0, 0],
+        [18 | 0x80, 0, 6, 1, 4, 3, 2, 1, b'a'],
+        [18, 6 | 0x80, 0, 1, 4, 3, 2, 1, b'a'],
+        [18, 7, 1, 5, 3 | 0x80, 0, 2, 1, b'a'],
+        [18, 7, 1, 5, 3, 2 | 0x80, 0, 1, b'a'],
     ] {
         assert_eq!(status(&wrong), Err(Fault::Truncated), "{wrong:?}");
     }
+    for wrong in [
+        [18, 7, 1 | 0x80, 0, 4, 3, 2, 1, b'a'],
+        [18, 7, 1, 4 | 0x80, 0, 3, 2, 1, b'a'],
+        // A count or a length too few.
+        [18, 7, 1, 4, 3, 2, 1, b'a', 0],
+        [18, 7, 0, 4, 3, 2, 1, b'a', 0],
+        // The value: a string of one byte, and one more.
+        [18, 7, 1, 5, 3, 3, 1, b'a', 0],
+        [18, 7, 1, 5, 3, 3, 1 | 0x80, 0, b'a'],
+    ] {
+        assert_eq!(status(&wrong), Err(Fault::Value), "{wrong:?}");
+    }
+    // Defaults: a string, a number, a list of lists, and a field that is not known.
+    for wrong in [&[2, 1, 0][..], &[10, 1, 0], &[18, 1, 0], &[0x90, 3, 1, 0]] {
+        assert_eq!(status(wrong), Err(Fault::Value), "{wrong:?}");
+    }
+    // A list without fields, an option, an identity of zeros.
+    let container = |bytes: &[u8]| decode::<ContainerStatus>(bytes).map_err(|error| error.fault);
+    assert_eq!(container(&[3, 2, 1, b'a', 4, 0]), Err(Fault::Value));
+    assert_eq!(container(&[3, 2, 1, b'a', 8, 1, 0]), Err(Fault::Value));
+    let pod = |bytes: &[u8]| decode::<PodStatus>(bytes).map_err(|error| error.fault);
+    let zeros = [&[3, 16][..], &[0; 16]].concat();
+    assert_eq!(pod(&zeros), Err(Fault::Value));
     // Out of order, doubled, and the number 0.
     let order = Err(Fault::Order);
     assert_eq!(status(&[10, 1, 2, 4, 1, 0]), order);
