@@ -42,7 +42,8 @@ impl NodeSet {
     }
 
     /// Adds the policy for the node of this name, if there is one: one that names the node goes
-    /// before one that names labels, and that before one for all; then the first by name.
+    /// before one that names labels, and that before one for all; then the first by name. Compares the
+    /// node with each policy there is.
     pub(super) fn add_policy(&mut self, store: &ObjectStore, name: &str, node: &NodeState) {
         let policies = store.of_kind(DocumentKind::NodePolicy);
         let policies = policies.filter_map(|(_, object)| match object {
@@ -130,7 +131,7 @@ impl NodeSet {
 }
 
 /// Every ConfigMap and Secret that a pod names, and whether it may be missing.
-fn configs(pod: &Pod) -> impl Iterator<Item = (Id, bool)> {
+pub(super) fn configs(pod: &Pod) -> impl Iterator<Item = (Id, bool)> {
     let volumes = pod
         .volumes
         .iter()

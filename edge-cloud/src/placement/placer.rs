@@ -6,13 +6,15 @@
 //! 1. resolves each touched name: which of its claims holds it, on which node that pod runs, and
 //!    which older pods of the name have to end;
 //! 2. makes the sets of the touched nodes anew;
-//! 3. chooses nodes for the pods that have none, and for waiting ones that a touched node may take.
+//! 3. chooses nodes for the pods that have none, and for those waiting ones that [`Waiting`] finds by
+//!    what was touched.
 //!
 //! What a round changes may touch names again, so it is called until [`Placer::is_settled`].
 //!
 //! Bound: memory in proportion to claims, nodes and what they report.
 
 mod round;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use edge_proto::key::Uid;
 use edge_proto::object::Pod;
 
+use self::waiting::Waiting;
 use super::claims::{Claim, expand};
 use super::scheduler::NodeTable;
 use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplaced};
@@ -35,6 +38,8 @@ pub struct Work {
     pub names: u64,
     /// Nodes that were looked at for a pod without one.
     pub visited: u64,
+    /// Waiting pods that were tried again.
+    pub retried: u64,
 }
 
 /// What has changed since [`Placer::take_changes`] was called last.
@@ -80,16 +85,12 @@ pub struct Placer {
     /// Whom a policy is for, as it was when its nodes were last touched.
     policies: BTreeMap<Id, (Option<String>, BTreeMap<String, String>)>,
     /// Pods that found no node.
-    waiting: BTreeSet<PodName>,
+    waiting: Waiting,
     /// Pods that wait until every node has reported after a restore.
     held: BTreeSet<PodName>,
     placement: Placement,
     touched_names: BTreeSet<PodName>,
     touched_nodes: BTreeSet<String>,
-    /// Nodes that may take a waiting pod now.
-    improved: BTreeSet<String>,
-    /// Any waiting pod may find a node now, or waits for another reason.
-    retry_all: bool,
     settled: bool,
     changes: Changes,
     work: Work,
@@ -163,8 +164,9 @@ impl Placer {
     /// Whether another round would change nothing.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        let may_retry = !self.waiting.is_empty() && (self.retry_all || !self.improved.is_empty());
-        self.touched_names.is_empty() && self.touched_nodes.is_empty() && !may_retry
+        self.touched_names.is_empty()
+            && self.touched_nodes.is_empty()
+            && !self.waiting.has_touched()
     }
 
     /// Every node has reported that is going to, see [`Self::new`].
@@ -179,8 +181,7 @@ impl Placer {
             DocumentKind::ConfigMap | DocumentKind::Secret => {
                 let users = self.users.get(id).into_iter().flatten().cloned();
                 self.touched_nodes.extend(users);
-                // A pod that did not fit because of it may fit now.
-                self.retry_all = true;
+                self.waiting.config_changed(id);
             }
             DocumentKind::NodePolicy => self.policy_changed(store, id),
             _ => self.owner_changed(store, id),
@@ -248,6 +249,12 @@ impl Placer {
         let has_other_caps = caps(before) != caps(state.as_ref());
         let other_room =
             before.map(|node| node.pods_max) != state.as_ref().map(|node| node.pods_max);
+        if is_other || has_other_caps {
+            // What waits for the labels that it had may wait for another reason now.
+            for node in before.into_iter().chain(state.as_ref()) {
+                self.waiting.node_changed(name, node);
+            }
+        }
         self.reports_changed(name, state.as_ref());
         if is_other {
             self.touch_pods_of(name);
@@ -262,10 +269,13 @@ impl Placer {
             }
             None => self.node_left(name),
         }
-        if is_other || has_other_caps {
-            self.improved.insert(name.to_owned());
+    }
+
+    /// A node has another set: a waiting pod may fit there now.
+    fn set_changed(&mut self, node: &str) {
+        if let Some(entry) = self.nodes.get(node) {
+            self.waiting.node_changed(node, &entry.state);
         }
-        self.retry_all |= is_other;
     }
 
     fn node_left(&mut self, name: &str) {
@@ -323,7 +333,8 @@ impl Placer {
         }
     }
 
-    /// Gives and takes the pods of DaemonSets on a node that is another one now.
+    /// Gives and takes the pods of DaemonSets on a node that has joined or left, or has other labels.
+    /// This compares the node with each DaemonSet there is, at these changes of a node and no others.
     fn daemons_changed(&mut self, store: &ObjectStore, node: &str, state: Option<&NodeState>) {
         for (id, _) in store.of_kind(DocumentKind::DaemonSet) {
             let Some((owner, mut claims)) = self.owners.remove_entry(id) else {

@@ -129,15 +129,22 @@ impl NodeTable {
         }
     }
 
-    /// Nodes that a selector may match: all of them, or those with one of its labels.
-    pub(super) fn labelled(
+    /// The label of a selector that the fewest nodes have; `None`: it asks for none.
+    pub(super) fn rarest<'a>(
         &self,
-        selector: &BTreeMap<String, String>,
-    ) -> Option<Option<&BTreeSet<String>>> {
-        let with =
-            |(key, value): (&String, &String)| self.labels.get(&(key.clone(), value.clone()));
-        let sets = selector.iter().map(with);
-        sets.min_by_key(|nodes| nodes.map_or(0, BTreeSet::len))
+        selector: &'a BTreeMap<String, String>,
+    ) -> Option<(&'a String, &'a String)> {
+        let count = |label: &(&String, &String)| self.with(*label).map_or(0, BTreeSet::len);
+        selector.iter().min_by_key(count)
+    }
+
+    fn with(&self, (key, value): (&String, &String)) -> Option<&BTreeSet<String>> {
+        self.labels.get(&(key.clone(), value.clone()))
+    }
+
+    /// Nodes that a selector may match: all of them, or those with one of its labels.
+    fn labelled(&self, selector: &BTreeMap<String, String>) -> Option<Option<&BTreeSet<String>>> {
+        self.rarest(selector).map(|label| self.with(label))
     }
 
     /// Names of the nodes that match a selector.
@@ -268,7 +275,7 @@ impl NodeEntry {
 }
 
 /// All labels of a node, the implicit ones as [`NodeState::label`] has them.
-fn labels(name: &str, state: &NodeState) -> Vec<(String, String)> {
+pub(super) fn labels(name: &str, state: &NodeState) -> Vec<(String, String)> {
     let own = state.labels.keys().map(String::as_str);
     let implicit = [HOSTNAME, OS, ARCH];
     let keys: BTreeSet<&str> = own.chain(implicit).collect();

@@ -7,6 +7,7 @@ use edge_proto::key::Uid;
 use edge_proto::limits::NAME_BYTES_MAX;
 use edge_proto::object::Pod;
 
+use super::waiting::Reach;
 use super::{NameState, Placer};
 use crate::manifest::Template;
 use crate::objects::ObjectStore;
@@ -14,9 +15,6 @@ use crate::placement::claims::Claim;
 use crate::placement::node_set::NodeSet;
 use crate::placement::scheduler::NodeEntry;
 use crate::placement::{PlacedPod, PodName};
-
-/// Waiting pods are compared with the touched nodes one by one up to so many; beyond, all are tried.
-const TOUCHED_MAX: usize = 64;
 
 /// A pod that has no node yet.
 struct New {
@@ -33,6 +31,8 @@ struct Round {
     /// Pods for the sets that are made.
     pods: BTreeMap<Uid, Pod>,
     new: Vec<New>,
+    /// The last pod that found no node, and why.
+    failed: Option<(Claim, String)>,
 }
 
 impl Placer {
@@ -44,12 +44,13 @@ impl Placer {
         }
         for node in std::mem::take(&mut self.touched_nodes) {
             self.make_set(store, &node, &mut round);
-            self.improved.insert(node);
+            self.set_changed(&node);
         }
         self.retry(store, &mut round);
-        round.new.sort_by(|one, other| one.order.cmp(&other.order));
-        for new in round.new {
-            self.place(store, new);
+        let mut new = std::mem::take(&mut round.new);
+        new.sort_by(|one, other| one.order.cmp(&other.order));
+        for new in new {
+            self.place(store, new, &mut round);
         }
     }
 
@@ -324,38 +325,21 @@ impl Placer {
         stays
     }
 
-    /// Tries waiting pods again that a touched node may take.
+    /// Tries those waiting pods again for which something has changed.
     fn retry(&mut self, store: &ObjectStore, round: &mut Round) {
-        let improved = std::mem::take(&mut self.improved);
-        let all = std::mem::take(&mut self.retry_all) || improved.len() > TOUCHED_MAX;
-        if self.waiting.is_empty() || (!all && improved.is_empty()) {
-            return;
-        }
-        for name in &self.waiting {
-            let claim = self.names.get(name).and_then(|state| state.holder.clone());
-            let Some(claim) = claim else {
+        for name in self.waiting.take_touched() {
+            let claim = self.names.get(&name).and_then(|state| state.holder.clone());
+            let Some(claim) = claim.filter(|claim| store.template(&claim.owner).is_some()) else {
                 continue;
             };
-            let Some(template) = store.template(&claim.owner) else {
-                continue;
-            };
-            let may = |node: &String| match claim.fixed(template) {
-                Some(fixed) => fixed == node,
-                None => {
-                    let entry = self.nodes.get(node);
-                    entry.is_some_and(|entry| claim.allows(template, node, &entry.state))
-                }
-            };
-            if all || improved.iter().any(may) {
-                let order = (true, claim);
-                let name = name.clone();
-                round.new.push(New { order, name });
-            }
+            self.work.retried += 1;
+            let order = (true, claim);
+            round.new.push(New { order, name });
         }
     }
 
     /// Chooses a node for a pod without one.
-    fn place(&mut self, store: &ObjectStore, new: New) {
+    fn place(&mut self, store: &ObjectStore, new: New, round: &mut Round) {
         let New {
             order: (_, claim),
             name,
@@ -364,10 +348,18 @@ impl Placer {
             return;
         };
         self.waiting.remove(&name);
-        match self
-            .nodes
-            .choose(store, template, &claim, &mut self.work.visited)
-        {
+        // Replicas follow each other and differ in their ordinal alone, which makes a pod no smaller:
+        // where one finds no node the next one finds none, for the same reason.
+        let failed = round.failed.take().filter(|(before, _)| {
+            before.owner == claim.owner && before.only.is_none() && before.ordinal < claim.ordinal
+        });
+        let choice = match failed {
+            Some((_, why)) => Err(why),
+            None => self
+                .nodes
+                .choose(store, template, &claim, &mut self.work.visited),
+        };
+        match choice {
             Ok(choice) => {
                 let (node, uid) = (choice.node, choice.pod.uid);
                 self.explain(&claim, &name.1, choice.note);
@@ -381,12 +373,20 @@ impl Placer {
                     self.use_configs(&node, &configs);
                 }
                 // A waiting pod with the same ConfigMap needs less room there now.
-                self.improved.insert(node.clone());
+                self.set_changed(&node);
                 self.changes.nodes.insert(node);
             }
             Err(why) => {
-                self.explain(&claim, &name.1, Some(why));
-                self.waiting.insert(name);
+                self.explain(&claim, &name.1, Some(why.clone()));
+                let reach = match claim.fixed(template) {
+                    Some(node) => Reach::Node(node.to_owned()),
+                    None => match self.nodes.rarest(&template.selector) {
+                        Some((label, value)) => Reach::Label(label.clone(), value.clone()),
+                        None => Reach::Any,
+                    },
+                };
+                self.waiting.insert(name, reach, &template.pod);
+                round.failed = Some((claim, why));
             }
         }
     }

@@ -389,6 +389,7 @@ fn rounds(placer: &mut Placer, store: &ObjectStore) -> Work {
         sets: after.sets - before.sets,
         names: after.names - before.names,
         visited: after.visited - before.visited,
+        retried: after.retried - before.retried,
     }
 }
 
@@ -428,4 +429,101 @@ fn one_change_costs_the_same_in_every_fleet() {
             "{many:?}"
         );
     }
+}
+
+/// Replicas on the nodes with this label, with this ConfigMap.
+fn replicas(name: &str, count: u32, selector: &str, config: &str) -> String {
+    format!(
+        "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: \
+         {count}\n  selector: {{matchLabels: {{a: b}}}}\n  template:\n    metadata: {{labels: {{a: \
+         b}}}}\n    spec:\n      hostNetwork: true\n      nodeSelector: {{{selector}}}\n      \
+         containers: [{{name: c, image: i:1, envFrom: [{{configMapRef: {{name: {config}}}}}]}}]\n"
+    )
+}
+
+/// Goal: a change of a node or a ConfigMap costs nothing for waiting pods that it does not concern.
+/// Method: the pods that are tried again are counted while many wait for labels, for nodes that have not
+/// joined and for ConfigMaps.
+#[test]
+fn a_change_retries_the_waiting_pods_that_it_concerns() {
+    let (mut store, mut placer) = fleet(20);
+    let mut text = replicas("away", 60, "site: away", "one");
+    text += &replicas("none", 2, "site: none, kubernetes.io/os: linux", "other");
+    for number in 100..150 {
+        text += &format!("---\n{}", pod(number, 1));
+    }
+    for id in put(&mut store, &text) {
+        placer.object_changed(&store, &id);
+    }
+    rounds(&mut placer, &store);
+    assert_eq!(placer.placement().unplaced.len(), 112);
+
+    let changed = |placer: &mut Placer, name: &str, labels: &[(&str, &str)]| {
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let node = NodeState {
+            labels: labels.iter().map(own).collect(),
+            ..placer.node(name).cloned().unwrap_or_else(gate)
+        };
+        placer.node_changed(&store, name, Some(node));
+        rounds(placer, &store).retried
+    };
+    assert_eq!(changed(&mut placer, "gate-9", &[("zone", "b")]), 0);
+    assert_eq!(changed(&mut placer, "gate-120", &[]), 1, "it has joined");
+    assert_eq!(changed(&mut placer, "gate-9", &[("site", "away")]), 60);
+    assert_eq!(placer.placement().pods.len(), 20 * 5 + 4 + 60);
+
+    let mut put_config = |placer: &mut Placer, name: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: b}}\n"
+        );
+        for id in put(&mut store, &text) {
+            placer.object_changed(&store, &id);
+        }
+        rounds(placer, &store).retried
+    };
+    assert_eq!(put_config(&mut placer, "unused"), 0);
+    assert_eq!(put_config(&mut placer, "one"), 0, "its pods are placed");
+    assert_eq!(put_config(&mut placer, "other"), 2);
+}
+
+/// Goal: replicas that wait because every node is full cost one look at the nodes when one of them
+/// changes, however many wait. Method: the nodes that are looked at are counted.
+#[test]
+fn waiting_replicas_look_at_the_nodes_once() {
+    let mut store = manifests(&replicas("web", 100, "kubernetes.io/os: linux", "one"));
+    let mut placer = Placer::new(BTreeMap::new(), true);
+    for (id, _) in store.iter() {
+        placer.object_changed(&store, id);
+    }
+    let full = NodeState {
+        pods_max: 1,
+        ..gate()
+    };
+    for number in 0..20 {
+        let name = format!("gate-{number}");
+        placer.node_changed(&store, &name, Some(full.clone()));
+    }
+    rounds(&mut placer, &store);
+    assert_eq!(placer.placement().pods.len(), 20);
+    let away = NodeState {
+        connected: false,
+        ..full.clone()
+    };
+    placer.node_changed(&store, "gate-7", Some(away));
+    let work = rounds(&mut placer, &store);
+    assert_eq!((work.retried, work.visited), (80, 20));
+    let larger = NodeState {
+        pods_max: 3,
+        ..full
+    };
+    placer.node_changed(&store, "gate-7", Some(larger));
+    rounds(&mut placer, &store);
+    assert_eq!(placer.placement().pods.len(), 22);
+    let gone: Vec<_> = store.iter().map(|(id, _)| id.clone()).collect();
+    for id in gone {
+        assert!(store.remove(&id));
+        placer.object_changed(&store, &id);
+    }
+    rounds(&mut placer, &store);
+    assert!(placer.placement().unplaced.is_empty());
 }
