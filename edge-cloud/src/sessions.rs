@@ -11,6 +11,7 @@
 //! | `call`, `records` | between a session and who reads a call or keeps records |
 //! | `renewals` | asks nodes for what a rollover of the CA needs |
 //! | `deadlines` | which node's timers are due |
+//! | `unprobed` | which node is to be probed |
 //! | `takeover` | when a new connection may end the live one of the same node |
 //!
 //! Called by [`crate::transport`] with frames, by [`crate::fleet`] for everybody else, and by
@@ -36,6 +37,7 @@ mod renewals;
 pub mod takeover;
 #[cfg(test)]
 mod tests;
+mod unprobed;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,13 +45,14 @@ use std::time::Duration;
 
 use edge_proto::frame::Frame;
 use edge_proto::rate_limiter::RateLimiter;
-use edge_proto::session::{Cloud, CloudConfig, CloudInput, CloudOutput, LinkInput};
+use edge_proto::session::{Cloud, CloudConfig, CloudInput, CloudOutput, LinkInput, LinkOutput};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::deadlines::Deadlines;
-use self::node::NodeSession;
+use self::node::{Connection, NodeSession};
+use self::unprobed::Unprobed;
 use crate::changes::{ChangeFeed, Changes};
 use crate::clock::unix_s;
 use crate::events::Events;
@@ -93,6 +96,16 @@ struct State {
     deadlines: Deadlines,
     /// What [`Sessions::tick`] waits for; `None` is nothing.
     waited_for: Option<u64>,
+    /// Nodes that are to be probed, see [`presence`].
+    unprobed: Unprobed,
+    /// When each node that is reached through a broker was last found not to be silent.
+    silences: Deadlines,
+    /// When a node is to be asked to renew its certificate, see [`renewals`].
+    renewals: Deadlines,
+    /// When it is to be asked with which certificate it has come.
+    proofs: Deadlines,
+    /// Nodes that were looked at for those four, for tests that no more than the concerned ones are.
+    visited: u64,
     /// Paces the openings of sessions.
     openings: RateLimiter,
     connections: u64,
@@ -124,6 +137,11 @@ impl Sessions {
                 nodes: BTreeMap::new(),
                 deadlines: Deadlines::default(),
                 waited_for: None,
+                unprobed: Unprobed::default(),
+                silences: Deadlines::default(),
+                renewals: Deadlines::default(),
+                proofs: Deadlines::default(),
+                visited: 0,
                 openings: RateLimiter::new(ADMISSIONS_PER_S),
                 connections: 0,
                 calls: 0,
@@ -172,6 +190,7 @@ impl Sessions {
         // It may have been deleted again meanwhile.
         if self.identity.registry().find(name).is_some() {
             self.add(&mut state, name);
+            self.ask_soon(&mut state, name);
         }
         drop(state);
         self.changes.changed(name);
@@ -206,8 +225,8 @@ impl Sessions {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
-        let connection = node.connection.take();
-        if let (Some(mut connection), Some(session)) = (connection, node.session.session()) {
+        let session = node.session.session();
+        if let (Some(mut connection), Some(session)) = (state.disconnect(name), session) {
             let epoch = self.epoch(name);
             let reset = Frame::Reset { session, epoch };
             connection.carrier.send(self.now(), reset.encode());
@@ -247,14 +266,15 @@ impl Sessions {
         let stream = self.records.attach(name, &mut session);
         let name: Arc<str> = name.into();
         let node = NodeSession::new(Arc::clone(&name), session, stream);
-        state.nodes.insert(name, Box::new(node));
+        state.nodes.insert(Arc::clone(&name), Box::new(node));
+        self.expect_probe(state, &name);
     }
 
     /// One input to a node's session, and all that follows from it.
     fn handle<'a>(&self, state: &mut State, name: &str, input: impl Into<CloudInput<'a>>) {
         let input = input.into();
         let now = self.now();
-        let mut visible = false;
+        let (mut visible, mut is_new) = (false, false);
         let Some(node) = state.nodes.get_mut(name) else {
             return;
         };
@@ -271,7 +291,10 @@ impl Sessions {
         while let Some(output) = node.session.poll() {
             match output {
                 CloudOutput::Records(output) => node.take_records(now, output, &self.records),
-                output => visible |= node.perform(now, output, &mut events),
+                output => {
+                    is_new |= matches!(output, CloudOutput::Link(LinkOutput::Live { .. }));
+                    visible |= node.perform(now, output, &mut events);
+                }
             }
         }
         while let Some((incarnation, class, count)) = node.session.take_repeated() {
@@ -281,6 +304,9 @@ impl Sessions {
             self.events.add(name, reason, &text);
         }
         self.schedule(state, name);
+        if is_new {
+            self.ask_soon(state, name);
+        }
         if visible {
             self.changes.changed(name);
         }
@@ -308,8 +334,19 @@ impl State {
         let Some(mut node) = self.nodes.remove(name) else {
             return false;
         };
+        self.unprobed.remove(name);
         self.deadlines.set(&node.name, &mut node.scheduled, None);
+        self.silences.set(&node.name, &mut node.listened, None);
+        self.renewals.set(&node.name, &mut node.renewal_due, None);
+        self.proofs.set(&node.name, &mut node.proof_due, None);
         true
+    }
+
+    /// Takes a node's connection away.
+    fn disconnect(&mut self, name: &str) -> Option<Connection> {
+        let node = self.nodes.get_mut(name)?;
+        self.silences.set(&node.name, &mut node.listened, None);
+        node.connection.take()
     }
 }
 

@@ -63,6 +63,7 @@ impl Sessions {
             self.handle(state, name, LinkInput::TransportUp);
         }
         self.schedule(state, name);
+        self.expect_probe(state, name);
         self.probe_all();
     }
 }

@@ -78,14 +78,16 @@ pub(super) struct NodeSession {
     pub(super) boots: [String; 2],
     pub(super) changed_unix_s: u64,
     pub(super) takeovers: Takeovers,
-    /// When it was last asked to renew its certificate.
-    pub(super) renewal_asked: Option<u64>,
-    /// When it was last asked in this session with which certificate it has come.
-    pub(super) proof_asked: Option<u64>,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
     pub(super) problems: Problems,
-    /// Where it stands in [`super::deadlines`].
+    /// Where its timers stand in [`super::State::deadlines`].
     pub(super) scheduled: Option<u64>,
+    /// Where it stands in [`super::State::silences`].
+    pub(super) listened: Option<u64>,
+    /// Where it stands in [`super::State::renewals`].
+    pub(super) renewal_due: Option<u64>,
+    /// Where it stands in [`super::State::proofs`].
+    pub(super) proof_due: Option<u64>,
 }
 
 /// Frames of a node that do not decode or do not fit. One event in [`PROBLEM_MS`]: a node that sends
@@ -132,11 +134,12 @@ impl NodeSession {
             boots: Default::default(),
             changed_unix_s: 0,
             takeovers: Takeovers::default(),
-            renewal_asked: None,
-            proof_asked: None,
             calls: BTreeMap::new(),
             problems: Problems::default(),
             scheduled: None,
+            listened: None,
+            renewal_due: None,
+            proof_due: None,
         }
     }
 
@@ -195,7 +198,6 @@ impl NodeSession {
             }
             CloudOutput::Link(LinkOutput::Live { .. }) => {
                 self.reservation = Reservation::default();
-                self.proof_asked = None;
                 // A session may follow another without a break.
                 if !self.live {
                     self.live = true;

@@ -5,7 +5,7 @@
 use edge_proto::session::{CloudInput, LinkInput};
 
 use super::connect::is_hello;
-use super::node::{Carrier, NodeSession};
+use super::node::Carrier;
 use super::{READMITTED, Sessions, State};
 use crate::clock::unix_s;
 
@@ -28,15 +28,27 @@ impl Sessions {
     #[must_use]
     pub(crate) fn probe(&self, count: usize, unplaced: bool, carriers: Carriers<'_>) -> bool {
         let mut state = self.lock();
-        let silent = state.nodes.values().filter(|node| {
-            let waits = node.connection.is_none() && (unplaced || node.desired.is_some());
-            waits && self.identity.registry().knows(&node.name)
-        });
-        let names: Vec<_> = silent.map(|node| node.name.clone()).take(count).collect();
-        for name in &names {
-            self.reach(&mut state, name, LinkInput::TransportUp.into(), carriers);
+        for _ in 0..count {
+            let Some(name) = state.unprobed.pop(unplaced) else {
+                return false;
+            };
+            state.visited += 1;
+            // One that is revoked is asked when it joins anew.
+            if self.identity.registry().knows(&name) {
+                self.reach(&mut state, &name, LinkInput::TransportUp.into(), carriers);
+            }
         }
-        !names.is_empty()
+        true
+    }
+
+    /// The node is to be probed, unless the hub carries the links or it can be reached already.
+    pub(super) fn expect_probe(&self, state: &mut State, name: &str) {
+        if self.identity.external_broker().is_some()
+            && let Some(node) = state.nodes.get(name)
+            && node.connection.is_none()
+        {
+            state.unprobed.insert(&node.name, node.desired.is_some());
+        }
     }
 
     /// A node can be reached through the broker.
@@ -44,7 +56,11 @@ impl Sessions {
         state.connections += 1;
         let id = state.connections;
         if let Some(node) = state.nodes.get_mut(name) {
-            node.attach(self.now(), id, carriers(name));
+            let now = self.now();
+            node.attach(now, id, carriers(name));
+            state.unprobed.remove(name);
+            let listened = &mut node.listened;
+            state.silences.set(&node.name, listened, Some(now));
             self.handle(state, name, how);
         }
     }
@@ -100,35 +116,58 @@ impl Sessions {
     }
 
     /// Asks up to `count` nodes for a sign of life that have a live session and were silent for
-    /// `silence_ms`. One that has not answered `asks` times is not connected: its will was lost. Looks at
-    /// all nodes; the caller paces it.
+    /// `silence_ms`. One that has not answered `asks` times is not connected: its will was lost. A node
+    /// that is not silent is looked at once in `silence_ms`; the caller paces the rest.
     pub(crate) fn ask_silent(&self, silence_ms: u64, asks: u32, count: usize) {
         let now = self.now();
-        let mut state = self.lock();
-        let silent = |node: &&mut Box<NodeSession>| {
-            let connection = node.connection.as_ref().filter(|_| node.live);
-            connection.is_some_and(|one| now.saturating_sub(one.heard) >= silence_ms)
+        let Some(limit) = now.checked_sub(silence_ms) else {
+            return;
         };
-        let silent = state.nodes.values_mut().filter(silent).take(count);
-        let (mut asked, mut gone) = (Vec::new(), Vec::new());
-        for node in silent {
-            match &mut node.connection {
-                Some(connection) if connection.asked < asks => {
-                    connection.asked += 1;
-                    let probe = self.probe_frame(&node.name);
-                    node.send(now, &probe);
-                    asked.push(node.name.clone());
-                }
-                _ => gone.push(node.name.clone()),
+        let mut state = self.lock();
+        let mut left = count;
+        while left > 0 {
+            // Each is moved behind the limit.
+            let due = state.silences.due(limit, left);
+            if due.is_empty() {
+                break;
+            }
+            for name in due {
+                left -= usize::from(self.listen(&mut state, &name, (now, limit), asks));
             }
         }
-        for name in asked {
-            self.schedule(&mut state, &name);
+    }
+
+    /// Looks whether a node was silent since `limit`, and asks it or gives it up then.
+    fn listen(&self, state: &mut State, name: &str, (now, limit): (u64, u64), asks: u32) -> bool {
+        state.visited += 1;
+        let Some(node) = state.nodes.get_mut(name) else {
+            return false;
+        };
+        let (heard, asked) = match &mut node.connection {
+            // Its opening has timers of its own.
+            Some(_) if !node.live => (now, None),
+            Some(connection) if connection.heard > limit => (connection.heard, None),
+            // Once more in the next round, behind those that wait longer.
+            Some(connection) => (limit + 1, Some(&mut connection.asked)),
+            None => return false,
+        };
+        state
+            .silences
+            .set(&node.name, &mut node.listened, Some(heard));
+        match asked {
+            None => return false,
+            Some(asked) if *asked < asks => {
+                *asked += 1;
+                let probe = self.probe_frame(name);
+                node.send(now, &probe);
+                self.schedule(state, name);
+            }
+            Some(_) => {
+                self.handle(state, name, LinkInput::TransportDown);
+                self.handle(state, name, LinkInput::TransportUp);
+            }
         }
-        for name in gone {
-            self.handle(&mut state, &name, LinkInput::TransportDown);
-            self.handle(&mut state, &name, LinkInput::TransportUp);
-        }
+        true
     }
 
     /// The connection to the broker is gone, and with it all that was known of presence.
@@ -136,10 +175,9 @@ impl Sessions {
         let mut state = self.lock();
         let names: Vec<_> = state.nodes.keys().cloned().collect();
         for name in names {
-            if let Some(node) = state.nodes.get_mut(&name) {
-                node.connection = None;
-            }
+            state.disconnect(&name);
             self.handle(&mut state, &name, LinkInput::TransportDown);
+            self.expect_probe(&mut state, &name);
             self.changes.changed(&name);
         }
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use edge_proto::call::METHOD_RENEW;
 
-use super::Sessions;
 use super::node::NodeSession;
+use super::{Sessions, State};
 use crate::identity::authorities::Phase;
+use crate::identity::registry::Enrolment;
 use crate::nodes::Calls as _;
 
 /// Nodes that are asked to renew their certificate in each [`ASK_PACE`], after a change of the CAs:
@@ -28,16 +29,12 @@ impl Sessions {
     /// Asks nodes, for ever, when they are connected.
     pub async fn keep_current(self: &Arc<Self>) {
         loop {
-            let rotated = self.identity.authorities().ever_rotated();
-            if !rotated && self.identity.external_broker().is_none() {
-                self.identity.rotated().await;
-            }
             for name in self.due_renewals() {
                 let mut answer = self.call(&name, METHOD_RENEW, Vec::new());
                 // Whoever does not answer is asked again.
                 tokio::spawn(async move { while answer.recv().await.is_some() {} });
             }
-            for name in self.due_proofs() {
+            for name in self.due(Ask::Proof, |node| node.pending.is_some()) {
                 let mut answer = self.call(&name, METHOD_RENEW, vec![0]);
                 let sessions = Arc::clone(self);
                 tokio::spawn(async move {
@@ -49,49 +46,70 @@ impl Sessions {
                     sessions.proven(&name, &bytes);
                 });
             }
-            tokio::time::sleep(ASK_PACE).await;
+            let may_ask = self.may_ask_renewals() || self.identity.external_broker().is_some();
+            tokio::select! {
+                () = self.identity.rotated() => self.ask_all(),
+                () = tokio::time::sleep(ASK_PACE), if may_ask => {}
+            }
         }
     }
 
-    /// Those that are to be asked now; they are not due again for [`ASK_AGAIN_MS`].
-    fn due_renewals(&self) -> Vec<String> {
-        if self.identity.authorities().phase() == Phase::Offered {
+    /// Before the first rollover every node has what a node is given.
+    fn may_ask_renewals(&self) -> bool {
+        self.identity.authorities().ever_rotated()
+    }
+
+    /// A node has a new session or a further certificate: it is found out soon whether to ask it.
+    pub(super) fn ask_soon(&self, state: &mut State, name: &str) {
+        let now = self.now();
+        let is_asked = |node: &NodeSession| node.renewal_due.is_some();
+        let node = state.nodes.get(name).filter(|node| node.live);
+        if node.is_some_and(|node| !is_asked(node)) && self.may_ask_renewals() {
+            Ask::Renewal.schedule(state, name, Some(now));
+        }
+        if self.identity.external_broker().is_some() {
+            Ask::Proof.schedule(state, name, Some(now));
+        }
+    }
+
+    /// The CAs have changed, and with them what every node is given.
+    pub(super) fn ask_all(&self) {
+        let mut state = self.lock();
+        let names: Vec<_> = state.nodes.keys().cloned().collect();
+        for name in names {
+            self.ask_soon(&mut state, &name);
+        }
+    }
+
+    /// Those that are to be asked now to renew.
+    pub(super) fn due_renewals(&self) -> Vec<Arc<str>> {
+        let authorities = self.identity.authorities();
+        if authorities.phase() == Phase::Offered {
             return Vec::new();
         }
-        let outdated = self.identity.outdated();
-        self.due(outdated, ASK_AGAIN_MS, |node| &mut node.renewal_asked)
+        let given = authorities.given();
+        self.due(Ask::Renewal, |node| !node.has(&given))
     }
 
-    /// The same for [`PROOF_AGAIN_MS`], and at once in a new session.
-    fn due_proofs(&self) -> Vec<String> {
-        if self.identity.external_broker().is_none() {
-            return Vec::new();
-        }
-        let pending = self.identity.registry().pending();
-        self.due(pending, PROOF_AGAIN_MS, |node| &mut node.proof_asked)
-    }
-
-    fn due(
-        &self,
-        names: Vec<String>,
-        again_ms: u64,
-        asked: fn(&mut NodeSession) -> &mut Option<u64>,
-    ) -> Vec<String> {
+    /// Up to [`RENEWALS_AT_ONCE`] nodes that are to be asked now. Looks at those that are due and at no
+    /// others; one that is not `concerned` is not due again before [`Self::ask_soon`].
+    fn due(&self, ask: Ask, concerned: impl Fn(&Enrolment) -> bool) -> Vec<Arc<str>> {
         let now = self.now();
         let mut state = self.lock();
-        let due = names.into_iter().filter(|name| {
-            let node = state.nodes.get_mut(name.as_str());
-            let Some(node) = node.filter(|node| node.live) else {
-                return false;
+        let mut asked = Vec::new();
+        while asked.len() < RENEWALS_AT_ONCE {
+            let Some(name) = ask.first_due(&state, now) else {
+                break;
             };
-            let at = asked(node);
-            let due = at.is_none_or(|at| now >= at + again_ms);
-            if due {
-                *at = Some(now);
-            }
-            due
-        });
-        due.take(RENEWALS_AT_ONCE).collect()
+            state.visited += 1;
+            let is_live = state.nodes.get(&name).is_some_and(|node| node.live);
+            let node = self.identity.registry().find(&name);
+            let node = node.filter(|node| is_live && !node.revoked && concerned(node));
+            let again = node.map(|_| now + ask.again_ms());
+            ask.schedule(&mut state, &name, again);
+            asked.extend(again.map(|_| name));
+        }
+        asked
     }
 
     /// A node has answered with which certificate it has come.
@@ -101,6 +119,41 @@ impl Sessions {
         };
         if let Err(error) = self.identity.registry().lives_with(name, end) {
             self.events.add(name, "NotStored", &error.to_string());
+        }
+    }
+}
+
+/// What a node is asked for.
+#[derive(Clone, Copy)]
+enum Ask {
+    /// To renew its certificate.
+    Renewal,
+    /// With which certificate it has come.
+    Proof,
+}
+
+impl Ask {
+    const fn again_ms(self) -> u64 {
+        match self {
+            Self::Renewal => ASK_AGAIN_MS,
+            Self::Proof => PROOF_AGAIN_MS,
+        }
+    }
+
+    fn first_due(self, state: &State, now: u64) -> Option<Arc<str>> {
+        let order = match self {
+            Self::Renewal => &state.renewals,
+            Self::Proof => &state.proofs,
+        };
+        order.due(now, 1).pop()
+    }
+
+    fn schedule(self, state: &mut State, name: &str, at: Option<u64>) {
+        if let Some(node) = state.nodes.get_mut(name) {
+            match self {
+                Self::Renewal => state.renewals.set(&node.name, &mut node.renewal_due, at),
+                Self::Proof => state.proofs.set(&node.name, &mut node.proof_due, at),
+            }
         }
     }
 }

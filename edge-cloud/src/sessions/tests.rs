@@ -6,6 +6,7 @@ use edge_proto::lanes::Limits;
 use edge_proto::limits::WIRE_VERSION;
 
 use super::*;
+use crate::identity::ExternalBroker;
 use crate::identity::ca::{Ca, NODE_LIFE_S};
 use crate::identity::enrol::Lives;
 use crate::identity::peer::Peer;
@@ -18,6 +19,31 @@ fn open(data: &Path) -> Arc<Sessions> {
     let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
     let identity = Identity::open(data, ca, None, Lives::default(), Arc::clone(&events));
     Sessions::new(identity.unwrap(), events, Records::none())
+}
+
+/// The same behind an external broker.
+fn open_behind_broker(data: &Path) -> Arc<Sessions> {
+    let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
+    let broker = ExternalBroker {
+        broker: edge_proto::enrol::Broker {
+            url: "mqtts://broker".to_owned(),
+            anchors: Vec::new(),
+        },
+        crl: None,
+    };
+    let identity = Identity::open(
+        data,
+        ca,
+        Some(broker),
+        Lives::default(),
+        Arc::clone(&events),
+    );
+    Sessions::new(identity.unwrap(), events, Records::none())
+}
+
+/// Time goes by.
+fn advance(sessions: &mut Arc<Sessions>, ms: u64) {
+    Arc::get_mut(sessions).unwrap().start -= Duration::from_millis(ms);
 }
 
 /// What a node's connection was handed.
@@ -296,4 +322,172 @@ async fn a_deadline_of_a_connection_is_kept() {
     for name in ["gate", "other"] {
         assert_eq!(scheduled(name), state.nodes[name].deadline());
     }
+}
+
+/// Nodes that were looked at since the last call.
+fn visited(sessions: &Sessions) -> u64 {
+    std::mem::take(&mut sessions.lock().visited)
+}
+
+/// `count` nodes behind a broker that have joined.
+fn joined(sessions: &Sessions, count: usize) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|number| format!("gate-{number}")).collect();
+    for name in &names {
+        join(sessions, name);
+        sessions.joined(name);
+    }
+    names
+}
+
+/// Goal: a first set costs a probe of that node only, and each node is probed once after the broker came
+/// up. Method: the nodes that are looked at and those that are reached are counted.
+#[test]
+fn a_node_is_probed_without_a_look_at_the_others() {
+    let data = tempfile::tempdir().unwrap();
+    let sessions = open_behind_broker(data.path());
+    let names = joined(&sessions, 60);
+    let reached = std::cell::RefCell::new(Vec::new());
+    let probe = |unplaced| {
+        let carriers = |name: &str| {
+            reached.borrow_mut().push(name.to_owned());
+            Box::new(line().0) as _
+        };
+        while sessions.probe(7, unplaced, &carriers) {}
+        reached.take()
+    };
+    for name in ["gate-9", "gate-3"] {
+        sessions.set_desired(name, &Desired::new());
+        assert_eq!(probe(false), [name]);
+        assert_eq!(visited(&sessions), 1);
+    }
+    let mut others = probe(true);
+    assert_eq!(visited(&sessions), 58);
+    others.sort();
+    others.dedup();
+    assert_eq!(others.len(), 58);
+    // A set for one that can be reached, and one that has left.
+    sessions.set_desired("gate-5", &Desired::new());
+    assert!(probe(true).is_empty());
+    sessions.all_disconnected();
+    sessions.remove("gate-7");
+    let again = probe(true);
+    assert_eq!(again[..3], ["gate-3", "gate-5", "gate-9"]);
+    assert_eq!(again.len(), names.len() - 1);
+    assert_eq!(visited(&sessions), 59);
+}
+
+/// Goal: a round that looks for silent nodes looks at those that may be silent, and asks them as often as
+/// it is to. Method: of many nodes one is silent while the others send.
+#[test]
+fn a_silent_node_is_asked_without_a_look_at_the_others() {
+    const SILENCE_MS: u64 = 60_000;
+    let data = tempfile::tempdir().unwrap();
+    let mut sessions = open_behind_broker(data.path());
+    joined(&sessions, 30);
+    let (silent, handed) = line();
+    let silent = std::cell::RefCell::new(Some(silent));
+    let carriers = |name: &str| {
+        let silent = silent.borrow_mut().take_if(|_| name == "gate-7");
+        Box::new(silent.unwrap_or_else(|| line().0)) as _
+    };
+    while sessions.probe(50, true, &carriers) {}
+    sessions.set_desired("gate-7", &Desired::new());
+    sessions.frame_from_broker("gate-7", &hello(), &carriers);
+    let welcome = frames(&handed).into_iter().find_map(|frame| match frame {
+        Frame::Welcome { session, .. } => Some(session),
+        _ => None,
+    });
+    let have = Frame::Have {
+        session: welcome.unwrap(),
+        set: edge_proto::frame::Set::Desired,
+        root: Default::default(),
+        order: 0,
+    };
+    sessions.frame_from_broker("gate-7", &have.encode(), &carriers);
+    assert!(sessions.is_live("gate-7"));
+    let round = |sessions: &mut Arc<Sessions>, ms: u64| {
+        visited(sessions);
+        advance(sessions, ms);
+        sessions.ask_silent(SILENCE_MS, 2, 20);
+        visited(sessions)
+    };
+    let probes = || {
+        let probe = |frame: &Frame| matches!(frame, Frame::Probe { .. });
+        frames(&handed).into_iter().filter(probe).count()
+    };
+    probes();
+    assert_eq!(round(&mut sessions, 40_000), 0);
+    for name in (0..30).map(|number| format!("gate-{number}")) {
+        if name != "gate-7" {
+            sessions.frame_from_broker(&name, &Frame::Gone { n: [1; 8] }.encode(), &carriers);
+        }
+    }
+    for node in sessions.lock().nodes.values_mut() {
+        node.live = true;
+    }
+    assert_eq!(round(&mut sessions, 30_000), 30, "once in that time");
+    assert_eq!(probes(), 1);
+    assert_eq!((round(&mut sessions, 1_000), probes()), (1, 1));
+    assert!(sessions.is_live("gate-7"));
+    assert_eq!(round(&mut sessions, 1_000), 1);
+    assert!(!sessions.is_live("gate-7"));
+    assert_eq!(round(&mut sessions, 1_000), 1, "its opening has begun");
+    assert_eq!(round(&mut sessions, 1_000), 0);
+    // All of them, no more at once than was said.
+    assert_eq!(round(&mut sessions, 2 * SILENCE_MS), 20);
+    let asked = |sessions: &Sessions| {
+        let state = sessions.lock();
+        let asked =
+            |node: &&Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.asked == 1);
+        state.nodes.values().filter(asked).count()
+    };
+    assert_eq!(asked(&sessions), 20);
+    round(&mut sessions, 1_000);
+    assert_eq!(asked(&sessions), 29 - 11, "those that waited longer first");
+}
+
+/// Goal: during a rollover a round looks at the nodes that are due, and a node is asked again neither too
+/// soon nor because it comes again. Method: two of many nodes are connected.
+#[test]
+fn a_renewal_is_asked_for_without_a_look_at_the_others() {
+    let data = tempfile::tempdir().unwrap();
+    let mut sessions = open(data.path());
+    joined(&sessions, 30);
+    let connected = |sessions: &Sessions, name: &str| {
+        let mut state = sessions.lock();
+        state.nodes.get_mut(name).unwrap().live = true;
+        sessions.ask_soon(&mut state, name);
+    };
+    connected(&sessions, "gate-3");
+    sessions.ask_all();
+    assert!(sessions.due_renewals().is_empty());
+    assert_eq!(visited(&sessions), 0, "there was no rollover");
+    sessions.identity.rotate().unwrap();
+    sessions.ask_all();
+    connected(&sessions, "gate-4");
+    let asked = |sessions: &Sessions| {
+        let asked: Vec<_> = sessions.due_renewals();
+        (
+            visited(sessions),
+            asked.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        )
+    };
+    let both = || vec!["gate-3".to_owned(), "gate-4".to_owned()];
+    assert_eq!(asked(&sessions), (2, both()));
+    connected(&sessions, "gate-4");
+    assert_eq!(asked(&sessions), (0, vec![]));
+    advance(&mut sessions, ASK_AGAIN_MS);
+    assert_eq!(asked(&sessions), (2, both()));
+    // One that has renewed.
+    let (ca_sha256, other_ca_sha256) = sessions.identity.authorities().given();
+    let current = Enrolment {
+        ca_sha256,
+        other_ca_sha256,
+        ..Enrolment::default()
+    };
+    sessions.identity.registry().add("new", current).unwrap();
+    sessions.joined("new");
+    connected(&sessions, "new");
+    assert_eq!(asked(&sessions), (1, vec![]));
+    assert_eq!(asked(&sessions), (0, vec![]));
 }
