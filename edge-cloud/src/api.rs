@@ -21,7 +21,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
 use crate::metrics;
-use crate::nodes::{CaView, CallError, Nodes};
+use crate::nodes::{
+    CaAdmin, CaView, CallError, Calls, EventLog, NodeAdmin, NodeReports, RecordReports,
+};
 use crate::source::Status;
 
 pub use view::{ContainerRow, NodeRow, PodRow, ProblemRow};
@@ -104,7 +106,10 @@ pub struct LogsQuery {
 }
 
 /// What may be asked without changing or revealing anything but status.
-fn read_only<N: Nodes>() -> Router<App<N>> {
+fn read_only<N>() -> Router<App<N>>
+where
+    N: NodeReports + EventLog + RecordReports + CaAdmin,
+{
     Router::new()
         .route("/v1/nodes", get(nodes::<N>))
         .route("/v1/pods", get(pods::<N>))
@@ -115,7 +120,11 @@ fn read_only<N: Nodes>() -> Router<App<N>> {
         .route("/metrics", get(metrics::<N>))
 }
 
-fn full<N: Nodes>() -> Router<App<N>> {
+/// Everything.
+fn full<N>() -> Router<App<N>>
+where
+    N: NodeReports + EventLog + RecordReports + CaAdmin + Calls + NodeAdmin,
+{
     read_only::<N>()
         .route(
             "/v1/logs/{node}/{namespace}/{pod}/{container}",
@@ -149,12 +158,15 @@ pub fn listen(data: &Path) -> std::io::Result<UnixListener> {
 ///
 /// # Errors
 /// Those of the sockets.
-pub async fn serve<N: Nodes>(
+pub async fn serve<N>(
     socket: UnixListener,
     http: Option<TcpListener>,
     nodes: Arc<N>,
     status: watch::Receiver<Status>,
-) -> std::io::Result<()> {
+) -> std::io::Result<()>
+where
+    N: NodeReports + EventLog + RecordReports + CaAdmin + Calls + NodeAdmin,
+{
     let app = App { nodes, status };
     let local = axum::serve(socket, full::<N>().with_state(app.clone()));
     match http {
@@ -166,29 +178,29 @@ pub async fn serve<N: Nodes>(
     }
 }
 
-async fn nodes<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<NodeRow>> {
+async fn nodes<N: NodeReports>(State(app): State<App<N>>) -> Json<Vec<NodeRow>> {
     Json(view::nodes(&app.nodes.views()))
 }
 
-async fn pods<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<PodRow>> {
+async fn pods<N: NodeReports>(State(app): State<App<N>>) -> Json<Vec<PodRow>> {
     let status = app.status.borrow();
     Json(view::pods(&app.nodes.views(), &status.placement))
 }
 
-async fn events<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<crate::nodes::Event>> {
+async fn events<N: EventLog>(State(app): State<App<N>>) -> Json<Vec<crate::nodes::Event>> {
     Json(app.nodes.events())
 }
 
-async fn problems<N: Nodes>(State(app): State<App<N>>) -> Json<Vec<ProblemRow>> {
+async fn problems<N: Send + Sync + 'static>(State(app): State<App<N>>) -> Json<Vec<ProblemRow>> {
     let status = app.status.borrow();
     Json(view::problems(&status))
 }
 
-async fn records<N: Nodes>(State(app): State<App<N>>) -> Json<crate::records::View> {
+async fn records<N: RecordReports>(State(app): State<App<N>>) -> Json<crate::records::View> {
     Json(app.nodes.records())
 }
 
-async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
+async fn metrics<N: NodeReports + RecordReports + CaAdmin>(State(app): State<App<N>>) -> Response {
     let status = app.status.borrow();
     match metrics::text(
         &app.nodes.views(),
@@ -201,7 +213,7 @@ async fn metrics<N: Nodes>(State(app): State<App<N>>) -> Response {
     }
 }
 
-async fn create_token<N: Nodes>(
+async fn create_token<N: NodeAdmin>(
     State(app): State<App<N>>,
     Json(request): Json<TokenRequest>,
 ) -> Response {
@@ -219,32 +231,32 @@ async fn create_token<N: Nodes>(
     }
 }
 
-async fn delete_node<N: Nodes>(
+async fn delete_node<N: NodeAdmin>(
     State(app): State<App<N>>,
     Segments(node): Segments<String>,
 ) -> Response {
     done(&node, app.nodes.delete(&node).await)
 }
 
-async fn revoke_node<N: Nodes>(
+async fn revoke_node<N: NodeAdmin>(
     State(app): State<App<N>>,
     Segments(node): Segments<String>,
 ) -> Response {
     done(&node, app.nodes.revoke(&node).await)
 }
 
-async fn ca<N: Nodes>(State(app): State<App<N>>) -> Json<CaView> {
+async fn ca<N: CaAdmin>(State(app): State<App<N>>) -> Json<CaView> {
     Json(app.nodes.cas())
 }
 
-async fn rotate_ca<N: Nodes>(State(app): State<App<N>>) -> Response {
+async fn rotate_ca<N: CaAdmin>(State(app): State<App<N>>) -> Response {
     match app.nodes.rotate_ca().await {
         Ok(view) => Json(view).into_response(),
         Err(error) => fail(StatusCode::CONFLICT, error),
     }
 }
 
-async fn retire_ca<N: Nodes>(
+async fn retire_ca<N: CaAdmin>(
     State(app): State<App<N>>,
     Json(request): Json<RetireRequest>,
 ) -> Response {
@@ -262,7 +274,7 @@ fn done(node: &str, result: Result<bool, String>) -> Response {
     }
 }
 
-async fn only_logs<N: Nodes>(
+async fn only_logs<N: NodeReports + Calls>(
     state: State<App<N>>,
     Segments((node, namespace, pod)): Segments<(String, String, String)>,
     query: Query<LogsQuery>,
@@ -275,7 +287,7 @@ async fn only_logs<N: Nodes>(
     .await
 }
 
-async fn logs<N: Nodes>(
+async fn logs<N: NodeReports + Calls>(
     State(app): State<App<N>>,
     Segments((node, namespace, pod, container)): Segments<(String, String, String, String)>,
     Query(query): Query<LogsQuery>,

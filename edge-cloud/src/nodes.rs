@@ -223,8 +223,3 @@ pub trait RecordReports: Send + Sync + 'static {
     /// All streams, and the state of the sink.
     fn records(&self) -> View;
 }
-
-/// All that the API shows and does.
-pub trait Nodes: NodeReports + Calls + NodeAdmin + CaAdmin + EventLog + RecordReports {}
-
-impl<T: NodeReports + Calls + NodeAdmin + CaAdmin + EventLog + RecordReports> Nodes for T {}

@@ -19,7 +19,9 @@ use crate::fleet::Fleet;
 use crate::identity::authorities::Authorities;
 use crate::identity::enrol::Lives;
 use crate::identity::registry::NODES;
-use crate::nodes::{DesiredSets, Nodes};
+use crate::nodes::{
+    CaAdmin, Calls, DesiredSets, EventLog, NodeAdmin, NodeReports, RecordReports,
+};
 use crate::records::{Records, target};
 use crate::saved::PLACEMENT;
 use crate::source::{Folder, Status};
@@ -36,12 +38,15 @@ const SEGMENT_BYTES_MAX: u32 = 1_220;
 ///
 /// # Errors
 /// Those of the API's sockets.
-pub async fn serve<N: Nodes + DesiredSets>(
+pub async fn serve<N>(
     nodes: Arc<N>,
     data: &Path,
     manifests: PathBuf,
     http: Option<TcpListener>,
-) -> io::Result<()> {
+) -> io::Result<()>
+where
+    N: NodeReports + DesiredSets + EventLog + RecordReports + CaAdmin + Calls + NodeAdmin,
+{
     let (sink, status) = watch::channel(Status::default());
     let socket = api::listen(data)?;
     let source = Folder::new(manifests);
