@@ -93,7 +93,9 @@ impl Status {
     }
 }
 
-/// Status in memory, for the API. What nodes report the API reads where the sessions have it.
+/// Status in memory, for the API: that of the folder, which has no place for a status of its own. What
+/// nodes report is not kept a second time: the API and the metrics read it from the sessions, where it is
+/// newer.
 impl StatusSink for watch::Sender<Status> {
     fn placed(&mut self, change: StatusChange<'_>) {
         self.send_modify(|status| status.apply(change));

@@ -15,11 +15,12 @@ use edge_cloud::backup::{self, Backup};
 use edge_cloud::controller::{self, SETTLE};
 use edge_cloud::identity::ca::Ca;
 use edge_cloud::identity::registry::Registry;
+use edge_cloud::nodes::{NodeAdmin as _, NodeView};
 use edge_cloud::saved::PLACEMENT;
-use edge_cloud::source::{Folder, Status};
+use edge_cloud::source::{Folder, Status, StatusChange, StatusSink};
 use edge_proto::object::{Pod, PodStatus};
 use recorder::Recorder;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/toll-gate");
 
@@ -406,4 +407,55 @@ async fn a_node_that_never_reported_is_given_nothing() {
     links.join("gate-1");
     run(folder.path(), data.path(), &links, |_, _| true).await;
     assert_eq!(links.desired("gate-1"), None);
+}
+
+/// A sink that passes on what the nodes report: the name, and whether it is connected with how many
+/// pods.
+struct Reports(mpsc::Sender<Report>);
+
+type Report = (String, Option<(bool, usize)>);
+
+impl StatusSink for Reports {
+    fn placed(&mut self, _: StatusChange<'_>) {}
+
+    fn reported(&mut self, node: &str, view: Option<&NodeView>) {
+        let view = view.map(|view| (view.connected, view.pods.len()));
+        self.0.try_send((node.to_owned(), view)).unwrap();
+    }
+}
+
+/// Goal: a sink is given each change of a node once, and no node that has not changed. Method: one change
+/// after the other, each when the one before has arrived; the last one shows that nothing is left.
+#[tokio::test]
+async fn the_sink_is_given_each_change_of_a_node_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    let (sink, mut reports) = mpsc::channel(64);
+    let report = |name: &str, view| (name.to_owned(), view);
+    links.join("gate-1");
+    links.join("gate-2");
+    let changes = async {
+        let mut next = async || reports.recv().await.unwrap();
+        assert_eq!(next().await, report("gate-1", Some((false, 0))));
+        assert_eq!(next().await, report("gate-2", Some((false, 0))));
+        links.report("gate-1");
+        assert_eq!(next().await, report("gate-1", Some((true, 0))));
+        // It was given its set.
+        assert_eq!(next().await, report("gate-1", Some((true, 0))));
+        links.report_pod("gate-1", PodStatus::default());
+        assert_eq!(next().await, report("gate-1", Some((true, 1))));
+        assert_eq!(links.delete("gate-1").await, Ok(true));
+        assert_eq!(next().await, report("gate-1", None));
+        links.report_pod("gate-2", PodStatus::default());
+        assert_eq!(next().await, report("gate-2", Some((false, 1))));
+    };
+    let source = Folder::new(folder.path().to_owned());
+    tokio::select! {
+        () = controller::run(source, Reports(sink), Arc::clone(&links), data.path()) => {
+            panic!("it runs for ever")
+        }
+        () = changes => {}
+        () = tokio::time::sleep(STATE_TIMEOUT) => panic!("nothing happened in {STATE_TIMEOUT:?}"),
+    }
 }
