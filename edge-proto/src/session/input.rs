@@ -1,5 +1,34 @@
 //! What a caller may give to an end of the session. Each end takes its own type, so that the
 //! compiler refuses what only the other end is told; the groups that both take are shared.
+//!
+//! ```
+//! use edge_proto::session::{Cloud, CloudInput, FetchInput, Node};
+//!
+//! fn node(end: &mut Node, input: FetchInput) {
+//!     end.handle(0, input);
+//! }
+//! fn cloud(end: &mut Cloud) {
+//!     end.handle(0, CloudInput::NodeConnected);
+//! }
+//! ```
+//!
+//! The same the other way round does not compile. The node's end is handed an input of the cloud's:
+//!
+//! ```compile_fail,E0277
+//! # use edge_proto::session::{CloudInput, Node};
+//! fn node(end: &mut Node) {
+//!     end.handle(0, CloudInput::NodeConnected);
+//! }
+//! ```
+//!
+//! The cloud's end is handed an input of the node's:
+//!
+//! ```compile_fail,E0277
+//! # use edge_proto::session::{Cloud, FetchInput};
+//! fn cloud(end: &mut Cloud, input: FetchInput) {
+//!     end.handle(0, input);
+//! }
+//! ```
 
 use alloc::string::String;
 use alloc::sync::Arc;
