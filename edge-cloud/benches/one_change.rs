@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use edge_cloud::changes::{ChangeFeed, Changes};
+use edge_cloud::changes::{ChangeFeed, ChangeNotices};
 use edge_cloud::controller;
 use edge_cloud::manifest::Manifests;
 use edge_cloud::nodes::{DesiredSets, NodeReports, NodeView};
@@ -123,7 +123,7 @@ impl Fleet {
 }
 
 impl NodeReports for Fleet {
-    fn subscribe(&self) -> Changes {
+    fn subscribe(&self) -> ChangeNotices {
         self.feed.subscribe()
     }
 

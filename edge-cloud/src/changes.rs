@@ -18,7 +18,7 @@ pub struct ChangeFeed {
 }
 
 /// The end of one subscriber.
-pub struct Changes {
+pub struct ChangeNotices {
     pending: Arc<Pending>,
 }
 
@@ -38,12 +38,12 @@ impl Pending {
 impl ChangeFeed {
     /// Notices of all changes from now on. Subscribe first and read all nodes then: no change is
     /// missed.
-    pub fn subscribe(&self) -> Changes {
+    pub fn subscribe(&self) -> ChangeNotices {
         let pending = Arc::new(Pending::default());
         let mut subscribers = self.lock();
         subscribers.retain(|one| one.strong_count() > 0);
         subscribers.push(Arc::downgrade(&pending));
-        Changes { pending }
+        ChangeNotices { pending }
     }
 
     /// The view of this node has changed, or the node has come or gone.
@@ -66,7 +66,7 @@ impl ChangeFeed {
     }
 }
 
-impl Changes {
+impl ChangeNotices {
     /// Waits until there are changes that were not taken. Cancel-safe.
     pub async fn changed(&mut self) {
         while self.pending.names().is_empty() {
@@ -84,7 +84,7 @@ impl Changes {
 mod tests {
     use super::*;
 
-    fn names(changes: &mut Changes) -> Vec<String> {
+    fn names(changes: &mut ChangeNotices) -> Vec<String> {
         changes.take().into_iter().collect()
     }
 

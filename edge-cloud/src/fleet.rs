@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::changes::Changes;
+use crate::changes::ChangeNotices;
 use crate::events::Events;
 use crate::identity::authorities::Authorities;
 use crate::identity::enrol::Lives;
@@ -62,7 +62,7 @@ impl Fleet {
 }
 
 impl NodeReports for Fleet {
-    fn subscribe(&self) -> Changes {
+    fn subscribe(&self) -> ChangeNotices {
         self.sessions.subscribe()
     }
 

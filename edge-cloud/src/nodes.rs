@@ -19,7 +19,7 @@ use edge_proto::object::{NodeStatus, PodStatus};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::changes::Changes;
+use crate::changes::ChangeNotices;
 use crate::placement::Desired;
 use crate::records::View;
 
@@ -131,10 +131,10 @@ pub struct CaRetired {
 
 /// What the nodes report. A change of one node costs a reader of the reports that node only:
 /// [`Self::subscribe`], then [`Self::views`] once, then [`Self::view`] of each name that
-/// [`Changes::take`] gives.
+/// [`ChangeNotices::take`] gives.
 pub trait NodeReports: Send + Sync + 'static {
     /// Notices of the nodes that change from now on.
-    fn subscribe(&self) -> Changes;
+    fn subscribe(&self) -> ChangeNotices;
 
     /// A node as it is now; `None` when there is none of this name any more.
     fn view(&self, node: &str) -> Option<NodeView>;

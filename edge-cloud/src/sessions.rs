@@ -53,7 +53,7 @@ use tokio::time::Instant;
 use self::deadlines::Deadlines;
 use self::node::{Connection, NodeSession};
 use self::unprobed::Unprobed;
-use crate::changes::{ChangeFeed, Changes};
+use crate::changes::{ChangeFeed, ChangeNotices};
 use crate::clock::unix_s;
 use crate::events::Events;
 use crate::identity::Identity;
@@ -351,7 +351,7 @@ impl State {
 }
 
 impl NodeReports for Sessions {
-    fn subscribe(&self) -> Changes {
+    fn subscribe(&self) -> ChangeNotices {
         self.changes.subscribe()
     }
 

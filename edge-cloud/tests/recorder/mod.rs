@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use edge_cloud::changes::{ChangeFeed, Changes};
+use edge_cloud::changes::{ChangeFeed, ChangeNotices};
 use edge_cloud::nodes::{
     CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
     NodeReports, NodeView, RecordReports,
@@ -83,7 +83,7 @@ impl Recorder {
 }
 
 impl NodeReports for Recorder {
-    fn subscribe(&self) -> Changes {
+    fn subscribe(&self) -> ChangeNotices {
         self.changes.subscribe()
     }
 
