@@ -12,7 +12,7 @@
 //! | `renewals` | asks nodes for what a rollover of the CA needs |
 //! | `deadlines` | which node's timers are due |
 //! | `unprobed` | which node is to be probed |
-//! | `takeover` | when a new connection may end the live one of the same node |
+//! | `replacement` | when a new connection may replace the live one of the same node |
 //!
 //! Called by [`crate::transport`] with frames, by [`crate::fleet`] for everybody else, and by
 //! [`crate::records`] with acknowledgements. Calls [`crate::identity`], [`crate::records`] and
@@ -34,7 +34,7 @@ mod node;
 mod presence;
 mod records;
 mod renewals;
-pub mod takeover;
+pub mod replacement;
 #[cfg(test)]
 mod tests;
 mod unprobed;

@@ -26,16 +26,16 @@ const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A piece of an answer, or why there are no more.
 type Piece = Result<Bytes, CallError>;
 
-/// What a call's session says to its reader.
-pub(super) enum Heard {
+/// What happened to a call, for its reader.
+pub(super) enum CallEvent {
     Bytes(Bytes),
     End,
     Failed(CallError),
 }
 
 /// The link's part in the end of a call.
-pub(super) fn broken(why: &str) -> Heard {
-    Heard::Failed(CallError::Link(why.to_owned()))
+pub(super) fn broken(why: &str) -> CallEvent {
+    CallEvent::Failed(CallError::Link(why.to_owned()))
 }
 
 impl Calls for Arc<Sessions> {
@@ -51,7 +51,7 @@ impl Calls for Arc<Sessions> {
             if method != METHOD_RENEW && node.calls.len() >= USER_CALLS_MAX {
                 let (code, reason) = (CODE_BUSY, "too many calls of the node are open".to_owned());
                 // It is the first of a new channel.
-                let busy = Heard::Failed(CallError::Node { code, reason });
+                let busy = CallEvent::Failed(CallError::Node { code, reason });
                 reader.try_send(busy).ok();
             } else {
                 node.calls.insert(id, reader);
@@ -79,23 +79,23 @@ async fn relay(
     name: String,
     id: u32,
     follows: bool,
-    mut pieces: mpsc::Receiver<Heard>,
+    mut pieces: mpsc::Receiver<CallEvent>,
     answer: mpsc::Sender<Piece>,
 ) {
     let mut timeout = Some(CALL_FIRST_TIMEOUT);
     loop {
-        let heard = tokio::select! {
-            heard = pieces.recv() => heard,
+        let event = tokio::select! {
+            event = pieces.recv() => event,
             () = answer.closed() => break,
             () = tokio::time::sleep(timeout.unwrap_or_default()), if timeout.is_some() => {
                 Some(broken("the node does not answer"))
             }
         };
         timeout = (!follows).then_some(CALL_NEXT_TIMEOUT);
-        let bytes = match heard {
-            Some(Heard::Bytes(bytes)) => bytes,
-            Some(Heard::End) => return,
-            Some(Heard::Failed(error)) => {
+        let bytes = match event {
+            Some(CallEvent::Bytes(bytes)) => bytes,
+            Some(CallEvent::End) => return,
+            Some(CallEvent::Failed(error)) => {
                 // A reader that is gone needs no reason.
                 let _gone = answer.send(Err(error)).await;
                 break;

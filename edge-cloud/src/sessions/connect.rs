@@ -6,7 +6,7 @@ use edge_proto::frame::{Frame, FrameError};
 use edge_proto::session::{CloudInput, LinkInput};
 
 use super::node::{Carrier, Connection, NodeSession};
-use super::takeover::Verdict;
+use super::replacement::Decision;
 use super::{READMITTED, Sessions, State};
 use crate::clock::unix_s;
 use crate::identity::peer::Peer;
@@ -35,7 +35,7 @@ impl Sessions {
         let mut state = self.lock();
         self.admit(peer)?;
         self.add(&mut state, name);
-        if !self.welcomes(&mut state, name) {
+        if !self.admits(&mut state, name) {
             drop(state);
             self.changes.changed(name);
             return Err(Refused::ForNow);
@@ -74,19 +74,19 @@ impl Sessions {
         }
     }
 
-    /// Whether a new connection of this node may take the place of the live one, if there is one.
-    fn welcomes(&self, state: &mut State, name: &str) -> bool {
+    /// Whether a new connection of this node may replace the live one, if there is one.
+    fn admits(&self, state: &mut State, name: &str) -> bool {
         let now = self.now();
         let Some(node) = state.nodes.get_mut(name) else {
             return false;
         };
         if node.connection.is_none() {
-            node.takeovers.vacant();
+            node.replacements.vacant();
             return true;
         }
-        match node.takeovers.newcomer(now) {
-            Verdict::TakesOver => true,
-            Verdict::Refused { ask, proven } => {
+        match node.replacements.new_connection(now) {
+            Decision::Replaces => true,
+            Decision::Refused { ask, proven } => {
                 if ask {
                     // A full carrier belongs to a connection that does not read: it stays silent.
                     node.send(now, &self.probe_frame(name));
@@ -105,13 +105,13 @@ impl Sessions {
     /// A frame from a node's connection.
     pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
         let mut state = self.lock();
-        // A connection that was taken over may still have frames in its buffer.
+        // A connection that was replaced may still have frames in its buffer.
         let current =
             |node: &&mut Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
             // Anything else may have been on its way for long, over a link that is broken since.
-            if node.takeovers.waits() && is_hello(frame) {
-                node.takeovers.heard();
+            if node.replacements.waits() && is_hello(frame) {
+                node.replacements.heard();
             }
             if !self.must_wait(&mut state, name, frame) {
                 self.handle(&mut state, name, LinkInput::Frame(frame));

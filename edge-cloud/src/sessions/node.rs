@@ -15,8 +15,8 @@ use edge_proto::session::{
 };
 use tokio::sync::mpsc;
 
-use super::call::{Heard, broken};
-use super::takeover::Takeovers;
+use super::call::{CallEvent, broken};
+use super::replacement::Replacements;
 use crate::clock::unix_s;
 use crate::identity::registry::Enrolment;
 use crate::nodes::{CallError, NodeView};
@@ -77,8 +77,8 @@ pub(super) struct NodeSession {
     /// Boot ids that the node has reported, newest first.
     pub(super) boots: [String; 2],
     pub(super) changed_unix_s: u64,
-    pub(super) takeovers: Takeovers,
-    pub(super) calls: BTreeMap<u32, mpsc::Sender<Heard>>,
+    pub(super) replacements: Replacements,
+    pub(super) calls: BTreeMap<u32, mpsc::Sender<CallEvent>>,
     pub(super) problems: Problems,
     /// Where its timers stand in [`super::State::deadlines`].
     pub(super) scheduled: Option<u64>,
@@ -133,7 +133,7 @@ impl NodeSession {
             heard: false,
             boots: Default::default(),
             changed_unix_s: 0,
-            takeovers: Takeovers::default(),
+            replacements: Replacements::default(),
             calls: BTreeMap::new(),
             problems: Problems::default(),
             scheduled: None,
@@ -304,8 +304,8 @@ impl NodeSession {
     fn call_result(&mut self, CallResult { id, code, reason }: CallResult) {
         if let Some(reader) = self.calls.remove(&id) {
             let result = match code {
-                CODE_OK => Heard::End,
-                code => Heard::Failed(CallError::Node { code, reason }),
+                CODE_OK => CallEvent::End,
+                code => CallEvent::Failed(CallError::Node { code, reason }),
             };
             // One that has no room has seen less than all, and finds no end.
             let _gone = reader.try_send(result);
@@ -318,7 +318,7 @@ impl NodeSession {
             return;
         };
         // A reader that stands still while a node sends single bytes: its call ends.
-        if reader.try_send(Heard::Bytes(bytes.into())).is_err() {
+        if reader.try_send(CallEvent::Bytes(bytes.into())).is_err() {
             self.calls.remove(&id);
             self.session.handle(now, CallInput::Cancel { id });
         }
@@ -334,7 +334,7 @@ impl NodeSession {
         }
         let back = boot == *other;
         *other = std::mem::replace(newest, boot);
-        back && self.takeovers.prove(now)
+        back && self.replacements.prove(now)
     }
 
     pub(super) fn view(&self, enrolment: &Enrolment, now: u64) -> NodeView {
@@ -353,7 +353,7 @@ impl NodeSession {
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),
             revoked: enrolment.revoked,
-            cloned: self.takeovers.cloned(now),
+            cloned: self.replacements.cloned(now),
             certificate_not_after: enrolment.known_not_after().unwrap_or(0),
             changed_unix_s: self.changed_unix_s,
             status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),

@@ -13,7 +13,7 @@ use crate::identity::peer::Peer;
 use crate::identity::registry::Enrolment;
 use crate::nodes::{DesiredSets as _, EventLog as _};
 use crate::placement::Desired;
-use crate::sessions::takeover::TAKEOVERS_MAX;
+use crate::sessions::replacement::REPLACEMENTS_MAX;
 
 fn open(data: &Path) -> Arc<Sessions> {
     let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
@@ -181,7 +181,7 @@ fn proves_a_clone(answer: &[u8]) {
     let peer = join(&sessions, "gate");
     let cloned = || sessions.views().iter().any(|view| view.cloned);
     let mut live = connect(&sessions, &peer).unwrap();
-    for _ in 0..TAKEOVERS_MAX {
+    for _ in 0..REPLACEMENTS_MAX {
         live = connect(&sessions, &peer).unwrap();
     }
     let asks = |handed| {
