@@ -19,9 +19,7 @@ use crate::fleet::Fleet;
 use crate::identity::authorities::Authorities;
 use crate::identity::enrol::Lives;
 use crate::identity::registry::NODES;
-use crate::nodes::{
-    CaAdmin, Calls, DesiredSets, EventLog, NodeAdmin, NodeReports, RecordReports,
-};
+use crate::nodes::{CaAdmin, Calls, DesiredSets, EventLog, NodeAdmin, NodeReports, RecordReports};
 use crate::records::{Records, target};
 use crate::saved::PLACEMENT;
 use crate::source::{Folder, Status};

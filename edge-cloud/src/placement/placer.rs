@@ -65,7 +65,7 @@ struct NameState {
     /// The claim that holds the name.
     holder: Option<Claim>,
     /// Where its pod runs, or is asked for.
-    home: Option<(String, Uid)>,
+    assigned: Option<(String, Uid)>,
 }
 
 impl NameState {
@@ -291,7 +291,7 @@ impl Placer {
         let Some(entry) = self.nodes.get(node) else {
             return;
         };
-        self.touched_names.extend(entry.homes.iter().cloned());
+        self.touched_names.extend(entry.assigned.iter().cloned());
         for uid in &entry.terminating {
             let placed = self.placement.pods.get(uid);
             self.touched_names

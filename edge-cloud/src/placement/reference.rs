@@ -39,7 +39,7 @@ pub(super) fn place(
     let mut pods = BTreeMap::new();
 
     // Where each wanted pod runs now: a report counts more than our memory.
-    let home = |claim: &Claim| {
+    let current = |claim: &Claim| {
         let template = template(claim);
         let candidates = || {
             nodes
@@ -61,11 +61,13 @@ pub(super) fn place(
     };
     let wanted: Vec<_> = wanted
         .into_iter()
-        .map(|claim| (home(&claim), claim))
+        .map(|claim| (current(&claim), claim))
         .collect();
     let kept: BTreeSet<(PodName, Uid)> = wanted
         .iter()
-        .filter_map(|(home, claim)| Some((claim.name(), claim.uid(template(claim), (*home)?))))
+        .filter_map(|(current, claim)| {
+            Some((claim.name(), claim.uid(template(claim), (*current)?)))
+        })
         .collect();
 
     // What leaves: desired before and still reported.
@@ -96,17 +98,19 @@ pub(super) fn place(
         }
     }
 
-    let (stay, new): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(home, _)| home.is_some());
-    for (home, claim) in stay.into_iter().chain(new) {
+    let (stay, new): (Vec<_>, Vec<_>) = wanted
+        .into_iter()
+        .partition(|(current, _)| current.is_some());
+    for (current, claim) in stay.into_iter().chain(new) {
         let template = template(&claim);
-        let result = match busy.get(&claim.name()).filter(|_| home.is_none()) {
+        let result = match busy.get(&claim.name()).filter(|_| current.is_none()) {
             Some(node) => Err(format!(
                 "waits until node {node} has ended the old pod of this name"
             )),
-            None if home.is_none() && !settled && claim.fixed(template).is_none() => Err(
+            None if current.is_none() && !settled && claim.fixed(template).is_none() => Err(
                 "waits after the restore: a node that has not reported yet may run it".to_owned(),
             ),
-            None => choose(store, &claim, template, home, nodes, &mut sets),
+            None => choose(store, &claim, template, current, nodes, &mut sets),
         };
         let note = match result {
             Ok((placed, note)) => {
@@ -135,25 +139,28 @@ fn explain(unplaced: &mut BTreeMap<ClaimName, Unplaced>, claim: &Claim, reason: 
     unplaced.insert((Arc::clone(&claim.owner), name), one);
 }
 
-/// Puts a pod on its home or on the connected node with the fewest pods that takes it.
+/// Puts a pod on its current node or on the connected node with the fewest pods that takes it.
 fn choose(
     store: &ObjectStore,
     claim: &Claim,
     template: &Template,
-    home: Option<&str>,
+    current: Option<&str>,
     nodes: &BTreeMap<String, NodeState>,
     sets: &mut BTreeMap<&str, NodeSet>,
 ) -> Result<(PlacedPod, Option<String>), String> {
     let mut candidates: Vec<_> = nodes
         .iter()
         .filter(|(name, node)| {
-            home.map_or_else(|| claim.allows(template, name, node), |home| home == **name)
+            current.map_or_else(
+                || claim.allows(template, name, node),
+                |current| current == **name,
+            )
         })
         .map(|(name, node)| (sets[name.as_str()].pods(), name, node))
         .collect();
     let some = !candidates.is_empty();
     let has_choice = claim.fixed(template).is_none();
-    candidates.retain(|(_, _, node)| node.connected || home.is_some() || !has_choice);
+    candidates.retain(|(_, _, node)| node.connected || current.is_some() || !has_choice);
     candidates.sort_unstable_by_key(|(pods, name, _)| (*pods, *name));
     let mut reason = match &template.node {
         Some(node) if !nodes.contains_key(node) => {

@@ -26,7 +26,7 @@ pub(super) struct NodeEntry {
     /// Pods that have to end.
     pub(super) terminating: BTreeSet<Uid>,
     /// Names whose pod is here, or would be if it had room.
-    pub(super) homes: BTreeSet<PodName>,
+    pub(super) assigned: BTreeSet<PodName>,
     /// Some of those have no room.
     pub(super) is_over: bool,
     /// Its set was made.

@@ -63,22 +63,22 @@ impl Placer {
             return;
         };
         if let Some(entry) = state
-            .home
+            .assigned
             .as_ref()
             .and_then(|(node, _)| self.nodes.get_mut(node))
         {
-            entry.homes.remove(name);
+            entry.assigned.remove(name);
         }
-        let holder = self.elect(store, &state, name);
+        let holder = self.holder(store, &state, name);
         let template = holder
             .as_ref()
             .and_then(|(_, claim)| store.template(&claim.owner));
         let chosen = holder.zip(template);
-        let home = chosen
+        let assigned = chosen
             .as_ref()
-            .and_then(|((_, claim), template)| self.home(&state, claim, template, name));
-        let before = std::mem::replace(&mut state.home, home);
-        if before != state.home {
+            .and_then(|((_, claim), template)| self.current_node(&state, claim, template, name));
+        let before = std::mem::replace(&mut state.assigned, assigned);
+        if before != state.assigned {
             let old = before.iter().map(|(node, _)| node.clone());
             self.touched_nodes
                 .extend(old.filter(|node| self.nodes.get(node).is_some()));
@@ -88,11 +88,11 @@ impl Placer {
         if let Some(((late, claim), template)) = chosen {
             round.late.insert(name.clone(), late);
             state.holder = Some(claim.clone());
-            if let Some((node, uid)) = state.home.clone() {
+            if let Some((node, uid)) = state.assigned.clone() {
                 let pod = claim.pod(template, &node);
-                self.stay(name, (&node, uid), pod, before == state.home, round);
+                self.keep(name, (&node, uid), pod, before == state.assigned, round);
             } else {
-                self.seek(&state, name, (late, claim), template, round);
+                self.request_node(&state, name, (late, claim), template, round);
             }
         }
         if !state.is_unused() {
@@ -102,7 +102,7 @@ impl Placer {
 
     /// The claim that gets a name, and whether it was not placed before. Of two the one that is placed
     /// already holds: a new manifest must not end what runs.
-    fn elect(
+    fn holder(
         &mut self,
         store: &ObjectStore,
         state: &NameState,
@@ -145,14 +145,14 @@ impl Placer {
     }
 
     /// Where the pod of a name runs now: a report counts more than our memory.
-    fn home(
+    fn current_node(
         &self,
         state: &NameState,
         claim: &Claim,
         template: &Template,
         name: &PodName,
     ) -> Option<(String, Uid)> {
-        let is_home = |node: &str, uid: Uid| {
+        let may_stay = |node: &str, uid: Uid| {
             let entry = self.nodes.get(node);
             entry.is_some_and(|entry| claim.allows(template, node, &entry.state))
                 && claim.uid(template, node) == uid
@@ -160,21 +160,21 @@ impl Placer {
         let reported = state
             .reported
             .iter()
-            .find(|(node, uid)| is_home(node, *uid));
-        if let Some(home) = reported {
-            return Some(home.clone());
+            .find(|(node, uid)| may_stay(node, *uid));
+        if let Some(assigned) = reported {
+            return Some(assigned.clone());
         }
         let placed = state.pods.iter().filter_map(|uid| {
             let placed = self.placement.pods.get(uid)?;
             let is_asked = !placed.pod.terminating && placed.name() == *name;
-            (is_asked && is_home(&placed.node, *uid)).then(|| (placed.node.clone(), *uid))
+            (is_asked && may_stay(&placed.node, *uid)).then(|| (placed.node.clone(), *uid))
         });
         placed.min()
     }
 
-    /// Pods of this name that are not at its home end, or are over.
+    /// Pods of this name that are not where it is assigned have to end, or have ended.
     fn end_others(&mut self, state: &mut NameState, name: &PodName) {
-        let kept = state.home.as_ref().map(|(_, uid)| *uid);
+        let kept = state.assigned.as_ref().map(|(_, uid)| *uid);
         for uid in state.pods.clone() {
             let Some(placed) = self.placement.pods.get(&uid).filter(|_| kept != Some(uid)) else {
                 continue;
@@ -210,7 +210,7 @@ impl Placer {
     }
 
     /// The pod of a name stays on its node.
-    fn stay(
+    fn keep(
         &mut self,
         name: &PodName,
         (node, uid): (&str, Uid),
@@ -221,7 +221,7 @@ impl Placer {
         let placed = self.placement.pods.get(&uid);
         let same = placed.is_some_and(|placed| placed.pod == pod && placed.node == node);
         if let Some(entry) = self.nodes.get_mut(node) {
-            entry.homes.insert(name.clone());
+            entry.assigned.insert(name.clone());
             let ended = entry.terminating.remove(&uid);
             if !was_there || !same || ended || entry.is_over {
                 self.touched_nodes.insert(node.to_owned());
@@ -231,7 +231,7 @@ impl Placer {
     }
 
     /// The pod of a name has no node: it is to get one, or waits.
-    fn seek(
+    fn request_node(
         &mut self,
         state: &NameState,
         name: &PodName,
@@ -269,7 +269,7 @@ impl Placer {
             }
         }
         let mut is_over = false;
-        for (_, claim, name, uid) in self.stays(entry, round) {
+        for (_, claim, name, uid) in self.kept(entry, round) {
             let known = self.placement.pods.get(&uid);
             let known = || known.map(|placed| placed.pod.clone());
             let made = || Some(claim.pod(store.template(&claim.owner)?, node));
@@ -290,11 +290,11 @@ impl Placer {
                 }
             }
         }
-        self.give(node, set, is_over);
+        self.set_desired(node, set, is_over);
     }
 
     /// Gives a node its set.
-    fn give(&mut self, node: &str, set: NodeSet, is_over: bool) {
+    fn set_desired(&mut self, node: &str, set: NodeSet, is_over: bool) {
         self.use_configs(node, set.configs());
         let same = self.desired(node) == Some(set.objects());
         if let Some(before) = self.nodes.set(node, set) {
@@ -309,20 +309,20 @@ impl Placer {
     }
 
     /// The pods that stay on a node, in the order in which they get room.
-    fn stays(&self, entry: &NodeEntry, round: &Round) -> Vec<(bool, Claim, PodName, Uid)> {
-        let mut stays: Vec<_> = entry
-            .homes
+    fn kept(&self, entry: &NodeEntry, round: &Round) -> Vec<(bool, Claim, PodName, Uid)> {
+        let mut kept: Vec<_> = entry
+            .assigned
             .iter()
             .filter_map(|name| {
                 let state = self.names.get(name)?;
-                let (claim, (_, uid)) = state.holder.clone().zip(state.home.clone())?;
+                let (claim, (_, uid)) = state.holder.clone().zip(state.assigned.clone())?;
                 let is_placed = self.placement.pods.contains_key(&uid);
                 let late = round.late.get(name).copied().unwrap_or(!is_placed);
                 Some((late, claim, name.clone(), uid))
             })
             .collect();
-        stays.sort_unstable();
-        stays
+        kept.sort_unstable();
+        kept
     }
 
     /// Tries those waiting pods again for which something has changed.
@@ -365,10 +365,10 @@ impl Placer {
                 self.explain(&claim, &name.1, choice.note);
                 self.hold(&name, &node, choice.pod);
                 if let Some(state) = self.names.get_mut(&name) {
-                    state.home = Some((node.clone(), uid));
+                    state.assigned = Some((node.clone(), uid));
                 }
                 if let Some(entry) = self.nodes.get_mut(&node) {
-                    entry.homes.insert(name);
+                    entry.assigned.insert(name);
                     let configs = entry.set.configs().clone();
                     self.use_configs(&node, &configs);
                 }
