@@ -63,7 +63,7 @@ use crate::shards::{Shard, ShardEpochs as _};
 
 pub use self::connect::Refused;
 pub use self::node::Carrier;
-pub use self::renewals::{ASK_AGAIN_MS, ASK_PACE, PROOF_AGAIN_MS, RENEWALS_AT_ONCE};
+pub use self::renewals::{ASK_AGAIN_MS, ASK_INTERVAL, PROOF_AGAIN_MS, RENEWALS_AT_ONCE};
 
 /// Openings a second, TLS handshakes and sessions, unless the operator says otherwise: about a
 /// quarter of what one core can do, so that live links stay quick. 5,000 nodes are back in 25 s.

@@ -12,7 +12,7 @@ use crate::world::{START_UNIX_S, World};
 
 /// How long after its end a certificate is still renewed, seconds (`RENEW_GRACE_S` of edge-cloud).
 const GRACE_S: u64 = 90 * 86_400;
-/// Pause between two new certificates of a node, seconds (`RENEW_PACE_S` of its registry).
+/// Pause between two new certificates of a node, seconds (`RENEW_INTERVAL_S` of its registry).
 const PACE_S: u64 = 600;
 /// One-way delays of an enrolment: TCP, TLS, the request.
 const DELAYS: u64 = 5;

@@ -31,7 +31,7 @@ pub const NODES: &str = "nodes.json";
 /// Nodes of one edge-cloud.
 pub const NODES_MAX: usize = 10_000;
 /// Seconds between two new certificates of one node, or a twentieth of their life if that is less.
-pub const RENEW_PACE_S: u64 = 600;
+pub const RENEW_INTERVAL_S: u64 = 600;
 
 /// After a restore: a certificate that our CA issued after the backup was made is taken although
 /// the registry does not list it. One that was issued before and is not listed was deleted.
@@ -72,7 +72,7 @@ pub enum RegistryError {
          with a token"
     )]
     NotKnown,
-    /// [`RENEW_PACE_S`] is not over.
+    /// [`RENEW_INTERVAL_S`] is not over.
     #[error("its last certificate is only {0} s old: ask again later")]
     TooSoon(u64),
     /// The file system.
@@ -255,7 +255,7 @@ impl Registry {
             // A clock that was set back does not count, and after a change of the CAs nobody waits.
             let age = unix_s.checked_sub(last.issued_unix_s);
             let age = age.filter(|_| last.ca_sha256.is_empty() || given(&last));
-            if let Some(age) = age.filter(|age| *age < RENEW_PACE_S.min(next.life_s / 20)) {
+            if let Some(age) = age.filter(|age| *age < RENEW_INTERVAL_S.min(next.life_s / 20)) {
                 return Err(RegistryError::TooSoon(age));
             }
             issued = Some(next.clone());

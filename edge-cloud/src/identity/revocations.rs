@@ -15,7 +15,7 @@ use crate::durable::replace_with_mode;
 
 /// The list is written at most once in this time when nodes replace their certificates: thousands do so
 /// together.
-const LIST_PACE: Duration = Duration::from_secs(1);
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// A list that could not be written is tried again after this.
 const LIST_RETRY: Duration = Duration::from_secs(60);
 
@@ -49,7 +49,7 @@ impl Identity {
             let identity = Arc::clone(self);
             let kept = tokio::task::spawn_blocking(move || identity.keep_list()).await;
             let pause = match kept {
-                Ok(true) => LIST_PACE,
+                Ok(true) => LIST_INTERVAL,
                 _ => {
                     self.registry.refused().notify_one();
                     LIST_RETRY

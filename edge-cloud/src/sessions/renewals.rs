@@ -12,11 +12,11 @@ use crate::identity::authorities::Phase;
 use crate::identity::registry::Enrolment;
 use crate::nodes::Calls as _;
 
-/// Nodes that are asked to renew their certificate in each [`ASK_PACE`], after a change of the CAs:
+/// Nodes that are asked to renew their certificate in each [`ASK_INTERVAL`], after a change of the CAs:
 /// each costs a handshake or two and a signature. 5,000 take about four minutes.
 pub const RENEWALS_AT_ONCE: usize = 20;
 /// See [`RENEWALS_AT_ONCE`].
-pub const ASK_PACE: Duration = Duration::from_secs(1);
+pub const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that was asked and has not renewed is asked again after this, milliseconds: ten minutes.
 pub const ASK_AGAIN_MS: u64 = 600_000;
 /// A node that has renewed behind a broker is asked again after this with which certificate it has come,
@@ -49,7 +49,7 @@ impl Sessions {
             let may_ask = self.may_ask_renewals() || self.identity.external_broker().is_some();
             tokio::select! {
                 () = self.identity.rotated() => self.ask_all(),
-                () = tokio::time::sleep(ASK_PACE), if may_ask => {}
+                () = tokio::time::sleep(ASK_INTERVAL), if may_ask => {}
             }
         }
     }

@@ -3,7 +3,7 @@
 //! node's certificate; [`files`] writes that configuration for mosquitto.
 //!
 //! Nothing is trusted to the broker: QoS 0 and a clean start, and after each connect every node is
-//! probed, at [`PROBES_AT_ONCE`] per [`PROBE_PACE`]. Each connection is a new client, because
+//! probed, at [`PROBES_AT_ONCE`] per [`PROBE_INTERVAL`]. Each connection is a new client, because
 //! rumqttc would carry old requests and a stuck state over.
 //!
 //! Bound: [`REQUESTS_MAX`] frames wait for the socket; further ones are dropped and repeated by
@@ -43,13 +43,13 @@ pub const USER: &str = "edge-cloud.controller";
 /// Who tries whether the broker accepts clients of a new CA. It may do nothing there.
 const TRIAL: &str = "edge-cloud.trial";
 /// Time between two such tries.
-const TRIAL_PACE: Duration = Duration::from_secs(2);
+const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
 /// Frames that wait for the socket: an inventory's answer for hundreds of nodes at once.
 pub const REQUESTS_MAX: usize = 8_192;
 /// Nodes that are probed in one go after a connect.
 pub const PROBES_AT_ONCE: usize = 50;
 /// Time between two of them: 10,000 nodes are probed in 20 seconds.
-pub const PROBE_PACE: Duration = Duration::from_millis(100);
+pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for the controller to give each node its set, before those without one are probed, too.
 pub const UNPLACED: Duration = Duration::from_secs(2);
 /// Signs of life that a silent node is asked for before it counts as not connected.
@@ -59,7 +59,7 @@ pub const ASKS_AT_ONCE: usize = 1_000;
 /// Silent nodes are looked for this many times in the allowed silence.
 const ASK_PARTS: u32 = 30;
 /// But not more often than this.
-const ASK_PACE_MIN: Duration = Duration::from_secs(1);
+const ASK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Bytes of all trust anchors of the broker together; they travel in each join answer.
 pub const ANCHORS_BYTES_MAX: usize = 4 * 1024;
 const _: () = assert!(ANCHORS_BYTES_MAX + 3 * 1024 < ENROL_BYTES_MAX);
@@ -381,7 +381,7 @@ impl Client {
                     self.identity.broker_accepts_new_ca();
                 }
             }
-            tokio::time::sleep(TRIAL_PACE).await;
+            tokio::time::sleep(TRIAL_INTERVAL).await;
         }
     }
 
@@ -396,7 +396,7 @@ impl Client {
             // A node whose set is not known yet would be asked again when it is.
             for unplaced in [false, true] {
                 while self.sessions.probe(PROBES_AT_ONCE, unplaced, &carriers) {
-                    tokio::time::sleep(PROBE_PACE).await;
+                    tokio::time::sleep(PROBE_INTERVAL).await;
                 }
                 tokio::time::sleep(UNPLACED).await;
             }
@@ -408,7 +408,7 @@ impl Client {
     async fn ask_silent(&self) -> Infallible {
         let silence = self.broker.silence;
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
-        let pace = (silence / ASK_PARTS).max(ASK_PACE_MIN);
+        let pace = (silence / ASK_PARTS).max(ASK_INTERVAL_MIN);
         loop {
             tokio::time::sleep(pace).await;
             self.sessions.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);

@@ -10,7 +10,7 @@ use crate::world::World;
 
 /// Nodes that are asked for their `Hello` in one go, and the time between two goes.
 const PROBES_AT_ONCE: usize = 50;
-const PROBE_PACE_MS: u64 = 100;
+const PROBE_INTERVAL_MS: u64 = 100;
 /// Signs of life that a silent node is asked for before it counts as not connected.
 const ASKS_MAX: u32 = 3;
 /// Nodes that are asked at once.
@@ -23,7 +23,7 @@ impl World {
             one.probing = true;
             let life = one.life;
             let replica = index(replica);
-            self.plan(PROBE_PACE_MS, Event::Probe { replica, life });
+            self.plan(PROBE_INTERVAL_MS, Event::Probe { replica, life });
         }
     }
 
