@@ -35,7 +35,7 @@ impl Default for Events {
 impl Events {
     /// Adds an event and logs it. `node` is empty when it is about no node, `reason` is one word.
     pub fn add(&self, node: &str, reason: &str, message: &str) {
-        log::info!("{} node={node} {message}", reason.to_lowercase());
+        log::info!("{}", line(node, reason, message));
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.len() >= EVENTS_MAX {
             latest.pop_front();
@@ -57,6 +57,12 @@ impl Events {
     }
 }
 
+/// The event as a line of the log: the message in quotes, with what would end it or the line escaped.
+fn line(node: &str, reason: &str, message: &str) -> String {
+    let reason = reason.to_lowercase();
+    format!("{reason} node={node} message={message:?}")
+}
+
 impl EventLog for Events {
     fn events(&self) -> Vec<Event> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,6 +73,14 @@ impl EventLog for Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_line_is_an_event_with_fields() {
+        assert_eq!(
+            line("gate", "Refused", "\"a\"\nb"),
+            r#"refused node=gate message="\"a\"\nb""#
+        );
+    }
 
     #[test]
     fn the_oldest_event_makes_room_and_each_one_counts() {
