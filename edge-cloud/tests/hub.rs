@@ -528,7 +528,7 @@ async fn a_flood_from_one_address_keeps_no_node_out() {
             }
         }));
     }
-    while cloud.events("", "Crowded") == 0 {
+    while cloud.events("", "AdmissionQueueFull") == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     for attempt in 0..10 {

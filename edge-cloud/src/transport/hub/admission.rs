@@ -13,7 +13,7 @@ use crate::events::Events;
 use crate::transport::admission_queue::AdmissionQueue;
 
 /// Pause between two events about refused connections, milliseconds.
-const CROWDED_MS: u64 = 60_000;
+const FULL_EVENT_INTERVAL_MS: u64 = 60_000;
 
 /// The queue, and who waits in it.
 pub(super) struct Admission {
@@ -79,12 +79,12 @@ impl Admission {
         state.refused += state.queue.take_refused();
         if state.refused > 0 && now >= state.event_at {
             let count = std::mem::take(&mut state.refused);
-            state.event_at = now + CROWDED_MS;
+            state.event_at = now + FULL_EVENT_INTERVAL_MS;
             let text = format!(
                 "more connections than the admission allows: {count} closed since the last such \
                  event, their nodes come back after a pause"
             );
-            self.events.add("", "Crowded", &text);
+            self.events.add("", "AdmissionQueueFull", &text);
         }
         state.queue.wait_ms(now)
     }
@@ -114,7 +114,9 @@ mod tests {
         // Two at once, and two a second for five seconds wait.
         assert_eq!(away, 28);
         let events = events.events();
-        let crowded = events.iter().filter(|event| event.reason == "Crowded");
-        assert_eq!(crowded.count(), 1, "{events:?}");
+        let full = events
+            .iter()
+            .filter(|event| event.reason == "AdmissionQueueFull");
+        assert_eq!(full.count(), 1, "{events:?}");
     }
 }
