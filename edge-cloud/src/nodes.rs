@@ -77,7 +77,7 @@ pub struct CaRow {
     /// When it was made, seconds since 1970; 0 is not known.
     pub made_unix_s: u64,
     /// When its certificate ends, seconds since 1970. In the JSON the unit is part of the name.
-    #[serde(rename = "end_unix_s")]
+    #[serde(rename = "not_after_unix_s")]
     pub not_after: u64,
     /// Nodes, but for those that are revoked, with a certificate of it.
     pub certificates: usize,
@@ -102,7 +102,7 @@ pub struct CaView {
     /// The CAs that are accepted, the one that signs first.
     pub cas: Vec<CaRow>,
     /// When the certificate ends that edge-cloud shows to nodes, seconds since 1970.
-    #[serde(rename = "server_end_unix_s")]
+    #[serde(rename = "server_not_after_unix_s")]
     pub server_not_after: u64,
     /// Nodes that are not revoked.
     pub nodes: usize,

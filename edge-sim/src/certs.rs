@@ -13,7 +13,7 @@ use crate::world::{START_UNIX_S, World};
 /// How long after its end a certificate is still renewed, seconds (`RENEW_GRACE_S` of edge-cloud).
 const GRACE_S: u64 = 90 * 86_400;
 /// Pause between two new certificates of a node, seconds (`RENEW_INTERVAL_S` of its registry).
-const PACE_S: u64 = 600;
+const RENEW_INTERVAL_S: u64 = 600;
 /// One-way delays of an enrolment: TCP, TLS, the request.
 const DELAYS: u64 = 5;
 
@@ -233,7 +233,7 @@ impl World {
         }
         let last_s = known.pending.unwrap_or(known.current).issued_s;
         let age_s = unix_s.checked_sub(last_s);
-        if age_s.is_some_and(|age_s| age_s < PACE_S.min(life_s / 20)) {
+        if age_s.is_some_and(|age_s| age_s < RENEW_INTERVAL_S.min(life_s / 20)) {
             return Err(true);
         }
         known.pending = Some(next);

@@ -24,7 +24,7 @@ pub struct NodeRow {
     /// Two boards use its identity.
     pub cloned: bool,
     /// When its certificate ends, seconds since 1970; 0 is not known.
-    #[serde(default, rename = "certificate_end_unix_s")]
+    #[serde(default, rename = "certificate_not_after_unix_s")]
     pub certificate_not_after: u64,
     /// Root of the desired set, hex.
     pub desired_root: String,

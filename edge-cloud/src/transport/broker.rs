@@ -408,9 +408,9 @@ impl Client {
     async fn ask_silent(&self) -> Infallible {
         let silence = self.broker.silence;
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
-        let pace = (silence / ASK_PARTS).max(ASK_INTERVAL_MIN);
+        let interval = (silence / ASK_PARTS).max(ASK_INTERVAL_MIN);
         loop {
-            tokio::time::sleep(pace).await;
+            tokio::time::sleep(interval).await;
             self.sessions.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);
         }
     }

@@ -93,7 +93,7 @@ impl World {
             self.tell_session(replica, node, LinkInput::TransportUp);
         }
         let replica = index(replica);
-        let pace = (silence_ms / 30).max(1_000);
-        self.plan(pace, Event::Watch { replica, life });
+        let interval = (silence_ms / 30).max(1_000);
+        self.plan(interval, Event::Watch { replica, life });
     }
 }
