@@ -1,6 +1,8 @@
 //! One session for each node, whatever carries its frames just now: a socket of [`crate::transport`]'s
-//! hub for each node, or the one connection to an external broker for all of them. This decides nothing
-//! that `edge-proto`'s session does not.
+//! hub for each node, or the one connection to an external broker for all of them. What is said in a
+//! session `edge-proto` decides; decided here is what concerns more than one session of a node, or more
+//! than one node: whether a new connection replaces the live one, when a session may open, and when a
+//! node is probed, asked for a sign of life or asked to renew its certificate.
 //!
 //! | file | duty |
 //! |---|---|
