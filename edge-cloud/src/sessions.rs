@@ -61,7 +61,6 @@ use crate::events::Events;
 use crate::identity::Identity;
 use crate::nodes::{NodeReports, NodeView};
 use crate::records::Records;
-use crate::shards::{Shard, ShardEpochs as _};
 
 pub use self::connect::Refused;
 pub use self::node::Carrier;
@@ -229,7 +228,7 @@ impl Sessions {
         };
         let session = node.session.session();
         if let (Some(mut connection), Some(session)) = (state.disconnect(name), session) {
-            let epoch = self.epoch(name);
+            let epoch = self.epoch();
             let reset = Frame::Reset { session, epoch };
             connection.carrier.send(self.now(), reset.encode());
         }
@@ -241,13 +240,13 @@ impl Sessions {
         self.lock().nodes.get(name).is_some_and(|node| node.live)
     }
 
-    /// The epoch under which we speak to a node.
-    fn epoch(&self, node: &str) -> u64 {
-        self.identity.registry().epoch(Shard::of(node))
+    /// The epoch under which we speak to the nodes.
+    fn epoch(&self) -> u64 {
+        self.identity.registry().epoch()
     }
 
-    fn probe_frame(&self, node: &str) -> Frame {
-        let epoch = self.epoch(node);
+    fn probe_frame(&self) -> Frame {
+        let epoch = self.epoch();
         let unix_s = unix_s();
         Frame::Probe { epoch, unix_s }
     }
@@ -264,7 +263,7 @@ impl Sessions {
         if state.nodes.contains_key(name) {
             return;
         }
-        let mut session = session(self.epoch(name), self.now());
+        let mut session = session(self.epoch(), self.now());
         let stream = self.records.attach(name, &mut session);
         let name: Arc<str> = name.into();
         let node = NodeSession::new(Arc::clone(&name), session, stream);

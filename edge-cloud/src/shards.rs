@@ -1,6 +1,7 @@
 //! Shards: by its name each node is in one of 256 parts of the fleet. The parts are a constant of the
 //! wire, since the topics upwards begin with them. Whoever owns a shard speaks to its nodes under an
-//! epoch, and a node refuses a lower one than it has accepted.
+//! epoch, and a node refuses a lower one than it has accepted. One edge-cloud owns all shards from its
+//! start to its end, so it has one epoch, that of [`crate::identity::registry`] (docs/adr/0015).
 
 use std::fmt;
 
@@ -24,13 +25,6 @@ impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}", self.0)
     }
-}
-
-/// Under which epochs this edge-cloud speaks. Alone it owns every shard since its start; replicas
-/// would own them by leases.
-pub trait ShardEpochs: Send + Sync + 'static {
-    /// Epoch of the ownership of a shard.
-    fn epoch(&self, shard: Shard) -> u64;
 }
 
 #[cfg(test)]

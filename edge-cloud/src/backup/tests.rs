@@ -3,7 +3,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::identity::registry::Registry;
 use crate::identity::token::{TokenError, TokenStore};
-use crate::shards::{Shard, ShardEpochs as _};
 
 const OPTIONS: Options = Options {
     force: false,
@@ -229,7 +228,7 @@ fn the_epoch_leads_and_the_grace_is_recorded() {
     let backup = cloud.backup();
     let (restored, report) = cloud.elsewhere(&backup, OPTIONS);
     assert_eq!(report.grace_until_unix_s, 5_600);
-    assert!(restored.registry().epoch(Shard(0)) > 2_000 + EPOCH_LEAD_S);
+    assert!(restored.registry().epoch() > 2_000 + EPOCH_LEAD_S);
     let grace = restored.registry().grace(2_000).unwrap();
     assert_eq!(grace.issued_from_unix_s, 1_100);
     // A second restore from a backup of the first one still waits for the same nodes.

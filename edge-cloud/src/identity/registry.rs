@@ -21,7 +21,6 @@ pub use self::state::RETIRED_MAX;
 pub(crate) use self::state::State;
 use self::state::{Kept, Retired, Step, load};
 use super::peer::Peer;
-use crate::shards::{Shard, ShardEpochs};
 
 mod enrolment;
 mod state;
@@ -86,13 +85,6 @@ pub struct Registry {
     refused: Notify,
 }
 
-/// One edge-cloud owns every shard, and takes all of them at its start.
-impl ShardEpochs for Registry {
-    fn epoch(&self, _: Shard) -> u64 {
-        self.read(|state| state.epoch)
-    }
-}
-
 impl Registry {
     /// Reads the nodes in `data` and takes the next epoch: max(last + 1, `unix_s`).
     ///
@@ -112,6 +104,11 @@ impl Registry {
         let kept = Mutex::new(Kept::new(&path, state)?);
         let refused = Notify::new();
         Ok(Self { kept, refused })
+    }
+
+    /// The epoch under which this edge-cloud speaks to every node: it owns all shards since its start.
+    pub fn epoch(&self) -> u64 {
+        self.read(|state| state.epoch)
     }
 
     /// Every node.

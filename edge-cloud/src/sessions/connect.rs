@@ -89,7 +89,7 @@ impl Sessions {
             Decision::Refused { ask, proven } => {
                 if ask {
                     // A full carrier belongs to a connection that does not read: it stays silent.
-                    node.send(now, &self.probe_frame(name));
+                    node.send(now, &self.probe_frame());
                 }
                 if proven {
                     let text = "two boards use this identity, and the one that is connected keeps \
@@ -139,7 +139,7 @@ impl Sessions {
         if wait_ms == 0 {
             return false;
         }
-        let epoch = self.epoch(name);
+        let epoch = self.epoch();
         node.send(now, &Frame::RetryAfter { n, epoch, wait_ms });
         self.schedule(state, name);
         true

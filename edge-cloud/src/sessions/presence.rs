@@ -158,7 +158,7 @@ impl Sessions {
             None => return false,
             Some(asked) if *asked < asks => {
                 *asked += 1;
-                let probe = self.probe_frame(name);
+                let probe = self.probe_frame();
                 node.send(now, &probe);
                 self.schedule(state, name);
             }
