@@ -10,7 +10,6 @@ use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{Condition, NodePolicy, NodeStatus, PodStatus};
 
 use crate::config_objects::ConfigObjects;
-use crate::event::Event;
 use crate::flash::{Budget, Counters, Risk};
 use crate::limits::{LOG_TRIM_MS, WEAR_MS};
 use crate::node::Node;
@@ -28,15 +27,13 @@ const FLASH_AT_RISK: &str =
 pub struct Agent {
     pods: Pods,
     objects: ConfigObjects,
-    pub(crate) node: Node,
-    pub(crate) policy: NodePolicy,
-    pub(crate) uplink: Uplink,
+    node: Node,
+    policy: NodePolicy,
+    uplink: Uplink,
     flash: Budget,
-    /// When the wear of the flash is read, if anything happens at all then.
-    wear_at: Millis,
     trims_logs: bool,
-    pub(crate) timers: Timers,
-    pub(crate) outputs: VecDeque<Output>,
+    timers: Timers,
+    outputs: VecDeque<Output>,
 }
 
 impl Agent {
@@ -50,7 +47,6 @@ impl Agent {
             policy: NodePolicy::default(),
             uplink: Uplink::default(),
             flash: Budget::new(config.flash_bytes_per_day),
-            wear_at: 0,
             trims_logs: config.trims_logs,
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -100,10 +96,22 @@ impl Agent {
                 self.pods.handle_removed(now, uid, name, result, outputs);
             }
             Input::PodRemoved(uid) => self.pods.handle_pod_removed(uid),
-            Input::Uplink(input) => self.handle_uplink(now, input),
-            Input::Certificate(input) => self.handle_certificate(now, input),
-            Input::CloudTime(unix_s) => self.handle_cloud_time(unix_s),
-            Input::Time(time) => self.handle_time(now, time),
+            Input::Uplink(input) => {
+                let spread_ms = self.policy.reconnect_spread_ms();
+                self.uplink
+                    .handle(now, input, spread_ms, &mut self.timers, outputs);
+                self.review_certificate(now);
+            }
+            Input::Certificate(input) => {
+                self.uplink
+                    .handle_certificate(now, input, &mut self.timers, outputs);
+                self.review_certificate(now);
+            }
+            Input::CloudTime(unix_s) => self.uplink.handle_cloud_time(unix_s, outputs),
+            Input::Time(time) => {
+                self.uplink.handle_time(now, time);
+                self.review_certificate(now);
+            }
             // Comes with every event: most are done here.
             Input::Flash(counters) if !self.handle_flash(now, &counters) => return,
             Input::Flash(_) => {}
@@ -111,13 +119,13 @@ impl Agent {
             Input::Condition(condition) => self.node.set_condition(condition),
             Input::Confirmed => self.pods.confirm(),
             Input::Shutdown => self.pods.shut_down(),
-            Input::Tick => self.end_flash_hour(now),
+            Input::Tick => self.run_flash(now),
         }
         self.pods.reconcile(now, &self.objects, &mut self.outputs);
         if self.admit_crowded_out() {
             self.pods.reconcile(now, &self.objects, &mut self.outputs);
         }
-        self.run_uplink(now);
+        self.uplink.run(now, &mut self.timers, &mut self.outputs);
         self.pods.report(&mut self.outputs);
         self.node.report(&mut self.outputs);
         self.trim_logs(now);
@@ -190,10 +198,6 @@ impl Agent {
         &self.flash
     }
 
-    pub(crate) fn emit(&mut self, event: Event) {
-        self.outputs.push_back(Output::Event(event));
-    }
-
     fn condition(&mut self, name: &str, holds: bool, message: &str) {
         self.node.set_condition(Condition {
             name: name.to_string(),
@@ -211,17 +215,26 @@ impl Agent {
             let over = Output::FlashOverBudget(risk == Risk::Over);
             self.outputs.push_back(over);
         }
-        if now >= self.wear_at {
-            self.wear_at = now.saturating_add(WEAR_MS);
+        if self.timers.get(Timer::Wear).is_none_or(|at| at <= now) {
+            let next = now.saturating_add(WEAR_MS);
+            self.timers.set(Timer::Wear, Some(next));
             self.outputs.push_back(Output::ReadWear);
         }
         changed.is_some()
     }
 
-    fn end_flash_hour(&mut self, now: Millis) {
-        if self.timers.expired(Timer::FlashHour, now) {
+    /// What is due at the flash though nothing was written.
+    fn run_flash(&mut self, now: Millis) {
+        let due = |timer| self.timers.get(timer).is_some_and(|at| at <= now);
+        if due(Timer::FlashHour) || due(Timer::Wear) {
             let counters = *self.flash.counters();
             self.handle_flash(now, &counters);
+        }
+    }
+
+    fn review_certificate(&mut self, now: Millis) {
+        if let Some(condition) = self.uplink.condition(now) {
+            self.node.set_condition(condition);
         }
     }
 

@@ -17,8 +17,7 @@ pub const BACKOFF_MS_MAX: Millis = 300_000;
 pub const BACKOFF_RESET_MS: Millis = 600_000;
 /// Bytes of one container's log ring without a memory limit.
 pub const LOG_BYTES_MAX: u64 = 256 * 1024;
-/// How often the wear of the flash is read, if anything happens at all, milliseconds: it moves by
-/// a tenth in years.
+/// How often the wear of the flash is read, milliseconds: it moves by a tenth in years.
 pub const WEAR_MS: Millis = 24 * 3_600_000;
 /// Longest wait for the answer to TCP, TLS and MQTT of a connection, milliseconds: 70 s
 /// were seen at 30 % loss each way.

@@ -16,11 +16,13 @@ pub(crate) enum Timer {
     Renewal,
     /// An hour of the flash budget ends while the day is at risk.
     FlashHour,
+    /// The wear of the flash is read; set by the first `Flash`.
+    Wear,
 }
 
 impl Timer {
     /// The last one: it sizes the table.
-    const LAST: Self = Self::FlashHour;
+    const LAST: Self = Self::Wear;
 }
 
 /// When each timer is due; `None` is not set.

@@ -3,18 +3,18 @@
 //! another machine (`edge_proto::session`), which the shell drives.
 
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::string::String;
 
 use edge_proto::Millis;
-use edge_proto::object::NodePolicy;
+use edge_proto::object::Condition;
 
-use crate::agent::Agent;
 use crate::certificates::{Certificates, Proof};
 use crate::event::Event;
 use crate::port::{CertificateInput, Output, UplinkInput, UplinkOutput};
 use crate::reconnect::{self, Reconnect};
-use crate::renewal::{Life, Time};
-use crate::timer::Timer;
+use crate::renewal::Time;
+use crate::timer::{Timer, Timers};
 
 /// For people, while the connection is up and the session is not.
 const UNANSWERED: &str = "the link is up, and edge-cloud has not answered yet";
@@ -84,10 +84,16 @@ impl Uplink {
         let identity = self.identity.as_ref();
         identity.map_or(0, |one| one.certificates.proven_not_after())
     }
-}
 
-impl Agent {
-    pub(crate) fn handle_uplink(&mut self, now: Millis, input: UplinkInput) {
+    /// `spread_ms`: over which time the fleet's policy spreads first attempts.
+    pub(crate) fn handle(
+        &mut self,
+        now: Millis,
+        input: UplinkInput,
+        spread_ms: Millis,
+        timers: &mut Timers,
+        outputs: &mut VecDeque<Output>,
+    ) {
         match input {
             UplinkInput::Identity {
                 node,
@@ -99,149 +105,134 @@ impl Agent {
                     certificates: Certificates::new(&node, new, old),
                     reconnect: Reconnect::new(seed, reconnect::slot(&node)),
                 };
-                self.uplink.identity = Some(identity.into());
-                self.timers.set(Timer::Connect, Some(now));
-                self.review_certificate(now);
+                self.identity = Some(identity.into());
+                timers.set(Timer::Connect, Some(now));
             }
             UplinkInput::Unlinked(reason) => {
-                self.emit(Event::NoLink(reason.clone()));
-                self.uplink.error = reason;
+                outputs.push_back(Output::Event(Event::NoLink(reason.clone())));
+                self.error = reason;
             }
             UplinkInput::Up => {
-                self.uplink.up = true;
-                self.uplink.error.clear();
-                if let Some(identity) = &mut self.uplink.identity {
+                self.up = true;
+                self.error.clear();
+                if let Some(identity) = &mut self.identity {
                     identity.reconnect.up(now);
                 }
             }
-            UplinkInput::Down { reason, refused } => self.handle_down(now, reason, refused),
+            UplinkInput::Down { reason, refused } => {
+                self.up = false;
+                if let Some(identity) = &mut self.identity {
+                    let at = identity.reconnect.down(now, spread_ms);
+                    if refused {
+                        identity.certificates.refused();
+                    }
+                    timers.set(Timer::Connect, Some(at));
+                    let event = Event::LinkDown(at.saturating_sub(now), reason.clone());
+                    outputs.push_back(Output::Event(event));
+                }
+                self.error = reason;
+            }
             UplinkInput::Live => {
-                self.uplink.live = true;
-                self.certificate_works(now);
+                self.live = true;
+                self.certificate_works(now, outputs);
             }
-            UplinkInput::NotLive => self.uplink.live = false,
+            UplinkInput::NotLive => self.live = false,
             UplinkInput::PeerProblem(problem) => {
-                if !self.uplink.live {
-                    self.uplink.error = problem;
+                if !self.live {
+                    self.error = problem;
                 }
             }
         }
     }
 
-    fn handle_down(&mut self, now: Millis, reason: String, refused: bool) {
-        let spread_ms = NodePolicy::reconnect_spread_ms(&self.policy);
-        self.uplink.up = false;
-        if let Some(identity) = &mut self.uplink.identity {
-            let at = identity.reconnect.down(now, spread_ms);
-            if refused {
-                identity.certificates.refused();
-            }
-            self.timers.set(Timer::Connect, Some(at));
-            let wait_ms = at.saturating_sub(now);
-            self.emit(Event::LinkDown(wait_ms, reason.clone()));
-        }
-        self.uplink.error = reason;
-    }
-
-    pub(crate) fn handle_certificate(&mut self, now: Millis, input: CertificateInput) {
-        match input {
-            CertificateInput::Wanted => {
-                if let Some(certificates) = self.uplink.certificates() {
-                    certificates.renewal.want();
-                }
-            }
-            CertificateInput::Renewed { new, unix_s } => self.renewed(now, new, unix_s),
-            CertificateInput::NotRenewed { reason, refused } => {
-                self.emit(Event::NotRenewed(reason.clone()));
-                if let Some(certificates) = self.uplink.certificates() {
-                    certificates.renewal_failed(now, reason, refused);
-                }
-                self.review_certificate(now);
-            }
-        }
-    }
-
-    fn renewed(&mut self, now: Millis, new: Life, unix_s: u64) {
-        let Some(certificates) = self.uplink.certificates() else {
+    pub(crate) fn handle_certificate(
+        &mut self,
+        now: Millis,
+        input: CertificateInput,
+        timers: &mut Timers,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let Some(certificates) = self.certificates() else {
             return;
         };
-        certificates.renewed(new);
-        self.emit(Event::Renewed(new.not_after));
-        self.handle_cloud_time(unix_s);
-        self.review_certificate(now);
-        // The pods do not notice: only the link begins anew.
-        if self.uplink.up {
-            self.ask(UplinkOutput::Close);
-        } else if self.timers.get(Timer::Connect).is_some() {
-            self.timers.set(Timer::Connect, Some(now));
+        match input {
+            CertificateInput::Wanted => certificates.renewal.want(),
+            CertificateInput::Renewed { new, unix_s } => {
+                certificates.renewed(new);
+                outputs.push_back(Output::Event(Event::Renewed(new.not_after)));
+                self.handle_cloud_time(unix_s, outputs);
+                // The pods do not notice: only the link begins anew.
+                if self.up {
+                    ask(outputs, UplinkOutput::Close);
+                } else if timers.get(Timer::Connect).is_some() {
+                    timers.set(Timer::Connect, Some(now));
+                }
+            }
+            CertificateInput::NotRenewed { reason, refused } => {
+                outputs.push_back(Output::Event(Event::NotRenewed(reason.clone())));
+                certificates.renewal_failed(now, reason, refused);
+            }
         }
     }
 
-    fn certificate_works(&mut self, now: Millis) {
-        let proof = self.uplink.certificates().and_then(|one| one.works(now));
-        let (not_after, ..) = self.uplink.certificate();
-        match proof {
-            Some(Proof::New) => {
-                self.emit(Event::CertificateInUse(not_after));
-                self.ask(UplinkOutput::ForgetOldCertificate);
-            }
-            Some(Proof::Old) => {
-                self.emit(Event::CertificateRefused);
-                self.ask(UplinkOutput::RestoreOldCertificate);
-            }
-            Some(Proof::Stale) if self.uplink.up => self.ask(UplinkOutput::Close),
-            Some(Proof::Stale) | None => {}
-        }
-        self.review_certificate(now);
+    fn certificate_works(&mut self, now: Millis, outputs: &mut VecDeque<Output>) {
+        let proof = self.certificates().and_then(|one| one.works(now));
+        let (not_after, ..) = self.certificate();
+        let (event, output) = match proof {
+            Some(Proof::New) => (
+                Some(Event::CertificateInUse(not_after)),
+                UplinkOutput::ForgetOldCertificate,
+            ),
+            Some(Proof::Old) => (
+                Some(Event::CertificateRefused),
+                UplinkOutput::RestoreOldCertificate,
+            ),
+            Some(Proof::Stale) if self.up => (None, UplinkOutput::Close),
+            Some(Proof::Stale) | None => return,
+        };
+        outputs.extend(event.map(Output::Event));
+        ask(outputs, output);
     }
 
     /// The cloud sent its time. Over a link that this node's certificate has opened it cannot be
     /// after the certificate's end: such a clock would shut the node out for good.
-    pub(crate) fn handle_cloud_time(&mut self, unix_s: u64) {
-        let (not_after, ..) = self.uplink.certificate();
-        if self.uplink.identity.is_some() && unix_s >= not_after {
-            self.emit(Event::TimeRefused(unix_s));
+    pub(crate) fn handle_cloud_time(&self, unix_s: u64, outputs: &mut VecDeque<Output>) {
+        let (not_after, ..) = self.certificate();
+        if self.identity.is_some() && unix_s >= not_after {
+            outputs.push_back(Output::Event(Event::TimeRefused(unix_s)));
         } else {
-            self.ask(UplinkOutput::ConfirmTime(unix_s));
+            ask(outputs, UplinkOutput::ConfirmTime(unix_s));
         }
     }
 
     /// The time that can be relied on has changed.
-    pub(crate) fn handle_time(&mut self, now: Millis, time: Time) {
-        self.uplink.time = Some((time, now));
-        self.review_certificate(now);
+    pub(crate) const fn handle_time(&mut self, now: Millis, time: Time) {
+        self.time = Some((time, now));
     }
 
-    fn ask(&mut self, output: UplinkOutput) {
-        self.outputs.push_back(Output::Uplink(output));
-    }
-
-    fn review_certificate(&mut self, now: Millis) {
-        let time = self.uplink.time(now);
-        let condition = self.uplink.certificates().map(|one| one.condition(time));
-        if let Some(condition) = condition {
-            self.node.set_condition(condition);
-        }
+    /// The node's condition about its certificate.
+    pub(crate) fn condition(&self, now: Millis) -> Option<Condition> {
+        let identity = self.identity.as_ref()?;
+        Some(identity.certificates.condition(self.time(now)))
     }
 
     /// Begins what is due, and sets the timer of the renewal.
-    pub(crate) fn run_uplink(&mut self, now: Millis) {
-        let time = self.uplink.time(now);
-        let Some(identity) = &mut self.uplink.identity else {
+    pub(crate) fn run(&mut self, now: Millis, timers: &mut Timers, outputs: &mut VecDeque<Output>) {
+        let time = self.time(now);
+        let Some(certificates) = self.certificates() else {
             return;
         };
-        let certificates = &mut identity.certificates;
-        if self.timers.expired(Timer::Connect, now) {
-            let with = certificates.next();
-            let connect = Output::Uplink(UplinkOutput::Connect(with));
-            self.outputs.push_back(connect);
+        if timers.expired(Timer::Connect, now) {
+            ask(outputs, UplinkOutput::Connect(certificates.next()));
         }
         if certificates.renewal.begins(now, time) {
-            let event = Output::Event(Event::RenewalBegins);
-            let renew = Output::Uplink(UplinkOutput::Renew);
-            self.outputs.extend([event, renew]);
+            outputs.push_back(Output::Event(Event::RenewalBegins));
+            ask(outputs, UplinkOutput::Renew);
         }
-        let at = certificates.renewal.deadline(now, time);
-        self.timers.set(Timer::Renewal, at);
+        timers.set(Timer::Renewal, certificates.renewal.deadline(now, time));
     }
+}
+
+fn ask(outputs: &mut VecDeque<Output>, output: UplinkOutput) {
+    outputs.push_back(Output::Uplink(output));
 }

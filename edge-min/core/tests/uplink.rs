@@ -217,9 +217,11 @@ fn the_flash_is_watched_and_its_wear_is_read_once_a_day() {
         assert!(agent.deadline().is_none_or(|at| at > now));
     }
     assert_eq!(now, WEAR_MS);
-    assert_eq!(agent.deadline(), None);
-    let asked = handle(&mut agent, now + 1, written(2_000));
-    assert_eq!(asked, [Output::ReadWear]);
+    // And with nothing written at all its wear is read again.
+    assert_eq!(agent.deadline(), Some(now + 1));
+    assert_eq!(handle(&mut agent, now + 1, Input::Tick), [Output::ReadWear]);
+    assert_eq!(agent.deadline(), Some(now + 1 + WEAR_MS));
+    assert_eq!(handle(&mut agent, now + 1, written(2_000)), []);
     handle(&mut agent, now + 1, Input::FlashWorn("mmcblk0".into()));
     let worn = agent.node_status().conditions;
     assert!(worn.iter().any(|one| one.name == "FlashWorn" && one.holds));
