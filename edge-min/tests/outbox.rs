@@ -246,7 +246,7 @@ fn damage_is_a_gap_and_a_torn_tail_is_not() {
 }
 
 #[test]
-fn lost_accounts_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
+fn lost_counters_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("outbox");
     let running = Running::start(&dir, 4 << 20);
@@ -287,7 +287,7 @@ fn lost_accounts_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
 }
 
 /// Goal: a new incarnation that cannot be written at once is written later, and no other one comes after
-/// a restart: the cloud knows it already. Method: the accounts are away for a while.
+/// a restart: the cloud knows it already. Method: the counters are away for a while.
 #[test]
 fn a_new_incarnation_that_is_not_written_at_once_is_the_one_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
@@ -296,7 +296,7 @@ fn a_new_incarnation_that_is_not_written_at_once_is_the_one_after_a_restart() {
     let (incarnation, _) = running.stored(CLASS_TOLL, "", b"one");
     let (state, away) = (dir.join("state"), folder.path().join("away"));
     let trouble = |running: &Running| loop {
-        if let Done::Trouble(reason) = running.done.recv_blocking().unwrap() {
+        if let Done::Unwritable(reason) = running.done.recv_blocking().unwrap() {
             break reason.is_some();
         }
     };
@@ -595,10 +595,10 @@ fn the_api_answers_each_request_of_a_connection_in_order() {
         .write_all(b"GET /v1/records HTTP/1.1\r\nConnection: close\r\n\r\n")
         .unwrap();
     let (_, body) = answer(&mut stream).unwrap();
-    let accounts: serde_json::Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(accounts["classes"][0]["class"], "toll");
-    assert_eq!(accounts["classes"][0]["appended"], 2);
-    assert_eq!(accounts["classes"][0]["held"], 2);
+    let counters: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(counters["classes"][0]["class"], "toll");
+    assert_eq!(counters["classes"][0]["appended"], 2);
+    assert_eq!(counters["classes"][0]["held"], 2);
     drop(agent);
 }
 
@@ -649,8 +649,8 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
         .write_all(b"GET /v1/records HTTP/1.1\r\nConnection: close\r\n\r\n")
         .unwrap();
     let (_, body) = answer(&mut stream).unwrap();
-    let accounts: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let toll = &accounts["classes"][0];
+    let counters: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let toll = &counters["classes"][0];
     assert_eq!([&toll["appended"], &toll["held"]], [4, 2], "{body}");
     assert_eq!(toll["lost_damaged"], 2, "{body}");
     drop(agent);

@@ -21,7 +21,8 @@
 //! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
 //! `reconcile` and what a container is started with, [`spec`]), `config_objects`, `node`, `uplink`
 //! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in one table,
-//! `timer`. [`outbox`], [`write_scheduler`] and [`time`] are driven by the threads that need them.
+//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`] and [`time`] are driven by the threads
+//! that need them.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(
@@ -51,6 +52,7 @@ pub mod reconnect;
 pub mod renewal;
 pub mod spec;
 mod supervisor;
+pub mod sync_scheduler;
 pub mod time;
 mod timer;
 mod uplink;

@@ -39,11 +39,31 @@ pub enum Output {
     Cache,
 }
 
+/// When the write that failed last is retried; a row of failures is one.
+#[derive(Debug, Default)]
+pub(crate) struct Retry(Option<Millis>);
+
+impl Retry {
+    /// Returns whether it is the first failure of a row.
+    pub(crate) fn failed(&mut self, now: Millis) -> bool {
+        let at = now.saturating_add(WRITE_RETRY_MS);
+        self.0.replace(at).is_none()
+    }
+
+    /// Returns whether that ends a row of failures.
+    pub(crate) const fn written(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
+    pub(crate) const fn at(&self) -> Option<Millis> {
+        self.0
+    }
+}
+
 /// When the store's thread retries a failed write and writes the cache.
 #[derive(Debug, Default)]
 pub struct WriteScheduler {
-    /// When the failed write is retried.
-    retry_at: Option<Millis>,
+    retry: Retry,
     /// When the cache is due, and when at the latest.
     cache: Option<(Millis, Millis)>,
     over_budget: bool,
@@ -63,13 +83,12 @@ impl WriteScheduler {
                 self.cache = Some((due, latest));
             }
             Input::Written => {
-                if self.retry_at.take().is_some() {
+                if self.retry.written() {
                     self.output = Some(Output::Recovered);
                 }
             }
             Input::Failed => {
-                let at = now.saturating_add(WRITE_RETRY_MS);
-                if self.retry_at.replace(at).is_none() {
+                if self.retry.failed(now) {
                     self.output = Some(Output::Failing);
                 }
             }
@@ -79,7 +98,7 @@ impl WriteScheduler {
             }
             Input::OverBudget(over) => self.over_budget = over,
             Input::Tick if self.deadline().is_none_or(|at| at > now) => {}
-            Input::Tick if self.retry_at.is_some() => self.output = Some(Output::Retry),
+            Input::Tick if self.retry.at().is_some() => self.output = Some(Output::Retry),
             Input::Tick => {
                 self.cache = None;
                 self.output = Some(Output::Cache);
@@ -96,7 +115,7 @@ impl WriteScheduler {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let cache = || self.cache.filter(|_| !self.over_budget);
-        self.retry_at.or_else(|| cache().map(|(due, _)| due))
+        self.retry.at().or_else(|| cache().map(|(due, _)| due))
     }
 }
 

@@ -206,7 +206,7 @@ impl Board {
         read
     }
 
-    /// The accounts are right, and nothing that was durable is gone without a word.
+    /// The counters are right, and nothing that was durable is gone without a word.
     fn check(&self) {
         let bytes: u64 = self
             .config
@@ -271,7 +271,7 @@ proptest! {
     /// Goal: whatever happens, each number is delivered, held or lost for one reason, no number is
     /// given twice, no durable record disappears without a word, no quota is passed.
     #[test]
-    fn accounts_are_right_whatever_happens(acts in prop::collection::vec(act(), 1..200)) {
+    fn counters_are_right_whatever_happens(acts in prop::collection::vec(act(), 1..200)) {
         let classes = vec![class(TOLL, 48 << 10), class(TELEMETRY, 32 << 10)];
         let mut board = Board::new(64 << 10, classes);
         for act in acts {

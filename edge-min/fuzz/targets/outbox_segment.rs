@@ -1,5 +1,5 @@
 //! Bytes as a segment of the outbox, and frames of ours with some of their bytes bent: whatever it
-//! holds, the outbox opens, its accounts are right, it takes a record and opens again with it.
+//! holds, the outbox opens, its counters are right, it takes a record and opens again with it.
 #![no_main]
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Bytes as the file with the outbox's accounts, raw, behind a right checksum, or as accounts of
+//! Bytes as the file with the outbox's counters, raw, behind a right checksum, or as counters of
 //! whatever numbers, beside a segment: the outbox opens, its books balance, it takes a record, says
 //! what the session may read, and opens again with it.
 #![no_main]
@@ -18,7 +18,7 @@ type OfClass = (u8, u64, u64, u64, u64, u64, [u64; 4], Vec<(u64, [u64; 4])>);
 
 fuzz_target!(|data: &[u8]| {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    let dir = DIR.get_or_init(|| scratch("accounts")).join("outbox");
+    let dir = DIR.get_or_init(|| scratch("counters")).join("outbox");
     let Some((mode, bytes)) = data.split_first() else {
         return;
     };
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
             file.resize(SLOT_BYTES, 0);
             file.extend(slot(other));
         }
-        _ => file.extend(slot(&accounts(bytes))),
+        _ => file.extend(slot(&counters(bytes))),
     }
     fs::remove_dir_all(&dir).ok();
     fs::create_dir_all(&dir).unwrap();
@@ -66,7 +66,7 @@ fn slot(body: &[u8]) -> Vec<u8> {
 }
 
 /// Accounts of numbers near each other and near the ends of what there is.
-fn accounts(bytes: &[u8]) -> Vec<u8> {
+fn counters(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.iter().copied();
     let mut number = || match bytes.next().unwrap_or_default() {
         small @ 0..240 => u64::from(small) / 8,

@@ -39,7 +39,7 @@ impl Driver {
             }
             // Of an outbox that was given up meanwhile.
             Done::Read { .. } => {}
-            Done::Trouble(reason) => {
+            Done::Unwritable(reason) => {
                 if let Some(reason) = &reason {
                     log::error!("outbox_write_failed error={reason}");
                 }

@@ -45,7 +45,7 @@ pub struct Status {
     pub outbox: Outbox,
 }
 
-/// The accounts of the outbox.
+/// The counters of the outbox.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Outbox {
     /// Name of the outbox, 16 hex digits; a new one says that the one before is lost.

@@ -4,7 +4,7 @@
 //! the rest waits in the socket.
 //!
 //! `POST /v1/records/CLASS` stores the body as a record: 201 when it is durable, 202 when it will be
-//! soon. `GET /v1/records` answers the accounts. `docs/outbox.md` has all of it.
+//! soon. `GET /v1/records` answers the counters. `docs/outbox.md` has all of it.
 
 use std::cell::Cell;
 use std::io;
@@ -50,7 +50,7 @@ pub struct Api {
     pub classes: Vec<Class>,
     /// The outbox.
     pub jobs: Sender<Job>,
-    /// Its accounts.
+    /// Its counters.
     pub shared: Shared,
     /// By place: [`FREE`], [`BUSY`], or since when a connection is at rest, as a number that grows.
     pub places: [Cell<u64>; CONNECTIONS_MAX],
@@ -306,7 +306,7 @@ fn text(message: &str) -> String {
     [message, "\n"].concat()
 }
 
-/// The accounts as JSON. For each class `appended` is the sum of the others but `bytes`.
+/// The counters as JSON. For each class `appended` is the sum of the others but `bytes`.
 fn counters(report: &Report, classes: &[Class]) -> String {
     let rows = status::Outbox::new(report, classes);
     serde_json::to_string(&rows).unwrap_or_default() + "\n"

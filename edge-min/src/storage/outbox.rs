@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_channel::{Receiver, Sender};
-use edge_core::limits::{RECORD_SOON_MS, WRITE_RETRY_MS};
 use edge_core::outbox::{ClassConfig, Counters, Refused};
+use edge_core::sync_scheduler::SyncScheduler;
 use edge_proto::frame::{Entry, Incarnation};
 
 use crate::worker;
@@ -131,11 +131,11 @@ pub enum Done {
         /// What stands there.
         entries: Vec<Entry>,
     },
-    /// It cannot be written; `None` when it can again.
-    Trouble(Option<String>),
+    /// It cannot be written, and why; `None` when it can again.
+    Unwritable(Option<String>),
 }
 
-/// How the outbox stands, for people and accountants.
+/// How the outbox stands, for people and for the counters of the status.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Name of the outbox.
@@ -177,35 +177,37 @@ pub fn spawn(
     shared: Shared,
 ) -> io::Result<()> {
     let run = move || {
-        let mut reported = None;
-        // Without a directory no record can be taken; the driver tells why.
+        let mut clock = Clock::start();
+        let mut reported = String::new();
+        // Without a directory no record can be taken; the driver reports why.
         let store = loop {
             match Store::open(&dir, &settings) {
                 Ok(store) => break store,
                 Err(error) => {
+                    clock.scheduler.failed(clock.now());
                     let reason = error.to_string();
-                    if reported.as_ref() != Some(&reason) {
-                        reported = Some(reason.clone());
-                        done.send_blocking(Done::Trouble(Some(reason))).ok();
+                    if reported != reason {
+                        reported.clone_from(&reason);
+                        done.send_blocking(Done::Unwritable(Some(reason))).ok();
                     }
-                    if !refuse(&jobs, why(&error)) {
+                    if !refuse(&jobs, clock.deadline(true), why(&error)) {
                         return;
                     }
                 }
             }
         };
-        if reported.is_some() {
-            done.send_blocking(Done::Trouble(None)).ok();
+        if clock.scheduler.recovered() {
+            done.send_blocking(Done::Unwritable(None)).ok();
         }
         Thread {
             store,
+            clock,
             done,
             shared,
             ready: Vec::new(),
-            musts: Vec::new(),
-            soons: Vec::new(),
-            sync_at: None,
-            again_at: None,
+            waiting_for_sync: Vec::new(),
+            waiting_for_write: Vec::new(),
+            failure: "",
         }
         .run(&jobs);
     };
@@ -213,10 +215,9 @@ pub fn spawn(
 }
 
 /// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
-fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
-    let again_at = after(WRITE_RETRY_MS);
+fn refuse(jobs: &Receiver<Job>, until: Option<Instant>, reason: &'static str) -> bool {
     loop {
-        match worker::next(jobs, again_at) {
+        match worker::next(jobs, until) {
             // A writer may be gone.
             Some(Ok(Job::Append { reply, .. })) => drop(reply.try_send(Answer::Medium(reason))),
             Some(Ok(_)) => {}
@@ -226,8 +227,28 @@ fn refuse(jobs: &Receiver<Job>, reason: &'static str) -> bool {
     }
 }
 
-fn after(ms: u64) -> Option<Instant> {
-    Instant::now().checked_add(Duration::from_millis(ms))
+/// [`SyncScheduler`] over this process's monotonic clock.
+struct Clock {
+    start: Instant,
+    scheduler: SyncScheduler,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            start: Instant::now(),
+            scheduler: SyncScheduler::default(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn deadline(&self, behind: bool) -> Option<Instant> {
+        let at = self.scheduler.deadline(behind)?;
+        self.start.checked_add(Duration::from_millis(at))
+    }
 }
 
 /// For whoever wrote the record; the log has the rest.
@@ -241,19 +262,20 @@ fn why(error: &io::Error) -> &'static str {
 
 type Replies = Vec<(Sender<Answer>, Answer)>;
 
+/// Does what [`SyncScheduler`] decides.
 struct Thread {
     store: Store,
+    clock: Clock,
     done: Sender<Done>,
     shared: Shared,
-    /// What was last told of each class.
+    /// What was last announced of each class.
     ready: Vec<(u8, Incarnation, u64)>,
-    /// Answered after the sync, and after the write. At most what [`COMMIT_BYTES_MAX`] holds.
-    musts: Replies,
-    soons: Replies,
-    /// When what is written must be synced.
-    sync_at: Option<Instant>,
-    /// After a failed write: when the next is tried, and what kept the last from the medium.
-    again_at: Option<(Instant, &'static str)>,
+    /// Answers that are given after the sync, and after the write. At most what
+    /// [`COMMIT_BYTES_MAX`] holds.
+    waiting_for_sync: Replies,
+    waiting_for_write: Replies,
+    /// Why the last write failed that did.
+    failure: &'static str,
 }
 
 impl Thread {
@@ -262,7 +284,7 @@ impl Thread {
             return;
         }
         loop {
-            match worker::next(jobs, self.deadline()) {
+            match worker::next(jobs, self.clock.deadline(self.store.is_behind())) {
                 Some(Ok(job)) => self.perform(job),
                 Some(Err(_)) => return,
                 None => {}
@@ -279,16 +301,6 @@ impl Thread {
         }
     }
 
-    /// When something is to be done though nobody asks.
-    fn deadline(&self) -> Option<Instant> {
-        let again = self.again_at.filter(|_| self.store.is_behind());
-        let again = again.map(|(at, _)| at);
-        match self.sync_at {
-            Some(at) => Some(again.map_or(at, |again| again.min(at))),
-            None => again,
-        }
-    }
-
     fn perform(&mut self, job: Job) {
         match job {
             Job::Append {
@@ -302,8 +314,8 @@ impl Thread {
                 let answer = self.append(class, &key, unix_ms, &bytes);
                 let stored = matches!(answer, Answer::Stored { .. });
                 match (stored, must) {
-                    (true, true) => self.musts.push((reply, answer)),
-                    (true, false) => self.soons.push((reply, answer)),
+                    (true, true) => self.waiting_for_sync.push((reply, answer)),
+                    (true, false) => self.waiting_for_write.push((reply, answer)),
                     // A writer may be gone.
                     (false, _) => drop(reply.try_send(answer)),
                 }
@@ -333,7 +345,7 @@ impl Thread {
             }
             Job::Renew { incarnation } if incarnation == self.store.incarnation => {
                 if let Err(error) = self.store.renew() {
-                    self.trouble(&error);
+                    self.write_failed(&error);
                 }
             }
             // Of an outbox that was given up meanwhile.
@@ -342,16 +354,14 @@ impl Thread {
     }
 
     fn append(&mut self, class: u8, key: &[u8], unix_ms: u64, bytes: &[u8]) -> Answer {
-        if let Some((at, reason)) = self.again_at
-            && Instant::now() < at
-        {
-            return Answer::Medium(reason);
+        if self.clock.scheduler.refuses(self.clock.now()) {
+            return Answer::Medium(self.failure);
         }
         // Looked at once for each batch, which is smaller than what is left free.
         if self.store.unwritten() == 0
             && let Err(error) = self.store.has_room()
         {
-            self.trouble(&error);
+            self.write_failed(&error);
             return Answer::Medium(why(&error));
         }
         match self.store.append(class, key, unix_ms, bytes) {
@@ -367,67 +377,75 @@ impl Thread {
         }
     }
 
-    /// Writes the batch, syncs it if it must be, answers, and tells the driver. Fails when there is
-    /// nobody to tell.
+    /// Writes the batch, syncs it if it must be, answers, and reports to the driver. Fails when the
+    /// driver is gone.
     fn settle(&mut self) -> Result<(), ()> {
-        let due = self.sync_at.is_some_and(|at| at <= Instant::now());
-        let must = !self.musts.is_empty();
-        let unsynced = !self.soons.is_empty();
-        let result = self.store.write().and_then(|()| {
-            if must || due {
-                self.store.sync()?;
-            }
-            Ok(())
+        let now = self.clock.now();
+        let waiting = !self.waiting_for_sync.is_empty();
+        let sync = self.clock.scheduler.must_sync(now, waiting);
+        let result = self.store.write().and_then(|()| match sync {
+            true => self.store.sync(),
+            false => Ok(()),
         });
         let written = result.is_ok();
         match result {
-            Ok(()) => {
-                if must || due {
-                    self.sync_at = None;
-                    self.well();
-                } else if unsynced && self.sync_at.is_none() {
-                    self.sync_at = after(RECORD_SOON_MS);
-                }
+            Ok(()) if sync => {
+                let recovered = self.clock.scheduler.synced();
+                self.write_recovered(recovered);
             }
+            Ok(()) if !self.waiting_for_write.is_empty() => self.clock.scheduler.written(now),
+            Ok(()) => {}
             Err(error) => self.fail(&error),
         }
         let behind = self.store.is_behind();
         match self.store.settle() {
-            Err(error) => self.trouble(&error),
-            Ok(()) if behind && written => self.well(),
+            Err(error) => self.write_failed(&error),
+            Ok(()) if behind && written => {
+                let recovered = self.clock.scheduler.recovered();
+                self.write_recovered(recovered);
+            }
             Ok(()) => {}
         }
-        // The accounts first: who writes and then asks finds its record there.
+        // The counters first: who writes and then reads them finds its record there.
         self.announce()?;
-        for (reply, answer) in self.musts.drain(..).chain(self.soons.drain(..)) {
+        for (reply, answer) in self.replies() {
             // A writer may be gone.
             reply.try_send(answer).ok();
         }
         Ok(())
     }
 
-    /// What is not durable is lost, and its writers hear it.
+    fn replies(&mut self) -> impl Iterator<Item = (Sender<Answer>, Answer)> {
+        let after_sync = self.waiting_for_sync.drain(..);
+        after_sync.chain(self.waiting_for_write.drain(..))
+    }
+
+    /// What is not durable is lost, and its writers are answered so.
     fn fail(&mut self, error: &io::Error) {
         self.store.failed();
-        self.sync_at = None;
-        for (reply, _) in self.musts.drain(..).chain(self.soons.drain(..)) {
+        for (reply, _) in self.replies() {
             reply.try_send(Answer::Medium(why(error))).ok();
         }
-        self.trouble(error);
+        let report = self.clock.scheduler.records_failed(self.clock.now());
+        self.report_failure(error, report);
     }
 
-    fn trouble(&mut self, error: &io::Error) {
-        let first = self.again_at.is_none();
-        self.again_at = after(WRITE_RETRY_MS).map(|at| (at, why(error)));
-        if first {
+    fn write_failed(&mut self, error: &io::Error) {
+        let report = self.clock.scheduler.failed(self.clock.now());
+        self.report_failure(error, report);
+    }
+
+    fn report_failure(&mut self, error: &io::Error, report: bool) {
+        self.failure = why(error);
+        if report {
             let reason = Some(error.to_string());
-            self.done.send_blocking(Done::Trouble(reason)).ok();
+            self.done.send_blocking(Done::Unwritable(reason)).ok();
         }
     }
 
-    fn well(&mut self) {
-        if self.again_at.take().is_some() {
-            self.done.send_blocking(Done::Trouble(None)).ok();
+    fn write_recovered(&self, report: bool) {
+        if report {
+            self.done.send_blocking(Done::Unwritable(None)).ok();
         }
     }
 

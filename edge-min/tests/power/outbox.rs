@@ -183,7 +183,7 @@ fn settle(running: &Running, dir: &Path, acked: u64) -> Result<(), String> {
     let mut trouble = None;
     loop {
         while let Ok(done) = running.done.try_recv() {
-            if let Done::Trouble(reason) = done {
+            if let Done::Unwritable(reason) = done {
                 trouble = reason;
             }
         }

@@ -144,7 +144,7 @@ impl Store {
             writer.base = writer.base.min(held - 1);
         }
         if !known {
-            // The two slots are reserved at once: a full medium never keeps the accounts out.
+            // The two slots are reserved at once: a full medium never keeps the counters out.
             let path = paths::outbox_state(dir);
             let must = Durability::Must(Subsystem::Outbox);
             medium::write(&path, &vec![0; 2 * SLOT_BYTES], must)?;
