@@ -21,8 +21,8 @@
 //! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
 //! `reconcile` and what a container is started with, [`spec`]), `config_objects`, `node`, `uplink`
 //! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in one table,
-//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`] and [`time`] are driven by the threads
-//! that need them.
+//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are driven by
+//! the threads that need them.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(
@@ -41,6 +41,7 @@ mod certificates;
 mod config_objects;
 mod event;
 pub mod flash;
+pub mod images;
 pub mod limits;
 mod node;
 pub mod outbox;

@@ -68,3 +68,10 @@ pub const RECORD_EXPIRES_FROM_MS: u64 = 1_767_225_600_000;
 pub const RENEWAL_MS_MIN: Millis = 60_000;
 /// Longest such wait, and the one after a refusal, milliseconds; a tenth of a shorter life.
 pub const RENEWAL_MS_MAX: Millis = 6 * 3_600_000;
+/// Layers that no desired pod uses and that are kept all the same: going back to an image that
+/// ran a while ago then unpacks nothing.
+pub const LAYERS_UNUSED_MAX: usize = 64;
+/// Bytes of the medium that images leave free: the desired set and the logs of a day.
+pub const MEDIUM_FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Part of the medium that unused layers leave free, percent: Kubernetes' own threshold.
+pub const MEDIUM_FREE_PERCENT_MIN: u64 = 15;

@@ -1,6 +1,7 @@
 //! Tests of images as a whole: layouts that are made here, as directories and as tars.
 
 use super::*;
+use edge_core::limits::{LAYERS_UNUSED_MAX, MEDIUM_FREE_BYTES_MIN};
 use flate2::write::GzEncoder;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -453,7 +454,7 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     let desired = images.ensure("desired", &[]).unwrap().layers.remove(0);
     let running = images.ensure("running", &[]).unwrap().layers.remove(0);
     let in_use = ["desired".to_owned()];
-    for number in 0..UNUSED_MAX + 8 {
+    for number in 0..LAYERS_UNUSED_MAX + 8 {
         // Names after every digest: folders made in the same tick go in the order of names.
         let name = format!("z{number:063x}");
         fs::create_dir_all(board.dir.path().join("state/layers").join(name).join("sub")).unwrap();
@@ -471,7 +472,7 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     )
     .unwrap();
     let first = images.collect_unused(&in_use);
-    let all = images.collect(&images.layers_of(&in_use), true);
+    let all = images.collect(&images.layers_of(&in_use), Need::All);
     let kept = (desired.exists(), running.exists());
     let text = fs::read_to_string(root.join("f"));
     nix::mount::umount(&root).unwrap();
@@ -481,10 +482,15 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
         8,
         "nine too many, and one of them is mounted"
     );
-    assert_eq!(all.unwrap(), UNUSED_MAX);
+    assert_eq!(all.unwrap(), LAYERS_UNUSED_MAX);
     assert_eq!(kept, (true, true));
     assert_eq!(text.unwrap(), "running");
-    assert_eq!(images.collect(&images.layers_of(&in_use), true).unwrap(), 1);
+    assert_eq!(
+        images
+            .collect(&images.layers_of(&in_use), Need::All)
+            .unwrap(),
+        1
+    );
     assert!(desired.exists() && !running.exists());
 }
 
@@ -522,8 +528,7 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     assert!(board.layers().is_empty());
     images.ensure("b", &pods(&["b"])).unwrap();
     images.ensure("a", &pods(&["a"])).unwrap();
-    let (free, _) = images.room().unwrap();
-    assert!(free >= FREE_BYTES_MIN);
+    assert!(images.room().unwrap().free >= MEDIUM_FREE_BYTES_MIN);
 }
 
 /// The child of the next test, and nothing without it: unpacks, then waits for its end.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use edge_core::flash::Subsystem;
+use edge_core::images::{Layer, Need, Removal, Room};
 use edge_core::spec::ImageConfig;
 use edge_proto::sorted::SortedSet;
 
@@ -20,13 +21,6 @@ use crate::storage::{medium, tree};
 
 /// Layouts of the preload folder that are looked at.
 const LAYOUTS_MAX: usize = 256;
-/// Layers that no desired pod uses and that are kept all the same: going back to an image that
-/// ran a while ago then unpacks nothing.
-const UNUSED_MAX: usize = 64;
-/// Bytes of the medium that images leave free: the desired set and the logs of a day.
-const FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
-/// Part of the medium that unused layers leave free, percent: Kubernetes' own threshold.
-const FREE_PERCENT_MIN: u64 = 15;
 
 /// Digests of layers that are about to be mounted: none of them is removed while this lives.
 pub type Pin = Arc<SortedSet<String>>;
@@ -182,7 +176,7 @@ impl Images {
         let mut keep = self.layers_of(in_use);
         keep.extend(hexes(of));
         let failed = |error| ImageError::Io(self.layers.clone(), error);
-        self.collect(&keep, false).map_err(failed)?;
+        self.collect(&keep, Need::Room).map_err(failed)?;
         let temporary = paths::layer_temporary(&self.layers, hex);
         let mut room_made = false;
         loop {
@@ -192,7 +186,7 @@ impl Images {
                 Err(reason) => {
                     tree::remove(&temporary).map_err(failed)?;
                     // Once more with all the room that there can be.
-                    if room_made || self.collect(&keep, true).map_err(failed)? == 0 {
+                    if room_made || self.collect(&keep, Need::All).map_err(failed)? == 0 {
                         return Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()));
                     }
                     room_made = true;
@@ -217,9 +211,7 @@ impl Images {
         fs::create_dir(temporary)?;
         // The root directory of a container, for any user in it.
         fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))?;
-        let (free, _) = self.room()?;
-        let room = free.saturating_sub(FREE_BYTES_MIN);
-        let bytes_max = room.min(unpack::BYTES_MAX);
+        let bytes_max = self.room()?.for_unpacking().min(unpack::BYTES_MAX);
         Ok(match packing {
             // Some tools write a layer as many members in a row.
             Packing::Gzip => {
@@ -230,39 +222,35 @@ impl Images {
         })
     }
 
-    /// Removes layers that no desired pod uses and no container has mounted, oldest first, while
-    /// there are too many or room is short; returns how many.
+    /// Removes layers that no desired pod uses and no container has mounted, as [`Removal`] decides;
+    /// returns how many.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn collect_unused(&self, in_use: &[String]) -> io::Result<usize> {
-        self.collect(&self.layers_of(in_use), false)
+        self.collect(&self.layers_of(in_use), Need::Room)
     }
 
-    fn collect(&self, keep: &SortedSet<String>, all: bool) -> io::Result<usize> {
-        let mut unused = Vec::new();
+    fn collect(&self, keep: &SortedSet<String>, need: Need) -> io::Result<usize> {
+        let mut layers = Vec::new();
         for entry in fs::read_dir(&self.layers)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !keep.contains(&name) && !name.ends_with(paths::TEMPORARY) {
+            if !name.ends_with(paths::TEMPORARY) {
                 let metadata = entry.metadata()?;
-                // The rename after unpacking set it.
-                unused.push(((metadata.ctime(), metadata.ctime_nsec()), name));
+                layers.push(Layer {
+                    used: keep.contains(&name),
+                    digest: name,
+                    // The rename after unpacking set it.
+                    unpacked_at: (metadata.ctime(), metadata.ctime_nsec()),
+                });
             }
         }
-        if unused.is_empty() {
-            return Ok(0);
-        }
-        unused.sort_unstable();
-        let mut left = unused.len();
+        let mut removal = Removal::new(layers, need);
         let mut removed = 0;
-        for (_, name) in unused {
-            let (free, total) = self.room()?;
-            let short = free < FREE_BYTES_MIN || free < total / 100 * FREE_PERCENT_MIN;
-            if !(all || short || left > UNUSED_MAX) {
-                break;
-            }
-            left -= 1;
+        while !removal.is_empty()
+            && let Some(Layer { digest: name, .. }) = removal.next(self.room()?)
+        {
             let gone = paths::layer_temporary(&self.layers, &name);
             tree::remove(&gone)?;
             if !self.put_away(&name, &gone)? {
@@ -304,11 +292,13 @@ impl Images {
         layers
     }
 
-    /// Free and all bytes of the medium.
-    fn room(&self) -> io::Result<(u64, u64)> {
+    fn room(&self) -> io::Result<Room> {
         let stat = rustix::fs::statvfs(&self.layers)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+        Ok(Room {
+            free: bytes(stat.f_bavail),
+            total: bytes(stat.f_blocks),
+        })
     }
 }
 
