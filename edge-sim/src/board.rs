@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_core::renewal::{Life, Time};
+use edge_core::renewal::Life;
 use edge_core::time::TrustedTime;
 use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput, UplinkInput};
 use edge_proto::hash::{Hash16, Hash32, sha256};
@@ -355,11 +355,8 @@ impl Board {
         }
         agent.handle(self.local(now), self.discovered());
         let time = TrustedTime::new(BUILD_UNIX_S, self.store.floor_s);
-        let floor = Time {
-            unix_s: time.floor(self.local(now)),
-            confirmed: false,
-        };
-        agent.handle(self.local(now), AgentInput::Time(floor));
+        let reliable = time.reliable(self.local(now));
+        agent.handle(self.local(now), AgentInput::Time(reliable));
         let identity = UplinkInput::Identity {
             node: name_of(self.node),
             seed: self.rng.draw(),
@@ -398,11 +395,7 @@ impl Board {
             machine.time.kept(floor_s);
             self.store.floor_s = floor_s;
         }
-        let cloud = machine.time.cloud(local);
-        let time = Time {
-            unix_s: cloud.unwrap_or_else(|| machine.time.floor(local)),
-            confirmed: cloud.is_some(),
-        };
+        let time = machine.time.reliable(local);
         machine.agent.handle(local, AgentInput::Time(time));
     }
 }

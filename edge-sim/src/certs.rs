@@ -80,13 +80,8 @@ pub(crate) struct Enrolment {
 
 impl Board {
     fn time(&self, now: u64) -> Option<Time> {
-        let local = self.local(now);
-        let time = &self.machine.as_ref()?.time;
-        let cloud = time.cloud(local);
-        Some(Time {
-            unix_s: cloud.unwrap_or_else(|| time.floor(local)),
-            confirmed: cloud.is_some(),
-        })
+        let machine = self.machine.as_ref()?;
+        Some(machine.time.reliable(self.local(now)))
     }
 
     /// The certificate that a connection is made with.

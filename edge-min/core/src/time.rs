@@ -10,6 +10,7 @@
 use edge_proto::Millis;
 
 use crate::limits::FLOOR_KEPT_S;
+use crate::renewal::Time;
 
 /// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
 /// that of a dead battery may be. Believed, it would take every certificate for expired.
@@ -75,6 +76,30 @@ impl TrustedTime {
     #[must_use]
     pub fn cloud(&self, now: Millis) -> Option<u64> {
         self.cloud.map(|reading| reading.runs_on(now))
+    }
+
+    /// What certificates and their renewal go by: the cloud's time, or else the floor. The system's
+    /// clock has no part in this: one that stands in 2100 would make every certificate expired, and
+    /// nobody can tell it from one that is right.
+    #[must_use]
+    pub fn reliable(&self, now: Millis) -> Time {
+        let cloud = self.cloud(now);
+        Time {
+            unix_s: cloud.unwrap_or_else(|| self.floor(now)),
+            confirmed: cloud.is_some(),
+        }
+    }
+
+    /// Seconds since 1970 for people, and whether they are to be trusted: the cloud's time, or that of
+    /// the system's clock if it is above the floor, and not by [`AHEAD_S_MAX`]; else the floor.
+    #[must_use]
+    pub fn shown(&self, now: Millis, system_unix_s: u64) -> (u64, bool) {
+        let Time { unix_s, confirmed } = self.reliable(now);
+        let ahead_s = system_unix_s.checked_sub(unix_s);
+        match !confirmed && ahead_s.is_some_and(|ahead_s| ahead_s < AHEAD_S_MAX) {
+            true => (system_unix_s, true),
+            false => (unix_s, confirmed),
+        }
     }
 
     /// The floor that is to be written to the medium now, if any: it is kept when it has moved by
@@ -210,6 +235,31 @@ mod tests {
         assert_eq!(time.to_keep(1_000), None);
         assert_eq!(time.to_keep(DAY_S * 1000), None);
         assert!(time.to_keep((DAY_S + 1) * 1000).is_some());
+    }
+
+    #[test]
+    fn the_systems_clock_is_shown_only_in_a_range_above_the_floor_and_never_relied_on() {
+        let mut time = TrustedTime::new(BUILD, 0);
+        let floor = Time {
+            unix_s: BUILD,
+            confirmed: false,
+        };
+        for (system, shown) in [
+            (0, (BUILD, false)),
+            (BUILD - 1, (BUILD, false)),
+            (BUILD, (BUILD, true)),
+            (BUILD + AHEAD_S_MAX - 1, (BUILD + AHEAD_S_MAX - 1, true)),
+            (BUILD + AHEAD_S_MAX, (BUILD, false)),
+            (u64::MAX, (BUILD, false)),
+        ] {
+            assert_eq!(time.shown(0, system), shown);
+            assert_eq!(time.reliable(0), floor);
+        }
+        time.confirm(0, BUILD + 50);
+        for system in [0, BUILD + 60, u64::MAX] {
+            assert_eq!(time.shown(1_000, system), (BUILD + 51, true));
+        }
+        assert!(time.reliable(0).confirmed);
     }
 
     proptest! {

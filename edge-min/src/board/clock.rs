@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::flash::Subsystem;
-use edge_core::time::{AHEAD_S_MAX, TrustedTime};
+use edge_core::renewal::Time;
+use edge_core::time::TrustedTime;
 
 use crate::paths;
 use crate::storage::medium::{self, Durability};
@@ -60,33 +61,18 @@ impl Clock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds since 1970 for people, and whether they are to be trusted: the cloud has said the time
-    /// since the start, or the system's clock is above the floor, and not by [`AHEAD_S_MAX`].
+    /// Seconds since 1970 for people, and whether they are to be trusted.
     #[must_use]
     pub fn now(&self) -> (u64, bool) {
-        let (unix_s, confirmed) = self.reliable();
-        if confirmed {
-            return (unix_s, true);
-        }
-        let system = (self.lock().system)();
-        let trusted = system
-            .checked_sub(unix_s)
-            .is_some_and(|ahead| ahead < AHEAD_S_MAX);
-        (if trusted { system } else { unix_s }, trusted)
+        let state = self.lock();
+        state.time.shown(state.now(), (state.system)())
     }
 
-    /// The cloud's time, seconds since 1970, if it has said it since the start; else the floor, and
-    /// `false`. The system's clock has no part in this: one that stands in 2100 would make every
-    /// certificate expired, and nobody can tell it from one that is right.
+    /// What certificates and their renewal go by.
     #[must_use]
-    pub fn reliable(&self) -> (u64, bool) {
+    pub fn reliable(&self) -> Time {
         let state = self.lock();
-        let now = state.now();
-        let cloud = state.time.cloud(now);
-        (
-            cloud.unwrap_or_else(|| state.time.floor(now)),
-            cloud.is_some(),
-        )
+        state.time.reliable(state.now())
     }
 
     /// The floor, seconds since 1970: what a server's certificate is judged by.
@@ -138,6 +124,7 @@ fn from_file(bytes: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use edge_core::time::AHEAD_S_MAX;
 
     #[test]
     fn the_floor_survives_a_restart_and_is_never_lowered() {
@@ -187,17 +174,18 @@ mod tests {
         for system in [|| 0, || 4_102_444_800, || u64::MAX] {
             let clock = Clock::open(dir.path());
             clock.0.lock().unwrap().system = system;
-            let (floor, confirmed) = clock.reliable();
-            assert!((BUILD_UNIX_S..BUILD_UNIX_S + 60).contains(&floor) && !confirmed);
-            assert_eq!(clock.floor(), floor);
+            let Time { unix_s, confirmed } = clock.reliable();
+            assert!((BUILD_UNIX_S..BUILD_UNIX_S + 60).contains(&unix_s) && !confirmed);
+            assert_eq!(clock.floor(), unix_s);
             assert!(!dir.path().join("time.floor").exists());
         }
         let clock = Clock::open(dir.path());
         clock.0.lock().unwrap().system = || u64::MAX;
         clock.server(u64::MAX);
         clock.confirm(BUILD_UNIX_S + 1_000_000);
-        assert_eq!(clock.now(), clock.reliable());
-        let floor = Clock::open(dir.path()).reliable().0;
+        let reliable = clock.reliable();
+        assert_eq!(clock.now(), (reliable.unix_s, reliable.confirmed));
+        let floor = Clock::open(dir.path()).reliable().unix_s;
         assert!((BUILD_UNIX_S + 1_000_000..BUILD_UNIX_S + 1_000_060).contains(&floor));
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edge_core::renewal::{Life, Time};
+use edge_core::renewal::Life;
 use edge_core::{Certificate, CertificateInput, Input};
 use edge_proto::enrol::Endpoint;
 
@@ -64,8 +64,7 @@ impl Driver {
 
     /// Passes the time that can be relied on to the core.
     pub(super) fn pass_time(&mut self) {
-        let (unix_s, confirmed) = self.clock.reliable();
-        let time = Time { unix_s, confirmed };
+        let time = self.clock.reliable();
         self.agent.handle(self.now(), Input::Time(time));
     }
 

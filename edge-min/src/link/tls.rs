@@ -110,7 +110,7 @@ impl ServerCertVerifier for Clockproof {
             Err(Error::InvalidCertificate(CertificateError::NotValidYetContext {
                 not_before,
                 ..
-            })) if !self.time.reliable().1 => chain_holds(not_before),
+            })) if !self.time.reliable().confirmed => chain_holds(not_before),
             other => other,
         }?;
         verify_server_name(&leaf, name)?;
