@@ -175,6 +175,8 @@ pub(crate) struct Board {
     pub(crate) machine: Option<Box<Machine>>,
     pub(crate) store: Store,
     pub(crate) identity: Option<Identity>,
+    /// Its identity is on its medium.
+    pub(crate) joined: bool,
     /// The certificate of the connection that is being made.
     pub(crate) shown: Option<Certificate>,
     /// When its agent was started.
@@ -215,6 +217,8 @@ impl Board {
             machine: None,
             store: Store::default(),
             identity: None,
+            // Some were prepared elsewhere.
+            joined: !node.is_multiple_of(4),
             shown: None,
             started_at: 0,
             applying: None,
@@ -357,13 +361,13 @@ impl Board {
         let time = TrustedTime::new(BUILD_UNIX_S, self.store.floor_s);
         let reliable = time.reliable(self.local(now));
         agent.handle(self.local(now), AgentInput::Time(reliable));
-        let identity = UplinkInput::Identity {
-            node: name_of(self.node),
-            seed: self.rng.draw(),
-            new: self.identity.map_or(ENDLESS, |one| one.new.life()),
-            old: self.identity.and_then(|one| one.old).map(|one| one.life()),
+        let uplink = match self.joined {
+            true => self.known_identity(),
+            false => UplinkInput::MayJoin {
+                seed: self.rng.draw(),
+            },
         };
-        agent.handle(self.local(now), AgentInput::Uplink(identity));
+        agent.handle(self.local(now), AgentInput::Uplink(uplink));
         self.machine = Some(Box::new(Machine {
             agent,
             session,
@@ -381,6 +385,16 @@ impl Board {
         self.conn = Conn::None;
         self.started_at = now;
         self.waiting_since = now;
+    }
+
+    /// The identity on the medium, as the core gets it.
+    pub(crate) fn known_identity(&mut self) -> UplinkInput {
+        UplinkInput::Identity {
+            node: name_of(self.node),
+            seed: self.rng.draw(),
+            new: self.identity.map_or(ENDLESS, |one| one.new.life()),
+            old: self.identity.and_then(|one| one.old).map(|one| one.life()),
+        }
     }
 
     /// The core believes this time of the cloud.

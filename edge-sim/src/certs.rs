@@ -4,10 +4,10 @@
 
 use edge_core::limits::ENROL_TIMEOUT_MS;
 use edge_core::renewal::{Life, Time};
-use edge_core::{Certificate as Which, CertificateInput, Input as AgentInput};
+use edge_core::{Certificate as Which, CertificateInput, Input as AgentInput, UplinkInput};
 
 use crate::board::{Board, Conn};
-use crate::event::Event;
+use crate::event::{Answer as Reply, Event};
 use crate::world::{START_UNIX_S, World};
 
 /// How long after its end a certificate is still renewed, seconds (`RENEW_GRACE_S` of edge-cloud).
@@ -153,6 +153,19 @@ impl World {
         let listed = registered.lists(shown.serial);
         registered.promote(shown.serial);
         listed
+    }
+
+    /// One attempt to join. The registry repeats its answer to the same key, so one that is lost on its
+    /// way costs the attempt and nothing else.
+    pub(crate) fn ask_to_join(&mut self, index: usize) {
+        let lost = !self.enrolment_is_open() || self.is_lost(index);
+        let failed = UplinkInput::NotJoined("no answer".to_owned());
+        let (ms, answer) = match lost {
+            true => (ENROL_TIMEOUT_MS, Reply::Agent(AgentInput::Uplink(failed))),
+            false => (DELAYS * self.scenario.link.delay_ms, Reply::Joined),
+        };
+        let boot = self.boards[index].boot;
+        self.plan(ms, Event::Answer(index as u32, boot, Box::new(answer)));
     }
 
     /// One attempt to renew.

@@ -31,6 +31,8 @@ pub(crate) struct Packet {
 pub(crate) enum Answer {
     /// To the agent.
     Agent(Input),
+    /// The node has joined: its identity is on the medium.
+    Joined,
     /// The changes with this ticket are durable.
     Durable(u32),
     /// How much of a large object is stored.

@@ -295,6 +295,7 @@ impl World {
         let mut twin = Board::new(node, self.rng.draw());
         twin.store = self.boards[node as usize].store.clone();
         twin.identity = self.boards[node as usize].identity;
+        twin.joined = self.boards[node as usize].joined;
         twin.boot_id = self.rng.draw();
         self.boards.push(twin);
         self.stats.twins += 1;

@@ -150,6 +150,11 @@ impl World {
                 }
                 machine.agent.handle(local, input);
             }
+            Answer::Joined => {
+                one.joined = true;
+                let identity = one.known_identity();
+                self.agent_input(board, AgentInput::Uplink(identity));
+            }
             Answer::Durable(ticket) => {
                 if let Some((_, changes, epoch)) = one.applying.take_if(|(at, ..)| *at == ticket) {
                     for (key, payload) in one.store.apply(&changes, epoch) {

@@ -18,6 +18,7 @@ const OPEN_DELAYS: u64 = 5;
 impl World {
     pub(crate) fn perform_uplink(&mut self, board: usize, output: UplinkOutput) {
         match output {
+            UplinkOutput::Join => self.ask_to_join(board),
             UplinkOutput::Connect(with) => self.ask_for_connection(board, with),
             UplinkOutput::Close => {
                 if let Conn::Up(conn) = self.boards[board].conn {

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The shell answers every `PreparePod`, `Start`, `Remove` and `RemovePod`, and every
-//! [`UplinkOutput::Connect`] and [`UplinkOutput::Renew`], with exactly one input.
+//! [`UplinkOutput::Join`], [`UplinkOutput::Connect`] and [`UplinkOutput::Renew`], with exactly one
+//! input.
 //! It reports the end of a run once, as `Exited`, which may come before the `Started` of that run;
 //! `Discovered` comes once, and nothing is prepared or started before it. A `Report` comes out only
 //! when the payload changed. Outputs are complete: nothing that they name is to be looked up here

@@ -135,7 +135,15 @@ pub enum UplinkInput {
         /// Life of the one before, when the trial of the new one has not ended.
         old: Option<Life>,
     },
-    /// There will be no link, or not yet; for a person.
+    /// The node has no identity, and may join by itself.
+    MayJoin {
+        /// Of the delays between two attempts; differs from node to node.
+        seed: u64,
+    },
+    /// Answer to `Join`: it failed; for a person. After one that did not comes `Identity`, or
+    /// `Unlinked` when nothing can be done with what it brought.
+    NotJoined(String),
+    /// There will be no link until the agent's next start; for a person.
     Unlinked(String),
     /// A connection is up.
     Up,
@@ -187,6 +195,8 @@ pub enum Signal {
 /// What to do about the link and the node's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UplinkOutput {
+    /// Make one attempt to join; answered by `UplinkInput::Identity`, `NotJoined` or `Unlinked`.
+    Join,
     /// Try a connection with this certificate; answered by `UplinkInput::Up` or `Down`.
     Connect(Certificate),
     /// Close the connection in order; `UplinkInput::Down` follows.

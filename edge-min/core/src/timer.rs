@@ -10,6 +10,8 @@ pub(crate) enum Timer {
     Pods,
     /// The logs of running containers are cut to their tail.
     TrimLogs,
+    /// A join is tried.
+    Join,
     /// A connection to the cloud is tried.
     Connect,
     /// The certificate is to be renewed, or that is tried again.

@@ -1,4 +1,4 @@
-//! The link to the cloud: when a connection is tried and with which certificate, when the
+//! The link to the cloud: when a join or a connection is tried and with which certificate, when the
 //! certificate is renewed, and which time of the cloud is believed. The session over the link is
 //! another machine (`edge_proto::session`), which the shell drives.
 
@@ -24,6 +24,8 @@ const UNANSWERED: &str = "the link is up, and edge-cloud has not answered yet";
 pub(crate) struct Uplink {
     /// `None` before the join.
     identity: Option<Box<Identity>>,
+    /// Delays between attempts to join; only where the node may join by itself.
+    joins: Option<Box<Reconnect>>,
     up: bool,
     live: bool,
     /// Why there is no connection, for people.
@@ -106,7 +108,19 @@ impl Uplink {
                     reconnect: Reconnect::new(seed, reconnect::slot(&node)),
                 };
                 self.identity = Some(identity.into());
+                self.joins = None;
+                timers.set(Timer::Join, None);
                 timers.set(Timer::Connect, Some(now));
+            }
+            UplinkInput::MayJoin { seed } => {
+                self.joins = Some(Reconnect::new(seed, 0).into());
+                timers.set(Timer::Join, Some(now));
+            }
+            UplinkInput::NotJoined(reason) => {
+                let at = self.joins.as_mut().map(|joins| joins.down(now, 0));
+                timers.set(Timer::Join, at);
+                outputs.push_back(Output::Event(Event::NoLink(reason.clone())));
+                self.error = reason;
             }
             UplinkInput::Unlinked(reason) => {
                 outputs.push_back(Output::Event(Event::NoLink(reason.clone())));
@@ -218,6 +232,9 @@ impl Uplink {
 
     /// Begins what is due, and sets the timer of the renewal.
     pub(crate) fn run(&mut self, now: Millis, timers: &mut Timers, outputs: &mut VecDeque<Output>) {
+        if timers.expired(Timer::Join, now) {
+            ask(outputs, UplinkOutput::Join);
+        }
         let time = self.time(now);
         let Some(certificates) = self.certificates() else {
             return;

@@ -94,6 +94,44 @@ fn a_connection_is_tried_at_once_and_again_after_each_loss() {
     assert_eq!((agent.link_error(), agent.is_live()), ("", true));
 }
 
+/// Goal: a node that may join by itself tries until it has joined, ever more slowly, one attempt at a
+/// time. Method: the shell answers with failures, whose reason people see, and then with an identity.
+#[test]
+fn a_join_is_tried_at_once_again_after_each_failure_and_not_after_its_success() {
+    let join = [Output::Uplink(UplinkOutput::Join)];
+    let mut agent = agent(None);
+    let may_join = UplinkInput::MayJoin { seed: 7 };
+    assert_eq!(uplink(&mut agent, 5, may_join), join);
+    assert_eq!(agent.deadline(), None, "one attempt at a time");
+    let mut now = 5;
+    for _ in 0..20 {
+        let failed = UplinkInput::NotJoined("no answer".into());
+        assert_eq!(uplink(&mut agent, now, failed), []);
+        assert_eq!(agent.link_error(), "no answer");
+        let before = now;
+        assert_eq!(next_attempt(&mut agent, &mut now), join);
+        assert!(now > before && now <= before + DELAY_MS_MAX);
+    }
+    assert_eq!(
+        uplink(&mut agent, now, identity(None)),
+        connect(Certificate::New)
+    );
+    uplink(&mut agent, now, down(false));
+    assert_eq!(
+        next_attempt(&mut agent, &mut now),
+        connect(Certificate::New)
+    );
+}
+
+#[test]
+fn a_join_whose_identity_is_of_no_use_is_not_repeated() {
+    let mut agent = agent(None);
+    uplink(&mut agent, 0, UplinkInput::MayJoin { seed: 7 });
+    uplink(&mut agent, 0, UplinkInput::Unlinked("no cloud".into()));
+    assert_eq!(agent.deadline(), None);
+    assert_eq!(agent.link_error(), "no cloud");
+}
+
 /// Goal: a renewal goes through its trial: the link begins anew with the new certificate, and only a
 /// session over it drops the old one.
 #[test]

@@ -34,7 +34,6 @@ use crate::driver::workers::{Containers, RuntimeJob, StoreDone, StoreJob};
 use crate::image::images::Images;
 use crate::link::connection::{Connect, LinkEvent, LinkSender};
 use crate::link::identity::Identity;
-use crate::link::join;
 use crate::local::read_api::{self, Request};
 use crate::local::workload_api::{self, Api};
 use crate::paths;
@@ -57,7 +56,6 @@ enum Event {
     Runtime(Input),
     Outbox(outbox::Done),
     Local(Request),
-    Joined(Box<(Identity, u64)>),
     Exits,
     Time,
 }
@@ -149,7 +147,6 @@ pub fn run(config: Config) -> Result<(), String> {
     let (store_done, store_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let (link_sender, link_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
-    let (joined_sender, joined) = async_channel::bounded(1);
     workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
     let runtime_jobs = workers::spawn_containers(
         runtime.clone(),
@@ -181,7 +178,7 @@ pub fn run(config: Config) -> Result<(), String> {
         send_at: None,
         connects: None,
         targets: None,
-        link_events: link_sender.clone(),
+        link_events: link_sender,
         in_sync: false,
         running: SortedMap::new(),
         reaper,
@@ -201,18 +198,14 @@ pub fn run(config: Config) -> Result<(), String> {
     driver.watch_flash();
     driver.adopt();
     // Without a link the agent still runs what it has.
-    let unlinked = match Identity::load(&driver.config.state_dir) {
-        Ok(Some(identity)) => driver.start_link(&identity).err(),
-        Ok(None) => {
-            let (time, seed) = (driver.clock.clone(), random().unwrap_or(1));
-            join::spawn(&driver.config, time, seed, joined_sender, link_sender)
-                .map_err(failed("join thread"))?
-                .map(str::to_owned)
+    match Identity::load(&driver.config.state_dir) {
+        Ok(Some(identity)) => {
+            if let Err(reason) = driver.start_link(&identity) {
+                driver.unlinked(reason);
+            }
         }
-        Err(error) => Some(["identity: ", &error.to_string()].concat()),
-    };
-    if let Some(reason) = unlinked {
-        driver.unlinked(reason);
+        Ok(None) => driver.not_joined(),
+        Err(error) => driver.unlinked(["identity: ", &error.to_string()].concat()),
     }
     driver.settle();
     let listener = read_api::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
@@ -254,18 +247,15 @@ pub fn run(config: Config) -> Result<(), String> {
                         async { Event::Local(next(&local_requests).await) },
                     ),
                     or(
-                        async { Event::Joined(Box::new(next(&joined).await)) },
-                        or(
-                            async {
-                                // An error would be a closed descriptor, which is ours.
-                                exits.readable().await.ok();
-                                Event::Exits
-                            },
-                            async {
-                                driver_timer(deadline).await;
-                                Event::Time
-                            },
-                        ),
+                        async {
+                            // An error would be a closed descriptor, which is ours.
+                            exits.readable().await.ok();
+                            Event::Exits
+                        },
+                        async {
+                            driver_timer(deadline).await;
+                            Event::Time
+                        },
                     ),
                 ),
             )
@@ -391,13 +381,6 @@ impl Driver {
             Event::Runtime(input) => self.handle_runtime(now, input),
             Event::Outbox(done) => self.handle_outbox(now, done),
             Event::Local(request) => self.handle_local(request),
-            Event::Joined(joined) => {
-                let (identity, unix_s) = *joined;
-                self.clock.confirm(unix_s);
-                if let Err(reason) = self.start_link(&identity) {
-                    self.unlinked(reason);
-                }
-            }
             Event::Exits => {
                 for exit in self.reaper.drain() {
                     self.exited(exit.uid, exit.container, exit.code);

@@ -13,6 +13,7 @@ use crate::driver::log_calls::LogCalls;
 use crate::driver::workers::StoreJob;
 use crate::link::connection::{self, Connect, LinkConfig, LinkEvent};
 use crate::link::identity::Identity;
+use crate::link::join;
 
 impl Driver {
     pub(super) fn start_link(&mut self, identity: &Identity) -> Result<(), String> {
@@ -42,6 +43,24 @@ impl Driver {
         self.uplink_input(UplinkInput::Unlinked(reason));
     }
 
+    /// The node has no identity: it joins by itself if the config has what that needs.
+    pub(super) fn not_joined(&mut self) {
+        match join::lacks(&self.config) {
+            Some(reason) => self.unlinked(reason.to_owned()),
+            None => self.uplink_input(UplinkInput::MayJoin {
+                seed: super::random().unwrap_or(1),
+            }),
+        }
+    }
+
+    /// Makes one attempt to join.
+    fn join(&mut self) {
+        let events = self.link_events.clone();
+        if let Err(error) = join::spawn(&self.config, self.clock.clone(), events) {
+            self.uplink_input(UplinkInput::NotJoined(error.to_string()));
+        }
+    }
+
     fn uplink_input(&mut self, input: UplinkInput) {
         self.agent.handle(self.now(), Input::Uplink(input));
     }
@@ -63,13 +82,21 @@ impl Driver {
             }
             LinkEvent::Renewed(renewed) => self.renewed(*renewed),
             LinkEvent::NotRenewed(reason, refused) => self.not_renewed(reason, refused),
-            LinkEvent::NotJoined(reason) => self.unlinked(reason),
+            LinkEvent::Joined(joined) => {
+                let (identity, unix_s) = *joined;
+                self.clock.confirm(unix_s);
+                if let Err(reason) = self.start_link(&identity) {
+                    self.unlinked(reason);
+                }
+            }
+            LinkEvent::NotJoined(reason) => self.uplink_input(UplinkInput::NotJoined(reason)),
         }
     }
 
     /// What the core asks of the link and the certificates.
     pub(super) fn perform_uplink(&mut self, output: UplinkOutput) {
         match output {
+            UplinkOutput::Join => self.join(),
             UplinkOutput::Connect(certificate) => {
                 if let (Some(connects), Some(targets)) = (&self.connects, &self.targets) {
                     let connect = Connect {

@@ -22,7 +22,7 @@ use rumqttc::v5::{
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, TlsError, Transport};
 use rustls::ClientConfig;
 
-use crate::link::identity::Renewed;
+use crate::link::identity::{Identity, Renewed};
 use crate::link::tls::{self, NO_TLS};
 
 /// Bytes that wait for the socket before a further frame is kept back.
@@ -78,6 +78,8 @@ pub enum LinkEvent {
     /// The attempt or the connection ended, with the reason, and whether that is the certificate:
     /// the other end refuses it.
     Down(String, bool),
+    /// The node has joined: its identity, and the cloud's time.
+    Joined(Box<(Identity, u64)>),
     /// An attempt to join failed, with the reason.
     NotJoined(String),
     /// There is a new certificate.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use async_channel::Sender;
 use edge_core::limits::ENROL_TIMEOUT_MS;
-use edge_core::reconnect::Reconnect;
 use edge_proto::enrol::{Broker, CAS_MAX, Endpoint, HTTP_PATH, JoinAnswer, JoinRequest, Token};
 use edge_proto::limits::ENROL_BYTES_MAX;
 use edge_proto::wire::Wire as _;
@@ -189,51 +188,47 @@ pub(crate) fn ask(
     }
 }
 
-/// Starts a thread that joins by itself, with the token of the config and a name from its template;
-/// it tries until it succeeds, and gives the identity and the cloud's time to `joined`. Returns
-/// what the config lacks for that; then only `edge-min join` helps.
+/// What the config lacks for a join by itself, if anything; then only `edge-min join` helps.
+#[must_use]
+pub const fn lacks(config: &Config) -> Option<&'static str> {
+    match (&config.token_file, &config.cloud, &config.node) {
+        (None, ..) => Some("not joined: run edge-min join"),
+        (_, None, _) => Some("not joined: token-file needs cloud in the config"),
+        (.., None) => Some("not joined: token-file needs node in the config"),
+        _ => None,
+    }
+}
+
+/// Makes one attempt on a thread of its own, which then ends, with the token of the config and a name
+/// from its template. It sends [`LinkEvent::Joined`] or [`LinkEvent::NotJoined`].
 ///
 /// # Errors
 /// The system's, when no thread can be made.
-pub fn spawn(
-    config: &Config,
-    time: Clock,
-    seed: u64,
-    joined: Sender<(Identity, u64)>,
-    events: Sender<LinkEvent>,
-) -> io::Result<Option<&'static str>> {
-    let (url, file, template) = match (&config.cloud, &config.token_file, &config.node) {
-        (Some(url), Some(file), Some(node)) => (url.clone(), file.clone(), node.clone()),
-        (_, None, _) => return Ok(Some("not joined: run edge-min join")),
-        (None, ..) => return Ok(Some("not joined: token-file needs cloud in the config")),
-        (.., None) => return Ok(Some("not joined: token-file needs node in the config")),
-    };
-    let state = config.state_dir.clone();
-    let mut reconnect = Reconnect::new(seed, 0);
+pub fn spawn(config: &Config, time: Clock, events: Sender<LinkEvent>) -> io::Result<()> {
+    let (url, file) = (config.cloud.clone(), config.token_file.clone());
+    let (template, state) = (config.node.clone(), config.state_dir.clone());
     let attempt = move || {
+        let (Some(url), Some(file), Some(template)) = (url, file, template) else {
+            return Err(JoinError::Url.to_string());
+        };
         let token = std::fs::read_to_string(&file)
             .map_err(|error| [&file.to_string_lossy(), ": ", &error.to_string()].concat())?;
         // Anew each time: an interface may show up long after the agent has started.
         let node = template.resolve(Path::new(SYSFS))?;
-        join(&url, &token, &node, &state, time.clone()).map_err(|error| error.to_string())
+        join(&url, &token, &node, &state, time).map_err(|error| error.to_string())
     };
     std::thread::Builder::new()
         .name("join".to_owned())
         .stack_size(STACK_BYTES)
         .spawn(move || {
-            loop {
-                match attempt() {
-                    Ok(identity) => {
-                        // The driver lives as long as the process.
-                        joined.send_blocking(identity).ok();
-                        return;
-                    }
-                    Err(error) => events.send_blocking(LinkEvent::NotJoined(error)).ok(),
-                };
-                std::thread::sleep(Duration::from_millis(reconnect.down(0, 0)));
-            }
-        })?;
-    Ok(None)
+            let result = match attempt() {
+                Ok(joined) => LinkEvent::Joined(Box::new(joined)),
+                Err(error) => LinkEvent::NotJoined(error),
+            };
+            // The driver lives as long as the process.
+            events.send_blocking(result).ok();
+        })
+        .map(drop)
 }
 
 /// A key and its request. The key is on the medium before the request goes out: when the answer is
