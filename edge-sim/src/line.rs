@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 
-use edge_min::link::connection::{AHEAD_BYTES_MAX, SEND_BUFFER_BYTES};
+use edge_core::limits::{SEND_BUFFER_BYTES, UNSENT_BYTES_MAX};
 use edge_proto::lanes::{LANE_BYTES_MAX, LANES, Lane, Lanes, Limits, SHARE_PERCENT};
 
 use crate::world::World;
 
 /// Bytes between the lanes and the line: what the link hands ahead, and the socket's buffer
 /// of the agent's link.
-pub(crate) const SOCKET_BYTES: u64 = AHEAD_BYTES_MAX as u64 + SEND_BUFFER_BYTES as u64;
+pub(crate) const SOCKET_BYTES: u64 = UNSENT_BYTES_MAX as u64 + SEND_BUFFER_BYTES as u64;
 /// What a frame may wait over what its lane's share of the rate allows: bursts and rounding.
 const SLACK_MS: u64 = 1_000;
 

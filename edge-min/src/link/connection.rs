@@ -2,7 +2,7 @@
 //! frames out. It never decides when to connect (the driver asks), and it never trusts MQTT with
 //! delivery: everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
 //!
-//! Bound: about [`AHEAD_BYTES_MAX`] wait for the socket, for rumqttc's queue knows no lanes; what
+//! Bound: about [`UNSENT_BYTES_MAX`] wait for the socket, for rumqttc's queue knows no lanes; what
 //! comes after waits in the driver's.
 
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
-use edge_core::limits::{CONNECT_TIMEOUT_MS, LINK_FRAMES_MAX};
+use edge_core::limits::{CONNECT_TIMEOUT_MS, LINK_FRAMES_MAX, SEND_BUFFER_BYTES, UNSENT_BYTES_MAX};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
@@ -25,8 +25,6 @@ use rustls::ClientConfig;
 use crate::link::identity::{Identity, Renewed};
 use crate::link::tls::{self, NO_TLS};
 
-/// Bytes that wait for the socket before a further frame is kept back.
-pub const AHEAD_BYTES_MAX: usize = 4 * 1024;
 /// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
@@ -34,9 +32,6 @@ const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 const INFLIGHT_MAX: u16 = 8;
 /// When they pass without an end.
 const UNANSWERED: &str = "no answer to TCP, TLS or MQTT within 90 s";
-/// Bytes that the kernel holds for us: 3 Mbit/s over 150 ms fit, and at 30 % loss a ping is not
-/// minutes behind.
-pub const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 /// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -127,7 +122,8 @@ impl LinkSender {
         while self.heard != taken && self.given.pop_front().is_some() {
             self.heard = self.heard.wrapping_add(1);
         }
-        self.given.len() < LINK_FRAMES_MAX / 2 && self.given.iter().sum::<usize>() < AHEAD_BYTES_MAX
+        self.given.len() < LINK_FRAMES_MAX / 2
+            && self.given.iter().sum::<usize>() < UNSENT_BYTES_MAX
     }
 
     /// Gives a frame to the socket. One that finds no room is lost like one on the way.
@@ -240,7 +236,7 @@ fn run(
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
     // that is only busy. What counts is the last that was heard.
-    let mut patience = Duration::from_millis(CONNECT_TIMEOUT_MS + 5_000);
+    let mut patience = Duration::from_millis(CONNECT_TIMEOUT_MS);
     let mut heard = Instant::now();
     let mut pending = Some(sender);
     loop {
@@ -251,12 +247,14 @@ fn run(
             Ok(Ok(event)) => event,
         };
         if matches!(event, MqttEvent::Incoming(_)) {
-            heard = Instant::now();
             connection.eventloop.state.await_pingresp = false;
+            // Until the link is up its whole opening has one deadline.
+            if pending.is_none() {
+                heard = Instant::now();
+            }
         }
         let message = match event {
             MqttEvent::Incoming(Packet::ConnAck(_)) => {
-                patience = config.keepalive * SILENCE_PERCENT / 100;
                 let subscribed = pending.as_ref().is_some_and(|sender| {
                     sender
                         .client
@@ -269,7 +267,11 @@ fn run(
                 continue;
             }
             MqttEvent::Incoming(Packet::SubAck(_)) => match pending.take() {
-                Some(sender) => LinkEvent::Up(sender),
+                Some(sender) => {
+                    patience = config.keepalive * SILENCE_PERCENT / 100;
+                    heard = Instant::now();
+                    LinkEvent::Up(sender)
+                }
                 None => continue,
             },
             MqttEvent::Incoming(Packet::Publish(publish)) => {
