@@ -5,7 +5,12 @@
 //! [`Output::Retry`] has led to [`Input::Written`]: nothing is acknowledged that is not on the
 //! medium, and changes keep their order.
 
+use alloc::vec::Vec;
+
 use edge_proto::Millis;
+use edge_proto::key::{Key, Kind};
+use edge_proto::object::Pod;
+use edge_proto::session::Payload;
 
 use crate::limits::{CACHE_LATEST_MS, CACHE_QUIET_MS, CACHE_RETRY_MS, WRITE_RETRY_MS};
 
@@ -119,10 +124,33 @@ impl WriteScheduler {
     }
 }
 
+/// Pods that these changes end, whose write has failed, as the agent gets them at once. On a full
+/// medium it may be their own files that keep the change from being written. Nothing else takes effect
+/// before it is durable.
+#[must_use]
+pub fn ends_before_write(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
+    let mut pods = Vec::new();
+    for (key, payload) in changes {
+        match payload {
+            _ if key.kind() != Kind::Pod => {}
+            None => pods.push((key.clone(), None)),
+            Some(Payload::Inline(bytes)) => {
+                if Pod::decode(bytes).is_ok_and(|pod| pod.terminating) {
+                    pods.push((key.clone(), Some(bytes.clone())));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    pods
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
+    use edge_proto::hash::Hash32;
+    use edge_proto::key::Uid;
+    use edge_proto::object::Container;
     use proptest::prelude::*;
 
     fn step(scheduler: &mut WriteScheduler, now: Millis, input: Input) -> Option<Output> {
@@ -196,6 +224,46 @@ mod tests {
             step(&mut scheduler, 96_000, Input::Tick),
             Some(Output::Cache)
         );
+    }
+
+    #[test]
+    fn only_pods_that_end_go_before_their_write() {
+        let pod = |number: u8, terminating| {
+            let pod = Pod {
+                uid: Uid([number; 16]),
+                namespace: "shop".into(),
+                name: "till".into(),
+                containers: Vec::from([Container {
+                    name: "main".into(),
+                    command: Vec::from(["/bin/true".into()]),
+                    ..Container::default()
+                }]),
+                terminating,
+                ..Pod::default()
+            };
+            (Key::pod(pod.uid), pod.encode())
+        };
+        let config = Key::Name(Kind::ConfigMap, "shop".into(), "prices".into());
+        let (removed, _) = pod(1, false);
+        let (ending, ending_bytes) = pod(2, true);
+        let (wanted, wanted_bytes) = pod(3, false);
+        let (large, _) = pod(4, true);
+        let changes = [
+            (config, None),
+            (removed.clone(), None),
+            (ending.clone(), Some(Payload::Inline(ending_bytes.clone()))),
+            (wanted, Some(Payload::Inline(wanted_bytes))),
+            (
+                large,
+                Some(Payload::Large {
+                    sha256: Hash32([0; 32]),
+                    len: 5_000,
+                }),
+            ),
+            (pod(5, true).0, Some(Payload::Inline(Vec::from([0xff])))),
+        ];
+        let expected = [(removed, None), (ending, Some(ending_bytes))];
+        assert_eq!(ends_before_write(&changes), expected);
     }
 
     proptest! {

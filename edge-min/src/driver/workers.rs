@@ -11,8 +11,7 @@ use edge_core::spec::{ContainerSpec, Content, Volume};
 use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
 use edge_core::{Input, StartFailure};
 use edge_proto::hash::Hash32;
-use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::object::Pod;
+use edge_proto::key::{Key, Uid};
 use edge_proto::session::Payload;
 
 use crate::image::error::ImageError;
@@ -142,7 +141,7 @@ impl StoreThread {
                 Some(scheduler::Output::Failing | scheduler::Output::Recovered) => {
                     self.done.send_blocking(StoreDone::Trouble(word)).ok();
                     if let Some(StoreJob::Apply { changes, .. }) = &failed {
-                        let pods = endings(changes);
+                        let pods = scheduler::ends_before_write(changes);
                         if !pods.is_empty() {
                             self.done.send_blocking(StoreDone::Ahead(pods)).ok();
                         }
@@ -212,25 +211,6 @@ impl StoreThread {
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
         }
     }
-}
-
-/// Pods that these changes end. They end before it is durable: on a full medium it may be their own
-/// files that keep the change from being written.
-fn endings(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
-    let mut pods = Vec::new();
-    for (key, payload) in changes {
-        match payload {
-            _ if key.kind() != Kind::Pod => {}
-            None => pods.push((key.clone(), None)),
-            Some(Payload::Inline(bytes)) => {
-                if Pod::decode(bytes).is_ok_and(|pod| pod.terminating) {
-                    pods.push((key.clone(), Some(bytes.clone())));
-                }
-            }
-            Some(_) => {}
-        }
-    }
-    pods
 }
 
 /// A job for containers.
