@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use edge_core::flash::Counters;
 use edge_core::renewal::Life;
 use edge_core::time::TrustedTime;
+use edge_core::write_scheduler::WriteScheduler;
 use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput, UplinkInput};
 use edge_proto::hash::{Hash16, Hash32, sha256};
 use edge_proto::key::{Key, Kind, Uid};
@@ -115,6 +117,10 @@ pub(crate) struct Machine {
     pub(crate) agent: Agent,
     pub(crate) session: Node,
     pub(crate) time: TrustedTime,
+    /// When the store writes again.
+    pub(crate) scheduler: WriteScheduler,
+    /// What was written to the flash since the agent's start.
+    pub(crate) written: Counters,
     /// The cloud said a time last that is before the agent's build, and is not believed.
     pub(crate) misled: bool,
     /// The other end has refused the certificate of the connection that is being made.
@@ -251,7 +257,12 @@ impl Board {
     /// When something is to be done without anything from outside.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let machine = self.machine.as_ref()?;
-        [machine.agent.deadline(), machine.session.deadline()]
+        let deadlines = [
+            machine.agent.deadline(),
+            machine.session.deadline(),
+            machine.scheduler.deadline(),
+        ];
+        deadlines
             .into_iter()
             .flatten()
             .map(|at| self.global(at))
@@ -311,7 +322,12 @@ impl Board {
     }
 
     /// Starts the agent over what is on the medium and on the board, as the shell does.
-    pub(crate) fn start_agent(&mut self, now: u64, outbox_bytes: Option<u64>) {
+    pub(crate) fn start_agent(
+        &mut self,
+        now: u64,
+        outbox_bytes: Option<u64>,
+        flash_bytes_per_day: Option<u64>,
+    ) {
         self.boot += 1;
         if !self.powered {
             self.powered = true;
@@ -351,7 +367,7 @@ impl Board {
             facts,
             unconfirmed: self.store.objects.is_empty(),
             trims_logs: false,
-            flash_bytes_per_day: None,
+            flash_bytes_per_day,
         });
         for (key, stored) in &self.store.objects {
             let payload = Some(stored.payload.clone());
@@ -372,6 +388,8 @@ impl Board {
             agent,
             session,
             time,
+            scheduler: WriteScheduler::default(),
+            written: Counters::default(),
             misled: false,
             refused: false,
             calls: BTreeMap::new(),

@@ -159,6 +159,7 @@ impl World {
     /// way costs the attempt and nothing else.
     pub(crate) fn ask_to_join(&mut self, index: usize) {
         let lost = !self.enrolment_is_open() || self.is_lost(index);
+        self.stats.joins_failed += u64::from(lost);
         let failed = UplinkInput::NotJoined("no answer".to_owned());
         let (ms, answer) = match lost {
             true => (ENROL_TIMEOUT_MS, Reply::Agent(AgentInput::Uplink(failed))),

@@ -25,6 +25,7 @@ pub mod rng;
 pub mod scenario;
 pub mod seeds;
 mod shell;
+mod store;
 pub mod svg;
 pub mod swarm;
 mod uplink;

@@ -40,7 +40,11 @@ stats! {
     dropped
     denied
     changes
+    joins
+    joins_failed
     starts
+    writes_failed
+    flash_over_budget
     power_cuts
     agent_crashes
     wipes

@@ -34,6 +34,8 @@ pub struct Scenario {
     pub config_maps: u32,
     /// Bytes of each class of an outbox. From 1 MiB on it is taken never to be full.
     pub outbox_bytes: u64,
+    /// Bytes that a board may write to its flash in a day; without it there is no budget.
+    pub flash_bytes_per_day: Option<u64>,
     /// Life of the nodes' certificates, seconds. Without this they do not end.
     pub certificate_life_s: Option<u64>,
     /// What `NodePolicy` says of the spread of first attempts after a lost link, seconds.
@@ -69,6 +71,7 @@ impl Default for Scenario {
             certificate_life_s: None,
             reconnect_spread_s: 0,
             outbox_bytes: 64 << 20,
+            flash_bytes_per_day: None,
             large: Share::default(),
             link: Link::default(),
             broker: Broker::default(),
@@ -236,6 +239,8 @@ pub struct Faults {
     pub attack: PerHour,
     /// Containers that do not start.
     pub start_failure: Share,
+    /// Writes of a board's store that fail; they are retried.
+    pub write_failure: Share,
     /// Remains of containers that cannot be cleared at once.
     pub remove_failure: Share,
     /// On each node a container ends.
@@ -278,6 +283,7 @@ impl Default for Faults {
             compromised: Share::default(),
             attack: PerHour::milli(60_000),
             start_failure: Share::default(),
+            write_failure: Share::default(),
             remove_failure: Share::default(),
             container_crash: PerHour::default(),
             ignore_term: Share::default(),

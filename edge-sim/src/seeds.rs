@@ -84,6 +84,12 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     if rng.below(2) == 0 {
         scenario.workload.call = PerHour::milli(rng.below(100_000));
     }
+    if rng.below(2) == 0 {
+        scenario.faults.write_failure = Share::percent(rng.below(40) as u32);
+    }
+    if rng.below(2) == 0 {
+        scenario.flash_bytes_per_day = Some(rng.between(64 << 10, 1 << 20));
+    }
     scenario
 }
 

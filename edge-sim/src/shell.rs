@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use edge_core::spec::ContainerSpec;
+use edge_core::write_scheduler as scheduler;
 use edge_core::{Input as AgentInput, Output as AgentOutput, Signal, StartFailure, UplinkInput};
 use edge_proto::limits::FRAME_BYTES_MAX;
 use edge_proto::session::{
@@ -53,7 +54,8 @@ impl World {
             return;
         }
         let records = self.scenario.workload.record.is_some();
-        one.start_agent(self.now, records.then_some(self.scenario.outbox_bytes));
+        let outbox_bytes = records.then_some(self.scenario.outbox_bytes);
+        one.start_agent(self.now, outbox_bytes, self.scenario.flash_bytes_per_day);
         self.settle_board(board);
     }
 
@@ -105,6 +107,8 @@ impl World {
         };
         machine.agent.handle(local, AgentInput::Tick);
         machine.session.handle(local, LinkInput::Tick);
+        machine.scheduler.handle(local, scheduler::Input::Tick);
+        self.run_store(board);
         self.settle_board(board);
     }
 
@@ -152,20 +156,14 @@ impl World {
             }
             Answer::Joined => {
                 one.joined = true;
+                self.stats.joins += 1;
+                let one = &mut self.boards[board];
                 let identity = one.known_identity();
                 self.agent_input(board, AgentInput::Uplink(identity));
             }
             Answer::Durable(ticket) => {
-                if let Some((_, changes, epoch)) = one.applying.take_if(|(at, ..)| *at == ticket) {
-                    for (key, payload) in one.store.apply(&changes, epoch) {
-                        machine
-                            .agent
-                            .handle(local, AgentInput::Desired(key, payload));
-                    }
-                    let refused = Vec::new();
-                    machine
-                        .session
-                        .handle(local, StateInput::Applied { ticket, refused });
+                if matches!(&one.applying, Some((at, ..)) if *at == ticket) {
+                    self.write_store(board);
                 }
             }
             Answer::Piece(id) => self.call_piece(board, id),
@@ -247,7 +245,7 @@ impl World {
         self.plan(ms, Event::Answer(board as u32, boot, Box::new(answer)));
     }
 
-    fn chance(&mut self, board: usize, share: Share) -> bool {
+    pub(crate) fn chance(&mut self, board: usize, share: Share) -> bool {
         self.now < self.faults_until && self.boards[board].rng.chance(share)
     }
 
@@ -333,10 +331,17 @@ impl World {
                 }
             }
             AgentOutput::Uplink(output) => self.perform_uplink(board, output),
+            AgentOutput::FlashOverBudget(over) => {
+                self.stats.flash_over_budget += u64::from(over);
+                self.schedule_write(board, scheduler::Input::OverBudget(over));
+            }
+            AgentOutput::ReadWear => {
+                let worn = AgentInput::FlashWorn(String::new());
+                self.answer(board, 5, Answer::Agent(worn));
+            }
+            // Files and logs are not modelled.
             AgentOutput::UpdateConfig { .. }
             | AgentOutput::TrimLog { .. }
-            | AgentOutput::FlashOverBudget(_)
-            | AgentOutput::ReadWear
             | AgentOutput::Event(_) => {}
         }
     }
