@@ -315,7 +315,12 @@ impl World {
                 self.answer(board, 20, Answer::Agent(done));
             }
             AgentOutput::RemovePod { uid, .. } => {
-                self.answer(board, 20, Answer::Agent(AgentInput::PodRemoved(uid)));
+                let result = match self.chance(board, self.scenario.faults.remove_failure) {
+                    true => Err("still mounted".to_owned()),
+                    false => Ok(()),
+                };
+                let done = AgentInput::PodRemoved(uid, result);
+                self.answer(board, 20, Answer::Agent(done));
             }
             AgentOutput::Report(key, payload) => {
                 let local = self.boards[board].local(self.now);

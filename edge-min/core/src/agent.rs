@@ -95,7 +95,9 @@ impl Agent {
             Input::Removed(uid, name, result) => {
                 self.pods.handle_removed(now, uid, name, result, outputs);
             }
-            Input::PodRemoved(uid) => self.pods.handle_pod_removed(uid),
+            Input::PodRemoved(uid, result) => {
+                self.pods.handle_pod_removed(now, uid, result, outputs);
+            }
             Input::Uplink(input) => {
                 let spread_ms = self.policy.reconnect_spread_ms();
                 self.uplink

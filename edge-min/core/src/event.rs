@@ -22,6 +22,8 @@ pub enum Event {
     KillFailed(Uid, String, u32),
     /// Remains of a container could not be cleared.
     RemoveFailed(Uid, String, String),
+    /// Remains of a pod could not be cleared.
+    PodRemoveFailed(Uid, String),
     /// A container that nobody wants is stopped.
     Orphan(Uid, String),
     /// A pod is gone.
@@ -52,7 +54,11 @@ impl Event {
     pub const fn is_warning(&self) -> bool {
         matches!(
             self,
-            Self::NoLink(_) | Self::NotRenewed(_) | Self::CertificateRefused | Self::TimeRefused(_)
+            Self::PodRemoveFailed(..)
+                | Self::NoLink(_)
+                | Self::NotRenewed(_)
+                | Self::CertificateRefused
+                | Self::TimeRefused(_)
         )
     }
 }
@@ -81,6 +87,9 @@ impl core::fmt::Display for Event {
             }
             Self::RemoveFailed(uid, name, reason) => {
                 write!(f, "remove_failed pod={uid} container={name} error={reason}")
+            }
+            Self::PodRemoveFailed(uid, reason) => {
+                write!(f, "pod_remove_failed pod={uid} error={reason}")
             }
             Self::Orphan(uid, name) => write!(f, "orphan pod={uid} container={name}"),
             Self::PodGone(uid) => write!(f, "pod_gone pod={uid}"),

@@ -37,7 +37,8 @@ pub const FLOOR_KEPT_S: u64 = 24 * 3600;
 pub const LOG_TRIM_MS: Millis = 10_000;
 /// Grace from SIGTERM to SIGKILL when the Pod names none, seconds: Kubernetes' default.
 pub const GRACE_S_DEFAULT: u32 = 30;
-/// A killed container that does not end is killed again after this, milliseconds.
+/// A killed container that does not end is killed again after this, and what cannot be removed is
+/// removed again, milliseconds.
 pub const KILL_RETRY_MS: Millis = 5_000;
 /// Pause before a failed write of an accepted change is retried, milliseconds: a full disk
 /// needs somebody to make room.

@@ -17,7 +17,7 @@ use crate::supervisor::Supervisor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Directory {
     Absent,
-    /// Preparing it failed: half of it may stand.
+    /// Preparing or removing it failed: half of it may stand.
     Partial,
     Preparing,
     Ready,
@@ -40,6 +40,8 @@ pub(crate) struct PodState {
     pub(crate) containers: Vec<Supervisor>,
     /// Why preparing failed, and when to try again.
     pub(crate) prepare_failure: Option<(String, Millis)>,
+    /// Why removing failed, and when to try again.
+    pub(crate) remove_failure: Option<(String, Millis)>,
     pub(crate) missing: Option<String>,
     /// Reported payload, to tell a change.
     pub(crate) reported: Option<Vec<u8>>,
@@ -56,6 +58,7 @@ impl PodState {
             directory: Directory::Absent,
             containers: Vec::new(),
             prepare_failure: None,
+            remove_failure: None,
             missing: None,
             reported: None,
         }
@@ -122,6 +125,11 @@ impl PodState {
             && matches!(self.directory, Directory::Absent | Directory::Partial)
     }
 
+    /// The directory is to be removed, now or when the last failure is old enough.
+    pub(crate) fn to_remove(&self) -> bool {
+        matches!(self.directory, Directory::Ready | Directory::Partial) && self.is_empty()
+    }
+
     /// Nothing of it is wanted and no container is left.
     pub(crate) fn is_empty(&self) -> bool {
         !self.wanted() && self.containers.iter().all(Supervisor::is_gone)
@@ -179,7 +187,8 @@ impl PodState {
 
     pub(crate) fn status(&self, uid: Uid) -> PodStatus {
         let stuck = self.containers.iter().find_map(Supervisor::stuck);
-        let stuck = stuck.as_deref();
+        let remains = self.remove_failure.as_ref();
+        let stuck = stuck.as_deref().or(remains.map(|(why, _)| why.as_str()));
         let never_ran = self.containers.iter().find_map(Supervisor::never_ran);
         let (reason, message) = match (&self.spec, &self.missing, &self.prepare_failure) {
             (Some(pod), ..) if pod.terminating => ("Terminating", stuck.unwrap_or_default()),

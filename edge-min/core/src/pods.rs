@@ -15,7 +15,7 @@ use edge_proto::sorted::{SortedMap, SortedSet};
 use crate::backoff;
 use crate::config_objects::ConfigObjects;
 use crate::event::Event;
-use crate::limits::{ORPHANS_MAX, PODS_MAX};
+use crate::limits::{KILL_RETRY_MS, ORPHANS_MAX, PODS_MAX};
 use crate::pod::{Directory, PodState, check_names, spec_hash};
 use crate::port::{Discovered, Output};
 use crate::spec;
@@ -70,12 +70,18 @@ impl Pods {
                 .as_ref()
                 .filter(|_| pod.to_prepare())
                 .map(|(_, at)| *at);
+            let remove = pod
+                .remove_failure
+                .as_ref()
+                .filter(|_| pod.to_remove())
+                .map(|(_, at)| *at);
             pod.containers
                 .iter()
                 .filter_map(move |container| {
                     container.deadline(ready && pod.wants(&container.name))
                 })
                 .chain(prepare)
+                .chain(remove)
         });
         pods.min()
     }
@@ -296,6 +302,7 @@ impl Pods {
             Ok(()) => {
                 pod.directory = Directory::Ready;
                 pod.prepare_failure = None;
+                pod.remove_failure = None;
                 pod.prepare_failures = 0;
                 if core::mem::take(&mut pod.config_stale) {
                     update_config(uid, pod, objects, outputs);
@@ -435,12 +442,35 @@ impl Pods {
         }
     }
 
-    pub(crate) fn handle_pod_removed(&mut self, uid: Uid) {
-        if let Some(pod) = self.by_uid.get_mut(&uid)
-            && pod.directory == Directory::Removing
-        {
-            pod.directory = Directory::Absent;
+    /// What could not be removed is removed again later. A directory without a pod, from before the
+    /// agent's start, is found again at its next one.
+    pub(crate) fn handle_pod_removed(
+        &mut self,
+        now: Millis,
+        uid: Uid,
+        result: Result<(), String>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let pod = self.by_uid.get_mut(&uid);
+        let pod = pod.filter(|pod| pod.directory == Directory::Removing);
+        let Err(reason) = result else {
+            if let Some(pod) = pod {
+                pod.directory = Directory::Absent;
+                pod.remove_failure = None;
+            }
+            return;
+        };
+        if let Some(pod) = pod {
+            pod.directory = Directory::Partial;
+            let at = now.saturating_add(KILL_RETRY_MS);
+            let before = pod.remove_failure.replace((clip(&reason).into(), at));
+            // Once is enough for the log; the status has it as long as it lasts.
+            if before.is_some() {
+                return;
+            }
         }
+        let event = Event::PodRemoveFailed(uid, reason);
+        outputs.push_back(Output::Event(event));
     }
 }
 

@@ -98,8 +98,8 @@ pub enum Input {
     },
     /// Answer to `Remove`; the error is for a person, and it is asked again.
     Removed(Uid, String, Result<(), String>),
-    /// Answer to `RemovePod`.
-    PodRemoved(Uid),
+    /// Answer to `RemovePod`; the error is for a person, and it is asked again while the pod is known.
+    PodRemoved(Uid, Result<(), String>),
     /// Something happened to the link.
     Uplink(UplinkInput),
     /// Something happened to the node's certificate.

@@ -32,13 +32,12 @@ impl Pods {
             }
             pod.missing = pod.spec.as_ref().and_then(|spec| objects.missing(spec));
             reconcile_pod(now, *uid, pod, &mut starts, outputs);
-            match pod.directory {
-                Directory::Ready | Directory::Partial if pod.is_empty() => {
-                    pod.directory = Directory::Removing;
-                    empty.push(*uid);
-                }
-                Directory::Absent if pod.is_empty() => gone.push(*uid),
-                _ => {}
+            let failure = pod.remove_failure.as_ref();
+            if pod.to_remove() && failure.is_none_or(|(_, at)| *at <= now) {
+                pod.directory = Directory::Removing;
+                empty.push(*uid);
+            } else if pod.directory == Directory::Absent && pod.is_empty() {
+                gone.push(*uid);
             }
         }
         for uid in empty {

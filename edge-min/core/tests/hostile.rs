@@ -129,7 +129,8 @@ fn any_input() -> impl Strategy<Value = Input> {
         2 => (uid(), name(), proptest::option::of(".{0,300}")).prop_map(|(uid, container, error)| {
             Input::Removed(uid, container, error.map_or(Ok(()), Err))
         }),
-        1 => uid().prop_map(Input::PodRemoved),
+        1 => (uid(), proptest::option::of(".{0,300}"))
+            .prop_map(|(uid, error)| Input::PodRemoved(uid, error.map_or(Ok(()), Err))),
         1 => Just(Input::Shutdown),
         2 => Just(Input::Tick),
     ]

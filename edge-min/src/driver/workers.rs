@@ -325,10 +325,9 @@ impl Work for Containers {
                 Progress::Done(Some(Input::Removed(uid, container, result)))
             }
             RuntimeJob::RemovePod(uid, in_use) => {
-                if let Err(error) = runtime.remove_pod(uid) {
-                    log::warn!("remains pod={uid} error={error}");
-                }
-                Progress::DoneThen(Input::PodRemoved(uid), LongJob::Collect(in_use))
+                let result = runtime.remove_pod(uid).map_err(|error| error.to_string());
+                let removed = Input::PodRemoved(uid, result);
+                Progress::DoneThen(removed, LongJob::Collect(in_use))
             }
         }
     }

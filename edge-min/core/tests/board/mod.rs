@@ -22,7 +22,9 @@ pub(crate) struct Board {
     pub(crate) broken_program: bool,
     pub(crate) survives_kill: bool,
     pub(crate) keeps_remains: bool,
+    pub(crate) keeps_pods: bool,
     pub(crate) removals: u32,
+    pub(crate) pod_removals: u32,
     pub(crate) events: Vec<String>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
 }
@@ -62,7 +64,9 @@ impl Board {
             broken_program: false,
             survives_kill: false,
             keeps_remains: false,
+            keeps_pods: false,
             removals: 0,
+            pod_removals: 0,
             events: Vec::new(),
             reported: BTreeMap::new(),
         };
@@ -139,7 +143,12 @@ impl Board {
             }
             Output::RemovePod { uid, .. } => {
                 assert!(!self.running.keys().any(|(running, _)| *running == uid));
-                self.answers.push_back(Input::PodRemoved(uid));
+                self.pod_removals += 1;
+                let result = match self.keeps_pods {
+                    true => Err("still mounted: logs".to_owned()),
+                    false => Ok(()),
+                };
+                self.answers.push_back(Input::PodRemoved(uid, result));
             }
             Output::Report(key, Some(payload)) => {
                 let before = self.reported.insert(key, payload.clone());
