@@ -261,6 +261,7 @@ impl Board {
             machine.agent.deadline(),
             machine.session.deadline(),
             machine.scheduler.deadline(),
+            machine.post.as_ref().and_then(Post::deadline),
         ];
         deadlines
             .into_iter()

@@ -37,8 +37,8 @@ pub(crate) enum Answer {
     Durable(u32),
     /// How much of a large object is stored.
     Blob(Hash32),
-    /// What was appended to the outbox is durable.
-    Synced,
+    /// What was appended to the outbox is written.
+    Written,
     /// A piece of the answer to this call is read.
     Piece(u32),
     /// Records of this class from this number on, at most so many bytes.

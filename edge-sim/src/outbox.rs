@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use edge_core::outbox::{ClassConfig, Next, Outbox, Output, Saved};
+use edge_core::sync_scheduler::SyncScheduler;
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORD_ENTRIES_MAX, STREAMS_MAX};
 use edge_proto::session::{NodeRecordsInput, RecordsOutput};
@@ -54,8 +55,13 @@ pub(crate) struct Medium {
 #[derive(Debug)]
 pub(crate) struct Post {
     outbox: Outbox,
+    /// When it syncs, and when it refuses records.
+    scheduler: SyncScheduler,
     unsynced: Vec<(u8, u64, Kept)>,
-    syncing: bool,
+    /// Records of durability *must* are among them.
+    waiting: bool,
+    /// A write is under way.
+    writing: bool,
     deletes: Vec<(u8, u64)>,
 }
 
@@ -91,8 +97,10 @@ impl Post {
         outbox.found_all(&medium.saved);
         let mut post = Self {
             outbox,
+            scheduler: SyncScheduler::default(),
             unsynced: Vec::new(),
-            syncing: false,
+            waiting: false,
+            writing: false,
             deletes: Vec::new(),
         };
         post.tidy(medium, rng);
@@ -125,6 +133,7 @@ impl Post {
             bytes,
         };
         self.unsynced.push((class, place.segment, kept));
+        self.waiting |= class == CLASS_TOLL;
         true
     }
 
@@ -135,7 +144,10 @@ impl Post {
         }
         while let Some(output) = self.outbox.poll() {
             match output {
-                Output::Save => medium.saved = self.outbox.saved(),
+                Output::Save => {
+                    medium.saved = self.outbox.saved();
+                    self.outbox.saved_durably();
+                }
                 Output::Delete(class, first) if rng.below(2) == 0 => {
                     medium.segments.remove(&(class, first));
                 }
@@ -146,7 +158,8 @@ impl Post {
 
     /// Everything appended is on the medium.
     fn sync(&mut self, medium: &mut Medium, rng: &mut Rng) -> Vec<(u8, u64, u64)> {
-        self.syncing = false;
+        self.scheduler.synced();
+        self.waiting = false;
         let unsynced = std::mem::take(&mut self.unsynced);
         let synced = unsynced
             .iter()
@@ -156,6 +169,22 @@ impl Post {
         self.outbox.durable();
         self.tidy(medium, rng);
         synced
+    }
+
+    /// A write or a sync failed: a part of what was to be synced is there, from its start on.
+    fn fail(&mut self, local: u64, medium: &mut Medium, rng: &mut Rng) {
+        self.scheduler.records_failed(local);
+        self.waiting = false;
+        let mut unsynced = std::mem::take(&mut self.unsynced);
+        unsynced.truncate(rng.index(unsynced.len() + 1));
+        write(medium, unsynced);
+        self.outbox.failed();
+        self.tidy(medium, rng);
+    }
+
+    /// When what is written is synced, by the board's monotonic clock.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.scheduler.deadline(false).filter(|_| !self.writing)
     }
 
     /// The power goes, or the agent: of what was not synced a part is there, from its start on.
@@ -289,6 +318,7 @@ impl World {
     pub(crate) fn append_record(&mut self, board: usize) {
         let unix_s = self.unix_s();
         let one = &mut self.boards[board];
+        let local = one.local(self.now);
         let unix_ms = unix_s.saturating_add_signed(one.ahead_s) * 1000;
         let node = one.node as usize;
         let class = CLASSES[one.rng.index(CLASSES.len())];
@@ -299,6 +329,9 @@ impl World {
         else {
             return;
         };
+        if post.scheduler.refuses(local) {
+            return;
+        }
         let ledger = &mut self.records[node].ledger;
         ledger.ids += 1;
         if !post.append(unix_ms, class, ledger.ids) {
@@ -306,14 +339,32 @@ impl World {
         }
         post.tidy(&mut one.store.outbox, &mut one.rng);
         self.stats.records += 1;
-        if !post.syncing {
-            post.syncing = true;
-            self.answer(board, 20, Answer::Synced);
+        self.begin_write(board);
+    }
+
+    fn begin_write(&mut self, board: usize) {
+        let machine = self.boards[board].machine.as_mut();
+        let post = machine.and_then(|machine| machine.post.as_mut());
+        if let Some(post) = post.filter(|post| !post.writing) {
+            post.writing = true;
+            self.answer(board, 20, Answer::Written);
         }
     }
 
-    /// What was appended is durable: only now the workloads are told so.
-    pub(crate) fn records_synced(&mut self, board: usize) {
+    /// The time to sync what is written may have come.
+    pub(crate) fn run_outbox(&mut self, board: usize) {
+        let one = &self.boards[board];
+        let local = one.local(self.now);
+        let post = one.machine.as_ref().and_then(|one| one.post.as_ref());
+        if post.is_some_and(|post| post.scheduler.must_sync(local, false)) {
+            self.begin_write(board);
+        }
+    }
+
+    /// What was appended is written, unless that failed. It is durable once it is synced: only now the
+    /// workloads are told so.
+    pub(crate) fn records_written(&mut self, board: usize) {
+        let fails = self.chance(board, self.scenario.faults.write_failure);
         let local = self.boards[board].local(self.now);
         let one = &mut self.boards[board];
         let node = one.node as usize;
@@ -323,12 +374,21 @@ impl World {
         let Some(post) = &mut machine.post else {
             return;
         };
-        let incarnation = one.store.outbox.incarnation;
-        for (class, number, id) in post.sync(&mut one.store.outbox, &mut one.rng) {
-            self.records[node]
-                .ledger
-                .promised
-                .insert((incarnation, class, number), id);
+        post.writing = false;
+        if fails {
+            self.stats.syncs_failed += 1;
+            post.fail(local, &mut one.store.outbox, &mut one.rng);
+        } else if !post.scheduler.must_sync(local, post.waiting) {
+            post.scheduler.written(local);
+            return;
+        } else {
+            let incarnation = one.store.outbox.incarnation;
+            for (class, number, id) in post.sync(&mut one.store.outbox, &mut one.rng) {
+                self.records[node]
+                    .ledger
+                    .promised
+                    .insert((incarnation, class, number), id);
+            }
         }
         for input in post.ready(&one.store.outbox) {
             machine.session.handle(local, input);

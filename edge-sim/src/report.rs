@@ -44,6 +44,7 @@ stats! {
     joins_failed
     starts
     writes_failed
+    syncs_failed
     flash_over_budget
     power_cuts
     agent_crashes

@@ -109,6 +109,7 @@ impl World {
         machine.session.handle(local, LinkInput::Tick);
         machine.scheduler.handle(local, scheduler::Input::Tick);
         self.run_store(board);
+        self.run_outbox(board);
         self.settle_board(board);
     }
 
@@ -167,7 +168,7 @@ impl World {
                 }
             }
             Answer::Piece(id) => self.call_piece(board, id),
-            Answer::Synced => self.records_synced(board),
+            Answer::Written => self.records_written(board),
             Answer::Records(class, first, bytes) => {
                 self.read_records(board, (class, first), bytes);
             }
