@@ -85,8 +85,8 @@ pub struct ImageConfig {
     pub env: Vec<(String, String)>,
     /// Working directory; empty is `/`.
     pub working_dir: String,
-    /// Numeric user, if the image names one.
-    pub user: Option<u32>,
+    /// `USER[:GROUP]` as the image says it; empty is root.
+    pub user: String,
 }
 
 /// The process of a container.
@@ -229,7 +229,7 @@ impl ContainerSpec {
     /// well, and its environment goes over the image's. `image` is `None` for a plain process.
     ///
     /// # Errors
-    /// Neither names a program.
+    /// Neither names a program, or only the image names a user, and not by number.
     pub fn process(&self, image: Option<ImageConfig>) -> Result<Process, StartFailure> {
         let image = image.unwrap_or_default();
         let argv = match (self.command.is_empty(), self.args.is_empty()) {
@@ -253,8 +253,26 @@ impl ContainerSpec {
             argv,
             env: env.into_iter().collect(),
             cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
-            user: self.user.or(image.user),
+            user: match self.user {
+                None => image_user(&image.user).map_err(StartFailure::config)?,
+                user => user,
+            },
         })
+    }
+}
+
+/// The number of an image's user; `None` is root. A name would have to be looked up in the image's own
+/// `/etc/passwd`, which an image may let point anywhere, and Kubernetes does not trust it either
+/// (`runAsNonRoot`): it is refused, and so the shell never parses files of images. The group that an
+/// image names is not used: it is the Pod's, or the user's number.
+fn image_user(user: &str) -> Result<Option<u32>, String> {
+    let user = user.split(':').next().unwrap_or_default();
+    match user {
+        "" | "root" => Ok(None),
+        name => name.parse().map(Some).map_err(|_| {
+            let fix = " is not a number: set securityContext.runAsUser";
+            ["the image's user ", name, fix].concat()
+        }),
     }
 }
 

@@ -18,9 +18,8 @@ use crate::image::error::ImageError;
 use crate::image::images::{Image, Images};
 use crate::storage::store::{Applied, Store};
 use crate::worker::{self, Pool, Progress, Work};
-use crate::workload::cgroup::Limits;
 use crate::workload::runtime::Runtime;
-use crate::workload::spec::{Bind, Rights, Rootfs, Spec};
+use crate::workload::spec::{Bind, Rootfs, Spec};
 use crate::workload::volume;
 
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
@@ -380,12 +379,12 @@ impl Containers {
 }
 
 /// The spec with its image and its volumes in place.
-fn spec(
+fn spec<'a>(
     runtime: &Runtime,
     image: Option<Image>,
     host_paths: &[PathBuf],
-    start: &ContainerSpec,
-) -> Result<Spec, StartFailure> {
+    start: &'a ContainerSpec,
+) -> Result<Spec<'a>, StartFailure> {
     let config = StartFailure::config;
     let (rootfs, image) = image
         .map(|image| {
@@ -422,29 +421,10 @@ fn spec(
             read_only: mount.read_only,
         });
     }
-    let rights = start.rights;
     Ok(Spec {
-        uid: start.uid,
-        container: start.container.clone(),
-        hash: start.hash,
+        resolved: start,
+        process,
         rootfs,
-        argv: process.argv,
-        env: process.env,
-        cwd: PathBuf::from(process.cwd),
-        uid_number: process.user,
-        gid: start.group,
-        rights: Rights {
-            granted: rights.granted,
-            for_users: rights.for_users,
-            privileged: rights.privileged,
-        },
         binds,
-        limits: Limits {
-            cpu_millis: start.limits.cpu_millis,
-            memory_bytes: start.limits.memory_bytes,
-            pids: start.limits.pids,
-        },
-        hostname: start.hostname.clone(),
-        read_only_root: start.read_only_root,
     })
 }

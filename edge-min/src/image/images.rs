@@ -122,7 +122,7 @@ impl Images {
                     let dir = self.layers.join(one.hex().ok()?);
                     dir.is_dir().then_some(dir)
                 });
-                return image(file.config, layers.collect::<Option<_>>()?, pin).ok();
+                return Some(image(file.config, layers.collect::<Option<_>>()?, pin));
             }
         }
         None
@@ -155,7 +155,7 @@ impl Images {
         for layer in &manifest.layers {
             layers.push(self.layer(layout, layer, manifest, in_use)?);
         }
-        image(file.config, layers, pin).map_err(|reason| layout.wrong(&reason))
+        Ok(image(file.config, layers, pin))
     }
 
     fn layer(
@@ -307,22 +307,9 @@ fn hexes(manifest: &Manifest) -> SortedSet<String> {
     hexes.map(str::to_owned).collect()
 }
 
-fn image(config: Config, layers: Vec<PathBuf>, pin: Pin) -> Result<Image, String> {
-    let user = config.user.split(':').next().unwrap_or("");
-    let user = match (user, user.parse()) {
-        ("" | "root", _) => None,
-        (_, Ok(number)) => Some(number),
-        (name, Err(_)) => {
-            let text = [
-                "the image's user ",
-                name,
-                " is not a number: set securityContext.runAsUser",
-            ];
-            return Err(text.concat());
-        }
-    };
+fn image(config: Config, layers: Vec<PathBuf>, pin: Pin) -> Image {
     let env = config.env.unwrap_or_default();
-    Ok(Image {
+    Image {
         layers,
         pin,
         config: ImageConfig {
@@ -334,9 +321,9 @@ fn image(config: Config, layers: Vec<PathBuf>, pin: Pin) -> Result<Image, String
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             working_dir: config.working_dir,
-            user,
+            user: config.user,
         },
-    })
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use edge_proto::object::Resources;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -33,17 +34,6 @@ const PAUSE: Duration = Duration::from_millis(2);
 const CPU_PERIOD_US: u64 = 100_000;
 /// Read while cgroups are made, by us and by runc: the top one is not removed meanwhile.
 static STARTING: RwLock<()> = RwLock::new(());
-
-/// Limits of one container; `None` is unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Thousandths of a core.
-    pub cpu_millis: Option<u32>,
-    /// Bytes.
-    pub memory_bytes: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u32>,
-}
 
 /// The hierarchies of this board.
 #[derive(Clone, Debug)]
@@ -96,7 +86,7 @@ impl Cgroups {
     ///
     /// # Errors
     /// Those of the kernel, with the file.
-    pub fn create(&self, path: &Path, limits: &Limits) -> io::Result<()> {
+    pub fn create(&self, path: &Path, limits: &Resources) -> io::Result<()> {
         let mut refused = None;
         for root in &self.roots {
             if self.v2 {
@@ -498,7 +488,7 @@ cgroup /sys/fs/cgroup/devices cgroup rw,devices 0 0
             v2: true,
             top: "edge-min".to_owned(),
         };
-        let limits = Limits {
+        let limits = Resources {
             cpu_millis: Some(1500),
             memory_bytes: Some(64 << 20),
             pids: Some(32),

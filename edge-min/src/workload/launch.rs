@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 use crate::workload::exec;
-use crate::workload::spec::{Bind, Rights};
+use crate::workload::spec::Bind;
 
 /// Bytes of a plan: environment and arguments are the bulk.
 const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -35,7 +35,7 @@ const FILES_SOFT: u64 = 1024;
 const CAPABILITIES_MAX: u32 = 64;
 
 /// Everything about the process.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Plan {
     /// Process of the agent.
     pub agent: u32,
@@ -49,8 +49,12 @@ pub struct Plan {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// What it may ever have of root's rights.
-    pub rights: Rights,
+    /// Capabilities as the kernel's bits: all that it can ever have.
+    pub granted: u64,
+    /// Those of them that a user other than root gets too.
+    pub for_users: u64,
+    /// It may gain more, by setuid programs.
+    pub privileged: bool,
     /// Files to write the own pid to.
     pub procs_files: Vec<PathBuf>,
     /// Bind mounts.
@@ -79,7 +83,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .take(PLAN_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(because("read the plan"))?;
-    let plan: Plan = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    let plan: Plan = postcard::from_bytes(&bytes).map_err(|error| error.to_string())?;
     let pid = std::process::id();
     die_with(plan.agent).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
@@ -173,11 +177,7 @@ pub fn oom_score_adj() -> i32 {
 
 /// Becomes the plan's user with no right but those of the plan, for good.
 fn drop_privileges(plan: &Plan) -> io::Result<()> {
-    let Rights {
-        granted,
-        for_users,
-        privileged,
-    } = plan.rights;
+    let (granted, for_users) = (plan.granted, plan.for_users);
     let user = plan.uid.unwrap_or(0);
     let group = Gid::from_raw(plan.gid.unwrap_or(user));
     setgroups(&[])?;
@@ -214,7 +214,7 @@ fn drop_privileges(plan: &Plan) -> io::Result<()> {
     for one in ambient.iter() {
         thread::configure_capability_in_ambient_set(one, true)?;
     }
-    if !privileged {
+    if !plan.privileged {
         thread::set_no_new_privs(true)?;
     }
     Ok(())

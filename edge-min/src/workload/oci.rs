@@ -25,23 +25,28 @@ const READ_ONLY: [&str; 5] = [
 ];
 
 /// The configuration of `spec` in the cgroup at `cgroups_path`, below the cgroup root.
-pub(super) fn config(spec: &Spec, cgroups_path: &str) -> Value {
-    let env: Vec<String> = spec
+pub(super) fn config(spec: &Spec<'_>, cgroups_path: &str) -> Value {
+    let (resolved, process) = (spec.resolved, &spec.process);
+    let env: Vec<String> = process
         .env
         .iter()
         .map(|(name, value)| [name, "=", value].concat())
         .collect();
-    let uid = spec.uid_number.unwrap_or(0);
-    let granted = names(spec.rights.granted);
-    let for_users = names(if uid == 0 { 0 } else { spec.rights.for_users });
+    let uid = process.user.unwrap_or(0);
+    let granted = names(resolved.rights.granted);
+    let for_users = names(if uid == 0 {
+        0
+    } else {
+        resolved.rights.for_users
+    });
     json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": false,
-            "user": { "uid": uid, "gid": spec.gid.unwrap_or(uid) },
-            "args": spec.argv,
+            "user": { "uid": uid, "gid": resolved.group.unwrap_or(uid) },
+            "args": process.argv,
             "env": env,
-            "cwd": spec.cwd,
+            "cwd": process.cwd,
             "capabilities": {
                 "bounding": granted,
                 "effective": granted,
@@ -52,8 +57,8 @@ pub(super) fn config(spec: &Spec, cgroups_path: &str) -> Value {
             "noNewPrivileges": true,
             "oomScoreAdj": crate::workload::launch::oom_score_adj(),
         },
-        "root": { "path": "rootfs", "readonly": spec.read_only_root },
-        "hostname": spec.hostname,
+        "root": { "path": "rootfs", "readonly": resolved.read_only_root },
+        "hostname": resolved.hostname,
         "mounts": mounts(spec),
         "linux": {
             "cgroupsPath": cgroups_path,
@@ -77,7 +82,7 @@ fn names(capabilities: u64) -> Vec<String> {
     names
 }
 
-fn mounts(spec: &Spec) -> Vec<Value> {
+fn mounts(spec: &Spec<'_>) -> Vec<Value> {
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc",
             "options": ["nosuid", "noexec", "nodev"] }),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edge_core::{Input, StartFailure};
+use edge_proto::encode;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 
@@ -189,13 +190,14 @@ impl Runtime {
     /// # Errors
     /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
     /// run: its program, user, mounts.
-    pub fn start(&self, spec: &Spec) -> Result<u32, StartFailure> {
+    pub fn start(&self, spec: &Spec<'_>) -> Result<u32, StartFailure> {
         let _starting = cgroup::starting();
-        let path = self.cgroup(spec.uid, &spec.container, spec.hash);
-        let log = paths::log(&self.run, spec.uid, &spec.container);
-        drop(fs::remove_file(self.end_file(spec.uid, &spec.container)));
+        let one = spec.resolved;
+        let path = self.cgroup(one.uid, &one.container, one.hash);
+        let log = paths::log(&self.run, one.uid, &one.container);
+        drop(fs::remove_file(self.end_file(one.uid, &one.container)));
         self.cgroups
-            .create(&path, &spec.limits)
+            .create(&path, &one.limits)
             .map_err(not_created)?;
         match &spec.rootfs {
             None => self.start_process(spec, &path, log),
@@ -203,21 +205,28 @@ impl Runtime {
         }
     }
 
-    fn start_process(&self, spec: &Spec, path: &Path, log: PathBuf) -> Result<u32, StartFailure> {
-        let plan = Plan {
+    fn start_process(
+        &self,
+        spec: &Spec<'_>,
+        path: &Path,
+        log: PathBuf,
+    ) -> Result<u32, StartFailure> {
+        let (one, process) = (spec.resolved, &spec.process);
+        let plan = encode(&Plan {
             agent: std::process::id(),
-            argv: spec.argv.clone(),
-            env: spec.env.clone(),
-            cwd: spec.cwd.clone(),
-            uid: spec.uid_number,
-            gid: spec.gid,
-            rights: spec.rights,
+            argv: process.argv.clone(),
+            env: process.env.clone(),
+            cwd: PathBuf::from(&process.cwd),
+            uid: process.user,
+            gid: one.group,
+            granted: one.rights.granted,
+            for_users: one.rights.for_users,
+            privileged: one.rights.privileged,
             procs_files: self.cgroups.procs_files(path),
             binds: spec.binds.clone(),
             log,
-            state: self.state_file(spec.uid, &spec.container),
-        };
-        let plan = serde_json::to_vec(&plan).map_err(|error| not_created(error.into()))?;
+            state: self.state_file(one.uid, &one.container),
+        });
         let mut child = Command::new("/proc/self/exe")
             .arg("launch")
             .env_clear()
@@ -244,14 +253,16 @@ impl Runtime {
 
     fn start_runc(
         &self,
-        spec: &Spec,
+        spec: &Spec<'_>,
         rootfs: &Rootfs,
         path: &Path,
         log: &Path,
     ) -> Result<u32, StartFailure> {
-        let bundle = self.bundle_dir(spec.uid, &spec.container);
-        fs::create_dir_all(bundle.join(paths::ROOTFS)).map_err(not_created)?;
-        self.mount_rootfs(spec, rootfs, &bundle.join(paths::ROOTFS))
+        let (uid, container) = (spec.resolved.uid, spec.resolved.container.as_str());
+        let bundle = self.bundle_dir(uid, container);
+        let root = bundle.join(paths::ROOTFS);
+        fs::create_dir_all(&root).map_err(not_created)?;
+        self.mount_rootfs(&self.rw_dir(uid, container), rootfs, &root)
             .map_err(not_created)?;
         let cgroups_path = Path::new("/").join(path);
         let config = oci::config(spec, &cgroups_path.to_string_lossy());
@@ -262,7 +273,7 @@ impl Runtime {
             Durability::Never,
         )
         .map_err(not_created)?;
-        let id = container_id(spec.uid, &spec.container);
+        let id = container_id(uid, container);
         let pid_file = bundle.join(paths::PID);
         let stdio = OpenOptions::new()
             .append(true)
@@ -309,11 +320,10 @@ impl Runtime {
         Err(failure)
     }
 
-    fn mount_rootfs(&self, spec: &Spec, rootfs: &Rootfs, target: &Path) -> io::Result<()> {
+    fn mount_rootfs(&self, rw: &Path, rootfs: &Rootfs, target: &Path) -> io::Result<()> {
         if volume::is_mount(target) {
             return Ok(());
         }
-        let rw = self.rw_dir(spec.uid, &spec.container);
         let (upper, work) = (rw.join(paths::UPPER), rw.join(paths::WORK));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;

@@ -156,7 +156,7 @@ fn directory_and_user_are_the_pods_before_the_images() {
     let image = ImageConfig {
         cmd: owned(&["/app"]),
         working_dir: "/image".to_owned(),
-        user: Some(7),
+        user: "7:8".to_owned(),
         ..ImageConfig::default()
     };
     let spec = resolve(&pod(container())).unwrap();
@@ -169,6 +169,35 @@ fn directory_and_user_are_the_pods_before_the_images() {
     }));
     let process = spec.unwrap().process(Some(image)).unwrap();
     assert_eq!((process.cwd.as_str(), process.user), ("/own", Some(0)));
+}
+
+/// Goal: an image whose user is a name runs when the Pod gives a number, and is refused with the way
+/// out otherwise. Method: each form of an image's user, with and without the Pod's.
+#[test]
+fn a_user_that_only_the_image_names_must_be_a_number_or_root() {
+    let user = |image: &str, of_pod: Option<u32>| {
+        let image = ImageConfig {
+            cmd: owned(&["/app"]),
+            user: image.to_owned(),
+            ..ImageConfig::default()
+        };
+        let spec = resolve(&pod(Container {
+            user: of_pod,
+            ..container()
+        }));
+        let process = spec.unwrap().process(Some(image));
+        process.map(|process| process.user)
+    };
+    for root in ["", "root", "root:wheel", ":7"] {
+        assert_eq!(user(root, None), Ok(None), "{root}");
+    }
+    assert_eq!(user("7", None), Ok(Some(7)));
+    assert_eq!(user("toll", Some(9)), Ok(Some(9)));
+    for name in ["toll", "toll:toll", "-1", "4294967296"] {
+        let failure = user(name, None).unwrap_err();
+        assert_eq!(failure.reason, "CreateContainerConfigError");
+        assert!(failure.message.contains("runAsUser"), "{}", failure.message);
+    }
 }
 
 #[test]
