@@ -6,6 +6,7 @@
 //! piece of a segment, whatever the backlog.
 
 pub mod segment;
+mod state;
 mod store;
 
 use std::io;

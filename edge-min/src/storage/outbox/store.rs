@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use edge_core::flash::Subsystem;
 use edge_core::limits::SEGMENT_BYTES_MAX;
-use edge_core::outbox::{ClassConfig, Counters, Gap, Next, Outbox, Output, Refused, Saved};
+use edge_core::outbox::{ClassConfig, Counters, Next, Outbox, Output, Refused, Saved};
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASSES_MAX, RECORD_ENTRIES_MAX};
-use serde::{Deserialize, Serialize};
 
 use super::segment::{self, Frame, Parsed, Scan};
+use super::state::{MAGIC, SLOT_BYTES, State, StateClass, read_state};
 use super::{COMMIT_BYTES_MAX, Settings, unix_ms};
 use crate::paths;
 use crate::storage::medium::{self, Durability};
@@ -23,9 +23,6 @@ const FREE_BYTES_MIN: u64 = 8 << 20;
 const PIECE_BYTES: usize = 16 * 1024;
 /// Numbers acknowledged since it was last noted, before the next record notes it again.
 const NOTE_ACKED: u64 = 64;
-/// Bytes of one of the two slots of the state file, more than all classes ever need.
-const SLOT_BYTES: usize = 32 * 1024;
-const MAGIC: &[u8; 4] = b"EMO1";
 const _: () = assert!(segment::FRAME_BYTES_MAX <= PIECE_BYTES);
 
 /// Time and bytes of a record; if it is not there, the next number of its segment that is.
@@ -47,25 +44,6 @@ pub(super) struct Writer {
     noted: u64,
     /// Where the session reads: segment, number, and where that one's frame begins or later.
     reading: (u64, u64, u64),
-}
-
-#[derive(Serialize, Deserialize)]
-struct State {
-    generation: u64,
-    incarnation: Incarnation,
-    classes: Vec<StateClass>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct StateClass {
-    class: u8,
-    base: u64,
-    start: u64,
-    held: u64,
-    next: u64,
-    delivered: u64,
-    lost: [u64; 4],
-    gaps: Vec<(u64, [u64; 4])>,
 }
 
 /// The outbox's files. All numbers here are those of the files; on the wire each is less by its
@@ -593,63 +571,6 @@ impl Writer {
         }
         Ok(())
     }
-}
-
-impl StateClass {
-    fn new(base: u64, saved: Saved) -> Self {
-        Self {
-            class: saved.class,
-            base,
-            start: saved.start,
-            held: saved.held,
-            next: saved.next,
-            delivered: saved.delivered,
-            lost: saved.lost,
-            gaps: saved
-                .gaps
-                .iter()
-                .map(|gap| (gap.first, gap.counts))
-                .collect(),
-        }
-    }
-
-    fn saved(&self) -> Saved {
-        let gaps = self.gaps.iter();
-        Saved {
-            class: self.class,
-            start: self.start,
-            held: self.held,
-            next: self.next,
-            delivered: self.delivered,
-            lost: self.lost,
-            gaps: gaps
-                .map(|(first, counts)| Gap {
-                    first: *first,
-                    counts: *counts,
-                })
-                .collect(),
-        }
-    }
-}
-
-/// The newer of the two slots that is whole. A file that cannot be read is no reason to give up the
-/// incarnation and send again what was delivered: only one that is not there, or damaged.
-fn read_state(path: &Path) -> io::Result<Option<State>> {
-    let bytes = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read?,
-    };
-    let slots = bytes.chunks(SLOT_BYTES).take(2).filter_map(|slot| {
-        let slot = slot.strip_prefix(MAGIC)?;
-        let (length, rest) = slot.split_first_chunk::<4>()?;
-        let (crc, rest) = rest.split_first_chunk::<4>()?;
-        let body = rest.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
-        let whole = crc32fast::hash(body).to_le_bytes() == *crc;
-        let state = postcard::from_bytes::<State>(body).ok()?;
-        let sound = state.classes.iter().all(|one| one.saved().is_sound());
-        (whole && sound).then_some(state)
-    });
-    Ok(slots.max_by_key(|state| state.generation))
 }
 
 const _: () = assert!(SEGMENT_BYTES_MAX > (COMMIT_BYTES_MAX + segment::FRAME_BYTES_MAX) as u64);
