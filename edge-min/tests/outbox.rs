@@ -17,6 +17,7 @@ use async_channel::{Receiver, Sender};
 use edge_core::outbox::ClassConfig;
 use edge_min::storage::outbox::segment::{Frame, Scan};
 use edge_min::storage::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
+use edge_min::worker::Watch;
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORDS_BYTES_MAX};
 
@@ -55,7 +56,9 @@ impl Running {
         let (sender, done) = async_channel::unbounded();
         let shared = Shared::default();
         let settings = settings(quota_bytes);
-        outbox::spawn(dir.to_owned(), settings, receiver, sender, shared.clone()).unwrap();
+        let watch = Watch::new(|| {}).thread("outbox");
+        let dir = dir.to_owned();
+        outbox::spawn(dir, settings, receiver, sender, shared.clone(), watch).unwrap();
         Self {
             jobs: Some(jobs),
             done,

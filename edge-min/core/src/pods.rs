@@ -335,7 +335,7 @@ impl Pods {
         let Some(container) = pod.container(name) else {
             return;
         };
-        let State::Starting { ended } = container.state else {
+        let State::Starting { ended, .. } = container.state else {
             return;
         };
         if container.run != run {
@@ -397,7 +397,7 @@ impl Pods {
         };
         match &mut container.state {
             State::Running { .. } | State::Stopping { .. } => {}
-            State::Starting { ended } => {
+            State::Starting { ended, .. } => {
                 *ended = Some((code, oom));
                 return;
             }

@@ -232,6 +232,9 @@ pub enum Output {
     },
     /// Start a container.
     Start(Box<ContainerSpec>),
+    /// Give up the starts of this pod that are under way, such as the unpacking of an image. Each is
+    /// answered all the same, and may have succeeded.
+    CancelStarts(Uid),
     /// Signal a container.
     Signal {
         /// Pod.

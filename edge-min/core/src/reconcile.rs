@@ -139,6 +139,7 @@ fn reconcile_pod(
         let name = container.name.clone();
         match container.step(now, wanted, grace_ms) {
             Some(Step::Start) => starts.push((uid, name)),
+            Some(Step::Cancel) => outputs.push_back(Output::CancelStarts(uid)),
             Some(Step::Terminate) => {
                 outputs.push_back(Output::Signal {
                     uid,

@@ -38,7 +38,11 @@ pub(crate) enum State {
     Idle { start_at: Millis },
     /// The shell starts it. `Exited` of a short run may come before its `Started`; its
     /// end is kept until then.
-    Starting { ended: Option<(Option<i32>, bool)> },
+    Starting {
+        ended: Option<(Option<i32>, bool)>,
+        /// It is not wanted any more, and the shell knows.
+        cancelled: bool,
+    },
     /// Runs.
     Running { pid: u32, since: Millis },
     /// SIGTERM was sent, and SIGKILL so many times; SIGKILL follows (again) at this time.
@@ -74,6 +78,7 @@ pub(crate) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Start,
+    Cancel,
     Terminate,
     /// With the process when an earlier one did not help, once.
     Kill {
@@ -183,8 +188,17 @@ impl Supervisor {
             State::Idle { start_at } if wanted && start_at <= now => {
                 self.run = self.run.saturating_add(1);
                 self.running_spec = self.spec;
-                self.state = State::Starting { ended: None };
+                self.state = State::Starting {
+                    ended: None,
+                    cancelled: false,
+                };
                 Some(Step::Start)
+            }
+            State::Starting {
+                ref mut cancelled, ..
+            } if !wanted && !*cancelled => {
+                *cancelled = true;
+                Some(Step::Cancel)
             }
             State::Running { pid, .. } if !wanted || self.running_spec != self.spec => {
                 self.state = State::Stopping {

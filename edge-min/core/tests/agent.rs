@@ -49,6 +49,32 @@ fn a_desired_pod_runs_and_is_reported() {
     );
 }
 
+/// Goal: a pod that goes while it starts, which may mean minutes of unpacking, has its starts given up
+/// once, and is gone when they are answered. Method: it goes between the start and its answer.
+#[test]
+fn a_pod_that_goes_while_it_starts_has_its_starts_given_up() {
+    let mut board = Board::new();
+    board.broken_image = true;
+    board.put(&pod(1, RestartPolicy::Always));
+    let prepared = board.answers.pop_front().unwrap();
+    board.tell(prepared);
+    assert_eq!(
+        (board.starts, board.cancelled.as_slice()),
+        (1, [].as_slice())
+    );
+    board.tell(Input::Desired(Key::pod(UID), None));
+    board.tell(Input::Tick);
+    assert_eq!(board.cancelled, [UID]);
+    board.settle();
+    assert_eq!(board.status(UID), None);
+    // The next one that has the name starts like any other.
+    board.broken_image = false;
+    board.put(&pod(1, RestartPolicy::Always));
+    board.settle();
+    assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+    assert_eq!(board.cancelled, [UID]);
+}
+
 #[test]
 fn first_crash_restarts_at_once_and_the_second_waits_ten_seconds() {
     let mut board = Board::new();

@@ -40,7 +40,7 @@ use crate::paths;
 use crate::storage::lock;
 use crate::storage::outbox;
 use crate::storage::store::Store;
-use crate::worker::{self, Jobs, Pool};
+use crate::worker::{self, Jobs, Pool, Watch};
 use crate::workload::logs;
 use crate::workload::reaper::{Process, Reaper};
 use crate::workload::runtime::Runtime;
@@ -85,6 +85,9 @@ struct Driver {
     store_jobs: Jobs<StoreJob>,
     log_calls: LogCalls,
     outbox_jobs: Jobs<outbox::Job>,
+    watch: Watch,
+    /// When a job becomes late.
+    watch_at: Option<Instant>,
     /// The outbox that the session knows.
     incarnation: Incarnation,
     outbox_report: outbox::Shared,
@@ -147,11 +150,16 @@ pub fn run(config: Config) -> Result<(), String> {
     let (store_done, store_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let (link_sender, link_events) = async_channel::bounded(worker::CHANNEL_MAX);
     let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
-    workers::spawn_store(store, store_receiver, store_done).map_err(failed("store thread"))?;
+    let wake = runtime_done.clone();
+    // A full channel wakes the driver as well.
+    let watch = Watch::new(move || drop(wake.try_send(Input::Tick)));
+    workers::spawn_store(store, store_receiver, store_done, watch.thread("store"))
+        .map_err(failed("store thread"))?;
     let runtime_jobs = workers::spawn_containers(
         runtime.clone(),
         images,
         config.host_paths.clone(),
+        &watch,
         runtime_done,
     )
     .map_err(failed("runtime threads"))?;
@@ -162,6 +170,7 @@ pub fn run(config: Config) -> Result<(), String> {
         outbox_receiver,
         outbox_done,
         outbox_report.clone(),
+        watch.thread("outbox"),
     )
     .map_err(failed("outbox thread"))?;
 
@@ -187,6 +196,8 @@ pub fn run(config: Config) -> Result<(), String> {
         store_jobs,
         log_calls: LogCalls::default(),
         outbox_jobs,
+        watch,
+        watch_at: None,
         incarnation: Incarnation::default(),
         outbox_report,
     };
@@ -262,6 +273,7 @@ pub fn run(config: Config) -> Result<(), String> {
             .await;
             driver.handle(event);
             driver.watch_flash();
+            driver.watch_workers();
             driver.settle();
         }
     }))
@@ -333,8 +345,9 @@ impl Driver {
             self.send_at,
             calls,
         ];
-        let at = earliest.into_iter().flatten().min()?;
-        self.start.checked_add(Duration::from_millis(at))
+        let at = earliest.into_iter().flatten().min();
+        let at = at.and_then(|at| self.start.checked_add(Duration::from_millis(at)));
+        [at, self.watch_at].into_iter().flatten().min()
     }
 
     /// What runs already, and what an earlier agent left half-done.
@@ -517,7 +530,8 @@ impl Driver {
                 self.runtime_jobs
                     .push(RuntimeJob::UpdateConfig(uid, volumes));
             }
-            Output::Start(spec) => self.runtime_jobs.push(RuntimeJob::Start(spec)),
+            Output::Start(spec) => self.runtime_jobs.push(RuntimeJob::Start(spec, None)),
+            Output::CancelStarts(uid) => self.runtime_jobs.cancel(uid),
             Output::Signal {
                 uid,
                 container,

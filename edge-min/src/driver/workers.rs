@@ -14,10 +14,11 @@ use edge_proto::hash::Hash32;
 use edge_proto::key::{Key, Uid};
 use edge_proto::session::Payload;
 
+use super::Driver;
 use crate::image::error::ImageError;
 use crate::image::images::{Image, Images};
 use crate::storage::store::{Applied, Store};
-use crate::worker::{self, Pool, Progress, Work};
+use crate::worker::{self, Pool, Progress, ProgressOf, QUEUE_TIMEOUT, Stop, Thread, Watch, Work};
 use crate::workload::runtime::Runtime;
 use crate::workload::spec::{Bind, Rootfs, Spec};
 use crate::workload::volume;
@@ -71,6 +72,7 @@ pub fn spawn_store(
     store: Store,
     jobs: Receiver<StoreJob>,
     done: Sender<StoreDone>,
+    watch: Thread,
 ) -> io::Result<()> {
     let mut thread = StoreThread {
         store,
@@ -78,6 +80,7 @@ pub fn spawn_store(
         start: Instant::now(),
         wanted: 0,
         done,
+        watch,
     };
     worker::spawn("store", STACK_BYTES, move || thread.run(&jobs))
 }
@@ -90,6 +93,7 @@ struct StoreThread {
     /// Length of the large object that comes.
     wanted: u32,
     done: Sender<StoreDone>,
+    watch: Thread,
 }
 
 impl StoreThread {
@@ -109,7 +113,7 @@ impl StoreThread {
                     _ => None,
                 }
             } else {
-                match worker::next(jobs, self.deadline()) {
+                match worker::next(jobs, self.deadline(), &self.watch) {
                     Some(Ok(job)) => Some(job),
                     Some(Err(_)) => return,
                     None => {
@@ -147,6 +151,7 @@ impl StoreThread {
                     }
                 }
                 Some(scheduler::Output::Cache) => {
+                    self.watch.begin(Instant::now() + QUEUE_TIMEOUT);
                     if let Err(error) = self.store.write_cache() {
                         log::warn!("cache_not_written error={error}");
                         self.schedule(scheduler::Input::CacheFailed);
@@ -206,9 +211,27 @@ impl StoreThread {
     }
 
     fn sleep(&self) {
+        self.watch.end();
         if let Some(at) = self.deadline() {
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
         }
+        self.watch.begin(Instant::now() + QUEUE_TIMEOUT);
+    }
+}
+
+impl Driver {
+    /// Reports threads whose job is over its deadline. To be called after every event.
+    pub(super) fn watch_workers(&mut self) {
+        let (changed, next) = self.watch.look();
+        self.watch_at = next;
+        let Some(late) = changed else { return };
+        let late = late.join(", ");
+        if late.is_empty() {
+            log::warn!("workers_go_on");
+        } else {
+            log::error!("workers_stalled threads={late}");
+        }
+        self.condition("WorkerStalled", !late.is_empty(), &late);
     }
 }
 
@@ -225,8 +248,8 @@ pub enum RuntimeJob {
     },
     /// Rewrite the files of volumes.
     UpdateConfig(Uid, Vec<Volume>),
-    /// Start a container.
-    Start(Box<ContainerSpec>),
+    /// Start a container, with its image when that was unpacked just now.
+    Start(Box<ContainerSpec>, Option<Image>),
     /// Clear a container.
     Remove(Uid, String),
     /// Clear a pod; these are the images of the pods that stay.
@@ -235,8 +258,8 @@ pub enum RuntimeJob {
 
 /// A job that may take minutes.
 pub enum LongJob {
-    /// Start a container whose image has to be unpacked first.
-    Start(Box<ContainerSpec>),
+    /// Unpack the image of a container that starts then.
+    Unpack(Box<ContainerSpec>),
     /// Remove layers that none of these images uses, if room is short.
     Collect(Vec<String>),
 }
@@ -257,6 +280,7 @@ pub fn spawn_containers(
     runtime: Runtime,
     images: Images,
     host_paths: Vec<PathBuf>,
+    watch: &Watch,
     done: Sender<Input>,
 ) -> io::Result<Pool<Containers>> {
     let work = Containers {
@@ -265,7 +289,8 @@ pub fn spawn_containers(
         host_paths,
     };
     let idle_after = Duration::from_millis(CLEAR_AFTER_MS);
-    Pool::spawn("runtime", STACK_BYTES, work, idle_after, done)
+    let names = ("runtime", "runtime-long");
+    Pool::spawn(names, STACK_BYTES, work, idle_after, watch, done)
 }
 
 impl Work for Containers {
@@ -276,7 +301,7 @@ impl Work for Containers {
 
     fn key(&self, job: &RuntimeJob) -> Uid {
         match job {
-            RuntimeJob::Start(start) => start.uid,
+            RuntimeJob::Start(start, _) => start.uid,
             RuntimeJob::PreparePod { uid, .. }
             | RuntimeJob::UpdateConfig(uid, _)
             | RuntimeJob::Remove(uid, _)
@@ -284,7 +309,7 @@ impl Work for Containers {
         }
     }
 
-    fn perform(&self, job: RuntimeJob) -> Progress<LongJob, Input> {
+    fn perform(&self, job: RuntimeJob, stop: &Stop) -> ProgressOf<Self> {
         let runtime = &self.runtime;
         match job {
             RuntimeJob::PreparePod {
@@ -311,13 +336,16 @@ impl Work for Containers {
                 }
                 Progress::Done(None)
             }
-            RuntimeJob::Start(start) => match start.image.as_ref().map(|image| &image.reference) {
-                None => Progress::Done(Some(self.start(*start, Ok(None)))),
-                Some(reference) => match self.images.ready(reference) {
-                    Some(image) => Progress::Done(Some(self.start(*start, Ok(Some(image))))),
-                    None => Progress::Long(LongJob::Start(start)),
-                },
-            },
+            RuntimeJob::Start(start, unpacked) => {
+                let image = match (unpacked, &start.image) {
+                    (None, Some(wanted)) => match self.images.ready(&wanted.reference) {
+                        Ok(None) => return Progress::Long(LongJob::Unpack(start)),
+                        found => found,
+                    },
+                    (image, _) => Ok(image),
+                };
+                Progress::Done(Some(self.start(*start, image, stop)))
+            }
             RuntimeJob::Remove(uid, container) => {
                 let result = runtime.remove(uid, &container);
                 let result = result.map_err(|error| error.to_string());
@@ -331,24 +359,24 @@ impl Work for Containers {
         }
     }
 
-    fn perform_long(&self, job: LongJob) -> Option<Input> {
+    fn perform_long(&self, job: LongJob, stop: &Stop) -> ProgressOf<Self> {
         match job {
-            LongJob::Start(start) => {
-                let image = match start
-                    .image
-                    .as_ref()
-                    .map(|image| (&image.reference, &image.in_use))
-                {
-                    None => Ok(None),
-                    Some((reference, in_use)) => self.images.ensure(reference, in_use).map(Some),
-                };
-                Some(self.start(*start, image))
+            LongJob::Unpack(start) => {
+                let image = start.image.as_ref().map(|image| {
+                    let (reference, in_use) = (&image.reference, &image.in_use);
+                    self.images.ensure(reference, in_use, stop)
+                });
+                match image.transpose() {
+                    // The program is started by a thread for short jobs: this one is for the next image.
+                    Ok(image) => Progress::Short(RuntimeJob::Start(start, image.flatten())),
+                    Err(error) => Progress::Done(Some(self.start(*start, Err(error), stop))),
+                }
             }
             LongJob::Collect(in_use) => {
                 if let Err(error) = self.images.collect_unused(&in_use) {
                     log::warn!("layers_remain error={error}");
                 }
-                None
+                Progress::Done(None)
             }
         }
     }
@@ -359,7 +387,12 @@ impl Work for Containers {
 }
 
 impl Containers {
-    fn start(&self, start: ContainerSpec, image: Result<Option<Image>, ImageError>) -> Input {
+    fn start(
+        &self,
+        start: ContainerSpec,
+        image: Result<Option<Image>, ImageError>,
+        stop: &Stop,
+    ) -> Input {
         let result = image
             .map_err(|error| StartFailure {
                 reason: error.reason().to_owned(),
@@ -367,7 +400,7 @@ impl Containers {
                 counts_as_run: false,
             })
             .and_then(|image| spec(&self.runtime, image, &self.host_paths, &start))
-            .and_then(|spec| self.runtime.start(&spec));
+            .and_then(|spec| self.runtime.start(&spec, stop));
         Input::Started {
             uid: start.uid,
             container: start.container,

@@ -6,6 +6,7 @@ use flate2::write::GzEncoder;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -157,6 +158,65 @@ impl Board {
     }
 }
 
+fn ensure(images: &Images, reference: &str, in_use: &[String]) -> Result<Image, ImageError> {
+    let stop = Stop::after(Duration::from_secs(3600));
+    let image = images.ensure(reference, in_use, &stop)?;
+    Ok(image.expect("all of it is unpacked"))
+}
+
+/// Goal: only what has to be unpacked waits for the one thread that unpacks: an image that is missing
+/// or damaged is answered at once. Method: the quick look at each kind.
+#[test]
+fn an_image_that_cannot_be_unpacked_is_known_without_unpacking() {
+    let board = Board::new();
+    simple().into_dir(&board.preload("x"));
+    let images = board.images();
+    assert!(images.ready("a:1").unwrap().is_none());
+    let missing = images.ready("a:2").unwrap_err();
+    assert_eq!(missing.reason(), "ErrImageNeverPull");
+    ensure(&images, "a:1", &[]).unwrap();
+    assert_eq!(images.ready("a:1").unwrap().unwrap().layers.len(), 1);
+    let mut made = Made::default();
+    let config = made.blob("", b"{}");
+    let layer = made.blob("application/vnd.oci.image.layer.v1.tar+zstd", b"bytes");
+    let manifest = format!("{{\"config\":{config}}},\"layers\":[{layer}}}]}}");
+    let image = made.blob(MANIFEST, manifest.as_bytes());
+    made.index(&[named(&image, "a:3")]);
+    made.into_dir(&board.preload("y"));
+    let wrong = images.ready("a:3").unwrap_err();
+    assert_eq!(wrong.reason(), "ImageInspectError");
+    fs::write(board.preload("z.tar"), "no tar").unwrap();
+    let wrong = images.ready("a:2").unwrap_err();
+    assert_eq!(wrong.reason(), "ImageInspectError");
+    assert!(images.ready("a:1").unwrap().is_some(), "it hides no other");
+}
+
+/// Goal: an unpacking ends with its job's time or when its pod goes, leaves nothing behind, and makes
+/// no room for what is not wanted. Method: a job without any time, before and while a layer is read.
+#[test]
+fn an_unpacking_stops_with_its_job() {
+    let board = Board::new();
+    simple().into_dir(&board.preload("x"));
+    let images = board.images();
+    ensure(&images, "a:1", &[]).unwrap();
+    let mut made = Made::default();
+    let image = made.image(&[layer(&[("g", b"other")])], "{}");
+    made.index(&[named(&image, "a:2")]);
+    made.into_dir(&board.preload("y"));
+    let stop = Stop::after(Duration::ZERO);
+    let error = images.ensure("a:2", &[], &stop).unwrap_err().to_string();
+    assert!(error.contains("not done within"), "{error}");
+    assert_eq!(board.layers().len(), 1, "what is unused stays");
+    let blob = Stopping {
+        blob: [0; 1024].as_slice(),
+        stop: &stop,
+    };
+    let target = board.dir.path().join("target");
+    let result = images.unpack(blob, Packing::Plain, &target).unwrap();
+    let error = result.unwrap_err();
+    assert!(error.contains("not done within"), "{error}");
+}
+
 #[test]
 fn a_directory_and_a_tar_give_the_same_image() {
     for is_tar in [false, true] {
@@ -167,7 +227,7 @@ fn a_directory_and_a_tar_give_the_same_image() {
             simple().into_dir(&board.preload("x"));
         }
         let images = board.images();
-        let image = images.ensure("a:1", &[]).unwrap();
+        let image = ensure(&images, "a:1", &[]).unwrap();
         assert_eq!(
             (image.config.cmd, image.config.user),
             (vec!["/f".into()], "7:8".to_owned())
@@ -177,7 +237,7 @@ fn a_directory_and_a_tar_give_the_same_image() {
         assert_eq!(fs::read_to_string(&file).unwrap(), "hello");
         let before = fs::metadata(&file).unwrap().ino();
         // Another agent, later: nothing is unpacked again.
-        board.images().ensure("docker.io/library/a:1", &[]).unwrap();
+        ensure(&board.images(), "docker.io/library/a:1", &[]).unwrap();
         assert_eq!(fs::metadata(&file).unwrap().ino(), before);
         assert_eq!(board.layers().len(), 1);
         assert_eq!(
@@ -187,7 +247,7 @@ fn a_directory_and_a_tar_give_the_same_image() {
                 & 0o777,
             0o700
         );
-        let missing = images.ensure("a:2", &[]).unwrap_err();
+        let missing = ensure(&images, "a:2", &[]).unwrap_err();
         assert_eq!(missing.reason(), "ErrImageNeverPull");
     }
 }
@@ -270,7 +330,7 @@ fn each_damage_is_named() {
             } else {
                 made.into_dir(&board.preload("broken"));
             }
-            let error = board.images().ensure("a:1", &[]).unwrap_err();
+            let error = ensure(&board.images(), "a:1", &[]).unwrap_err();
             assert_eq!(error.reason(), "ImageInspectError");
             let text = error.to_string();
             assert!(text.contains("/preload/broken"), "{what}: {text}");
@@ -278,7 +338,7 @@ fn each_damage_is_named() {
             assert!(board.layers().is_empty());
             // It hides no image of another layout.
             simple().into_dir(&board.preload("whole"));
-            board.images().ensure("a:1", &[]).unwrap();
+            ensure(&board.images(), "a:1", &[]).unwrap();
         }
     }
 }
@@ -295,7 +355,7 @@ fn tars_that_are_no_layout_are_named() {
         let board = Board::new();
         simple().into_tar(&board.preload("x.tar"));
         change(&board.preload("x.tar"));
-        let error = board.images().ensure("a:1", &[]).unwrap_err().to_string();
+        let error = ensure(&board.images(), "a:1", &[]).unwrap_err().to_string();
         assert!(error.contains("/preload/x.tar: "), "{error}");
         error
     };
@@ -331,7 +391,7 @@ fn a_pipe_in_a_layout_is_refused_and_not_waited_for() {
     fs::remove_file(&index).unwrap();
     let mode = rustix::fs::Mode::from(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &index, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let error = board.images().ensure("a:1", &[]).unwrap_err().to_string();
+    let error = ensure(&board.images(), "a:1", &[]).unwrap_err().to_string();
     assert!(error.contains("index.json is not a file"), "{error}");
 }
 
@@ -340,7 +400,7 @@ fn bounds_and_kinds_of_layers_are_kept() {
     let refused = |made: Made| {
         let board = Board::new();
         made.into_dir(&board.preload("x"));
-        let error = board.images().ensure("a:1", &[]).unwrap_err().to_string();
+        let error = ensure(&board.images(), "a:1", &[]).unwrap_err().to_string();
         assert!(board.layers().is_empty(), "{error}");
         error
     };
@@ -372,7 +432,7 @@ fn bounds_and_kinds_of_layers_are_kept() {
     evil.index(&[named(&image, "a:1")]);
     let board = Board::new();
     evil.into_dir(&board.preload("x"));
-    let error = board.images().ensure("a:1", &[]).unwrap_err().to_string();
+    let error = ensure(&board.images(), "a:1", &[]).unwrap_err().to_string();
     assert!(error.contains("invalid gzip header"), "{error}");
     assert_eq!(
         board.layers().len(),
@@ -447,8 +507,8 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     made.index(&[named(&desired, "desired"), named(&running, "running")]);
     made.into_dir(&board.preload("x"));
     let images = board.images();
-    let desired = images.ensure("desired", &[]).unwrap().layers.remove(0);
-    let running = images.ensure("running", &[]).unwrap().layers.remove(0);
+    let desired = ensure(&images, "desired", &[]).unwrap().layers.remove(0);
+    let running = ensure(&images, "running", &[]).unwrap().layers.remove(0);
     let in_use = ["desired".to_owned()];
     for number in 0..LAYERS_UNUSED_MAX + 8 {
         // Names after every digest: folders made in the same tick go in the order of names.
@@ -508,22 +568,22 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     made.into_dir(&board.preload("x"));
     let images = board.images();
     let pods = |names: &[&str]| -> Vec<String> { names.iter().map(|n| (*n).into()).collect() };
-    images.ensure("a", &pods(&["a"])).unwrap();
+    ensure(&images, "a", &pods(&["a"])).unwrap();
     // A pod needs both: there is no room, and nothing goes.
-    let full = images.ensure("b", &pods(&["a", "b"])).unwrap();
+    let full = ensure(&images, "b", &pods(&["a", "b"])).unwrap();
     assert_eq!((full.layers.len(), board.layers().len()), (1, 2));
-    let error = images.ensure("c", &pods(&["a", "b", "c"])).unwrap_err();
+    let error = ensure(&images, "c", &pods(&["a", "b", "c"])).unwrap_err();
     assert!(error.to_string().contains("bytes unpacked"), "{error}");
     assert_eq!(board.layers().len(), 2);
     // No pod needs `a` and `b`: `a` goes, and `b` stays for the container that starts from it.
-    images.ensure("c", &pods(&["c"])).unwrap_err();
+    ensure(&images, "c", &pods(&["c"])).unwrap_err();
     assert_eq!(board.layers().len(), 1);
     drop(full);
     // Now that goes too, and it is not enough.
-    images.ensure("c", &pods(&["c"])).unwrap_err();
+    ensure(&images, "c", &pods(&["c"])).unwrap_err();
     assert!(board.layers().is_empty());
-    images.ensure("b", &pods(&["b"])).unwrap();
-    images.ensure("a", &pods(&["a"])).unwrap();
+    ensure(&images, "b", &pods(&["b"])).unwrap();
+    ensure(&images, "a", &pods(&["a"])).unwrap();
     assert!(images.room().unwrap().free >= MEDIUM_FREE_BYTES_MIN);
 }
 
@@ -534,7 +594,7 @@ fn child_unpacks() {
         return;
     };
     let images = Images::new(&dir.join("state"), &dir.join("preload")).unwrap();
-    images.ensure("a:1", &[]).unwrap();
+    ensure(&images, "a:1", &[]).unwrap();
 }
 
 /// Path, content and mode of everything below `dir`.
@@ -624,7 +684,7 @@ fn killed_at_any_point_a_layer_is_whole_or_not_there() {
     let image = made.image(&[layer(&files)], "{}");
     made.index(&[named(&image, "a:1")]);
     made.into_tar(&board.preload("x.tar"));
-    let whole = list(&board.images().ensure("a:1", &[]).unwrap().layers[0]);
+    let whole = list(&ensure(&board.images(), "a:1", &[]).unwrap().layers[0]);
     assert!(whole.len() > 400);
     let state = board.dir.path().join("state");
     fs::remove_dir_all(&state).unwrap();

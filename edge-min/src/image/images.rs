@@ -18,12 +18,16 @@ use crate::image::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Pac
 use crate::image::unpack;
 use crate::paths;
 use crate::storage::{medium, tree};
+use crate::worker::Stop;
 
 /// Layouts of the preload folder that are looked at.
 const LAYOUTS_MAX: usize = 256;
 
 /// Digests of layers that are about to be mounted: none of them is removed while this lives.
 pub type Pin = Arc<SortedSet<String>>;
+
+/// An image; `None` when some of it has to be unpacked.
+type Found = Result<Option<Image>, ImageError>;
 
 /// What a container needs of an image.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +40,7 @@ pub struct Image {
     pub config: ImageConfig,
 }
 
-/// The images of a board. Many threads may ask for one that is [`Self::ready`]; the rest is for one
+/// The images of a board. Many threads may ask whether one is [`Self::ready`]; the rest is for one
 /// thread, which unpacks and removes.
 pub struct Images {
     preload: PathBuf,
@@ -82,15 +86,33 @@ impl Images {
     ///
     /// # Errors
     /// See [`ImageError`]; nothing half-unpacked stays.
-    pub fn ensure(&self, reference: &str, in_use: &[String]) -> Result<Image, ImageError> {
-        // A damaged layout hides no image of another.
+    pub fn ensure(
+        &self,
+        reference: &str,
+        in_use: &[String],
+        stop: &Stop,
+    ) -> Result<Option<Image>, ImageError> {
+        self.find(reference, &|layout, manifest| {
+            self.unpacked(layout, manifest, in_use, stop)
+        })
+    }
+
+    /// The image under this reference; `None` when some of it has to be unpacked, for which
+    /// [`Self::ensure`] is. Quick, whatever another thread unpacks.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. A damaged layer shows when it is unpacked.
+    pub fn ready(&self, reference: &str) -> Result<Option<Image>, ImageError> {
+        self.find(reference, &|layout, manifest| self.there(layout, manifest))
+    }
+
+    /// What `get` makes of the image in the first layout that has it. A damaged layout hides no image
+    /// of another.
+    fn find(&self, reference: &str, get: &dyn Fn(&Layout, &Manifest) -> Found) -> Found {
         let mut problem = None;
         for layout in self.layouts() {
             let found = layout.find(reference, std::env::consts::ARCH);
-            match found.and_then(|found| match found {
-                Some(manifest) => self.unpacked(&layout, &manifest, in_use).map(Some),
-                None => Ok(None),
-            }) {
+            match found.and_then(|found| found.map(|found| get(&layout, &found)).transpose()) {
                 Ok(Some(image)) => return Ok(image),
                 Ok(None) => {}
                 Err(error) => problem = problem.or(Some(error)),
@@ -109,23 +131,19 @@ impl Images {
         }))
     }
 
-    /// The image under this reference if nothing of it has to be unpacked: quick, whatever another
-    /// thread unpacks.
-    #[must_use]
-    pub fn ready(&self, reference: &str) -> Option<Image> {
-        for layout in self.layouts() {
-            // What is wrong with a layout is said by [`Self::ensure`].
-            if let Ok(Some(manifest)) = layout.find(reference, std::env::consts::ARCH) {
-                let file: ConfigFile = layout.verified(&manifest.config).ok()?;
-                let pin = self.pin(&manifest);
-                let layers = manifest.layers.iter().map(|one| {
-                    let dir = self.layers.join(one.hex().ok()?);
-                    dir.is_dir().then_some(dir)
-                });
-                return Some(image(file.config, layers.collect::<Option<_>>()?, pin));
+    fn there(&self, layout: &Layout, manifest: &Manifest) -> Result<Option<Image>, ImageError> {
+        let file: ConfigFile = layout.verified(&manifest.config)?;
+        let pin = self.pin(manifest);
+        let mut layers = Vec::with_capacity(manifest.layers.len());
+        for layer in &manifest.layers {
+            let (hex, _) = layout.layer_of(layer)?;
+            let dir = self.layers.join(hex);
+            if dir.is_dir() {
+                layers.push(dir);
             }
         }
-        None
+        let whole = layers.len() == manifest.layers.len();
+        Ok(whole.then(|| image(file.config, layers, pin)))
     }
 
     fn pin(&self, manifest: &Manifest) -> Pin {
@@ -148,31 +166,29 @@ impl Images {
         layout: &Layout,
         manifest: &Manifest,
         in_use: &[String],
-    ) -> Result<Image, ImageError> {
+        stop: &Stop,
+    ) -> Result<Option<Image>, ImageError> {
         let file: ConfigFile = layout.verified(&manifest.config)?;
         let pin = self.pin(manifest);
         let mut layers = Vec::with_capacity(manifest.layers.len());
         for layer in &manifest.layers {
-            layers.push(self.layer(layout, layer, manifest, in_use)?);
+            layers.push(self.layer(layout, layer, (manifest, in_use), stop)?);
         }
-        Ok(image(file.config, layers, pin))
+        Ok(Some(image(file.config, layers, pin)))
     }
 
     fn layer(
         &self,
         layout: &Layout,
         descriptor: &Descriptor,
-        of: &Manifest,
-        in_use: &[String],
+        (of, in_use): (&Manifest, &[String]),
+        stop: &Stop,
     ) -> Result<PathBuf, ImageError> {
-        let hex = descriptor.hex().map_err(|reason| layout.wrong(&reason))?;
+        let (hex, packing) = layout.layer_of(descriptor)?;
         let target = self.layers.join(hex);
         if target.is_dir() {
             return Ok(target);
         }
-        let packing = descriptor
-            .packing()
-            .map_err(|reason| layout.wrong(&reason))?;
         let mut keep = self.layers_of(in_use);
         keep.extend(hexes(of));
         let failed = |error| ImageError::Io(self.layers.clone(), error);
@@ -180,11 +196,15 @@ impl Images {
         let temporary = paths::layer_temporary(&self.layers, hex);
         let mut room_made = false;
         loop {
-            let blob = layout.layer(descriptor)?;
+            let blob = Stopping {
+                blob: layout.layer(descriptor, stop)?,
+                stop,
+            };
             match self.unpack(blob, packing, &temporary).map_err(failed)? {
                 Ok(()) => break,
                 Err(reason) => {
                     tree::remove(&temporary).map_err(failed)?;
+                    stop.check().map_err(failed)?;
                     // Once more with all the room that there can be.
                     if room_made || self.collect(&keep, Need::All).map_err(failed)? == 0 {
                         return Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()));
@@ -299,6 +319,19 @@ impl Images {
             free: bytes(stat.f_bavail),
             total: bytes(stat.f_blocks),
         })
+    }
+}
+
+/// A layer that is read as long as its job may go on.
+struct Stopping<'s, R> {
+    blob: R,
+    stop: &'s Stop,
+}
+
+impl<R: io::Read> io::Read for Stopping<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        self.blob.read(bytes)
     }
 }
 

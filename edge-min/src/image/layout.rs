@@ -16,6 +16,7 @@ use tar::{Archive, EntryType};
 
 use crate::image::error::ImageError;
 use crate::image::tar_entries::TarEntries;
+use crate::worker::Stop;
 
 /// Bytes of an index, manifest or config. What they become in memory may be ten times as much.
 const JSON_BYTES_MAX: u64 = 256 * 1024;
@@ -268,18 +269,32 @@ impl Layout {
         self.parse(&name, &bytes)
     }
 
+    /// A layer's digest in hex, and how it is packed.
+    ///
+    /// # Errors
+    /// It is none that can be unpacked.
+    pub fn layer_of<'d>(&self, layer: &'d Descriptor) -> Result<(&'d str, Packing), ImageError> {
+        let both = layer.hex().and_then(|hex| Ok((hex, layer.packing()?)));
+        both.map_err(|reason| self.wrong(&reason))
+    }
+
     /// A layer, after a pass that checked its digest and size: nothing of an altered layer is
     /// ever interpreted.
     ///
     /// # Errors
-    /// It is missing or altered.
-    pub fn layer(&self, descriptor: &Descriptor) -> Result<impl Read + use<>, ImageError> {
+    /// It is missing or altered, or the job must end.
+    pub fn layer(
+        &self,
+        descriptor: &Descriptor,
+        stop: &Stop,
+    ) -> Result<impl Read + use<>, ImageError> {
         let name = self.blob_name(descriptor)?;
         let (mut file, start, length) = self.open(&name)?;
         let mut context = Context::new(&SHA256);
         let mut left = length;
         let mut buffer = vec![0; READ_BYTES];
         while left > 0 {
+            stop.check().map_err(|error| self.io(error))?;
             let count = file.read(&mut buffer).map_err(|error| self.io(error))?;
             let count = count.min(usize::try_from(left).unwrap_or(usize::MAX));
             let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {

@@ -176,6 +176,7 @@ pub fn spawn(
     jobs: Receiver<Job>,
     done: Sender<Done>,
     shared: Shared,
+    watch: worker::Thread,
 ) -> io::Result<()> {
     let run = move || {
         let mut clock = Clock::start();
@@ -191,7 +192,7 @@ pub fn spawn(
                         reported.clone_from(&reason);
                         done.send_blocking(Done::Unwritable(Some(reason))).ok();
                     }
-                    if !refuse(&jobs, clock.deadline(true), why(&error)) {
+                    if !refuse(&jobs, clock.deadline(true), why(&error), &watch) {
                         return;
                     }
                 }
@@ -209,6 +210,7 @@ pub fn spawn(
             waiting_for_sync: Vec::new(),
             waiting_for_write: Vec::new(),
             failure: "",
+            watch,
         }
         .run(&jobs);
     };
@@ -216,9 +218,14 @@ pub fn spawn(
 }
 
 /// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
-fn refuse(jobs: &Receiver<Job>, until: Option<Instant>, reason: &'static str) -> bool {
+fn refuse(
+    jobs: &Receiver<Job>,
+    until: Option<Instant>,
+    reason: &'static str,
+    watch: &worker::Thread,
+) -> bool {
     loop {
-        match worker::next(jobs, until) {
+        match worker::next(jobs, until, watch) {
             // A writer may be gone.
             Some(Ok(Job::Append { reply, .. })) => drop(reply.try_send(Answer::Medium(reason))),
             Some(Ok(_)) => {}
@@ -277,6 +284,7 @@ struct Thread {
     waiting_for_write: Replies,
     /// Why the last write failed that did.
     failure: &'static str,
+    watch: worker::Thread,
 }
 
 impl Thread {
@@ -285,7 +293,11 @@ impl Thread {
             return;
         }
         loop {
-            match worker::next(jobs, self.clock.deadline(self.store.is_behind())) {
+            match worker::next(
+                jobs,
+                self.clock.deadline(self.store.is_behind()),
+                &self.watch,
+            ) {
                 Some(Ok(job)) => self.perform(job),
                 Some(Err(_)) => return,
                 None => {}

@@ -1,49 +1,68 @@
-//! The end of a program that somebody waits for, or of its time.
+//! The end of a program that somebody waits for, of its job's time, or of the wish for it.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::worker::Stop;
+
 /// How long a killed program may take to end. One in uninterruptible sleep, on a medium that does not
 /// answer, does not; it is left, since a worker that waits for it would be lost as well.
 const KILL_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks at whether the job was cancelled.
+const CANCEL_PACE: Duration = Duration::from_secs(1);
 
 /// Waits for a program. One that hangs is killed: a pod fails, and the worker goes on. The program is
 /// killed after any other error too, so that none works on unnoticed.
 ///
 /// # Errors
-/// `TimedOut`, and those of the system.
-pub(super) fn wait_within(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
-    let ended = poll_within(child, limit);
-    match ended {
-        Ok(true) => return child.wait(),
-        Ok(false) | Err(_) => child.kill()?,
+/// `TimedOut` or cancelled, and those of the system.
+pub(super) fn wait_within(child: &mut Child, stop: &Stop) -> io::Result<ExitStatus> {
+    match ended(child, stop) {
+        Ok(()) => child.wait(),
+        Err(error) => {
+            kill(child)?;
+            Err(error)
+        }
     }
-    if poll_within(child, KILL_WAIT).is_ok_and(|ended| ended) {
-        child.wait()?;
-    }
-    ended?;
-    let text = ["no answer within ", &limit.as_secs().to_string(), " s"].concat();
-    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
-/// Whether the program ended in time.
-fn poll_within(child: &Child, limit: Duration) -> io::Result<bool> {
+/// Kills a program and waits a little for its end.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn kill(child: &mut Child) -> io::Result<()> {
+    child.kill()?;
+    if ended(child, &Stop::after(KILL_WAIT)).is_ok() {
+        child.wait()?;
+    }
+    Ok(())
+}
+
+fn ended(child: &Child, stop: &Stop) -> io::Result<()> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let deadline = Instant::now().checked_add(limit);
+    readable(pidfd.as_fd(), stop)
+}
+
+/// Waits until a descriptor can be read, is closed at its other end, or is that of a process that has
+/// ended.
+///
+/// # Errors
+/// `TimedOut` or cancelled, and those of the system.
+pub(super) fn readable(fd: BorrowedFd<'_>, stop: &Stop) -> io::Result<()> {
     loop {
-        let left = deadline.map_or(limit, |at| at.saturating_duration_since(Instant::now()));
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut ready = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let wait = stop.left().min(CANCEL_PACE);
+        let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+        let mut ready = [PollFd::new(fd, PollFlags::POLLIN)];
         match poll(&mut ready, timeout) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
+            Ok(0) => stop.check()?,
+            Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -60,7 +79,7 @@ mod tests {
     fn a_program_that_hangs_is_ended_and_one_that_ends_is_not() {
         let run = |program: &str, argument: &str, limit: Duration| {
             let mut child = Command::new(program).arg(argument).spawn().unwrap();
-            let result = wait_within(&mut child, limit);
+            let result = wait_within(&mut child, &Stop::after(limit));
             // It is waited for in either case.
             assert!(child.try_wait().unwrap().is_some());
             result

@@ -1,16 +1,18 @@
 //! `edge-min launch`: the last steps of a `process` container, in a process of its own with one
-//! thread. Reads a [`Plan`] from stdin, enters the cgroup, leaves its state for a later agent,
+//! thread, and [`hand_over`], the agent's end of it. Reads a [`Plan`] from stdin, enters the cgroup, leaves its state for a later agent,
 //! mounts, drops privileges and becomes the program. Nothing of the agent's own is passed on: not
 //! its session, signals, umask, descriptors, OOM score, groups or capabilities. Stdout is a pipe to the agent that closes on
 //! exec: what comes through it is why there was none.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
+use edge_proto::encode;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -19,11 +21,15 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
+use crate::worker::Stop;
+use crate::workload::deadline::readable;
 use crate::workload::exec;
 use crate::workload::spec::Bind;
 
 /// Bytes of a plan: environment and arguments are the bulk.
 const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of what it says of its failure; the rest is cut off.
+const REASON_BYTES_MAX: usize = 512;
 /// Exit code when the program could not be started; as in a shell.
 const EXIT_NOT_STARTED: u8 = 127;
 /// Files and directories that a program makes are not for others to write, as in containers.
@@ -63,6 +69,35 @@ pub struct Plan {
     pub log: PathBuf,
     /// File for pid and start time.
     pub state: PathBuf,
+}
+
+/// Gives the plan to `launch` and reads why it failed; nothing when it became the program.
+///
+/// # Errors
+/// `TimedOut` or cancelled, and those of the system.
+pub(super) fn hand_over(child: &mut Child, plan: &Plan, stop: &Stop) -> io::Result<String> {
+    let plan = encode(plan);
+    if let Some(mut stdin) = child.stdin.take() {
+        // All of it fits: one that never reads does not block the worker.
+        let bytes = i32::try_from(plan.len()).unwrap_or(i32::MAX);
+        fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(bytes))?;
+        stdin.write_all(&plan)?;
+    }
+    let mut reason = Vec::new();
+    let mut buffer = [0; REASON_BYTES_MAX];
+    if let Some(mut stdout) = child.stdout.take() {
+        while reason.len() < REASON_BYTES_MAX {
+            readable(stdout.as_fd(), stop)?;
+            let count = stdout.read(&mut buffer)?;
+            let bytes = buffer.get(..count).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            reason.extend_from_slice(bytes);
+        }
+    }
+    reason.truncate(REASON_BYTES_MAX);
+    Ok(String::from_utf8_lossy(&reason).into_owned())
 }
 
 /// Runs the subcommand; only returns when it failed.
@@ -222,7 +257,6 @@ fn drop_privileges(plan: &Plan) -> io::Result<()> {
 
 /// The pipe to the agent under a number that closes on exec.
 fn keep_pipe() -> Result<OwnedFd, String> {
-    use std::os::fd::AsFd as _;
     io::stdout()
         .as_fd()
         .try_clone_to_owned()
@@ -275,4 +309,64 @@ fn make_target(source: &Path, target: &Path) -> io::Result<()> {
 
 fn because(what: &str) -> impl FnOnce(io::Error) -> String {
     move |error| [what, ": ", &error.to_string()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::workload::deadline::kill;
+
+    fn plan(argument: &str) -> Plan {
+        Plan {
+            agent: 0,
+            argv: vec![argument.to_owned()],
+            env: Vec::new(),
+            cwd: PathBuf::new(),
+            uid: None,
+            gid: None,
+            granted: 0,
+            for_users: 0,
+            privileged: false,
+            procs_files: Vec::new(),
+            binds: Vec::new(),
+            log: PathBuf::new(),
+            state: PathBuf::new(),
+        }
+    }
+
+    /// Goal: a launch that hangs, on a medium that does not answer, costs a failure and no worker.
+    /// Method: a program that neither reads the plan, which is larger than a pipe, nor ends.
+    #[test]
+    fn a_launch_that_never_answers_fails_at_the_deadline() {
+        let mut child = Command::new("sleep")
+            .arg("1000000")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let plan = plan(&"x".repeat(300_000));
+        let stop = Stop::after(Duration::from_millis(10));
+        let error = hand_over(&mut child, &plan, &stop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        kill(&mut child).unwrap();
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn what_launch_says_is_why_it_failed_and_silence_is_success() {
+        for (script, said) in [("cat >&2", ""), ("cat >&2; echo no", "no\n")] {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let stop = Stop::after(Duration::from_secs(120));
+            assert_eq!(hand_over(&mut child, &plan("x"), &stop).unwrap(), said);
+            child.wait().unwrap();
+        }
+    }
 }

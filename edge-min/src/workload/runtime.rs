@@ -1,15 +1,14 @@
-//! Pods and containers on the board, by runc or as plain processes. Synchronous: one worker
-//! thread owns it. It decides nothing; `edge-core` says what to start, signal and remove.
+//! Pods and containers on the board, by runc or as plain processes. Synchronous: the threads of one
+//! pool share it. It decides nothing; `edge-core` says what to start, signal and remove.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use edge_core::{Input, StartFailure};
-use edge_proto::encode;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 
@@ -17,10 +16,11 @@ use crate::board::config::Config;
 use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
+use crate::worker::Stop;
 use crate::workload::cgroup::{self, Cgroups};
-use crate::workload::deadline::wait_within;
+use crate::workload::deadline::{kill, wait_within};
 use crate::workload::failure::{because, not_created, not_run};
-use crate::workload::launch::Plan;
+use crate::workload::launch::{Plan, hand_over};
 use crate::workload::reaper::{Process, StartingPids, start_time};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
@@ -29,8 +29,9 @@ use crate::workload::{oci, volume};
 const TMPFS_MAGIC: i128 = 0x0102_1994;
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
-/// One that runs longer hangs: on a slow board under load each takes under a second.
-const RUNC_TIMEOUT: Duration = Duration::from_secs(120);
+/// `runc delete` and `runc state`: they touch nothing but runc's own folder and the kernel. One that
+/// takes longer hangs, and is asked again later.
+const RUNC_CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A container that is on the board.
 #[derive(Debug)]
@@ -190,7 +191,7 @@ impl Runtime {
     /// # Errors
     /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
     /// run: its program, user, mounts.
-    pub fn start(&self, spec: &Spec<'_>) -> Result<u32, StartFailure> {
+    pub fn start(&self, spec: &Spec<'_>, stop: &Stop) -> Result<u32, StartFailure> {
         let _starting = cgroup::starting();
         let one = spec.resolved;
         let path = self.cgroup(one.uid, &one.container, one.hash);
@@ -200,8 +201,8 @@ impl Runtime {
             .create(&path, &one.limits)
             .map_err(not_created)?;
         match &spec.rootfs {
-            None => self.start_process(spec, &path, log),
-            Some(rootfs) => self.start_runc(spec, rootfs, &path, &log),
+            None => self.start_process(spec, &path, log, stop),
+            Some(rootfs) => self.start_runc(spec, rootfs, (&path, &log), stop),
         }
     }
 
@@ -210,9 +211,10 @@ impl Runtime {
         spec: &Spec<'_>,
         path: &Path,
         log: PathBuf,
+        stop: &Stop,
     ) -> Result<u32, StartFailure> {
         let (one, process) = (spec.resolved, &spec.process);
-        let plan = encode(&Plan {
+        let plan = Plan {
             agent: std::process::id(),
             argv: process.argv.clone(),
             env: process.env.clone(),
@@ -226,7 +228,7 @@ impl Runtime {
             binds: spec.binds.clone(),
             log,
             state: self.state_file(one.uid, &one.container),
-        });
+        };
         let mut child = Command::new("/proc/self/exe")
             .arg("launch")
             .env_clear()
@@ -236,18 +238,14 @@ impl Runtime {
             .spawn()
             .map_err(not_created)?;
         let pid = child.id();
-        let mut reason = String::new();
-        let failure = match hand_over(&mut child, &plan, &mut reason) {
+        let failure = match hand_over(&mut child, &plan, stop) {
             // It runs; the reaper waits for it, so std must not.
-            Ok(()) if reason.is_empty() => return Ok(pid),
-            Ok(()) => not_run(reason),
-            Err(error) => {
-                // It ended by itself, mostly.
-                child.kill().ok();
-                because("launch", &error)
-            }
+            Ok(reason) if reason.is_empty() => return Ok(pid),
+            Ok(reason) => not_run(reason),
+            Err(error) => because("launch", &error),
         };
-        child.wait().map_err(not_created)?;
+        // It ended by itself, mostly.
+        kill(&mut child).map_err(not_created)?;
         Err(failure)
     }
 
@@ -255,8 +253,8 @@ impl Runtime {
         &self,
         spec: &Spec<'_>,
         rootfs: &Rootfs,
-        path: &Path,
-        log: &Path,
+        (path, log): (&Path, &Path),
+        stop: &Stop,
     ) -> Result<u32, StartFailure> {
         let (uid, container) = (spec.resolved.uid, spec.resolved.container.as_str());
         let bundle = self.bundle_dir(uid, container);
@@ -299,7 +297,7 @@ impl Runtime {
             .stdout(stdio.try_clone().map_err(not_created)?)
             .stderr(stdio)
             .spawn()
-            .and_then(|mut runc| wait_within(&mut runc, RUNC_TIMEOUT))
+            .and_then(|mut runc| wait_within(&mut runc, stop))
             .map_err(|error| because(&self.runc.to_string_lossy(), &error))?;
         if !created.success() {
             return Err(not_run(runc_message(&messages)));
@@ -311,10 +309,11 @@ impl Runtime {
             .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
         // From here on it may run and end, before anybody knows of it.
         self.starting_pids.announce(pid);
-        let failure = match self.runc(&["start", &id]) {
+        let failure = match self.runc(&["start", &id], stop) {
             Ok(started) if started.status.success() => return Ok(pid),
             Ok(started) => not_run(String::from_utf8_lossy(&started.stderr).trim().to_owned()),
-            Err(error) => not_created(error),
+            // The container is there, and its program may have run already.
+            Err(error) => not_run(["runc start: ", &error.to_string()].concat()),
         };
         self.starting_pids.forget(pid);
         Err(failure)
@@ -411,7 +410,10 @@ impl Runtime {
         let id = container_id(uid, container);
         let known = paths::runc_container(&self.run, &id);
         if known.exists() {
-            let deleted = self.runc(&["delete", "--force", &id])?;
+            let deleted = self.runc(
+                &["delete", "--force", &id],
+                &Stop::after(RUNC_CLEAR_TIMEOUT),
+            )?;
             if !deleted.status.success() && known.exists() {
                 let message = String::from_utf8_lossy(&deleted.stderr);
                 return Err(io::Error::other(["runc delete: ", message.trim()].concat()));
@@ -479,7 +481,8 @@ impl Runtime {
         let process = if paths::runc_container(&self.run, &id).exists() {
             // runc compares the start time itself.
             let pid = || {
-                let state = self.runc(&["state", &id]).ok()?;
+                let stop = Stop::after(RUNC_CLEAR_TIMEOUT);
+                let state = self.runc(&["state", &id], &stop).ok()?;
                 let state: RuncState = serde_json::from_slice(&state.stdout).ok()?;
                 (state.status == "running").then_some(state.pid)
             };
@@ -497,7 +500,7 @@ impl Runtime {
         in_cgroup.contains(&pid).then_some(process)
     }
 
-    fn runc(&self, args: &[&str]) -> io::Result<Output> {
+    fn runc(&self, args: &[&str], stop: &Stop) -> io::Result<Output> {
         Command::new(&self.runc)
             .arg("--root")
             .arg(paths::runc(&self.run))
@@ -509,7 +512,7 @@ impl Runtime {
             .spawn()
             .and_then(|mut runc| {
                 // What it prints fits into the pipes; if not, it hangs and is ended.
-                wait_within(&mut runc, RUNC_TIMEOUT)?;
+                wait_within(&mut runc, stop)?;
                 runc.wait_with_output()
             })
     }
@@ -551,17 +554,6 @@ fn end(uid: Uid, container: &str, note: &str) -> Option<Input> {
         code: code.parse().ok(),
         oom: words.next()? == "oom",
     })
-}
-
-/// Gives the plan to `launch` and reads why it failed; nothing when it became the program.
-fn hand_over(child: &mut Child, plan: &[u8], reason: &mut String) -> io::Result<()> {
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(plan)?;
-    }
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MESSAGE_BYTES_MAX).read_to_string(reason)?;
-    }
-    Ok(())
 }
 
 fn container_id(uid: Uid, container: &str) -> String {

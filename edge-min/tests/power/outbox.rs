@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender};
 use edge_core::outbox::{ClassConfig, Counters};
 use edge_min::storage::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
+use edge_min::worker::Watch;
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TOLL, RECORDS_BYTES_MAX};
 
@@ -54,7 +55,8 @@ impl Running {
         };
         let shared = Shared::default();
         let dir = dir.join("outbox");
-        outbox::spawn(dir, settings, receiver, sender, shared.clone()).unwrap();
+        let watch = Watch::new(|| {}).thread("outbox");
+        outbox::spawn(dir, settings, receiver, sender, shared.clone(), watch).unwrap();
         Self { jobs, done, shared }
     }
 

@@ -13,7 +13,7 @@ use edge_min::board::clock::Clock;
 use edge_min::driver::workers::{StoreDone, StoreJob, spawn_store};
 use edge_min::link::identity::{self, Identity};
 use edge_min::storage::store::Store;
-use edge_min::worker::{CHANNEL_MAX, Jobs};
+use edge_min::worker::{CHANNEL_MAX, Jobs, Watch};
 use edge_proto::hash::{Hash32, sha256};
 use edge_proto::key::{Key, Kind};
 use edge_proto::session::Payload;
@@ -247,7 +247,8 @@ fn run_thread(dir: &Path) {
     let (store, ..) = open(dir).unwrap();
     let (mut jobs, receiver) = Jobs::new();
     let (sender, done) = async_channel::bounded(CHANNEL_MAX);
-    spawn_store(store, receiver, sender).unwrap();
+    let watch = Watch::new(|| {}).thread("store");
+    spawn_store(store, receiver, sender, watch).unwrap();
     for epoch in [1, 7, 13] {
         let inline = |bytes: Option<Vec<u8>>| bytes.map(Payload::Inline);
         let changes = changes(epoch).into_iter();

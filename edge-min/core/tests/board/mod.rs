@@ -25,6 +25,8 @@ pub(crate) struct Board {
     pub(crate) keeps_pods: bool,
     pub(crate) removals: u32,
     pub(crate) pod_removals: u32,
+    /// Pods whose starts the agent gave up.
+    pub(crate) cancelled: Vec<Uid>,
     pub(crate) events: Vec<String>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
 }
@@ -67,6 +69,7 @@ impl Board {
             keeps_pods: false,
             removals: 0,
             pod_removals: 0,
+            cancelled: Vec::new(),
             events: Vec::new(),
             reported: BTreeMap::new(),
         };
@@ -156,6 +159,7 @@ impl Board {
             }
             Output::Report(key, None) => drop(self.reported.remove(&key)),
             Output::Event(event) => self.events.push(event.to_string()),
+            Output::CancelStarts(uid) => self.cancelled.push(uid),
             Output::UpdateConfig { .. }
             | Output::TrimLog { .. }
             | Output::Uplink(_)
