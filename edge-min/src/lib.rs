@@ -8,6 +8,7 @@ pub mod image;
 pub mod link;
 pub mod local;
 pub mod logger;
+pub mod mounts;
 pub mod paths;
 pub mod storage;
 pub mod sys;

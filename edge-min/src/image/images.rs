@@ -16,6 +16,7 @@ use edge_proto::sorted::SortedSet;
 use crate::image::error::ImageError;
 use crate::image::layout::{Config, ConfigFile, Descriptor, Layout, Manifest, Packing};
 use crate::image::unpack;
+use crate::mounts;
 use crate::paths;
 use crate::storage::{medium, tree};
 use crate::worker::Stop;
@@ -291,7 +292,7 @@ impl Images {
             pin.upgrade().is_some_and(|layers| layers.contains(name))
         };
         // Mounted also by a container that runs on, though its pod left the desired set.
-        if pins.iter().any(pinned) || fs::read_to_string("/proc/self/mountinfo")?.contains(name) {
+        if pins.iter().any(pinned) || mounts::info()?.contains(name) {
             return Ok(false);
         }
         fs::rename(self.layers.join(name), gone)?;

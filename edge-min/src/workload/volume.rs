@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::image::root::{self, Root};
+use crate::mounts;
 use crate::paths;
 
 /// Cap of a tmpfs for an emptyDir with medium Memory that names none, bytes.
@@ -306,19 +307,16 @@ pub fn tmpfs(dir: &Path, size: u64) -> io::Result<()> {
 /// # Errors
 /// The kernel's list cannot be read.
 pub(super) fn mount_below(path: &Path) -> io::Result<Option<String>> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    let mut below = places.filter(|place| Path::new(place).starts_with(path));
+    let info = mounts::info()?;
+    let mut below = mounts::places(&info).filter(|place| Path::new(place).starts_with(path));
     Ok(below.next().map(str::to_owned))
 }
 
 /// Whether something is mounted at exactly this path.
 #[must_use]
 pub fn is_mount(path: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == path.to_str())
+    let info = mounts::info().unwrap_or_default();
+    mounts::places(&info).any(|place| Some(place) == path.to_str())
 }
 
 #[cfg(test)]
