@@ -15,6 +15,7 @@ pub mod blocklog;
 pub mod board;
 pub mod broker;
 mod host;
+pub mod large_image;
 pub mod measure;
 pub mod ports;
 pub mod qmp;

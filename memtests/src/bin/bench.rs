@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use memtests::large_image;
 use memtests::measure::line;
 use memtests::measure::scenario::{self, IMAGE, Kind};
 use memtests::measure::{Board, Figure, Latency, median};
@@ -193,6 +194,35 @@ impl Stand {
         Ok(ms(self.said(name)? - killed))
     }
 
+    /// The same for new pods while the image of another one is unpacked.
+    fn restart_while_unpacking(&mut self) -> Result<f64> {
+        let names: Vec<String> = (0..ROUNDS).map(|index| format!("beside-{index}")).collect();
+        self.manifests.clear();
+        for name in &names {
+            self.deploy(Kind::Process, name)?;
+        }
+        self.gate.until_converged(ROUNDS)?;
+        let state = self.gate.state_dir();
+        large_image::make(&state.join("preload/large"))?;
+        let large = self
+            .pod(Kind::Runc, "large")
+            .replace(IMAGE, large_image::NAME);
+        self.gate.manifest("large.yaml", &large)?;
+        self.gate.until("the image is unpacked", |_| {
+            large_image::layers(&state).is_ok_and(|(_, half)| half > 0)
+        })?;
+        let mut took = Vec::new();
+        for name in &names {
+            took.push(self.restart(name)?);
+        }
+        if large_image::layers(&state)?.0 == large_image::LAYERS {
+            bail!("all of the image was unpacked before the last crash");
+        }
+        fs::remove_file(self.gate.dir().join("manifests/large.yaml"))?;
+        fs::remove_dir_all(state.join("preload/large"))?;
+        Ok(median(took))
+    }
+
     /// How long runc alone takes to create and start one of the containers that run here, whose
     /// root filesystem it shares.
     fn runc_alone(&self) -> Result<f64> {
@@ -258,6 +288,14 @@ fn timings(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
             restarts.push(stand.restart(name)?);
         }
         stand.gate.until_converged(ROUNDS)?;
+        if kind == Kind::Process {
+            figures.push(Figure::new(
+                "process killed -> running again, while a large image is unpacked",
+                stand.restart_while_unpacking()?,
+                "ms",
+                bars.restart_process_ms,
+            ));
+        }
         // The bar of a container is what its runtime takes, here and now, and a little for us.
         let (base, restart_ms) = match kind {
             Kind::Process => (0.0, bars.restart_process_ms),
