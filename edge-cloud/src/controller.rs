@@ -23,21 +23,21 @@ pub const SETTLE: Duration = Duration::from_secs(300);
 pub async fn run<N: NodeReports + DesiredSets>(
     mut source: impl Source,
     mut sink: impl StatusSink,
-    links: Arc<N>,
+    nodes: Arc<N>,
     data: &Path,
 ) {
     let (saved, accepted, memory) = Saved::load(data);
-    let mut nodes = links.subscribe();
+    let mut notices = nodes.subscribe();
     let mut names = memory.nodes.keys().cloned().collect::<BTreeSet<_>>();
-    names.extend(links.views().into_iter().map(|view| view.name));
+    names.extend(nodes.views().into_iter().map(|view| view.name));
     let mut controller = Controller::new(saved, &accepted, memory);
     let changes = source.read(&controller.store).await;
     controller.apply(changes);
     let settle_at = Instant::now() + SETTLE;
     loop {
-        names.append(&mut nodes.take());
+        names.append(&mut notices.take());
         for name in std::mem::take(&mut names) {
-            let view = links.view(&name);
+            let view = nodes.view(&name);
             sink.reported(&name, view.as_ref());
             controller.observe(&name, view);
         }
@@ -45,7 +45,7 @@ pub async fn run<N: NodeReports + DesiredSets>(
             controller.settle();
         }
         let changes = controller.round();
-        controller.give(&*links, &changes);
+        controller.give(&*nodes, &changes);
         sink.placed(StatusChange {
             problems: &controller.problems,
             objects: controller.store.len(),
@@ -57,7 +57,7 @@ pub async fn run<N: NodeReports + DesiredSets>(
             continue;
         }
         tokio::select! {
-            () = nodes.changed() => {}
+            () = notices.changed() => {}
             () = source.changed() => {
                 let changes = source.read(&controller.store).await;
                 controller.apply(changes);
@@ -82,7 +82,7 @@ struct Controller {
     /// What is refused at the source.
     problems: Vec<Problem>,
     /// Nodes that have to be given their set.
-    owed: BTreeSet<String>,
+    pending_sets: BTreeSet<String>,
     unsaved: Unsaved,
 }
 
@@ -99,7 +99,7 @@ impl Controller {
             revision: 0,
             awaited: BTreeMap::new(),
             problems: Vec::new(),
-            owed: BTreeSet::new(),
+            pending_sets: BTreeSet::new(),
             unsaved: Unsaved::default(),
         }
     }
@@ -141,14 +141,14 @@ impl Controller {
             node.map(|node| (node.labels.clone(), node.arch.clone(), node.pods_max))
         };
         let old = kept(before);
-        let is_unheard = self.restored.unheard.contains(name);
+        let is_unreported = self.restored.unreported.contains(name);
         if view.as_ref().is_some_and(|view| view.awaits_set) {
-            self.owed.insert(name.to_owned());
+            self.pending_sets.insert(name.to_owned());
         }
-        let state = view.and_then(|view| observed(before, view, is_unheard));
+        let state = view.and_then(|view| observed(before, view, is_unreported));
         if let Some((_, true)) = state {
-            self.restored.unheard.remove(name);
-            self.unsaved.heard.insert(name.to_owned());
+            self.restored.unreported.remove(name);
+            self.unsaved.reported.insert(name.to_owned());
         }
         let state = state.map(|(state, _)| state);
         if old != kept(state.as_ref()) {
@@ -194,14 +194,14 @@ impl Controller {
 
     /// Hands the sets out that have changed. A node of which it is not known what it runs is given
     /// none until it has reported.
-    fn give(&mut self, links: &impl DesiredSets, changes: &Changes) {
-        self.owed.extend(changes.nodes.iter().cloned());
-        let unheard = &self.restored.unheard;
-        for node in std::mem::take(&mut self.owed) {
-            if unheard.contains(&node) {
-                self.owed.insert(node);
+    fn give(&mut self, nodes: &impl DesiredSets, changes: &Changes) {
+        self.pending_sets.extend(changes.nodes.iter().cloned());
+        let unreported = &self.restored.unreported;
+        for node in std::mem::take(&mut self.pending_sets) {
+            if unreported.contains(&node) {
+                self.pending_sets.insert(node);
             } else if let Some(desired) = self.placer.desired(&node) {
-                links.set_desired(&node, desired);
+                nodes.set_desired(&node, desired);
             }
         }
     }
@@ -218,20 +218,20 @@ fn forgotten() -> Problem {
     }
 }
 
-/// What is known of a node by its view and what was known before, and whether it is heard of for the
+/// What is known of a node by its view and what was known before, and whether it reports for the
 /// first time since a restore. A node that has not reported since our start keeps the labels that it
 /// had; one that never has reported cannot be placed on and is given no set.
 fn observed(
     before: Option<&NodeState>,
     view: NodeView,
-    is_unheard: bool,
+    is_unreported: bool,
 ) -> Option<(NodeState, bool)> {
     if view.revoked {
         return None;
     }
     let (state, is_news) = match (view.status, before) {
         // Half a report would move or end the pods of the other half.
-        (Some(_), Some(before)) if is_unheard && !view.heard => (before.clone(), false),
+        (Some(_), Some(before)) if is_unreported && !view.heard => (before.clone(), false),
         (Some(_), None) if !view.heard => return None,
         (Some(status), _) => {
             let state = NodeState {
@@ -240,7 +240,7 @@ fn observed(
                 pods_max: status.pods_max,
                 ..NodeState::default()
             };
-            (state, is_unheard)
+            (state, is_unreported)
         }
         (None, before) => (before?.clone(), false),
     };

@@ -73,7 +73,7 @@ enum PlacementChange {
     /// Base64 of the UID.
     PodLeft(String),
     /// The node has reported for the first time after a restore.
-    Heard(String),
+    Reported(String),
     /// No node is expected to report for the first time any more.
     Settled,
     /// The source has an object.
@@ -85,7 +85,7 @@ enum PlacementChange {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
     /// Nodes that have not reported since; what they run is not known, so they are sent nothing.
-    pub unheard: BTreeSet<String>,
+    pub unreported: BTreeSet<String>,
     /// Nodes are still expected to report for the first time.
     pub settling: bool,
     /// The source has not had an object since the restore, so the objects of the backup hold: an empty
@@ -131,7 +131,7 @@ impl Memory {
         }
         // Last: what the file says of an earlier restore is no answer to this.
         memory.restored.settling |= !unreadable.is_empty();
-        memory.restored.unheard.append(&mut unreadable);
+        memory.restored.unreported.append(&mut unreadable);
         memory
     }
 
@@ -157,7 +157,7 @@ impl Memory {
                     self.pods.remove(&Uid(uid));
                 }
             }
-            PlacementChange::Heard(name) => drop(self.restored.unheard.remove(&name)),
+            PlacementChange::Reported(name) => drop(self.restored.unreported.remove(&name)),
             PlacementChange::Settled => self.restored.settling = false,
             PlacementChange::SourceRead => self.restored.awaits_source = false,
         }
@@ -173,8 +173,8 @@ pub struct Unsaved {
     pub nodes: BTreeSet<String>,
     /// Pods that nodes shall hold.
     pub pods: BTreeSet<Uid>,
-    /// Nodes that were unheard.
-    pub heard: BTreeSet<String>,
+    /// Nodes that were unreported.
+    pub reported: BTreeSet<String>,
     /// [`Restored::settling`] has ended.
     pub settled: bool,
     /// [`Restored::awaits_source`] has ended.
@@ -277,10 +277,14 @@ fn changes(placer: &Placer, unsaved: &Unsaved) -> Vec<PlacementChange> {
             },
         )
     });
-    let heard = unsaved.heard.iter().cloned().map(PlacementChange::Heard);
+    let reported = unsaved
+        .reported
+        .iter()
+        .cloned()
+        .map(PlacementChange::Reported);
     let settled = unsaved.settled.then_some(PlacementChange::Settled);
     let source_read = unsaved.source_read.then_some(PlacementChange::SourceRead);
-    let restored = heard.chain(settled).chain(source_read);
+    let restored = reported.chain(settled).chain(source_read);
     nodes.chain(pods).chain(restored).collect()
 }
 
@@ -348,7 +352,7 @@ pub(crate) fn restored(placement: &[u8]) -> serde_json::Result<Vec<u8>> {
     let memory = memory(placement)?;
     journal::whole(&SavedPlacement {
         restored: Restored {
-            unheard: memory.nodes.keys().cloned().collect(),
+            unreported: memory.nodes.keys().cloned().collect(),
             settling: true,
             awaits_source: true,
         },
@@ -500,13 +504,13 @@ mod tests {
         let load = |text: &str| {
             std::fs::write(&path, text).unwrap();
             let restored = Saved::load(folder.path()).2.restored;
-            (restored.settling, restored.unheard.into_iter().collect())
+            (restored.settling, restored.unreported.into_iter().collect())
         };
         let node = || vec!["gate-1".to_owned()];
         let whole = r#"{"nodes":{},"pods":[["gate-1","AAAA"]]}"#;
         assert_eq!(load(whole), (true, node()));
-        let heard = r#"[{"heard":"gate-1"},"settled"]"#;
-        assert_eq!(load(&format!("{whole}\n{heard}\n")), (true, node()));
+        let reported = r#"[{"reported":"gate-1"},"settled"]"#;
+        assert_eq!(load(&format!("{whole}\n{reported}\n")), (true, node()));
         let added = r#"[{"pod":["gate-1","AAAA"]}]"#;
         let sound = r#"{"nodes":{},"pods":[]}"#;
         assert_eq!(load(&format!("{sound}\n{added}\n")), (true, node()));
@@ -526,7 +530,7 @@ mod tests {
         let (mut saved, ..) = Saved::load(folder.path());
         let (mut store, mut placer) = (ObjectStore::default(), Placer::new(BTreeMap::new(), true));
         let mut restored = Restored {
-            unheard: ["gate-1".to_owned()].into(),
+            unreported: ["gate-1".to_owned()].into(),
             settling: true,
             awaits_source: true,
         };
@@ -546,7 +550,7 @@ mod tests {
                 2 => assert!(store.put(&id, &template("i:2"))),
                 3 => {
                     restored = Restored::default();
-                    unsaved.heard.insert("gate-1".to_owned());
+                    unsaved.reported.insert("gate-1".to_owned());
                     unsaved.settled = true;
                     unsaved.source_read = true;
                 }

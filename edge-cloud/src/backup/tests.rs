@@ -178,7 +178,7 @@ fn changes_since_a_file_was_written_as_a_whole_are_in_the_backup() {
     let (_, manifests, memory) = saved::Saved::load(restored.path());
     assert_eq!(manifests.objects.len(), 1);
     assert!(memory.nodes.contains_key("old"));
-    assert_eq!(memory.restored.unheard, ["old".to_owned()].into());
+    assert_eq!(memory.restored.unreported, ["old".to_owned()].into());
     assert!(memory.restored.settling && memory.restored.awaits_source);
 }
 

@@ -281,9 +281,9 @@ fn until_settled_a_pod_with_a_choice_waits_and_one_without_does_not() {
     report(&mut all, &real);
     let running: Vec<_> = real.pods.keys().copied().collect();
     all.append(&mut nodes(&["a1"]));
-    let unheard = nodes(&["a1", "b1"]);
+    let unreported = nodes(&["a1", "b1"]);
 
-    let first = place(&manifests, &unheard, &BTreeMap::new(), false);
+    let first = place(&manifests, &unreported, &BTreeMap::new(), false);
     assert!(
         first
             .pods
