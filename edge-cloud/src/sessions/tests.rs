@@ -437,9 +437,9 @@ fn a_silent_node_is_asked_without_a_look_at_the_others() {
     assert_eq!(round(&mut sessions, 2 * SILENCE_MS), 20);
     let asked = |sessions: &Sessions| {
         let state = sessions.lock();
-        let asked =
-            |node: &&Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.asked == 1);
-        state.nodes.values().filter(asked).count()
+        let nodes = state.nodes.values();
+        let connections = nodes.filter_map(|node| node.connection.as_ref());
+        connections.filter(|one| one.asked == 1).count()
     };
     assert_eq!(asked(&sessions), 20);
     round(&mut sessions, 1_000);
