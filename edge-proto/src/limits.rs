@@ -130,6 +130,30 @@ pub const SILENCE_PERCENT: u32 = 175;
 pub const ENROL_BYTES_MAX: usize = 8 * 1024;
 
 const _: () = assert!(INLINE_BYTES_MAX + 1024 < FRAME_BYTES_MAX);
+/// Frames of edge-cloud that wait for the socket of an external broker: an inventory's answer for
+/// hundreds of nodes at once. This and the next are edge-cloud's own; they stand here so that the
+/// simulator has no copies.
+pub const BROKER_FRAMES_MAX: usize = 8_192;
+/// First wait before edge-cloud connects to the broker again, milliseconds; it doubles.
+pub const BROKER_RETRY_MS_MIN: u64 = 250;
+/// Longest such wait, milliseconds.
+pub const BROKER_RETRY_MS_MAX: u64 = 30_000;
+/// Nodes that are probed at once after a connect to the broker.
+pub const PROBES_AT_ONCE: usize = 50;
+/// Time between two such batches, milliseconds: 10,000 nodes are probed in 20 seconds.
+pub const PROBE_INTERVAL_MS: u64 = 100;
+/// Signs of life that a silent node is asked for before it counts as not connected.
+pub const ASKS_MAX: u32 = 3;
+/// Nodes that are asked at once, so that those who were heard at once do not answer at once.
+pub const ASKS_AT_ONCE: usize = 1_000;
+/// Longest silence of a node in a call whose answer has an end, milliseconds: frames can be lost.
+pub const CALL_TIMEOUT_MS: u64 = 30_000;
+/// How long after its end a certificate is still a proof that the node may have a new one, seconds:
+/// 90 days, a gate that was without a link for a season.
+pub const RENEW_GRACE_S: u64 = 90 * 24 * 3600;
+/// Seconds between two new certificates of one node, or a twentieth of their life if that is less.
+pub const RENEW_INTERVAL_S: u64 = 600;
+
 const _: () = assert!(PIECE_BYTES_MAX + 256 < FRAME_BYTES_MAX);
 const _: () = assert!(BLOB_WINDOW_BYTES.is_multiple_of(PIECE_BYTES_MAX));
 const _: () = assert!(CALL_BYTES_MAX + 256 < FRAME_BYTES_MAX);

@@ -3,14 +3,12 @@
 //! `edge-cloud/src/sessions/call.rs` and `edge-min/src/driver/log_calls.rs`.
 
 use edge_proto::call::{CODE_OK, METHOD_LOGS};
-use edge_proto::limits::{CALL_BYTES_MAX, CALLS_MAX};
+use edge_proto::limits::{CALL_BYTES_MAX, CALL_TIMEOUT_MS, CALLS_MAX};
 use edge_proto::session::{CallInput, CallOpen, CallResult};
 
 use crate::event::{Answer, Event};
 use crate::world::World;
 
-/// How long a reader waits for a node that says nothing, milliseconds (`CALL_FIRST_TIMEOUT`, `CALL_NEXT_TIMEOUT`).
-const CALL_TIMEOUT_MS: u64 = 30_000;
 /// Longest answer: several windows.
 const ANSWER_BYTES_MAX: u64 = 60_000;
 /// Slowest reader, milliseconds for a piece.

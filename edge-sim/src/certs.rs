@@ -5,15 +5,12 @@
 use edge_core::limits::ENROL_TIMEOUT_MS;
 use edge_core::renewal::{Life, Time};
 use edge_core::{Certificate as Which, CertificateInput, Input as AgentInput, UplinkInput};
+use edge_proto::limits::{RENEW_GRACE_S, RENEW_INTERVAL_S};
 
 use crate::board::{Board, Conn};
 use crate::event::{Answer as Reply, Event};
 use crate::world::{START_UNIX_S, World};
 
-/// How long after its end a certificate is still renewed, seconds (`RENEW_GRACE_S` of edge-cloud).
-const GRACE_S: u64 = 90 * 86_400;
-/// Pause between two new certificates of a node, seconds (`RENEW_INTERVAL_S` of its registry).
-const RENEW_INTERVAL_S: u64 = 600;
 /// One-way delays of an enrolment: TCP, TLS, the request.
 const DELAYS: u64 = 5;
 
@@ -229,7 +226,7 @@ impl World {
         let known = known
             .filter(|known| known.lists(proof.serial))
             .ok_or(true)?;
-        if unix_s.saturating_sub(proof.end_s) > GRACE_S {
+        if unix_s.saturating_sub(proof.end_s) > RENEW_GRACE_S {
             return Err(true);
         }
         known.promote(proof.serial);

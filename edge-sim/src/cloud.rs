@@ -12,6 +12,7 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use edge_proto::key::Key;
+use edge_proto::limits::{BROKER_FRAMES_MAX, BROKER_RETRY_MS_MAX, BROKER_RETRY_MS_MIN};
 use edge_proto::rate_limiter::{RateLimiter, Reservation};
 use edge_proto::session::{Cloud, LinkInput};
 
@@ -27,11 +28,8 @@ pub(crate) use self::leases::Shard;
 
 /// From replica to broker or back, milliseconds.
 pub(crate) const FRAME_MS: u64 = 2;
-/// Frames that wait for a replica (`REQUESTS_MAX` of edge-cloud's broker connection).
-const REQUESTS_MAX: u64 = 8_192;
-/// Waits between attempts to reach the broker.
-const WAIT_MS_MIN: u64 = 250;
-const WAIT_MS_MAX: u64 = 30_000;
+/// Frames that wait for a replica.
+const REQUESTS_MAX: u64 = BROKER_FRAMES_MAX as u64;
 
 /// One node at one replica.
 #[derive(Debug)]
@@ -110,7 +108,7 @@ impl Replica {
             ahead_s: 0,
             openings: RateLimiter::new(scenario.cloud.admissions_per_s),
             free_us: 0,
-            wait_ms: WAIT_MS_MIN,
+            wait_ms: BROKER_RETRY_MS_MIN,
             serials: 0,
             rng: Rng::new(seed),
         }
@@ -227,13 +225,13 @@ impl World {
         let one = &mut self.replicas[replica];
         if !up {
             let wait = one.wait_ms;
-            one.wait_ms = (wait * 2).min(WAIT_MS_MAX);
+            one.wait_ms = (wait * 2).min(BROKER_RETRY_MS_MAX);
             let replica = index(replica);
             self.plan(wait, Event::Connect { replica, life });
             return;
         }
         one.linked = true;
-        one.wait_ms = WAIT_MS_MIN;
+        one.wait_ms = BROKER_RETRY_MS_MIN;
         one.unasked = (0..one.sessions.len() as u32)
             .filter(|node| one.sessions[*node as usize].is_some())
             .collect();
@@ -257,7 +255,7 @@ impl World {
                 }
             }
             let replica = index(replica);
-            self.plan(WAIT_MS_MIN, Event::Connect { replica, life });
+            self.plan(BROKER_RETRY_MS_MIN, Event::Connect { replica, life });
         }
     }
 

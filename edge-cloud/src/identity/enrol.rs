@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use edge_proto::enrol::{Broker, EnrolRequest, HTTP_PATH, JoinAnswer, JoinRequest, RenewRequest};
-use edge_proto::limits::ENROL_BYTES_MAX;
+use edge_proto::limits::{ENROL_BYTES_MAX, RENEW_GRACE_S};
 use edge_proto::wire::Wire as _;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -31,10 +31,6 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Bytes of an HTTP request that wait to be understood, its head above all.
 const HTTP_BUFFER_BYTES_MAX: usize = 16 * 1024;
-
-/// How long after its end a certificate is still a proof that the node may have a new one: 90 days,
-/// a gate that was without a link for a season.
-pub const RENEW_GRACE_S: u64 = 90 * 24 * 3600;
 
 /// Times of the nodes' certificates, seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use edge_proto::limits::NODE_NAME_BYTES_MAX;
+use edge_proto::limits::{NODE_NAME_BYTES_MAX, RENEW_INTERVAL_S};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -29,8 +29,6 @@ mod state;
 pub const NODES: &str = "nodes.json";
 /// Nodes of one edge-cloud.
 pub const NODES_MAX: usize = 10_000;
-/// Seconds between two new certificates of one node, or a twentieth of their life if that is less.
-pub const RENEW_INTERVAL_S: u64 = 600;
 
 /// After a restore: a certificate that our CA issued after the backup was made is taken although
 /// the registry does not list it. One that was issued before and is not listed was deleted.

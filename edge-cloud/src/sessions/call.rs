@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edge_proto::call::{CODE_BUSY, LogsRequest, METHOD_LOGS, METHOD_RENEW};
-use edge_proto::limits::CALLS_MAX;
+use edge_proto::limits::{CALL_TIMEOUT_MS, CALLS_MAX};
 use edge_proto::session::{CallInput, CallOpen};
 use tokio::sync::mpsc;
 
@@ -18,10 +18,9 @@ const PIECES_MAX: usize = 256;
 /// Open calls of a node beyond which a user's call is refused: the last one is for edge-cloud's own
 /// [`METHOD_RENEW`], so that followed logs, which may be open for months, do not delay a rollover.
 const USER_CALLS_MAX: usize = CALLS_MAX - 1;
-/// A call whose node says nothing at all for this long has failed: frames can be lost.
-const CALL_FIRST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same once it has begun to answer, for an answer that has an end.
-const CALL_NEXT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A call whose node says nothing at all for this long has failed, and so has one that has begun to
+/// answer, if the answer has an end.
+const CALL_TIMEOUT: Duration = Duration::from_millis(CALL_TIMEOUT_MS);
 
 /// A piece of an answer, or why there are no more.
 type Piece = Result<Bytes, CallError>;
@@ -82,7 +81,7 @@ async fn relay(
     mut pieces: mpsc::Receiver<CallEvent>,
     answer: mpsc::Sender<Piece>,
 ) {
-    let mut timeout = Some(CALL_FIRST_TIMEOUT);
+    let mut timeout = Some(CALL_TIMEOUT);
     loop {
         let event = tokio::select! {
             event = pieces.recv() => event,
@@ -91,7 +90,7 @@ async fn relay(
                 Some(broken("the node does not answer"))
             }
         };
-        timeout = (!follows).then_some(CALL_NEXT_TIMEOUT);
+        timeout = (!follows).then_some(CALL_TIMEOUT);
         let bytes = match event {
             Some(CallEvent::Bytes(bytes)) => bytes,
             Some(CallEvent::End) => return,

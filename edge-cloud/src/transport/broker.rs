@@ -3,10 +3,10 @@
 //! node's certificate; [`files`] writes that configuration for mosquitto.
 //!
 //! Nothing is trusted to the broker: QoS 0 and a clean start, and after each connect every node is
-//! probed, at [`PROBES_AT_ONCE`] per [`PROBE_INTERVAL`]. Each connection is a new client, because
+//! probed, at [`PROBES_AT_ONCE`] per [`PROBE_INTERVAL_MS`]. Each connection is a new client, because
 //! rumqttc would carry old requests and a stuck state over.
 //!
-//! Bound: [`REQUESTS_MAX`] frames wait for the socket; further ones are dropped and repeated by
+//! Bound: [`BROKER_FRAMES_MAX`] frames wait for the socket; further ones are dropped and repeated by
 //! their session.
 
 pub mod files;
@@ -20,7 +20,10 @@ use std::time::{Duration, Instant};
 
 use edge_proto::enrol::{ALPN_MQTT, Endpoint};
 use edge_proto::lanes::{Lanes, Limits};
-use edge_proto::limits::{ENROL_BYTES_MAX, FRAME_BYTES_MAX};
+use edge_proto::limits::{
+    ASKS_AT_ONCE, ASKS_MAX, BROKER_FRAMES_MAX, BROKER_RETRY_MS_MAX, BROKER_RETRY_MS_MIN,
+    ENROL_BYTES_MAX, FRAME_BYTES_MAX, PROBE_INTERVAL_MS, PROBES_AT_ONCE,
+};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
@@ -44,18 +47,8 @@ pub const USER: &str = "edge-cloud.controller";
 const TRIAL: &str = "edge-cloud.trial";
 /// Time between two such tries.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
-/// Frames that wait for the socket: an inventory's answer for hundreds of nodes at once.
-pub const REQUESTS_MAX: usize = 8_192;
-/// Nodes that are probed in one go after a connect.
-pub const PROBES_AT_ONCE: usize = 50;
-/// Time between two of them: 10,000 nodes are probed in 20 seconds.
-pub const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for the controller to give each node its set, before those without one are probed, too.
 pub const UNPLACED: Duration = Duration::from_secs(2);
-/// Signs of life that a silent node is asked for before it counts as not connected.
-pub const ASKS_MAX: u32 = 3;
-/// Nodes that are asked at once, so that those who were heard at once do not answer at once.
-pub const ASKS_AT_ONCE: usize = 1_000;
 /// Silent nodes are looked for this many times in the allowed silence.
 const ASK_PARTS: u32 = 30;
 /// But not more often than this.
@@ -75,10 +68,9 @@ const INFLIGHT_MAX: u16 = 8;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest time of TCP, TLS and CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// First wait before a new connection; doubles up to [`WAIT_MAX`].
-const WAIT_MIN: Duration = Duration::from_millis(250);
-/// See [`WAIT_MIN`].
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// First and longest wait before a new connection.
+const WAIT_MIN: Duration = Duration::from_millis(BROKER_RETRY_MS_MIN);
+const WAIT_MAX: Duration = Duration::from_millis(BROKER_RETRY_MS_MAX);
 /// A connection that lived so long starts the waits anew.
 const GOOD: Duration = Duration::from_secs(60);
 
@@ -237,7 +229,7 @@ impl Carrier for BrokerCarrier {
         self.lanes.set_limits(now, limits);
     }
 
-    /// Hands frames to the socket; one is lost when [`REQUESTS_MAX`] wait for that already.
+    /// Hands frames to the socket; one is lost when [`BROKER_FRAMES_MAX`] wait for that already.
     fn tick(&mut self, now: u64) {
         while let Some(frame) = self.lanes.poll(now) {
             let topic = self.topic.clone();
@@ -289,7 +281,8 @@ impl Client {
             Ok(tls) => tls,
             Err(error) => return error.to_string(),
         };
-        let (client, mut events) = AsyncClient::new(self.broker.options(USER, tls), REQUESTS_MAX);
+        let (client, mut events) =
+            AsyncClient::new(self.broker.options(USER, tls), BROKER_FRAMES_MAX);
         // Set once frames can come.
         let is_up = AtomicBool::new(false);
         let reason = tokio::select! {
@@ -396,7 +389,7 @@ impl Client {
             // A node whose set is not known yet would be asked again when it is.
             for unplaced in [false, true] {
                 while self.sessions.probe(PROBES_AT_ONCE, unplaced, &carriers) {
-                    tokio::time::sleep(PROBE_INTERVAL).await;
+                    tokio::time::sleep(Duration::from_millis(PROBE_INTERVAL_MS)).await;
                 }
                 tokio::time::sleep(UNPLACED).await;
             }

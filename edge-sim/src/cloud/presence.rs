@@ -2,19 +2,12 @@
 //! for long.
 
 use edge_proto::frame::Frame;
+use edge_proto::limits::{ASKS_AT_ONCE, ASKS_MAX, PROBE_INTERVAL_MS, PROBES_AT_ONCE};
 use edge_proto::session::LinkInput;
 
 use super::index;
 use crate::event::Event;
 use crate::world::World;
-
-/// Nodes that are asked for their `Hello` in one go, and the time between two goes.
-const PROBES_AT_ONCE: usize = 50;
-const PROBE_INTERVAL_MS: u64 = 100;
-/// Signs of life that a silent node is asked for before it counts as not connected.
-const ASKS_MAX: u32 = 3;
-/// Nodes that are asked at once.
-const ASKS_AT_ONCE: usize = 1_000;
 
 impl World {
     pub(super) fn start_probing(&mut self, replica: usize) {
