@@ -353,17 +353,6 @@ impl Registry {
         })
     }
 
-    /// Names of the nodes that are not revoked and have not come with their next certificate.
-    pub fn pending(&self) -> Vec<String> {
-        self.read(|state| {
-            let pending = |(_, enrolment): &(&String, &Enrolment)| {
-                !enrolment.revoked && enrolment.pending.is_some()
-            };
-            let pending = state.nodes.iter().filter(pending);
-            pending.map(|(name, _)| name.clone()).collect()
-        })
-    }
-
     /// Behind an external broker: the node says that its session lives with the certificate that ends
     /// then. If that is its pending one, the one before is refused from now on. Whether it is.
     ///
