@@ -6,6 +6,7 @@
 
 #[path = "../../tests/link/network.rs"]
 mod network;
+#[allow(dead_code, unused_imports, reason = "its tests use more of it")]
 #[path = "../../tests/link/streams.rs"]
 mod streams;
 #[allow(dead_code, reason = "the tests use more of it")]
