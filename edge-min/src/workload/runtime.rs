@@ -192,6 +192,8 @@ impl Runtime {
     /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
     /// run: its program, user, mounts.
     pub fn start(&self, spec: &Spec<'_>, stop: &Stop) -> Result<u32, StartFailure> {
+        // It may have waited behind an image while its pod went.
+        stop.check().map_err(not_created)?;
         let _starting = cgroup::starting();
         let one = spec.resolved;
         let path = self.cgroup(one.uid, &one.container, one.hash);
@@ -571,5 +573,68 @@ fn runc_message(log: &Path) -> String {
     match (read, last) {
         (Ok(_), Some(message)) => message,
         _ => "runc create failed and left no message".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_core::spec::{ContainerSpec, Process, Rights};
+    use edge_proto::object::Resources;
+
+    use super::*;
+    use crate::board::config;
+
+    /// Goal: a start that waited until nobody wants it any more makes nothing. Method: a job without
+    /// any time left.
+    #[test]
+    fn a_start_that_is_stopped_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, state, run] = ["config", "state", "run"].map(|name| dir.path().join(name));
+        let text = format!(
+            "version = 1\ncgroup = \"edge-min-stopped\"\nstate-dir = \"{}\"\nrun-dir = \"{}\"\n",
+            state.display(),
+            run.display()
+        );
+        fs::write(&file, text).unwrap();
+        let runtime = Runtime::new(&config::load(&file).unwrap()).unwrap();
+        let resolved = ContainerSpec {
+            uid: Uid([0xee; 16]),
+            container: "main".to_owned(),
+            run: 1,
+            hash: Hash16::default(),
+            hostname: String::new(),
+            image: None,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            user: None,
+            group: None,
+            rights: Rights::default(),
+            mounts: Vec::new(),
+            limits: Resources::default(),
+            read_only_root: false,
+        };
+        let process = Process {
+            argv: vec!["/bin/true".to_owned()],
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: None,
+        };
+        let spec = Spec {
+            resolved: &resolved,
+            process,
+            rootfs: None,
+            binds: Vec::new(),
+        };
+        let failure = runtime.start(&spec, &Stop::after(Duration::ZERO));
+        let failure = failure.unwrap_err();
+        assert!(
+            failure.message.contains("not done within"),
+            "{}",
+            failure.message
+        );
+        assert!(!failure.counts_as_run);
+        assert!(runtime.discover().is_empty());
     }
 }
