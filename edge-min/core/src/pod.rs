@@ -188,7 +188,9 @@ impl PodState {
     pub(crate) fn status(&self, uid: Uid) -> PodStatus {
         let stuck = self.containers.iter().find_map(Supervisor::stuck);
         let remains = self.remove_failure.as_ref();
-        let stuck = stuck.as_deref().or(remains.map(|(why, _)| why.as_str()));
+        let stuck = stuck
+            .as_deref()
+            .or_else(|| remains.map(|(why, _)| why.as_str()));
         let never_ran = self.containers.iter().find_map(Supervisor::never_ran);
         let (reason, message) = match (&self.spec, &self.missing, &self.prepare_failure) {
             (Some(pod), ..) if pod.terminating => ("Terminating", stuck.unwrap_or_default()),

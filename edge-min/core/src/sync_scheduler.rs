@@ -33,7 +33,7 @@ impl SyncScheduler {
 
     /// Records were written and are not synced.
     pub fn written(&mut self, now: Millis) {
-        self.sync_at = self.sync_at.or(now.checked_add(RECORD_SOON_MS));
+        self.sync_at = self.sync_at.or_else(|| now.checked_add(RECORD_SOON_MS));
     }
 
     /// What was written is synced; returns whether to report that writes succeed again.
