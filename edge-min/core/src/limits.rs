@@ -17,6 +17,21 @@ pub const BACKOFF_MS_MAX: Millis = 300_000;
 pub const BACKOFF_RESET_MS: Millis = 600_000;
 /// Bytes of one container's log ring without a memory limit.
 pub const LOG_BYTES_MAX: u64 = 256 * 1024;
+/// Lowest such ring of a container with a small memory limit, bytes.
+pub const LOG_BYTES_MIN: u64 = 16 * 1024;
+/// Lowest size of the tmpfs with the logs of a pod, bytes.
+pub const LOGS_BYTES_MIN: u64 = 64 * 1024;
+/// Size of the tmpfs of an emptyDir with medium Memory that names none, bytes.
+pub const MEMORY_VOLUME_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+/// Size of the tmpfs with the files of one Secret, bytes: twice the largest Secret, for a switch.
+pub const SECRET_VOLUME_BYTES: u64 = 3 * 1024 * 1024;
+/// Files and directories that a plain process makes are not for others to write, as in containers.
+pub const UMASK: u32 = 0o022;
+/// Soft limit of open files of a plain process: more breaks programs with select(2). A program may
+/// raise it to the hard limit, which stays as the board has it.
+pub const OPEN_FILES_SOFT: u64 = 1024;
+/// Lowest OOM score adjustment of a workload, which has the agent's own without its protection.
+pub const OOM_SCORE_ADJ_MIN: i32 = 0;
 /// How often the wear of the flash is read, milliseconds: it moves by a tenth in years.
 pub const WEAR_MS: Millis = 24 * 3_600_000;
 /// Longest wait for a connection, from TCP to the answer of its subscription, milliseconds: 70 s

@@ -218,10 +218,8 @@ pub enum Output {
     PreparePod {
         /// Pod.
         uid: Uid,
-        /// Containers, each with a log.
-        containers: u32,
-        /// Bytes of one log ring.
-        log_bytes: u64,
+        /// Bytes of the space of its logs.
+        logs_bytes: u64,
     },
     /// Rewrite the files of ConfigMaps and Secrets in those of these volumes that stand.
     UpdateConfig {

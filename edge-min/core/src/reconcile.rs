@@ -120,11 +120,9 @@ fn reconcile_pod(
         .is_none_or(|(_, at)| *at <= now);
     if pod.to_prepare() && retry {
         pod.directory = Directory::Preparing;
-        let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
         outputs.push_back(Output::PreparePod {
             uid,
-            containers: u32::try_from(containers).unwrap_or(u32::MAX),
-            log_bytes: spec::log_bytes(pod.spec.as_ref()),
+            logs_bytes: spec::logs_bytes(pod.spec.as_ref()),
         });
     }
     let grace_ms = pod.grace_ms();

@@ -19,7 +19,7 @@ use edge_proto::object::{
 use edge_proto::sorted::{SortedMap, SortedSet};
 
 use crate::config_objects::ConfigObjects;
-use crate::limits::LOG_BYTES_MAX;
+use crate::limits::{LOG_BYTES_MAX, LOG_BYTES_MIN, LOGS_BYTES_MIN, MEMORY_VOLUME_BYTES_DEFAULT};
 use crate::pod::{mounted, spec_hash};
 use crate::supervisor::StartFailure;
 
@@ -285,7 +285,14 @@ pub(crate) fn log_bytes(pod: Option<&Pod>) -> u64 {
         .map(|bytes| bytes / 16)
         .min()
         .unwrap_or(LOG_BYTES_MAX)
-        .clamp(16 * 1024, LOG_BYTES_MAX)
+        .clamp(LOG_BYTES_MIN, LOG_BYTES_MAX)
+}
+
+/// Bytes of the tmpfs with all logs of a pod: twice the rings, for the tail is cut after the fact and
+/// never in the writer's way.
+pub(crate) fn logs_bytes(pod: Option<&Pod>) -> u64 {
+    let containers = pod.map_or(0, |pod| pod.containers.len() as u64);
+    (log_bytes(pod) * containers * 2).max(LOGS_BYTES_MIN)
 }
 
 /// References of the images of these pods, each once.
@@ -384,9 +391,13 @@ fn mounts(objects: &ConfigObjects, pod: &Pod, container: &Container) -> Result<V
 fn content(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<Content, String> {
     let (name, items, mode, optional, secret) = match source {
         VolumeSource::EmptyDir { memory, size_bytes } => {
+            let size_bytes = match (*memory, *size_bytes) {
+                (true, 0) => MEMORY_VOLUME_BYTES_DEFAULT,
+                (_, size_bytes) => size_bytes,
+            };
             return Ok(Content::Empty {
                 memory: *memory,
-                size_bytes: *size_bytes,
+                size_bytes,
             });
         }
         VolumeSource::HostPath { path, create } => {

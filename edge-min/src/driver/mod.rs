@@ -517,15 +517,10 @@ impl Driver {
 
     fn perform(&mut self, output: Output) {
         match output {
-            Output::PreparePod {
-                uid,
-                containers,
-                log_bytes,
-            } => self.runtime_jobs.push(RuntimeJob::PreparePod {
-                uid,
-                containers,
-                log_bytes,
-            }),
+            Output::PreparePod { uid, logs_bytes } => {
+                self.runtime_jobs
+                    .push(RuntimeJob::PreparePod { uid, logs_bytes });
+            }
             Output::UpdateConfig { uid, volumes } => {
                 self.runtime_jobs
                     .push(RuntimeJob::UpdateConfig(uid, volumes));

@@ -241,10 +241,8 @@ pub enum RuntimeJob {
     PreparePod {
         /// Pod.
         uid: Uid,
-        /// Containers.
-        containers: u32,
-        /// Bytes of one log ring.
-        log_bytes: u64,
+        /// Bytes of the space of its logs.
+        logs_bytes: u64,
     },
     /// Rewrite the files of volumes.
     UpdateConfig(Uid, Vec<Volume>),
@@ -312,12 +310,8 @@ impl Work for Containers {
     fn perform(&self, job: RuntimeJob, stop: &Stop) -> ProgressOf<Self> {
         let runtime = &self.runtime;
         match job {
-            RuntimeJob::PreparePod {
-                uid,
-                containers,
-                log_bytes,
-            } => {
-                let result = runtime.prepare_pod(uid, u64::from(containers), log_bytes);
+            RuntimeJob::PreparePod { uid, logs_bytes } => {
+                let result = runtime.prepare_pod(uid, logs_bytes);
                 let result = result.map_err(|error| error.to_string());
                 Progress::Done(Some(Input::PodPrepared(uid, result)))
             }

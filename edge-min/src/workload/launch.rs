@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
+use edge_core::limits::{OOM_SCORE_ADJ_MIN, OPEN_FILES_SOFT, UMASK};
 use edge_proto::encode;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
@@ -32,11 +33,6 @@ const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const REASON_BYTES_MAX: usize = 512;
 /// Exit code when the program could not be started; as in a shell.
 const EXIT_NOT_STARTED: u8 = 127;
-/// Files and directories that a program makes are not for others to write, as in containers.
-const UMASK: u32 = 0o022;
-/// Soft limit of open files: more breaks programs with select(2). A program may raise it to the
-/// hard limit, which stays as the board has it.
-const FILES_SOFT: u64 = 1024;
 /// Numbers of capabilities that the kernel's masks have room for.
 const CAPABILITIES_MAX: u32 = 64;
 
@@ -199,7 +195,7 @@ fn forget_the_agent() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
     setrlimit(Resource::RLIMIT_CORE, 0, hard)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(FILES_SOFT), hard)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES_SOFT), hard)?;
     Ok(())
 }
 
@@ -207,7 +203,10 @@ fn forget_the_agent() -> io::Result<()> {
 #[must_use]
 pub fn oom_score_adj() -> i32 {
     let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-    own.trim().parse::<i32>().unwrap_or(0).max(0)
+    own.trim()
+        .parse::<i32>()
+        .unwrap_or(0)
+        .max(OOM_SCORE_ADJ_MIN)
 }
 
 /// Becomes the plan's user with no right but those of the plan, for good.

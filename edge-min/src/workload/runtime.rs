@@ -95,11 +95,11 @@ impl Runtime {
         self.starting_pids.clone()
     }
 
-    /// Makes the pod's directory with log space for `containers`.
+    /// Makes the pod's directory with a space of so many bytes for its logs.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn prepare_pod(&self, uid: Uid, containers: u64, log_bytes: u64) -> io::Result<()> {
+    pub fn prepare_pod(&self, uid: Uid, logs_bytes: u64) -> io::Result<()> {
         let logs = paths::logs(&self.run, uid);
         let (volumes, state) = (
             paths::volumes(&self.run, uid),
@@ -108,8 +108,7 @@ impl Runtime {
         for dir in [&logs, &volumes, &state] {
             fs::create_dir_all(dir)?;
         }
-        // Twice the ring: the tail is trimmed after the fact, and never in the writer's way.
-        volume::tmpfs(&logs, (log_bytes * containers * 2).max(64 * 1024))
+        volume::tmpfs(&logs, logs_bytes)
     }
 
     /// Directory of one volume of a pod.

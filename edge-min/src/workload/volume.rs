@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use edge_core::limits::SECRET_VOLUME_BYTES;
 use edge_core::spec::{Content, is_inside};
 use edge_proto::object::Data;
 use edge_proto::sorted::SortedSet;
@@ -18,11 +19,6 @@ use rustix::io::Errno;
 use crate::image::root::{self, Root};
 use crate::mounts;
 use crate::paths;
-
-/// Cap of a tmpfs for an emptyDir with medium Memory that names none, bytes.
-const MEMORY_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
-/// Cap of the tmpfs for the files of one Secret, bytes: twice the largest Secret, for a switch.
-const SECRET_BYTES: u64 = 3 * 1024 * 1024;
 
 /// Makes the volume; returns the path to mount. A host path is mounted at `dir`.
 ///
@@ -35,12 +31,7 @@ pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<Pat
             fs::create_dir_all(dir).map_err(failed)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).map_err(failed)?;
             if *memory {
-                let size = if *size_bytes == 0 {
-                    MEMORY_BYTES_DEFAULT
-                } else {
-                    *size_bytes
-                };
-                tmpfs(dir, size).map_err(failed)?;
+                tmpfs(dir, *size_bytes).map_err(failed)?;
             }
             Ok(dir.to_owned())
         }
@@ -55,7 +46,7 @@ pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<Pat
         } => {
             fs::create_dir_all(dir).map_err(failed)?;
             if *secret {
-                tmpfs(dir, SECRET_BYTES).map_err(failed)?;
+                tmpfs(dir, SECRET_VOLUME_BYTES).map_err(failed)?;
             }
             write_files(dir, files, *mode).map_err(failed)?;
             Ok(dir.to_owned())

@@ -370,7 +370,40 @@ fn a_log_is_a_sixteenth_of_the_smallest_memory_limit_within_its_bounds() {
     assert_eq!(log_bytes(None), LOG_BYTES_MAX);
     assert_eq!(with(&[1 << 30, 1 << 20]), 1 << 16);
     assert_eq!(with(&[1 << 30]), LOG_BYTES_MAX);
-    assert_eq!(with(&[1]), 16 * 1024);
+    assert_eq!(with(&[1]), LOG_BYTES_MIN);
+}
+
+#[test]
+fn the_space_of_the_logs_holds_each_twice() {
+    let with = |count: usize, memory_bytes| {
+        let one = Container {
+            resources: Resources {
+                memory_bytes,
+                ..Resources::default()
+            },
+            ..container()
+        };
+        logs_bytes(Some(&Pod {
+            containers: alloc::vec![one; count],
+            ..Pod::default()
+        }))
+    };
+    assert_eq!(logs_bytes(None), LOGS_BYTES_MIN);
+    assert_eq!(with(1, Some(1)), LOGS_BYTES_MIN, "not under the minimum");
+    assert_eq!(with(3, Some(1)), 6 * LOG_BYTES_MIN);
+    assert_eq!(with(2, None), 4 * LOG_BYTES_MAX);
+}
+
+#[test]
+fn an_empty_dir_in_memory_has_a_size_although_the_pod_names_none() {
+    let size = |memory, size_bytes| {
+        let source = VolumeSource::EmptyDir { memory, size_bytes };
+        content(&ConfigObjects::default(), &Pod::default(), &source)
+    };
+    let of = |memory, size_bytes| Ok(Content::Empty { memory, size_bytes });
+    assert_eq!(size(true, 0), of(true, MEMORY_VOLUME_BYTES_DEFAULT));
+    assert_eq!(size(true, 9), of(true, 9));
+    assert_eq!(size(false, 0), of(false, 0));
 }
 
 #[test]
