@@ -361,11 +361,11 @@ async fn after_a_restore_an_empty_folder_ends_no_pod() {
             }
             links.report("gate-1");
         }
-        let told = status
+        let is_reported = status
             .problems
             .iter()
             .any(|one| one.reason.contains("is empty"));
-        told && has(links, 4)
+        is_reported && has(links, 4)
     })
     .await;
     assert_eq!(again.desired("gate-1").unwrap(), before);

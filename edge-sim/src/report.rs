@@ -34,7 +34,7 @@ stats! {
     connects
     refused
     takeovers
-    told_to_wait
+    retries_asked
     frames_up
     frames_down
     dropped

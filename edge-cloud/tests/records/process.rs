@@ -61,8 +61,8 @@ fn far(place: &Place, outbox: &Arc<Mutex<Outbox>>) -> Port {
     let port = Port::reserve().unwrap();
     let address = (Ipv4Addr::LOCALHOST, port.number()).into();
     // The board asks the program for everything; this one only fills a place.
-    let aside = tempfile::tempdir().unwrap();
-    let fleet = board::open(aside.path(), Records::none());
+    let unused = tempfile::tempdir().unwrap();
+    let fleet = board::open(unused.path(), Records::none());
     let cloud = Cloud::at(address, place.data.path(), fleet);
     drop(place.board(Arc::new(cloud), outbox));
     port

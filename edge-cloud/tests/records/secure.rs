@@ -84,13 +84,13 @@ async fn is_refused(place: &mut Place, config: Config, words: &[&str]) {
 async fn wrong_words_and_a_wrong_ca_are_refused(
     place: &mut Place,
     right: &Config,
-    (auth, said): (Option<PathBuf>, &str),
+    (auth, reason): (Option<PathBuf>, &str),
 ) {
     let wrong = Config {
         auth,
         ..right.clone()
     };
-    is_refused(place, wrong, &[said, "--records-auth"]).await;
+    is_refused(place, wrong, &[reason, "--records-auth"]).await;
     let other = Pki::new();
     let wrong = Config {
         ca: Some(other.file("ca.pem")),

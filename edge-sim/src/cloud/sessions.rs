@@ -68,7 +68,7 @@ impl World {
         let Some(epoch) = epoch.filter(|_| wait_ms > 0) else {
             return false;
         };
-        self.stats.told_to_wait += 1;
+        self.stats.retries_asked += 1;
         self.publish_down(
             node,
             epoch,
