@@ -322,19 +322,8 @@ impl Board {
         }
     }
 
-    /// Starts the agent over what is on the medium and on the board, as the shell does.
-    pub(crate) fn start_agent(
-        &mut self,
-        now: u64,
-        outbox_bytes: Option<u64>,
-        flash_bytes_per_day: Option<u64>,
-    ) {
-        self.boot += 1;
-        if !self.powered {
-            self.powered = true;
-            self.boot_id = self.rng.draw();
-            self.booted_at = now;
-        }
+    /// The session over what is on the medium.
+    fn session(&mut self) -> Node {
         let mut session = Node::new(
             NodeConfig {
                 kinds: Kind::Pod.bit()
@@ -350,6 +339,23 @@ impl Board {
             objects.map(|(key, stored)| (key.clone(), stored.hash, None)),
             self.store.epoch,
         );
+        session
+    }
+
+    /// Starts the agent over what is on the medium and on the board, as the shell does.
+    pub(crate) fn start_agent(
+        &mut self,
+        now: u64,
+        outbox_bytes: Option<u64>,
+        flash_bytes_per_day: Option<u64>,
+    ) {
+        self.boot += 1;
+        if !self.powered {
+            self.powered = true;
+            self.boot_id = self.rng.draw();
+            self.booted_at = now;
+        }
+        let mut session = self.session();
         let post =
             outbox_bytes.map(|quota| Post::open(&mut self.store.outbox, quota, &mut self.rng));
         for input in post.iter().flat_map(|post| post.ready(&self.store.outbox)) {

@@ -74,7 +74,12 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     faults.remove_failure = share(20);
     faults.ignore_term = share(50);
     scenario.faults = faults;
-    // Drawn last: what came before is the same for each seed as ever.
+    draw_the_rest(&mut scenario, &mut rng);
+    scenario
+}
+
+/// Drawn last: what came before is the same for each seed as ever.
+fn draw_the_rest(scenario: &mut Scenario, rng: &mut Rng) {
     if rng.below(2) == 0 {
         scenario.certificate_life_s = Some(rng.between(600, 3_000));
     }
@@ -90,7 +95,6 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     if rng.below(2) == 0 {
         scenario.flash_bytes_per_day = Some(rng.between(64 << 10, 1 << 20));
     }
-    scenario
 }
 
 /// Runs a seed.

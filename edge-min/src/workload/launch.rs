@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn what_launch_says_is_why_it_failed_and_silence_is_success() {
-        for (script, said) in [("cat >&2", ""), ("cat >&2; echo no", "no\n")] {
+        for (script, expected) in [("cat >&2", ""), ("cat >&2; echo no", "no\n")] {
             let mut child = Command::new("sh")
                 .args(["-c", script])
                 .stdin(Stdio::piped())
@@ -364,7 +364,7 @@ mod tests {
                 .spawn()
                 .unwrap();
             let stop = Stop::after(Duration::from_secs(120));
-            assert_eq!(hand_over(&mut child, &plan("x"), &stop).unwrap(), said);
+            assert_eq!(hand_over(&mut child, &plan("x"), &stop).unwrap(), expected);
             child.wait().unwrap();
         }
     }

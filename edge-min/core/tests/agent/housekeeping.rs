@@ -1,6 +1,7 @@
 //! What the agent leaves alone, gives up and tidies up.
 
 use super::*;
+use edge_core::limits::KILL_RETRY_MS;
 
 /// Goal: a damaged store costs no workload. Method: an agent without its desired set finds a
 /// container, leaves it alone, adopts it when the pod comes, and stops others once confirmed.
@@ -167,4 +168,50 @@ fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
     board.exit(UID, "main", Some(0));
     board.settle();
     assert_eq!(board.agent.deadline(), None);
+}
+
+/// Goal: a pod is not reported as gone while something of it is left. Method: removing its directory
+/// fails; the pod stays with the reason, is removed again and again, and is gone once that succeeds.
+#[test]
+fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
+    let mut board = Board::new();
+    let pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    board.settle();
+    board.keeps_pods = true;
+    board.tell(Input::Desired(Key::pod(pod.uid), None));
+    board.settle();
+    for removals in 1..5 {
+        assert_eq!(board.pod_removals, removals);
+        let status = board.status(pod.uid).unwrap();
+        assert_eq!(
+            (status.reason.as_str(), status.message.as_str()),
+            ("Terminating", "still mounted: logs")
+        );
+        assert_eq!(board.agent.deadline(), Some(board.now + KILL_RETRY_MS));
+        board.advance(1);
+    }
+    let failures = board.events.iter();
+    let failures = failures.filter(|event| event.starts_with("pod_remove_failed"));
+    assert_eq!(failures.count(), 1);
+    board.keeps_pods = false;
+    board.advance(1);
+    assert!(board.status(pod.uid).is_none());
+    assert_eq!(board.agent.deadline(), None);
+}
+
+/// Goal: a pod that is desired again while remains of it are left starts, on a directory that is made anew.
+#[test]
+fn a_pod_that_is_desired_again_before_it_is_gone_is_prepared_again() {
+    let mut board = Board::new();
+    let pod = pod(1, RestartPolicy::Always);
+    board.put(&pod);
+    board.settle();
+    board.keeps_pods = true;
+    board.tell(Input::Desired(Key::pod(pod.uid), None));
+    board.settle();
+    board.put(&pod);
+    board.settle();
+    assert_eq!((board.starts, board.pod_removals), (2, 1));
+    assert_eq!(board.status(pod.uid).unwrap().reason, "");
 }
