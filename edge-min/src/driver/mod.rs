@@ -1,28 +1,30 @@
 //! The loop: what happens on the board and on the link goes into the core and the session, what
-//! comes out is done. No policy here: no retry count, no ordering, no "if offline".
+//! comes out is done. No policy here: no retry count, no ordering, no "if offline". Before the loop
+//! the parts are made (`build`) and what runs on the board is adopted (`recover`).
 
 mod answers;
+mod build;
 mod certificate;
 mod flash;
 pub mod log_calls;
 mod records;
+mod recover;
 mod uplink;
 pub mod workers;
 
-use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
-use edge_core::{Agent, AgentConfig, EXIT_NOT_RUN, Input, Output, Signal};
+use edge_core::{Agent, EXIT_NOT_RUN, Input, Output, Signal};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
-use edge_proto::key::{Kind, Uid};
+use edge_proto::key::Uid;
 use edge_proto::lanes::{Lanes, Limits};
-use edge_proto::object::{Condition, NodeStatus};
-use edge_proto::session::{BlobInput, LinkInput, Node, NodeConfig, StateInput};
+use edge_proto::object::Condition;
+use edge_proto::session::{BlobInput, LinkInput, Node, StateInput};
 use edge_proto::sorted::SortedMap;
 use smol::future::or;
 use smol::{Async, Timer};
@@ -31,18 +33,15 @@ use crate::board::clock::Clock;
 use crate::board::config::Config;
 use crate::driver::log_calls::LogCalls;
 use crate::driver::workers::{Containers, RuntimeJob, StoreDone, StoreJob};
-use crate::image::images::Images;
 use crate::link::connection::{Connect, LinkEvent, LinkSender};
-use crate::link::identity::Identity;
 use crate::local::read_api::{self, Request};
 use crate::local::workload_api::{self, Api};
 use crate::paths;
 use crate::storage::lock;
 use crate::storage::outbox;
-use crate::storage::store::Store;
-use crate::worker::{self, Jobs, Pool, Watch};
+use crate::worker::{Jobs, Pool, Watch};
 use crate::workload::logs;
-use crate::workload::reaper::{Process, Reaper};
+use crate::workload::reaper::Reaper;
 use crate::workload::runtime::Runtime;
 use certificate::Targets;
 
@@ -98,134 +97,24 @@ struct Driver {
 /// # Errors
 /// What keeps it from starting, for a person.
 pub fn run(config: Config) -> Result<(), String> {
-    let failed =
-        |what: &'static str| move |error: io::Error| [what, ": ", &error.to_string()].concat();
     // Without it exit codes of containers by runc are unknown, which is no reason to run none.
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!("subreaper_failed error={}", error.desc());
     }
     let _alone = lock::take(&config.state_dir, &config.run_dir)?;
-    let (store, objects, damage) =
-        Store::open(&config.state_dir, Path::new("/proc/self/exe")).map_err(failed("state-dir"))?;
-    let clock = Clock::open(&config.state_dir);
-    let runtime = Runtime::new(&config).map_err(failed("runtime"))?;
-    // Before any thread: it blocks a signal for all of them.
-    let reaper = Reaper::new(runtime.starting_pids()).map_err(failed("reaper"))?;
-    let images = Images::new(&config.state_dir, &config.preload_dir).map_err(failed("layers"))?;
-
-    let mut session = Node::new(
-        NodeConfig {
-            kinds: kinds(),
-            agent: ["edge-min ", VERSION].concat(),
-        },
-        random().ok_or("the system's random source failed")?,
-    );
-    session.restore(
-        objects.iter().map(|object| {
-            (
-                object.key.clone(),
-                object.hash,
-                object.payload.as_ref().err().copied(),
-            )
-        }),
-        store.epoch(),
-    );
-    let mut agent = Agent::new(AgentConfig {
-        facts: facts(&config),
-        unconfirmed: damage.is_some() || objects.is_empty(),
-        trims_logs: true,
-        flash_bytes_per_day: config.flash_mib_per_day.map(|mib| u64::from(mib) << 20),
-    });
-    for object in objects {
-        if let Ok(payload) = object.payload {
-            agent.handle(0, Input::Desired(object.key, Some(payload)));
-        }
-    }
-
-    let (store_jobs, store_receiver) = Jobs::new();
-    let (outbox_jobs, outbox_receiver) = Jobs::new();
-    let (outbox_done, outbox_events) = async_channel::bounded(worker::CHANNEL_MAX);
-    let outbox_report = outbox::Shared::default();
-    let (runtime_done, runtime_events) = async_channel::bounded(worker::CHANNEL_MAX);
-    let (store_done, store_events) = async_channel::bounded(worker::CHANNEL_MAX);
-    let (link_sender, link_events) = async_channel::bounded(worker::CHANNEL_MAX);
-    let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
-    let wake = runtime_done.clone();
-    // A full channel wakes the driver as well.
-    let watch = Watch::new(move || drop(wake.try_send(Input::Tick)));
-    workers::spawn_store(store, store_receiver, store_done, watch.thread("store"))
-        .map_err(failed("store thread"))?;
-    let runtime_jobs = workers::spawn_containers(
-        runtime.clone(),
-        images,
-        config.host_paths.clone(),
-        &watch,
-        runtime_done,
-    )
-    .map_err(failed("runtime threads"))?;
-
-    outbox::spawn(
-        paths::outbox(&config.state_dir),
-        config.outbox.clone(),
-        outbox_receiver,
-        outbox_done,
-        outbox_report.clone(),
-        watch.thread("outbox"),
-    )
-    .map_err(failed("outbox thread"))?;
-
-    let mut driver = Driver {
-        node: config.name().unwrap_or_default(),
-        config,
-        clock,
-        start: Instant::now(),
-        agent,
-        session,
-        link: None,
-        lanes: Lanes::new(),
-        limits: Limits::NONE,
-        send_at: None,
-        connects: None,
-        targets: None,
-        link_events: link_sender,
-        in_sync: false,
-        running: SortedMap::new(),
-        reaper,
-        runtime,
-        runtime_jobs,
-        store_jobs,
-        log_calls: LogCalls::default(),
-        outbox_jobs,
-        watch,
-        watch_at: None,
-        incarnation: Incarnation::default(),
-        outbox_report,
-    };
-    driver.condition(
-        "StoreDamaged",
-        damage.is_some(),
-        damage.as_deref().unwrap_or(""),
-    );
-    driver.watch_flash();
-    driver.adopt();
-    // Without a link the agent still runs what it has.
-    match Identity::load(&driver.config.state_dir) {
-        Ok(Some(identity)) => {
-            if let Err(reason) = driver.start_link(&identity) {
-                driver.unlinked(reason);
-            }
-        }
-        Ok(None) => driver.not_joined(),
-        Err(error) => driver.unlinked(["identity: ", &error.to_string()].concat()),
-    }
+    let (mut driver, events) = build::build(config)?;
+    driver.recover();
+    driver.connect();
     driver.settle();
-    let listener = read_api::listen(&driver.config.run_dir).map_err(failed("local socket"))?;
-    let exits = Async::new(driver.reaper.readiness().map_err(failed("reaper"))?)
-        .map_err(failed("reaper"))?;
+    let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
+    let listener =
+        read_api::listen(&driver.config.run_dir).map_err(|error| failed("local socket", &error))?;
+    let exits = driver.reaper.readiness().and_then(Async::new);
+    let exits = exits.map_err(|error| failed("reaper", &error))?;
     log::info!("agent_started node={} version={VERSION}", driver.node);
 
-    let api_listener =
-        workload_api::listen(&driver.config.run_dir).map_err(failed("api socket"))?;
+    let api_listener = workload_api::listen(&driver.config.run_dir)
+        .map_err(|error| failed("api socket", &error))?;
     let api = Api::new(
         driver.config.outbox.classes.clone(),
         driver.outbox_jobs.sender(),
@@ -244,39 +133,64 @@ pub fn run(config: Config) -> Result<(), String> {
     }
     smol::block_on(executor.run(async {
         loop {
-            let deadline = driver.deadline();
-            let event = or(
-                or(async { Event::Link(next(&link_events).await) }, async {
-                    Event::Store(next(&store_events).await)
-                }),
-                or(
-                    or(
-                        or(
-                            async { Event::Runtime(next(&runtime_events).await) },
-                            async { Event::Outbox(next(&outbox_events).await) },
-                        ),
-                        async { Event::Local(next(&local_requests).await) },
-                    ),
-                    or(
-                        async {
-                            // An error would be a closed descriptor, which is ours.
-                            exits.readable().await.ok();
-                            Event::Exits
-                        },
-                        async {
-                            driver_timer(deadline).await;
-                            Event::Time
-                        },
-                    ),
-                ),
-            )
-            .await;
+            let event = events
+                .next(&local_requests, &exits, driver.deadline())
+                .await;
             driver.handle(event);
             driver.watch_flash();
             driver.watch_workers();
             driver.settle();
         }
     }))
+}
+
+/// Why the agent does not start, for a person.
+fn failed(what: &str, error: &dyn core::fmt::Display) -> String {
+    [what, ": ", &error.to_string()].concat()
+}
+
+/// Where answers of the workers and events of the link arrive.
+struct Events {
+    link: Receiver<LinkEvent>,
+    store: Receiver<StoreDone>,
+    runtime: Receiver<Input>,
+    outbox: Receiver<outbox::Done>,
+}
+
+impl Events {
+    /// The next thing that happens, at the latest at `deadline`.
+    async fn next(
+        &self,
+        local: &Receiver<Request>,
+        exits: &Async<OwnedFd>,
+        deadline: Option<Instant>,
+    ) -> Event {
+        or(
+            or(async { Event::Link(next(&self.link).await) }, async {
+                Event::Store(next(&self.store).await)
+            }),
+            or(
+                or(
+                    or(async { Event::Runtime(next(&self.runtime).await) }, async {
+                        Event::Outbox(next(&self.outbox).await)
+                    }),
+                    async { Event::Local(next(local).await) },
+                ),
+                or(
+                    async {
+                        // An error would be a closed descriptor, which is ours.
+                        exits.readable().await.ok();
+                        Event::Exits
+                    },
+                    async {
+                        driver_timer(deadline).await;
+                        Event::Time
+                    },
+                ),
+            ),
+        )
+        .await
+    }
 }
 
 /// The next message; a sender that is gone (a thread of ours ended) never sends again.
@@ -300,38 +214,6 @@ fn random() -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-const fn kinds() -> u32 {
-    Kind::Pod.bit() | Kind::ConfigMap.bit() | Kind::Secret.bit() | Kind::NodePolicy.bit()
-}
-
-fn facts(config: &Config) -> NodeStatus {
-    let read = |path: &str| {
-        std::fs::read_to_string(path)
-            .map(|text| text.trim().to_owned())
-            .unwrap_or_default()
-    };
-    let memory_kib: u64 = read("/proc/meminfo")
-        .split_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0);
-    NodeStatus {
-        agent: VERSION.to_owned(),
-        arch: std::env::consts::ARCH.to_owned(),
-        kernel: read("/proc/sys/kernel/osrelease"),
-        board: config.board.clone(),
-        cpus: std::thread::available_parallelism()
-            .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
-        memory_bytes: config.memory_mib.map_or(memory_kib * 1024, |mib| {
-            (u64::from(mib) << 20).min(memory_kib * 1024)
-        }),
-        pods_max: config.pods_max,
-        boot_id: read("/proc/sys/kernel/random/boot_id"),
-        labels: config.labels.clone(),
-        ..NodeStatus::default()
-    }
-}
-
 impl Driver {
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -348,42 +230,6 @@ impl Driver {
         let at = earliest.into_iter().flatten().min();
         let at = at.and_then(|at| self.start.checked_add(Duration::from_millis(at)));
         [at, self.watch_at].into_iter().flatten().min()
-    }
-
-    /// What runs already, and what an earlier agent left half-done.
-    fn adopt(&mut self) {
-        self.runtime.clear_strays();
-        let found = self.runtime.discover();
-        for end in self.runtime.ends() {
-            self.agent.handle(self.now(), end);
-        }
-        let mut gone = Vec::new();
-        let containers = found
-            .into_iter()
-            .map(|one| {
-                let key = (one.uid, one.container.clone());
-                let pid = one.process.as_ref().map(Process::pid);
-                if let Some(process) = one.process {
-                    self.running.insert(key.clone(), one.hash);
-                    if self.reaper.hold(one.uid, &one.container, process).is_err() {
-                        gone.push(key);
-                    }
-                }
-                edge_core::Discovered {
-                    uid: one.uid,
-                    container: one.container,
-                    spec: one.hash,
-                    pid,
-                }
-            })
-            .collect();
-        let pods = self.runtime.pods();
-        let discovered = Input::Discovered { containers, pods };
-        self.agent.handle(self.now(), discovered);
-        for (uid, container) in gone {
-            self.exited(uid, container, None);
-        }
-        self.settle();
     }
 
     fn handle(&mut self, event: Event) {

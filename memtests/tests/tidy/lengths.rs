@@ -23,7 +23,6 @@ const LONG_FILES: &[&str] = &[];
 const LONG_FUNCTIONS: &[&str] = &[
     "edge-min/src/board/outbox_settings.rs: settings",
     "edge-min/src/board/config.rs: config",
-    "edge-min/src/driver/mod.rs: run",
 ];
 
 #[test]

@@ -1,0 +1,71 @@
+//! What is on the board when the agent starts: containers that run on, what an earlier agent left
+//! half-done, and the identity.
+
+use edge_core::{Discovered, Input};
+use edge_proto::key::Uid;
+
+use super::{Driver, failed};
+use crate::link::identity::Identity;
+use crate::workload::reaper::Process;
+use crate::workload::runtime::Found;
+
+/// A container that has ended, and its exit code if that is known.
+type Ended = ((Uid, String), Option<i32>);
+
+impl Driver {
+    /// Adopts what runs already.
+    pub(super) fn recover(&mut self) {
+        self.watch_flash();
+        self.runtime.clear_strays();
+        let found = self.runtime.discover();
+        for end in self.runtime.ends() {
+            self.agent.handle(self.now(), end);
+        }
+        let mut ended = Vec::new();
+        let containers = found
+            .into_iter()
+            .map(|one| self.adopt(one, &mut ended))
+            .collect();
+        let pods = self.runtime.pods();
+        let discovered = Input::Discovered { containers, pods };
+        self.agent.handle(self.now(), discovered);
+        for ((uid, container), code) in ended {
+            self.exited(uid, container, code);
+        }
+        self.settle();
+    }
+
+    fn adopt(&mut self, found: Found, ended: &mut Vec<Ended>) -> Discovered {
+        let key = (found.uid, found.container.clone());
+        let pid = found.process.as_ref().map(Process::pid);
+        if let Some(process) = found.process {
+            self.running.insert(key.clone(), found.hash);
+            if self
+                .reaper
+                .hold(found.uid, &found.container, process)
+                .is_err()
+            {
+                ended.push((key, None));
+            }
+        }
+        Discovered {
+            uid: found.uid,
+            container: found.container,
+            spec: found.hash,
+            pid,
+        }
+    }
+
+    /// Starts the link, or the join. Without a link the agent still runs what it has.
+    pub(super) fn connect(&mut self) {
+        match Identity::load(&self.config.state_dir) {
+            Ok(Some(identity)) => {
+                if let Err(reason) = self.start_link(&identity) {
+                    self.unlinked(reason);
+                }
+            }
+            Ok(None) => self.not_joined(),
+            Err(error) => self.unlinked(failed("identity", &error)),
+        }
+    }
+}
