@@ -101,52 +101,28 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// All keys but those of `[labels]` and `[outbox]`.
+const KNOWN: [&str; 14] = [
+    "version",
+    "node",
+    "cloud",
+    "token-file",
+    "state-dir",
+    "run-dir",
+    "preload-dir",
+    "runc",
+    "host-paths",
+    "cgroup",
+    "keepalive-ms",
+    "pods-max",
+    "board",
+    "board-file",
+];
+
 fn config(table: &Table) -> Result<Config, Wrong> {
-    let known = [
-        "version",
-        "node",
-        "cloud",
-        "token-file",
-        "state-dir",
-        "run-dir",
-        "preload-dir",
-        "runc",
-        "host-paths",
-        "cgroup",
-        "keepalive-ms",
-        "pods-max",
-        "board",
-        "board-file",
-    ];
-    for (key, (line, _)) in table {
-        let free = key.starts_with("labels.") || key.starts_with("outbox.");
-        if !known.contains(&key.as_str()) && !free {
-            return Err((
-                *line,
-                [
-                    "unknown key `",
-                    key,
-                    "`; known are ",
-                    &known.join(", "),
-                    ", [labels] and [outbox]",
-                ]
-                .concat(),
-            ));
-        }
-    }
+    known_keys(table)?;
     version(table)?;
-    // The agent and whoever asks it stand in different folders.
-    for key in PATHS {
-        let relative = |path: &str| !path.starts_with('/');
-        let wrong = match table.get(key) {
-            Some((_, Value::Text(path))) => relative(path),
-            Some((_, Value::List(list))) => list.iter().any(|path| relative(path)),
-            _ => false,
-        };
-        if wrong {
-            return Err((line(table, key), [key, ": not an absolute path"].concat()));
-        }
-    }
+    absolute_paths(table)?;
     let path = |key: &str, default: &str| {
         Ok(PathBuf::from(
             text(table, key)?.unwrap_or_else(|| default.to_owned()),
@@ -174,19 +150,6 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         let reason = "cgroup: a name of a-z, 0-9 and -".to_owned();
         return Err((line(table, "cgroup"), reason));
     }
-    let mut labels = Vec::new();
-    for (key, (line, value)) in table {
-        let Some(name) = key.strip_prefix("labels.") else {
-            continue;
-        };
-        let Value::Text(value) = value else {
-            return Err((*line, [key, ": a label is text"].concat()));
-        };
-        labels.push((name.to_owned(), value.clone()));
-    }
-    if labels.len() > edge_proto::limits::LABELS_MAX {
-        return Err((0, "labels: more than 32".to_owned()));
-    }
     Ok(Config {
         node,
         cloud,
@@ -211,9 +174,62 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         memory_mib: None,
         pss_kib: PSS_KIB_DEFAULT,
         flash_mib_per_day: None,
-        labels,
+        labels: labels(table)?,
         outbox: outbox_settings::settings(table)?,
     })
+}
+
+fn known_keys(table: &Table) -> Result<(), Wrong> {
+    for (key, (line, _)) in table {
+        let free = key.starts_with("labels.") || key.starts_with("outbox.");
+        if !KNOWN.contains(&key.as_str()) && !free {
+            return Err((
+                *line,
+                [
+                    "unknown key `",
+                    key,
+                    "`; known are ",
+                    &KNOWN.join(", "),
+                    ", [labels] and [outbox]",
+                ]
+                .concat(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The agent and whoever asks it stand in different folders.
+fn absolute_paths(table: &Table) -> Result<(), Wrong> {
+    for key in PATHS {
+        let relative = |path: &str| !path.starts_with('/');
+        let wrong = match table.get(key) {
+            Some((_, Value::Text(path))) => relative(path),
+            Some((_, Value::List(list))) => list.iter().any(|path| relative(path)),
+            _ => false,
+        };
+        if wrong {
+            return Err((line(table, key), [key, ": not an absolute path"].concat()));
+        }
+    }
+    Ok(())
+}
+
+fn labels(table: &Table) -> Result<Vec<(String, String)>, Wrong> {
+    let mut labels = Vec::new();
+    for (key, (line, value)) in table {
+        let Some(name) = key.strip_prefix("labels.") else {
+            continue;
+        };
+        let Value::Text(value) = value else {
+            return Err((*line, [key, ": a label is text"].concat()));
+        };
+        labels.push((name.to_owned(), value.clone()));
+    }
+    if labels.len() > edge_proto::limits::LABELS_MAX {
+        return Err((0, "labels: more than 32".to_owned()));
+    }
+    Ok(labels)
 }
 
 impl Config {

@@ -16,31 +16,24 @@ const TTL_S: core::ops::RangeInclusive<u64> = 1..=315_360_000;
 /// Time to live of telemetry, seconds: a week.
 const TELEMETRY_TTL_S: u64 = 7 * 24 * 3600;
 
+const KNOWN: &str = "known are outbox.quota-mib, and in [outbox.CLASS] quota-kib, ttl-s, durability, \
+    and number for a class of your own";
+/// Classes that every outbox has; those of the config come after them.
+const FIXED: usize = 3;
+
 pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
     let quota_mib = number(table, "outbox.quota-mib", QUOTA_MIB, QUOTA_MIB_DEFAULT)?;
     let quota_bytes = quota_mib << 20;
-    let class = |name: &str, number, quota_bytes, ttl_s: Option<u64>, must| Class {
-        name: name.to_owned(),
-        config: ClassConfig {
-            number,
-            quota_bytes,
-            ttl_ms: ttl_s.map(|ttl_s| ttl_s * 1000),
-        },
-        must,
-    };
     let part = (quota_bytes / 4).max(*QUOTA_KIB.start() << 10);
     let mut classes = vec![
-        class("toll", CLASS_TOLL, quota_bytes, None, true),
-        class("event", CLASS_EVENT, part, None, true),
-        class(
-            "telemetry",
-            CLASS_TELEMETRY,
-            part,
-            Some(TELEMETRY_TTL_S),
-            false,
-        ),
+        class("toll", CLASS_TOLL, quota_bytes),
+        class("event", CLASS_EVENT, part),
+        class("telemetry", CLASS_TELEMETRY, part),
     ];
-    let fixed = classes.len();
+    if let Some(telemetry) = classes.last_mut() {
+        telemetry.config.ttl_ms = Some(TELEMETRY_TTL_S * 1000);
+        telemetry.must = false;
+    }
     for (key, (line, value)) in table {
         let Some(name) = key
             .strip_prefix("outbox.")
@@ -49,43 +42,29 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
             continue;
         };
         let wrong = |reason: &str| (*line, ["`", key, "`: ", reason].concat());
-        let known = "known are outbox.quota-mib, and in [outbox.CLASS] quota-kib, ttl-s, durability, \
-            and number for a class of your own";
-        let Some((name, key)) = name.split_once('.') else {
-            return Err(wrong(known));
-        };
+        let (name, setting) = name.split_once('.').ok_or_else(|| wrong(KNOWN))?;
         if !toml_reader::is_label(name) {
             return Err(wrong("the name of a class is of a-z, 0-9 and -"));
         }
-        let place = classes.iter().position(|class| class.name == name);
-        let place = match place {
+        let place = match classes.iter().position(|class| class.name == name) {
             Some(place) => place,
             None => {
                 let own = ["outbox.", name, ".number"].concat();
-                let numbers = fixed as u64..=CLASSES_MAX as u64 - 1;
                 if !table.contains_key(&own) {
                     return Err(wrong("the class needs a number, from 3 to 15"));
                 }
-                let number = number(table, &own, numbers, 0)?;
-                let number = u8::try_from(number).unwrap_or(u8::MAX);
-                if classes.iter().any(|class| class.config.number == number) {
-                    return Err((
-                        toml_reader::line(table, &own),
-                        [&own, ": this number stands twice"].concat(),
-                    ));
-                }
-                classes.push(class(name, number, part, None, true));
+                let number = own_number(table, &own, &classes)?;
+                classes.push(class(name, number, part));
                 classes.len() - 1
             }
         };
         let Some(class) = classes.get_mut(place) else {
             continue;
         };
-        let full = ["outbox.", name, ".", key].concat();
-        match key {
-            "number" if place >= fixed => {}
-            "quota-kib" => class.config.quota_bytes = number(table, &full, QUOTA_KIB, 0)? << 10,
-            "ttl-s" => class.config.ttl_ms = Some(number(table, &full, TTL_S, 0)? * 1000),
+        match setting {
+            "number" if place >= FIXED => {}
+            "quota-kib" => class.config.quota_bytes = number(table, key, QUOTA_KIB, 0)? << 10,
+            "ttl-s" => class.config.ttl_ms = Some(number(table, key, TTL_S, 0)? * 1000),
             "durability" => {
                 class.must = match value {
                     Value::Text(text) if text == "must" => true,
@@ -93,7 +72,7 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
                     _ => return Err(wrong("\"must\" or \"soon\"")),
                 }
             }
-            _ => return Err(wrong(&["unknown key; ", known].concat())),
+            _ => return Err(wrong(&["unknown key; ", KNOWN].concat())),
         }
     }
     classes.sort_by_key(|class| class.config.number);
@@ -101,6 +80,30 @@ pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
         quota_bytes,
         classes,
     })
+}
+
+/// A durable class without a time to live.
+fn class(name: &str, number: u8, quota_bytes: u64) -> Class {
+    Class {
+        name: name.to_owned(),
+        config: ClassConfig {
+            number,
+            quota_bytes,
+            ttl_ms: None,
+        },
+        must: true,
+    }
+}
+
+/// The number of a class of the config, which no other may have.
+fn own_number(table: &Table, key: &str, classes: &[Class]) -> Result<u8, Wrong> {
+    let number = number(table, key, FIXED as u64..=CLASSES_MAX as u64 - 1, 0)?;
+    let number = u8::try_from(number).unwrap_or(u8::MAX);
+    if classes.iter().any(|class| class.config.number == number) {
+        let reason = [key, ": this number stands twice"].concat();
+        return Err((toml_reader::line(table, key), reason));
+    }
+    Ok(number)
 }
 
 #[cfg(test)]
