@@ -98,8 +98,6 @@ options:
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
 ";
-/// What the kernel calls it, in whatever was attempted.
-const DENIED: &str = "(os error 13)";
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_AGENT: u8 = 3;
 
@@ -147,8 +145,9 @@ pub fn main() -> ExitCode {
     match options().and_then(|options| command(&options)) {
         Ok(code) => code,
         Err(Failure(code, text)) => {
-            let denied = text.contains(DENIED) && !nix::unistd::geteuid().is_root();
-            let hint = if denied { "; run it as root" } else { "" };
+            // All commands need root.
+            let may_not = code != EXIT_USAGE && !nix::unistd::geteuid().is_root();
+            let hint = if may_not { "; run it as root" } else { "" };
             // Nobody is left to tell when stderr is closed.
             writeln!(io::stderr(), "edge-min: {text}{hint}").ok();
             ExitCode::from(code)

@@ -28,6 +28,14 @@ impl Life {
     }
 }
 
+/// Whether a new certificate that ends then is taken. One that has ended by the floor comes from a cloud
+/// whose clock is in the past; but the floor may be too late itself, and then a certificate that outlives
+/// the one in use is good.
+#[must_use]
+pub const fn is_taken(not_after: u64, not_after_in_use: u64, floor_unix_s: u64) -> bool {
+    not_after > floor_unix_s || not_after > not_after_in_use
+}
+
 /// The time that can be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Time {
@@ -169,6 +177,19 @@ mod tests {
 
     const fn at(unix_s: u64, confirmed: bool) -> Time {
         Time { unix_s, confirmed }
+    }
+
+    #[test]
+    fn a_new_certificate_that_has_ended_is_taken_only_if_it_outlives_the_one_in_use() {
+        for (not_after, in_use, floor, taken) in [
+            (9, 5, 8, true),
+            (9, 20, 8, true),
+            (8, 5, 8, true),
+            (8, 8, 8, false),
+            (7, 20, 8, false),
+        ] {
+            assert_eq!(is_taken(not_after, in_use, floor), taken, "{not_after}");
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender};
 use edge_core::limits::{CONNECT_TIMEOUT_MS, LINK_FRAMES_MAX, SEND_BUFFER_BYTES, UNSENT_BYTES_MAX};
 use edge_proto::limits::{FRAME_BYTES_MAX, SILENCE_PERCENT};
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, Packet};
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode, LastWill, Packet};
+use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::{
     Client, Connection, ConnectionError, Event as MqttEvent, MqttOptions, StateError,
 };
@@ -172,12 +172,11 @@ pub fn spawn(
         .stack_size(STACK_BYTES)
         .spawn(move || {
             while let Ok(connect) = connects.recv_blocking() {
-                let reason = session(&config, connect, &events);
-                let refused = is_refusal(&reason);
-                if events
-                    .send_blocking(LinkEvent::Down(reason, refused))
-                    .is_err()
-                {
+                let end = match session(&config, connect, &events) {
+                    End::Own(reason) => LinkEvent::Down(reason.to_owned(), false),
+                    End::Failed(error) => LinkEvent::Down(reason(&error), is_refusal(&error)),
+                };
+                if events.send_blocking(end).is_err() {
                     return;
                 }
             }
@@ -185,8 +184,16 @@ pub fn spawn(
         .map(drop)
 }
 
-/// One connection from attempt to end; returns why it ended.
-fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> String {
+/// Why a connection ended.
+enum End {
+    /// This end has found a reason, or the connection was closed in order.
+    Own(&'static str),
+    /// What rumqttc has met.
+    Failed(ConnectionError),
+}
+
+/// One connection from attempt to end.
+fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> End {
     let mut network = NetworkOptions::new();
     network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
     // Each frame is whole. To hold one back until the one before is acknowledged adds a round trip,
@@ -232,7 +239,7 @@ fn run(
     sender: LinkSender,
     taken: &Taken,
     events: &Sender<LinkEvent>,
-) -> String {
+) -> End {
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
     // that is only busy. What counts is the last that was heard.
@@ -241,9 +248,9 @@ fn run(
     let mut pending = Some(sender);
     loop {
         let event = match connection.recv_timeout(patience.saturating_sub(heard.elapsed())) {
-            Err(_) if pending.is_some() => return UNANSWERED.to_owned(),
-            Err(_) => return "silent over its keepalive".to_owned(),
-            Ok(Err(error)) => return reason(&error),
+            Err(_) if pending.is_some() => return End::Own(UNANSWERED),
+            Err(_) => return End::Own("silent over its keepalive"),
+            Ok(Err(error)) => return End::Failed(error),
             Ok(Ok(event)) => event,
         };
         if matches!(event, MqttEvent::Incoming(_)) {
@@ -262,7 +269,7 @@ fn run(
                         .is_ok()
                 });
                 if !subscribed {
-                    return "cannot subscribe".to_owned();
+                    return End::Own("cannot subscribe");
                 }
                 continue;
             }
@@ -277,7 +284,7 @@ fn run(
             MqttEvent::Incoming(Packet::Publish(publish)) => {
                 LinkEvent::Frame(publish.payload.to_vec())
             }
-            MqttEvent::Incoming(Packet::Disconnect(_)) => return "closed by the cloud".to_owned(),
+            MqttEvent::Incoming(Packet::Disconnect(_)) => return End::Own("closed by the cloud"),
             // After the flush: the kernel has it.
             MqttEvent::Outgoing(Outgoing::Publish(_)) => {
                 taken.frames.fetch_add(1, Ordering::SeqCst);
@@ -286,18 +293,34 @@ fn run(
                 }
                 LinkEvent::Room
             }
-            MqttEvent::Outgoing(Outgoing::Disconnect) => return "closed".to_owned(),
+            MqttEvent::Outgoing(Outgoing::Disconnect) => return End::Own("closed"),
             _ => continue,
         };
         if events.send_blocking(message).is_err() {
-            return "the agent stops".to_owned();
+            return End::Own("the agent stops");
         }
     }
 }
 
-/// Whether this end's certificate was refused: by TLS, whose alerts rustls names, or by MQTT.
-fn is_refusal(reason: &str) -> bool {
-    reason.contains("NotAuthorized") || reason.contains("fatal alert")
+/// Whether this end's certificate was refused: by an alert of TLS, or by MQTT. A DISCONNECT with a text
+/// is about what this end has sent, see `docs/wire.md`.
+fn is_refusal(error: &ConnectionError) -> bool {
+    let error = match error {
+        ConnectionError::ConnectionRefused(code) => {
+            return *code == ConnectReturnCode::NotAuthorized;
+        }
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code,
+            reason_string: None,
+        }) => return *reason_code == DisconnectReasonCode::NotAuthorized,
+        ConnectionError::Io(error)
+        | ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(MqttError::Io(error)),
+        ) => error,
+        _ => return false,
+    };
+    tls::is_alert(error)
 }
 
 /// What a person can do something with.
@@ -310,5 +333,57 @@ fn reason(error: &ConnectionError) -> String {
             ..
         }) => ["closed by the cloud: ", why].concat(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::AlertDescription;
+
+    fn alert() -> io::Error {
+        let alert = rustls::Error::AlertReceived(AlertDescription::CertificateUnknown);
+        io::Error::new(io::ErrorKind::InvalidData, alert)
+    }
+
+    fn disconnect(reason_code: DisconnectReasonCode, text: Option<&str>) -> ConnectionError {
+        let reason_string = text.map(str::to_owned);
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code,
+            reason_string,
+        })
+    }
+
+    /// Goal: a refusal is told by what an error is, whatever its text. Method: each error that is one,
+    /// and others whose texts have the same words.
+    #[test]
+    fn only_a_refused_certificate_is_a_refusal() {
+        let not_authorized = DisconnectReasonCode::NotAuthorized;
+        let state = |error| ConnectionError::MqttState(StateError::Io(error));
+        let read =
+            |error| ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(error)));
+        for error in [
+            ConnectionError::Io(alert()),
+            ConnectionError::Tls(TlsError::Io(alert())),
+            state(alert()),
+            read(alert()),
+            ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized),
+            disconnect(not_authorized, None),
+        ] {
+            assert!(is_refusal(&error), "{error}");
+        }
+        let words = || io::Error::other("received fatal alert: NotAuthorized");
+        for error in [
+            ConnectionError::Io(words()),
+            ConnectionError::Tls(TlsError::Io(words())),
+            state(words()),
+            read(words()),
+            ConnectionError::ConnectionRefused(ConnectReturnCode::ServerBusy),
+            disconnect(not_authorized, Some("NotAuthorized: a topic")),
+            disconnect(DisconnectReasonCode::SessionTakenOver, None),
+            ConnectionError::RequestsDone,
+        ] {
+            assert!(!is_refusal(&error), "{error}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use async_channel::Sender;
+use edge_core::renewal;
 use edge_proto::enrol::{Endpoint, RenewRequest};
 
 use crate::board::clock::Clock;
@@ -63,9 +64,8 @@ fn renew(cloud: Option<&str>, state: &std::path::Path, time: Clock) -> Result<Re
     let issued = ask(&end, config, &message.encode())?;
     let end = |certificate: &[u8]| certificate::life(certificate).map(|(_, end)| end);
     let not_after = end(&issued.certificate).ok_or(JoinError::Answer)?;
-    // The cloud's clock stands in the past; but the floor may be too late itself, and then a
-    // certificate that outlives the old one is good.
-    if not_after <= time.floor() && Some(not_after) <= end(&old.certificate) {
+    let in_use = end(&old.certificate).unwrap_or(0);
+    if !renewal::is_taken(not_after, in_use, time.floor()) {
         return Err(JoinError::CloudClock);
     }
     let identity = Identity {

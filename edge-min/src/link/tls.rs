@@ -59,6 +59,13 @@ pub fn is_other_ca(error: &io::Error) -> bool {
     })
 }
 
+/// Whether the other end has ended TLS with an alert: on a link it refuses this end's certificate.
+#[must_use]
+pub fn is_alert(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    inner.is_some_and(|error| matches!(error, Error::AlertReceived(_)))
+}
+
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
         Some(UnixTime::since_unix_epoch(core::time::Duration::from_secs(

@@ -353,7 +353,8 @@ fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
     let mut tries = LOCK_TRIES;
     loop {
         match config.open() {
-            Err(sled::Error::Io(error)) if error.to_string().contains("lock") && tries > 0 => {
+            // The kind of a lock that another process holds; what the system refuses has another.
+            Err(sled::Error::Io(error)) if error.kind() == io::ErrorKind::Other && tries > 0 => {
                 tries -= 1;
                 std::thread::sleep(LOCK_PAUSE);
             }
