@@ -406,6 +406,13 @@ impl<W: Work> Pool<W> {
             cancelled.store(true, Relaxed);
         }
     }
+
+    /// Whether no job waits or is being done, but for a long one for which no other waits.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let state = self.0.lock();
+        state.waiting.is_empty() && state.long.is_empty() && state.busy.is_empty()
+    }
 }
 
 impl<W: Work> Shared<W> {

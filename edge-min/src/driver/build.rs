@@ -29,7 +29,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
         .map_err(|error| failed("state-dir", &error))?;
     let clock = Clock::open(&config.state_dir);
     let runtime = Runtime::new(&config).map_err(|error| failed("runtime", &error))?;
-    // Before any thread: it blocks a signal for all of them.
+    // Before any thread: it blocks signals for all of them.
     let reaper = Reaper::new(runtime.starting_pids()).map_err(|error| failed("reaper", &error))?;
     let images = Images::new(&config.state_dir, &config.preload_dir)
         .map_err(|error| failed("layers", &error))?;
@@ -88,6 +88,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
         watch_at: None,
         incarnation: Incarnation::default(),
         outbox_report,
+        hand_over_by: None,
     };
     driver.condition(
         "StoreDamaged",

@@ -1,11 +1,13 @@
 //! The loop: what happens on the board and on the link goes into the core and the session, what
 //! comes out is done. No policy here: no retry count, no ordering, no "if offline". Before the loop
-//! the parts are made (`build`) and what runs on the board is adopted (`recover`).
+//! the parts are made (`build`) and what runs on the board is adopted (`recover`); after it comes only
+//! the next agent in the same process (`handover`).
 
 mod answers;
 mod build;
 mod certificate;
 mod flash;
+mod handover;
 pub mod log_calls;
 mod records;
 mod recover;
@@ -44,6 +46,7 @@ use crate::workload::logs;
 use crate::workload::reaper::Reaper;
 use crate::workload::runtime::Runtime;
 use certificate::Targets;
+use handover::Handover;
 
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -90,6 +93,8 @@ struct Driver {
     /// The outbox that the session knows.
     incarnation: Incarnation,
     outbox_report: outbox::Shared,
+    /// When the agent replaces itself at the latest, see [`handover`].
+    hand_over_by: Option<u64>,
 }
 
 /// Runs the agent until the process is ended.
@@ -102,8 +107,10 @@ pub fn run(config: Config) -> Result<(), String> {
         log::warn!("subreaper_failed error={}", error.desc());
     }
     let _alone = lock::take(&config.state_dir, &config.run_dir)?;
+    // Before there are threads.
+    let before = Handover::take().unwrap_or_default();
     let (mut driver, events) = build::build(config)?;
-    driver.recover();
+    driver.recover(before);
     driver.connect();
     driver.settle();
     let (requests, local_requests) = async_channel::bounded(read_api::CONNECTIONS_MAX);
@@ -140,6 +147,7 @@ pub fn run(config: Config) -> Result<(), String> {
             driver.watch_flash();
             driver.watch_workers();
             driver.settle();
+            driver.hand_over(events.runtime.is_empty());
         }
     }))
 }
@@ -226,6 +234,7 @@ impl Driver {
             self.session.deadline(),
             self.send_at,
             calls,
+            self.hand_over_deadline(),
         ];
         let at = earliest.into_iter().flatten().min();
         let at = at.and_then(|at| self.start.checked_add(Duration::from_millis(at)));
@@ -243,6 +252,9 @@ impl Driver {
             Event::Exits => {
                 for exit in self.reaper.drain() {
                     self.exited(exit.uid, exit.container, exit.code);
+                }
+                if self.reaper.take_hang_up() {
+                    self.want_hand_over();
                 }
             }
             Event::Time => {

@@ -4,17 +4,21 @@
 use edge_core::{Discovered, Input};
 use edge_proto::key::Uid;
 
+use super::handover::Handover;
 use super::{Driver, failed};
 use crate::link::identity::Identity;
-use crate::workload::reaper::Process;
+use crate::workload::reaper::{self, Process};
 use crate::workload::runtime::Found;
 
 /// A container that has ended, and its exit code if that is known.
 type Ended = ((Uid, String), Option<i32>);
 
 impl Driver {
-    /// Adopts what runs already.
-    pub(super) fn recover(&mut self) {
+    /// Adopts what runs already. `before` is from the agent before this one in the same process.
+    pub(super) fn recover(&mut self, before: Handover) {
+        if let Some(unix_s) = before.unix_s {
+            self.clock.confirm(unix_s);
+        }
         self.watch_flash();
         self.runtime.clear_strays();
         let found = self.runtime.discover();
@@ -24,7 +28,7 @@ impl Driver {
         let mut ended = Vec::new();
         let containers = found
             .into_iter()
-            .map(|one| self.adopt(one, &mut ended))
+            .map(|one| self.adopt(one, &before, &mut ended))
             .collect();
         let pods = self.runtime.pods();
         let discovered = Input::Discovered { containers, pods };
@@ -35,9 +39,9 @@ impl Driver {
         self.settle();
     }
 
-    fn adopt(&mut self, found: Found, ended: &mut Vec<Ended>) -> Discovered {
+    fn adopt(&mut self, found: Found, before: &Handover, ended: &mut Vec<Ended>) -> Discovered {
         let key = (found.uid, found.container.clone());
-        let pid = found.process.as_ref().map(Process::pid);
+        let mut pid = found.process.as_ref().map(Process::pid);
         if let Some(process) = found.process {
             self.running.insert(key.clone(), found.hash);
             if self
@@ -47,6 +51,13 @@ impl Driver {
             {
                 ended.push((key, None));
             }
+        } else if let Some(known) = before.pid_of(found.uid, &found.container)
+            && let Some(code) = reaper::child_ended(known)
+        {
+            // It ended while the agent replaced itself, and nobody has waited for it since.
+            pid = Some(known);
+            self.running.insert(key.clone(), found.hash);
+            ended.push((key, Some(code)));
         }
         Discovered {
             uid: found.uid,

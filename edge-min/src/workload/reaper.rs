@@ -107,11 +107,12 @@ pub struct Reaper {
     watched: SortedMap<u64, Watched>,
     next: u64,
     starting_pids: StartingPids,
+    hang_up: bool,
 }
 
 impl Reaper {
-    /// Watches nothing yet. Blocks SIGCHLD in this thread and those that it starts from now on: a
-    /// thread that does not block it would swallow it.
+    /// Watches nothing yet. Blocks SIGCHLD and SIGHUP in this thread and those that it starts from now
+    /// on: a thread that does not block them would swallow them.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -119,6 +120,7 @@ impl Reaper {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
+        mask.add(Signal::SIGHUP);
         mask.thread_block()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
@@ -129,6 +131,7 @@ impl Reaper {
             watched: SortedMap::new(),
             next: 0,
             starting_pids,
+            hang_up: false,
         })
     }
 
@@ -180,6 +183,19 @@ impl Reaper {
         }
     }
 
+    /// Whether SIGHUP has come since the last call.
+    pub fn take_hang_up(&mut self) -> bool {
+        std::mem::take(&mut self.hang_up)
+    }
+
+    /// All containers that are watched, each with its first process.
+    #[must_use]
+    pub fn watched(&self) -> Vec<(Uid, String, u32)> {
+        let all = self.watched.values();
+        all.map(|one| (one.uid, one.container.clone(), one.process.pid))
+            .collect()
+    }
+
     /// Ends since the last time. What is left over makes the descriptor readable again.
     pub fn drain(&mut self) -> Vec<Exit> {
         let mut exits = Vec::new();
@@ -198,8 +214,10 @@ impl Reaper {
 
     /// Waits for children of the main thread: orphans, and containers of runc.
     fn reap(&mut self, exits: &mut Vec<Exit>) {
-        // Before the waiting: who ends after it signals again. It says no more than "somebody".
-        self.signals.read_signal().ok();
+        // Before the waiting: a child that ends after it signals again. SIGCHLD coalesces.
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            self.hang_up |= signal.ssi_signo == Signal::SIGHUP as u32;
+        }
         let any = nix::unistd::Pid::from_raw(-1);
         for _ in 0..ORPHANS_MAX {
             let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
@@ -240,6 +258,15 @@ pub fn start_time(pid: u32) -> Option<u64> {
     // The second field is the name in brackets and may hold anything, even brackets.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Exit code of a child of this thread that has ended, and frees its number; `None` if it runs or is
+/// no child.
+#[must_use]
+pub fn child_ended(pid: u32) -> Option<i32> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok().filter(|pid| *pid > 0)?);
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
+    waitpid(pid, Some(flags)).ok().and_then(code_of)
 }
 
 fn exit_code(pidfd: BorrowedFd<'_>) -> Option<i32> {

@@ -1,0 +1,232 @@
+//! The agent replaces itself, by SIGHUP: it executes the program at its path in the same process. The
+//! process keeps its number, its children and the signals that it has blocked; everything else is made
+//! anew, as after a crash, with which all that is on the board copes at any moment. What a crash would
+//! lose and an execve(2) need not is in [`Handover`], which travels in a memfd.
+//!
+//! Not handed over: connections of both sockets and of the link (their clients connect again), delays
+//! before restarts, counters of the flash (they begin anew with each agent). The lock on the folders is
+//! given up and taken again by the new agent; one that takes it in between adopts the pods.
+//!
+//! If the program cannot be executed (no such file, not for this machine, being written), the old agent
+//! runs on. It does not notice a program that starts and then fails.
+
+use std::env;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use edge_proto::key::Uid;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::Driver;
+
+/// Environment variable with the number of the descriptor.
+const VARIABLE: &str = "EDGE_MIN_HANDOVER";
+/// First line: what it is, and its version. Another version is not read.
+const BEGIN: &str = "edge-min-handover 1";
+/// Last line: nothing is missing.
+const END: &str = "end";
+/// Bytes of a handover: a full board with orphans, under 120 bytes for each container. What is longer
+/// is not read.
+const HANDOVER_BYTES_MAX: u64 = 512 * 1024;
+/// Time that jobs for containers get to end, so that no start is cut off; after it the hand-over
+/// proceeds. An image that is being unpacked may take longer, and is unpacked again.
+const JOBS_TIMEOUT_MS: u64 = 10_000;
+/// Pause between two looks at them.
+const JOBS_POLL_MS: u64 = 20;
+
+/// What the next agent in this process is told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Handover {
+    /// The cloud's time, seconds since 1970, if it is known.
+    pub(super) unix_s: Option<u64>,
+    /// Containers that ran, each with its first process. It may end while no agent can wait for it,
+    /// and its exit code is then still to be had. A number is valid in this process only: as long as
+    /// nobody waits for the child, no other process gets it.
+    pub(super) watched: Vec<(Uid, String, u32)>,
+}
+
+impl Handover {
+    /// What the agent before this one in the same process has left; `None` at an ordinary start. To be
+    /// called before there are children.
+    pub(super) fn take() -> Option<Self> {
+        let number = env::var(VARIABLE).ok()?;
+        // Made by a call, not inherited: closes by itself, and never twice.
+        let text = File::open(["/proc/self/fd/", &number].concat()).and_then(|file| {
+            let mut text = String::new();
+            file.take(HANDOVER_BYTES_MAX).read_to_string(&mut text)?;
+            Ok(text)
+        });
+        // The inherited descriptor itself goes with the next program.
+        if let Err(error) = crate::sys::close_on_exec() {
+            log::warn!("descriptors_stay_open error={error}");
+        }
+        let read = text.ok().and_then(|text| Self::parse(&text));
+        match &read {
+            Some(_) => log::info!("handed_over"),
+            None => log::warn!("handover_not_read"),
+        }
+        read
+    }
+
+    /// First process of a container that ran.
+    pub(super) fn pid_of(&self, uid: Uid, container: &str) -> Option<u32> {
+        let mut all = self.watched.iter();
+        all.find(|one| one.0 == uid && one.1 == container)
+            .map(|one| one.2)
+    }
+
+    fn to_text(&self) -> String {
+        let process = std::process::id().to_string();
+        let time = self.unix_s.unwrap_or(0).to_string();
+        let mut text = [BEGIN, "\n", &process, " ", &time, "\n"].concat();
+        for (uid, container, pid) in &self.watched {
+            text += &[
+                &uid.to_string(),
+                " ",
+                container,
+                " ",
+                &pid.to_string(),
+                "\n",
+            ]
+            .concat();
+        }
+        text + END + "\n"
+    }
+
+    /// `None` for another version, another process, or anything that is not whole.
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.strip_suffix('\n')?.lines();
+        if lines.next()? != BEGIN || lines.next_back()? != END {
+            return None;
+        }
+        let (process, time) = lines.next()?.split_once(' ')?;
+        if process.parse() != Ok(std::process::id()) {
+            return None;
+        }
+        let unix_s = Some(time.parse().ok()?).filter(|unix_s| *unix_s != 0);
+        let watched = lines.map(|line| {
+            let mut words = line.split(' ');
+            let (uid, container, pid) = (words.next()?, words.next()?, words.next()?);
+            Some((Uid::parse(uid)?, container.to_owned(), pid.parse().ok()?))
+        });
+        let watched = watched.collect::<Option<_>>()?;
+        Some(Self { unix_s, watched })
+    }
+
+    /// A descriptor with this, which a program that is executed inherits.
+    fn to_memfd(&self) -> io::Result<OwnedFd> {
+        let mut file = File::from(memfd_create("edge-min-handover", MemfdFlags::empty())?);
+        file.write_all(self.to_text().as_bytes())?;
+        Ok(file.into())
+    }
+}
+
+impl Driver {
+    /// The signal came.
+    pub(super) fn want_hand_over(&mut self) {
+        log::info!("hand_over_wanted");
+        self.hand_over_by = self.now().checked_add(JOBS_TIMEOUT_MS);
+    }
+
+    /// When to look again whether the jobs have ended.
+    pub(super) fn hand_over_deadline(&self) -> Option<u64> {
+        self.hand_over_by?;
+        self.now().checked_add(JOBS_POLL_MS)
+    }
+
+    /// Replaces the agent if that is wanted and no container is being started. `answered` says that no
+    /// answer of a job waits to be handled. Returns only if nothing is replaced.
+    pub(super) fn hand_over(&mut self, answered: bool) {
+        let Some(by) = self.hand_over_by else {
+            return;
+        };
+        let idle = answered && self.runtime_jobs.is_idle();
+        if !idle && self.now() < by {
+            return;
+        }
+        self.hand_over_by = None;
+        let time = self.clock.reliable();
+        let handover = Handover {
+            unix_s: time.confirmed.then_some(time.unix_s),
+            watched: self.reaper.watched(),
+        };
+        let Err(error) = execute(&handover);
+        log::warn!("hand_over_failed error={error}");
+        self.condition("HandOverFailed", true, &error.to_string());
+    }
+}
+
+/// Executes the program that this process was started as, with its arguments.
+fn execute(handover: &Handover) -> io::Result<core::convert::Infallible> {
+    let args: Vec<OsString> = env::args_os().collect();
+    // /proc/self/exe names what this process runs, not what has replaced it.
+    let program = match args.first() {
+        Some(first) if first.as_bytes().contains(&b'/') => first.clone(),
+        _ => env::current_exe()?.into_os_string(),
+    };
+    let string = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
+    let args = args
+        .into_iter()
+        .map(string)
+        .collect::<Result<Vec<_>, _>>()?;
+    let others = env::vars_os().filter(|(name, _)| name != VARIABLE);
+    let mut variables = others
+        .map(|(name, value)| [name, value].join("=".as_ref()))
+        .map(string)
+        .collect::<Result<Vec<_>, _>>()?;
+    // The last thing before, since a child of another thread would inherit it, too. It is closed again
+    // when the call returns.
+    let memfd = handover.to_memfd()?;
+    let variable = [VARIABLE, "=", &memfd.as_raw_fd().to_string()].concat();
+    variables.push(CString::new(variable)?);
+    Ok(nix::unistd::execve(&string(program)?, &args, &variables)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handover() -> Handover {
+        Handover {
+            unix_s: Some(1_800_000_000),
+            watched: vec![
+                (Uid([1; 16]), "web".to_owned(), 7),
+                (Uid([2; 16]), "db".to_owned(), 4_000_000),
+            ],
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_arrives() {
+        for one in [handover(), Handover::default()] {
+            assert_eq!(Handover::parse(&one.to_text()), Some(one));
+        }
+        assert_eq!(handover().pid_of(Uid([2; 16]), "db"), Some(4_000_000));
+        assert_eq!(handover().pid_of(Uid([2; 16]), "web"), None);
+    }
+
+    /// Goal: what is damaged, of another version or of another process counts as nothing. Method: the
+    /// text cut at every length, and with each of these changed.
+    #[test]
+    fn what_is_not_whole_is_ignored() {
+        let text = handover().to_text();
+        for length in 0..text.len() {
+            assert_eq!(Handover::parse(&text[..length]), None, "{length}");
+        }
+        let process = std::process::id().to_string();
+        for (old, new) in [
+            (BEGIN, "edge-min-handover 2"),
+            (&*process, "0"),
+            (" 7\n", " seven\n"),
+            (" 7\n", "\n"),
+            ("1800000000", "-1"),
+        ] {
+            let changed = text.replacen(old, new, 1);
+            assert_ne!(changed, text);
+            assert_eq!(Handover::parse(&changed), None, "{new}");
+        }
+    }
+}
