@@ -6,8 +6,10 @@ use std::fs;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use edge_min::image::layout::{ConfigFile, Index, Layout, Manifest};
+use edge_min::worker::Stop;
 use edge_min_fuzz::{scratch, with_checksums};
 use libfuzzer_sys::fuzz_target;
 
@@ -19,6 +21,7 @@ fn read(layout: PathBuf) {
     let Some(layout) = Layout::at(layout) else {
         return;
     };
+    let stop = Stop::after(Duration::from_secs(3600));
     for arch in ["x86_64", "aarch64", "arm"] {
         let Ok(Some(manifest)) = layout.find("a:1", arch) else {
             continue;
@@ -29,7 +32,7 @@ fn read(layout: PathBuf) {
                 assert!(hex.len() == 64 && !hex.contains(['/', '.']));
             }
             descriptor.packing().ok();
-            if let Ok(mut bytes) = layout.layer(descriptor) {
+            if let Ok(mut bytes) = layout.layer(descriptor, &stop) {
                 bytes.read_to_end(&mut Vec::new()).unwrap();
             }
         }
