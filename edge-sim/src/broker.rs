@@ -128,12 +128,12 @@ impl World {
     /// The broker closes a connection: its will is published, and its board hears of it.
     fn close(&mut self, node: u32, connection: &Connection) {
         self.publish_will(node, connection);
-        self.tell_broken(connection.board, connection.id, 0);
+        self.plan_broken(connection.board, connection.id, 0);
     }
 
     /// A board hears, in `ms` and its delay, that its connection is over; behind a cut only when
     /// that ends, or by the silence.
-    fn tell_broken(&mut self, board: u32, conn: u32, ms: u64) {
+    fn plan_broken(&mut self, board: u32, conn: u32, ms: u64) {
         let node = self.boards[board as usize].node;
         let keepalive = self.scenario.broker.keepalive_s * 1000;
         let cut = self.cut_until(node).saturating_sub(self.now);
@@ -276,7 +276,7 @@ impl World {
             if let Some(connection) = self.broker.connections[node].take() {
                 // The kernel of the broker's host closes its sockets.
                 let ms = self.rng.below(500);
-                self.tell_broken(connection.board, connection.id, ms);
+                self.plan_broken(connection.board, connection.id, ms);
             }
         }
         self.replicas_lose_broker();

@@ -70,7 +70,7 @@ impl World {
         session.calls.insert(id, reader);
         self.stats.calls += 1;
         let (method, args) = (METHOD_LOGS, total.to_be_bytes().to_vec());
-        self.tell_session(replica, node, CallOpen { id, method, args });
+        self.session_input(replica, node, CallOpen { id, method, args });
         let replica = u8::try_from(replica).unwrap_or_default();
         let timeout = Event::CallTimeout {
             replica,
@@ -96,7 +96,7 @@ impl World {
         if left_ms == 0 {
             session.calls.remove(&id);
             self.stats.calls_broken += 1;
-            self.tell_session(replica, node, CallInput::Cancel { id });
+            self.session_input(replica, node, CallInput::Cancel { id });
             return;
         }
         let replica = u8::try_from(replica).unwrap_or_default();
@@ -191,7 +191,7 @@ impl World {
                 Some(bytes) => CallInput::Taken { id, bytes },
                 None => CallInput::Cancel { id },
             };
-            self.tell_session(replica, node, input);
+            self.session_input(replica, node, input);
         }
     }
 

@@ -251,7 +251,7 @@ impl World {
                 if let Some(session) = &mut self.replicas[replica].sessions[node] {
                     session.attached = false;
                     session.line.clear();
-                    self.tell_session(replica, node as u32, LinkInput::TransportDown);
+                    self.session_input(replica, node as u32, LinkInput::TransportDown);
                 }
             }
             let replica = index(replica);

@@ -188,7 +188,7 @@ impl World {
             Some(payload) => record.desired.insert(key.clone(), payload),
             None => record.desired.remove(&key),
         };
-        self.tell_desired(node, &key);
+        self.desired_changed(node, &key);
         self.refresh(node);
     }
 

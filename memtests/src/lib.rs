@@ -229,9 +229,9 @@ impl Gate {
     /// # Errors
     /// Those of the file system.
     pub fn manifest(&self, name: &str, text: &str) -> Result<()> {
-        let aside = self.dir.join(name);
-        fs::write(&aside, text)?;
-        Ok(fs::rename(aside, self.dir.join("manifests").join(name))?)
+        let staged = self.dir.join(name);
+        fs::write(&staged, text)?;
+        Ok(fs::rename(staged, self.dir.join("manifests").join(name))?)
     }
 
     /// Bytes of large objects that have come so far.

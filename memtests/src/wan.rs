@@ -161,14 +161,14 @@ impl Drop for Wan {
 
 /// What stands where the cloud should be.
 #[derive(Clone, Copy)]
-pub enum Stranger {
+pub enum WrongServer {
     /// Takes connections and says nothing.
     Silent,
     /// Sends everyone to a login page.
     Portal,
 }
 
-/// A [`Stranger`] on a port of this host.
+/// A [`WrongServer`] on a port of this host.
 pub struct Impostor {
     port: u16,
     guests: Arc<AtomicU32>,
@@ -181,7 +181,7 @@ impl Impostor {
     ///
     /// # Errors
     /// The port is in use.
-    pub fn start(port: u16, stranger: Stranger) -> Result<Self> {
+    pub fn start(port: u16, server: WrongServer) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port))?;
         let (guests, over) = (
             Arc::new(AtomicU32::new(0)),
@@ -195,9 +195,9 @@ impl Impostor {
                     return;
                 }
                 counter.fetch_add(1, Ordering::Relaxed);
-                match stranger {
-                    Stranger::Silent => held.push(stream),
-                    Stranger::Portal => redirect(stream).unwrap_or_default(),
+                match server {
+                    WrongServer::Silent => held.push(stream),
+                    WrongServer::Portal => redirect(stream).unwrap_or_default(),
                 }
             }
         };

@@ -150,9 +150,9 @@ fn each_mistake_has_its_exit_code_and_says_what_to_do() {
             "write it",
         ),
     ] {
-        let (found, said) = run(&gate, words);
-        assert_eq!(found, code, "{words:?}: {said}");
-        assert!(said.contains(text), "{words:?}: {said}");
+        let (found, output) = run(&gate, words);
+        assert_eq!(found, code, "{words:?}: {output}");
+        assert!(output.contains(text), "{words:?}: {output}");
     }
     let (code, text) = run(&gate, &["check", "--json"]);
     assert_eq!(code, 0, "{text}");
@@ -218,8 +218,8 @@ fn a_second_agent_and_another_user_are_sent_away() {
         assert!(code == 1 && text.contains(&expected), "{code} {text}");
     }
     for words in [&["status"][..], &["run"][..], &["reset", "--yes"][..]] {
-        let mut stranger = command(&gate, words);
-        let answer = stranger.uid(65534).gid(65534).output().unwrap();
+        let mut other_user = command(&gate, words);
+        let answer = other_user.uid(65534).gid(65534).output().unwrap();
         let text = String::from_utf8(answer.stderr).unwrap();
         assert!(
             !answer.status.success() && text.contains("run it as root"),

@@ -141,9 +141,9 @@ fn a_power_cut_and_damage_stop_no_workload() {
         .unwrap();
         let status = gate.status().unwrap();
         assert_eq!(status["connected"], false);
-        let said = status["conditions"].to_string().contains("StoreDamaged");
+        let shown = status["conditions"].to_string().contains("StoreDamaged");
         assert_eq!(
-            said,
+            shown,
             *flat != "whole",
             "files {flat}, cache {cache}: {status}"
         );

@@ -143,8 +143,8 @@ impl Known {
         self.sectors_lost += left.sectors_lost;
         let console = board.console().unwrap();
         // A line that is not whole was not said.
-        let said = console.rsplit_once('\n').map_or("", |(said, _)| said);
-        for record in said
+        let printed = console.rsplit_once('\n').map_or("", |(printed, _)| printed);
+        for record in printed
             .lines()
             .filter_map(|line| line.strip_prefix("@record "))
         {

@@ -554,8 +554,8 @@ fn a_process_lives_and_ends_as_kubernetes_says() {
 fn what_cannot_start_says_why() {
     let gate = gate();
     let preload = gate.state_dir().join("preload");
-    let aside = gate.dir().join("image");
-    fs::rename(preload.join("image"), &aside).unwrap();
+    let renamed = gate.dir().join("image");
+    fs::rename(preload.join("image"), &renamed).unwrap();
     let forbidden = json!({
         "volumes": [{"name": "etc", "hostPath": {"path": "/etc"}}],
         "containers": [{"name": "main", "image": IMAGE, "command": ["/bin/true"],
@@ -590,7 +590,7 @@ fn what_cannot_start_says_why() {
     let tar = gate.dir().join("image.tar");
     let made = Command::new("tar")
         .arg("-C")
-        .arg(&aside)
+        .arg(&renamed)
         .arg("-cf")
         .arg(&tar)
         .arg(".")

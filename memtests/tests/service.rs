@@ -79,7 +79,7 @@ fn the_init_script_keeps_workloads_running(shell: &[&str]) {
             .output()
             .unwrap()
     };
-    let said = |word: &str, code: i32, text: &str| {
+    let expect = |word: &str, code: i32, text: &str| {
         let output = script(word);
         let all = [output.stdout, output.stderr].concat();
         let all = String::from_utf8(all).unwrap();
@@ -94,13 +94,13 @@ fn the_init_script_keeps_workloads_running(shell: &[&str]) {
         agents[0]
     };
 
-    said("status", 3, "stopped");
-    said("start", 0, "");
+    expect("status", 3, "stopped");
+    expect("start", 0, "");
     let first = untouched(&gate);
-    said("status", 0, "is running");
-    said("start", 0, "is running");
+    expect("status", 0, "is running");
+    expect("start", 0, "is running");
     assert_eq!(untouched(&gate), first);
-    said("restart", 0, "");
+    expect("restart", 0, "");
     let second = untouched(&gate);
     assert_ne!(second, first);
     let killed = Command::new("kill")
@@ -112,15 +112,15 @@ fn the_init_script_keeps_workloads_running(shell: &[&str]) {
     })
     .unwrap();
     untouched(&gate);
-    said("stop", 0, "");
+    expect("stop", 0, "");
     assert!(agents(&config).is_empty());
-    said("status", 3, "stopped");
-    said("stop", 0, "not running");
+    expect("status", 3, "stopped");
+    expect("stop", 0, "not running");
     for pid in &before {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         assert!(!stat.contains(") Z "), "{stat}");
     }
-    said("no-such-word", 2, "usage");
+    expect("no-such-word", 2, "usage");
     // The gate's own agent takes the pods down.
     gate.start_agent().unwrap();
     gate.until_converged(2).unwrap();
@@ -156,8 +156,8 @@ fn systemd_finds_no_fault_in_the_unit() {
             .arg(&file)
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        (output.status.success(), said)
+        let printed = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), printed)
     };
     let unit = unit.replace("/usr/bin/edge-min", agent.to_str().unwrap());
     assert_eq!(verify(&unit), (true, String::new()));

@@ -288,11 +288,11 @@ fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
             let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
             assert_eq!(score, "300\n", "{name}");
             let log = log().unwrap();
-            let said: Vec<&str> = log.split_whitespace().collect();
+            let printed: Vec<&str> = log.split_whitespace().collect();
             // Standard three and the list itself.
-            assert_eq!(said[..2], ["0022", "4"], "{name}");
+            assert_eq!(printed[..2], ["0022", "4"], "{name}");
             if runtime == "process" {
-                assert_eq!(said[2], "0", "{name}");
+                assert_eq!(printed[2], "0", "{name}");
             }
         }
     }

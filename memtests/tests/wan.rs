@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use memtests::wan::{CLOUD, Impostor, Stranger, Wan};
+use memtests::wan::{CLOUD, Impostor, Wan, WrongServer};
 use memtests::{Gate, STATE_TIMEOUT, Setup};
 use serde_json::Value;
 
@@ -240,15 +240,15 @@ fn a_deployment_converges_over_a_line_that_loses_a_third() {
 
 /// Goal: whoever answers in the cloud's place, the agent gives up, says why, comes again at its
 /// own pace, and is back with the cloud; its work goes on. Method: a listener on the cloud's port.
-fn with_stranger(stranger: Stranger, words: &str, timeout: Duration) {
+fn with_wrong_server(server: WrongServer, words: &str, timeout: Duration) {
     let mut gate = Gate::start(&pods(1, 0)).unwrap();
     gate.until_converged(1).unwrap();
     let before = gate.pids().unwrap();
     let token = gate.cloud_text(&["token", "create"]).unwrap();
     gate.kill_cloud().unwrap();
-    let impostor = Impostor::start(gate.port(), stranger).unwrap();
+    let impostor = Impostor::start(gate.port(), server).unwrap();
     let start = Instant::now();
-    if let Stranger::Portal = stranger {
+    if let WrongServer::Portal = server {
         let url = format!("mqtts://localhost:{}", gate.port());
         let join = ["join", &url, "--node", "other", "--token", token.trim()];
         let why = gate.agent_text(&join).unwrap_err().to_string();
@@ -280,13 +280,13 @@ fn with_stranger(stranger: Stranger, words: &str, timeout: Duration) {
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_server_that_says_nothing_is_given_up_after_90_seconds() {
-    with_stranger(Stranger::Silent, "within 90 s", Duration::from_secs(600));
+    with_wrong_server(WrongServer::Silent, "within 90 s", Duration::from_secs(600));
 }
 
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_captive_portal_is_named_and_not_hammered() {
-    with_stranger(Stranger::Portal, "login page", Duration::from_secs(600));
+    with_wrong_server(WrongServer::Portal, "login page", Duration::from_secs(600));
 }
 
 /// Goal: a name that does not resolve, and a resolver that does not even answer, are told and

@@ -243,11 +243,11 @@ fn run(
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
     // that is only busy. What counts is the last that was heard.
-    let mut patience = Duration::from_millis(CONNECT_TIMEOUT_MS);
+    let mut timeout = Duration::from_millis(CONNECT_TIMEOUT_MS);
     let mut heard = Instant::now();
     let mut pending = Some(sender);
     loop {
-        let event = match connection.recv_timeout(patience.saturating_sub(heard.elapsed())) {
+        let event = match connection.recv_timeout(timeout.saturating_sub(heard.elapsed())) {
             Err(_) if pending.is_some() => return End::Own(UNANSWERED),
             Err(_) => return End::Own("silent over its keepalive"),
             Ok(Err(error)) => return End::Failed(error),
@@ -275,7 +275,7 @@ fn run(
             }
             MqttEvent::Incoming(Packet::SubAck(_)) => match pending.take() {
                 Some(sender) => {
-                    patience = config.keepalive * SILENCE_PERCENT / 100;
+                    timeout = config.keepalive * SILENCE_PERCENT / 100;
                     heard = Instant::now();
                     LinkEvent::Up(sender)
                 }

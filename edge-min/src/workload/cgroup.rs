@@ -177,8 +177,8 @@ impl Cgroups {
                 return Ok(());
             }
             let dying = self.strike(path);
-            let patience = deadline.saturating_duration_since(Instant::now());
-            if patience.is_zero() {
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            if timeout.is_zero() {
                 let left: Vec<String> = left.iter().take(4).map(i32::to_string).collect();
                 let text = ["not ended after SIGKILL: process ", &left.join(", ")].concat();
                 return Err(io::Error::other(text));

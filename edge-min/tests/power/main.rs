@@ -60,8 +60,8 @@ fn recorded_in(dir: &Path, workload: &Workload) -> Vec<Op> {
 fn recorded(workload: &Workload) -> Vec<Op> {
     let dir = tempfile::tempdir().unwrap();
     let ops = recorded_in(dir.path(), workload);
-    let end = ops.iter().rfind(|op| matches!(op, Op::Said(_)));
-    assert_eq!(end, Some(&Op::Said("end".into())));
+    let end = ops.iter().rfind(|op| matches!(op, Op::Printed(_)));
+    assert_eq!(end, Some(&Op::Printed("end".into())));
     ops
 }
 
@@ -144,7 +144,7 @@ fn nothing_acknowledged_is_lost_to_a_power_cut() {
     let seeds = if long() { 40 } else { 2 };
     for workload in &workload::ALL {
         let ops = recorded(workload);
-        let cuts = every_cut(&ops, seeds, |dir, said| (workload.check)(dir, said));
+        let cuts = every_cut(&ops, seeds, |dir, printed| (workload.check)(dir, printed));
         println!("{}: {} calls, {cuts} cuts", workload.name, ops.len());
     }
 }
@@ -240,16 +240,16 @@ impl Failing {
         let text = String::from_utf8_lossy(&output.stdout);
         let what = &self.what;
         assert!(output.status.success(), "{what}: {text}\n{log}");
-        let said: Vec<&str> = text
+        let printed: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix('@'))
             .collect();
-        assert_eq!(said.last(), Some(&"end"), "{what}: {text}\n{log}");
-        if let Err(reason) = (workload.check)(self.dir.path(), &said) {
+        assert_eq!(printed.last(), Some(&"end"), "{what}: {text}\n{log}");
+        if let Err(reason) = (workload.check)(self.dir.path(), &printed) {
             panic!("{what}: {reason}\n{text}\n{log}");
         }
-        let said = said.into_iter().map(str::to_owned).collect();
-        (said, log.contains("(INJECTED)"))
+        let printed = printed.into_iter().map(str::to_owned).collect();
+        (printed, log.contains("(INJECTED)"))
     }
 }
 
@@ -315,7 +315,7 @@ fn touched(workload: &Workload) -> BTreeSet<PathBuf> {
                 files.insert(one);
             }
             Op::Rename(one, other) | Op::Exchange(one, other) => files.extend([one, other]),
-            Op::Write(..) | Op::Truncate(..) | Op::Said(_) => {}
+            Op::Write(..) | Op::Truncate(..) | Op::Printed(_) => {}
         }
     }
     files
@@ -400,9 +400,9 @@ fn an_outbox_that_cannot_be_read_for_a_moment_is_no_new_one() {
         }
     }
     for (calls, nth, one) in running {
-        let (said, failed) = one.end(reopen);
+        let (printed, failed) = one.end(reopen);
         assert!(failed, "{calls} {nth}: no such call");
-        assert_eq!(said, wanted, "{calls} {nth}");
+        assert_eq!(printed, wanted, "{calls} {nth}");
     }
 }
 
@@ -412,9 +412,9 @@ fn an_outbox_that_cannot_be_read_for_a_moment_is_no_new_one() {
 fn the_store_thread_tells_of_a_full_medium_and_recovers() {
     let files = ["desired.tmp"].into_iter().map(PathBuf::from).collect();
     let failing = Failing::start(&workload::THREAD, "write", "ENOSPC", "2..4", &files);
-    let (said, failed) = failing.end(&workload::THREAD);
+    let (printed, failed) = failing.end(&workload::THREAD);
     assert!(failed);
-    let said: Vec<&str> = said
+    let printed: Vec<&str> = printed
         .iter()
         .map(|line| line.split(" (").next().unwrap())
         .collect();
@@ -427,11 +427,11 @@ fn the_store_thread_tells_of_a_full_medium_and_recovers() {
         "end",
     ];
     // The answer and the good news may come in any order.
-    let mut sorted = (said.clone(), wanted.to_vec());
+    let mut sorted = (printed.clone(), wanted.to_vec());
     sorted.0.sort_unstable();
     sorted.1.sort_unstable();
-    assert_eq!(sorted.0, sorted.1, "{said:?}");
-    assert_eq!(said[..2], wanted[..2]);
+    assert_eq!(sorted.0, sorted.1, "{printed:?}");
+    assert_eq!(printed[..2], wanted[..2]);
 }
 
 /// Goal: a medium that cannot be read back keeps no agent from starting, alters nothing, and what
@@ -454,14 +454,14 @@ fn a_file_that_cannot_be_read_is_told_and_stops_nothing() {
             let files = files.filter(|name| !name.starts_with("cache")).collect();
             let reopen = &workload::REOPEN;
             let failing = Failing::start_in(dir, reopen, calls, "EIO", &nth.to_string(), &files);
-            let (said, failed) = failing.end(reopen);
+            let (printed, failed) = failing.end(reopen);
             if !failed {
                 break;
             }
             // What a damaged file lacks may have come from the cache.
-            let told = said[0].contains("damage told");
-            let whole = said[0].starts_with("whole true damage none");
-            assert!(told || whole, "{calls} {nth}: {said:?}");
+            let told = printed[0].contains("damage told");
+            let whole = printed[0].starts_with("whole true damage none");
+            assert!(told || whole, "{calls} {nth}: {printed:?}");
             damaged += usize::from(told);
         }
     }

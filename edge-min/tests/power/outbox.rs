@@ -219,21 +219,21 @@ fn segments(dir: &Path) -> Vec<u64> {
     firsts
 }
 
-pub(super) fn check(dir: &Path, said: &[&str]) -> Result<(), String> {
-    let stored: Vec<u64> = said
+pub(super) fn check(dir: &Path, printed: &[&str]) -> Result<(), String> {
+    let stored: Vec<u64> = printed
         .iter()
         .filter_map(|line| line.strip_prefix("record ")?.parse().ok())
         .collect();
     let last = stored.last().copied().unwrap_or(0);
-    let acked = number(said, "acked ").max(1);
-    let refused = said.iter().any(|line| line.starts_with("refused "));
+    let acked = number(printed, "acked ").max(1);
+    let refused = printed.iter().any(|line| line.starts_with("refused "));
     // One that was on its way may be there, unacknowledged.
-    let under_way = u64::from(said.last() != Some(&"end")) * 2;
+    let under_way = u64::from(printed.last() != Some(&"end")) * 2;
     let running = Running::start(dir);
     let mut next = 1;
     if last > 0 {
         let (incarnation, held, end) = running.ready().ok_or("nothing can be read")?;
-        if u64::from_le_bytes(incarnation) != number(said, "incarnation ") {
+        if u64::from_le_bytes(incarnation) != number(printed, "incarnation ") {
             return Err("the outbox is another one".to_owned());
         }
         if held > acked || end <= last || end > last + 1 + under_way {

@@ -32,7 +32,7 @@ pub(crate) enum Op {
     /// A file, or the names of a folder, are durable when this has returned.
     Sync(PathBuf),
     /// The process told the world something: a line that begins with `@`, without it.
-    Said(String),
+    Printed(String),
 }
 
 /// A command under `strace`, which writes its log to `log`.
@@ -63,8 +63,8 @@ pub(crate) fn record(folder: &Path, command: &[&str], env: &[(&str, &str)]) -> V
         .output()
         .expect("strace is missing: scripts/setup");
     let text = fs::read_to_string(&log).unwrap_or_default();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", tail(&text));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}\n{}", tail(&text));
     Parser::new(folder).parse(&text)
 }
 
@@ -126,7 +126,7 @@ impl Parser {
             "open" | "openat" | "creat" => {
                 return self.opened(result, args[args.len() - 2..].join(""));
             }
-            "write" if args[0].starts_with("1<") => return self.said(&text(args[1])),
+            "write" if args[0].starts_with("1<") => return self.printed(&text(args[1])),
             "write" => None,
             "pwrite64" => Some(args[3].parse().unwrap()),
             "ftruncate" => {
@@ -234,9 +234,10 @@ impl Parser {
         }
     }
 
-    fn said(&mut self, text: &str) {
+    fn printed(&mut self, text: &str) {
         let lines = text.lines().filter_map(|line| line.strip_prefix('@'));
-        self.ops.extend(lines.map(|line| Op::Said(line.to_owned())));
+        self.ops
+            .extend(lines.map(|line| Op::Printed(line.to_owned())));
     }
 
     /// `3</path>`: the path in the folder.

@@ -98,7 +98,7 @@ impl Disk {
                 // One that is removed already.
                 None => {}
             },
-            Op::Said(_) => {}
+            Op::Printed(_) => {}
         }
     }
 
@@ -237,22 +237,22 @@ pub(crate) fn every_cut(
     mut check: impl FnMut(&Path, &[&str]) -> Result<(), String>,
 ) -> usize {
     let mut disk = Disk::default();
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     let mut cuts = 0;
     for (at, op) in ops.iter().enumerate() {
         disk.apply(op);
-        if let Op::Said(text) = op {
-            said.push(text.as_str());
+        if let Op::Printed(text) = op {
+            printed.push(text.as_str());
         }
         let losses = [Loss::None, Loss::All, Loss::Bytes, Loss::Names];
         let random = (0..seeds).map(|seed| Loss::Random((at as u64) << 16 | seed));
         for loss in losses.into_iter().chain(random) {
             let dir = scratch();
             disk.cut(dir.path(), loss);
-            if let Err(reason) = check(dir.path(), &said) {
+            if let Err(reason) = check(dir.path(), &printed) {
                 let last: Vec<String> = ops[at.saturating_sub(8)..=at].iter().map(shown).collect();
                 panic!(
-                    "cut after call {at}, lost {loss:?}: {reason}\nsaid {said:?}\n{}",
+                    "cut after call {at}, lost {loss:?}: {reason}\nsaid {printed:?}\n{}",
                     last.join("\n")
                 );
             }

@@ -105,8 +105,8 @@ fn insist<T, E: std::fmt::Display>(mut write: impl FnMut() -> Result<T, E>) -> T
 }
 
 /// The largest number behind this word.
-fn number(said: &[&str], word: &str) -> u64 {
-    let numbers = said
+fn number(printed: &[&str], word: &str) -> u64 {
+    let numbers = printed
         .iter()
         .filter_map(|line| line.strip_prefix(word)?.parse().ok());
     numbers.max().unwrap_or(0)
@@ -275,8 +275,8 @@ fn run_thread(dir: &Path) {
     say("end");
 }
 
-fn check_thread(dir: &Path, said: &[&str]) -> Result<(), String> {
-    let answers: Vec<_> = said
+fn check_thread(dir: &Path, printed: &[&str]) -> Result<(), String> {
+    let answers: Vec<_> = printed
         .iter()
         .filter(|line| line.starts_with("applied "))
         .collect();
@@ -315,8 +315,8 @@ pub(crate) fn check_cache(dir: &Path) -> Result<(), String> {
     store.write_cache()
 }
 
-fn check_store(dir: &Path, said: &[&str]) -> Result<(), String> {
-    let accepted = number(said, "accepted ");
+fn check_store(dir: &Path, printed: &[&str]) -> Result<(), String> {
+    let accepted = number(printed, "accepted ");
     let (mut store, set, damage) = open(dir)?;
     let epoch = store.epoch();
     // The one after it may be there before it is acknowledged.
@@ -386,8 +386,8 @@ fn run_identity(dir: &Path) {
     say("end");
 }
 
-fn check_identity(dir: &Path, said: &[&str]) -> Result<(), String> {
-    let last = number(said, "joined ");
+fn check_identity(dir: &Path, printed: &[&str]) -> Result<(), String> {
+    let last = number(printed, "joined ");
     let loaded = Identity::load(dir).map_err(|error| format!("joined {last}: {error}"))?;
     let found = loaded.as_ref().map_or(0, |one| u64::from(one.key[0]));
     if found < last || found > last + 1 {
@@ -402,13 +402,13 @@ fn check_identity(dir: &Path, said: &[&str]) -> Result<(), String> {
             return Err(format!("identity {found} is mixed with another"));
         }
     }
-    let key = number(said, "key ");
+    let key = number(printed, "key ");
     let pending = identity::pending_key(dir).map_err(|error| error.to_string())?;
     let pending = pending.map_or(0, |key| u64::from(key[0]));
     if key > last && found != key && pending != key {
         return Err(format!("key {pending} waits, and {key} was acknowledged"));
     }
-    let floor = number(said, "time ");
+    let floor = number(printed, "time ");
     if floor > 0 && Clock::open(dir).now().0 < floor {
         return Err(format!("the time is below {floor}"));
     }

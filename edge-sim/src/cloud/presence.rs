@@ -48,7 +48,7 @@ impl World {
             session
                 .line
                 .limit(now, self.records[node as usize].limits_down());
-            self.tell_session(replica, node, LinkInput::TransportUp);
+            self.session_input(replica, node, LinkInput::TransportUp);
         }
     }
 
@@ -82,8 +82,8 @@ impl World {
             }
         }
         for node in gone {
-            self.tell_session(replica, node, LinkInput::TransportDown);
-            self.tell_session(replica, node, LinkInput::TransportUp);
+            self.session_input(replica, node, LinkInput::TransportDown);
+            self.session_input(replica, node, LinkInput::TransportUp);
         }
         let replica = index(replica);
         let interval = (silence_ms / 30).max(1_000);

@@ -48,7 +48,7 @@ impl World {
         }
         self.check_sender(node, packet.from);
         if !self.must_wait(replica, &packet) {
-            self.tell_session(replica, node, LinkInput::Frame(&packet.bytes));
+            self.session_input(replica, node, LinkInput::Frame(&packet.bytes));
         }
     }
 
@@ -83,12 +83,12 @@ impl World {
             && session.wake_at <= now
         {
             session.wake_at = u64::MAX;
-            self.tell_session(replica, node, LinkInput::Tick);
+            self.session_input(replica, node, LinkInput::Tick);
         }
     }
 
     /// One input to a session, and all that follows from it.
-    pub(crate) fn tell_session<'a>(
+    pub(crate) fn session_input<'a>(
         &mut self,
         replica: usize,
         node: u32,

@@ -38,7 +38,7 @@ impl World {
         record.epoch = epoch;
         self.take_report(node, changes);
         let refused = Vec::new();
-        self.tell_session(replica, node, StateInput::Applied { ticket, refused });
+        self.session_input(replica, node, StateInput::Applied { ticket, refused });
         self.drop_ended_pods(node);
     }
 
@@ -80,11 +80,11 @@ impl World {
             self.stats.sink_failures += 1;
             CloudRecordsInput::Failed { ticket }
         };
-        self.tell_session(replica, node, input);
+        self.session_input(replica, node, input);
     }
 
     /// The desired set of a node has changed: every replica that is awake sees it.
-    pub(crate) fn tell_desired(&mut self, node: u32, key: &Key) {
+    pub(crate) fn desired_changed(&mut self, node: u32, key: &Key) {
         for replica in 0..self.replicas.len() {
             let one = &mut self.replicas[replica];
             if one.paused {
@@ -112,6 +112,6 @@ impl World {
             },
             None => StateInput::Delete { key },
         };
-        self.tell_session(replica, node, input);
+        self.session_input(replica, node, input);
     }
 }

@@ -154,7 +154,7 @@ impl Stand {
     }
 
     /// When the pod says that it runs.
-    fn said(&self, name: &str) -> Result<Instant> {
+    fn printed_at(&self, name: &str) -> Result<Instant> {
         loop {
             let (line, at) = self.lines.recv_timeout(STATE_TIMEOUT)?;
             if line == name {
@@ -175,7 +175,7 @@ impl Stand {
             let written = Instant::now();
             Ok((written, join(accept)?, join(run)?))
         })?;
-        let exec = self.said(name)?;
+        let exec = self.printed_at(name)?;
         Ok(Deployed {
             written_to_exec: ms(exec - written),
             exec: ms(exec - accepted_at),
@@ -191,7 +191,7 @@ impl Stand {
         let pid = Pid::from_raw(i32::try_from(pid)?).context("no pid")?;
         let killed = Instant::now();
         kill_process(pid, Signal::KILL)?;
-        Ok(ms(self.said(name)? - killed))
+        Ok(ms(self.printed_at(name)? - killed))
     }
 
     /// The same for new pods while the image of another one is unpacked.

@@ -151,10 +151,10 @@ fn messages(
         took.report.push(ms(seen - runs));
         let asked = Instant::now();
         let socket = gate.dir().join("cloud/api.sock");
-        let said = get_text(&socket, "/v1/logs/gate/default/talker")?;
+        let output = get_text(&socket, "/v1/logs/gate/default/talker")?;
         took.call.push(ms(asked.elapsed()));
-        if said != "hello\n" {
-            bail!("the pod said {said}");
+        if output != "hello\n" {
+            bail!("the pod said {output}");
         }
         if !under_way()? {
             for times in [&mut took.change, &mut took.report, &mut took.call] {

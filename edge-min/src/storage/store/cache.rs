@@ -164,7 +164,7 @@ impl Cache {
         };
         let answer = |pipe: &mut dyn Read| match read_frame(pipe)? {
             Frame::Stored(bytes) => Ok(bytes),
-            Frame::Failed(damaged, reason) => Err(Failure::Said(damaged, reason)),
+            Frame::Failed(damaged, reason) => Err(Failure::Reported(damaged, reason)),
             _ => Err(Failure::Died),
         };
         match self.run("store", send, answer) {
@@ -211,7 +211,7 @@ impl Cache {
         };
         let at_fault = end(child);
         result.map_err(|failure| match failure {
-            Failure::Said(damaged, reason) => (damaged, reason),
+            Failure::Reported(damaged, reason) => (damaged, reason),
             Failure::Died => {
                 let sent = sent.is_some_and(|sent| sent.is_ok());
                 let when = if sent { "" } else { " before it had all" };
@@ -225,7 +225,7 @@ impl Cache {
 /// Why the process did not do it.
 enum Failure {
     /// In its own words; `true` when the database is damaged.
-    Said(bool, String),
+    Reported(bool, String),
     /// It ended, or talked nonsense.
     Died,
 }
@@ -261,7 +261,7 @@ fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
                     entries,
                 });
             }
-            Frame::Failed(damaged, reason) => return Err(Failure::Said(damaged, reason)),
+            Frame::Failed(damaged, reason) => return Err(Failure::Reported(damaged, reason)),
             Frame::Stored(_) => return Err(Failure::Died),
         }
     }
@@ -303,7 +303,7 @@ pub fn main() -> ExitCode {
         _ => Err(failure(false, "no such mode")),
     };
     let last = result.unwrap_or_else(|failure| match failure {
-        Failure::Said(damaged, reason) => Frame::Failed(damaged, reason),
+        Failure::Reported(damaged, reason) => Frame::Failed(damaged, reason),
         Failure::Died => Frame::Failed(false, "the agent went away".to_owned()),
     });
     match write_frame(&mut out, &last).and_then(|()| out.flush()) {
@@ -323,15 +323,15 @@ fn written() -> u64 {
 
 fn failed(error: &sled::Error) -> Failure {
     // A full or failing medium says nothing against the database.
-    Failure::Said(!matches!(error, sled::Error::Io(_)), error.to_string())
+    Failure::Reported(!matches!(error, sled::Error::Io(_)), error.to_string())
 }
 
 fn io_failed(error: io::Error) -> Failure {
-    Failure::Said(false, error.to_string())
+    Failure::Reported(false, error.to_string())
 }
 
 fn failure(damaged: bool, reason: &str) -> Failure {
-    Failure::Said(damaged, reason.to_owned())
+    Failure::Reported(damaged, reason.to_owned())
 }
 
 fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
