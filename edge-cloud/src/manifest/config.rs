@@ -24,7 +24,7 @@ pub(super) fn config_map(object: &mut Object<'_>) -> Vec<u8> {
     }
     encoded(binary, &mut data);
     object.harmless(&["immutable"]);
-    let data = sorted(data);
+    let data = sorted(object, data);
     capped(object, ConfigMap { data }.encode())
 }
 
@@ -34,11 +34,15 @@ pub(super) fn secret(object: &mut Object<'_>) -> Vec<u8> {
     encoded(object.take("data"), &mut data);
     plain(object.take("stringData"), &mut data);
     object.harmless(&["immutable", "type"]);
-    let data = sorted(data);
+    let data = sorted(object, data);
     capped(object, Secret { data }.encode())
 }
 
-fn sorted(data: BTreeMap<String, Vec<u8>>) -> Data {
+fn sorted(object: &Object<'_>, data: BTreeMap<String, Vec<u8>>) -> Data {
+    // Each of two maps may have as many; a node reads no more of both together.
+    if data.len() > DATA_KEYS_MAX {
+        object.refuse("data", format!("has more than {DATA_KEYS_MAX} keys in all"));
+    }
     data.into_iter().collect()
 }
 

@@ -310,6 +310,32 @@ fn a_broken_document_names_the_lines_of_its_file() {
     );
 }
 
+/// Goal: what no node would read is refused here. Method: two maps that are each within the cap.
+#[test]
+fn the_keys_of_two_maps_are_counted_together() {
+    use edge_proto::limits::DATA_KEYS_MAX;
+    let object = |kind: &str, other: &str, more: usize| {
+        let map = |name: &str, prefix: &str, keys: usize| {
+            let keys: Vec<String> = (0..keys)
+                .map(|key| format!("{prefix}{key}: \"\""))
+                .collect();
+            format!("{name}: {{{}}}\n", keys.join(", "))
+        };
+        let half = DATA_KEYS_MAX / 2;
+        format!(
+            "apiVersion: v1\nkind: {kind}\nmetadata: {{name: a}}\n{}{}",
+            map("data", "a", half),
+            map(other, "b", half + more)
+        )
+    };
+    for (kind, other) in [("ConfigMap", "binaryData"), ("Secret", "stringData")] {
+        assert!(problems(&object(kind, other, 0)).is_empty(), "{kind}");
+        let (_, path, reason) = problems(&object(kind, other, 1)).remove(0);
+        assert_eq!(path, "data");
+        assert!(reason.contains("4096 keys in all"), "{reason}");
+    }
+}
+
 #[test]
 fn documents_that_are_no_objects_are_refused() {
     let runc = pod("", "").replace("  hostNetwork: true\n", "");
