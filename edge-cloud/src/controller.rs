@@ -199,7 +199,10 @@ impl Controller {
         let unreported = &self.restored.unreported;
         for node in std::mem::take(&mut self.pending_sets) {
             if unreported.contains(&node) {
-                self.pending_sets.insert(node);
+                // One that is gone is named again when it reports.
+                if self.placer.node(&node).is_some() {
+                    self.pending_sets.insert(node);
+                }
             } else if let Some(desired) = self.placer.desired(&node) {
                 nodes.set_desired(&node, desired);
             }
