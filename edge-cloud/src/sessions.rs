@@ -215,6 +215,10 @@ impl Sessions {
         self.cut(&mut state, name);
         let known = state.remove(name);
         self.records.detach(name);
+        // It may have joined again since it left the registry, and behind a broker nothing else adds it.
+        if self.identity.registry().find(name).is_some() {
+            self.add(&mut state, name);
+        }
         drop(state);
         self.changes.changed(name);
         known

@@ -51,6 +51,7 @@ impl Sessions {
             .map(|(key, hash)| (key.clone(), hash))
             .collect();
         let was_live = std::mem::take(&mut node.live);
+        node.end_calls("the session with the node began anew");
         node.session = session(self.epoch(), now);
         node.session.restore(reported);
         (node.stream, node.has_ledger) = self.records.attach(name, &mut node.session);

@@ -288,8 +288,13 @@ impl NodeSession {
         self.live = false;
         self.in_sync = false;
         self.changed_unix_s = unix_s();
+        self.end_calls("the link to the node broke");
+    }
+
+    /// All calls end without a result: their session is over.
+    pub(super) fn end_calls(&mut self, why: &str) {
         for id in self.calls.keys().copied().collect::<Vec<_>>() {
-            self.end_call(id, "the link to the node broke");
+            self.end_call(id, why);
         }
     }
 

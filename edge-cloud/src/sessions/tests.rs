@@ -240,6 +240,48 @@ async fn openings_at_once_get_turns_one_after_the_other() {
     assert_eq!([ask(1), ask(2)], [0, 1_000]);
 }
 
+/// Goal: a node that joins again while it is deleted is there. Method: the registry knows it already
+/// when the sessions forget it.
+#[test]
+fn a_node_that_joins_again_while_it_is_deleted_is_there() {
+    let data = tempfile::tempdir().unwrap();
+    let sessions = open(data.path());
+    join(&sessions, "gate");
+    sessions.joined("gate");
+    sessions
+        .identity
+        .registry()
+        .delete("gate", unix_s())
+        .unwrap();
+    join(&sessions, "gate");
+    sessions.remove("gate");
+    assert!(sessions.view("gate").is_some());
+    sessions
+        .identity
+        .registry()
+        .delete("gate", unix_s())
+        .unwrap();
+    sessions.remove("gate");
+    assert!(sessions.view("gate").is_none());
+}
+
+/// Goal: the reader of a call learns that its session is over. Method: the first desired set makes
+/// the session anew while a call is open.
+#[test]
+fn a_first_set_ends_the_calls_of_the_session_before() {
+    let data = tempfile::tempdir().unwrap();
+    let sessions = open(data.path());
+    let peer = join(&sessions, "gate");
+    let _line = connect(&sessions, &peer).unwrap();
+    let (reader, mut pieces) = tokio::sync::mpsc::channel(1);
+    let mut state = sessions.lock();
+    state.nodes.get_mut("gate").unwrap().calls.insert(1, reader);
+    drop(state);
+    sessions.set_desired("gate", &Desired::default());
+    assert!(matches!(pieces.try_recv(), Ok(call::CallEvent::Failed(_))));
+    assert!(sessions.lock().nodes["gate"].calls.is_empty());
+}
+
 /// Goal: a policy holds as soon as it is in the node's set, and no longer than that. Method: the
 /// connection stays.
 #[test]
@@ -369,6 +411,8 @@ fn a_node_is_probed_without_a_look_at_the_others() {
     sessions.set_desired("gate-5", &Desired::new());
     assert!(probe(true).is_empty());
     sessions.all_disconnected();
+    let registry = sessions.identity.registry();
+    registry.delete("gate-7", unix_s()).unwrap();
     sessions.remove("gate-7");
     let again = probe(true);
     assert_eq!(again[..3], ["gate-3", "gate-5", "gate-9"]);
