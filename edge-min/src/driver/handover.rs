@@ -17,6 +17,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use async_channel::Receiver;
+use edge_core::Input;
 use edge_proto::key::Uid;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -137,14 +139,14 @@ impl Driver {
         self.now().checked_add(JOBS_POLL_MS)
     }
 
-    /// Replaces the agent if that is wanted and no container is being started. `answered` says that no
-    /// answer of a job waits to be handled. Returns only if nothing is replaced.
-    pub(super) fn hand_over(&mut self, answered: bool) {
+    /// Replaces the agent if that is wanted and no container is being started. `answers` are those of
+    /// the jobs. Returns only if nothing is replaced.
+    pub(super) fn hand_over(&mut self, answers: &Receiver<Input>) {
         let Some(by) = self.hand_over_by else {
             return;
         };
-        let idle = answered && self.runtime_jobs.is_idle();
-        if !idle && self.now() < by {
+        let late = by <= self.now();
+        if !may_go(|| self.runtime_jobs.is_idle(), late, answers) {
             return;
         }
         self.hand_over_by = None;
@@ -157,6 +159,14 @@ impl Driver {
         log::warn!("hand_over_failed error={error}");
         self.condition("HandOverFailed", true, &error.to_string());
     }
+}
+
+/// Whether the agent may replace itself: no job is under way, or it is too late to wait for one, and no
+/// answer waits to be handled, since nobody would get it any more. The jobs are looked at first: a
+/// worker sends its answer before its job counts as ended, so an answer that was not there when the
+/// jobs had ended never comes.
+fn may_go<T>(idle: impl FnOnce() -> bool, late: bool, answers: &Receiver<T>) -> bool {
+    (idle() || late) && answers.is_empty()
 }
 
 /// Executes the program that this process was started as, with its arguments.
@@ -196,6 +206,20 @@ mod tests {
                 (Uid([1; 16]), "web".to_owned(), 7),
                 (Uid([2; 16]), "db".to_owned(), 4_000_000),
             ],
+        }
+    }
+
+    /// Goal: no answer of a job is lost, however close to the hand-over it comes. Method: the answer is
+    /// sent while the jobs are being looked at, in time and late.
+    #[test]
+    fn nothing_is_replaced_while_an_answer_waits() {
+        let (done, answers) = async_channel::bounded(1);
+        for late in [false, true] {
+            let ends = || done.try_send(()).is_ok();
+            assert!(!may_go(ends, late, &answers));
+            answers.try_recv().unwrap();
+            assert!(may_go(|| true, late, &answers));
+            assert_eq!(may_go(|| false, late, &answers), late);
         }
     }
 

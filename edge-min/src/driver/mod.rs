@@ -147,7 +147,7 @@ pub fn run(config: Config) -> Result<(), String> {
             driver.watch_flash();
             driver.watch_workers();
             driver.settle();
-            driver.hand_over(events.runtime.is_empty());
+            driver.hand_over(&events.runtime);
         }
     }))
 }
