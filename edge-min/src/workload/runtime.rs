@@ -16,7 +16,7 @@ use crate::board::config::Config;
 use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
-use crate::worker::Stop;
+use crate::worker::{SHORT_TIMEOUT, Stop};
 use crate::workload::cgroup::{self, Cgroups};
 use crate::workload::deadline::{kill, wait_within};
 use crate::workload::failure::{because, not_created, not_run};
@@ -29,9 +29,11 @@ use crate::workload::{oci, volume};
 const TMPFS_MAGIC: i128 = 0x0102_1994;
 /// Bytes of runc's own messages that go into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
-/// `runc delete` and `runc state`: they touch nothing but runc's own folder and the kernel. One that
-/// takes longer hangs, and is asked again later.
+/// `runc delete`: it touches nothing but runc's own folder and the kernel. One that takes longer hangs,
+/// and is tried again later.
 const RUNC_CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
+/// In runc's folder of a container, until `runc start`; runc's own.
+const RUNC_NOT_STARTED: &str = "exec.fifo";
 
 /// A container that is on the board.
 #[derive(Debug)]
@@ -480,15 +482,8 @@ impl Runtime {
     fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
         let id = container_id(uid, container);
         let process = if paths::runc_container(&self.run, &id).exists() {
-            // runc compares the start time itself.
-            let pid = || {
-                let stop = Stop::after(RUNC_CLEAR_TIMEOUT);
-                let state = self.runc(&["state", &id], &stop).ok()?;
-                let state: RuncState = serde_json::from_slice(&state.stdout).ok()?;
-                (state.status == "running").then_some(state.pid)
-            };
-            let process = Process::open(pid()?).ok()?;
-            (pid() == Some(process.pid())).then_some(process)?
+            let process = Process::open(self.runc_pid(&id)?).ok()?;
+            (self.runc_pid(&id) == Some(process.pid())).then_some(process)?
         } else {
             let text = fs::read_to_string(self.state_file(uid, container)).ok()?;
             let (pid, start) = text.split_once(' ')?;
@@ -499,6 +494,26 @@ impl Runtime {
         let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
         let pid = i32::try_from(process.pid()).ok()?;
         in_cgroup.contains(&pid).then_some(process)
+    }
+
+    /// First process of a container of runc that runs. Without an answer of `runc state`, as on a board
+    /// under load, it is the one that runc has noted at its start: a container that is taken for remains
+    /// is killed.
+    fn runc_pid(&self, id: &str) -> Option<u32> {
+        // runc compares the start time itself.
+        let answer = self.runc(&["state", id], &Stop::after(SHORT_TIMEOUT)).ok();
+        let answer = answer.filter(|answer| answer.status.success());
+        let state = answer.and_then(|answer| serde_json::from_slice(&answer.stdout).ok());
+        if let Some(RuncState { status, pid }) = state {
+            return (status == "running").then_some(pid);
+        }
+        log::warn!("runc_state_failed container={id}");
+        let dir = paths::runc_container(&self.run, id);
+        if dir.join(RUNC_NOT_STARTED).exists() {
+            return None;
+        }
+        let file = paths::bundle(&self.run, id).join(paths::PID);
+        fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 
     fn runc(&self, args: &[&str], stop: &Stop) -> io::Result<Output> {
@@ -577,25 +592,65 @@ fn runc_message(log: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use edge_core::spec::{ContainerSpec, Process, Rights};
     use edge_proto::object::Resources;
 
     use super::*;
     use crate::board::config;
 
-    /// Goal: a start that waited until nobody wants it any more makes nothing. Method: a job without
-    /// any time left.
-    #[test]
-    fn a_start_that_is_stopped_makes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let [file, state, run] = ["config", "state", "run"].map(|name| dir.path().join(name));
+    fn runtime(dir: &Path) -> Runtime {
+        let [file, state, run] = ["config", "state", "run"].map(|name| dir.join(name));
         let text = format!(
             "version = 1\ncgroup = \"edge-min-stopped\"\nstate-dir = \"{}\"\nrun-dir = \"{}\"\n",
             state.display(),
             run.display()
         );
         fs::write(&file, text).unwrap();
-        let runtime = Runtime::new(&config::load(&file).unwrap()).unwrap();
+        Runtime::new(&config::load(&file).unwrap()).unwrap()
+    }
+
+    /// Goal: a container whose state runc does not give is found by what runc has noted, and one that
+    /// does not run is not. Method: programs in runc's place, with and without a note.
+    #[test]
+    fn a_container_is_found_when_runc_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runtime = runtime(dir.path());
+        let (state, bundle) = (
+            paths::runc_container(&runtime.run, "id"),
+            paths::bundle(&runtime.run, "id"),
+        );
+        fs::create_dir_all(&state).unwrap();
+        fs::create_dir_all(&bundle).unwrap();
+        // One program for all answers: a file that was written just now may be open still in a child of
+        // another test, and cannot be executed then.
+        runtime.runc = dir.path().join("runc");
+        fs::write(&runtime.runc, "#!/bin/sh\n. \"${0%/*}/answer\"\n").unwrap();
+        fs::set_permissions(&runtime.runc, fs::Permissions::from_mode(0o755)).unwrap();
+        let pid = |answer: &str| {
+            fs::write(dir.path().join("answer"), answer).unwrap();
+            runtime.runc_pid("id")
+        };
+        let fails = "echo busy >&2; exit 1";
+        assert_eq!(pid(fails), None);
+        fs::write(bundle.join(paths::PID), "9").unwrap();
+        assert_eq!(pid(fails), Some(9));
+        assert_eq!(pid("echo '{'"), Some(9));
+        let running = r#"echo '{"status":"running","pid":7}'"#;
+        assert_eq!(pid(running), Some(7));
+        let stopped = r#"echo '{"status":"stopped","pid":0}'"#;
+        assert_eq!(pid(stopped), None);
+        fs::write(state.join(RUNC_NOT_STARTED), "").unwrap();
+        assert_eq!(pid(fails), None);
+    }
+
+    /// Goal: a start that waited until nobody wants it any more makes nothing. Method: a job without
+    /// any time left.
+    #[test]
+    fn a_start_that_is_stopped_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = runtime(dir.path());
         let resolved = ContainerSpec {
             uid: Uid([0xee; 16]),
             container: "main".to_owned(),
