@@ -89,6 +89,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
         incarnation: Incarnation::default(),
         outbox_report,
         hand_over_by: None,
+        held_jobs: Vec::new(),
     };
     driver.condition(
         "StoreDamaged",

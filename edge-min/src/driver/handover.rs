@@ -23,6 +23,7 @@ use edge_proto::key::Uid;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Driver;
+use super::workers::RuntimeJob;
 
 /// Environment variable with the number of the descriptor.
 const VARIABLE: &str = "EDGE_MIN_HANDOVER";
@@ -158,6 +159,20 @@ impl Driver {
         let Err(error) = execute(&handover);
         log::warn!("hand_over_failed error={error}");
         self.condition("HandOverFailed", true, &error.to_string());
+        for job in std::mem::take(&mut self.held_jobs) {
+            self.runtime_jobs.push(job);
+        }
+    }
+
+    /// Hands over a start, or new files of volumes, which must not pass a start: it writes them, too.
+    /// None begins while the agent is about to replace itself, since a start could be cut off. The next
+    /// agent does both anew.
+    pub(super) fn push_start(&mut self, job: RuntimeJob) {
+        if self.hand_over_by.is_some() {
+            self.held_jobs.push(job);
+        } else {
+            self.runtime_jobs.push(job);
+        }
     }
 }
 

@@ -95,6 +95,8 @@ struct Driver {
     outbox_report: outbox::Shared,
     /// When the agent replaces itself at the latest, see [`handover`].
     hand_over_by: Option<u64>,
+    /// Held back until then: starts, and new files of volumes.
+    held_jobs: Vec<RuntimeJob>,
 }
 
 /// Runs the agent until the process is ended.
@@ -380,10 +382,9 @@ impl Driver {
                     .push(RuntimeJob::PreparePod { uid, logs_bytes });
             }
             Output::UpdateConfig { uid, volumes } => {
-                self.runtime_jobs
-                    .push(RuntimeJob::UpdateConfig(uid, volumes));
+                self.push_start(RuntimeJob::UpdateConfig(uid, volumes));
             }
-            Output::Start(spec) => self.runtime_jobs.push(RuntimeJob::Start(spec, None)),
+            Output::Start(spec) => self.push_start(RuntimeJob::Start(spec, None)),
             Output::CancelStarts(uid) => self.runtime_jobs.cancel(uid),
             Output::Signal {
                 uid,

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -15,6 +15,7 @@ use edge_core::limits::{OOM_SCORE_ADJ_MIN, OPEN_FILES_SOFT, UMASK};
 use edge_proto::encode;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -117,6 +118,8 @@ fn launch() -> Result<std::convert::Infallible, String> {
     let plan: Plan = postcard::from_bytes(&bytes).map_err(|error| error.to_string())?;
     let pid = std::process::id();
     die_with(plan.agent).map_err(because("agent"))?;
+    // An agent that has replaced itself has the same pid, and knows nothing of this start.
+    has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
     forget_the_agent().map_err(because("process attributes"))?;
     for file in &plan.procs_files {
@@ -157,6 +160,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
             &["workingDir ", &plan.cwd.to_string_lossy()].concat(),
         )(error));
     }
+    has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
     // From here on it outlives its agent, and the next one finds it.
     let written = state.write_all(identity.as_bytes());
     written.map_err(because("write the state"))?;
@@ -182,6 +186,16 @@ fn die_with(agent: u32) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::other("has ended"))
+    }
+}
+
+/// Fails if nobody can read any more what is written to this pipe.
+fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
+    // POLLERR is reported without being asked for.
+    let mut ready = [PollFd::new(pipe, PollFlags::empty())];
+    match poll(&mut ready, PollTimeout::ZERO)? {
+        0 => Ok(()),
+        _ => Err(io::Error::other("does not listen any more")),
     }
 }
 
@@ -351,6 +365,14 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         kill(&mut child).unwrap();
         assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_launch_notices_that_its_agent_does_not_listen_any_more() {
+        let (reader, writer) = io::pipe().unwrap();
+        has_reader(writer.as_fd()).unwrap();
+        drop(reader);
+        has_reader(writer.as_fd()).unwrap_err();
     }
 
     #[test]
