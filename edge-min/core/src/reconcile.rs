@@ -125,7 +125,7 @@ fn reconcile_pod(
             logs_bytes: spec::logs_bytes(pod.spec.as_ref()),
         });
     }
-    let grace_ms = pod.grace_ms();
+    let (grace_ms, pod_wanted) = (pod.grace_ms(), pod.wanted());
     let wants: Vec<bool> = pod.containers.iter().map(|c| pod.wants(&c.name)).collect();
     for (container, wanted) in pod.containers.iter_mut().zip(wants) {
         // What is missing holds back a start; it never stops what runs.
@@ -135,7 +135,7 @@ fn reconcile_pod(
             continue;
         }
         let name = container.name.clone();
-        match container.step(now, wanted, grace_ms) {
+        match container.step(now, (wanted, pod_wanted), grace_ms) {
             Some(Step::Start) => starts.push((uid, name)),
             Some(Step::Cancel) => outputs.push_back(Output::CancelStarts(uid)),
             Some(Step::Terminate) => {

@@ -40,7 +40,7 @@ pub(crate) enum State {
     /// end is kept until then.
     Starting {
         ended: Option<(Option<i32>, bool)>,
-        /// It is not wanted any more, and the shell knows.
+        /// Its pod was not wanted any more, and the shell knows.
         cancelled: bool,
     },
     /// Runs.
@@ -182,8 +182,14 @@ impl Supervisor {
         self.restarts = self.restarts.saturating_add(1);
     }
 
-    /// The one thing to do now, if any.
-    pub(crate) fn step(&mut self, now: Millis, wanted: bool, grace_ms: Millis) -> Option<Step> {
+    /// The one thing to do now, if any. A start is given up with its pod only: the shell gives up all
+    /// starts of a pod, and the others may be wanted.
+    pub(crate) fn step(
+        &mut self,
+        now: Millis,
+        (wanted, pod_wanted): (bool, bool),
+        grace_ms: Millis,
+    ) -> Option<Step> {
         match self.state {
             State::Idle { start_at } if wanted && start_at <= now => {
                 self.run = self.run.saturating_add(1);
@@ -196,7 +202,7 @@ impl Supervisor {
             }
             State::Starting {
                 ref mut cancelled, ..
-            } if !wanted && !*cancelled => {
+            } if !pod_wanted && !*cancelled => {
                 *cancelled = true;
                 Some(Step::Cancel)
             }
@@ -235,7 +241,7 @@ impl Supervisor {
                 if wanted && (stopped || self.running_spec != self.spec) =>
             {
                 self.state = State::Idle { start_at: now };
-                self.step(now, wanted, grace_ms)
+                self.step(now, (wanted, pod_wanted), grace_ms)
             }
             _ => None,
         }

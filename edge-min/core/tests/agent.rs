@@ -48,6 +48,35 @@ fn a_desired_pod_runs_and_is_reported() {
     );
 }
 
+/// Goal: a container that leaves its pod while the pod starts costs the others nothing: the shell gives
+/// up starts by the pod. Method: it leaves between the starts and their answers; then the pod goes.
+#[test]
+fn a_container_that_leaves_its_pod_while_it_starts_is_no_reason_to_give_up_the_others() {
+    let mut board = Board::new();
+    let one = pod(1, RestartPolicy::Always);
+    let mut two = one.clone();
+    two.containers.push(Container {
+        name: "side".into(),
+        ..one.containers[0].clone()
+    });
+    board.put(&two);
+    let prepared = board.answers.pop_front().unwrap();
+    board.tell(prepared);
+    board.put(&one);
+    board.tell(Input::Tick);
+    assert_eq!((board.starts, board.cancelled.len()), (2, 0));
+    board.tell(Input::Desired(Key::pod(UID), None));
+    assert!(board.cancelled.contains(&UID));
+    board.put(&one);
+    board.settle();
+    let running: Vec<_> = board
+        .running
+        .keys()
+        .map(|(_, name)| name.as_str())
+        .collect();
+    assert_eq!(running, ["main"]);
+}
+
 /// Goal: a pod that goes while it starts, which may mean minutes of unpacking, has its starts given up
 /// once, and is gone when they are answered. Method: it goes between the start and its answer.
 #[test]
