@@ -289,6 +289,13 @@ impl Supervisor {
         policy: RestartPolicy,
         wanted: bool,
     ) {
+        let given_up = matches!(
+            self.state,
+            State::Starting {
+                cancelled: true,
+                ..
+            }
+        );
         self.failures = self.failures.saturating_add(1);
         self.failure = Some(StartFailure {
             reason: clip_reason(&failure.reason).into(),
@@ -303,7 +310,8 @@ impl Supervisor {
             Next::End {
                 code,
                 oom: false,
-                stopped: !wanted,
+                // One that was given up may have failed by that.
+                stopped: !wanted || given_up,
             }
         } else {
             if failure.counts_as_run {

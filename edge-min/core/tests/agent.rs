@@ -48,6 +48,24 @@ fn a_desired_pod_runs_and_is_reported() {
     );
 }
 
+/// Goal: a start that was given up and failed is not the end of a pod that is wanted again. Method: the
+/// pod goes and comes back between the start and its answer, which counts as a run.
+#[test]
+fn a_start_that_was_given_up_is_made_again_whatever_the_policy() {
+    let mut board = Board::new();
+    board.broken_program = true;
+    let pod = pod(1, RestartPolicy::Never);
+    board.put(&pod);
+    let prepared = board.answers.pop_front().unwrap();
+    board.tell(prepared);
+    board.tell(Input::Desired(Key::pod(UID), None));
+    assert_eq!(board.cancelled, [UID]);
+    board.put(&pod);
+    board.broken_program = false;
+    board.settle();
+    assert_eq!((board.starts, board.running.len()), (2, 1));
+}
+
 /// Goal: a container that leaves its pod while the pod starts costs the others nothing: the shell gives
 /// up starts by the pod. Method: it leaves between the starts and their answers; then the pod goes.
 #[test]
