@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -12,6 +13,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 /// Descriptors from here on are not standard input, output or error.
 const FD_FIRST: RawFd = 3;
+/// Signals that this process ignores by a handler, as the kernel's bits.
+static IGNORED: AtomicU32 = AtomicU32::new(0);
 
 /// Gives every signal its default effect again, but SIGPIPE, which std restores itself when it
 /// executes a program. A parent's `nohup` or `&` is not the program's affair.
@@ -37,19 +40,36 @@ pub fn ignore_for_this_process_only() {
         .find_map(|line| line.strip_prefix("SigIgn:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0);
-    let handler = SigAction::new(
-        SigHandler::Handler(nothing),
-        SaFlags::SA_RESTART,
-        SigSet::empty(),
-    );
-    for signal in Signal::iterator().filter(|signal| *signal != Signal::SIGPIPE) {
-        if ignored >> (signal as i32 - 1) & 1 == 0 {
+    // Real-time signals, the upper half, are not for us.
+    let ignored = u32::try_from(ignored & u64::from(u32::MAX)).unwrap_or(0);
+    IGNORED.store(ignored, Relaxed);
+    handle_ignored(SigHandler::Handler(nothing));
+}
+
+/// What [`ignore_for_this_process_only`] has found is ignored by the next program of this process too,
+/// so that it finds the same. To be called just before; if that program cannot be executed,
+/// [`ignore_for_this_process_only`] again.
+pub fn ignore_for_next_program() {
+    handle_ignored(SigHandler::SigIgn);
+}
+
+fn handle_ignored(handler: SigHandler) {
+    let ignored = IGNORED.load(Relaxed);
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    for signal in Signal::iterator() {
+        // std restores SIGPIPE itself. A process that ignores SIGCHLD gets no exit code of a child.
+        let left = match signal {
+            Signal::SIGPIPE => true,
+            Signal::SIGCHLD => matches!(handler, SigHandler::SigIgn),
+            _ => false,
+        };
+        if left || ignored >> (signal as i32 - 1) & 1 == 0 {
             continue;
         }
         // JUSTIFICATION: nix's call is unsafe whatever the handler.
-        // SAFETY: the handler does nothing, so it may interrupt anything.
+        // SAFETY: the only handler does nothing, so it may interrupt anything.
         // Only a wrong number fails, and then it stays as it is.
-        unsafe { sigaction(signal, &handler) }.ok();
+        unsafe { sigaction(signal, &action) }.ok();
     }
 }
 
@@ -74,4 +94,33 @@ pub fn close_on_exec() -> io::Result<()> {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what the agent's starter has ignored is ignored by each agent that replaces it, and its
+    /// children are not. Method: two signals that no test uses; the kernel says what is ignored.
+    #[test]
+    fn an_ignored_signal_is_ignored_by_the_next_program_too() {
+        let ignored = || {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+            let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
+            [Signal::SIGUSR2, Signal::SIGCHLD].map(|signal| mask >> (signal as i32 - 1) & 1)
+        };
+        let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+        // JUSTIFICATION: as above.
+        // SAFETY: ignoring runs no code of ours.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+        ignore_for_this_process_only();
+        // As if the starter had ignored this one as well; the other tests have children.
+        IGNORED.fetch_or(1 << (Signal::SIGCHLD as i32 - 1), Relaxed);
+        assert_eq!(ignored(), [0, 0]);
+        ignore_for_next_program();
+        assert_eq!(ignored(), [1, 0]);
+        ignore_for_this_process_only();
+        assert_eq!(ignored(), [0, 0]);
+    }
 }

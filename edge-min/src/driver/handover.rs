@@ -207,7 +207,11 @@ fn execute(handover: &Handover) -> io::Result<core::convert::Infallible> {
     let memfd = handover.to_memfd()?;
     let variable = [VARIABLE, "=", &memfd.as_raw_fd().to_string()].concat();
     variables.push(CString::new(variable)?);
-    Ok(nix::unistd::execve(&string(program)?, &args, &variables)?)
+    let program = string(program)?;
+    crate::sys::ignore_for_next_program();
+    let failed = nix::unistd::execve(&program, &args, &variables);
+    crate::sys::ignore_for_this_process_only();
+    Ok(failed?)
 }
 
 #[cfg(test)]
