@@ -756,3 +756,26 @@ impl Drop for Gate {
         }
     }
 }
+
+/// Reference of the image of a [`script_pod`]; [`Setup::image`] makes it.
+pub const SCRIPT_IMAGE: &str = "toll/box:1";
+
+/// A pod of one container that runs a shell script; in the image when it is not a plain process.
+#[must_use]
+pub fn script_pod(name: &str, process: bool, policy: &str, script: &str) -> String {
+    let (class, image, shell) = if process {
+        ("process", String::new(), "/bin/sh")
+    } else {
+        (
+            "runc",
+            format!("image: '{SCRIPT_IMAGE}', "),
+            "/bin/busybox, sh",
+        )
+    };
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
+         runtimeClassName: {class}\n  hostNetwork: true\n  restartPolicy: {policy}\n  \
+         terminationGracePeriodSeconds: 1\n  containers:\n    \
+         - {{name: main, {image}command: [{shell}, -c, '{script}']}}\n"
+    )
+}

@@ -6,25 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use memtests::{Gate, Setup, measure, program};
+use memtests::{Gate, SCRIPT_IMAGE as IMAGE, Setup, measure, program, script_pod as pod};
 use serde_json::Value;
-
-const IMAGE: &str = "toll/box:1";
-
-/// A pod of one container that runs a shell script; in the image when it is not a plain process.
-fn pod(name: &str, process: bool, policy: &str, script: &str) -> String {
-    let (class, image, shell) = if process {
-        ("process", String::new(), "/bin/sh")
-    } else {
-        ("runc", format!("image: '{IMAGE}', "), "/bin/busybox, sh")
-    };
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  \
-         runtimeClassName: {class}\n  hostNetwork: true\n  restartPolicy: {policy}\n  \
-         terminationGracePeriodSeconds: 1\n  containers:\n    \
-         - {{name: main, {image}command: [{shell}, -c, '{script}']}}\n"
-    )
-}
 
 /// Pods that stay and pods that end with a code of their own on SIGUSR1, by both runtimes.
 fn pods() -> String {

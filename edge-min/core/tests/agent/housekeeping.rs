@@ -170,10 +170,8 @@ fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
     assert_eq!(board.agent.deadline(), None);
 }
 
-/// Goal: a pod is not reported as gone while something of it is left. Method: removing its directory
-/// fails; the pod stays with the reason, is removed again and again, and is gone once that succeeds.
-#[test]
-fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
+/// A pod that has run and is not desired any more, whose directory cannot be removed.
+fn kept() -> (Board, Pod) {
     let mut board = Board::new();
     let pod = pod(1, RestartPolicy::Always);
     board.put(&pod);
@@ -181,6 +179,14 @@ fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
     board.keeps_pods = true;
     board.tell(Input::Desired(Key::pod(pod.uid), None));
     board.settle();
+    (board, pod)
+}
+
+/// Goal: a pod is not reported as gone while something of it is left. Method: removing its directory
+/// fails; the pod stays with the reason, is removed again and again, and is gone once that succeeds.
+#[test]
+fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
+    let (mut board, pod) = kept();
     for removals in 1..5 {
         assert_eq!(board.pod_removals, removals);
         let status = board.status(pod.uid).unwrap();
@@ -203,13 +209,7 @@ fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
 /// Goal: a pod that is desired again while remains of it are left starts, on a directory that is made anew.
 #[test]
 fn a_pod_that_is_desired_again_before_it_is_gone_is_prepared_again() {
-    let mut board = Board::new();
-    let pod = pod(1, RestartPolicy::Always);
-    board.put(&pod);
-    board.settle();
-    board.keeps_pods = true;
-    board.tell(Input::Desired(Key::pod(pod.uid), None));
-    board.settle();
+    let (mut board, pod) = kept();
     board.put(&pod);
     board.settle();
     assert_eq!((board.starts, board.pod_removals), (2, 1));
