@@ -22,24 +22,21 @@ fn is_long() -> bool {
     std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
 }
 
-/// Measurements that are made until one keeps its bars. What else this host does makes a figure worse and
-/// never better: an answer that is late, for example, costs a TCP acknowledgement of its own.
-const ATTEMPTS: u32 = 3;
-
+/// What else this host does makes a figure worse and never better: an answer that is late, for example, costs a
+/// TCP acknowledgement of its own. So a miss is measured twice more, and both must keep their bars.
 fn check(measure: impl Fn() -> Result<Vec<Figure>>) {
-    let mut kept = Ok(());
-    for _ in 0..ATTEMPTS {
+    let kept = || {
         let figures = measure().unwrap();
         assert!(!figures.is_empty());
         for figure in &figures {
             println!("{figure}");
         }
-        kept = all_kept(&figures);
-        if kept.is_ok() {
-            break;
-        }
+        all_kept(&figures)
+    };
+    if kept().is_err() {
+        kept().unwrap();
+        kept().unwrap();
     }
-    kept.unwrap();
 }
 
 /// Goal: with 10 pods the static agent is the whole node stack, and within its budget.
