@@ -103,6 +103,16 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     assert_eq!(links.desired("gate-1"), first);
 }
 
+/// What a node reports of a pod, as far as placement reads it.
+fn status_of(pod: &Pod) -> PodStatus {
+    PodStatus {
+        uid: pod.uid,
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        ..PodStatus::default()
+    }
+}
+
 /// Goal: data restored from an old backup touches no workload. Method: a pod goes to the second of
 /// two nodes after the backup was made; the restored controller hears the nodes one by one.
 #[tokio::test]
@@ -160,15 +170,7 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
             _ if links.desired("gate-1").is_none() => {}
             _ if !links.is_heard("gate-2") => {
                 assert_eq!(links.desired("gate-2"), None);
-                links.report_pod(
-                    "gate-2",
-                    PodStatus {
-                        uid: pod.uid,
-                        namespace: pod.namespace.clone(),
-                        name: pod.name.clone(),
-                        ..PodStatus::default()
-                    },
-                );
+                links.report_pod("gate-2", status_of(&pod));
                 links.report("gate-2");
             }
             _ => {
@@ -226,14 +228,7 @@ async fn a_saved_pod_that_cannot_be_read_starts_on_no_other_node() {
         if count(links, "gate-1") == 1 && !links.is_heard("gate-2") {
             assert_eq!(links.desired("gate-2"), None);
             assert_eq!(status.placement.unplaced.len(), 1);
-            let (uid, namespace, name) = (pod.uid, pod.namespace.clone(), pod.name.clone());
-            let status = PodStatus {
-                uid,
-                namespace,
-                name,
-                ..PodStatus::default()
-            };
-            links.report_pod("gate-2", status);
+            links.report_pod("gate-2", status_of(&pod));
             links.report("gate-2");
         }
         count(links, "gate-2") == 1
@@ -349,14 +344,7 @@ async fn after_a_restore_an_empty_folder_ends_no_pod() {
         if !links.is_heard("gate-1") {
             for payload in before.values() {
                 if let Ok(pod) = Pod::decode(payload) {
-                    let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
-                    let status = PodStatus {
-                        uid,
-                        namespace,
-                        name,
-                        ..PodStatus::default()
-                    };
-                    links.report_pod("gate-1", status);
+                    links.report_pod("gate-1", status_of(&pod));
                 }
             }
             links.report("gate-1");
