@@ -6,42 +6,42 @@ use alloc::string::String;
 
 use crate::fields::field_list;
 
-/// Output of a container. The arguments are a [`LogsRequest`]; the node's data is the log. An empty
-/// frame of data says that there is one.
+/// Sends the output of a container. The arguments are a [`LogsRequest`]; the node's data is the log. An
+/// empty frame of data reports that the log exists.
 pub const METHOD_LOGS: u16 = 1;
-/// The node is to renew its certificate now, as after a change of the CA; with arguments that are not
-/// empty it only answers. The node's data is the end of the certificate that its session lives with,
-/// seconds since 1970, u64 little-endian: 0 while it does not know which one that is.
+/// Makes the node renew its certificate now, for example after a change of the CA. With non-empty
+/// arguments the node only answers. The node's data is the expiry of the certificate that its session
+/// uses, seconds since 1970, u64 little-endian: 0 while the node does not know which certificate that is.
 pub const METHOD_RENEW: u16 = 2;
 
-/// A result: all went well. Codes below 256 mean the same in every method, others are a method's own.
+/// Result: success. Codes below 256 have the same meaning in every method, others belong to one method.
 pub const CODE_OK: u32 = 0;
-/// A result: what was asked for is not there, or failed; the reason says why.
+/// Result: what was requested does not exist, or failed; the reason text explains it.
 pub const CODE_FAILED: u32 = 1;
-/// A result: the node does not know the method.
+/// Result: the node does not know the method.
 pub const CODE_UNKNOWN_METHOD: u32 = 2;
-/// A result: the arguments are not those of the method.
+/// Result: the arguments cannot be decoded for the method.
 pub const CODE_ARGUMENTS: u32 = 3;
-/// A result: the node has `CALLS_MAX` open calls.
+/// Result: the node already has `CALLS_MAX` open calls.
 pub const CODE_BUSY: u32 = 4;
 
-/// A control message: the size of the caller's terminal; columns and rows, each u16 little-endian.
+/// Control message: the size of the caller's terminal; columns and rows, each u16 little-endian.
 pub const CONTROL_TERMINAL_SIZE: u8 = 1;
-/// A control message: a signal for what runs; its number on Linux, one byte.
+/// Control message: a signal for the running process; its Linux number, one byte.
 pub const CONTROL_SIGNAL: u8 = 2;
 
-/// Which log, and how much of it.
+/// Arguments of [`METHOD_LOGS`]: the container, and which part of its log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogsRequest {
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
-    /// Container; empty is the pod's only one.
+    /// Name of the container; empty selects the pod's only one.
     pub container: String,
-    /// Bytes from the end, from a line's beginning on; 0 is all that is kept.
+    /// Length of the tail to send, bytes, rounded to the start of a line; 0 sends all that is kept.
     pub tail_bytes: u32,
-    /// Goes on until the call is cancelled or the container is gone.
+    /// Continue until the call is cancelled or the container is removed.
     pub follow: bool,
 }
 
@@ -59,7 +59,7 @@ field_list! {
 mod tests {
     use super::*;
 
-    /// Golden: another implementation reads these bytes.
+    /// Golden: other implementations read these bytes.
     #[test]
     fn a_logs_request_keeps_its_bytes() {
         let request = LogsRequest {

@@ -3,30 +3,30 @@
 //! big-endian. Behind an external broker the same two messages also travel as the bodies of
 //! an HTTPS request to [`HTTP_PATH`] and of its answer.
 //!
-//! A node that has a certificate asks for its next one on the same way, see [`RenewRequest`].
+//! A node that has a certificate requests its next one in the same way, see [`RenewRequest`].
 //!
-//! All of it is frozen: an agent of any age can join any edge-cloud. What is new gets a further kind of
-//! request or of answer.
+//! The whole exchange is frozen: an agent of any version can join any edge-cloud. An extension gets a
+//! further kind of request or of answer.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::wire::{Wire, record, variants};
 
-/// ALPN of enrolment. The client shows no certificate; it checks the server's chain against the
+/// ALPN of enrolment. The client presents no certificate; it checks the server's chain against the
 /// CA hash in the token.
 pub const ALPN_JOIN: &[u8] = b"edge-join/1";
 /// ALPN of the link. The client certificate is required.
 pub const ALPN_MQTT: &[u8] = b"mqtt";
 /// ALPN of enrolment by HTTPS.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
-/// Where a join is posted to.
+/// Path to which a join request is posted.
 pub const HTTP_PATH: &str = "/v1/join";
 
-/// Where a URL leads.
+/// Target of a URL: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `https://` instead of `mqtts://`.
+    /// The scheme is `https://` instead of `mqtts://`.
     pub https: bool,
     /// Name or address, without the brackets of IPv6.
     pub host: String,
@@ -35,7 +35,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Reads `mqtts://HOST[:PORT]` or `https://HOST[:PORT]`.
+    /// Reads `mqtts://HOST[:PORT]` or `https://HOST[:PORT]`; `None` for anything else.
     #[must_use]
     pub fn parse(url: &str) -> Option<Self> {
         let (https, rest) = match url.strip_prefix("mqtts://") {
@@ -58,19 +58,19 @@ impl Endpoint {
     }
 }
 
-/// A join token, in parts of its text: `em1.ID.SECRET.CA`, 118 characters. There is one text for each token.
+/// Join token, as parts of its text `em1.ID.SECRET.CA`, 118 characters. Each token has exactly one text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token<'a> {
-    /// Names the token to the cloud: 16 lower-case hex digits.
+    /// Identifies the token in the cloud: 16 lower-case hex digits.
     pub id: &'a str,
-    /// Proves it: 32 lower-case hex digits. Never logged.
+    /// Proves possession of the token: 32 lower-case hex digits. Never logged.
     pub secret: &'a str,
     /// SHA-256 of the cloud's CA, DER: 64 lower-case hex digits.
     pub ca_sha256: [u8; 32],
 }
 
 impl<'a> Token<'a> {
-    /// Reads the text, without white space around it. `None` when it is none.
+    /// Reads the text, without white space around it. `None` when it is not a token.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let rest = text.strip_prefix("em1.")?;
@@ -96,7 +96,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// The text.
+/// Writes the 118 characters, the secret included.
 impl core::fmt::Display for Token<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let ca = crate::hash::Hash32(self.ca_sha256);
@@ -104,37 +104,37 @@ impl core::fmt::Display for Token<'_> {
     }
 }
 
-/// The external broker that carries the links.
+/// External broker that carries the links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
     /// `mqtts://HOST[:PORT]`.
     pub url: String,
-    /// The CAs against which its certificate is checked, DER; empty: the one of the answer.
+    /// CAs that sign the broker's server certificate, DER; empty: the CA in the answer.
     pub anchors: Vec<Vec<u8>>,
 }
 
-/// What a node asks for.
+/// First request of a node: a token, and a key for which it wants a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinRequest {
-    /// Id of the token.
+    /// Public part of the token, see [`Token::id`].
     pub token_id: String,
     /// Secret of the token. Never logged.
     pub token_secret: String,
-    /// Wanted node name.
+    /// Node name for the certificate.
     pub node: String,
     /// PKCS#10 request, DER, signed with the node's new key.
     pub csr: Vec<u8>,
 }
 
-/// What [`RenewRequest::signed`] begins with: the old key signs nothing else like it.
+/// Domain separation: prefix of what [`RenewRequest::signed`] returns. The old key signs nothing else with it.
 pub const RENEW_DOMAIN: &[u8] = b"edge-min renew 1\0";
-/// NotBefore of a node's certificate is this much before its issue, seconds: ten years, so that no
-/// clock of a broker that merely lost its battery refuses it, and both ends know the issue exactly.
+/// How far NotBefore of a node's certificate lies before its issue, seconds: ten years. A broker whose
+/// clock was reset still accepts it, and both ends can compute the exact time of issue.
 pub const BACKDATE_S: u64 = 10 * 365 * 24 * 3600;
-/// Life that is assumed where NotBefore does not tell, seconds: a year.
+/// Lifetime that is assumed when NotBefore does not determine it, seconds: a year.
 pub const LIFE_S: u64 = 365 * 24 * 3600;
 
-/// When a certificate was issued, from its validity, all in seconds since 1970.
+/// Time of issue, computed from a certificate's validity. All values are seconds since 1970.
 #[must_use]
 pub fn issued_unix_s(not_before: i64, not_after: u64) -> u64 {
     let backdate = i64::try_from(BACKDATE_S).unwrap_or(i64::MAX);
@@ -144,12 +144,12 @@ pub fn issued_unix_s(not_before: i64, not_after: u64) -> u64 {
     }
 }
 
-/// Asks for the next certificate, with the old one instead of a token: it may have expired.
+/// Requests the next certificate; authenticated by the old one, which may have expired, instead of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenewRequest {
-    /// SHA-256 of the CA (DER) that the node takes the cloud for: a request is for one cloud only.
+    /// SHA-256 of the CA (DER) that the node trusts: a request is valid for one cloud only.
     pub ca_sha256: [u8; 32],
-    /// The certificate that the node has, DER.
+    /// The node's current certificate, DER.
     pub certificate: Vec<u8>,
     /// PKCS#10 request, DER, signed with the node's new key.
     pub csr: Vec<u8>,
@@ -158,8 +158,8 @@ pub struct RenewRequest {
 }
 
 impl RenewRequest {
-    /// What the old key signs: [`RENEW_DOMAIN`], the hash of the CA, the SHA-256 of the old
-    /// certificate and that of the request.
+    /// Bytes that the old key signs: [`RENEW_DOMAIN`], the hash of the CA, the SHA-256 of the old
+    /// certificate and the SHA-256 of the request.
     #[must_use]
     pub fn signed(ca_sha256: &[u8; 32], certificate: &[u8], csr: &[u8]) -> Vec<u8> {
         let mut bytes = RENEW_DOMAIN.to_vec();
@@ -169,8 +169,8 @@ impl RenewRequest {
         bytes
     }
 
-    /// Bytes of the message: 0, 0, then the request. A join's first byte is the length of its
-    /// token id, which is never 0; the second is the number of this kind of request.
+    /// Encodes the message: 0, the number of this kind of request, then the request. The first byte of a
+    /// join is the length of its token id and never 0, which distinguishes the two.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::from([0, RENEW]);
@@ -182,22 +182,22 @@ impl RenewRequest {
 /// Number of [`RenewRequest`] among the requests without a token.
 const RENEW: u8 = 0;
 
-/// Any request.
+/// Request of either kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnrolRequest {
-    /// With a token.
+    /// Authenticated by a token.
     Join(JoinRequest),
-    /// With the certificate so far.
+    /// Authenticated by the current certificate.
     Renew(RenewRequest),
 }
 
 impl EnrolRequest {
-    /// Reads a message; `None` when it is none, or of a kind that is not known here.
+    /// Decodes a message; `None` when it is malformed, or of a kind that this build does not know.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0, RENEW, rest @ ..] => RenewRequest::from_wire(rest).map(Self::Renew),
-            // No token id is empty.
+            // A token id is never empty.
             [0, ..] => None,
             bytes => JoinRequest::from_wire(bytes).map(Self::Join),
         }
@@ -211,12 +211,12 @@ record! {
 }
 
 variants! {
-    /// The answer.
+    /// Answer to an [`EnrolRequest`].
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum JoinAnswer
     /// Numbers of the answers.
     numbered by JoinAnswerKind {
-        /// Accepted.
+        /// The certificate is issued; there is one CA, and the link goes to edge-cloud itself.
         0 = Accepted {
             /// The node's certificate, DER.
             certificate: Vec<u8>,
@@ -225,12 +225,12 @@ variants! {
             /// Cloud time, seconds since 1970.
             unix_s: u64,
         },
-        /// Refused.
+        /// No certificate is issued.
         1 = Refused {
-            /// Why, for a person.
+            /// Human-readable explanation.
             reason: String,
         },
-        /// Accepted; the link goes to an external broker.
+        /// The certificate is issued; the link goes to an external broker.
         2 = ExternalBroker {
             /// The node's certificate, DER.
             certificate: Vec<u8>,
@@ -238,25 +238,25 @@ variants! {
             ca: Vec<u8>,
             /// Cloud time, seconds since 1970.
             unix_s: u64,
-            /// The broker.
+            /// Where the node connects for its link.
             broker: Broker,
         },
-        /// Accepted, with all CAs that the cloud has just now: to a renewal always, to a join while
-        /// there are two of them.
+        /// The certificate is issued, with all current CAs of the cloud. Every renewal gets this answer; a
+        /// join gets it while there are two CAs.
         3 = Issued {
             /// The node's certificate, DER.
             certificate: Vec<u8>,
-            /// The CAs, DER, the one that signs now first; at most [`CAS_MAX`].
+            /// CAs, DER, the one that signs now first; at most [`CAS_MAX`].
             cas: Vec<Vec<u8>>,
             /// Cloud time, seconds since 1970.
             unix_s: u64,
-            /// The broker, if there is one.
+            /// External broker of the link; `None`: the link goes to edge-cloud itself.
             broker: Option<Broker>,
         },
     }
 }
 
-/// CAs of one cloud: the one that signs and, during a rollover, the one before.
+/// CAs of one cloud: the signing one and, during a rollover, its predecessor.
 pub const CAS_MAX: usize = 2;
 
 #[cfg(test)]
@@ -295,7 +295,7 @@ mod tests {
         let backdate = i64::try_from(BACKDATE_S).unwrap();
         assert_eq!(issued_unix_s(1_000 - backdate, 1_060), 1_000);
         assert_eq!(issued_unix_s(0 - backdate, 60), 0);
-        // Others than ours: a year before the end.
+        // A certificate of another issuer: a year before its end is assumed.
         assert_eq!(
             issued_unix_s(1_577_836_800, 1_795_478_400),
             1_795_478_400 - LIFE_S

@@ -15,8 +15,8 @@ use alloc::vec::Vec;
 
 use crate::wire::{Wire, put_varint, take_count, take_slice};
 
-/// Nested field lists from a payload down to the innermost field: that of a variable's value or of a volume's
-/// file, in a Pod.
+/// Nested field lists from a payload down to the innermost field, which in a Pod is that of a variable's
+/// value or of a volume's file.
 pub const DEPTH_MAX: usize = 4;
 
 /// Numbers of the fields from the payload down to one field, `10.6.2` for example.
@@ -24,7 +24,7 @@ pub const DEPTH_MAX: usize = 4;
 pub struct FieldPath([u16; DEPTH_MAX]);
 
 impl FieldPath {
-    /// The same path seen from the list in whose field `number` its first list stands.
+    /// The same path, prefixed with the number of the field that contains its first list.
     const fn within(self, number: u16) -> Self {
         let [a, b, c, _] = self.0;
         Self([number, a, b, c])
@@ -52,7 +52,7 @@ impl core::fmt::Display for FieldPath {
     }
 }
 
-/// What is wrong with a field.
+/// Kind of error in a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -62,7 +62,7 @@ pub enum Fault {
     Value,
     /// The field, or the variant that it names, must be understood and is not known to this build.
     Unknown,
-    /// The field is out of order or doubled.
+    /// The field is out of order or repeated.
     Order,
     /// The field is required and missing.
     Missing,
@@ -70,17 +70,17 @@ pub enum Fault {
     Limit,
 }
 
-/// Why an object's payload was not accepted: the first fault that was found.
+/// Why an object's payload was not accepted: the first error in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// Where it is.
+    /// Field with the error.
     pub path: FieldPath,
-    /// What it is.
+    /// Kind of the error.
     pub fault: Fault,
 }
 
 impl FieldError {
-    /// A fault of field `number` of the list that is being read.
+    /// Error in field `number` of the list that is being read.
     #[must_use]
     pub fn new(fault: Fault, number: u16) -> Self {
         let path = FieldPath::from([number]);
@@ -111,10 +111,10 @@ impl core::fmt::Display for FieldError {
 
 impl core::error::Error for FieldError {}
 
-/// Whether an older reader may skip the field.
+/// Whether an older reader may ignore the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// Skipping loses detail, never meaning.
+    /// Ignoring the field loses detail, but does not change the meaning of the object.
     Allowed,
     /// A reader that does not know the field must refuse the object.
     Refused,
@@ -125,22 +125,22 @@ pub trait FieldList {
     /// Appends the fields that do not hold their default, in ascending order.
     fn write(&self, fields: &mut Writer);
 
-    /// Takes one field into `self`, which was the default before the first.
+    /// Reads one field into `self`, which holds the default before the first call.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of the field.
     fn read(&mut self, field: Field<'_>) -> Result<(), FieldError>;
 
-    /// What must hold once all fields are read: caps and required fields.
+    /// Checks conditions on the whole list after all fields are read: caps and required fields.
     ///
     /// # Errors
-    /// The first field for which it does not.
+    /// The first field that violates a condition.
     fn check(&self) -> Result<(), FieldError> {
         Ok(())
     }
 }
 
-/// Bytes of a field list.
+/// Encodes a field list.
 #[must_use]
 pub fn encode(list: &dyn FieldList) -> Vec<u8> {
     let mut fields = Writer::default();
@@ -150,7 +150,7 @@ pub fn encode(list: &dyn FieldList) -> Vec<u8> {
     fields.into_bytes()
 }
 
-/// Reads a field list.
+/// Decodes a field list.
 ///
 /// # Errors
 /// The first field that is wrong, over a cap, unknown and must be understood, or missing.
@@ -160,7 +160,7 @@ pub fn decode<T: FieldList + Default>(bytes: &[u8]) -> Result<T, FieldError> {
     Ok(list)
 }
 
-/// One copy of the loop for all types: they differ in what stands behind `list`.
+/// One copy of the loop for all types: they differ only in what `list` refers to.
 fn read(bytes: &[u8], list: &mut dyn FieldList) -> Result<(), FieldError> {
     for field in Reader::new(bytes) {
         list.read(field?)?;
@@ -168,7 +168,7 @@ fn read(bytes: &[u8], list: &mut dyn FieldList) -> Result<(), FieldError> {
     list.check()
 }
 
-/// Builds a field list.
+/// Encodes one field list.
 #[derive(Debug, Default)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -208,14 +208,14 @@ impl Writer {
         self.bytes.extend_from_slice(value);
     }
 
-    /// The finished list.
+    /// Ends the list and returns its bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// One field of a list.
+/// One field of a list, as read.
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {
     /// Number of the field, from 1.
@@ -233,7 +233,7 @@ impl Field<'_> {
         T::from_wire(self.value).ok_or_else(|| self.error(Fault::Value))
     }
 
-    /// As [`Self::read`], into `value`.
+    /// Like [`Self::read`], but assigns to `value`.
     ///
     /// # Errors
     /// [`Fault::Value`].
@@ -245,7 +245,7 @@ impl Field<'_> {
     /// A nested field list, into `list`, which is the default.
     ///
     /// # Errors
-    /// Those of any of its fields, behind the number of this one.
+    /// Errors of its fields, with this field's number in front of their path.
     pub fn read_list(&self, list: &mut dyn FieldList) -> Result<(), FieldError> {
         read(self.value, list).map_err(|error| error.within(self.number))
     }
@@ -253,7 +253,7 @@ impl Field<'_> {
     /// A list of at most `count_max` field lists, into `lists`, which is empty.
     ///
     /// # Errors
-    /// Those of any field of any of them, [`Fault::Limit`], [`Fault::Value`].
+    /// Errors of fields in the lists, [`Fault::Limit`], [`Fault::Value`].
     pub fn read_lists<T: FieldList + Default>(
         &self,
         count_max: usize,
@@ -277,7 +277,7 @@ impl Field<'_> {
         }
     }
 
-    /// What a reader does with a number that it does not know.
+    /// Handles a number that the reader does not know: ignores it if that is allowed.
     ///
     /// # Errors
     /// [`Fault::Unknown`] when the field must be understood.
@@ -288,7 +288,7 @@ impl Field<'_> {
         }
     }
 
-    /// A fault of this field.
+    /// Error in this field.
     #[must_use]
     pub fn error(&self, fault: Fault) -> FieldError {
         FieldError::new(fault, self.number)
@@ -299,12 +299,12 @@ impl Field<'_> {
 #[derive(Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
-    /// Number of the field before.
+    /// Number of the previous field.
     last: u16,
 }
 
 impl<'a> Reader<'a> {
-    /// A reader over one whole list.
+    /// Starts at the first field of a whole list.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self {
@@ -326,8 +326,8 @@ impl<'a> Reader<'a> {
             return Err(FieldError::new(Fault::Order, number));
         }
         self.last = number;
-        // Every type's default, and nothing else, is only zeros: a field that holds it is omitted, so that an
-        // object has one encoding.
+        // Every type's default, and no other value, encodes as zeros only. Such a field must be omitted, so
+        // that an object has exactly one encoding.
         if value.iter().all(|byte| *byte == 0) {
             return Err(FieldError::new(Fault::Value, number));
         }
@@ -358,21 +358,21 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
-/// Makes a struct a field list: for each member its number, `must` or `may` (be understood), its name,
-/// and `list` or `lists` if it is one field list or some, then with the cap of their number if not only the
-/// payload's cap bounds it. A function behind `check` says what must hold of the whole.
+/// Implements a field list for a struct. Each member has its number, `must` or `may` (be understood), and its
+/// name; `list` or `lists` marks one nested field list or several. For several, a cap of their count follows unless
+/// the payload's cap is enough. A function behind `check` checks conditions on the whole.
 macro_rules! field_list {
     ($($name:ident $(check $check:path)? { $($fields:tt)* })*) => {$(
         $crate::fields::field_list! { @impl $name $(check $check)? { $($fields)* } }
 
         impl $name {
-            /// Its bytes on the wire: canonical, so that an unchanged object keeps its hash.
+            /// Encodes the object. The encoding is canonical, so that an unchanged object keeps its hash.
             #[must_use]
             pub fn encode(&self) -> alloc::vec::Vec<u8> {
                 $crate::fields::encode(self)
             }
 
-            /// Reads its bytes.
+            /// Decodes the object.
             ///
             /// # Errors
             /// The first field that is wrong, over a cap, unknown and must be understood, or missing.
@@ -428,7 +428,7 @@ macro_rules! field_list {
 }
 pub(crate) use field_list;
 
-/// Makes an enum a field list: field 1 is the number of the variant, u8, and the members of each
+/// Implements a field list for an enum: field 1 is the number of the variant, u8, and the members of each
 /// variant have numbers from 2. Variant 0 is the default. An unknown variant refuses the object, like
 /// an unknown field that must be understood.
 macro_rules! field_choice {
@@ -482,11 +482,11 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Number of the field that does not exist yet.
+    /// Number of a field that no version has defined.
     pub(crate) const NEW_FIELD: u16 = 9_999;
 
     thread_local! {
-        /// How many lists are still to be finished before the one that gets the new field.
+        /// Number of lists still to be finished before the one that gets the new field.
         static INJECT: Cell<Option<(usize, Skip)>> = const { Cell::new(None) };
     }
 
@@ -502,8 +502,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// What an encoder of a later version writes: the bytes of `list`, with a new field at the end of
-    /// the `place`th list that is finished. `None` if there are not so many.
+    /// Encodes `list` as a later version would: with a new field at the end of the `place`th list that is
+    /// finished. `None` if there are fewer lists.
     pub(crate) fn newer(list: &dyn FieldList, place: usize, skip: Skip) -> Option<Vec<u8>> {
         INJECT.set(Some((place, skip)));
         let bytes = encode(list);

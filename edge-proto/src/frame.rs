@@ -1,8 +1,8 @@
-//! Frames: what one MQTT publish carries. The first byte is the wire version, the second the number
+//! Frames: the payload of one MQTT publish. The first byte is the wire version, the second the number
 //! of the frame, the rest its members. `docs/wire.md` specifies the bytes.
 //!
-//! `Hello`, its refusal and the two frames that fetch a blob are frozen: they are read under any
-//! version, so that a board that was away for years can still be told to update, and fetch the update.
+//! `Hello`, its refusal and the two frames that fetch a blob are frozen: they are decoded under any
+//! version, so that a board that was offline for years can still be asked to update, and fetch the update.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,10 +16,10 @@ use crate::limits::{
 };
 use crate::wire::{Wire, numbers, record, variants};
 
-/// Half of a session's name: random, never persisted.
+/// Half of a session id: random, never persisted.
 pub type Nonce = [u8; 8];
 
-/// Name of a session: the node's nonce and the cloud's.
+/// Id of a session: the node's nonce and the cloud's nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionId {
     /// Chosen by the node, once per transport connection.
@@ -36,9 +36,9 @@ numbers! {
     /// Which of the two replicated sets a frame is about.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Set {
-        /// What the cloud wants of the node. Sent by the cloud.
+        /// Objects that the node is to have. Sent by the cloud.
         0 = Desired,
-        /// What the node says of itself. Sent by the node.
+        /// Status of the node and its pods. Sent by the node.
         1 = Reported,
     }
 }
@@ -47,34 +47,34 @@ variants! {
     /// One change of a set.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum Item
-    /// Numbers of the items.
+    /// Wire number of each kind of change.
     numbered by ItemKind {
         /// The object's payload follows.
         0 = Put {
-            /// Key of the object.
+            /// Identifies the object.
             key: Key,
             /// Payload, at most `INLINE_BYTES_MAX`.
             bytes: Vec<u8>,
         },
-        /// The payload is fetched by pieces.
+        /// A large object; the receiver fetches the payload in pieces.
         1 = Large {
-            /// Key of the object.
+            /// Identifies the object.
             key: Key,
             /// Hash of the whole payload.
             sha256: Hash32,
-            /// Bytes of the payload.
+            /// Length of the payload, bytes.
             len: u32,
         },
-        /// The object leaves the set.
+        /// The object is removed from the set.
         2 = Delete {
-            /// Key of the object.
+            /// Identifies the object.
             key: Key,
         },
     }
 }
 
 impl Item {
-    /// Key of the object.
+    /// Key of the object that changes.
     #[must_use]
     pub const fn key(&self) -> &Key {
         match self {
@@ -83,49 +83,49 @@ impl Item {
     }
 }
 
-/// Name of one outbox: random, made with its directory. A new one says that the old is lost.
+/// Id of one outbox: random, chosen when its directory is created. A new id means that the old outbox is lost.
 pub type Incarnation = [u8; 8];
 
 numbers! {
-    /// Why numbers of a stream carry no record.
+    /// Why numbers of a stream have no record.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum GapReason {
-        /// Dropped for room: the quota was full.
+        /// Deleted because the quota was full.
         0 = Quota,
-        /// Older than the class keeps records.
+        /// Older than the retention time of the class.
         1 = Expired,
-        /// A newer record with the same coalescing key took its place.
+        /// Replaced by a newer record with the same coalescing key.
         2 = Superseded,
-        /// Its bytes on the medium are not those that were written.
+        /// Its bytes on the medium fail their check.
         3 = Damaged,
     }
 }
 
 variants! {
-    /// What stands at one number of a stream, or at several.
+    /// Content of one number of a stream, or of several consecutive ones.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum Entry
-    /// Numbers of the entries.
+    /// Wire number of each kind of entry.
     numbered by EntryKind {
         /// One record.
         0 = Record {
-            /// When it was written, milliseconds since 1970 by the node's clock.
+            /// Time of writing, milliseconds since 1970 by the node's clock.
             unix_ms: u64,
-            /// At most `RECORD_BYTES_MAX`.
+            /// Payload of the workload, at most `RECORD_BYTES_MAX`.
             bytes: Vec<u8>,
         },
         /// Records that are lost.
         1 = Gap {
-            /// How many numbers, at least 1.
+            /// Consecutive numbers without a record, at least 1.
             count: u64,
-            /// Why.
+            /// Cause of the loss.
             reason: GapReason,
         },
     }
 }
 
 impl Entry {
-    /// Numbers that it takes.
+    /// Stream numbers that the entry covers.
     #[must_use]
     pub const fn count(&self) -> u64 {
         match self {
@@ -134,7 +134,7 @@ impl Entry {
         }
     }
 
-    /// Bytes that it takes in a frame at most.
+    /// Upper bound of its encoded bytes in a frame.
     #[must_use]
     pub const fn bytes_max(&self) -> usize {
         match self {
@@ -144,7 +144,7 @@ impl Entry {
     }
 }
 
-/// The number after `entries` that start at `first`; `None` past the end of numbers.
+/// The number after the last of `entries`, which start at `first`; `None` on overflow.
 #[must_use]
 pub fn end_of(first: u64, entries: &[Entry]) -> Option<u64> {
     entries
@@ -153,16 +153,16 @@ pub fn end_of(first: u64, entries: &[Entry]) -> Option<u64> {
 }
 
 variants! {
-    /// One message of the link.
+    /// Message of the link. *Up* is from the node to the cloud.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub enum Frame
-    /// Numbers of the frames: the second byte of each.
+    /// Wire number of each frame: its second byte.
     numbered by FrameKind {
         /// Up: opens a session.
         0 = Hello {
-            /// The node's nonce.
+            /// Nonce of the node for this connection.
             n: Nonce,
-            /// Newest wire version that the node reads.
+            /// Newest wire version that the node decodes.
             wire: u8,
             /// Mask of the kinds that the node understands, see `Kind::bit`.
             kinds: u32,
@@ -172,12 +172,12 @@ variants! {
             desired_root: Hash16,
             /// Root of the node's reported set.
             reported_root: Hash16,
-            /// Name and version of the agent, for people.
+            /// Name and version of the agent, for display.
             agent: String,
         },
         /// Down: answers `Hello`.
         1 = Welcome {
-            /// The session that the next frame of the node confirms.
+            /// Id of the session that the node's next frame confirms.
             session: SessionId,
             /// Version of the frames of this session.
             wire: u8,
@@ -190,175 +190,175 @@ variants! {
             /// Cloud time, seconds since 1970; 0 if unknown.
             unix_s: u64,
         },
-        /// Both ways: the sender does not know this session.
+        /// Both ways: the sender does not know this session. The peer ends it.
         2 = Reset {
-            /// The unknown session.
+            /// Id of the unknown session.
             session: SessionId,
             /// Highest epoch that the sender knows.
             epoch: u64,
         },
-        /// Down: asks for a `Hello`.
+        /// Down: requests a `Hello`.
         3 = Probe {
             /// Epoch of the shard's owner.
             epoch: u64,
             /// Cloud time, seconds since 1970; 0 if unknown.
             unix_s: u64,
         },
-        /// Up, the MQTT will: the connection of this nonce is gone.
+        /// Up, as the MQTT will: the connection with this nonce is closed.
         4 = Gone {
             /// The node's nonce.
             n: Nonce,
         },
-        /// From a set's receiver: what it holds.
+        /// From a set's receiver: the keys and hashes that it holds.
         5 = Inventory {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The set.
+            /// Which set the page describes.
             set: Set,
-            /// Root of all pages together; tells the pages of two inventories apart.
+            /// Root of all pages together; distinguishes the pages of two inventories.
             root: Hash16,
             /// Number of this page, from 0.
             page: u8,
-            /// Whether this is the page with the highest number.
+            /// This is the page with the highest number.
             last: bool,
-            /// Highest `order` of a `Change` of this set that the receiver had, in this session.
+            /// Highest `order` of a `Change` of this set that the receiver got in this session.
             order: u64,
             /// Keys and hashes in ascending order.
             entries: Vec<(Key, Hash16)>,
         },
-        /// From a set's sender: changes; without items a question whether the receiver is at `result`.
+        /// From a set's sender: changes. Without items it asks whether the receiver is at `result`.
         6 = Change {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The set.
+            /// Which set is changed.
             set: Set,
-            /// Root that the changes start from.
+            /// Root before the changes.
             base: Hash16,
-            /// Root after them.
+            /// Root after the changes.
             result: Hash16,
-            /// Twice the number of this change, which ascends within a session, and 1 more if the
-            /// sender already knows of changes after these.
+            /// Twice the number of this change, which ascends within a session; plus 1 if the sender already has
+            /// further changes.
             order: u64,
-            /// The changes; no key twice.
+            /// At most `CHANGE_ITEMS_MAX`; each key once.
             items: Vec<Item>,
         },
-        /// From a set's receiver: this is durable.
+        /// From a set's receiver: the set is durable with this root.
         7 = Have {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The set.
+            /// Which set is acknowledged.
             set: Set,
             /// Root of the receiver's set.
             root: Hash16,
-            /// Highest `order` of a `Change` of this set that the receiver had, in this session.
+            /// Highest `order` of a `Change` of this set that the receiver got in this session.
             order: u64,
         },
-        /// From a set's receiver: asks for one piece of a large object.
+        /// Requests one piece of a large object.
         8 = PieceGet {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The object.
+            /// Hash of the whole object.
             sha256: Hash32,
-            /// First wanted byte.
+            /// Offset of the first requested byte.
             offset: u32,
         },
         /// Answers `PieceGet`.
         9 = Piece {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The object.
+            /// Hash of the whole object.
             sha256: Hash32,
-            /// Place of the first byte.
+            /// Offset of the first byte.
             offset: u32,
-            /// At most `PIECE_BYTES_MAX`.
+            /// At most `PIECE_BYTES_MAX`; empty at or past the end.
             bytes: Vec<u8>,
         },
         /// Down: starts a call.
         10 = CallOpen {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call, ascending within a session.
             id: u32,
-            /// What is called.
+            /// What to run, see [`crate::call`].
             method: u16,
             /// Arguments, at most `CALL_BYTES_MAX`.
             args: Vec<u8>,
-            /// The node's data before this offset may be sent.
+            /// The node may send its data up to this offset.
             upto: u64,
         },
         /// Both ways: data of a call.
         11 = CallData {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call.
             id: u32,
-            /// Number of the frame among the data, control messages and result of its direction.
+            /// Sequence number among the data, control messages and result of this direction.
             number: u64,
             /// At most `CALL_BYTES_MAX`.
             bytes: Vec<u8>,
-            /// No data follow in this direction.
+            /// This is the last data of this direction.
             end: bool,
         },
-        /// Both ways: where an end of a call stands.
+        /// Both ways: acknowledges frames of a call and grants credit.
         12 = CallCredit {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call.
             id: u32,
-            /// Number that the sender's next frame of the call will have.
+            /// Sequence number of the sender's next frame of the call.
             number: u64,
-            /// Number of the next frame that it waits for.
+            /// Sequence number of the next frame that the sender expects.
             seen: u64,
-            /// The other end's data before this offset may be sent.
+            /// The receiver may send its data up to this offset.
             upto: u64,
-            /// Who does not know the call answers `CallCancel`.
+            /// A receiver that does not know the call must answer `CallCancel`.
             asks: bool,
         },
         /// Both ways: the call is over without a result.
         13 = CallCancel {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call.
             id: u32,
         },
-        /// Down: answers a `Hello` that has to wait for its turn.
+        /// Down: answers a `Hello` that is not admitted yet.
         14 = RetryAfter {
             /// The node's nonce.
             n: Nonce,
             /// Epoch of the shard's owner.
             epoch: u64,
-            /// When to say `Hello` again, milliseconds from now; the node keeps to at most
+            /// Time until the node is to repeat `Hello`, milliseconds; the node waits at most
             /// `RETRY_AFTER_MS_MAX`.
             wait_ms: u64,
         },
-        /// Up: records of one class, in order; without entries a question whether all before `first`
-        /// has come.
+        /// Up: records of one class, in order. Without entries it asks whether all numbers before `first`
+        /// have been received.
         15 = Records {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The outbox.
+            /// Id of the outbox.
             incarnation: Incarnation,
-            /// The class, below `CLASSES_MAX`.
+            /// Below `CLASSES_MAX`.
             class: u8,
-            /// Oldest number that the node still accounts for: all before it were acknowledged.
+            /// Oldest number that the node still accounts for: all earlier ones were acknowledged.
             held: u64,
             /// Number of the first entry, from 1.
             first: u64,
-            /// At most `RECORD_ENTRIES_MAX`; their numbers follow on without holes.
+            /// At most `RECORD_ENTRIES_MAX`, with consecutive numbers.
             entries: Vec<Entry>,
         },
-        /// Down: everything before `next` is durable at the cloud's sink, or counted as lost there.
+        /// Down: everything before `next` is durable in the cloud's sink, or counted there as lost.
         16 = RecordsAck {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
-            /// The outbox.
+            /// Id of the outbox.
             incarnation: Incarnation,
-            /// The class.
+            /// Below `CLASSES_MAX`.
             class: u8,
             /// First number that is not yet durable.
             next: u64,
-            /// A frame before the one that this answers is lost: send again from the oldest number that
-            /// is not acknowledged.
+            /// An earlier frame than the one that this answers is lost: send again from the oldest number
+            /// that is not acknowledged.
             missing: bool,
         },
         /// Down: answers a `Hello` that opens no session.
@@ -371,44 +371,44 @@ variants! {
             wire_min: u8,
             /// Newest wire version that the cloud reads.
             wire_max: u8,
-            /// Why, see [`Refusal`].
+            /// Number of a [`Refusal`].
             reason: u8,
         },
-        /// Both ways: out of band in a call.
+        /// Both ways: an out-of-band message of a call.
         18 = CallControl {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call.
             id: u32,
             /// As in `CallData`.
             number: u64,
-            /// What it is, see [`crate::call`].
+            /// Kind of the message, see [`crate::call`].
             kind: u8,
-            /// At most `CALL_CONTROL_BYTES_MAX`.
+            /// Content, at most `CALL_CONTROL_BYTES_MAX`.
             bytes: Vec<u8>,
         },
-        /// Up: the call is over, and all data of this direction came before.
+        /// Up: the call has ended, and all data of this direction was sent before.
         19 = CallResult {
-            /// The session.
+            /// See [`Frame::session`].
             session: SessionId,
             /// Id of the call.
             id: u32,
             /// As in `CallData`.
             number: u64,
-            /// See [`crate::call`].
+            /// Code of the result, see [`crate::call`].
             code: u32,
-            /// For a person, at most `CALL_REASON_BYTES_MAX`.
+            /// Human-readable explanation, at most `CALL_REASON_BYTES_MAX`.
             reason: String,
         },
     }
 }
 
-/// Why a `Hello` is refused, as its number in [`Frame::HelloRefused`]. A number that an agent does not
-/// know is shown as it is.
+/// Why a `Hello` is refused, by its number in [`Frame::HelloRefused`]. An agent shows a number that it
+/// does not know as a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Refusal {
-    /// The cloud does not read the node's wire version.
+    /// The cloud does not decode the node's wire version.
     Version = 0,
 }
 
@@ -416,19 +416,19 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// No bytes, or more than `FRAME_BYTES_MAX`.
+    /// Empty, or more than `FRAME_BYTES_MAX`.
     PeerLength,
-    /// A wire version that this build does not read.
+    /// A wire version that this build does not decode.
     PeerVersion(u8),
-    /// A `Hello` of a wire version that this build does not read. The answer is
+    /// A `Hello` of a wire version that this build does not decode. The answer is
     /// [`Frame::HelloRefused`].
     PeerHello {
         /// The node's nonce.
         n: Nonce,
-        /// Newest wire version that the node reads.
+        /// Newest wire version that the node decodes.
         wire: u8,
     },
-    /// The bytes are not one frame of this version, or not in the one encoding that a frame has.
+    /// The bytes are not one frame of this version, or not its canonical encoding.
     PeerMalformed,
     /// A list, name or payload is over its cap, or a key's form does not fit its kind.
     PeerLimit,
@@ -450,7 +450,7 @@ impl core::fmt::Display for FrameError {
 impl core::error::Error for FrameError {}
 
 impl Frame {
-    /// Bytes of the frame.
+    /// Encodes the frame.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::from([WIRE_VERSION]);
@@ -458,7 +458,7 @@ impl Frame {
         bytes
     }
 
-    /// Reads one whole frame.
+    /// Decodes one whole frame.
     ///
     /// # Errors
     /// See [`FrameError`].
@@ -479,12 +479,12 @@ impl Frame {
         }
     }
 
-    /// A frame under a version that is not read, unless the answer is to be `error`. Members that a
-    /// later version has put behind the frozen ones are ignored.
+    /// Decodes a frozen frame of a version that is not supported; for other frames returns `error`. Members
+    /// that a later version has added behind the frozen ones are ignored.
     fn decode_frozen(mut body: &[u8], error: FrameError) -> Result<Self, FrameError> {
         match body.first().copied().and_then(FrameKind::of) {
             Some(FrameKind::Hello) => {
-                // The number again, then what is frozen of it.
+                // The number again, then the frozen members.
                 let hello = <(u8, (Nonce, u8))>::take(&mut body);
                 let (_, (n, wire)) = hello.ok_or(error)?;
                 Err(FrameError::PeerHello { n, wire })
@@ -496,7 +496,8 @@ impl Frame {
         }
     }
 
-    /// The session that the frame belongs to; `None` for those that open or end one.
+    /// The session that the frame belongs to; the receiver answers one that it does not know with `Reset`.
+    /// `None` for frames that open or end a session.
     #[must_use]
     pub const fn session(&self) -> Option<SessionId> {
         match self {
@@ -565,7 +566,7 @@ impl Frame {
     }
 }
 
-/// What fits inline travels inline: nobody has pieces of it.
+/// A payload that fits inline must be sent inline: the receiver requests no pieces of it.
 fn is_item_within_caps(item: &Item) -> bool {
     let fits = match item {
         Item::Put { bytes, .. } => bytes.len() <= INLINE_BYTES_MAX,

@@ -1,4 +1,4 @@
-//! Hashes: SHA-256 of payload bytes, and its first 16 bytes as the name of content in a set.
+//! Hashes: SHA-256 of payload bytes, and its first 16 bytes as the id of content in a set.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 pub struct Hash16(pub [u8; 16]);
 
 impl Hash16 {
-    /// Hash of `bytes`.
+    /// Hashes `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         sha256(bytes).short()
@@ -20,7 +20,7 @@ impl Hash16 {
 pub struct Hash32(pub [u8; 32]);
 
 impl Hash32 {
-    /// The first 16 bytes.
+    /// Truncates to the first 16 bytes.
     #[must_use]
     pub fn short(&self) -> Hash16 {
         let mut short = [0; 16];
@@ -36,7 +36,7 @@ crate::wire::record! {
     Hash32 { 0 }
 }
 
-/// SHA-256 of `bytes`.
+/// Hashes `bytes`.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> Hash32 {
     Hash32(Sha256::digest(bytes).into())

@@ -27,7 +27,7 @@ numbers! {
         5 = Service,
         /// A rule, down. Reserved.
         6 = Rule,
-        /// An artifact to fetch ahead, down. Reserved.
+        /// An artifact to fetch in advance, down. Reserved.
         7 = Artifact,
         /// Bandwidth, offline, reconnect and time policy, down.
         8 = NodePolicy,
@@ -97,15 +97,15 @@ pub enum Key {
     Name(Kind, String, String),
 }
 
-/// The key of no object: that of a Pod without a UID.
+/// The key of no object: a Pod without a UID.
 impl Default for Key {
     fn default() -> Self {
         Self::pod(Uid::default())
     }
 }
 
-/// The number of the form, then its members. By hand, because `variants!` names members: there are two
-/// forms for good, since new kinds are keyed by name, and a key is written in many places.
+/// The number of the form, then its members. Written by hand, because `variants!` names members. There
+/// will be no third form: new kinds are keyed by name. A key is constructed in many places.
 impl Wire for Key {
     fn put(&self, bytes: &mut Vec<u8>) {
         match self {

@@ -1,19 +1,19 @@
-//! The lanes of a link: which of the frames that wait goes next, and when.
+//! The lanes of a link: which of the waiting frames is sent next, and when.
 //!
-//! Both shells put a [`Lanes`] between the session's `Output::Send` and what carries frames. They
-//! keep next to nothing beyond it, because a queue behind it knows no priority. Order within a lane
+//! Both shells put a [`Lanes`] between the session's `Output::Send` and the transport. They queue almost
+//! nothing behind it, because a queue behind it knows no priority. Order within a lane
 //! is kept, order between lanes is not: the session does not need it.
 //!
-//! - The lane is that of the frame's variant, see [`Lane::of`]. The first lane that has a frame goes
-//!   first. So that none starves, a lane that waits is owed a part of what the others send
-//!   ([`SHARE_PERCENT`]), and goes out of turn when it is owed a whole frame.
-//! - The whole link and each lane may have a rate ([`Limits`]). A control frame never waits for one,
-//!   but counts.
-//! - A frame over its lane's cap ([`LANE_BYTES_MAX`]) is dropped like one that is lost on its way. A
-//!   lane takes no room from another.
+//! - A frame's variant determines its lane, see [`Lane::of`]. The first lane that has a frame sends
+//!   first. So that no lane starves, a waiting lane is credited with a part of what the others send
+//!   ([`SHARE_PERCENT`]), and sends before the others when its credit covers a whole frame.
+//! - The whole link and each lane may have a rate ([`Limits`]). A control frame never waits for a rate,
+//!   but its bytes count.
+//! - A frame over its lane's cap ([`LANE_BYTES_MAX`]) is dropped, as if it were lost in transit. A
+//!   lane cannot use the capacity of another.
 //!
-//! Sans-IO: `push`, then [`Lanes::poll`] as long as there is room beyond, then wait until there is
-//! room, or for [`Lanes::deadline`].
+//! Sans-IO: `push`, then [`Lanes::poll`] as long as the transport accepts frames, then wait until it
+//! accepts one again, or for [`Lanes::deadline`].
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -30,9 +30,9 @@ pub const LANES: usize = 6;
 /// What MQTT, TLS, TCP and IP add to a frame, bytes, about.
 pub const FRAME_OVERHEAD_BYTES: usize = 128;
 /// Bytes that wait in each lane at most, each frame with its overhead. *Control*: a frame of each
-/// sort many times over. *State*: the largest inventory, 69 pages, and a change. *Toll* and
+/// kind many times. *State*: the largest inventory, 69 pages, and a change. *Toll* and
 /// *stream*: their window, and a frame for each class. *Call*: the window of all calls, and
-/// of each [`CALL_LANE_BYTES`]. *Blob*: its window.
+/// [`CALL_LANE_BYTES`] for each. *Blob*: its window.
 pub const LANE_BYTES_MAX: [usize; LANES] = [
     16 * 1024,
     72 * OWED_BYTES_MAX,
@@ -41,8 +41,8 @@ pub const LANE_BYTES_MAX: [usize; LANES] = [
     CALL_WINDOW_BYTES as usize + CALLS_MAX * CALL_LANE_BYTES,
     BLOB_WINDOW_BYTES * 5 / 4,
 ];
-/// What a call has in its lane besides data: its arguments or its result, and around data, control
-/// messages and credit what each frame costs.
+/// Bytes of a call in its lane besides data: its arguments or its result, and the overhead of each frame
+/// of data, control or credit.
 const CALL_LANE_BYTES: usize = CALL_BYTES_MAX + CALL_LANE_FRAMES * CALL_FRAME_BYTES;
 /// Frames of a call in its lane: those that are not acknowledged, and the acknowledgements of what the
 /// other end may send.
@@ -50,32 +50,32 @@ const CALL_LANE_FRAMES: usize = 2 * (CALL_FRAMES_MAX + CALL_CONTROLS_MAX) - 8;
 /// Bytes of such a frame without data: version, tag, session, id, three numbers and a control message.
 const CALL_FRAME_BYTES: usize =
     FRAME_OVERHEAD_BYTES + 1 + 1 + 16 + 5 + 8 + CALL_CONTROL_BYTES_MAX / 2;
-/// What a waiting lane is owed of the bytes that other lanes send, percent. With what is not owed
-/// to anyone, the first lanes go first.
+/// Credit of a waiting lane, in percent of the bytes that other lanes send. The rest of the link's
+/// capacity goes to the first lanes.
 pub const SHARE_PERCENT: [u8; LANES] = [20, 20, 10, 5, 5, BLOB_SHARE_PERCENT];
-/// What blobs are owed unless a policy says otherwise, percent.
+/// Share of blobs unless a policy sets another, percent.
 const BLOB_SHARE_PERCENT: u8 = 5;
 /// Largest share of blobs that a policy may set, percent.
 pub const BLOB_SHARE_PERCENT_MAX: u8 = 40;
-/// Most that a lane is owed, bytes: one frame of any size.
+/// Highest credit of a lane, bytes: one frame of any size.
 const OWED_BYTES_MAX: usize = FRAME_BYTES_MAX + FRAME_OVERHEAD_BYTES;
-/// What may go at once under a rate, in time of the rate...
+/// Burst under a rate, in time of the rate...
 const BURST_MS: u64 = 50;
 /// ...but at least one frame of any size.
 const BURST_BYTES_MIN: u64 = OWED_BYTES_MAX as u64;
 /// A rate is in bits per second and time in milliseconds: this many of their products are a byte.
 const GRAINS_PER_BYTE: u64 = 8 * 1000;
 
-/// Where in a frame its number stands...
+/// Offset of a frame's number...
 const KIND_AT: usize = 1;
-/// ...and the class of records: after number, session and incarnation.
+/// ...and of the class of records: after number, session and incarnation.
 const CLASS_AT: usize = KIND_AT + 1 + 16 + 8;
 
 /// A lane, in the order of priority. The numbers are those of a `NodePolicy`'s limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Lane {
-    /// What opens and ends sessions.
+    /// Frames that open and end sessions.
     Control,
     /// The two replicated sets.
     State,
@@ -83,14 +83,14 @@ pub enum Lane {
     Toll,
     /// Records of all other classes.
     Stream,
-    /// Calls.
+    /// Frames of all open calls.
     Call,
-    /// Pieces of large objects and blobs, and what asks for them.
+    /// Pieces of large objects and blobs, and the requests for them.
     Blob,
 }
 
 impl Lane {
-    /// All, in the order of priority.
+    /// All lanes in the order of priority.
     pub const ALL: [Self; LANES] = [
         Self::Control,
         Self::State,
@@ -100,7 +100,7 @@ impl Lane {
         Self::Blob,
     ];
 
-    /// The lane of an encoded frame; of an unknown one the last.
+    /// The lane of an encoded frame; an unknown frame belongs to the last.
     #[must_use]
     pub fn of(frame: &[u8]) -> Self {
         let Some(kind) = frame.get(KIND_AT).copied().and_then(FrameKind::of) else {
@@ -137,7 +137,7 @@ pub struct Limits {
     pub link_bits_per_s: u64,
     /// Each lane, bits per second. That of control is of no effect.
     pub lane_bits_per_s: [u64; LANES],
-    /// What blobs are owed when others send, percent, at most [`BLOB_SHARE_PERCENT_MAX`].
+    /// Credit of blobs when other lanes send, percent, at most [`BLOB_SHARE_PERCENT_MAX`].
     pub blob_share_percent: u8,
 }
 
@@ -148,7 +148,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// No limit, and the usual share.
+    /// No limit, and the default share.
     pub const NONE: Self = Self {
         link_bits_per_s: 0,
         lane_bits_per_s: [0; LANES],
@@ -156,7 +156,7 @@ impl Limits {
     };
 }
 
-/// A token bucket. It may be in debt to frames that never wait.
+/// A token bucket. Frames that never wait may make it negative.
 #[derive(Debug)]
 struct Bucket {
     /// 0: no limit.
@@ -178,7 +178,7 @@ impl Bucket {
         grains(self.bits_per_s.saturating_mul(BURST_MS).max(least))
     }
 
-    /// A new rate starts with a full burst, unless the bucket is in debt.
+    /// A new rate starts with a full burst, unless the bucket is negative.
     fn set_rate(&mut self, bits_per_s: u64) {
         if self.bits_per_s == 0 {
             self.tokens = i64::MAX;
@@ -198,7 +198,7 @@ impl Bucket {
         }
     }
 
-    /// Time until `bytes` may go.
+    /// Time until `bytes` may be sent.
     fn wait(&self, bytes: usize) -> Millis {
         let missing = cost(bytes).saturating_sub(self.tokens);
         match u64::try_from(missing) {
@@ -225,7 +225,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// Bytes of the next frame on the line.
+    /// Bytes of the next frame on the link.
     fn next_bytes(&self) -> Option<usize> {
         self.frames.front().map(|frame| line_bytes(frame))
     }
@@ -235,7 +235,7 @@ const fn line_bytes(frame: &[u8]) -> usize {
     frame.len() + FRAME_OVERHEAD_BYTES
 }
 
-/// The frames that wait for a link, by lane.
+/// Frames that wait for a link, by lane.
 #[derive(Debug)]
 pub struct Lanes {
     queues: [Queue; LANES],
@@ -269,7 +269,7 @@ impl Lanes {
         }
     }
 
-    /// From now on these limits hold. What waits goes on to wait.
+    /// Applies new limits from now on. Waiting frames are kept.
     pub fn set_limits(&mut self, now: Millis, limits: &Limits) {
         self.fill(now);
         self.link.set_rate(limits.link_bits_per_s);
@@ -279,7 +279,7 @@ impl Lanes {
         self.blob_share_percent = limits.blob_share_percent.min(BLOB_SHARE_PERCENT_MAX);
     }
 
-    /// A frame is to be sent. Returns whether it was taken; its lane may be full.
+    /// Queues a frame. Returns whether it was taken; its lane may be full.
     pub fn push(&mut self, frame: Vec<u8>) -> bool {
         let lane = Lane::of(&frame) as usize;
         let bytes = line_bytes(&frame);
@@ -297,7 +297,7 @@ impl Lanes {
         }
     }
 
-    /// The next frame that may go at `now`. Take it only when there is room for it beyond.
+    /// The next frame that may be sent at `now`. Call it only when the transport accepts a frame.
     pub fn poll(&mut self, now: Millis) -> Option<Vec<u8>> {
         self.fill(now);
         let (lane, bytes, wait) = self.turn()?;
@@ -350,7 +350,7 @@ impl Lanes {
         self.dropped
     }
 
-    /// Forgets what waits: the link is down, and its session with it.
+    /// Drops all waiting frames: the link is down, and its session ended.
     pub fn clear(&mut self) {
         for queue in &mut self.queues {
             queue.frames = VecDeque::new();
@@ -368,8 +368,8 @@ impl Lanes {
         }
     }
 
-    /// Whose turn it is, with how many bytes, and how long the rate of the link makes it wait: a
-    /// small frame of a later lane would take for ever what a large one waits for.
+    /// The lane that sends next, with the frame's bytes, and how long the rate of the link makes it wait. A
+    /// small frame of a later lane must not use up the tokens that a large frame waits for.
     fn turn(&self) -> Option<(usize, usize, Millis)> {
         let (mut first, mut owed) = (None, None);
         for (index, queue) in self.queues.iter().enumerate() {
@@ -407,7 +407,7 @@ mod tests {
     use super::*;
     use alloc::vec;
 
-    /// A frame of this lane with `bytes` bytes on the line.
+    /// A frame of this lane with `bytes` bytes on the link.
     fn frame(lane: Lane, bytes: usize) -> Vec<u8> {
         let mut frame = vec![0; bytes - FRAME_OVERHEAD_BYTES];
         let kind = match lane {
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(lanes.deadline(), None);
     }
 
-    /// Goal: no flood of one lane starves another. Method: every lane is full all the time.
+    /// Goal: no load on one lane starves another. Method: every lane is full all the time.
     #[test]
     fn every_lane_gets_its_share_of_a_full_link() {
         let mut lanes = Lanes::new();
@@ -459,7 +459,7 @@ mod tests {
             sent[Lane::of(&frame) as usize] += 1;
         }
         for (sent, share) in sent.iter().zip(SHARE_PERCENT) {
-            // What is owed is a part of what the others send.
+            // The credit is a part of what the others send.
             let part = f64::from(*sent) / f64::from(10_000 - *sent) * 100.0;
             assert!(part + 0.5 >= f64::from(share), "{part} {share}");
         }
@@ -567,7 +567,7 @@ mod tests {
     }
 
     /// Goal: under a rate a large frame of an early lane is not overtaken for ever by small ones of
-    /// a later lane, and neither keeps control. Method: a blob of 200 bytes is always there.
+    /// a later lane, and neither delays control. Method: a blob of 200 bytes is always queued.
     #[test]
     fn small_frames_do_not_take_what_a_large_one_waits_for() {
         let mut lanes = Lanes::new();

@@ -1,4 +1,4 @@
-//! The wire of edge-min: object types, frames, the replicated set, and the link session of BOTH
+//! The wire of edge-min: object types, frames, the replicated set, and the link session of both
 //! ends, as synchronous state machines (`handle`, then drain `poll`, then wait for `deadline`).
 //!
 //! Never does IO, never reads a clock, never allocates beyond the caps in [`limits`].
@@ -30,10 +30,10 @@ pub mod set;
 pub mod sorted;
 pub mod wire;
 
-/// Milliseconds of a monotonic clock of the caller. Only differences have a meaning.
+/// Milliseconds of the caller's monotonic clock. Only differences have a meaning.
 pub type Millis = u64;
 
-/// Postcard bytes of a small value of ours. Such a value always fits a Vec, so there is no error.
+/// Postcard bytes of a small value of ours. Encoding into a Vec cannot fail, so there is no error.
 #[must_use]
 pub fn encode<T: serde::Serialize + ?Sized>(value: &T) -> alloc::vec::Vec<u8> {
     postcard::to_allocvec(value).unwrap_or_default()

@@ -1,6 +1,6 @@
-//! Admission at the cloud: so many openings a second, each of the others gets a time of its own. A mass
-//! return is then a plateau as long as it must be and never a spike, and whoever asked first is
-//! served first.
+//! Admission at the cloud: a constant number of openings per second; each further node gets its own time
+//! to retry. When a whole fleet reconnects, the load is constant instead of a spike, and nodes are
+//! admitted in the order of their first request.
 
 use crate::Millis;
 
@@ -9,11 +9,11 @@ use crate::Millis;
 pub struct RateLimiter {
     interval_us: u64,
     burst_us: u64,
-    /// When the next admission would be without the burst, microseconds.
+    /// Time of the next admission without the burst, microseconds.
     next_us: u64,
 }
 
-/// When one node is admitted, if it has asked; kept until its session is live.
+/// Time at which one node is admitted, if it has requested admission; kept until its session is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reservation(Option<Millis>);
 
@@ -30,7 +30,7 @@ impl RateLimiter {
         }
     }
 
-    /// How long one that came at `now` would have to wait, milliseconds.
+    /// How long a request at `now` would have to wait, milliseconds.
     #[must_use]
     pub fn wait_ms(&self, now: Millis) -> Millis {
         let now_us = now.saturating_mul(1_000);
@@ -46,8 +46,8 @@ impl RateLimiter {
         wait_ms
     }
 
-    /// A node asks, perhaps again: 0 when it is admitted, else how long it still has to wait,
-    /// milliseconds. It has one reservation however often it asks.
+    /// A node requests admission, possibly again. Returns 0 when it is admitted, else how long it still has to
+    /// wait, milliseconds. It keeps one reservation, however often it requests.
     pub fn ask(&mut self, now: Millis, reservation: &mut Reservation) -> Millis {
         let at = match reservation.0 {
             Some(at) => at,
@@ -80,7 +80,7 @@ mod tests {
         for second in 0..99 {
             let within = second * 1_000..(second + 1) * 1_000;
             let served = waits.iter().filter(|wait| within.contains(*wait)).count();
-            // The first second also has the burst.
+            // The first second also includes the burst.
             let most = if second == 0 { 400 } else { 200 };
             assert!(
                 (199..=most).contains(&served),

@@ -1,12 +1,12 @@
 //! The link session of both ends as state machines without IO: [`Node`] on the node, one
-//! [`Cloud`] per node on the other side.
+//! [`Cloud`] per node in edge-cloud.
 //!
 //! The loop of a shell is: one `handle`, then `poll` until `None`, then wait until `deadline()` or
 //! the next event; at the deadline `handle(now, LinkInput::Tick)`. Each end has its own type of inputs
-//! and of outputs, grouped by what they are about; a group that both ends take is one type.
+//! and of outputs, grouped by subject; a group that both ends have is one type.
 //!
-//! Each side is the sender of one replicated set (cloud: desired, node: reported) and the receiver
-//! of the other. A lost, doubled or reordered frame can delay convergence, never corrupt a set.
+//! Each end is the sender of one replicated set (cloud: desired, node: reported) and the receiver
+//! of the other. A lost, duplicated or reordered frame can delay convergence, never corrupt a set.
 
 mod call;
 mod cloud;
@@ -40,19 +40,19 @@ use crate::hash::Hash32;
 use crate::limits::WIRE_VERSION;
 pub use crate::set::Reason;
 
-/// An object's payload as the receiver gets it.
+/// Payload of an object as the receiver gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// The bytes, at most `INLINE_BYTES_MAX`.
     Inline(Vec<u8>),
-    /// A large object; all its bytes are already with the caller (`BlobHave`).
+    /// A large object; the caller already has all its bytes (`BlobHave`).
     Large {
         /// Hash of the bytes.
         sha256: Hash32,
         /// Their number.
         len: u32,
     },
-    /// Refused before its bytes were fetched; keep a stub.
+    /// Refused before its bytes were fetched; the caller keeps a stub.
     Refused {
         /// Hash of the payload.
         hash: crate::hash::Hash16,
@@ -61,18 +61,18 @@ pub enum Payload {
     },
 }
 
-/// What is wrong with the peer, or with what was asked for.
+/// Violation by the peer, or a request that cannot be fulfilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
     /// The bytes are not a frame.
     Frame(FrameError),
-    /// The other end speaks with an epoch lower than one already accepted (node), or the node
+    /// The peer uses a lower epoch than one already accepted (node), or the node
     /// has accepted a higher one than ours (cloud: another replica owns the shard).
     Epoch(u64),
-    /// Wire versions without overlap; the peer's newest is given.
+    /// The wire versions do not overlap; contains the peer's newest.
     Version(u8),
-    /// Node only: the cloud opens no session with this agent. `Hello` is repeated slowly.
+    /// Node only: the cloud opens no session with this agent. `Hello` is repeated at long intervals.
     Refused {
         /// Number of the reason, see `frame::Refusal`.
         reason: u8,
@@ -81,7 +81,7 @@ pub enum Problem {
         /// Newest wire version that the cloud reads.
         wire_max: u8,
     },
-    /// A change would take the set over its cap, or names a key twice.
+    /// A change would exceed the cap of the set, or contains a key twice.
     Change,
 }
 
@@ -108,7 +108,7 @@ impl core::fmt::Display for Problem {
     }
 }
 
-/// Cuts `text` to its cap, at a character.
+/// Truncates `text` to its cap, at a character.
 fn cut(text: &mut String, bytes_max: usize) {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {

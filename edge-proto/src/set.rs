@@ -1,4 +1,4 @@
-//! The receiver's half of a replicated set: which object stands under each key, by hash.
+//! The receiver's half of a replicated set: the hash of the object under each key.
 
 use sha2::{Digest as _, Sha256};
 
@@ -8,23 +8,23 @@ use crate::limits::SET_OBJECTS_MAX;
 use crate::sorted::SortedMap;
 
 /// Why an object is in a set only as a stub: key, hash and this reason. Membership never depends
-/// on admission, so the roots of both ends meet all the same.
+/// on admission, so the roots of both ends become equal nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Reason {
     /// The payload is over its kind's cap.
     TooLarge,
-    /// The node has no room for it.
+    /// The node has no memory or flash for it.
     Full,
     /// A field that must be understood is unknown to this agent.
     Field(u32),
-    /// The payload is not an object of its kind.
+    /// The payload cannot be decoded as an object of its kind.
     Malformed,
     /// The signature is missing or wrong.
     Signature,
-    /// The kind has no use on this node.
+    /// The kind is not used on this node.
     Kind,
-    /// The key's form does not fit its kind.
+    /// The key's form does not match its kind.
     Key,
 }
 
@@ -44,7 +44,7 @@ impl core::fmt::Display for Reason {
     }
 }
 
-/// What the receiver keeps of one object.
+/// Hash and state of one object at the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Hash of the payload bytes.
@@ -60,7 +60,7 @@ pub struct ReplicaSet {
 }
 
 impl ReplicaSet {
-    /// An empty set.
+    /// Starts without members.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -92,13 +92,13 @@ impl ReplicaSet {
         self.members.get(key)
     }
 
-    /// Objects in the set.
+    /// Number of members, stubs included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Whether the set is empty.
+    /// Whether there is no member.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
@@ -120,7 +120,7 @@ impl ReplicaSet {
         true
     }
 
-    /// Makes the member under `key` a stub, if there is one.
+    /// Makes the member under `key` a stub, if it exists.
     pub(crate) fn refuse(&mut self, key: &Key, reason: Reason) {
         if let Some(member) = self.members.get_mut(key) {
             member.refused = Some(reason);

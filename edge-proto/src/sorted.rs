@@ -1,10 +1,10 @@
-//! [`SortedMap`] and [`SortedSet`]: what `BTreeMap` and `BTreeSet` are, in one sorted vector.
+//! [`SortedMap`] and [`SortedSet`]: replacements of `BTreeMap` and `BTreeSet` in one sorted vector.
 //!
-//! The code of a B-tree is made anew for each pair of types and costs the agent about 134 KB on
-//! x86_64; a binary search and a move of what lies behind cost a tenth of it. An insertion or removal
-//! moves up to the whole vector, so these are for what `limits.rs` bounds to some thousands of
-//! entries. [`Extend`] and [`FromIterator`] sort once: what brings many entries in any order goes
-//! through them. With equal keys the last one counts, as in `BTreeMap`.
+//! The code of a B-tree is generated again for each pair of types and costs the agent about 134 KB on
+//! x86_64; a binary search and a move of the later entries cost a tenth of it. An insertion or removal
+//! moves up to the whole vector, so these are for collections that `limits.rs` bounds to some thousands of
+//! entries. [`Extend`] and [`FromIterator`] sort once: use them to add many entries in any order.
+//! With equal keys the last one counts, as in `BTreeMap`.
 
 use alloc::vec::{self, Vec};
 use core::borrow::Borrow;
@@ -44,7 +44,7 @@ impl<K, V> SortedMap<K, V> {
         self.entries.is_empty()
     }
 
-    /// Removes all entries and frees their room.
+    /// Removes all entries and frees their memory.
     pub fn clear(&mut self) {
         self.entries = Vec::new();
     }
@@ -104,7 +104,7 @@ impl<K, V> SortedMap<K, V> {
 }
 
 impl<K: Ord, V> SortedMap<K, V> {
-    /// Where `key` is, or where it would be.
+    /// Index of `key`, or the index at which to insert it.
     fn search<Q: Ord + ?Sized>(&self, key: &Q) -> Result<usize, usize>
     where
         K: Borrow<Q>,
@@ -140,7 +140,7 @@ impl<K: Ord, V> SortedMap<K, V> {
         self.search(key).is_ok()
     }
 
-    /// Puts `value` under `key`; returns the one that was there.
+    /// Puts `value` under `key`; returns the previous value.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         match self.search(&key) {
             Ok(index) => {
@@ -171,14 +171,14 @@ impl<K: Ord, V> SortedMap<K, V> {
         Some(self.entries.remove(index))
     }
 
-    /// The place of `key`, filled or not.
+    /// The place of `key`, occupied or vacant.
     pub fn entry(&mut self, key: K) -> Entry<'_, K, V> {
         Entry { map: self, key }
     }
 
-    /// After entries were put at the end: restores the order; of equal keys the last one stays.
+    /// Restores the order after entries were appended; of equal keys the last one stays.
     fn sort(&mut self) {
-        // Stable, so that the last of equal keys is the last afterwards, too.
+        // The sort is stable, so the last of equal keys is still the last.
         self.entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         self.entries.dedup_by(|later, kept| {
             let same = later.0 == kept.0;
@@ -197,7 +197,7 @@ pub struct Entry<'a, K, V> {
 }
 
 impl<'a, K: Ord, V> Entry<'a, K, V> {
-    /// The value there, made by `make` if there was none.
+    /// The value there; `make` creates it if there is none.
     pub fn or_insert_with(self, make: impl FnOnce() -> V) -> &'a mut V {
         let index = match self.map.search(&self.key) {
             Ok(index) => index,
@@ -213,7 +213,7 @@ impl<'a, K: Ord, V> Entry<'a, K, V> {
         &mut self.map.entries[index].1
     }
 
-    /// The value there, the default if there was none.
+    /// The value there; the default is inserted if there is none.
     pub fn or_default(self) -> &'a mut V
     where
         V: Default,
@@ -352,7 +352,7 @@ impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Visitor<'de> for MapVi
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
-        // No room is made on the word of who encoded it.
+        // The announced length is not trusted: it reserves no memory.
         let mut map = SortedMap::new();
         let mut sorted = true;
         while let Some((key, value)) = access.next_entry()? {
@@ -400,7 +400,7 @@ impl<T> SortedSet<T> {
 }
 
 impl<T: Ord> SortedSet<T> {
-    /// Whether `member` is one.
+    /// Whether `member` is in the set.
     pub fn contains<Q: Ord + ?Sized>(&self, member: &Q) -> bool
     where
         T: Borrow<Q>,
@@ -408,12 +408,12 @@ impl<T: Ord> SortedSet<T> {
         self.map.contains_key(member)
     }
 
-    /// Adds a member; returns false if it was one already.
+    /// Adds a member; returns false if it was there already.
     pub fn insert(&mut self, member: T) -> bool {
         self.map.insert(member, ()).is_none()
     }
 
-    /// Removes a member; returns whether it was one.
+    /// Removes a member; returns whether it was there.
     pub fn remove<Q: Ord + ?Sized>(&mut self, member: &Q) -> bool
     where
         T: Borrow<Q>,
@@ -505,7 +505,7 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: nothing that a caller sees tells these from `BTreeMap`. Method: the same random
+        /// Goal: a caller cannot distinguish these from `BTreeMap`. Method: the same random
         /// steps on both, compared after each.
         #[test]
         fn a_map_does_what_a_b_tree_does(steps in proptest::collection::vec(step(), 0..80)) {
@@ -557,7 +557,7 @@ mod tests {
             prop_assert!(ours.into_iter().eq(reference));
         }
 
-        /// Entries in any order and with doubled keys; on the wire and in files both are the same.
+        /// Entries in any order and with repeated keys; the encoding on the wire and in files is the same.
         #[test]
         fn a_map_is_collected_encoded_and_decoded_as_a_b_tree_is(
             entries in proptest::collection::vec(any::<(u8, u16)>(), 0..200),
@@ -568,7 +568,7 @@ mod tests {
             let bytes = crate::encode(&ours);
             prop_assert_eq!(&bytes, &crate::encode(&reference));
             prop_assert_eq!(postcard::from_bytes::<SortedMap<u8, u16>>(&bytes), Ok(ours));
-            // Nothing but our own writers keeps to the order.
+            // Only our own writers keep the order.
             let bytes = crate::encode(&entries);
             let decoded: SortedMap<u8, u16> = postcard::from_bytes(&bytes).unwrap();
             prop_assert!(decoded.iter().eq(reference.iter()));
@@ -600,7 +600,7 @@ mod tests {
         }
     }
 
-    /// A length that the bytes behind it do not bear out takes no memory.
+    /// A length over the number of the bytes that follow reserves no memory.
     #[test]
     fn a_length_that_promises_too_much_is_an_error() {
         let bytes = [0xFF, 0xFF, 0xFF, 0xFF, 0x0F, 1, 1];

@@ -1,9 +1,9 @@
 //! Strict reader and writer of the wire's basic types, `docs/wire.md` section 1.
 //!
 //! The bytes are those of postcard. The reader is not postcard's, because that one accepts a varint
-//! with more bytes than it needs: here every value has exactly one encoding, and what would be a
-//! second one does not decode. A type that crosses the link implements [`Wire`], by `record!`,
-//! `numbers!` or `variants!`, so that each number and each order of members stands
+//! with more bytes than it needs: here every value has exactly one encoding, and any other
+//! does not decode. A type that crosses the link implements [`Wire`], by `record!`,
+//! `numbers!` or `variants!`, so that each number and each order of members is written
 //! once, for both directions.
 //!
 //! Never allocates more than a small multiple of the bytes that it reads: lengths are checked against them.
@@ -16,17 +16,17 @@ pub trait Wire: Sized {
     /// Appends the bytes of `self`.
     fn put(&self, bytes: &mut Vec<u8>);
 
-    /// Takes one value from the front of `rest`. After `None` the content of `rest` has no meaning.
+    /// Decodes one value from the front of `rest`. After `None` the content of `rest` has no meaning.
     fn take(rest: &mut &[u8]) -> Option<Self>;
 
-    /// Appends the items of a list, without their number.
+    /// Appends the items of a list, without their count.
     fn put_items(items: &[Self], bytes: &mut Vec<u8>) {
         for item in items {
             item.put(bytes);
         }
     }
 
-    /// Takes `count` items; an item has at least one byte.
+    /// Decodes `count` items; an item has at least one byte.
     fn take_items(count: usize, rest: &mut &[u8]) -> Option<Vec<Self>> {
         if count > rest.len() {
             return None;
@@ -38,14 +38,14 @@ pub trait Wire: Sized {
         Some(items)
     }
 
-    /// The bytes of `self` alone.
+    /// Encodes `self` alone.
     fn to_wire(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.put(&mut bytes);
         bytes
     }
 
-    /// Reads one value that fills `bytes` exactly.
+    /// Decodes one value that fills `bytes` exactly.
     #[must_use]
     fn from_wire(mut bytes: &[u8]) -> Option<Self> {
         let value = Self::take(&mut bytes)?;
@@ -62,7 +62,7 @@ pub(crate) fn put_varint(mut value: u64, bytes: &mut Vec<u8>) {
     bytes.push(value.to_le_bytes()[0]);
 }
 
-/// Takes a varint of at most `max`, in as few bytes as it needs.
+/// Takes a varint of at most `max`, in its shortest encoding.
 pub(crate) fn take_varint(max: u64, rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -80,7 +80,7 @@ pub(crate) fn take_varint(max: u64, rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Takes a number of bytes or items.
+/// Takes a count of bytes or items.
 pub(crate) fn take_count(rest: &mut &[u8]) -> Option<usize> {
     usize::try_from(take_varint(u64::from(u32::MAX), rest)?).ok()
 }
@@ -233,7 +233,7 @@ macro_rules! record {
 }
 pub(crate) use record;
 
-/// Defines an enum without members, with the wire's number of each variant, at most 127, and
+/// Defines an enum without members, with the wire number of each variant, at most 127, and
 /// implements [`Wire`]: the number in one byte.
 macro_rules! numbers {
     ($(#[$of_enum:meta])* pub enum $name:ident {
@@ -249,7 +249,7 @@ macro_rules! numbers {
         }
 
         impl $name {
-            /// The variant of a number of the wire.
+            /// The variant with this wire number.
             #[must_use]
             pub const fn of(number: u8) -> Option<Self> {
                 match number {
@@ -272,9 +272,9 @@ macro_rules! numbers {
 }
 pub(crate) use numbers;
 
-/// Defines an enum with members, and beside it one of its variants' numbers. Implements [`Wire`]: the
-/// number in one byte, then the members in their order. A variant without a number or with that of
-/// another does not compile.
+/// Defines an enum with members, and a second enum of its variants' numbers. Implements [`Wire`]: the
+/// number in one byte, then the members in their order. A variant without a number, or with the number
+/// of another, does not compile.
 macro_rules! variants {
     ($(#[$of_enum:meta])* pub enum $name:ident
      $(#[$of_numbers:meta])* numbered by $numbers:ident {
@@ -365,7 +365,7 @@ mod tests {
             assert_eq!(u64::from_wire(wrong), None, "{wrong:?}");
             assert_eq!(Vec::<u8>::take(&mut &*wrong), None, "{wrong:?}");
         }
-        // Over the type's largest.
+        // Over the largest value of the type.
         assert_eq!(u16::from_wire(&[0x80, 0x80, 4]), None);
         assert_eq!(u32::from_wire(&[0xff, 0xff, 0xff, 0xff, 0x10]), None);
         assert_eq!(
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(String::from_wire(&[1, 0xff]), None);
     }
 
-    /// Goal: a length that lies costs nothing. Method: lengths over the bytes that follow.
+    /// Goal: a false length costs no memory. Method: lengths over the number of bytes that follow.
     #[test]
     fn hostile_lengths_allocate_nothing() {
         for count in [1, 127, 128, 65_536, u64::from(u32::MAX), u64::MAX] {

@@ -1,4 +1,4 @@
-//! Bytes of frames: pinned for every variant, and nothing that comes in can panic.
+//! Encoded frames: pinned for every variant; no input can make decoding panic.
 
 use edge_proto::enrol::{Broker, EnrolRequest, JoinAnswer, JoinRequest, RenewRequest};
 use edge_proto::fields::{Fault, FieldError, Reader, Skip, Writer};
@@ -168,14 +168,14 @@ fn all_frames() -> Vec<Frame> {
             code: 300,
             reason: "no".into(),
         },
-        // Not here.
+        // Not available.
         Frame::Piece {
             session,
             sha256: SHA,
             offset: 4096,
             bytes: Vec::new(),
         },
-        // The 150th, and the last for now.
+        // Change 150 (order / 2), without further ones.
         Frame::Change {
             session,
             set: Set::Reported,
@@ -227,7 +227,7 @@ fn every_message_of_an_enrolment_keeps_its_bytes() {
     for other in [
         &[0][..],
         &[0, 1],
-        // A length in two bytes, and bytes left over.
+        // A length in two bytes, and trailing bytes.
         &[0x80, 0, 1, b's', 0, 0],
         &[1, b't', 1, b's', 0, 0, 0],
         &bytes[..bytes.len() - 1],
@@ -300,7 +300,7 @@ fn every_frame_keeps_its_bytes() {
     }
 }
 
-/// Goal: a new variant gets its lane on purpose. Method: a match without a wildcard.
+/// Goal: whoever adds a variant must choose its lane. Method: a match without a wildcard.
 #[test]
 fn every_frame_has_its_lane() {
     for frame in all_frames() {
@@ -416,8 +416,8 @@ fn frames_that_are_not_ours_are_refused() {
     );
 }
 
-/// Goal: every frame has one encoding. Method: any one byte made longer as a varint can be, and each
-/// end, of every frame: what decodes must encode to the same bytes.
+/// Goal: every frame has one encoding. Method: in every frame, each byte replaced by a longer varint of
+/// the same value, and each truncation: what decodes must encode to the same bytes.
 #[test]
 fn a_frame_has_one_encoding() {
     let mut refused = 0;
@@ -441,8 +441,8 @@ fn a_frame_has_one_encoding() {
     assert!(refused > 0);
 }
 
-/// Goal: the frames that an update of an agent needs are read whatever the version, and what later
-/// versions append to them is ignored; all others are not.
+/// Goal: the frames that an update of an agent needs are decoded under any version, and members that later
+/// versions append to them are ignored; all other frames are refused.
 #[test]
 fn frozen_frames_are_read_under_any_version() {
     for frame in all_frames() {
@@ -526,7 +526,7 @@ fn payloads_over_their_caps_are_refused() {
 }
 
 /// Goal: numbers and lengths of records are within their caps once a frame is decoded, and the
-/// fullest frame that our end makes is one.
+/// largest frame that our end creates is accepted.
 #[test]
 fn records_out_of_their_caps_are_refused() {
     let frame = |class, held, first, entries| Frame::Records {
@@ -572,7 +572,7 @@ fn records_out_of_their_caps_are_refused() {
     assert!(frame(15, last - 2, last - 2, full).encode().len() <= FRAME_BYTES_MAX);
 }
 
-/// What an encoder of a later version writes.
+/// Encodes an object as a later version would.
 fn newer(skip: Skip) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.put(1, Skip::Refused, &7_u32);

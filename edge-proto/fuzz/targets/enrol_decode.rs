@@ -1,5 +1,5 @@
-//! Any bytes as the two messages of an enrolment, as a token and as a URL: what decodes must encode and decode
-//! to the same.
+//! Any bytes as the two messages of an enrolment, as a token and as a URL: what decodes must encode again
+//! to the same bytes.
 #![no_main]
 
 use edge_proto::enrol::{Endpoint, EnrolRequest, JoinAnswer, JoinRequest, Token};
@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 macro_rules! check {
     ($bytes:expr, $($message:ty),*) => {
         $(if let Some(message) = <$message>::from_wire($bytes) {
-            // There is one encoding of each message.
+            // Each message has exactly one encoding.
             assert!(message.to_wire() == $bytes);
         })*
     };
@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     check!(bytes, JoinAnswer, JoinRequest);
     match EnrolRequest::decode(bytes) {
         Some(EnrolRequest::Renew(request)) => assert!(request.encode() == bytes),
-        // No join begins as a renewal does.
+        // A join must not be confused with a renewal.
         Some(EnrolRequest::Join(request)) => assert!(!request.token_id.is_empty()),
         None => {}
     }

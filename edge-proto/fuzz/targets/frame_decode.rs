@@ -1,5 +1,5 @@
-//! Any bytes as a frame: a frame of this version has one encoding; a frozen one of another version is read
-//! as what it would be in this one.
+//! Any bytes as a frame: a frame of this version has one encoding; a frozen frame of another version is
+//! decoded as the same frame of this version.
 #![no_main]
 
 use edge_proto::frame::Frame;

@@ -1,5 +1,5 @@
 //! Any bytes as the payload of each kind, and as each list of fields inside them: what decodes must
-//! encode and decode to the same.
+//! encode again to the same bytes.
 #![no_main]
 
 use edge_proto::fields::Reader;

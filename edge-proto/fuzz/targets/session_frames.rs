@@ -1,4 +1,4 @@
-//! A script of frames, lost and bent frames, ticks, changes and disconnects for both ends
+//! A script of frames, lost and corrupted frames, ticks, changes and disconnects for both ends
 //! together. Neither may panic, and the queue of outputs stays bounded.
 #![no_main]
 
@@ -23,11 +23,11 @@ struct Ends {
     cloud: Cloud,
     up: VecDeque<Vec<u8>>,
     down: VecDeque<Vec<u8>>,
-    /// Where the last stream handed to the sink has come.
+    /// End of the last stream that was given to the sink.
     sink: Option<([u8; 8], u8, u64)>,
 }
 
-/// What either caller answers to what both ends ask.
+/// Answers of a caller to the outputs that both ends have.
 macro_rules! answer {
     ($output:expr, $way:expr, $own:ident => $rest:expr, $end:ident) => {
         match $output {
@@ -93,7 +93,7 @@ impl Ends {
         }
     }
 
-    /// What either end may be given.
+    /// Inputs that both ends have.
     fn either<'a, I>(&mut self, to_node: bool, now: u64, input: I)
     where
         I: Into<NodeInput<'a>> + Into<CloudInput<'a>>,

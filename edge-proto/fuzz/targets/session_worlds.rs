@@ -1,7 +1,7 @@
-//! Whole worlds by script: both ends with their stores, outbox and sink, over a network that loses,
-//! doubles and reorders, with changes, disconnects, restarts, stale replicas and restored backups.
+//! Scripted simulations: both ends with their stores, outbox and sink, over a network that loses,
+//! duplicates and reorders, with changes, disconnects, restarts, stale replicas and restored backups.
 //! The script makes each decision; when it ends, the faults end, and everything must have arrived.
-//! The worlds are those of the tests, which play them from seeds.
+//! The simulations are those of the tests, which run them from seeds.
 #![no_main]
 
 #[path = "../../tests/link/network.rs"]

@@ -45,10 +45,10 @@ pub const CAPABILITY_NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// `ALL`, those of later kernels included.
+/// `ALL`, including capabilities of later kernels.
 pub const CAPABILITIES_ALL: u64 = u64::MAX;
 
-/// What containerd and Docker give by default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID,
+/// The default set of containerd and Docker: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID,
 /// SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE and SETFCAP.
 pub const CAPABILITIES_DEFAULT: u64 = 0xa804_25fb;
 
@@ -62,8 +62,8 @@ pub fn capability(name: &str) -> Option<u64> {
     Some(1 << number)
 }
 
-/// What a container gets from its `add` and `drop`, as containerd counts: `ALL` first, then the
-/// single ones; of those in both lists, `drop` wins.
+/// Capabilities of a container with these `add` and `drop` lists, in the order of containerd: `ALL` first,
+/// then single ones; a capability in both lists is dropped.
 #[must_use]
 pub const fn granted(add: u64, drop: u64) -> u64 {
     let base = match (add, drop) {

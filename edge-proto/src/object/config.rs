@@ -10,7 +10,7 @@ use crate::limits::DATA_KEYS_MAX;
 /// Bytes by key, sorted by key, at most [`DATA_KEYS_MAX`].
 pub type Data = Vec<(String, Vec<u8>)>;
 
-/// A ConfigMap; `data` and `binaryData` are one.
+/// A ConfigMap; `data` and `binaryData` are merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigMap {
     /// Values by key.
@@ -32,31 +32,31 @@ impl core::fmt::Debug for Secret {
     }
 }
 
-/// What the cloud allows the node; absent fields leave the board's own setting.
+/// Settings of the node that the cloud overrides; an absent field leaves the board's own setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePolicy {
     /// MQTT keepalive, seconds.
     pub keepalive_s: Option<u32>,
     /// Time over which the fleet's first attempts after a lost link are spread, seconds.
     pub reconnect_spread_s: Option<u32>,
-    /// What the node may send, bits per second.
+    /// Rate of all frames that the node sends, bits per second.
     pub bandwidth_up: Option<u64>,
-    /// What it may be sent, bits per second.
+    /// Rate of all frames that the cloud sends to it, bits per second.
     pub bandwidth_down: Option<u64>,
-    /// What pieces are owed of a full link, percent.
+    /// Share of a full link that pieces are guaranteed, percent.
     pub blob_share_percent: Option<u8>,
     /// Limits of single lanes, at most one for each.
     pub limits: Vec<LaneLimit>,
 }
 
-/// What one lane may take, bits per second; 0 is no limit.
+/// Rate limit of one lane, bits per second; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneLimit {
     /// Number of the lane, see `lanes::Lane`.
     pub lane: u8,
-    /// From the node.
+    /// Rate of frames that the node sends.
     pub up: u64,
-    /// To the node.
+    /// Rate of frames that the cloud sends.
     pub down: u64,
 }
 
@@ -98,13 +98,13 @@ fn check_data(data: &Data) -> Result<(), FieldError> {
 }
 
 impl NodePolicy {
-    /// What holds for the frames that the node sends.
+    /// Limits of the frames that the node sends.
     #[must_use]
     pub fn limits_up(&self) -> Limits {
         self.lane_limits(self.bandwidth_up, |limit| limit.up)
     }
 
-    /// What holds for the frames that the cloud sends.
+    /// Limits of the frames that the cloud sends.
     #[must_use]
     pub fn limits_down(&self) -> Limits {
         self.lane_limits(self.bandwidth_down, |limit| limit.down)

@@ -1,4 +1,4 @@
-//! The Pod: what Kubernetes calls a Pod, without what a gate has no use for.
+//! The Pod: a Kubernetes Pod, reduced to the fields that an agent supports.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -34,14 +34,14 @@ numbers! {
     }
 }
 
-/// A Pod as the node gets it.
+/// A Pod as the cloud sends it to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Identity. A new UID is a new pod, whatever its name.
+    /// Identity. A Pod with a new UID is a new pod, even if its name is the same.
     pub uid: Uid,
-    /// Namespace.
+    /// Namespace of the Kubernetes object; with `name` for display and for references to ConfigMaps and Secrets.
     pub namespace: String,
-    /// Name.
+    /// Name of the Kubernetes object, an RFC 1123 subdomain.
     pub name: String,
     /// Labels, at most [`LABELS_MAX`].
     pub labels: Vec<(String, String)>,
@@ -53,7 +53,7 @@ pub struct Pod {
     pub grace_s: Option<u32>,
     /// The pod shares the node's network.
     pub host_network: bool,
-    /// Deleted in the cloud: to be stopped, and kept until reported gone.
+    /// Deleted in the cloud: the node stops it; it stays in the desired set until it is reported as gone.
     pub terminating: bool,
     /// Containers, 1 to [`CONTAINERS_MAX`], all started at once.
     pub containers: Vec<Container>,
@@ -76,11 +76,11 @@ pub struct Container {
     pub working_dir: Option<String>,
     /// Environment, in order; a later entry wins.
     pub env: Vec<EnvVar>,
-    /// Whole ConfigMaps or Secrets as environment; `env` wins over them.
+    /// Whole ConfigMaps or Secrets as environment; `env` overrides them.
     pub env_from: Vec<EnvFrom>,
     /// Mounts, at most [`VOLUMES_MAX`].
     pub mounts: Vec<VolumeMount>,
-    /// Limits.
+    /// Resource limits.
     pub resources: Resources,
     /// Numeric user id.
     pub user: Option<u32>,
@@ -92,14 +92,14 @@ pub struct Container {
     pub add_capabilities: u64,
     /// Capabilities of the default set that are taken away, as bits; all ones is `ALL`.
     pub drop_capabilities: u64,
-    /// Every privilege of the agent; for processes only.
+    /// All privileges of the agent; for processes only.
     pub privileged: bool,
 }
 
 /// One environment variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvVar {
-    /// Name.
+    /// Name of the variable.
     pub name: String,
     /// Value or where it comes from.
     pub value: EnvValue,
@@ -112,18 +112,18 @@ pub enum EnvValue {
     Literal(String),
     /// A key of a ConfigMap in the pod's namespace.
     ConfigMap {
-        /// ConfigMap.
+        /// Name of the ConfigMap.
         name: String,
-        /// Key in it.
+        /// Key in its data.
         key: String,
-        /// A missing key leaves the variable unset instead of holding the container back.
+        /// A missing key leaves the variable unset; otherwise the container waits for it.
         optional: bool,
     },
     /// A key of a Secret in the pod's namespace.
     Secret {
-        /// Secret.
+        /// Name of the Secret.
         name: String,
-        /// Key in it.
+        /// Key in its data.
         key: String,
         /// As for a ConfigMap.
         optional: bool,
@@ -133,24 +133,24 @@ pub enum EnvValue {
 /// A whole ConfigMap or Secret as environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EnvFrom {
-    /// It is a Secret, not a ConfigMap.
+    /// The source is a Secret, not a ConfigMap.
     pub secret: bool,
     /// Name in the pod's namespace.
     pub name: String,
     /// Prepended to each key.
     pub prefix: String,
-    /// May be missing.
+    /// The object may be missing.
     pub optional: bool,
 }
 
 /// Limits of one container; `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// Thousandths of a core.
+    /// CPU limit in thousandths of a core.
     pub cpu_millis: Option<u32>,
-    /// Bytes.
+    /// Limit of `memory.max` of the cgroup.
     pub memory_bytes: Option<u64>,
-    /// Processes and threads.
+    /// Limit of processes and threads together.
     pub pids: Option<u32>,
 }
 
@@ -172,16 +172,16 @@ pub struct VolumeMount {
 pub struct Volume {
     /// Name, unique in the pod.
     pub name: String,
-    /// What it holds.
+    /// Where its content comes from.
     pub source: VolumeSource,
 }
 
 /// Source of a volume. Append only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSource {
-    /// A directory that lives as long as the pod.
+    /// A directory that exists as long as the pod.
     EmptyDir {
-        /// On tmpfs.
+        /// Stored on tmpfs.
         memory: bool,
         /// Cap in bytes of a tmpfs; 0 is the agent's default.
         size_bytes: u64,
@@ -201,7 +201,7 @@ pub enum VolumeSource {
         items: Vec<(String, String)>,
         /// File mode; 0 is 0644.
         mode: u16,
-        /// May be missing.
+        /// The object may be missing.
         optional: bool,
     },
     /// Files from a Secret, on tmpfs.
@@ -212,7 +212,7 @@ pub enum VolumeSource {
         items: Vec<(String, String)>,
         /// As for a ConfigMap.
         mode: u16,
-        /// May be missing.
+        /// The object may be missing.
         optional: bool,
     },
 }
@@ -363,7 +363,7 @@ fn check_container(container: &Container) -> Result<(), FieldError> {
 }
 
 impl Pod {
-    /// ConfigMaps (`false`) and Secrets (`true`) that must be there before the pod starts.
+    /// Names of the ConfigMaps (`false`) and Secrets (`true`) that must exist before the pod starts.
     pub fn needs(&self) -> impl Iterator<Item = (bool, &str)> {
         let volumes = self
             .volumes

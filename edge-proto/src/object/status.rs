@@ -1,5 +1,5 @@
-//! What a node reports: itself and its pods. Nothing in here changes by itself (no clock, no
-//! counter of bytes), or the reported root would never rest.
+//! Reported objects: the status of the node and of its pods. No value in here changes continuously (no
+//! clock, no counter of bytes), or the reported root would never become stable.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -29,7 +29,7 @@ numbers! {
 }
 
 impl Phase {
-    /// Kubernetes' word.
+    /// The name of the phase in Kubernetes.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,24 +41,24 @@ impl Phase {
     }
 }
 
-/// State of a container.
+/// Variant and details of a container's status, as in Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerState {
-    /// Not running, will be (re)started.
+    /// Not running; it will be started or restarted.
     Waiting {
         /// Kubernetes' reason: `ContainerCreating`, `CrashLoopBackOff`, `ErrImageNeverPull`...
         reason: String,
-        /// For a person; clipped to [`MESSAGE_BYTES_MAX`].
+        /// Human-readable; truncated to [`MESSAGE_BYTES_MAX`].
         message: String,
     },
-    /// Running.
+    /// The container's first process has been started and has not ended.
     Running {
         /// Process id on the node.
         pid: u32,
     },
-    /// Ended, will not be restarted.
+    /// Ended; it will not be restarted.
     Terminated {
-        /// Exit code, 128 + signal; `None` when the agent was not there to see it.
+        /// Exit code, or 128 + signal; `None` when the process ended while no agent waited for it.
         exit_code: Option<i32>,
         /// `Completed`, `Error` or `OOMKilled`.
         reason: String,
@@ -75,7 +75,7 @@ impl Default for ContainerState {
 }
 
 impl ContainerState {
-    /// Kubernetes' word: `waiting`, `running`, `terminated`.
+    /// The name of the state in Kubernetes: `waiting`, `running`, `terminated`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -89,34 +89,34 @@ impl ContainerState {
 /// A container's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerStatus {
-    /// Name.
+    /// Name in the pod.
     pub name: String,
-    /// State.
+    /// Present state of its process.
     pub state: ContainerState,
-    /// Restarts since the pod came to this node.
+    /// Restarts since the pod was assigned to this node.
     pub restarts: u32,
-    /// Exit code of the last run; `None` when there was none or it is unknown.
+    /// Exit code of the previous run; `None` when there was none or it is unknown.
     pub last_exit_code: Option<i32>,
 }
 
-/// A pod's status. Gone from the reported set = gone from the node.
+/// A pod's status. It leaves the reported set when nothing of the pod is left on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodStatus {
-    /// Identity.
+    /// UID of the pod.
     pub uid: Uid,
-    /// Namespace.
+    /// As in the Pod.
     pub namespace: String,
-    /// Name.
+    /// As in the Pod.
     pub name: String,
-    /// Phase.
+    /// Summary of all containers.
     pub phase: Phase,
-    /// Why it is as it is, when that needs saying (`Terminating`, `WaitingForConfig`...).
+    /// Reason of the phase where it needs one (`Terminating`, `WaitingForConfig`...).
     pub reason: String,
-    /// For a person.
+    /// Human-readable explanation.
     pub message: String,
     /// Containers, in the order of the Pod.
     pub containers: Vec<ContainerStatus>,
-    /// Hash of the Pod payload that this status is about.
+    /// Hash of the Pod payload that this status describes.
     pub observed: Hash16,
 }
 
@@ -125,20 +125,20 @@ pub struct PodStatus {
 pub struct Condition {
     /// For example `StoreDamaged`, `TimeUntrusted`, `DiskPressure`.
     pub name: String,
-    /// Whether it holds.
+    /// `status` of the condition: true or false.
     pub holds: bool,
-    /// For a person.
+    /// Human-readable explanation.
     pub message: String,
 }
 
-/// An object that the node holds as a stub.
+/// An object that the node does not support and keeps as a stub.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// Key.
+    /// Which object of the desired set it is.
     pub key: Key,
     /// Hash of the payload that was refused.
     pub hash: Hash16,
-    /// Why.
+    /// Human-readable text of its [`crate::set::Reason`].
     pub reason: String,
 }
 
@@ -153,19 +153,19 @@ pub struct NodeStatus {
     pub kernel: String,
     /// Name of the board file.
     pub board: String,
-    /// Cores.
+    /// Number of CPU cores.
     pub cpus: u32,
-    /// RAM, bytes.
+    /// Size of the RAM.
     pub memory_bytes: u64,
-    /// Pods that fit.
+    /// Highest number of pods that the node accepts.
     pub pods_max: u32,
-    /// Random at each boot of the board: tells a reboot from an agent restart.
+    /// Random at each boot of the board: distinguishes a reboot from an agent restart.
     pub boot_id: String,
-    /// Conditions that were evaluated, at most [`CONDITIONS_MAX`].
+    /// All conditions that the agent evaluates, at most [`CONDITIONS_MAX`].
     pub conditions: Vec<Condition>,
     /// Refused objects, the first [`REFUSED_LISTED_MAX`].
     pub refused: Vec<Refused>,
-    /// All refused objects.
+    /// Number of all refused objects, the unlisted ones included.
     pub refused_count: u32,
     /// Labels from the node's own config, at most [`LABELS_MAX`].
     pub labels: Vec<(String, String)>,
@@ -237,7 +237,7 @@ fn check_node(node: &NodeStatus) -> Result<(), FieldError> {
     }
 }
 
-/// `text`, cut at a character to [`MESSAGE_BYTES_MAX`] bytes.
+/// Truncates `text` at a character to [`MESSAGE_BYTES_MAX`] bytes.
 #[must_use]
 pub fn clip(text: &str) -> &str {
     let mut end = text.len().min(MESSAGE_BYTES_MAX);

@@ -1,5 +1,5 @@
-//! Bytes of objects: pinned for every field and variant, and what a reader does with those of a later
-//! version, with truncated ones and with lengths that lie.
+//! Encoded objects: pinned for every field and variant. Also: reading objects of a later version, truncated
+//! objects and false lengths.
 
 use alloc::collections::BTreeSet;
 use alloc::string::{String, ToString};
@@ -18,7 +18,7 @@ use crate::limits::{
 };
 use crate::wire::Wire as _;
 
-/// One object of a kind, and how it is read: the bytes of what was read.
+/// One object of a kind, and a function that decodes it and encodes it again.
 struct Sample {
     name: &'static str,
     object: alloc::boxed::Box<dyn FieldList>,
@@ -258,7 +258,7 @@ fn lines(sample: &Sample) -> String {
     lines
 }
 
-/// Goal: the bytes of what is on the media and links of a fleet do not change unnoticed. Method: an
+/// Goal: the encoding of what is stored and sent in a fleet does not change unnoticed. Method: an
 /// object of each kind with every field and variant.
 #[test]
 fn every_object_keeps_its_bytes() {
@@ -269,15 +269,15 @@ fn every_object_keeps_its_bytes() {
         let bytes = encode(&*sample.object);
         assert_eq!((sample.again)(&bytes), Ok(bytes), "{}", sample.name);
     }
-    // Nothing but defaults is nothing.
+    // An object of defaults only has no bytes.
     assert_eq!(encode(&NodeStatus::default()), []);
     assert_eq!(encode(&EnvValue::default()), []);
 }
 
 /// Goal: every list of fields can grow. Method: the encoder puts a field that does not exist yet at the
-/// end of each list that it writes, one after the other, whatever its depth. One that may be skipped
-/// leaves the object as it was; one that must be understood refuses it by its path. The paths that
-/// were seen are those of all levels.
+/// end of each list that it writes, one after the other, at every depth. If the reader may skip it, the
+/// object stays as it was; if the reader must understand it, the object is refused by the field's path. The
+/// test checks that the paths cover all levels.
 #[test]
 fn a_newer_field_at_every_level_is_skipped_or_refused_by_number() {
     let mut seen = BTreeSet::new();
@@ -357,7 +357,8 @@ fn an_error_names_the_path() {
 }
 
 /// Goal: no bytes make a reader panic. Method: every truncation, and every byte with each
-/// bit turned and at its extremes: tags, lengths and counts at each level are among them. A cut between two fields may leave an object.
+/// bit inverted and at its extremes: tags, lengths and counts at each level are among them. A cut between
+/// two fields may leave an object.
 #[test]
 fn truncated_objects_and_lengths_that_lie_are_refused_or_read_as_they_say() {
     for sample in samples() {
@@ -381,8 +382,8 @@ fn truncated_objects_and_lengths_that_lie_are_refused_or_read_as_they_say() {
     }
 }
 
-/// Goal: one encoding of every object. Method: each number of the smallest nested object in a byte more
-/// than it needs, and a byte more than belongs to a value, a list or a list of lists.
+/// Goal: every object has exactly one encoding. Method: each number of the smallest nested object with one
+/// byte more than it needs, and a value, a list or a list of lists with one byte too many.
 #[test]
 fn a_second_encoding_is_refused() {
     let status = |bytes: &[u8]| decode::<NodeStatus>(bytes).map_err(|error| error.fault);
@@ -400,16 +401,16 @@ fn a_second_encoding_is_refused() {
     for wrong in [
         [18, 7, 1 | 0x80, 0, 4, 3, 2, 1, b'a'],
         [18, 7, 1, 4 | 0x80, 0, 3, 2, 1, b'a'],
-        // A count or a length too few.
+        // A count or a length that is too small by one.
         [18, 7, 1, 4, 3, 2, 1, b'a', 0],
         [18, 7, 0, 4, 3, 2, 1, b'a', 0],
-        // The value: a string of one byte, and one more.
+        // The value: a string of one byte, and one more byte.
         [18, 7, 1, 5, 3, 3, 1, b'a', 0],
         [18, 7, 1, 5, 3, 3, 1 | 0x80, 0, b'a'],
     ] {
         assert_eq!(status(&wrong), Err(Fault::Value), "{wrong:?}");
     }
-    // Defaults: a string, a number, a list of lists, and a field that is not known.
+    // Explicit defaults: a string, a number, a list of lists, and an unknown field.
     for wrong in [&[2, 1, 0][..], &[10, 1, 0], &[18, 1, 0], &[0x90, 3, 1, 0]] {
         assert_eq!(status(wrong), Err(Fault::Value), "{wrong:?}");
     }
@@ -425,7 +426,7 @@ fn a_second_encoding_is_refused() {
     assert_eq!(status(&[10, 1, 2, 4, 1, 0]), order);
     assert_eq!(status(&[10, 1, 2, 10, 1, 2]), order);
     assert_eq!(status(&[0, 1, 0]), order);
-    // A number over the largest.
+    // A field number over the largest.
     let tag = (u32::from(u16::MAX) + 1).to_wire();
     assert_eq!(status(&[&tag[..], &[0]].concat()), Err(Fault::Truncated));
 }

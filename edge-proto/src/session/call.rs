@@ -1,15 +1,15 @@
 //! Calls: two byte streams, one each way, from `CallOpen` of the cloud to `CallResult` of the node.
-//! The state machine is the same at both ends; only who opens and who ends differs.
+//! The state machine is the same at both ends; only the cloud opens a call, only the node sends a result.
 //!
-//! - *Order.* Data, control messages and the result of one direction have numbers, from 0. One that
-//!   came before is ignored. A gap means that a frame is lost, which on one ordered connection only
-//!   a full lane or a broker does: the call then ends at both ends, nothing is sent twice.
-//! - *Credit.* The end that receives grants bytes, so that of all calls together at most
+//! - *Order.* Data, control messages and the result of one direction have sequence numbers, from 0. A
+//!   frame that was already received is ignored. A gap means that a frame is lost; on one ordered connection
+//!   only a full lane or a broker loses one. The call then ends at both ends, nothing is sent again.
+//! - *Credit.* The receiving end grants bytes, so that of all calls together at most
 //!   [`CALL_WINDOW_BYTES`] are granted and not yet taken. Each call may have an equal share of them,
-//!   and [`CALL_CREDIT_BYTES_MIN`] whatever the others do.
-//! - *Frames.* At most [`CALL_FRAMES_MAX`] frames of data go without an acknowledgement; what is
-//!   given beyond waits here, within its credit, and goes in larger frames.
-//! - *Loss at the end.* Every [`CALL_CHECK_MS`] each end says where it stands. One that does not know
+//!   and always [`CALL_CREDIT_BYTES_MIN`].
+//! - *Frames.* At most [`CALL_FRAMES_MAX`] frames of data are sent without an acknowledgement; further
+//!   data waits here, within its credit, and is sent in larger frames.
+//! - *Loss at the end.* Every [`CALL_CHECK_MS`] each end sends its position. An end that does not know
 //!   the call answers `CallCancel`.
 
 use alloc::collections::VecDeque;
@@ -28,50 +28,50 @@ use crate::limits::{
 };
 use crate::sorted::SortedMap;
 
-/// Credit of a call in each direction before the first word of it.
+/// Credit of a call in each direction before its first frame.
 const MIN: u64 = CALL_CREDIT_BYTES_MIN as u64;
-/// Frames that came and were not acknowledged, at which that is done.
+/// Number of received frames at which they are acknowledged.
 const ACK_FRAMES: u64 = 4;
 
-/// The direction in which this end sends.
+/// State of the direction in which this end sends.
 #[derive(Debug, Default)]
 struct Outgoing {
     /// Number of the next frame.
     number: u64,
-    /// Frames before it have come.
+    /// All frames before this number are acknowledged.
     seen: u64,
-    /// Numbers of control messages that may not have come, at most [`CALL_CONTROLS_MAX`].
+    /// Sequence numbers of unacknowledged control messages, at most [`CALL_CONTROLS_MAX`].
     controls: VecDeque<u64>,
-    /// Bytes that the caller has given.
+    /// Bytes taken from the caller so far.
     given: u64,
-    /// Bytes that it may give.
+    /// Offset up to which the caller may give bytes.
     upto: u64,
-    /// Given, and not yet sent.
+    /// Taken from the caller and not yet sent.
     waiting: Vec<u8>,
-    /// Nothing more will be given.
+    /// The caller gives no more data.
     ending: bool,
     /// The end of the data was sent.
     ended: bool,
-    /// Goes when nothing waits.
+    /// Sent when no data waits any more.
     result: Option<(u32, String)>,
 }
 
-/// The direction in which the other end sends.
+/// State of the direction in which the other end sends.
 #[derive(Debug, Default)]
 struct Incoming {
     /// Number of the next frame.
     number: u64,
-    /// The number that the other end knows of.
+    /// All frames before this number are acknowledged.
     acknowledged: u64,
     received: u64,
     taken: u64,
-    /// Bytes that the other end may send.
+    /// Offset up to which the other end may send.
     upto: u64,
     ended: bool,
 }
 
 impl Incoming {
-    /// Bytes that are in flight, or wait for the consumer, or may come.
+    /// Bytes that are in flight, wait for the consumer, or are granted.
     const fn outstanding(&self) -> u64 {
         match self.ended {
             true => self.received - self.taken,
@@ -79,7 +79,7 @@ impl Incoming {
         }
     }
 
-    /// What it has of the window, at least its part that no other call gets.
+    /// Bytes of the window that are taken by this call, at least its reserve.
     const fn reserved(&self) -> u64 {
         let outstanding = self.outstanding();
         match outstanding > MIN {
@@ -98,12 +98,12 @@ struct Call {
 /// The open calls of a session, at most [`CALLS_MAX`].
 #[derive(Debug)]
 pub(super) struct Calls {
-    /// This end is the one that opens.
+    /// This end opens calls: it is the cloud.
     opens: bool,
     calls: SortedMap<u32, Call>,
-    /// Highest id so far: a doubled `CallOpen` does not run a call twice.
+    /// Highest id so far: a duplicated `CallOpen` does not run a call twice.
     last: Option<u32>,
-    /// When each end is to hear where the other one stands.
+    /// When each end sends its position next.
     check_at: Option<Millis>,
 }
 
@@ -121,7 +121,7 @@ impl Calls {
         self.check_at
     }
 
-    /// The session is over, and all calls with it.
+    /// The session has ended: ends all calls.
     pub(super) fn close<O: Outputs>(&mut self, out: &mut VecDeque<O>) {
         if !self.opens {
             self.last = None;
@@ -132,7 +132,7 @@ impl Calls {
         }
     }
 
-    /// Opens a call, at the cloud. Without a session, over a cap or with an old id it is over at
+    /// Opens a call, at the cloud. Without a session, over a cap or with an old id it ends at
     /// once.
     pub(super) fn open<O: Outputs>(
         &mut self,
@@ -166,8 +166,8 @@ impl Calls {
         out.push_back(CallOutput::Window { id, bytes }.into());
     }
 
-    /// The cloud opens a call. Returns whether it is new; then the caller hears of it, and of its
-    /// window, which is returned.
+    /// The cloud opens a call. If it is new, returns its window; the caller then outputs
+    /// the call and the window.
     pub(super) fn handle_open<O: Outputs>(
         &mut self,
         now: Millis,
@@ -210,7 +210,7 @@ impl Calls {
             .get_or_insert_with(|| now.saturating_add(CALL_CHECK_MS));
     }
 
-    /// What the caller does with an open call.
+    /// Handles the caller's input to an open call.
     pub(super) fn handle_input<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -273,7 +273,7 @@ impl Calls {
         }
     }
 
-    /// The call ends, at the node, when all data that was given has gone.
+    /// Ends a call, at the node, after all data that was given has been sent.
     pub(super) fn handle_result<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -306,7 +306,7 @@ impl Calls {
         }
     }
 
-    /// A frame that both ends send.
+    /// Handles a frame that both ends may send.
     pub(super) fn handle_frame<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -341,7 +341,7 @@ impl Calls {
         }
     }
 
-    /// A frame of data, control or result. Returns the call if it is the next one of its direction.
+    /// Checks the sequence number of a data, control or result frame. Returns the call if the number is the next.
     fn next_frame<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -349,7 +349,7 @@ impl Calls {
         out: &mut VecDeque<O>,
     ) -> Option<&mut Incoming> {
         let Some(call) = self.calls.get(&id) else {
-            // Unless the other end learns it, it may wait for credit for ever.
+            // Without this the other end could wait for credit for ever.
             send(out, &Frame::CallCancel { session, id });
             return None;
         };
@@ -394,21 +394,21 @@ impl Calls {
     ) {
         if self.next_frame(session, (id, number), out).is_some() {
             out.push_back(CallOutput::Control { id, kind, bytes }.into());
-            // Few may be on their way, so each is acknowledged at once.
+            // Few may be in flight, so each is acknowledged at once.
             if let Some(call) = self.calls.get_mut(&id) {
                 call.send_credit(session, id, false, out);
             }
         }
     }
 
-    /// Returns whether the call is over with this result, at the cloud.
+    /// Handles a result, at the cloud; returns whether it ends the call.
     pub(super) fn handle_result_frame<O: Outputs>(
         &mut self,
         session: SessionId,
         (id, number): (u32, u64),
         out: &mut VecDeque<O>,
     ) -> bool {
-        // An unknown one is over here already, and needs no answer.
+        // An unknown call has already ended here, and needs no answer.
         let over = self.calls.contains_key(&id)
             && self.next_frame(session, (id, number), out).is_some()
             && self.remove(id);
@@ -418,7 +418,7 @@ impl Calls {
         over
     }
 
-    /// Where the other end stands.
+    /// Handles credit and acknowledgements of the other end.
     fn handle_credit<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -428,7 +428,7 @@ impl Calls {
         out: &mut VecDeque<O>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
-            // Else it is late, or its call was over here before.
+            // Without the flag the frame is late, or the call had ended here before.
             if asks {
                 send(out, &Frame::CallCancel { session, id });
             }
@@ -445,7 +445,7 @@ impl Calls {
         outgoing.controls.retain(|control| *control >= seen);
         let more = upto.saturating_sub(outgoing.upto);
         outgoing.upto += more;
-        // Within the window, as was checked.
+        // Within the window, which was checked when the call was opened.
         if let (false, Ok(bytes @ 1..)) = (outgoing.ending, u32::try_from(more)) {
             out.push_back(CallOutput::Window { id, bytes }.into());
         }
@@ -459,7 +459,7 @@ impl Calls {
         }
     }
 
-    /// One end does not keep to the rules, or a frame is lost: the call is over at both.
+    /// A frame is lost, or the other end violates the protocol: ends the call at both ends.
     fn abort<O: Outputs>(&mut self, session: SessionId, id: u32, out: &mut VecDeque<O>) {
         send(out, &Frame::CallCancel { session, id });
         self.handle_cancel(session, id, out);
@@ -473,7 +473,7 @@ impl Calls {
         removed
     }
 
-    /// Sends what waits of a call and may go.
+    /// Sends waiting data and the result of a call as far as its credit allows.
     fn pump<O: Outputs>(&mut self, session: SessionId, id: u32, out: &mut VecDeque<O>) {
         let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) else {
             return;
@@ -501,7 +501,7 @@ impl Calls {
         }
     }
 
-    /// The equal share of each call in the window, and what nobody has of it.
+    /// Equal share of each call in the window, and the bytes that are not reserved by any call.
     fn room(&self) -> (u64, u64) {
         let open = self.calls.len();
         let kept = (CALLS_MAX.saturating_sub(open)) as u64 * MIN;
@@ -515,10 +515,10 @@ impl Calls {
         (share, window.saturating_sub(reserved))
     }
 
-    /// Gives credit where a frame's worth has become free or nearly none is left, and acknowledges.
+    /// Grants credit when a frame's worth is free or little credit is left, and acknowledges.
     fn grant<O: Outputs>(&mut self, session: SessionId, out: &mut VecDeque<O>) {
         let (share, mut free) = self.room();
-        // A whole window would leave the line idle for half of its round trip.
+        // Granting only whole windows would leave the link idle for half of each round trip.
         let grain = (share / 2).min(CALL_BYTES_MAX as u64);
         for (id, call) in &mut self.calls {
             let incoming = &mut call.incoming;
@@ -561,7 +561,7 @@ impl Call {
 }
 
 impl Outgoing {
-    /// Whether one more frame of data may go.
+    /// Whether one more frame of data may be sent.
     fn has_room(&self) -> bool {
         let unseen = self.number - self.seen;
         unseen < (CALL_FRAMES_MAX + self.controls.len()) as u64
@@ -573,7 +573,7 @@ impl Outgoing {
         number
     }
 
-    /// Sends the first bytes of what waits.
+    /// Sends the first bytes of the waiting data.
     fn send_data<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -583,7 +583,7 @@ impl Outgoing {
     ) {
         let rest = self.waiting.split_off(count);
         let bytes = core::mem::replace(&mut self.waiting, rest);
-        // With a result to come the data ends by that.
+        // If a result follows, the result also marks the end of the data.
         self.ended = self.ending && self.waiting.is_empty() && self.result.is_none();
         let frame = Frame::CallData {
             session,

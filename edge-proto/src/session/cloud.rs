@@ -15,14 +15,14 @@ use crate::key::Key;
 use crate::limits::{PIECE_BYTES_MAX, PROBES_MAX, WIRE_VERSION, WIRE_VERSION_MIN};
 use crate::set::{Member, ReplicaSet};
 
-/// How the cloud's end starts.
+/// Parameters of the cloud's end.
 #[derive(Clone, Copy, Debug)]
 pub struct CloudConfig {
-    /// Epoch of the shard's owner: max(last + 1, unix seconds when it took over).
+    /// Epoch of the shard's owner: max(last + 1, unix seconds of its start).
     pub epoch: u64,
 }
 
-/// A repeat with a bounded number of tries.
+/// A repeat timer with a bounded number of tries.
 #[derive(Debug)]
 struct Tries {
     left: u8,
@@ -45,19 +45,19 @@ impl Tries {
     }
 }
 
-/// A `Hello` that was answered; the node's next frame makes it the session.
+/// An answered `Hello`; the node's next frame makes it the session.
 #[derive(Debug)]
 struct Candidate {
     session: SessionId,
     kinds: u32,
-    /// The root in every `Welcome` of this session, the node's target, also when our set has another by then.
+    /// Root in every `Welcome` of this session, the node's target, even if our set has another root since then.
     target: Hash16,
     desired_root: Hash16,
     reported_root: Hash16,
     tries: Tries,
 }
 
-/// The cloud's end for one node: sends the desired set, receives the reported one.
+/// The cloud's end of the link to one node: sends the desired set, receives the reported one.
 #[derive(Debug)]
 pub struct Cloud {
     rng: Rng,
@@ -71,7 +71,7 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// A node with empty sets. `seed` must be unpredictable and new at every start.
+    /// Both sets are empty. `seed` must be unpredictable and new at every start.
     #[must_use]
     pub fn new(config: CloudConfig, seed: u64) -> Self {
         let mut link = Link::new(Set::Desired, Set::Reported);
@@ -88,7 +88,7 @@ impl Cloud {
         }
     }
 
-    /// Takes the reported set from the caller's store, so that a restart costs no transfer. Call
+    /// Sets the reported set from the caller's store, so that a restart costs no transfer. Call
     /// before the first `handle`. Returns false if it is over the cap of a set.
     pub fn restore(&mut self, reported: impl IntoIterator<Item = (Key, Hash16)>) -> bool {
         reported.into_iter().all(|(key, hash)| {
@@ -97,20 +97,20 @@ impl Cloud {
         })
     }
 
-    /// Takes the high-water mark of a stream from the sink: everything of it before `next` is
+    /// Sets the high-water mark of a stream from the sink: everything in the stream before `next` is
     /// durable there. Call before the first `handle`, the oldest incarnation first. Returns false
-    /// if the stream is none, or if there are more than `STREAMS_MAX`.
+    /// if the stream is invalid, or if there are more than `STREAMS_MAX`.
     pub fn restore_stream(&mut self, incarnation: Incarnation, class: u8, next: u64) -> bool {
         self.streams.restore(incarnation, class, next)
     }
 
-    /// How many records of a stream came again and were dropped, since the last call for it; `None`
-    /// when there are no more of any stream.
+    /// Number of records of a stream that were received again and dropped, since the last call for it; `None`
+    /// when no stream has any.
     pub fn take_repeated(&mut self) -> Option<(Incarnation, u8, u64)> {
         self.streams.take_repeated()
     }
 
-    /// This replica took the shard over (again): opens anew under `epoch`.
+    /// This replica has become the owner of the shard: reopens the session under `epoch`.
     pub fn set_epoch(&mut self, now: Millis, epoch: u64) {
         if self.link.epoch != epoch {
             self.link.epoch = epoch;
@@ -126,7 +126,7 @@ impl Cloud {
         self.link.receiver.replica()
     }
 
-    /// Root of the desired set, as far as the node understands its kinds.
+    /// Root of the desired set, limited to kinds that the node understands.
     #[must_use]
     pub fn desired_root(&self) -> Hash16 {
         self.link.sender.root()
@@ -138,13 +138,13 @@ impl Cloud {
         self.link.session.is_some()
     }
 
-    /// The live session.
+    /// Id of the live session.
     #[must_use]
     pub const fn session(&self) -> Option<SessionId> {
         self.link.session
     }
 
-    /// One thing happened at `now`; drain `poll` afterwards.
+    /// One event happened at `now`; drain `poll` afterwards.
     pub fn handle<'a>(&mut self, now: Millis, input: impl Into<CloudInput<'a>>) {
         self.handle_input(now, input.into());
         self.link.pump(now);
@@ -189,7 +189,7 @@ impl Cloud {
                 offset,
                 bytes,
             } => {
-                // A longer one the node would drop as no frame.
+                // The node would drop a longer one as invalid.
                 if let Some(session) = self.link.session.filter(|_| bytes.len() <= PIECE_BYTES_MAX)
                 {
                     self.link.send(&Frame::Piece {
@@ -220,12 +220,12 @@ impl Cloud {
         }
     }
 
-    /// The next thing to do; `None` until the next `handle`.
+    /// The next output; `None` until the next `handle`.
     pub fn poll(&mut self) -> Option<CloudOutput> {
         self.link.out.pop_front()
     }
 
-    /// When to call `handle` with `Tick`, if nothing else happens before.
+    /// When to call `handle` with `Tick`, if no other input comes before.
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let probing = self.probing.as_ref().and_then(|tries| tries.repeat.at);
@@ -260,7 +260,7 @@ impl Cloud {
         }
     }
 
-    /// Asks the node for a `Hello`.
+    /// Starts to probe the node, with all tries.
     fn probe_anew(&mut self, now: Millis) {
         if self.transport_up {
             self.probing = Some(Tries::new());
@@ -328,7 +328,7 @@ impl Cloud {
             }
             frame => {
                 let Some(session) = frame.session() else {
-                    // What only a cloud sends.
+                    // Frames that only a cloud sends.
                     return;
                 };
                 self.confirm(now, session);
@@ -342,7 +342,7 @@ impl Cloud {
         }
     }
 
-    /// Answers a `Hello` whose wire version is not read. It may be an old one that comes late, so a
+    /// Answers a `Hello` whose wire version is not supported. The `Hello` may be late and outdated, so a
     /// live session stays.
     fn refuse(&mut self, n: Nonce, wire: u8) {
         self.link.send(&Frame::HelloRefused {
@@ -373,17 +373,17 @@ impl Cloud {
             return;
         }
         if epoch > self.link.epoch {
-            // The node would refuse us: another replica owns the shard.
+            // The node would refuse our epoch: another replica owns the shard.
             self.link.problem(Problem::Epoch(epoch));
             return;
         }
-        // The node answers a `Probe`, or this `Hello` comes twice. What is under way in the session goes
-        // on; a node that has ended it answers `Reset`.
+        // The node answers a `Probe`, or this `Hello` is a duplicate. Transfers of the session
+        // continue; a node that has ended it answers `Reset`.
         if let Some(live) = self.link.session.filter(|live| live.n == n) {
             self.welcome(now, live, self.link.sender.root());
             return;
         }
-        // Probing goes on until the node confirms: this `Hello` may be an old one.
+        // Probing continues until the node confirms: this `Hello` may be outdated.
         let same = self.candidate.as_ref();
         let same = same.filter(|same| same.session.n == n && same.kinds == kinds);
         let (session, target) = match same {
@@ -404,8 +404,8 @@ impl Cloud {
         self.send_welcome(now);
     }
 
-    /// Only the third message of an opening switches over: it proves that its sender has read our
-    /// `Welcome`, so that an old `Hello` cannot take a live session away.
+    /// Only the third message of an opening replaces the session: it proves that its sender has read our
+    /// `Welcome`, so that an outdated `Hello` cannot end a live session.
     fn confirm(&mut self, now: Millis, session: SessionId) {
         let confirmed = self
             .candidate
@@ -459,7 +459,7 @@ impl Cloud {
             ),
             Frame::PieceGet { sha256, offset, .. } => {
                 if !self.link.handle_piece_get(now, session, (sha256, offset)) {
-                    // Our caller may have it all the same.
+                    // Our caller may have it nevertheless.
                     let bytes_max = PIECE_BYTES;
                     let read = CloudOutput::BlobRead {
                         sha256,

@@ -1,43 +1,43 @@
-//! How many pieces a receiver asks for ahead: as many as the line carries, and few that queue.
+//! Congestion window: how many pieces a receiver requests ahead, to fill the link with short queues.
 //!
-//! What counts is the time from a request to its piece. Near the shortest that was seen, nothing
-//! queues, and the window grows; a good deal over it, pieces queue somewhere on the line, where
-//! state and control would queue behind them, and the window becomes what the line carries in the
-//! shortest time. Only the shortest time of a round counts, for a single packet that was lost and
-//! sent again says nothing of queues.
+//! The signal is the time from a request to its piece. Near the shortest time that was seen, nothing
+//! queues, and the window grows. Well above it, pieces queue somewhere on the path, and state and control
+//! frames would wait behind them; the window is then reduced to what the link carries in the
+//! shortest time. Only the shortest time of a round counts, because the retransmission of a single lost
+//! packet does not indicate a queue.
 
 use crate::Millis;
 use crate::limits::{BLOB_WINDOW_BYTES, PIECE_BYTES_MAX};
 
-/// Pieces ahead at most.
+/// Upper bound of the window, pieces.
 pub(super) const WINDOW_MAX: u64 = (BLOB_WINDOW_BYTES / PIECE_BYTES_MAX) as u64;
-/// Pieces ahead at first.
+/// Initial window, pieces.
 const WINDOW_FIRST: u64 = 4;
-/// Pieces ahead however long they take: one that is sent while another comes.
+/// Lower bound of the window, pieces: one is sent while another is received.
 const WINDOW_MIN: u64 = 2;
-/// Time in queues, up to which the window grows.
+/// Queueing delay up to which the window grows.
 const QUEUE_MS_LOW: Millis = 40;
-/// Time in queues, over which it shrinks.
+/// Queueing delay above which it shrinks.
 const QUEUE_MS_HIGH: Millis = 90;
-/// For so long, and up to twice that, the shortest time is remembered: the path may change.
+/// Time for which the shortest delay is remembered, at most twice that: the path may change.
 const MEMORY_MS: Millis = 60_000;
 
 #[derive(Debug)]
 pub(super) struct CongestionWindow {
     window: u64,
-    /// Below it the window doubles.
+    /// The window doubles each round while it is below this.
     threshold: u64,
-    /// Requests on their way.
+    /// Requests in flight.
     pub(super) flying: u64,
     /// Number of the next request.
     number: u32,
-    /// The round is over when a request of this number or a later one is answered.
+    /// The round ends when a request with this number or a later one is answered.
     round: u32,
     /// Shortest time of this round.
     shortest: Option<Millis>,
-    /// The window was all that kept a request back.
+    /// Only the window has delayed a request.
     full: bool,
-    /// Shortest times of this span of memory and of the one before.
+    /// Shortest delays of this period of memory and of the previous one.
     base: [Option<Millis>; 2],
     span_end: Millis,
 }
@@ -57,25 +57,25 @@ impl CongestionWindow {
         }
     }
 
-    /// A session opens, maybe over another line.
+    /// A session opens, possibly over another path.
     pub(super) const fn open(&mut self) {
         *self = Self::new();
     }
 
-    /// Whether another request may go.
+    /// Whether another request may be sent.
     pub(super) const fn has_room(&mut self) -> bool {
         self.full |= self.flying >= self.window;
         self.flying < self.window
     }
 
-    /// A request goes; returns its number.
+    /// A request is sent; returns its number.
     pub(super) const fn sent(&mut self) -> u32 {
         self.flying += 1;
         self.number = self.number.wrapping_add(1);
         self.number
     }
 
-    /// Request `number` was answered, `after` so long if it was sent once only.
+    /// Request `number` was answered, after the delay `after` if it was sent only once.
     pub(super) fn answered(&mut self, now: Millis, number: u32, after: Option<Millis>) {
         self.flying = self.flying.saturating_sub(1);
         if let Some(after) = after {
@@ -88,7 +88,7 @@ impl CongestionWindow {
         }
     }
 
-    /// Requests are given up, to be sent anew: the session's repeat is due, or later ones were
+    /// Requests are given up and will be sent again: the session's repeat is due, or later requests were
     /// answered before.
     pub(super) fn lost(&mut self, requests: u64, all: bool) {
         self.flying = self.flying.saturating_sub(requests);

@@ -1,5 +1,5 @@
-//! What a caller may give to an end of the session. Each end takes its own type, so that the
-//! compiler refuses what only the other end is told; the groups that both take are shared.
+//! Inputs of each end of the session. Each end has its own type, so that the compiler refuses inputs
+//! of the other end; groups that both ends have are shared.
 //!
 //! ```
 //! use edge_proto::session::{Cloud, CloudInput, FetchInput, Node};
@@ -12,7 +12,7 @@
 //! }
 //! ```
 //!
-//! The same the other way round does not compile. The node's end is handed an input of the cloud's:
+//! The reverse does not compile. An input of the cloud for the node's end:
 //!
 //! ```compile_fail,E0277
 //! # use edge_proto::session::{CloudInput, Node};
@@ -21,7 +21,7 @@
 //! }
 //! ```
 //!
-//! The cloud's end is handed an input of the node's:
+//! An input of the node for the cloud's end:
 //!
 //! ```compile_fail,E0277
 //! # use edge_proto::session::{Cloud, FetchInput};
@@ -39,11 +39,11 @@ use crate::frame::{Entry, Incarnation};
 use crate::hash::Hash32;
 use crate::key::Key;
 
-/// What happened at the node; see [`super::Node::handle`].
+/// Event at the node; see [`super::Node::handle`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NodeInput<'a> {
-    /// The transport and the time.
+    /// Transport and time.
     Link(LinkInput<'a>),
     /// The replicated sets.
     State(StateInput),
@@ -53,20 +53,20 @@ pub enum NodeInput<'a> {
     Fetch(FetchInput),
     /// Open calls.
     Call(CallInput),
-    /// A call has ended, when all data that was given has gone.
+    /// A call has ended; the session sends the result after all data that was given.
     CallResult(CallResult),
     /// The outbox.
     Records(NodeRecordsInput),
 }
 
-/// What happened at the cloud's end of one node; see [`super::Cloud::handle`].
+/// Event at the cloud's end of one node; see [`super::Cloud::handle`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CloudInput<'a> {
-    /// The transport and the time.
+    /// Transport and time.
     Link(LinkInput<'a>),
-    /// As `LinkInput::TransportUp`, when it is the node that has just connected. It says `Hello` by
-    /// itself, and is asked only if it does not.
+    /// As `LinkInput::TransportUp`, when the node itself has just connected. It sends `Hello` without
+    /// a probe, and is probed only if it does not.
     NodeConnected,
     /// The wall clock. Given once, it advances with `now`.
     Clock {
@@ -79,77 +79,77 @@ pub enum CloudInput<'a> {
     Blob(BlobInput),
     /// The answer to `CloudOutput::BlobRead`.
     BlobData {
-        /// The blob.
+        /// Hash of the whole blob.
         sha256: Hash32,
-        /// Place of the first byte, as asked.
+        /// Offset of the first byte, as requested.
         offset: u32,
-        /// As many bytes as were asked for, or up to the blob's end; none if it is not here.
+        /// As many bytes as were requested, or up to the blob's end; empty if the blob is not available.
         bytes: Vec<u8>,
     },
     /// Open calls.
     Call(CallInput),
-    /// Calls the node. Without a live session, with an old id, with longer arguments or over
-    /// `CALLS_MAX` the call is over: `CallOutput::Cancelled` follows.
+    /// Opens a call. Without a live session, with an old id, with longer arguments or over
+    /// `CALLS_MAX` the call ends at once: `CallOutput::Cancelled` follows.
     CallOpen(CallOpen),
     /// The sink of records.
     Records(CloudRecordsInput),
 }
 
-/// The transport and the time, at either end.
+/// Transport and time, at either end.
 #[derive(Clone, Copy, Debug)]
 pub enum LinkInput<'a> {
     /// Frames can be sent now (MQTT connected and subscribed).
     TransportUp,
     /// Frames can no longer be sent.
     TransportDown,
-    /// A frame came from the other end.
+    /// A frame was received from the other end.
     Frame(&'a [u8]),
-    /// The deadline has come.
+    /// The deadline is reached.
     Tick,
 }
 
 /// The replicated sets, at either end.
 #[derive(Clone, Debug)]
 pub enum StateInput {
-    /// An object of the set that this side sends is new or changed.
+    /// Adds or changes an object of the set that this end sends.
     Put {
-        /// Key of the object.
+        /// Identifies the object.
         key: Key,
-        /// Its payload.
+        /// Encoded object, within the cap of its kind.
         payload: Arc<[u8]>,
     },
-    /// An object leaves the set that this side sends.
+    /// Removes an object from the set that this end sends.
     Delete {
-        /// Key of the object.
+        /// Identifies the object.
         key: Key,
     },
     /// The changes of `StateOutput::Apply` are durable.
     Applied {
-        /// The ticket of the `Apply`.
+        /// Ticket of the `Apply`.
         ticket: u32,
         /// Objects that the caller keeps only as stubs.
         refused: Vec<(Key, Reason)>,
     },
 }
 
-/// Bytes that come, at either end.
+/// Progress of received blobs, at either end.
 #[derive(Clone, Copy, Debug)]
 pub enum BlobInput {
     /// How much of a large object or blob the caller has stored from its start: the answer to
-    /// `BlobOutput::Wanted` and to each `BlobOutput::Piece`. The length of the object only once
-    /// its hash has been checked; 0 starts over.
+    /// `BlobOutput::Wanted` and to each `BlobOutput::Piece`. Report the full length only after
+    /// the hash was checked; 0 restarts the transfer.
     Have {
-        /// The object.
+        /// Hash of the whole object.
         sha256: Hash32,
-        /// Stored bytes.
+        /// Number of stored bytes.
         bytes: u32,
     },
 }
 
-/// Blobs that a node wants besides its set.
+/// Blobs that a node fetches besides its set.
 #[derive(Clone, Copy, Debug)]
 pub enum FetchInput {
-    /// Fetches a blob, behind large objects of the set and earlier blobs. `BlobOutput::Wanted`
+    /// Fetches a blob, after large objects of the set and earlier blobs. `BlobOutput::Wanted`
     /// follows, and again in each session until all is stored.
     Start {
         /// Hash of its bytes.
@@ -157,9 +157,9 @@ pub enum FetchInput {
         /// Their number, at least 1.
         len: u32,
     },
-    /// A blob is not wanted any more. No `NodeOutput::BlobUnavailable` follows.
+    /// Stops fetching a blob. No `NodeOutput::BlobUnavailable` follows.
     Cancel {
-        /// The blob.
+        /// Hash of the whole blob.
         sha256: Hash32,
     },
 }
@@ -169,7 +169,7 @@ pub enum FetchInput {
 pub struct CallOpen {
     /// Id, higher than any before at this cloud's end.
     pub id: u32,
-    /// What is called, see [`crate::call`].
+    /// What to run, see [`crate::call`].
     pub method: u16,
     /// Arguments, at most `CALL_BYTES_MAX`.
     pub args: Vec<u8>,
@@ -180,43 +180,43 @@ pub struct CallOpen {
 pub struct CallResult {
     /// Id of the call.
     pub id: u32,
-    /// [`crate::call::CODE_OK`], or what went wrong.
+    /// [`crate::call::CODE_OK`], or an error code.
     pub code: u32,
-    /// For a person; cut at `CALL_REASON_BYTES_MAX`.
+    /// Human-readable; truncated to `CALL_REASON_BYTES_MAX`.
     pub reason: String,
 }
 
 /// An open call, at either end.
 #[derive(Clone, Debug)]
 pub enum CallInput {
-    /// Bytes for the other end, within the window that `CallOutput::Window` gave; more ends the call.
-    /// None, and not the end, tells it that the call has begun.
+    /// Bytes for the other end, within the window that `CallOutput::Window` granted; more ends the call.
+    /// Empty without `end`, it informs the other end that the call has begun.
     Data {
         /// Id of the call.
         id: u32,
-        /// The bytes.
+        /// At most as many as the window allows.
         bytes: Vec<u8>,
-        /// Nothing follows them in this direction.
+        /// No more data follows in this direction.
         end: bool,
     },
     /// Out of band: needs no window, and overtakes data that waits for one. More than
-    /// `CALL_CONTROLS_MAX` that have not come, or a longer one, end the call.
+    /// `CALL_CONTROLS_MAX` unacknowledged messages, or a longer one, end the call.
     Control {
         /// Id of the call.
         id: u32,
-        /// What it is, see [`crate::call`].
+        /// Kind of the message, see [`crate::call`].
         kind: u8,
-        /// At most `CALL_CONTROL_BYTES_MAX`.
+        /// Content, at most `CALL_CONTROL_BYTES_MAX`.
         bytes: Vec<u8>,
     },
     /// The consumer took this many bytes of `CallOutput::Data`; the other end may send as many more.
     Taken {
         /// Id of the call.
         id: u32,
-        /// Bytes taken since the last time.
+        /// Bytes taken since the previous `Taken`.
         bytes: u32,
     },
-    /// Ends a call early. No `CallOutput::Cancelled` follows on this side.
+    /// Ends a call early. No `CallOutput::Cancelled` follows at this end.
     Cancel {
         /// Id of the call.
         id: u32,
@@ -227,25 +227,25 @@ pub enum CallInput {
 #[derive(Clone, Debug)]
 pub enum NodeRecordsInput {
     /// The numbers `held..end` of a class can be read from the outbox; all of them are durable
-    /// there. Given for each class at start, again whenever `end` has grown or reading may work
-    /// again, and with a new incarnation when the outbox has begun anew.
+    /// there. Give it for each class at start, again whenever `end` has grown or reading may succeed
+    /// again, and with a new incarnation when the outbox was created again.
     Ready {
-        /// The class, below `CLASSES_MAX`.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The outbox.
+        /// Id of the outbox.
         incarnation: Incarnation,
         /// Oldest number that the outbox accounts for, from 1.
         held: u64,
-        /// Number that the next record gets.
+        /// Number of the next record.
         end: u64,
     },
     /// Answers `NodeRecordsOutput::Wanted`.
     Read {
-        /// The class.
+        /// As in `Wanted`.
         class: u8,
-        /// What `Wanted` asked for.
+        /// First number, as in `Wanted`.
         first: u64,
-        /// What stands from there on. Empty: it cannot be read now; the class then waits for
+        /// Entries from there on. Empty: they cannot be read now; the class then waits for
         /// `Ready`.
         entries: Vec<Entry>,
     },
@@ -254,20 +254,20 @@ pub enum NodeRecordsInput {
 /// The sink of records at the cloud.
 #[derive(Clone, Copy, Debug)]
 pub enum CloudRecordsInput {
-    /// The sink has the records of this ticket, and their end as high-water mark.
+    /// The sink has stored the records of this ticket, and their end as high-water mark.
     Durable {
-        /// The ticket of `RecordsOutput`.
+        /// Ticket of the `RecordsOutput`.
         ticket: u32,
     },
-    /// The sink does not have them and will not. They, and what came after them in their stream,
-    /// come again.
+    /// The sink has not stored them and will not. They, and later ones of their stream,
+    /// will be received again.
     Failed {
-        /// The ticket of `RecordsOutput`.
+        /// Ticket of the `RecordsOutput`.
         ticket: u32,
     },
 }
 
-/// A group is an input of each end that takes it.
+/// Makes a group an input of each end that has it.
 macro_rules! group {
     ($group:ty => $($end:ident::$variant:ident),+) => {$(
         impl<'a> From<$group> for $end<'a> {

@@ -1,4 +1,4 @@
-//! What both ends do alike inside a session: one set out, one set in.
+//! The part of a session that is the same at both ends: one set sent, one set received.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -18,9 +18,9 @@ pub(super) struct Link<O> {
     pub(super) session: Option<SessionId>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
-    /// What the caller wants besides the set.
+    /// Blobs that the caller fetches besides the set.
     pub(super) blobs: Fetch,
-    /// Of all pieces that are asked for.
+    /// Window of all requested pieces.
     pub(super) window: CongestionWindow,
     /// Drained after every `handle`, which adds at most an inventory's pages and a few more.
     pub(super) out: VecDeque<O>,
@@ -80,7 +80,7 @@ impl<O: Outputs> Link<O> {
         self.session.take().is_some()
     }
 
-    /// Returns the epoch that is durable now, if changes have become so.
+    /// Returns the epoch that is now durable, if changes became durable.
     pub(super) fn handle_state(&mut self, input: StateInput) -> Option<u64> {
         match input {
             StateInput::Put { key, payload } => {
@@ -112,7 +112,7 @@ impl<O: Outputs> Link<O> {
         }
     }
 
-    /// Returns whether there is room for one more.
+    /// Returns whether one more blob can be queued.
     pub(super) fn blob_fetch(&mut self, sha256: Hash32, len: u32) -> bool {
         let want = Want { sha256, len };
         len > 0 && self.blobs.push(want, self.session.is_some(), &mut self.out)
@@ -124,7 +124,7 @@ impl<O: Outputs> Link<O> {
             .remove(sha256, live, &mut self.window, &mut self.out)
     }
 
-    /// Returns whether it says that a blob is not to be had.
+    /// Returns whether the piece means that a blob is not available.
     pub(super) fn handle_piece(
         &mut self,
         now: Millis,
@@ -133,7 +133,7 @@ impl<O: Outputs> Link<O> {
     ) -> bool {
         let (place, window) = ((sha256, offset), &mut self.window);
         if bytes.is_empty() {
-            // An object of the set that is gone has been replaced: a change follows.
+            // An object that is gone from the peer's set has been replaced: a change follows.
             return self.blob_cancel(sha256);
         }
         if !self.receiver.handle_piece(now, place, &mut bytes, window) {
@@ -142,7 +142,7 @@ impl<O: Outputs> Link<O> {
         false
     }
 
-    /// Returns whether a large object of the sent set was asked for.
+    /// Returns whether a large object of the sent set was requested.
     pub(super) fn handle_piece_get(
         &mut self,
         now: Millis,
@@ -158,7 +158,7 @@ impl<O: Outputs> Link<O> {
         known
     }
 
-    /// A frame of the live session about one of the two sets; all others are the caller's.
+    /// Handles a frame of the live session about one of the two sets; the caller handles all others.
     pub(super) fn handle_frame(&mut self, now: Millis, session: SessionId, frame: Frame) {
         let out = &mut self.out;
         match frame {
@@ -191,7 +191,7 @@ impl<O: Outputs> Link<O> {
                 self.sender
                     .handle_inventory(now, (root, order), page, entries);
             }
-            // A frame for the other half, or of the opening: never sent by this peer's build.
+            // A frame for the other half, or of the opening: a correct peer never sends it.
             _ => {}
         }
     }
@@ -205,7 +205,7 @@ impl<O: Outputs> Link<O> {
         }
     }
 
-    /// After everything that happened: sends what can be sent, tells what changed.
+    /// Called after every event: sends what can be sent, and outputs state changes.
     pub(super) fn pump(&mut self, now: Millis) {
         let Some(session) = self.session else {
             return;
@@ -213,7 +213,7 @@ impl<O: Outputs> Link<O> {
         self.sender.pump(now, session, &mut self.out);
         self.receiver
             .pump(now, session, &mut self.window, &mut self.out);
-        // The set goes before what else is fetched.
+        // Objects of the set are fetched before other blobs.
         if !self.receiver.is_fetching() {
             self.blobs
                 .pump(now, session, &mut self.window, &mut self.out);

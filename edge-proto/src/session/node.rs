@@ -20,12 +20,12 @@ use crate::limits::{
 };
 use crate::set::{Member, Reason, ReplicaSet};
 
-/// What a node says of itself when it opens a session.
+/// Parameters of the node's end, which it sends when it opens a session.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// Mask of the kinds that the agent understands, see `Kind::bit`.
     pub kinds: u32,
-    /// Name and version of the agent, for people; cut at `AGENT_BYTES_MAX`.
+    /// Name and version of the agent, for display; truncated to `AGENT_BYTES_MAX`.
     pub agent: String,
 }
 
@@ -35,17 +35,17 @@ pub struct Node {
     config: NodeConfig,
     rng: Rng,
     n: Nonce,
-    /// The root of our set in the `Hello`s of this nonce, the cloud's target; `None` inside if they differed.
+    /// Root of our set in the `Hello`s of this nonce, the cloud's target; inner `None` if they differed.
     target: Option<Option<Hash16>>,
     transport_up: bool,
     opening: Option<Repeat>,
-    /// Until when the owner of this epoch has asked us to wait with `Hello`.
+    /// Time until which the owner of this epoch delays our `Hello`.
     wait: Option<(Millis, u64)>,
-    /// Epoch that the caller has on its medium.
+    /// Epoch that the caller has stored durably.
     stored_epoch: u64,
     /// Epoch under which the live session was opened.
     session_epoch: u64,
-    /// The session before the live one. It is never opened again: the cloud's end of it has gone on.
+    /// The session before the live one. It is never opened again: the cloud's end of it has continued.
     ended: Option<SessionId>,
     link: Link<NodeOutput>,
     calls: Calls,
@@ -53,7 +53,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with empty sets. `seed` must be unpredictable and new at every start.
+    /// Both sets are empty. `seed` must be unpredictable and new at every start.
     #[must_use]
     pub fn new(mut config: NodeConfig, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -75,9 +75,9 @@ impl Node {
         }
     }
 
-    /// Takes the desired set from the caller's store, with the reasons of stubs, and the epoch
+    /// Sets the desired set from the caller's store, with the reasons of stubs, and the epoch
     /// stored with it. Call before the first `handle`. Returns false if the set is over its cap;
-    /// what is left out then comes back from the cloud.
+    /// the cloud then sends the missing objects again.
     pub fn restore(
         &mut self,
         desired: impl IntoIterator<Item = (Key, Hash16, Option<Reason>)>,
@@ -90,7 +90,7 @@ impl Node {
             .all(|(key, hash, refused)| self.link.receiver.restore(key, Member { hash, refused }))
     }
 
-    /// The frame to leave with the broker as will, for the next or current connection. It changes
+    /// The frame to register with the broker as the will, for the next or current connection. It changes
     /// at every `TransportDown`.
     #[must_use]
     pub fn will(&self) -> Vec<u8> {
@@ -121,7 +121,7 @@ impl Node {
         self.link.session.is_some()
     }
 
-    /// One thing happened at `now`; drain `poll` afterwards.
+    /// One event happened at `now`; drain `poll` afterwards.
     pub fn handle<'a>(&mut self, now: Millis, input: impl Into<NodeInput<'a>>) {
         self.handle_input(now, input.into());
     }
@@ -178,7 +178,7 @@ impl Node {
                 .apply(Vec::new(), epoch, &mut self.link.out);
         }
         self.link.pump(now);
-        // State goes before streams.
+        // State is sent before streams.
         if let Some(session) = self.link.session {
             self.streams.pump(now, session, &mut self.link.out);
         }
@@ -220,12 +220,12 @@ impl Node {
         }
     }
 
-    /// The next thing to do; `None` until the next `handle`.
+    /// The next output; `None` until the next `handle`.
     pub fn poll(&mut self) -> Option<NodeOutput> {
         self.link.out.pop_front()
     }
 
-    /// When to call `handle` with `Tick`, if nothing else happens before.
+    /// When to call `handle` with `Tick`, if no other input comes before.
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let opening = self.opening.as_ref().and_then(|repeat| repeat.at);
@@ -271,7 +271,7 @@ impl Node {
         }
     }
 
-    /// Whether `epoch` may speak to this node.
+    /// Whether a cloud with `epoch` is accepted: it is not lower than any accepted before.
     fn admits(&mut self, epoch: u64) -> bool {
         let admitted = epoch >= self.link.epoch;
         if !admitted {
@@ -283,7 +283,7 @@ impl Node {
     fn handle_frame(&mut self, now: Millis, frame: Frame) {
         match frame {
             Frame::Welcome { .. } => self.handle_welcome(frame),
-            // A live session stays: the answer to its `Hello` names it again, if the cloud has it.
+            // A live session stays: the answer to its `Hello` has the same id, if the cloud still has it.
             Frame::Probe { epoch, .. } => {
                 let waits = |(at, owner): (Millis, u64)| now < at && epoch <= owner;
                 if self.admits(epoch) && !self.wait.is_some_and(waits) {
@@ -336,7 +336,7 @@ impl Node {
                     let epoch = self.link.epoch;
                     self.link.send(&Frame::Reset { session, epoch });
                 }
-                // What only a node sends.
+                // Frames that only a node sends.
                 (None, _) => {}
             },
         }
@@ -373,7 +373,7 @@ impl Node {
                 .handle_ack(now, (incarnation, class), (next, missing), out),
             Frame::PieceGet { sha256, offset, .. } => {
                 if !self.link.handle_piece_get(now, session, (sha256, offset)) {
-                    // Not here, or not any more.
+                    // The object is not in the set, or not any more.
                     self.link.send(&Frame::Piece {
                         session,
                         sha256,
@@ -417,7 +417,7 @@ impl Node {
             return;
         }
         if self.link.session == Some(session) {
-            // The third message was lost, or a `Probe` asked for a sign of life.
+            // The third message was lost, or a `Probe` requested a `Hello`.
             self.opening = None;
             self.link.receiver.send_have(session, &mut self.link.out);
             return;

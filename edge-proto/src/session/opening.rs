@@ -1,11 +1,11 @@
-//! What both ends need to open a session: nonces and repeats.
+//! What both ends need to open a session: nonces and repeat timers.
 
 use crate::Millis;
 use crate::frame::Nonce;
 use crate::hash::sha256;
 use crate::limits::{REPEAT_MS_MAX, REPEAT_MS_MIN};
 
-/// Random numbers from a seed; the seed must be unpredictable for nonces to be.
+/// Random numbers from a seed; nonces are unpredictable only if the seed is.
 #[derive(Debug)]
 pub(super) struct Rng {
     state: [u8; 40],
@@ -21,7 +21,7 @@ impl Rng {
     }
 
     pub(super) fn nonce(&mut self) -> Nonce {
-        // A hash chain: the half that is kept never leaves, the other half is the output.
+        // A hash chain: one half is the next state and never leaves, the other half is the output.
         let digest = sha256(&self.state).0;
         let mut nonce = Nonce::default();
         for (to, from) in nonce.iter_mut().zip(digest) {
@@ -33,7 +33,7 @@ impl Rng {
         nonce
     }
 
-    /// Below `bound`; 0 for 0.
+    /// Uniform below `bound`; 0 for 0.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         u64::from_le_bytes(self.nonce())
             .checked_rem(bound)
@@ -41,7 +41,7 @@ impl Rng {
     }
 }
 
-/// When to repeat what was not answered: 4 s, doubling, at most 5 minutes.
+/// Timer of repeats of an unanswered frame: 4 s, doubling, at most 5 minutes.
 #[derive(Debug)]
 pub(super) struct Repeat {
     pub(super) at: Option<Millis>,
@@ -56,25 +56,25 @@ impl Repeat {
         }
     }
 
-    /// Next time after the current delay, which then doubles.
+    /// Sets the timer to the current delay, which then doubles.
     pub(super) fn arm(&mut self, now: Millis) {
         self.at = Some(now.saturating_add(self.delay));
         self.delay = (self.delay * 2).min(REPEAT_MS_MAX);
     }
 
-    /// As `arm`, later by up to a quarter, so that a fleet does not speak at once.
+    /// As `arm`, later by up to a quarter, so that the nodes of a fleet do not send at once.
     pub(super) fn arm_spread(&mut self, now: Millis, rng: &mut Rng) {
         let spread = rng.below(self.delay / 4);
         self.arm(now.saturating_add(spread));
     }
 
-    /// The next time is this one, and the delays start anew.
+    /// Sets the timer to `at`; the delays start again with the shortest.
     pub(super) const fn arm_at(&mut self, at: Millis) {
         self.at = Some(at);
         self.delay = REPEAT_MS_MIN;
     }
 
-    /// Whether the time has come; it then counts as past.
+    /// Whether the timer has expired; it is then cleared.
     pub(super) fn is_due(&mut self, now: Millis) -> bool {
         let due = self.at.is_some_and(|at| at <= now);
         if due {
@@ -83,7 +83,7 @@ impl Repeat {
         due
     }
 
-    /// Something moved: no repeat, and the next delay is the shortest.
+    /// Progress was made: clears the timer, and the next delay is the shortest.
     pub(super) fn reset(&mut self) {
         *self = Self::new();
     }

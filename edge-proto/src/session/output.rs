@@ -1,5 +1,4 @@
-//! What an end of the session asks of its caller, or tells it: a type for each end, with the
-//! groups that both have in common.
+//! Outputs of each end of the session: a type for each end, with the groups that both have in common.
 
 use alloc::vec::Vec;
 
@@ -8,11 +7,11 @@ use crate::frame::{Entry, Incarnation};
 use crate::hash::Hash32;
 use crate::key::Key;
 
-/// What the node's caller has to do, or may want to know.
+/// Request or information for the caller at the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeOutput {
-    /// Frames, and what becomes of the session.
+    /// Frames to send, and state of the session.
     Link(LinkOutput),
     /// The replicated sets.
     State(StateOutput),
@@ -20,7 +19,7 @@ pub enum NodeOutput {
     Blob(BlobOutput),
     /// The cloud does not have this blob, or `BLOBS_MAX` others are wanted already.
     BlobUnavailable {
-        /// The blob.
+        /// Hash of the whole blob.
         sha256: Hash32,
     },
     /// Open calls.
@@ -31,48 +30,48 @@ pub enum NodeOutput {
     Records(NodeRecordsOutput),
 }
 
-/// What the cloud's caller has to do, or may want to know.
+/// Request or information for the caller at the cloud.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloudOutput {
-    /// Frames, and what becomes of the session.
+    /// Frames to send, and state of the session.
     Link(LinkOutput),
     /// The replicated sets.
     State(StateOutput),
     /// Bytes of large objects and blobs.
     Blob(BlobOutput),
-    /// The node asks for bytes of what is not a large object of its set; answer
-    /// `CloudInput::BlobData`. Any node may ask for any hash: whoever answers decides what it may
-    /// have.
+    /// The node requests bytes of a blob that is not a large object of its set; answer
+    /// `CloudInput::BlobData`. A node may request any hash: the caller decides which blobs it
+    /// may read.
     BlobRead {
-        /// The blob.
+        /// Hash of the whole blob.
         sha256: Hash32,
-        /// Place of the first byte.
+        /// Offset of the first byte.
         offset: u32,
-        /// How many.
+        /// Number of requested bytes.
         bytes_max: u32,
     },
     /// Open calls.
     Call(CallOutput),
-    /// The call is over, and all its data came before.
+    /// The call has ended; all its data was output before.
     CallResult(CallResult),
     /// Records for the sink.
     Records(RecordsOutput),
 }
 
-/// Frames, and what becomes of the session, at either end.
+/// Frames to send, and state of the session, at either end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkOutput {
     /// Send this frame.
     Send(Vec<u8>),
-    /// A session is live (again).
+    /// A session is live, for the first time or again.
     Live {
         /// Cloud time, seconds since 1970; 0 if unknown.
         unix_s: u64,
     },
-    /// The session is over.
+    /// The session has ended.
     Down,
-    /// Something is wrong with the peer; the frame was dropped.
+    /// The peer violates the protocol; its frame was dropped.
     PeerProblem(Problem),
 }
 
@@ -82,45 +81,45 @@ pub enum StateOutput {
     /// Make these changes durable, then answer `StateInput::Applied`. `None` deletes. May be empty:
     /// then only the epoch has risen.
     Apply {
-        /// For `Applied`.
+        /// To be given back in `Applied`.
         ticket: u32,
-        /// The changes, no key twice.
+        /// New payload by key, no key twice.
         changes: Vec<(Key, Option<Payload>)>,
         /// Epoch to store with them.
         epoch: u64,
     },
-    /// Which sets are now equal on both ends, as far as this side knows.
+    /// Which sets are now equal at both ends, as far as this end knows.
     InSync {
         /// The desired set.
         desired: bool,
         /// The reported set.
         reported: bool,
     },
-    /// `StateInput::Put` was not taken into the sent set: its key, size or the set's cap forbids
+    /// `StateInput::Put` was refused: the key, the size or the set's cap forbids
     /// it. An earlier object under the key stays.
     PutRefused {
-        /// The key.
+        /// Identifies the object.
         key: Key,
-        /// Why.
+        /// Which rule it violates.
         reason: Reason,
     },
 }
 
-/// Bytes that come, at either end.
+/// Received blobs, at either end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlobOutput {
-    /// A large object or blob is wanted; answer `BlobInput::Have` with what is already stored.
+    /// A large object or blob is to be fetched; answer `BlobInput::Have` with what is already stored.
     Wanted {
-        /// The object.
+        /// Hash of the whole object.
         sha256: Hash32,
         /// Its length.
         len: u32,
     },
     /// Bytes of the wanted object; store them and answer `BlobInput::Have`.
     Piece {
-        /// The object.
+        /// Hash of the whole object.
         sha256: Hash32,
-        /// Place of the first byte; always what `Have` last said.
+        /// Offset of the first byte; always equal to the last `Have`.
         offset: u32,
         /// At most `PIECE_BYTES_MAX`.
         bytes: Vec<u8>,
@@ -134,18 +133,18 @@ pub enum CallOutput {
     Data {
         /// Id of the call.
         id: u32,
-        /// The bytes; none, and not the end, says that the call has begun.
+        /// Empty without `end`: the call has begun.
         bytes: Vec<u8>,
-        /// Nothing follows them in this direction.
+        /// No more data follows in this direction.
         end: bool,
     },
-    /// Out of band, after all data that was sent before it.
+    /// An out-of-band message, after all data that was sent before it.
     Control {
         /// Id of the call.
         id: u32,
-        /// What it is; an unknown one is to be ignored.
+        /// Kind of the message; an unknown one must be ignored.
         kind: u8,
-        /// At most `CALL_CONTROL_BYTES_MAX`.
+        /// Content, at most `CALL_CONTROL_BYTES_MAX`.
         bytes: Vec<u8>,
     },
     /// This many more bytes may be given to `CallInput::Data`.
@@ -155,7 +154,7 @@ pub enum CallOutput {
         /// Additional bytes.
         bytes: u32,
     },
-    /// The call is over without a result.
+    /// The call has ended without a result.
     Cancelled {
         /// Id of the call.
         id: u32,
@@ -167,55 +166,56 @@ pub enum CallOutput {
 pub enum NodeRecordsOutput {
     /// Read entries from the outbox, then answer `NodeRecordsInput::Read`.
     Wanted {
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// First number.
+        /// First number to read.
         from: u64,
-        /// Sum of their `Entry::bytes_max` at most; one record always fits. At most
-        /// `RECORD_ENTRIES_MAX` of them; what is over is read again later.
+        /// Upper bound of the sum of their `Entry::bytes_max`; one record always fits. At most
+        /// `RECORD_ENTRIES_MAX` of them; the rest is read later.
         bytes_max: usize,
     },
     /// Everything before `next` may be deleted.
     Acked {
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
         /// First number that must be kept.
         next: u64,
     },
-    /// The cloud has numbers of this outbox that the outbox has never given. So the medium went
-    /// back in time, or another node has a copy of it: begin a new incarnation.
+    /// The cloud has numbers of this outbox that the outbox has never assigned. So the medium was
+    /// restored to an earlier state, or another node has a copy of it: create a new incarnation.
     Ahead {
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The cloud's next number.
+        /// Next number that the cloud expects.
         next: u64,
     },
 }
 
-/// Give this to the sink, then answer `CloudRecordsInput::Durable`. It follows on what came before
-/// in its stream. The entries may be empty: then only `forgotten` is to be noted, or that there is
-/// such an outbox. After a `CloudRecordsInput::Failed` it may begin with what the sink has taken
+/// Give this to the sink, then answer `CloudRecordsInput::Durable`. It follows the previous one
+/// of its stream without a hole. The entries may be empty: then only `forgotten` or the existence of the
+/// outbox is to be stored. After a `CloudRecordsInput::Failed` it may begin with records that the sink has
+/// stored since then: skip them by their numbers, and answer `Durable`.
 /// since then: that is left out by its number, and `Durable` is the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordsOutput {
     /// For `CloudRecordsInput`.
     pub ticket: u32,
-    /// The outbox. One never seen of this node says that the one before is lost.
+    /// Id of the outbox. An id not seen before for this node means that the previous outbox is lost.
     pub incarnation: Incarnation,
-    /// The class.
+    /// Below `CLASSES_MAX`.
     pub class: u8,
     /// Number of the first entry.
     pub first: u64,
-    /// What the node still accounts for.
+    /// Oldest number that the node still accounts for.
     pub held: u64,
-    /// How many numbers right before `first` were acknowledged once and are not known any more:
-    /// this cloud was restored from a backup. Lost here, and to be reported.
+    /// How many numbers directly before `first` were acknowledged once and are not known any more:
+    /// this cloud was restored from a backup. They are lost here, and to be reported.
     pub forgotten: u64,
     /// Records and gaps.
     pub entries: Vec<Entry>,
 }
 
-/// The outputs of one end, as what both ends have in common needs them.
+/// The outputs of one end, as required by the code that both ends share.
 pub(super) trait Outputs:
     From<LinkOutput> + From<StateOutput> + From<BlobOutput> + From<CallOutput>
 {
@@ -224,7 +224,7 @@ pub(super) trait Outputs:
 impl Outputs for NodeOutput {}
 impl Outputs for CloudOutput {}
 
-/// A group is an output of each end that has it.
+/// Makes a group an output of each end that has it.
 macro_rules! group {
     ($group:ty => $($end:ident::$variant:ident),+) => {$(
         impl From<$group> for $end {

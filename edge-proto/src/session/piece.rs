@@ -1,4 +1,4 @@
-//! Fetching large objects, one after the other, several pieces ahead. Pieces that come out of turn
+//! Fetching large objects, one after the other, several pieces ahead. Pieces that arrive out of order
 //! wait here, so that the caller gets the bytes in order and one piece at a time.
 
 use alloc::collections::VecDeque;
@@ -16,28 +16,28 @@ use crate::hash::Hash32;
 use crate::limits::{BLOBS_MAX, PIECE_BYTES_MAX};
 use crate::sorted::SortedMap;
 
-/// A piece is given up when so many that were asked for later have come.
+/// A request is given up when this many later ones were answered.
 const OVERTAKEN_MAX: u8 = 3;
 /// Bytes of a piece that is not the last.
 #[expect(clippy::cast_possible_truncation, reason = "4 KiB")]
 pub(super) const PIECE_BYTES: u32 = PIECE_BYTES_MAX as u32;
 
-/// A large object of a change.
+/// A large object of a change, to be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Want {
     pub(super) sha256: Hash32,
     pub(super) len: u32,
 }
 
-/// A piece that is missing.
+/// A missing piece.
 #[derive(Debug)]
 struct Ask {
     offset: u32,
-    /// Number and time of the request, if one is on its way.
+    /// Number and time of its request, if one is in flight.
     flying: Option<(u32, Millis)>,
-    /// It was asked for before.
+    /// It was requested before.
     again: bool,
-    /// Pieces that were asked for later and have come.
+    /// Pieces that were requested later and have arrived.
     overtaken: u8,
 }
 
@@ -45,18 +45,18 @@ struct Ask {
 pub(super) struct Fetch {
     /// The first is being fetched.
     wants: VecDeque<Want>,
-    /// Bytes that the caller has; `None` while it has a question or a piece to answer.
+    /// Bytes that the caller has stored; `None` while it has not answered `Wanted` or `Piece`.
     have: Option<u32>,
-    /// What it will have when it has stored what it was given.
+    /// Bytes that it will have when it has stored what was output.
     given: u32,
     /// Missing pieces before `next`, ascending; with `held` at most a window.
     asks: VecDeque<Ask>,
-    /// Pieces that came before their turn.
+    /// Pieces that arrived before an earlier one, by offset.
     held: SortedMap<u32, Vec<u8>>,
-    /// Nothing was asked for from here on.
+    /// No piece from here on has been requested.
     next: u32,
     repeat: Repeat,
-    /// The caller got no further: nothing is done until this is due.
+    /// The caller made no progress: nothing is done until this is due.
     pause: Repeat,
 }
 
@@ -75,8 +75,8 @@ impl Fetch {
         }
     }
 
-    /// One more object is wanted, after all others; in a `live` session, if it is the first, the
-    /// caller is asked for it. Returns whether there is a place.
+    /// Adds an object after all others; in a `live` session, if it is the first, the
+    /// caller is asked what it has of it. Returns false if the queue is full.
     pub(super) fn push<O: Outputs>(
         &mut self,
         want: Want,
@@ -96,7 +96,7 @@ impl Fetch {
         room
     }
 
-    /// An object is not wanted any more, or not there. Returns whether it was.
+    /// Stops fetching an object. Returns whether it was queued.
     pub(super) fn remove<O: Outputs>(
         &mut self,
         sha256: Hash32,
@@ -118,7 +118,7 @@ impl Fetch {
         true
     }
 
-    /// Begins with the first object, from what the caller says that it has.
+    /// Begins with the first object: asks the caller what it has of it.
     pub(super) fn begin<O: Outputs>(
         &mut self,
         window: &mut CongestionWindow,
@@ -139,7 +139,7 @@ impl Fetch {
         earliest([self.repeat.at, self.pause.at])
     }
 
-    /// The current object is forgotten as far as it is not stored.
+    /// Drops the requests and pieces of the current object that are not stored.
     pub(super) fn forget(&mut self, window: &mut CongestionWindow) {
         window.flying = window.flying.saturating_sub(self.flying());
         self.asks.clear();
@@ -165,7 +165,7 @@ impl Fetch {
         }
     }
 
-    /// Gives the caller the next piece, asks the peer for as many as may be on their way.
+    /// Outputs the next piece to the caller, and requests as many pieces as may be in flight.
     pub(super) fn pump<O: Outputs>(
         &mut self,
         now: Millis,
@@ -181,7 +181,7 @@ impl Fetch {
         }
         if let Some((offset, bytes)) = self.have.and_then(|have| self.held.remove_entry(&have)) {
             self.have = None;
-            // Within the object: checked when it came.
+            // The piece is within the object: checked when it was received.
             self.given = offset + piece_bytes(offset, len);
             let piece = BlobOutput::Piece {
                 sha256,
@@ -210,7 +210,7 @@ impl Fetch {
             ask.overtaken = 0;
             ask_peer(ask, window);
         }
-        // Not before the caller has said where to begin.
+        // Not before the caller has answered how much it has.
         let begun = self.have.is_some() || self.given > 0;
         while begun
             && self.next < len
@@ -232,7 +232,7 @@ impl Fetch {
         }
     }
 
-    /// The caller has `bytes` of the object. Returns whether all objects are there.
+    /// The caller has stored `bytes` of the object. Returns whether all objects are complete.
     pub(super) fn handle_have<O: Outputs>(
         &mut self,
         now: Millis,
@@ -250,11 +250,11 @@ impl Fetch {
         }
         let bytes = if bytes < want.len { bytes } else { 0 };
         if bytes < self.given {
-            // Storing or checking failed: not at once again, and less and less often.
+            // Storing or checking failed: try again after a delay that doubles.
             self.pause.arm(now);
         }
         if bytes != self.given || self.asks.is_empty() && self.held.is_empty() {
-            // The first answer, or the caller could not store: what comes after is of no use.
+            // The first answer, or the caller could not store: later pieces are of no use.
             self.forget(window);
             self.given = bytes;
             self.next = bytes;
@@ -263,7 +263,7 @@ impl Fetch {
         false
     }
 
-    /// A piece came. Returns whether it was asked for here.
+    /// Handles a received piece. Returns whether it was requested here.
     pub(super) fn handle_piece(
         &mut self,
         now: Millis,
@@ -312,7 +312,7 @@ impl Fetch {
     }
 }
 
-/// Bytes of the piece at `offset`; 0 beyond the end.
+/// Length of the piece at `offset`; 0 beyond the end.
 fn piece_bytes(offset: u32, len: u32) -> u32 {
     len.saturating_sub(offset).min(PIECE_BYTES)
 }

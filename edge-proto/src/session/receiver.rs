@@ -24,7 +24,7 @@ type Changes = Vec<(Key, Option<Payload>)>;
 
 #[derive(Debug)]
 enum Pending {
-    /// Large objects are still missing.
+    /// Large objects of the change are still missing.
     Fetching {
         result: Hash16,
         changes: Changes,
@@ -49,8 +49,8 @@ pub(super) struct Receiver {
     /// Root at which the peer has nothing more to send, if known.
     wanted: Option<Hash16>,
     in_sync: bool,
-    /// When to say again what we hold, while that is not what the peer wants and nothing comes: it may
-    /// believe us elsewhere, because an apply of a former session has ended since and one `Have` is
+    /// When to repeat `Have`, while our root is not the peer's target and nothing is received. The peer may
+    /// assume another root of ours, because an apply of a former session has ended since, and one `Have` is
     /// easily lost.
     repeat: Repeat,
 }
@@ -73,7 +73,7 @@ impl Receiver {
         &self.replica
     }
 
-    /// A member from the caller's store.
+    /// Adds a member from the caller's store.
     pub(super) fn restore(&mut self, key: Key, member: Member) -> bool {
         self.replica.change(key, Some(member))
     }
@@ -94,7 +94,7 @@ impl Receiver {
         }
     }
 
-    /// A session opens in which the peer wants `wanted`.
+    /// A session opens; the peer's target root is `wanted`.
     pub(super) fn open(&mut self, wanted: Hash16) {
         self.close();
         self.order = 0;
@@ -102,7 +102,7 @@ impl Receiver {
         self.settle(self.replica.root());
     }
 
-    /// The session is over. What the caller is applying will come to an end all the same.
+    /// The session has ended. An apply of the caller continues nevertheless.
     pub(super) fn close(&mut self) {
         if matches!(self.pending, Some(Pending::Fetching { .. })) {
             self.pending = None;
@@ -127,7 +127,7 @@ impl Receiver {
         }
     }
 
-    /// Asks for pieces, and gives the caller the one whose turn it is.
+    /// Requests pieces, and outputs the next one to the caller.
     pub(super) fn pump<O: Outputs>(
         &mut self,
         now: Millis,
@@ -155,7 +155,7 @@ impl Receiver {
         send(out, &frame);
     }
 
-    /// Changes, or a question, from the peer.
+    /// Handles changes, or a question, of the peer.
     pub(super) fn handle_change<O: Outputs>(
         &mut self,
         session: SessionId,
@@ -165,8 +165,8 @@ impl Receiver {
         window: &mut CongestionWindow,
         out: &mut VecDeque<O>,
     ) {
-        // Doubled or overtaken: the peer has gone on. It may fit all the same, when the set has come
-        // back to the root that it starts from.
+        // Duplicated or overtaken: the peer has sent later changes. It may still apply, when the set has
+        // returned to the root that it starts from.
         if order < self.order {
             return;
         }
@@ -215,7 +215,7 @@ impl Receiver {
         self.root_after(members).is_none()
     }
 
-    /// Root with `members` changed; `None` if the set would pass its cap or a key stands twice.
+    /// Root after changing `members`; `None` if the set would exceed its cap or a key is repeated.
     fn root_after(&self, members: &[(Key, Option<Member>)]) -> Option<Hash16> {
         let mut view: SortedMap<&Key, Hash16> = self.replica.iter().collect();
         let mut changed = SortedSet::new();
@@ -231,7 +231,7 @@ impl Receiver {
         (view.len() <= SET_OBJECTS_MAX).then(|| root(view.into_iter()))
     }
 
-    /// Gives changes to the caller; empty ones only carry the epoch.
+    /// Outputs changes to the caller; empty ones only carry the epoch.
     pub(super) fn apply<O: Outputs>(
         &mut self,
         changes: Changes,
@@ -279,7 +279,7 @@ impl Receiver {
                 epoch,
             }) if awaited == ticket => {
                 for (key, member) in members {
-                    // Within the cap: checked before the caller got the changes.
+                    // Within the cap: checked before the changes were output.
                     self.replica.change(key, member);
                 }
                 for (key, reason) in refused {
@@ -312,7 +312,7 @@ impl Receiver {
         }
     }
 
-    /// Returns whether the piece was asked for here.
+    /// Handles a received piece. Returns whether it was requested here.
     pub(super) fn handle_piece(
         &mut self,
         now: Millis,

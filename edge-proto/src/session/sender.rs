@@ -1,7 +1,7 @@
 //! The sending half of one replicated set.
 //!
-//! `behind` holds, for each key in which the peer differs, what the peer has. So a change costs one
-//! entry however often its key changes, what is sent is always the newest value, and the peer's
+//! `behind` contains, for each key in which the peer differs, what the peer has. So a change costs one
+//! entry however often its key changes, only the newest value is sent, and the peer's
 //! root is known at every step without a copy of the peer's set.
 
 use alloc::collections::VecDeque;
@@ -25,9 +25,9 @@ use crate::sorted::SortedMap;
 const CHANGE_HEADER_BYTES: usize = 64;
 /// Bytes of an item around key and payload, the fields of a large one included.
 const ITEM_HEADER_BYTES: usize = 48;
-/// A large object makes way for small ones at most so often.
+/// Minimum time between two preemptions of a large object by small ones.
 const PREEMPT_MS: Millis = 2_000;
-/// Batches of small objects that a large one lets go before it in a row.
+/// Consecutive batches of small objects that may be sent before a waiting large one.
 const PASSED_OVER_MAX: u8 = 16;
 /// Pages that an inventory can have, a bit each in [`Pages`].
 const PAGES_MAX: u8 = 128;
@@ -53,7 +53,7 @@ impl Object {
     }
 }
 
-/// Changes that were sent and not yet acknowledged.
+/// Changes that were sent and are not yet acknowledged.
 #[derive(Debug)]
 struct Flight {
     result: Hash16,
@@ -61,7 +61,7 @@ struct Flight {
     items: Vec<(Key, Option<Object>)>,
 }
 
-/// Pages of an inventory, in whatever order they come.
+/// Received pages of an inventory, in any order.
 #[derive(Debug)]
 struct Pages {
     root: Hash16,
@@ -82,15 +82,15 @@ pub(super) struct Sender {
     flight: Option<Flight>,
     /// Twice the number of the last change or question of this session.
     order: u64,
-    /// That of the last change that was not a query. An answer with a lower one was overtaken by it.
+    /// `order` of the last change that was not a question. An answer with a lower one was overtaken by it.
     change_order: u64,
-    /// The target root that was sent to the peer last, if it is certain which one that was. While its
+    /// The target root that was last sent to the peer, if it is certain. While the peer's
     /// root is another one, the peer repeats its `Have`.
     target: Option<Hash16>,
     /// The change of a large object that was preempted by small ones. The receiver may have completed it.
     preempted: Option<Flight>,
     preempted_at: Option<Millis>,
-    /// Batches of small ones that went before one that waits.
+    /// Consecutive batches of small objects that were sent before a waiting large one.
     passed_over: u8,
     pages: Option<Pages>,
     repeat: Repeat,
@@ -118,12 +118,12 @@ impl Sender {
         }
     }
 
-    /// Root of what the peer is to have.
+    /// Root of the set that the peer is to have.
     pub(super) fn root(&self) -> Hash16 {
         root(self.wanted())
     }
 
-    /// That root for a peer which understands `kinds`.
+    /// Root for a peer that understands only `kinds`.
     pub(super) fn root_for(&self, kinds: u32) -> Hash16 {
         let understood = |key: &Key| key.kind().bit() & kinds != 0;
         let objects = self.objects.iter().filter(|(key, _)| understood(key));
@@ -178,7 +178,7 @@ impl Sender {
         }
     }
 
-    /// Before the change of `key` to `new`: keeps `behind` true.
+    /// Updates `behind` before the change of `key` to `new`.
     fn note_change(&mut self, key: &Key, new: Option<Hash16>) {
         if self.peer_root.is_none() || key.kind().bit() & self.kinds == 0 {
             return;
@@ -214,7 +214,7 @@ impl Sender {
         }
     }
 
-    /// The session is over. What the peer has is remembered: if it says the same root next time,
+    /// The session has ended. The state of the peer is kept: if it has the same root at the next opening,
     /// no inventory is needed.
     pub(super) fn close(&mut self) {
         self.flight = None;
@@ -244,7 +244,7 @@ impl Sender {
         }
     }
 
-    /// Sends what can be sent; called after everything that happened in a live session.
+    /// Sends what can be sent; called after every event of a live session.
     pub(super) fn pump<O: From<LinkOutput>>(
         &mut self,
         now: Millis,
@@ -257,14 +257,14 @@ impl Sender {
             self.preempted_at = Some(now);
             self.repeat.reset();
         }
-        // Our set may have come to the peer's root by itself. Then an empty change says that this is it.
+        // Our set may have changed back to the peer's root. Then an empty change confirms the root.
         let at_rest = self.is_in_sync() && self.target == self.peer_root;
         if self.flight.is_some() || self.repeat.at.is_some() || at_rest {
             return;
         }
         self.order += 2;
         if self.peer_root.is_none() {
-            // A change from and to our root without items asks the peer for its own.
+            // A change from and to our root without items asks the peer for its root.
             let root = self.root();
             self.target = Some(root);
             let frame = self.change(session, root, root, self.order, Vec::new());
@@ -285,8 +285,8 @@ impl Sender {
         }
     }
 
-    /// Whether a large object is in flight and something small waits: that does not wait for pieces,
-    /// but not so often that the pieces would never come.
+    /// Whether a large object is in flight and a small one waits. A small one does not wait for pieces,
+    /// but preemption is limited, so that the pieces make progress.
     fn preempts(&self, now: Millis) -> bool {
         let flying = self.flight.as_ref().and_then(|flight| flight.items.first());
         let Some((flying, Some(object))) = flying else {
@@ -332,8 +332,8 @@ impl Sender {
         }
     }
 
-    /// The next changes: deletions first, so that the peer's set never passes its cap; then what
-    /// fits inline, in turn from where the last batch ended; a large object travels alone.
+    /// The next changes: deletions first, so that the peer's set never exceeds its cap; then inline
+    /// objects, continuing after the last batch; a large object is sent alone.
     fn next_batch(&mut self, preempts: bool) -> Vec<(Key, Option<Object>)> {
         let mut items: Vec<(Key, Option<Object>)> = Vec::new();
         let mut large = None;
@@ -364,7 +364,7 @@ impl Sender {
             room -= bytes;
             items.push((key.clone(), object));
         }
-        // Deletions make the room that it may need.
+        // Deletions free the place that it may need.
         let fits = self.objects.len() + self.behind.len() < SET_OBJECTS_MAX
             || items.iter().all(|(_, object)| object.is_some());
         if self.passed_over >= PASSED_OVER_MAX && fits && large.is_some() {
@@ -374,7 +374,7 @@ impl Sender {
             self.passed_over = 0;
             items.extend(large);
         } else if preempts {
-            // What made way goes next.
+            // The preempted object is next.
             self.passed_over = PASSED_OVER_MAX;
         } else if large.is_some() {
             self.passed_over = self.passed_over.saturating_add(1);
@@ -383,7 +383,7 @@ impl Sender {
         items
     }
 
-    /// The peer's root once it has `items` too.
+    /// The peer's root after it has applied `items`.
     fn root_after(&self, items: &[(Key, Option<Object>)]) -> Hash16 {
         let wanted = self.wanted().map(|(key, hash)| (key, Some(hash)));
         let mut view: SortedMap<&Key, Option<Hash16>> = wanted.collect();
@@ -396,7 +396,7 @@ impl Sender {
         )
     }
 
-    /// The peer's set is durable at `have`, and `order` was the last that it had heard.
+    /// The peer's set is durable at `have`; `order` is the highest that it has received.
     pub(super) fn handle_have(&mut self, have: Hash16, order: u64) {
         let is_done = |flight: &Option<Flight>| {
             let flight = flight.as_ref();
@@ -405,7 +405,7 @@ impl Sender {
         let done = if is_done(&self.flight) {
             self.flight.take()
         } else if is_done(&self.preempted) {
-            // It came before the small ones, which started from another root and are next.
+            // It was completed before the small ones, which started from another root and are next.
             self.flight = None;
             self.passed_over = 0;
             self.preempted.take()
@@ -432,14 +432,14 @@ impl Sender {
                 self.pages = None;
                 self.repeat.reset();
             } else if !asks || heard {
-                // It was busy with an apply when it heard the question, or is elsewhere now.
+                // It was busy with an apply when it received the question, or has another root now.
                 self.forget_peer();
                 self.repeat.at = None;
             }
         }
     }
 
-    /// One page of what the peer holds.
+    /// Handles one page of the peer's inventory.
     pub(super) fn handle_inventory(
         &mut self,
         now: Millis,
@@ -483,7 +483,7 @@ impl Sender {
         let honest = root(entries.iter().map(|(key, hash)| (key, *hash))) == claimed;
         let own: Vec<Key> = self.wanted().map(|(key, _)| key.clone()).collect();
         for key in own {
-            // An inventory that does not make its own root is worth nothing: resend everything.
+            // An inventory that does not match its own root is useless: resend everything.
             let at_peer = if honest {
                 entries.get(&key).copied()
             } else {
@@ -504,8 +504,8 @@ impl Sender {
         }
     }
 
-    /// The peer asks for bytes of a large object: of the set, or of the changes in flight. Returns
-    /// whether it is one.
+    /// The peer requests bytes of a large object: of the set, or of the changes in flight. Returns
+    /// whether the object is one of these.
     pub(super) fn handle_piece_get<O: From<LinkOutput>>(
         &self,
         session: SessionId,
@@ -519,7 +519,7 @@ impl Sender {
             .chain(self.objects.values())
             .find(|object| object.is_large() && object.sha256 == sha256);
         if let Some(object) = object {
-            // None at the end and beyond.
+            // Empty at the end and beyond.
             let rest = object.payload.get(offset as usize..).unwrap_or_default();
             let bytes = rest.iter().take(PIECE_BYTES_MAX).copied().collect();
             let frame = Frame::Piece {
@@ -533,7 +533,7 @@ impl Sender {
         object.is_some()
     }
 
-    /// The peer asked for a piece of what is in flight: it is alive and busy, a repeat can wait.
+    /// The peer requested a piece of the change in flight: it makes progress, so the repeat is postponed.
     pub(super) fn postpone(&mut self, now: Millis) {
         if self.flight.is_some() {
             self.repeat.reset();

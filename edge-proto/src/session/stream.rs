@@ -1,8 +1,8 @@
 //! Streams: numbered records from the node's outbox to the cloud's sink, go-back-N.
 //!
-//! Neither end keeps records. The node's end reads them from the outbox when it wants to send
-//! them, again for each repeat; the cloud's end hands them on and counts their bytes until the
-//! sink has them. An acknowledgement always means: on the sink's medium.
+//! Neither end keeps records. The node's end reads them from the outbox when it sends
+//! them, again for each repeat; the cloud's end passes them on and counts their bytes until the
+//! sink has stored them. An acknowledgement always means: durable in the sink.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -20,23 +20,23 @@ use crate::limits::{
 /// Bytes of a records frame around its entries.
 const FRAME_HEADER_BYTES: usize = FRAME_BYTES_MAX - RECORDS_BYTES_MAX;
 
-/// One class as the node's end sees it: `held <= sent <= end`.
+/// One class at the node's end: `held <= sent <= end`.
 #[derive(Debug)]
 struct Class {
     number: u8,
     incarnation: Incarnation,
-    /// All before are acknowledged.
+    /// All earlier numbers are acknowledged.
     held: u64,
-    /// All before were sent in this session.
+    /// All earlier numbers were sent in this session.
     sent: u64,
-    /// Number that the outbox gives next.
+    /// Number of the outbox's next record.
     end: u64,
-    /// The cloud is to hear of the outbox and its numbers even if there is nothing to send, and
+    /// The cloud is to be informed of the outbox and its numbers even if there is nothing to send, and
     /// has not answered yet.
     announce: bool,
-    /// The outbox cannot read.
+    /// The outbox cannot be read.
     stalled: bool,
-    /// Sent again from `held` since it last moved or was last asked.
+    /// Sent again from `held` since `held` last advanced or the cloud was last asked.
     gone_back: bool,
     repeat: Repeat,
 }
@@ -55,14 +55,14 @@ pub(super) struct StreamSender {
     classes: Vec<Class>,
     /// At most [`STREAM_FRAMES_MAX`], and one more for each class.
     flights: Vec<Flight>,
-    /// Class and number that the outbox was asked for.
+    /// Class and first number of the read that the outbox has not answered.
     reading: Option<(u8, u64)>,
     /// Epoch of the last session.
     epoch: u64,
 }
 
 impl StreamSender {
-    /// What the outbox has.
+    /// Handles what the outbox contains.
     pub(super) fn handle_ready(
         &mut self,
         number: u8,
@@ -99,8 +99,8 @@ impl StreamSender {
         self.classes.insert(place, class);
     }
 
-    /// A session opens. A cloud with another epoch may have been restored from a backup, so it
-    /// hears our numbers.
+    /// A session opens. A cloud with another epoch may have been restored from a backup, so our
+    /// numbers are announced to it.
     pub(super) fn open(&mut self, epoch: u64) {
         self.close();
         let other = core::mem::replace(&mut self.epoch, epoch) != epoch;
@@ -110,7 +110,7 @@ impl StreamSender {
         }
     }
 
-    /// The session is over: what is not acknowledged goes again in the next.
+    /// The session has ended: unacknowledged records are sent again in the next one.
     pub(super) fn close(&mut self) {
         self.flights.clear();
         self.reading = None;
@@ -128,7 +128,7 @@ impl StreamSender {
             .min()
     }
 
-    /// Asks, for each class without an answer for too long, whether what was sent has come.
+    /// For each class without an answer for too long, asks whether the cloud has received what was sent.
     pub(super) fn tick(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<NodeOutput>) {
         for class in &mut self.classes {
             if class.repeat.is_due(now) {
@@ -181,7 +181,7 @@ impl StreamSender {
         self.reading.take_if(|(class, _)| *class == number);
     }
 
-    /// A repeat is due exactly while something of the class is in flight.
+    /// A repeat is due exactly while records of the class are in flight.
     fn arm(&mut self, now: Millis, number: u8) {
         let flying = is_flying(&self.flights, number);
         let mut classes = self.classes.iter_mut();
@@ -189,13 +189,13 @@ impl StreamSender {
             match (flying, class.repeat.at) {
                 (true, None) => class.repeat.arm(now),
                 (true, Some(_)) => {}
-                // The delay stays as it is after going back: a link that loses is not pressed.
+                // The delay stays as it is after going back: a lossy link is not loaded further.
                 (false, _) => class.repeat.at = None,
             }
         }
     }
 
-    /// The outbox answers.
+    /// Handles the answer of the outbox to a read.
     pub(super) fn handle_read(
         &mut self,
         now: Millis,
@@ -248,10 +248,10 @@ impl StreamSender {
         self.arm(now, number);
     }
 
-    /// Announces what is to be announced, and asks the outbox for what can be sent: one read at a
+    /// Announces outboxes, and requests what can be sent from the outbox: one read at a
     /// time, the lowest class first.
     pub(super) fn pump(&mut self, now: Millis, session: SessionId, out: &mut VecDeque<NodeOutput>) {
-        // An outbox that was never written to is known by its first class alone.
+        // An outbox that was never written to is announced by its first class only.
         let flights = &self.flights;
         let announced = |(place, class): (usize, &Class)| {
             let quiet = class.sent == class.end && !is_flying(flights, class.number);
@@ -308,22 +308,22 @@ const fn records(session: SessionId, class: &Class, first: u64, entries: Vec<Ent
     }
 }
 
-/// One stream as the cloud's end sees it: `durable <= received`.
+/// One stream at the cloud's end: `durable <= received`.
 #[derive(Debug)]
 struct Stream {
     incarnation: Incarnation,
     class: u8,
-    /// All before were handed to the sink.
+    /// All earlier numbers were passed to the sink.
     received: u64,
-    /// All before are durable in the sink.
+    /// All earlier numbers are durable in the sink.
     durable: u64,
-    /// The sink knows of the stream.
+    /// The sink has stored that the stream exists.
     stored: bool,
-    /// Records that came again, since somebody asked.
+    /// Records that were received again, since the last `take_repeated`.
     repeated: u64,
 }
 
-/// What the sink has not answered yet.
+/// Records that the sink has not answered yet.
 #[derive(Debug)]
 struct Pending {
     ticket: u32,
@@ -344,7 +344,7 @@ impl Pending {
 /// wait for the sink.
 #[derive(Debug, Default)]
 pub(super) struct StreamReceiver {
-    /// In the order in which they were first seen.
+    /// In the order of their first frame.
     streams: Vec<Stream>,
     pending: Vec<Pending>,
     ticket: u32,
@@ -367,7 +367,7 @@ impl StreamReceiver {
         fits && valid
     }
 
-    /// Place of the stream, made if it is not known.
+    /// Index of the stream, which is added if it is not known.
     fn place(&mut self, incarnation: Incarnation, class: u8) -> usize {
         let known = |stream: &Stream| stream.class == class && stream.incarnation == incarnation;
         if let Some(place) = self.streams.iter().position(known) {
@@ -390,7 +390,7 @@ impl StreamReceiver {
         self.streams.len() - 1
     }
 
-    /// A frame with records; its numbers are within the caps.
+    /// Handles a frame with records; its numbers are within the caps.
     pub(super) fn handle_records(
         &mut self,
         session: SessionId,
@@ -416,7 +416,7 @@ impl StreamReceiver {
         let fresh = !stream.stored && !self.pending.iter().any(|pending| pending.is_of(stream));
         if end <= next && forgotten == 0 && !fresh {
             stream.repeated = stream.repeated.saturating_add(came);
-            // While the sink is still at it, its own acknowledgement follows.
+            // While the sink works on them, its own acknowledgement follows.
             if end <= stream.durable {
                 acknowledge(session, stream, false, out);
             }
@@ -453,7 +453,7 @@ impl StreamReceiver {
         out.push_back(records.into());
     }
 
-    /// The sink has what this ticket stands for. Acknowledged is what is durable without a hole.
+    /// The sink has stored the records of this ticket. Acknowledges the numbers that are durable without a hole.
     pub(super) fn handle_durable(
         &mut self,
         session: Option<SessionId>,
@@ -494,7 +494,7 @@ impl StreamReceiver {
         Some((stream.incarnation, stream.class, repeated))
     }
 
-    /// The sink will not have it: what was handed on since the last durable record comes again.
+    /// The sink cannot store them: everything after the last durable record will be received again.
     pub(super) fn handle_failed(&mut self, ticket: u32) {
         let mut pending = self.pending.iter();
         let Some(failed) = pending.find(|pending| pending.ticket == ticket) else {
@@ -534,7 +534,7 @@ fn count_records(entries: &[Entry]) -> u64 {
     u64::try_from(records.count()).unwrap_or(u64::MAX)
 }
 
-/// Takes the first `count` numbers off; of a gap what is left of it stays.
+/// Removes the first `count` numbers; a gap is shortened.
 fn skip(entries: &mut Vec<Entry>, mut count: u64) {
     entries.retain_mut(|entry| {
         let known = entry.count().min(count);

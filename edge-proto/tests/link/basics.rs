@@ -1,4 +1,4 @@
-//! Both ends together over a network that loses nothing.
+//! Both ends together over a network without loss.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ fn reconnect_without_changes_is_four_small_frames() {
     assert!(bytes <= 200, "{bytes} bytes");
 }
 
-/// Bytes of a reconnect after a day offline in which `keys` statuses changed `changes` times.
+/// Bytes of a reconnect after a day offline in which `keys` statuses changed `changes` times in total.
 fn bytes_after_a_day_offline(keys: u64, changes: u64) -> usize {
     let mut pair = Pair::new();
     pair.connect();
@@ -77,8 +77,8 @@ fn bytes_after_a_day_offline(keys: u64, changes: u64) -> usize {
     pair.seen_node.sent_bytes + pair.seen_cloud.sent_bytes
 }
 
-/// Goal: a day offline costs keys, not changes. Method: a million changes cost what one for each
-/// key does, and ten times the keys cost about ten times as much.
+/// Goal: the cost of a day offline grows with the keys, not with the changes. Method: a million changes cost
+/// as much as one for each key, and ten times the keys cost about ten times as much.
 #[test]
 fn a_day_offline_costs_keys_not_changes() {
     let million = bytes_after_a_day_offline(100, 1_000_000);
@@ -101,7 +101,7 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
     }
     pair.settle();
     assert!(pair.is_equal());
-    // Everything else than before, from a cloud that knows nothing of the node: the inventory
+    // All objects differ from before, from a cloud that has no state of the node: the inventory
     // has its full length, and deletions must come first.
     pair.cloud = crate::support::cloud(8, 9);
     for name in 0..SET_OBJECTS_MAX {
@@ -122,7 +122,7 @@ fn a_full_set_of_long_keys_is_exchanged_whole() {
 }
 
 /// Goal: a large object waits for sixteen batches of small ones, and not for ever. Method: at every
-/// answer there is a newer small one, or one is deleted and the next is there.
+/// answer there is a newer small object, or one is deleted and the next one exists.
 #[test]
 fn a_large_object_does_not_starve_behind_small_ones() {
     for deletes in [false, true] {
@@ -153,7 +153,7 @@ fn a_large_object_does_not_starve_behind_small_ones() {
             while let Some(frame) = pair.up.pop_front() {
                 pair.cloud(LinkInput::Frame(&frame));
             }
-            // It makes way again at most every two seconds.
+            // It is preempted again at most every two seconds.
             pair.now += 10;
         }
         assert!(batches >= 17, "{batches}");
@@ -187,7 +187,7 @@ fn a_large_object_resumes_where_the_link_broke() {
         }
     }
     assert!(reconnects > 3);
-    // What was on its way at a break is sent again, no more.
+    // Only what was in flight at a disconnect is sent again.
     let sent = pair.seen_cloud.sent_bytes;
     let again = reconnects * BLOB_WINDOW_BYTES;
     assert!(sent < (CONFIG_BYTES_MAX + again) * 11 / 10, "{sent} bytes");

@@ -13,7 +13,7 @@ use edge_proto::session::{
 
 use crate::support::{Pair, Rng, key, put};
 
-/// What the cloud's shell can read.
+/// The blobs that the cloud's shell can read.
 #[derive(Default)]
 struct Library(BTreeMap<[u8; 32], Vec<u8>>);
 
@@ -26,7 +26,7 @@ impl Library {
         (hash, bytes as u32)
     }
 
-    /// Answers what the session asked for.
+    /// Answers the requests of the session.
     fn answer(&self, pair: &mut Pair) {
         for output in std::mem::take(&mut pair.seen_cloud.other) {
             let CloudOutput::BlobRead {
@@ -48,7 +48,7 @@ impl Library {
         }
     }
 
-    /// Delivers until nothing is on its way.
+    /// Delivers until nothing is in flight.
     fn settle(&self, pair: &mut Pair) {
         self.answer(pair);
         while !(pair.up.is_empty() && pair.down.is_empty()) {
@@ -77,7 +77,7 @@ fn blobs_come_whole_one_after_the_other_and_cost_their_bytes() {
     let blobs: Vec<_> = (0..5)
         .map(|i| library.add(i, 1 + 50_001 * i as usize))
         .collect();
-    // Before there is a session as well as in one, and twice.
+    // Without a session as well as in one, and twice.
     fetch(&mut pair, blobs[0]);
     fetch(&mut pair, blobs[1]);
     pair.connect();
@@ -124,8 +124,8 @@ fn a_blob_resumes_in_the_next_session_from_what_is_stored() {
     assert!(sent < (3_000_000 + again) * 103 / 100, "{sent}");
 }
 
-/// Goal: what the cloud does not have, or not any more, is told and holds up nothing; so is one too
-/// many, and one that is not wanted any more.
+/// Goal: a blob that the cloud does not have, or not any more, is reported and delays no other; so is one
+/// over the cap, and one that is cancelled.
 #[test]
 fn a_blob_that_is_not_there_is_told() {
     let mut library = Library::default();
@@ -178,15 +178,15 @@ fn the_set_goes_before_a_blob() {
         library.step(&mut pair);
     }
     let meanwhile = pair.at_node.blobs[&blob.0.0].len() - before;
-    // What is on its way when the change is sent, and what is asked for until it comes.
+    // What is in flight when the change is sent, and what is requested until it arrives.
     assert!(meanwhile <= 2 * BLOB_WINDOW_BYTES, "{meanwhile}");
     library.settle(&mut pair);
     assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
 }
 
-/// Goal: lost, doubled and swapped pieces cost themselves and little else, and the bytes arrive in
-/// order whatever happens. Method: a seed decides for each frame; time passes only when nothing
-/// is on its way.
+/// Goal: lost, duplicated and swapped pieces cause little more than their own retransmission, and the bytes
+/// arrive in order in any case. Method: a seed decides for each frame; time passes only when nothing
+/// is in flight.
 #[test]
 fn lost_and_swapped_pieces_are_asked_for_again() {
     for seed in 0..30 {
@@ -220,7 +220,7 @@ fn lost_and_swapped_pieces_are_asked_for_again() {
         }
         assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
         assert!(lost > 5, "{lost}");
-        // Most are seen to be lost by those that come after; a few need the timer.
+        // Most losses are detected by later pieces; a few need the timer.
         assert!(
             waits * 3 <= lost,
             "seed {seed}: {waits} waits for {lost} lost"
@@ -283,8 +283,8 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
     assert!((10..30).contains(&pieces), "{pieces}");
 }
 
-/// Goal: nothing that a cloud sends can make the node hold more than a window. Method: pieces that
-/// nobody asked for, of all lengths.
+/// Goal: no frames of a cloud make the node hold more than a window. Method: pieces that were
+/// not requested, of all lengths.
 #[test]
 fn pieces_that_nobody_asked_for_are_dropped() {
     let mut library = Library::default();
@@ -315,7 +315,7 @@ fn pieces_that_nobody_asked_for_are_dropped() {
     assert_eq!(pair.at_node.blobs[&blob.0.0], library.0[&blob.0.0]);
 }
 
-/// Goal: no question for bytes stays without an answer. Method: at the end of a large object and beyond
+/// Goal: every request for bytes is answered. Method: at the end of a large object and beyond
 /// it, at both ends, and for what a node does not have.
 #[test]
 fn a_question_beyond_the_end_is_answered_with_nothing() {
@@ -346,7 +346,7 @@ fn a_question_beyond_the_end_is_answered_with_nothing() {
     assert_eq!(answered(pair.up.pop_front()), 0);
 }
 
-/// Goal: a large object that is none stops nothing. Method: a node reports one of 4096 bytes: its frame
+/// Goal: an invalid large object blocks nothing. Method: a node reports one of 4096 bytes: its frame
 /// is refused, and what it reports afterwards arrives.
 #[test]
 fn a_large_object_that_fits_inline_is_refused() {

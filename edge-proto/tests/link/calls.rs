@@ -1,5 +1,5 @@
-//! Calls: `echo`, a method of this file only, answers with what it gets, and takes no more than it can
-//! answer. So both directions have data, and one that is not read stops the other.
+//! Calls: `echo`, a method of this file only, sends back what it receives, and takes no more than it can
+//! send back. So both directions have data, and a direction that is not read blocks the other.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,14 +17,14 @@ use crate::support::{Pair, Rng};
 
 const METHOD_ECHO: u16 = u16::MAX;
 
-/// One that calls, at the cloud.
+/// A caller, at the cloud.
 #[derive(Default)]
 struct Caller {
     waiting: Vec<u8>,
     window: usize,
     sent: usize,
     ended: bool,
-    /// Bytes given to the session at once.
+    /// Bytes given to the session in one step.
     step: usize,
     received: Vec<u8>,
     taken: usize,
@@ -34,7 +34,7 @@ struct Caller {
     over: Option<Result<CallResult, ()>>,
 }
 
-/// One that answers, at the node.
+/// An echo, at the node.
 #[derive(Default)]
 struct Echo {
     held: Vec<u8>,
@@ -44,7 +44,7 @@ struct Echo {
     ended: bool,
 }
 
-/// Both ends, and those who call and answer.
+/// Both ends, with all callers and echoes.
 struct World {
     pair: Pair,
     callers: BTreeMap<u32, Caller>,
@@ -80,7 +80,7 @@ impl World {
         self.work();
     }
 
-    /// Everybody does what can be done without another frame.
+    /// Every caller and echo does what is possible without another frame.
     fn work(&mut self) {
         loop {
             let at_node = std::mem::take(&mut self.pair.seen_node.other);
@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    /// Each echo answers what its window allows, and has taken as much.
+    /// Each echo sends what its window allows, and takes as much.
     fn answer(&mut self) -> bool {
         let mut inputs = Vec::new();
         let mut results = Vec::new();
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    /// Each caller sends what its window allows, and ends its direction behind all.
+    /// Each caller sends what its window allows, and ends its direction after all data.
     fn send(&mut self) -> bool {
         let mut inputs = Vec::new();
         for (id, caller) in &mut self.callers {
@@ -214,7 +214,7 @@ impl World {
         busy
     }
 
-    /// Nobody has more under way, in either direction, than the shared window.
+    /// In either direction, no more than the shared window is granted and not taken.
     fn check_window(&self) {
         let open = |id: &u32| self.echoes.get(id).zip(self.callers.get(id));
         let calls = self.callers.keys().filter_map(open);
@@ -239,7 +239,7 @@ impl World {
         while self.deliver() {}
     }
 
-    /// The next time that either end wants to be asked.
+    /// Advances to the next deadline of either end.
     fn tick(&mut self) -> bool {
         let ends = [self.pair.node.deadline(), self.pair.cloud.deadline()];
         let Some(at) = ends.into_iter().flatten().min() else {
@@ -273,8 +273,8 @@ fn an_echo_comes_back_whole_whatever_its_length() {
     }
 }
 
-/// Goal: eight calls share the window evenly, and a ninth gets a plain no. Method: each has as much
-/// to send; when the first is done, all others nearly are.
+/// Goal: eight calls share the window evenly, and a ninth is refused at once. Method: each has as much
+/// to send; when the first is done, all others are nearly done.
 #[test]
 fn eight_calls_at_once_are_served_alike() {
     const COUNT: usize = 200_000;
@@ -306,8 +306,8 @@ fn eight_calls_at_once_are_served_alike() {
     (1..=8).for_each(|id| world.assert_done(id, COUNT));
 }
 
-/// Goal: a reader that stands still keeps what it has been granted and no more: seven other calls go
-/// on, and it goes on itself when it reads. Method: it comes first, and has nearly all of the window.
+/// Goal: a reader that stops keeps what it has been granted and no more: seven other calls
+/// continue, and so does its own when it reads. Method: it starts first, and has nearly all of the window.
 #[test]
 fn a_reader_that_stalls_stops_nobody_else() {
     let mut world = World::new();
@@ -332,8 +332,8 @@ fn a_reader_that_stalls_stops_nobody_else() {
     world.assert_done(1, 300_000);
 }
 
-/// Goal: many small writes do not fill the lane with their headers. Method: one byte at a time, and
-/// no answer: only so many frames go, the others are in the next one.
+/// Goal: many small writes do not fill the lane with headers. Method: one byte at a time, and
+/// no answer: a bounded number of frames is sent, the rest is in the next frame.
 #[test]
 fn small_writes_go_together_when_the_line_is_slow() {
     let mut world = World::new();
@@ -397,7 +397,7 @@ fn one_call_fills_a_cellular_line() {
         world.work();
     }
     world.assert_done(1, 1_000_000);
-    // An echo is held up by its own answers: each direction has its line, and half a round trip more.
+    // An echo waits for its own answers: each direction has its line, and half a round trip more.
     let ms = world.pair.now - start;
     let best = 1_000_000 * 8 / 3_000;
     assert!(ms < best * 10 / 9 + 300, "{ms} ms, at best {best}");
@@ -470,7 +470,7 @@ fn each_direction_ends_by_itself() {
         end,
     };
     pair.settle();
-    // The node first, then the cloud goes on.
+    // The node ends its direction first, then the cloud continues.
     pair.node(data(1, 1, true));
     pair.settle();
     pair.cloud(data(1, 2, false));
@@ -493,7 +493,7 @@ fn each_direction_ends_by_itself() {
         panic!("no result");
     };
     assert_eq!((result.code, result.reason.as_str()), (300, "gone"));
-    // Nothing may follow an end: that call is over at both.
+    // Nothing may follow an end: the call ends at both ends.
     let (method, args) = (METHOD_ECHO, Vec::new());
     pair.cloud(CallOpen {
         id: 2,
@@ -550,8 +550,8 @@ fn control_messages_wait_for_no_credit_and_are_bounded() {
     assert_eq!(world.callers[&1].over, Some(Err(())));
 }
 
-/// Goal: whatever the network does, a call ends at both ends, and one that ends with a result has all
-/// of its bytes, both ways. Method: loss, doubling and swaps from a seed, up to 8 calls, cancels of
+/// Goal: whatever the network does, a call ends at both ends, and a call that ends with a result has all
+/// of its bytes, both ways. Method: loss, duplication and swaps from a seed, up to 8 calls, cancels of
 /// either end; then time passes.
 #[test]
 fn calls_end_at_both_ends_over_a_bad_network() {
@@ -617,7 +617,7 @@ fn calls_end_at_both_ends_over_a_bad_network() {
     assert!(whole > 500 && broken > 300, "{whole} {broken}");
 }
 
-/// Goal: a result that is lost is noticed. Method: it is thrown away, and time passes.
+/// Goal: a lost result is noticed. Method: its frame is dropped, and time passes.
 #[test]
 fn a_lost_result_is_noticed_within_a_check() {
     let mut world = World::new();
@@ -635,8 +635,8 @@ fn a_lost_result_is_noticed_within_a_check() {
     assert_eq!(world.callers[&1].over, Some(Err(())));
 }
 
-/// Goal: an end that does not keep to the rules loses the call, and nothing else. Method: frames by
-/// hand: over the credit, behind the end, a credit beyond the window, an unknown call.
+/// Goal: an end that violates the protocol loses the call, and nothing else. Method: constructed
+/// frames: over the credit, after the end, a credit beyond the window, an unknown call.
 #[test]
 fn frames_against_the_rules_end_their_call() {
     type Bend = fn(edge_proto::frame::SessionId) -> Frame;
@@ -696,7 +696,7 @@ fn frames_against_the_rules_end_their_call() {
         );
         assert!(pair.node.is_live() && pair.cloud.is_live());
     }
-    // A ninth call, of a cloud that has lost count.
+    // A ninth call, of a cloud that has miscounted.
     let mut world = World::new();
     (1..=8).for_each(|id| world.call(id, 300_000));
     while world.echoes.len() < CALLS_MAX {
@@ -733,7 +733,7 @@ fn a_call_ends_with_its_session_and_none_opens_without_one() {
     world.pair.down.clear();
     world.call(4, 10);
     assert!(over(&world.callers[&4]));
-    // Ids go on in the next session, and an old one is refused.
+    // Ids continue in the next session, and an old one is refused.
     world.pair.connect();
     world.call(5, 10);
     world.settle();

@@ -1,4 +1,4 @@
-//! Peers and stores that do not keep to the rules.
+//! Peers and stores that violate the protocol.
 
 use edge_proto::frame::{Frame, SessionId, Set};
 use edge_proto::hash::Hash16;
@@ -45,7 +45,7 @@ fn an_inventory_that_contradicts_itself_means_a_full_resend_later() {
         panic!("no change");
     };
     assert_eq!(items.len(), 2);
-    // A peer that keeps to the rules ends the quarrel.
+    // A correct peer ends the repetition.
     pair.settle();
     assert!(pair.is_equal());
 }
@@ -72,7 +72,7 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
                         pair.node
                             .handle(pair.now, BlobInput::Have { sha256, bytes });
                     }
-                    // The whole object is there, and it is not what its hash says.
+                    // The object is complete, but it does not match its hash.
                     NodeOutput::Blob(BlobOutput::Piece { sha256, .. }) => pair
                         .node
                         .handle(pair.now, BlobInput::Have { sha256, bytes: 0 }),
@@ -142,7 +142,7 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
     assert!(pair.is_equal());
 }
 
-/// Goal: what was deleted does not come back. Method: the change that made it arrives again when
+/// Goal: a deleted object is not restored. Method: the change that created it arrives again when
 /// the set is back at the root that it starts from.
 #[test]
 fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
@@ -173,8 +173,8 @@ fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
     assert_eq!(pair.at_node.objects.len(), 1);
 }
 
-/// Goal: the cloud believes only what the node says of the newest changes. Method: the answer to an
-/// earlier change that made the same set arrives while the newest is on its way.
+/// Goal: the cloud accepts only the node's answer to the newest change. Method: the answer to an
+/// earlier change that made the same set arrives while the newest is in flight.
 #[test]
 fn an_overtaken_answer_does_not_complete_a_later_change_to_the_same_root() {
     let mut pair = Pair::new();
@@ -228,8 +228,8 @@ fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
     assert!(pair.cloud.is_live());
 }
 
-/// Goal: a lost frame delays, and no more. Method: what an apply of the session before came to is told
-/// once, and that is lost; the cloud takes the node to be where it was.
+/// Goal: a lost frame only delays. Method: the result of an apply of the previous session is sent
+/// once, and that is lost; the cloud assumes that the node is at its previous root.
 #[test]
 fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
     let mut pair = Pair::new();
@@ -261,7 +261,7 @@ fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
     assert_eq!(pair.seen_node.in_sync, Some((true, true)));
 }
 
-/// Goal: the node knows when it has all. Method: what a change said to wait behind it is deleted.
+/// Goal: the node knows when it has all. Method: the change that was announced as waiting is deleted.
 #[test]
 fn a_node_learns_that_nothing_waits_any_more() {
     let mut pair = Pair::new();
@@ -282,7 +282,7 @@ fn a_node_learns_that_nothing_waits_any_more() {
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
 }
 
-/// Goal: who asks does not ask again for each thing that it hears meanwhile.
+/// Goal: a sender with an open question does not ask again for each frame that it receives meanwhile.
 #[test]
 fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
     let mut pair = Pair::new();
@@ -313,7 +313,7 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
     assert!(pair.is_equal());
 }
 
-/// Both ends have the same sets, know it, and say nothing any more.
+/// Both ends have the same sets, know it, and send nothing any more.
 fn assert_at_rest(pair: &Pair) {
     assert!(pair.is_equal());
     assert_eq!(pair.seen_node.in_sync, Some((true, true)));
@@ -321,15 +321,15 @@ fn assert_at_rest(pair: &Pair) {
     assert_eq!((pair.node.deadline(), pair.cloud.deadline()), (None, None));
 }
 
-/// Goal: who was told to reach a root hears when that is no longer it. Method: while a session opens, and
-/// between a question and its answer, each set comes to what the other end has by itself.
+/// Goal: a receiver that was sent a target root is informed when the target changes. Method: while a session
+/// opens, and between a question and its answer, each set changes by itself to what the other end has.
 #[test]
 fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
     let object = key(Kind::ConfigMap, 1);
     let status = key(Kind::DeviceStatus, 1);
     // The number of frames that are delivered before.
     for before in 0..8 {
-        // The node has nothing, and the cloud has something less and less long.
+        // The node has nothing, and the cloud has an object for a shorter and shorter time.
         let mut pair = Pair::new();
         pair.cloud(put(object.clone(), b"a"));
         pair.cloud(LinkInput::TransportUp);
@@ -341,7 +341,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         pair.settle();
         assert_at_rest(&pair);
 
-        // The cloud has a status of before, and the node says the same again, but late.
+        // The cloud has an earlier status, and the node reports the same again, but late.
         pair.node(put(status.clone(), b"up"));
         pair.settle();
         pair.node = node(99);
@@ -353,7 +353,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         pair.settle();
         assert_at_rest(&pair);
 
-        // A cloud that has forgotten what the node has hears of it late.
+        // A cloud that has lost the node's state receives it late.
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
         pair.node(LinkInput::TransportDown);
@@ -367,14 +367,14 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
     }
 }
 
-/// Goal: a question that comes while the node is busy with an apply costs no repeat.
+/// Goal: a question that arrives while the node is busy with an apply costs no repeat.
 #[test]
 fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
     pair.cloud(LinkInput::TransportUp);
     pair.node(LinkInput::TransportUp);
-    // Of a new epoch there is an apply, and it takes until the question is there.
+    // A new epoch causes an apply, and it takes until the question has arrived.
     let end = &mut pair.node;
     let mut held = Store::default();
     let mut rest = 10;

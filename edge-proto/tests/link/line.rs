@@ -1,4 +1,4 @@
-//! A line with a rate, a delay and one bounded FIFO each way, with the lanes of both ends before it,
+//! A link with a rate, a delay and one bounded FIFO each way, after the lanes of both ends,
 //! in virtual time.
 
 use std::collections::VecDeque;
@@ -24,11 +24,11 @@ struct Way {
     bits_per_s: u64,
     delay: u64,
     fifo_bytes: usize,
-    /// When the line has sent all that it was given.
+    /// When the link has sent all that it was given.
     busy_until: u64,
     /// Arrival, when it was pushed, and the frame.
     flying: VecDeque<(u64, u64, Vec<u8>)>,
-    /// Longest delay over that of an idle line, by lane.
+    /// Longest delay over that of an idle link, by lane.
     worst: [u64; LANES],
     delivered: [u64; LANES],
     lost: u64,
@@ -63,7 +63,7 @@ impl Way {
         }
     }
 
-    /// The worst that may lie behind the lanes: something that takes all there is, at once.
+    /// The worst transport behind the lanes: it takes every frame at once.
     fn pump(&mut self, now: u64) {
         while let Some(frame) = self.lanes.poll(now / US) {
             let lane = Lane::of(&frame) as usize;
@@ -100,7 +100,7 @@ struct World {
     up: Way,
     down: Way,
     blob: (Hash32, u32),
-    /// Whether the blob's bytes have all come, and when.
+    /// How much of the blob is stored, bytes.
     stored: u32,
     done: Option<u64>,
 }
@@ -190,7 +190,7 @@ impl World {
         self.down.pump(self.now);
     }
 
-    /// Lets everything happen until `until`.
+    /// Processes all events until `until`.
     fn run(&mut self, until: u64) {
         loop {
             let timers = [self.pair.node.deadline(), self.pair.cloud.deadline()];
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// Control and state both ways, every 700 ms, until the blob is there.
+    /// Sends control and state both ways, every 700 ms, until the blob is complete.
     fn chat_until_done(&mut self, patience_s: u64) {
         let end = self.now + patience_s * 1_000 * US;
         let mut count = 0;
@@ -223,7 +223,7 @@ impl World {
                 n: [9; 8],
                 c: [9; 8],
             };
-            // Of a session that nobody knows: control that changes nothing.
+            // Of an unknown session: a control frame that changes nothing.
             let control = Frame::Reset { session, epoch: 0 }.encode();
             self.down.push(self.now, control.clone());
             self.down.pump(self.now);
@@ -247,7 +247,7 @@ impl World {
 }
 
 /// Goal: the promise of the lanes: with a blob of 100 MB in flight at 3 Mbit/s and 150 ms, every
-/// control and state message is delayed by less than 300 ms more than on the idle line, and the
+/// control and state message is delayed by less than 300 ms more than on the idle link, and the
 /// blob still gets nearly all of it. Method: a minute of the blob; with EDGE_MIN_LONG=1 all of it.
 #[test]
 fn a_blob_of_100_mb_delays_no_control_or_state_message_by_300_ms() {
@@ -270,7 +270,7 @@ fn a_blob_of_100_mb_delays_no_control_or_state_message_by_300_ms() {
     assert_eq!((world.up.lost, world.down.lost), (0, 0));
 }
 
-/// Goal: the window adapts: the same on lines that carry much less, or more, than it is made for,
+/// Goal: the window adapts: the same on links that carry much less, or more, than it is made for,
 /// with nothing configured.
 #[test]
 fn the_window_fits_slow_and_fast_lines() {
@@ -291,13 +291,13 @@ fn the_window_fits_slow_and_fast_lines() {
             "{bits_per_s} bit/s {delay_ms} ms: worst={} ms share={share} %",
             world.worst_ms()
         );
-        // On the slowest line a piece alone takes 130 ms.
+        // On the slowest link a piece alone takes 130 ms.
         assert!(world.worst_ms() < 450, "{bits_per_s}: {}", world.worst_ms());
         assert!(share >= share_min, "{bits_per_s}: {share} %");
     }
 }
 
-/// Goal: a ConfigMap of 1 MiB converges in about the time that the line needs for its bytes.
+/// Goal: a ConfigMap of 1 MiB converges in about the time that the link needs for its bytes.
 #[test]
 fn a_large_config_map_takes_the_time_of_its_bytes() {
     let mut world = World::new(3_000_000, 75);
@@ -315,7 +315,7 @@ fn a_large_config_map_takes_the_time_of_its_bytes() {
 }
 
 /// Goal: a change of a few bytes does not wait for a large object of the same set, and a stream of
-/// such changes does not keep the large one away. Method: small ConfigMaps beside one of 1 MiB.
+/// such changes does not starve the large one. Method: small ConfigMaps beside one of 1 MiB.
 #[test]
 fn a_small_change_does_not_wait_for_a_large_one() {
     let mut world = World::new(3_000_000, 75);
@@ -362,9 +362,9 @@ fn a_small_change_does_not_wait_for_a_large_one() {
     );
 }
 
-/// Goal: the same at whatever moment it comes, also when the large object has just come and another
+/// Goal: the same at any moment, also when the large object has just arrived and another
 /// one is next. Method: three ConfigMaps of 256 KiB one after the other, and a small one every 20 ms
-/// of their time, each in a world of its own.
+/// of their time, each in a simulation of its own.
 #[test]
 fn a_small_change_waits_for_no_large_one_whenever_it_comes() {
     let small = key(Kind::ConfigMap, 9);

@@ -1,4 +1,4 @@
-//! A bad network from a seed: loss, doubling, reordering, disconnects, restarts of either end and
+//! A bad network from a seed: loss, duplication, reordering, disconnects, restarts of either end and
 //! a stale replica; in the end both sets are equal.
 
 use edge_proto::Millis;
@@ -28,7 +28,7 @@ struct World {
     seen: Seen<NodeOutput>,
     connected: bool,
     chaos: bool,
-    /// Frames on their way: when they arrive, to whom.
+    /// Frames in flight: time of arrival, receiver.
     flying: Vec<(Millis, To, Vec<u8>)>,
     desired: std::collections::BTreeMap<Key, Vec<u8>>,
     reported: std::collections::BTreeMap<Key, Vec<u8>>,
@@ -104,7 +104,7 @@ impl World {
     fn connect(&mut self, up: bool) {
         self.connected = up;
         if !up {
-            // What was on its way may still arrive, or not.
+            // What was in flight may still arrive, or not.
             let mut rng = Rng::new(self.rng.next());
             self.flying.retain(|_| rng.chance(50));
         }
@@ -176,7 +176,7 @@ impl World {
         let old = std::mem::replace(&mut self.clouds[0], new);
         self.clouds.truncate(1);
         if self.rng.chance(50) {
-            // Only paused: it goes on with the old epoch beside the new one.
+            // It was only paused: it continues with the old epoch beside the new one.
             self.clouds.push(old);
         }
         if self.rng.chance(50) {
@@ -190,7 +190,7 @@ impl World {
         self.tell_cloud(0, LinkInput::TransportUp);
     }
 
-    /// Lets the next thing happen: a frame arrives, or a deadline comes, before `until`.
+    /// Processes the next event before `until`: a frame arrives, or a deadline is reached.
     fn step(&mut self, until: Millis) -> bool {
         let frame = self.flying.iter().map(|(at, ..)| *at).min();
         let clouds = self.clouds.iter().filter_map(Cloud::deadline).min();
@@ -231,8 +231,8 @@ impl World {
     }
 }
 
-/// Goal: whatever happens on the way and at both ends, the sets are equal in the end, and then the
-/// link is silent. `seed` is what a failure names.
+/// Goal: whatever happens in the network and at both ends, the sets are equal in the end, and then the
+/// link is silent. A failure prints `seed`.
 pub fn survives(rng: Rng, seed: u64) {
     let mut world = World::new(rng);
     world.tell_cloud(0, LinkInput::TransportUp);
@@ -251,7 +251,7 @@ pub fn survives(rng: Rng, seed: u64) {
     }
     world.chaos = false;
     world.apply();
-    // What the end of the faults leaves has to be mended in the session that there is, or in another.
+    // The state at the end of the faults must be repaired in the existing session, or in another one.
     if !world.connected || world.rng.chance(50) {
         world.connect(false);
         world.connect(true);
@@ -269,7 +269,7 @@ pub fn survives(rng: Rng, seed: u64) {
         .map(|(key, bytes)| (key.clone(), edge_proto::hash::Hash16::of(bytes)))
         .collect();
     assert!(stored == wanted, "seed {seed}: store and set differ");
-    // Nothing moves once the roots are equal.
+    // Nothing is sent once the roots are equal.
     let later = world.now + 24 * 3600 * 1000;
     assert_eq!(world.run(later), 0, "seed {seed}: traffic in a quiet day");
 }
@@ -281,7 +281,7 @@ fn converges_over_a_bad_network() {
     }
 }
 
-/// A world that a script makes, as the fuzz target `session_worlds` does.
+/// A scripted simulation, as in the fuzz target `session_worlds`.
 #[test]
 fn a_scripted_world_converges_when_its_script_ends() {
     let script: Vec<u8> = (0..600_u32).map(|i| ((i * i * 31) >> 3) as u8).collect();

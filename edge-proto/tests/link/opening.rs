@@ -1,4 +1,4 @@
-//! Who may open a session, and who may not take one away.
+//! Which frames may open a session, and which must not end one.
 
 use edge_proto::frame::{Entry, Frame, Nonce, SessionId, Set};
 use edge_proto::hash::Hash16;
@@ -41,7 +41,7 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
     };
     let retry_after = |n, epoch, wait_ms| Frame::RetryAfter { n, epoch, wait_ms }.encode();
     let probe = |epoch| Frame::Probe { epoch, unix_s: 0 }.encode();
-    // Of another connection, and of an owner that is no more: nothing changes.
+    // Of another connection, and of a former owner: nothing changes.
     let repeat = pair.node.deadline();
     pair.node(LinkInput::Frame(&retry_after([9; 8], 7, 30_000)));
     assert_eq!(pair.node.deadline(), repeat);
@@ -52,21 +52,21 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
     pair.now += 30_000;
     pair.node(LinkInput::Tick);
     assert_eq!(pair.up.pop_front(), Some(hello.clone()));
-    // A new owner is answered at once; nobody can make a node wait for ever.
+    // A new owner is answered at once; no cloud can make a node wait for ever.
     pair.node(LinkInput::Frame(&retry_after(n, 7, u64::MAX)));
     assert_eq!(pair.node.deadline(), Some(pair.now + RETRY_AFTER_MS_MAX));
     pair.node(LinkInput::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
-    // A live session is not to be made to wait.
+    // A live session does not wait.
     pair.connect();
     pair.node(LinkInput::Frame(&retry_after(n, 7, 1_000)));
     assert!(pair.node.is_live());
     assert_eq!(pair.node.deadline(), None);
 }
 
-/// Goal: whatever a later or earlier agent says behind the frozen members of its `Hello`, it is told
-/// which versions are read; a live session is not disturbed. Method: the bytes of a real `Hello`
-/// under other versions, longer and cut.
+/// Goal: whatever an earlier or later agent adds behind the frozen members of its `Hello`, the answer
+/// names the supported versions; a live session is not disturbed. Method: the bytes of a real `Hello`
+/// under other versions, longer and truncated.
 #[test]
 fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
     let mut pair = Pair::new();
@@ -106,7 +106,7 @@ fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
     assert!(pair.cloud.is_live());
 }
 
-/// Goal: a refused agent says so, asks again slowly, and at once when the owner is another one.
+/// Goal: a refused agent reports it and retries slowly, but at once when the owner is another one.
 /// Method: the refusal under the version of a later cloud, with members that do not exist yet.
 #[test]
 fn a_refused_node_shows_it_and_asks_again_slowly() {
@@ -150,7 +150,7 @@ fn a_refused_node_shows_it_and_asks_again_slowly() {
     assert!(pair.up.is_empty());
     pair.node(LinkInput::Frame(&probe(8)));
     assert_eq!(pair.up.pop_front(), Some(hello));
-    // A live session is not to be refused.
+    // A live session is not refused.
     pair.connect();
     pair.node(LinkInput::Frame(&refused(n, 8)));
     assert!(pair.node.is_live());
@@ -255,7 +255,7 @@ fn a_stale_replica_is_refused_and_learns_it() {
         pair.node(LinkInput::Frame(&probe));
     }
     assert_eq!(pair.seen_node.problems, [Problem::Epoch(6)]);
-    // It hears the node's frames and answers them with a reset, which the node refuses too.
+    // It receives the node's frames and answers them with a reset, which the node refuses too.
     pair.node(put(key(Kind::DeviceStatus, 1), b"changed"));
     end.handle(0, LinkInput::Frame(&pair.up[0]));
     let resets = drain(end, 0, &mut store, &mut seen, false);
@@ -313,8 +313,8 @@ fn probes_and_hellos_are_repeated_with_a_bound() {
     assert!((230..300).contains(&hellos), "{hellos} in a day");
 }
 
-/// Goal: a sign of life costs two frames and nothing of the session. Method: a call is open when the
-/// cloud asks.
+/// Goal: a probe costs two frames and does not change the session. Method: a call is open when the
+/// cloud probes.
 #[test]
 fn a_probe_in_a_live_session_leaves_the_session_as_it_is() {
     let mut pair = Pair::new();
@@ -337,8 +337,8 @@ fn a_probe_in_a_live_session_leaves_the_session_as_it_is() {
     assert_eq!(pair.seen_node.other.len(), other, "the call goes on");
 }
 
-/// Goal: over a slow line the first session of a node is its only one, and no record is sent twice.
-/// Method: a `Probe` leaves the cloud before the third message of the opening gets there.
+/// Goal: over a slow link the first session of a node is its only one, and no record is sent twice.
+/// Method: a `Probe` leaves the cloud before the third message of the opening arrives there.
 #[test]
 fn a_probe_that_crosses_the_third_message_repeats_no_record() {
     let mut pair = Pair::new();
@@ -392,8 +392,8 @@ fn is_wanted(output: NodeOutput) -> bool {
     )
 }
 
-/// Goal: with a connection and no session a node answers every `Probe`; without a connection, none. What
-/// only a cloud sends, a cloud ignores.
+/// Goal: with a connection and no session a node answers every `Probe`; without a connection, none. A
+/// cloud ignores frames that only a cloud sends.
 #[test]
 fn a_probe_without_a_session_is_answered_with_the_same_hello() {
     let mut pair = Pair::new();
@@ -439,7 +439,7 @@ fn have(session: SessionId) -> Vec<u8> {
     have.encode()
 }
 
-/// Goal: a cloud has one opening under way; the newest `Hello` counts, and the node of the one before
+/// Goal: a cloud has one opening in progress; the newest `Hello` counts, and the node of the previous one
 /// learns that it has no session.
 #[test]
 fn of_two_pending_openings_the_newer_one_counts() {
@@ -463,13 +463,13 @@ fn of_two_pending_openings_the_newer_one_counts() {
     assert_eq!(pair.down.pop_front(), Some(reset));
     pair.cloud(LinkInput::Frame(&have(second)));
     assert_eq!(pair.cloud.session(), Some(second));
-    // A pending opening leaves the live session alone until it is confirmed.
+    // A pending opening does not change the live session until it is confirmed.
     pair.cloud(LinkInput::Frame(&hello([3; 8])));
     assert_eq!(pair.cloud.session(), Some(second));
 }
 
 /// Goal: a session that one end has ended is not opened again at this end, where its numbers would start
-/// anew while those of the other end go on. Method: a `Reset` that the cloud has not sent.
+/// again while those of the other end continue. Method: a `Reset` that the cloud has not sent.
 #[test]
 fn an_ended_session_is_not_opened_again() {
     let mut pair = Pair::new();

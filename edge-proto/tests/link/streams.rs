@@ -1,4 +1,4 @@
-//! Streams: both ends, an outbox and a sink, over a good and over a bad network.
+//! Streams: both ends, an outbox and a sink, over good and bad networks.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::support::{Pair, Rng, cloud, node, put};
 
 const CLASSES: [u8; 3] = [CLASS_TOLL, 1, CLASS_TELEMETRY];
 
-/// What a sink has for a number.
+/// What a sink has stored for a number.
 #[derive(Clone, Debug, PartialEq)]
 enum Kept {
     Record(Vec<u8>),
@@ -40,7 +40,7 @@ fn record(bytes: &[u8]) -> Entry {
     }
 }
 
-/// All that was ever appended, of each class; gaps are what the outbox dropped.
+/// All records ever appended, of each class; gaps are those that the outbox dropped.
 #[derive(Default)]
 struct Outbox {
     incarnation: Incarnation,
@@ -98,18 +98,18 @@ type Ticket = (u32, Incarnation, u8, u64, u64, Vec<Entry>);
 #[derive(Default)]
 struct Sink {
     streams: BTreeMap<(Incarnation, u8), Vec<Kept>>,
-    /// Longest that a stream ever was, also before a restore from a backup.
+    /// Longest length that a stream ever had, also before a restore from a backup.
     reached: BTreeMap<(Incarnation, u8), usize>,
     pending: Vec<Ticket>,
     hold: bool,
-    /// It may have taken what stood behind a batch that failed.
+    /// It may have stored records that followed a failed batch.
     keeps_after_failure: bool,
 }
 
 impl Sink {
     fn apply(&mut self, (_, incarnation, class, first, forgotten, entries): Ticket) {
         let stream = self.streams.entry((incarnation, class)).or_default();
-        // Nothing left out, nothing twice.
+        // No number is missing, none is repeated.
         let next = stream.len() as u64 + 1 + forgotten;
         let known = next.checked_sub(first).unwrap() as usize;
         assert!(known == 0 || self.keeps_after_failure);
@@ -129,7 +129,7 @@ struct World {
     outbox: Outbox,
     sink: Sink,
     connected: bool,
-    /// Percent of frames that are lost, and that come twice.
+    /// Percent of frames that are lost, and percent that are duplicated.
     loss: u64,
     spread: Millis,
     up: Vec<(Millis, Vec<u8>)>,
@@ -176,7 +176,7 @@ impl World {
         self.node(ready);
     }
 
-    /// When the frame arrives; twice, never.
+    /// When the frame arrives; twice, or never.
     fn times(&mut self) -> Vec<Millis> {
         if !self.connected || self.rng.chance(self.loss) {
             return Vec::new();
@@ -277,7 +277,7 @@ impl World {
         }
     }
 
-    /// Lets the next thing happen before `until`: a frame arrives, or a deadline comes.
+    /// Processes the next event before `until`: a frame arrives, or a deadline is reached.
     fn step(&mut self, until: Millis) -> bool {
         let frames = self.up.iter().chain(&self.down).map(|(at, _)| *at).min();
         let times = [frames, self.node.deadline(), self.cloud.deadline()];
@@ -308,7 +308,7 @@ impl World {
         true
     }
 
-    /// Number of things that happened in this time.
+    /// Number of events in this time.
     fn run(&mut self, millis: Millis) -> usize {
         let until = self.now + millis;
         (0..1_000_000).take_while(|_| self.step(until)).count()
@@ -335,7 +335,7 @@ impl World {
         self.cloud(LinkInput::TransportUp);
     }
 
-    /// The streams of this outbox have arrived; returns how many numbers the cloud forgot.
+    /// The streams of this outbox have arrived; returns how many numbers the cloud has lost.
     fn check_arrived(&self, seed: u64) -> usize {
         let mut forgotten = 0;
         for class in CLASSES {
@@ -372,7 +372,7 @@ impl World {
 }
 
 /// Goal: whatever the network, the two ends, the sink and the medium do, each number of the
-/// outbox reaches the sink once, as the record or as the gap that it is; what a restored cloud no
+/// outbox reaches the sink once, as its record or as its gap; what a restored cloud no
 /// longer knows is counted as forgotten; then the link is silent.
 pub fn survives(rng: Rng, seed: u64) {
     let mut world = World::new(rng);
@@ -389,7 +389,7 @@ pub fn survives(rng: Rng, seed: u64) {
             75..78 => world.restart_node(),
             78..81 => world.restart_cloud(),
             81..83 if restores => {
-                // From a backup: the ends of some streams are gone.
+                // Restored from a backup: the ends of some streams are missing.
                 for stream in world.sink.streams.values_mut() {
                     let left = stream.len() - world.rng.below(stream.len() as u64 + 1) as usize;
                     stream.truncate(left);
@@ -447,7 +447,7 @@ fn every_number_arrives_once_over_a_bad_network() {
     }
 }
 
-/// Connected, with nothing on its way.
+/// Connected, with nothing in flight.
 fn quiet() -> World {
     let mut world = World::new(Rng::new(1));
     world.connect(true);
@@ -474,7 +474,7 @@ fn a_toll_record_goes_before_the_telemetry_that_waits() {
     }
     world.connect(true);
     world.run(60);
-    // Now telemetry fills the window; the toll record goes as soon as there is room for a frame.
+    // Now telemetry fills the window; the toll record is sent as soon as the window has space for a frame.
     let before = classes_sent(&world).len();
     world.append(CLASS_TOLL, record(b"toll"));
     world.run(60_000);
@@ -501,8 +501,8 @@ fn state_goes_before_streams() {
     assert!(change.is_some() && change < records);
 }
 
-/// Goal: the window bounds what is in flight, a class whose sink stands leaves room for the
-/// others, and costs a question now and then, not its records again.
+/// Goal: the window bounds what is in flight; a class whose sink is blocked leaves capacity to the
+/// others, and costs an occasional question, not the repetition of its records.
 #[test]
 fn a_standing_sink_holds_up_no_other_class_and_costs_little() {
     let mut world = quiet();
@@ -567,7 +567,7 @@ fn a_reconnect_without_new_records_costs_no_frame() {
     assert_eq!(classes_sent(&world), [0_u8; 0]);
 }
 
-/// Goal: an outbox that is lost, and a cloud that went back in time, are noticed without a new
+/// Goal: a lost outbox, and a cloud that was restored to an earlier state, are noticed without a new
 /// record.
 #[test]
 fn a_lost_outbox_and_a_restored_cloud_are_noticed_at_the_next_session() {
@@ -592,8 +592,8 @@ fn a_lost_outbox_and_a_restored_cloud_are_noticed_at_the_next_session() {
     assert!(world.sink.streams.contains_key(&([2; 8], CLASS_TOLL)));
 }
 
-/// Goal: a medium that went back in time does not give a number twice. Method: the outbox loses
-/// a durable and acknowledged record.
+/// Goal: a medium that was restored to an earlier state does not assign a number twice. Method: the
+/// outbox loses a durable and acknowledged record.
 #[test]
 fn an_outbox_behind_the_cloud_is_told_to_begin_anew() {
     let mut world = quiet();
@@ -627,9 +627,9 @@ fn records_that_come_again_after_a_broken_link_are_counted() {
     assert_eq!(world.cloud.take_repeated(), None);
 }
 
-/// Goal: what the sink took behind a batch that failed does not stop its stream. Method: the sink
-/// refuses the announcement of an outbox and takes the record behind it, of which the session does
-/// not hear; the record comes again and is left out.
+/// Goal: records that the sink stored after a failed batch do not block their stream. Method: the sink
+/// refuses the announcement of an outbox and stores the record that follows, which the session does
+/// not know; the record is received again and skipped.
 #[test]
 fn a_record_taken_behind_an_announcement_that_failed_stops_nothing() {
     let mut world = World::new(Rng::new(1));
@@ -664,7 +664,7 @@ fn live() -> (Pair, SessionId) {
 }
 
 /// Goal: what a cloud does with each `first` of a frame without entries. Method: such frames for a stream
-/// of which 9 numbers are durable, and what comes back: a loss that is handed to the sink, or an answer.
+/// of which 9 numbers are durable, and the reaction: a loss that is given to the sink, or an answer.
 #[test]
 fn the_first_number_of_an_announcement_is_checked() {
     let announce = |held, first| {
@@ -697,18 +697,18 @@ fn the_first_number_of_an_announcement_is_checked() {
     assert_eq!(announce(10, 10), (None, Some((10, false)), 0));
     // The outbox is behind: the answer is above every number that it has given.
     assert_eq!(announce(4, 4), (None, Some((10, false)), 0));
-    // The cloud is behind, what is between was acknowledged: lost, and answered when the sink has it.
+    // The cloud is behind, the numbers between were acknowledged: lost, and answered when the sink has stored it.
     assert_eq!(announce(14, 14), (Some((14, 4)), None, 0));
-    // What is between was not acknowledged: it is on its way no more.
+    // The numbers between were not acknowledged: they are lost in transit.
     assert_eq!(announce(8, 14), (None, Some((10, true)), 0));
-    // No number is 0, and nothing is sent that is not held.
+    // No number is 0, and a node sends only what it holds.
     for (held, first) in [(0, 0), (0, 10), (11, 10)] {
         assert_eq!(announce(held, first), (None, None, 1), "{held} {first}");
     }
 }
 
-/// Goal: however many frames of a class tell of the same gap, the node goes back once; progress and a
-/// question of its own allow it again. Method: answers of a cloud, made by hand.
+/// Goal: however many frames of a class report the same gap, the node goes back once; progress and a
+/// question of its own allow it again. Method: constructed answers of a cloud.
 #[test]
 fn missing_records_are_sent_again_once() {
     let (mut pair, session) = live();
@@ -729,7 +729,7 @@ fn missing_records_are_sent_again_once() {
         };
         ack.encode()
     };
-    // Gives the outbox's answers; returns the numbers that it was asked for.
+    // Answers for the outbox; returns the numbers that were requested from it.
     let work = |pair: &mut Pair| {
         let mut read = Vec::new();
         while let Some(output) = pair.seen_node.other.pop() {

@@ -1,4 +1,4 @@
-//! Both ends in one process: virtual time, a bad network from a seed, stores that survive.
+//! Both ends in one process: virtual time, a bad network from a seed, stores that survive restarts.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use edge_proto::session::{
     Node, NodeConfig, NodeInput, NodeOutput, Payload, StateInput, StateOutput,
 };
 
-/// Where a world's decisions come from: first the bytes of a script, if there is one, two for each
+/// Source of a simulation's decisions: first the bytes of a script, if there is one, two for each
 /// decision, then random numbers (splitmix64).
 pub struct Rng {
     script: Option<VecDeque<u8>>,
@@ -28,7 +28,7 @@ impl Rng {
         }
     }
 
-    /// A fuzzer's world.
+    /// Decisions of a fuzzer's script.
     pub fn of_script(script: &[u8]) -> Self {
         Self {
             script: Some(script.iter().copied().collect()),
@@ -37,13 +37,13 @@ impl Rng {
         }
     }
 
-    /// The script is at its end, and nothing more shall go wrong.
+    /// The script has ended, and no further faults are injected.
     pub fn is_over(&self) -> bool {
         self.script.as_ref().is_some_and(VecDeque::is_empty)
     }
 
-    /// For the nonces of an end: never the same twice, whatever a script says, because sessions are
-    /// told apart by nothing else.
+    /// Seed for the nonces of an end: never the same twice, whatever a script contains, because only nonces
+    /// distinguish sessions.
     pub fn nonce(&mut self) -> u64 {
         self.nonces += 1;
         self.next() ^ (self.nonces << 32)
@@ -74,7 +74,7 @@ impl Rng {
 
 type Changes = Vec<(Key, Option<Payload>)>;
 
-/// What a shell keeps of one received set, and of half-fetched objects.
+/// What a shell keeps of one received set, and of partly fetched objects.
 #[derive(Default)]
 pub struct Store {
     pub objects: BTreeMap<Key, Payload>,
@@ -120,7 +120,7 @@ impl Store {
     }
 }
 
-/// What one end's shell saw.
+/// Outputs that one end's shell has received.
 pub struct Seen<O> {
     pub live: u32,
     pub down: u32,
@@ -147,7 +147,7 @@ impl<O> Default for Seen<O> {
     }
 }
 
-/// What both ends ask of their callers, and what only one does.
+/// Outputs that both ends have, and those of one end only.
 pub enum Asked<O> {
     Link(LinkOutput),
     State(StateOutput),
@@ -155,7 +155,7 @@ pub enum Asked<O> {
     Own(O),
 }
 
-/// Either end, as far as both are alike.
+/// Either end, with what both have in common.
 pub trait End {
     type Output: Clone + std::fmt::Debug + PartialEq;
 
@@ -214,7 +214,7 @@ pub fn drain<E: End>(
     frames
 }
 
-/// What a shell does with one output; returns the frame, if it is one.
+/// Performs one output as a shell does; returns the frame, if it is one.
 fn perform<E: End>(
     end: &mut E,
     now: Millis,
@@ -299,7 +299,7 @@ pub fn put(key: Key, bytes: &[u8]) -> StateInput {
     StateInput::Put { key, payload }
 }
 
-/// Both ends over a network that loses nothing and keeps order.
+/// Both ends over a network without loss that keeps the order.
 pub struct Pair {
     pub now: Millis,
     pub node: Node,
@@ -308,7 +308,7 @@ pub struct Pair {
     pub at_cloud: Store,
     pub seen_node: Seen<NodeOutput>,
     pub seen_cloud: Seen<CloudOutput>,
-    /// Frames on their way to the cloud and to the node.
+    /// Frames in flight to the cloud and to the node.
     pub up: VecDeque<Vec<u8>>,
     pub down: VecDeque<Vec<u8>>,
 }
@@ -342,14 +342,14 @@ impl Pair {
         self.down.extend(drain(end, self.now, store, seen, false));
     }
 
-    /// The node's shell does what the node asks.
+    /// Performs an output of the node.
     pub fn shell_node(&mut self, output: NodeOutput) {
         let end = &mut self.node;
         let (store, seen) = (&mut self.at_node, &mut self.seen_node);
         perform(end, self.now, store, seen, false, output);
     }
 
-    /// The cloud's shell does what the cloud asks.
+    /// Performs an output of the cloud.
     pub fn shell_cloud(&mut self, output: CloudOutput) {
         let end = &mut self.cloud;
         let (store, seen) = (&mut self.at_cloud, &mut self.seen_cloud);
@@ -362,12 +362,12 @@ impl Pair {
         self.settle();
     }
 
-    /// Delivers until nothing is on its way.
+    /// Delivers until nothing is in flight.
     pub fn settle(&mut self) {
         self.deliver(usize::MAX);
     }
 
-    /// Delivers so many frames.
+    /// Delivers this many frames.
     pub fn deliver(&mut self, count: usize) {
         for _ in 0..count {
             if let Some(frame) = self.up.pop_front() {
