@@ -11,7 +11,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::wire::{Wire, record, variants};
+use crate::wire::{Wire, variants, wire_struct};
 
 /// ALPN of enrolment. The client presents no certificate; it checks the server's chain against the
 /// CA hash in the token.
@@ -132,7 +132,7 @@ pub const RENEW_DOMAIN: &[u8] = b"edge-min renew 1\0";
 /// clock was reset still accepts it, and both ends can compute the exact time of issue.
 pub const BACKDATE_S: u64 = 10 * 365 * 24 * 3600;
 /// Lifetime that is assumed when NotBefore does not determine it, seconds: a year.
-pub const LIFE_S: u64 = 365 * 24 * 3600;
+pub const LIFETIME_S_DEFAULT: u64 = 365 * 24 * 3600;
 
 /// Time of issue, computed from a certificate's validity. All values are seconds since 1970.
 #[must_use]
@@ -140,7 +140,7 @@ pub fn issued_unix_s(not_before: i64, not_after: u64) -> u64 {
     let backdate = i64::try_from(BACKDATE_S).unwrap_or(i64::MAX);
     match u64::try_from(not_before.saturating_add(backdate)) {
         Ok(issued) if issued < not_after => issued,
-        _ => not_after.saturating_sub(LIFE_S),
+        _ => not_after.saturating_sub(LIFETIME_S_DEFAULT),
     }
 }
 
@@ -204,7 +204,7 @@ impl EnrolRequest {
     }
 }
 
-record! {
+wire_struct! {
     Broker { url, anchors }
     JoinRequest { token_id, token_secret, node, csr }
     RenewRequest { ca_sha256, certificate, csr, signature }
@@ -298,7 +298,7 @@ mod tests {
         // A certificate of another issuer: a year before its end is assumed.
         assert_eq!(
             issued_unix_s(1_577_836_800, 1_795_478_400),
-            1_795_478_400 - LIFE_S
+            1_795_478_400 - LIFETIME_S_DEFAULT
         );
         for wild in [i64::MIN, i64::MAX] {
             assert_eq!(issued_unix_s(wild, 5), 0);

@@ -14,7 +14,7 @@ use crate::limits::{
     CHANGE_ITEMS_MAX, CLASSES_MAX, FRAME_BYTES_MAX, INLINE_BYTES_MAX, INVENTORY_PAGE_MAX,
     PIECE_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, WIRE_VERSION, WIRE_VERSION_MIN,
 };
-use crate::wire::{Wire, numbers, record, variants};
+use crate::wire::{Wire, numbers, variants, wire_struct};
 
 /// Half of a session id: random, never persisted.
 pub type Nonce = [u8; 8];
@@ -28,7 +28,7 @@ pub struct SessionId {
     pub c: Nonce,
 }
 
-record! {
+wire_struct! {
     SessionId { n, c }
 }
 
@@ -226,7 +226,7 @@ variants! {
             /// Keys and hashes in ascending order.
             entries: Vec<(Key, Hash16)>,
         },
-        /// From a set's sender: changes. Without items it asks whether the receiver is at `result`.
+        /// From a set's sender: changes. Without items it check whether the receiver is at `result`.
         6 = Change {
             /// See [`Frame::session`].
             session: SessionId,
@@ -312,7 +312,7 @@ variants! {
             /// The receiver may send its data up to this offset.
             upto: u64,
             /// A receiver that does not know the call must answer `CallCancel`.
-            asks: bool,
+            check: bool,
         },
         /// Both ways: the call is over without a result.
         13 = CallCancel {
@@ -331,7 +331,7 @@ variants! {
             /// `RETRY_AFTER_MS_MAX`.
             wait_ms: u64,
         },
-        /// Up: records of one class, in order. Without entries it asks whether all numbers before `first`
+        /// Up: records of one class, in order. Without entries it check whether all numbers before `first`
         /// have been received.
         15 = Records {
             /// See [`Frame::session`].

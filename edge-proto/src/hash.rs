@@ -31,7 +31,7 @@ impl Hash32 {
     }
 }
 
-crate::wire::record! {
+crate::wire::wire_struct! {
     Hash16 { 0 }
     Hash32 { 0 }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::hex;
 use crate::limits::{CONFIG_BYTES_MAX, NAME_BYTES_MAX, OTHER_BYTES_MAX, POD_BYTES_MAX};
-use crate::wire::{Wire, numbers, record};
+use crate::wire::{Wire, numbers, wire_struct};
 
 numbers! {
     /// Kind of an object. The numbers are wire constants.
@@ -69,7 +69,7 @@ impl Kind {
 pub struct Uid(pub [u8; 16]);
 
 hex!(Uid);
-record! {
+wire_struct! {
     Uid { 0 }
 }
 

@@ -300,7 +300,7 @@ impl Lanes {
     /// The next frame that may be sent at `now`. Call it only when the transport accepts a frame.
     pub fn poll(&mut self, now: Millis) -> Option<Vec<u8>> {
         self.fill(now);
-        let (lane, bytes, wait) = self.turn()?;
+        let (lane, bytes, wait) = self.next_lane()?;
         if wait > 0 {
             return None;
         }
@@ -333,8 +333,8 @@ impl Lanes {
         let waits = self.queues.iter().enumerate();
         let waits = waits.filter_map(|(index, queue)| Some(own_wait(index, queue)?.1));
         let own = waits.filter(|wait| *wait > 0).min();
-        let turn = self.turn().map(|(.., wait)| wait);
-        let wait = turn.into_iter().chain(own).min()?;
+        let first = self.next_lane().map(|(.., wait)| wait);
+        let wait = first.into_iter().chain(own).min()?;
         Some(self.filled.saturating_add(wait))
     }
 
@@ -370,7 +370,7 @@ impl Lanes {
 
     /// The lane that sends next, with the frame's bytes, and how long the rate of the link makes it wait. A
     /// small frame of a later lane must not use up the tokens that a large frame waits for.
-    fn turn(&self) -> Option<(usize, usize, Millis)> {
+    fn next_lane(&self) -> Option<(usize, usize, Millis)> {
         let (mut first, mut owed) = (None, None);
         for (index, queue) in self.queues.iter().enumerate() {
             let Some((bytes, 0)) = own_wait(index, queue) else {
@@ -569,7 +569,7 @@ mod tests {
     /// Goal: under a rate a large frame of an early lane is not overtaken for ever by small ones of
     /// a later lane, and neither delays control. Method: a blob of 200 bytes is always queued.
     #[test]
-    fn small_frames_do_not_take_what_a_large_one_waits_for() {
+    fn small_frames_do_not_use_the_tokens_of_a_large_one() {
         let mut lanes = Lanes::new();
         lanes.set_limits(0, &limits(800_000, None));
         let mut now = 0;

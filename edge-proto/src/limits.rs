@@ -143,9 +143,9 @@ pub const PROBES_AT_ONCE: usize = 50;
 /// Time between two such batches, milliseconds: 10,000 nodes are probed in 20 seconds.
 pub const PROBE_INTERVAL_MS: u64 = 100;
 /// Probes of a silent node before it counts as not connected.
-pub const ASKS_MAX: u32 = 3;
+pub const SILENCE_PROBES_MAX: u32 = 3;
 /// Silent nodes that are probed at once, so that nodes last heard at the same time do not answer together.
-pub const ASKS_AT_ONCE: usize = 1_000;
+pub const SILENCE_PROBES_AT_ONCE: usize = 1_000;
 /// Longest silence of a node in a call whose answer is finite, milliseconds: frames can be lost.
 pub const CALL_TIMEOUT_MS: u64 = 30_000;
 /// Time after its expiry during which a certificate still authenticates a renewal, seconds: 90 days, for

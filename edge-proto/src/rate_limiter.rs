@@ -48,7 +48,7 @@ impl RateLimiter {
 
     /// A node requests admission, possibly again. Returns 0 when it is admitted, else how long it still has to
     /// wait, milliseconds. It keeps one reservation, however often it requests.
-    pub fn ask(&mut self, now: Millis, reservation: &mut Reservation) -> Millis {
+    pub fn request(&mut self, now: Millis, reservation: &mut Reservation) -> Millis {
         let at = match reservation.0 {
             Some(at) => at,
             None => {
@@ -74,7 +74,7 @@ mod tests {
         reservations.resize(20_000, Reservation::default());
         let waits: Vec<Millis> = reservations
             .iter_mut()
-            .map(|one| limiter.ask(5_000, one))
+            .map(|one| limiter.request(5_000, one))
             .collect();
         assert!(waits.is_sorted());
         for second in 0..99 {
@@ -91,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_again_keeps_its_time_and_takes_no_second_one() {
+    fn a_repeated_request_keeps_its_reservation() {
         let mut limiter = RateLimiter::new(1);
         let (mut first, mut second) = (Reservation::default(), Reservation::default());
-        assert_eq!(limiter.ask(0, &mut first), 0);
-        assert_eq!(limiter.ask(0, &mut second), 1_000);
-        assert_eq!(limiter.ask(400, &mut second), 600);
-        assert_eq!(limiter.ask(400, &mut first), 0);
-        assert_eq!(limiter.ask(1_000, &mut second), 0);
+        assert_eq!(limiter.request(0, &mut first), 0);
+        assert_eq!(limiter.request(0, &mut second), 1_000);
+        assert_eq!(limiter.request(400, &mut second), 600);
+        assert_eq!(limiter.request(400, &mut first), 0);
+        assert_eq!(limiter.request(1_000, &mut second), 0);
         assert_eq!(limiter.wait_ms(1_000), 1_000);
     }
 

@@ -32,7 +32,7 @@ impl core::fmt::Display for Reason {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::TooLarge => f.write_str("over the cap of its kind"),
-            Self::Full => f.write_str("no room on the node"),
+            Self::Full => f.write_str("no space on the node"),
             Self::Field(number) => {
                 write!(f, "field {number}: not supported by this agent, upgrade it")
             }

@@ -2,7 +2,7 @@
 //!
 //! The bytes are those of postcard. The reader is not postcard's, because that one accepts a varint
 //! with more bytes than it needs: here every value has exactly one encoding, and any other
-//! does not decode. A type that crosses the link implements [`Wire`], by `record!`,
+//! does not decode. A type that crosses the link implements [`Wire`], by `wire_struct!`,
 //! `numbers!` or `variants!`, so that each number and each order of members is written
 //! once, for both directions.
 //!
@@ -218,7 +218,7 @@ impl<A: Wire, B: Wire> Wire for (A, B) {
 }
 
 /// Implements [`Wire`] for structs: the named members in this order, all of them.
-macro_rules! record {
+macro_rules! wire_struct {
     ($($name:ident { $($member:tt),* $(,)? })*) => {$(
         impl $crate::wire::Wire for $name {
             fn put(&self, bytes: &mut alloc::vec::Vec<u8>) {
@@ -231,7 +231,7 @@ macro_rules! record {
         }
     )*};
 }
-pub(crate) use record;
+pub(crate) use wire_struct;
 
 /// Defines an enum without members, with the wire number of each variant, at most 127, and
 /// implements [`Wire`]: the number in one byte.

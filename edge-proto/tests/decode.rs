@@ -115,7 +115,7 @@ fn all_frames() -> Vec<Frame> {
             number: 129,
             seen: 3,
             upto: 16384,
-            asks: true,
+            check: true,
         },
         Frame::CallCancel { session, id: 9 },
         Frame::RetryAfter {

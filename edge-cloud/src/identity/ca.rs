@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
-use edge_proto::enrol::{BACKDATE_S, LIFE_S};
+use edge_proto::enrol::{BACKDATE_S, LIFETIME_S_DEFAULT};
 use rcgen::PublicKeyData as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams,
@@ -34,7 +34,7 @@ pub(crate) const CA_DER: &str = "ca/ca.der";
 const FIRST: &str = "edge-cloud CA";
 
 /// Longest life of a node's certificate, and the default: a year.
-pub const NODE_LIFE_S: u64 = LIFE_S;
+pub const NODE_LIFE_S: u64 = LIFETIME_S_DEFAULT;
 
 /// When the certificates end that edge-cloud makes for itself, its CA's included, seconds since 1970:
 /// the year 2100.

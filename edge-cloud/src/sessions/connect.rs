@@ -130,7 +130,7 @@ impl Sessions {
             return false;
         };
         let wait_ms = match node.has_ledger {
-            true => state.openings.ask(now, &mut node.reservation),
+            true => state.openings.request(now, &mut node.reservation),
             false => {
                 self.records.hurry(name);
                 LEDGER_WAIT_MS

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use edge_proto::enrol::{ALPN_MQTT, Endpoint};
 use edge_proto::lanes::{Lanes, Limits};
 use edge_proto::limits::{
-    ASKS_AT_ONCE, ASKS_MAX, BROKER_FRAMES_MAX, BROKER_RETRY_MS_MAX, BROKER_RETRY_MS_MIN,
-    ENROL_BYTES_MAX, FRAME_BYTES_MAX, PROBE_INTERVAL_MS, PROBES_AT_ONCE,
+    BROKER_FRAMES_MAX, BROKER_RETRY_MS_MAX, BROKER_RETRY_MS_MIN, ENROL_BYTES_MAX, FRAME_BYTES_MAX,
+    PROBE_INTERVAL_MS, PROBES_AT_ONCE, SILENCE_PROBES_AT_ONCE, SILENCE_PROBES_MAX,
 };
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, SubscribeReasonCode};
@@ -85,7 +85,7 @@ pub struct Config {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Where the list of refused certificates is kept for the broker.
     pub crl: Option<PathBuf>,
-    /// A node that is silent for so long is asked for a sign of life, see [`ASKS_MAX`].
+    /// A node that is silent for so long is asked for a sign of life, see [`SILENCE_PROBES_MAX`].
     pub silence: Duration,
 }
 
@@ -404,7 +404,8 @@ impl Client {
         let interval = (silence / ASK_PARTS).max(ASK_INTERVAL_MIN);
         loop {
             tokio::time::sleep(interval).await;
-            self.sessions.ask_silent(silence_ms, ASKS_MAX, ASKS_AT_ONCE);
+            self.sessions
+                .ask_silent(silence_ms, SILENCE_PROBES_MAX, SILENCE_PROBES_AT_ONCE);
         }
     }
 }

@@ -360,7 +360,7 @@ fn an_error_names_the_path() {
 /// bit inverted and at its extremes: tags, lengths and counts at each level are among them. A cut between
 /// two fields may leave an object.
 #[test]
-fn truncated_objects_and_lengths_that_lie_are_refused_or_read_as_they_say() {
+fn truncated_objects_and_false_lengths_are_refused_or_read() {
     for sample in samples() {
         let bytes = encode(&*sample.object);
         for end in 0..bytes.len() {

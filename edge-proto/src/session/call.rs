@@ -149,7 +149,7 @@ impl Calls {
         };
         self.last = Some(id);
         self.insert(now, id, MIN);
-        let (share, free) = self.room();
+        let (share, free) = self.shares();
         let upto = share.min(MIN + free);
         if let Some(call) = self.calls.get_mut(&id) {
             call.incoming.upto = upto;
@@ -229,7 +229,7 @@ impl Calls {
                 }
                 outgoing.given = given;
                 outgoing.ending = end;
-                let begins = bytes.is_empty() && !end && outgoing.has_room();
+                let begins = bytes.is_empty() && !end && outgoing.may_send();
                 outgoing.waiting.extend(bytes);
                 if begins && outgoing.waiting.is_empty() {
                     outgoing.send_data(session, id, 0, out);
@@ -333,9 +333,9 @@ impl Calls {
                 number,
                 seen,
                 upto,
-                asks,
+                check,
                 ..
-            } => self.handle_credit(session, id, (number, seen, upto), asks, out),
+            } => self.handle_credit(session, id, (number, seen, upto), check, out),
             Frame::CallCancel { id, .. } => self.handle_cancel(session, id, out),
             _ => {}
         }
@@ -424,12 +424,12 @@ impl Calls {
         session: SessionId,
         id: u32,
         (number, seen, upto): (u64, u64, u64),
-        asks: bool,
+        check: bool,
         out: &mut VecDeque<O>,
     ) {
         let Some(call) = self.calls.get_mut(&id) else {
             // Without the flag the frame is late, or the call had ended here before.
-            if asks {
+            if check {
                 send(out, &Frame::CallCancel { session, id });
             }
             return;
@@ -478,7 +478,7 @@ impl Calls {
         let Some(Call { outgoing, .. }) = self.calls.get_mut(&id) else {
             return;
         };
-        while !outgoing.waiting.is_empty() && outgoing.has_room() {
+        while !outgoing.waiting.is_empty() && outgoing.may_send() {
             let count = outgoing.waiting.len().min(CALL_BYTES_MAX);
             outgoing.send_data(session, id, count, out);
         }
@@ -496,13 +496,13 @@ impl Calls {
             send(out, &frame);
             self.remove(id);
             self.grant(session, out);
-        } else if outgoing.ending && !outgoing.ended && outgoing.has_room() {
+        } else if outgoing.ending && !outgoing.ended && outgoing.may_send() {
             outgoing.send_data(session, id, 0, out);
         }
     }
 
     /// Equal share of each call in the window, and the bytes that are not reserved by any call.
-    fn room(&self) -> (u64, u64) {
+    fn shares(&self) -> (u64, u64) {
         let open = self.calls.len();
         let kept = (CALLS_MAX.saturating_sub(open)) as u64 * MIN;
         let window = u64::from(CALL_WINDOW_BYTES) - kept;
@@ -517,7 +517,7 @@ impl Calls {
 
     /// Grants credit when a frame's worth is free or little credit is left, and acknowledges.
     fn grant<O: Outputs>(&mut self, session: SessionId, out: &mut VecDeque<O>) {
-        let (share, mut free) = self.room();
+        let (share, mut free) = self.shares();
         // Granting only whole windows would leave the link idle for half of each round trip.
         let grain = (share / 2).min(CALL_BYTES_MAX as u64);
         for (id, call) in &mut self.calls {
@@ -544,7 +544,7 @@ impl Call {
         &mut self,
         session: SessionId,
         id: u32,
-        asks: bool,
+        check: bool,
         out: &mut VecDeque<O>,
     ) {
         self.incoming.acknowledged = self.incoming.number;
@@ -554,7 +554,7 @@ impl Call {
             number: self.outgoing.number,
             seen: self.incoming.number,
             upto: self.incoming.upto,
-            asks,
+            check,
         };
         send(out, &frame);
     }
@@ -562,7 +562,7 @@ impl Call {
 
 impl Outgoing {
     /// Whether one more frame of data may be sent.
-    fn has_room(&self) -> bool {
+    fn may_send(&self) -> bool {
         let unseen = self.number - self.seen;
         unseen < (CALL_FRAMES_MAX + self.controls.len()) as u64
     }

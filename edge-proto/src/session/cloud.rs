@@ -116,7 +116,7 @@ impl Cloud {
             self.link.epoch = epoch;
             self.candidate = None;
             self.end_session();
-            self.probe_anew(now);
+            self.start_probing(now);
         }
     }
 
@@ -155,7 +155,7 @@ impl Cloud {
             CloudInput::Link(LinkInput::TransportUp) => {
                 self.transport_up = true;
                 if self.link.session.is_none() {
-                    self.probe_anew(now);
+                    self.start_probing(now);
                 }
             }
             CloudInput::NodeConnected => {
@@ -261,7 +261,7 @@ impl Cloud {
     }
 
     /// Starts to probe the node, with all tries.
-    fn probe_anew(&mut self, now: Millis) {
+    fn start_probing(&mut self, now: Millis) {
         if self.transport_up {
             self.probing = Some(Tries::new());
             self.send_probe(now);
@@ -323,7 +323,7 @@ impl Cloud {
                 if epoch > self.link.epoch {
                     self.link.problem(Problem::Epoch(epoch));
                 } else {
-                    self.probe_anew(now);
+                    self.start_probing(now);
                 }
             }
             frame => {

@@ -28,7 +28,7 @@ pub(super) struct CongestionWindow {
     /// The window doubles each round while it is below this.
     threshold: u64,
     /// Requests in flight.
-    pub(super) flying: u64,
+    pub(super) in_flight: u64,
     /// Number of the next request.
     number: u32,
     /// The round ends when a request with this number or a later one is answered.
@@ -47,7 +47,7 @@ impl CongestionWindow {
         Self {
             window: WINDOW_FIRST,
             threshold: WINDOW_MAX,
-            flying: 0,
+            in_flight: 0,
             number: 0,
             round: 0,
             shortest: None,
@@ -63,21 +63,21 @@ impl CongestionWindow {
     }
 
     /// Whether another request may be sent.
-    pub(super) const fn has_room(&mut self) -> bool {
-        self.full |= self.flying >= self.window;
-        self.flying < self.window
+    pub(super) const fn may_request(&mut self) -> bool {
+        self.full |= self.in_flight >= self.window;
+        self.in_flight < self.window
     }
 
     /// A request is sent; returns its number.
     pub(super) const fn sent(&mut self) -> u32 {
-        self.flying += 1;
+        self.in_flight += 1;
         self.number = self.number.wrapping_add(1);
         self.number
     }
 
     /// Request `number` was answered, after the delay `after` if it was sent only once.
     pub(super) fn answered(&mut self, now: Millis, number: u32, after: Option<Millis>) {
-        self.flying = self.flying.saturating_sub(1);
+        self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(after) = after {
             self.remember(now, after);
             self.shortest = Some(self.shortest.map_or(after, |shortest| shortest.min(after)));
@@ -91,7 +91,7 @@ impl CongestionWindow {
     /// Requests are given up and will be sent again: the session's repeat is due, or later requests were
     /// answered before.
     pub(super) fn lost(&mut self, requests: u64, all: bool) {
-        self.flying = self.flying.saturating_sub(requests);
+        self.in_flight = self.in_flight.saturating_sub(requests);
         if requests > 0 {
             self.threshold = (self.window / 2).max(WINDOW_MIN);
             self.window = if all { WINDOW_MIN } else { self.threshold };

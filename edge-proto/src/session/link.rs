@@ -75,7 +75,7 @@ impl<O: Outputs> Link<O> {
     pub(super) fn close(&mut self) -> bool {
         self.sender.close();
         self.receiver.close();
-        self.blobs.forget(&mut self.window);
+        self.blobs.drop_current(&mut self.window);
         self.in_sync = None;
         self.session.take().is_some()
     }

@@ -31,10 +31,10 @@ pub(super) struct Want {
 
 /// A missing piece.
 #[derive(Debug)]
-struct Ask {
+struct Request {
     offset: u32,
     /// Number and time of its request, if one is in flight.
-    flying: Option<(u32, Millis)>,
+    in_flight: Option<(u32, Millis)>,
     /// It was requested before.
     again: bool,
     /// Pieces that were requested later and have arrived.
@@ -50,7 +50,7 @@ pub(super) struct Fetch {
     /// Bytes that it will have when it has stored what was output.
     given: u32,
     /// Missing pieces before `next`, ascending; with `held` at most a window.
-    asks: VecDeque<Ask>,
+    requests: VecDeque<Request>,
     /// Pieces that arrived before an earlier one, by offset.
     held: SortedMap<u32, Vec<u8>>,
     /// No piece from here on has been requested.
@@ -67,7 +67,7 @@ impl Fetch {
             wants,
             have: None,
             given: 0,
-            asks: VecDeque::new(),
+            requests: VecDeque::new(),
             held: SortedMap::new(),
             next: 0,
             repeat: Repeat::new(),
@@ -86,14 +86,14 @@ impl Fetch {
         if self.wants.iter().any(|other| other.sha256 == want.sha256) {
             return true;
         }
-        let room = self.wants.len() < BLOBS_MAX;
-        if room {
+        let fits = self.wants.len() < BLOBS_MAX;
+        if fits {
             self.wants.push_back(want);
             if live && self.wants.len() == 1 {
                 self.ask_caller(out);
             }
         }
-        room
+        fits
     }
 
     /// Stops fetching an object. Returns whether it was queued.
@@ -109,7 +109,7 @@ impl Fetch {
         };
         self.wants.remove(place);
         if place == 0 {
-            self.forget(window);
+            self.drop_current(window);
             self.pause.reset();
             if live {
                 self.begin(window, out);
@@ -118,13 +118,13 @@ impl Fetch {
         true
     }
 
-    /// Begins with the first object: asks the caller what it has of it.
+    /// Begins with the first object: requests the caller what it has of it.
     pub(super) fn begin<O: Outputs>(
         &mut self,
         window: &mut CongestionWindow,
         out: &mut VecDeque<O>,
     ) {
-        self.forget(window);
+        self.drop_current(window);
         self.pause.reset();
         self.ask_caller(out);
     }
@@ -140,9 +140,9 @@ impl Fetch {
     }
 
     /// Drops the requests and pieces of the current object that are not stored.
-    pub(super) fn forget(&mut self, window: &mut CongestionWindow) {
-        window.flying = window.flying.saturating_sub(self.flying());
-        self.asks.clear();
+    pub(super) fn drop_current(&mut self, window: &mut CongestionWindow) {
+        window.in_flight = window.in_flight.saturating_sub(self.in_flight());
+        self.requests.clear();
         self.held.clear();
         self.have = None;
         self.given = 0;
@@ -150,17 +150,20 @@ impl Fetch {
         self.repeat.reset();
     }
 
-    fn flying(&self) -> u64 {
-        let flying = self.asks.iter().filter(|ask| ask.flying.is_some());
-        flying.count() as u64
+    fn in_flight(&self) -> u64 {
+        let in_flight = self
+            .requests
+            .iter()
+            .filter(|request| request.in_flight.is_some());
+        in_flight.count() as u64
     }
 
     pub(super) fn tick(&mut self, now: Millis, window: &mut CongestionWindow) {
         self.pause.is_due(now);
         if self.repeat.is_due(now) {
-            window.lost(self.flying(), true);
-            for ask in &mut self.asks {
-                ask.flying = None;
+            window.lost(self.in_flight(), true);
+            for request in &mut self.requests {
+                request.in_flight = None;
             }
         }
     }
@@ -191,10 +194,10 @@ impl Fetch {
             out.push_back(piece.into());
         }
         let mut asked = false;
-        let mut ask_peer = |ask: &mut Ask, window: &mut CongestionWindow| {
-            ask.flying = Some((window.sent(), now));
+        let mut send_request = |request: &mut Request, window: &mut CongestionWindow| {
+            request.in_flight = Some((window.sent(), now));
             asked = true;
-            let offset = ask.offset;
+            let offset = request.offset;
             let frame = Frame::PieceGet {
                 session,
                 sha256,
@@ -202,30 +205,34 @@ impl Fetch {
             };
             send(out, &frame);
         };
-        for ask in self.asks.iter_mut().filter(|ask| ask.flying.is_none()) {
-            if !window.has_room() {
+        for request in self
+            .requests
+            .iter_mut()
+            .filter(|request| request.in_flight.is_none())
+        {
+            if !window.may_request() {
                 break;
             }
-            ask.again = true;
-            ask.overtaken = 0;
-            ask_peer(ask, window);
+            request.again = true;
+            request.overtaken = 0;
+            send_request(request, window);
         }
         // Not before the caller has answered how much it has.
         let begun = self.have.is_some() || self.given > 0;
         while begun
             && self.next < len
-            && ((self.asks.len() + self.held.len()) as u64) < WINDOW_MAX
-            && window.has_room()
+            && ((self.requests.len() + self.held.len()) as u64) < WINDOW_MAX
+            && window.may_request()
         {
-            let mut ask = Ask {
+            let mut request = Request {
                 offset: self.next,
-                flying: None,
+                in_flight: None,
                 again: false,
                 overtaken: 0,
             };
-            ask_peer(&mut ask, window);
+            send_request(&mut request, window);
             self.next += piece_bytes(self.next, len);
-            self.asks.push_back(ask);
+            self.requests.push_back(request);
         }
         if asked && self.repeat.at.is_none() {
             self.repeat.arm(now);
@@ -253,9 +260,9 @@ impl Fetch {
             // Storing or checking failed: try again after a delay that doubles.
             self.pause.arm(now);
         }
-        if bytes != self.given || self.asks.is_empty() && self.held.is_empty() {
+        if bytes != self.given || self.requests.is_empty() && self.held.is_empty() {
             // The first answer, or the caller could not store: later pieces are of no use.
-            self.forget(window);
+            self.drop_current(window);
             self.given = bytes;
             self.next = bytes;
         }
@@ -275,22 +282,29 @@ impl Fetch {
             return false;
         };
         let whole = bytes.len() == piece_bytes(offset, want.len) as usize;
-        let place = self.asks.iter().position(|ask| ask.offset == offset);
-        let ask = match place {
-            Some(place) if whole => self.asks.remove(place),
+        let place = self
+            .requests
+            .iter()
+            .position(|request| request.offset == offset);
+        let request = match place {
+            Some(place) if whole => self.requests.remove(place),
             _ => None,
         };
-        let Some(ask) = ask else {
+        let Some(request) = request else {
             return false;
         };
-        if let Some((number, at)) = ask.flying {
-            let after = (!ask.again).then(|| now.saturating_sub(at));
+        if let Some((number, at)) = request.in_flight {
+            let after = (!request.again).then(|| now.saturating_sub(at));
             window.answered(now, number, after);
             self.note_overtaken(number, window);
         }
         self.held.insert(offset, core::mem::take(bytes));
         self.repeat.reset();
-        if self.asks.iter().any(|ask| ask.flying.is_some()) {
+        if self
+            .requests
+            .iter()
+            .any(|request| request.in_flight.is_some())
+        {
             self.repeat.arm(now);
         }
         true
@@ -298,12 +312,12 @@ impl Fetch {
 
     fn note_overtaken(&mut self, number: u32, window: &mut CongestionWindow) {
         let mut lost = 0;
-        for ask in &mut self.asks {
+        for request in &mut self.requests {
             let earlier = |(sent, _)| number.wrapping_sub(sent) < u32::MAX / 2;
-            if ask.flying.is_some_and(earlier) {
-                ask.overtaken += 1;
-                if ask.overtaken >= OVERTAKEN_MAX {
-                    ask.flying = None;
+            if request.in_flight.is_some_and(earlier) {
+                request.overtaken += 1;
+                if request.overtaken >= OVERTAKEN_MAX {
+                    request.in_flight = None;
                     lost += 1;
                 }
             }

@@ -196,7 +196,7 @@ impl Receiver {
             return;
         }
         if let Some(Pending::Fetching { fetch, .. }) = &mut self.pending {
-            fetch.forget(window);
+            fetch.drop_current(window);
         }
         if wants.is_empty() {
             self.apply(changes, epoch, out);
@@ -330,14 +330,14 @@ impl Receiver {
         let mut entries = self.replica.iter().peekable();
         let mut page = 0;
         loop {
-            let mut room = FRAME_BYTES_MAX - INVENTORY_HEADER_BYTES;
+            let mut bytes_left = FRAME_BYTES_MAX - INVENTORY_HEADER_BYTES;
             let mut on_page = Vec::new();
             while let Some((key, hash)) = entries.peek() {
                 let bytes = key.to_bytes().len() + hash.0.len();
-                if bytes > room || on_page.len() >= INVENTORY_PAGE_MAX {
+                if bytes > bytes_left || on_page.len() >= INVENTORY_PAGE_MAX {
                     break;
                 }
-                room -= bytes;
+                bytes_left -= bytes;
                 on_page.push(((*key).clone(), *hash));
                 entries.next();
             }

@@ -204,10 +204,10 @@ impl Sender {
         self.target = target;
         if self.kinds != kinds {
             self.kinds = kinds;
-            self.forget_peer();
+            self.clear_peer();
         }
         if self.peer_root != Some(peer_root) {
-            self.forget_peer();
+            self.clear_peer();
             if self.root() == peer_root {
                 self.peer_root = Some(peer_root);
             }
@@ -223,7 +223,7 @@ impl Sender {
         self.repeat.reset();
     }
 
-    fn forget_peer(&mut self) {
+    fn clear_peer(&mut self) {
         self.peer_root = None;
         self.behind.clear();
         self.flight = None;
@@ -258,8 +258,8 @@ impl Sender {
             self.repeat.reset();
         }
         // Our set may have changed back to the peer's root. Then an empty change confirms the root.
-        let at_rest = self.is_in_sync() && self.target == self.peer_root;
-        if self.flight.is_some() || self.repeat.at.is_some() || at_rest {
+        let settled = self.is_in_sync() && self.target == self.peer_root;
+        if self.flight.is_some() || self.repeat.at.is_some() || settled {
             return;
         }
         self.order += 2;
@@ -288,8 +288,8 @@ impl Sender {
     /// Whether a large object is in flight and a small one waits. A small one does not wait for pieces,
     /// but preemption is limited, so that the pieces make progress.
     fn preempts(&self, now: Millis) -> bool {
-        let flying = self.flight.as_ref().and_then(|flight| flight.items.first());
-        let Some((flying, Some(object))) = flying else {
+        let flight_items = self.flight.as_ref().and_then(|flight| flight.items.first());
+        let Some((in_flight, Some(object))) = flight_items else {
             return false;
         };
         let is_small = |key: &Key| !self.objects.get(key).is_some_and(Object::is_large);
@@ -297,7 +297,10 @@ impl Sender {
             && self
                 .preempted_at
                 .is_none_or(|then| now >= then.saturating_add(PREEMPT_MS))
-            && self.behind.keys().any(|key| key != flying && is_small(key))
+            && self
+                .behind
+                .keys()
+                .any(|key| key != in_flight && is_small(key))
     }
 
     fn change(
@@ -337,7 +340,7 @@ impl Sender {
     fn next_batch(&mut self, preempts: bool) -> Vec<(Key, Option<Object>)> {
         let mut items: Vec<(Key, Option<Object>)> = Vec::new();
         let mut large = None;
-        let mut room = FRAME_BYTES_MAX - CHANGE_HEADER_BYTES;
+        let mut bytes_left = FRAME_BYTES_MAX - CHANGE_HEADER_BYTES;
         let deleted = self
             .behind
             .keys()
@@ -358,10 +361,10 @@ impl Sender {
             }
             let payload = object.as_ref().map_or(0, |object| object.payload.len());
             let bytes = key.to_bytes().len() + payload + ITEM_HEADER_BYTES;
-            if bytes > room || items.len() >= CHANGE_ITEMS_MAX {
+            if bytes > bytes_left || items.len() >= CHANGE_ITEMS_MAX {
                 break;
             }
-            room -= bytes;
+            bytes_left -= bytes;
             items.push((key.clone(), object));
         }
         // Deletions free the place that it may need.
@@ -424,16 +427,16 @@ impl Sender {
         } else if order >= self.change_order && self.peer_root != Some(have) {
             let asks = self.peer_root.is_none();
             // Whether the peer has received all that was sent.
-            let heard = order >= self.order;
+            let received_all = order >= self.order;
             if self.root() == have {
-                self.forget_peer();
+                self.clear_peer();
                 self.peer_root = Some(have);
-                self.target = self.target.filter(|_| heard);
+                self.target = self.target.filter(|_| received_all);
                 self.pages = None;
                 self.repeat.reset();
-            } else if !asks || heard {
+            } else if !asks || received_all {
                 // It was busy with an apply when it received the question, or has another root now.
-                self.forget_peer();
+                self.clear_peer();
                 self.repeat.at = None;
             }
         }
@@ -478,7 +481,7 @@ impl Sender {
     }
 
     fn compare(&mut self, now: Millis, claimed: Hash16, entries: SortedMap<Key, Hash16>) {
-        self.forget_peer();
+        self.clear_peer();
         self.peer_root = Some(claimed);
         let honest = root(entries.iter().map(|(key, hash)| (key, *hash))) == claimed;
         let own: Vec<Key> = self.wanted().map(|(key, _)| key.clone()).collect();
@@ -513,8 +516,8 @@ impl Sender {
         offset: u32,
         out: &mut VecDeque<O>,
     ) -> bool {
-        let flying = self.flight.iter().flat_map(|flight| &flight.items);
-        let object = flying
+        let flight_items = self.flight.iter().flat_map(|flight| &flight.items);
+        let object = flight_items
             .filter_map(|(_, object)| object.as_ref())
             .chain(self.objects.values())
             .find(|object| object.is_large() && object.sha256 == sha256);

@@ -84,7 +84,7 @@ impl StreamSender {
             return;
         }
         self.classes.retain(|class| class.number != number);
-        self.forget_flights(number);
+        self.clear_flights(number);
         let class = Class {
             number,
             incarnation,
@@ -171,22 +171,22 @@ impl StreamSender {
         if missing && !class.gone_back && class.sent > class.held {
             class.gone_back = true;
             class.sent = class.held;
-            self.forget_flights(number);
+            self.clear_flights(number);
         }
         self.arm(now, number);
     }
 
-    fn forget_flights(&mut self, number: u8) {
+    fn clear_flights(&mut self, number: u8) {
         self.flights.retain(|flight| flight.class != number);
         self.reading.take_if(|(class, _)| *class == number);
     }
 
     /// A repeat is due exactly while records of the class are in flight.
     fn arm(&mut self, now: Millis, number: u8) {
-        let flying = is_flying(&self.flights, number);
+        let in_flight = is_in_flight(&self.flights, number);
         let mut classes = self.classes.iter_mut();
         if let Some(class) = classes.find(|class| class.number == number) {
-            match (flying, class.repeat.at) {
+            match (in_flight, class.repeat.at) {
                 (true, None) => class.repeat.arm(now),
                 (true, Some(_)) => {}
                 // The delay stays as it is after going back: a lossy link is not loaded further.
@@ -212,10 +212,10 @@ impl StreamSender {
         else {
             return;
         };
-        let mut room = RECORDS_BYTES_MAX;
+        let mut bytes_left = RECORDS_BYTES_MAX;
         let fitting = entries.iter().take(RECORD_ENTRIES_MAX).take_while(|entry| {
-            let fits = entry.bytes_max() <= room;
-            room = room.saturating_sub(entry.bytes_max());
+            let fits = entry.bytes_max() <= bytes_left;
+            bytes_left = bytes_left.saturating_sub(entry.bytes_max());
             fits
         });
         entries.truncate(fitting.count());
@@ -254,7 +254,7 @@ impl StreamSender {
         // An outbox that was never written to is announced by its first class only.
         let flights = &self.flights;
         let announced = |(place, class): (usize, &Class)| {
-            let quiet = class.sent == class.end && !is_flying(flights, class.number);
+            let quiet = class.sent == class.end && !is_in_flight(flights, class.number);
             let due = class.announce && quiet && (place == 0 || class.end > 1);
             due.then(|| {
                 let frame = records(session, class, class.sent, Vec::new());
@@ -269,8 +269,8 @@ impl StreamSender {
         if self.reading.is_some() {
             return;
         }
-        let flying: usize = self.flights.iter().map(|flight| flight.bytes).sum();
-        let room = flying + FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES
+        let in_flight: usize = self.flights.iter().map(|flight| flight.bytes).sum();
+        let window_open = in_flight + FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES
             && self.flights.len() < STREAM_FRAMES_MAX;
         let next = self.classes.iter().find(|class| {
             let idle = || {
@@ -279,7 +279,7 @@ impl StreamSender {
                     .iter()
                     .any(|flight| flight.class == class.number)
             };
-            class.sent < class.end && !class.stalled && (room || idle())
+            class.sent < class.end && !class.stalled && (window_open || idle())
         });
         if let Some(class) = next {
             self.reading = Some((class.number, class.sent));
@@ -293,7 +293,7 @@ impl StreamSender {
     }
 }
 
-fn is_flying(flights: &[Flight], class: u8) -> bool {
+fn is_in_flight(flights: &[Flight], class: u8) -> bool {
     flights.iter().any(|flight| flight.class == class)
 }
 

@@ -127,7 +127,7 @@ fn a_blob_resumes_in_the_next_session_from_what_is_stored() {
 /// Goal: a blob that the cloud does not have, or not any more, is reported and delays no other; so is one
 /// over the cap, and one that is cancelled.
 #[test]
-fn a_blob_that_is_not_there_is_told() {
+fn an_unavailable_blob_is_reported() {
     let mut library = Library::default();
     let mut pair = Pair::new();
     pair.connect();
@@ -286,7 +286,7 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
 /// Goal: no frames of a cloud make the node hold more than a window. Method: pieces that were
 /// not requested, of all lengths.
 #[test]
-fn pieces_that_nobody_asked_for_are_dropped() {
+fn pieces_that_were_not_requested_are_dropped() {
     let mut library = Library::default();
     let mut pair = Pair::new();
     pair.connect();

@@ -309,7 +309,7 @@ fn eight_calls_at_once_are_served_alike() {
 /// Goal: a reader that stops keeps what it has been granted and no more: seven other calls
 /// continue, and so does its own when it reads. Method: it starts first, and has nearly all of the window.
 #[test]
-fn a_reader_that_stalls_stops_nobody_else() {
+fn a_stalled_reader_blocks_no_other_call() {
     let mut world = World::new();
     world.call(1, 300_000);
     world.callers.get_mut(&1).unwrap().stalls = true;
@@ -661,7 +661,7 @@ fn frames_against_the_rules_end_their_call() {
             number: 0,
             seen: 0,
             upto: u64::from(CALL_WINDOW_BYTES) + 1,
-            asks: false,
+            check: false,
         },
         |session| Frame::CallCredit {
             session,
@@ -669,7 +669,7 @@ fn frames_against_the_rules_end_their_call() {
             number: 0,
             seen: 1_000,
             upto: 0,
-            asks: false,
+            check: false,
         },
     ];
     for bend in bends {

@@ -90,7 +90,7 @@ fn a_large_object_that_fails_its_check_is_fetched_again_after_a_while() {
 }
 
 #[test]
-fn in_sync_is_said_only_after_the_last_batch() {
+fn in_sync_is_output_only_after_the_last_batch() {
     let mut pair = Pair::new();
     for name in 0..300 {
         pair.cloud(put(key(Kind::ConfigMap, name), &[1; 100]));
@@ -145,7 +145,7 @@ fn a_change_that_names_a_key_twice_is_not_applied() {
 /// Goal: a deleted object is not restored. Method: the change that created it arrives again when
 /// the set is back at the root that it starts from.
 #[test]
-fn a_doubled_change_is_not_applied_to_a_set_that_came_back_to_its_base() {
+fn a_doubled_change_is_not_applied_to_a_set_that_returned_to_its_base() {
     let mut pair = Pair::new();
     pair.connect();
     let key = key(Kind::ConfigMap, 1);
@@ -231,7 +231,7 @@ fn an_old_hello_does_not_stop_the_probes_of_a_restarted_cloud() {
 /// Goal: a lost frame only delays. Method: the result of an apply of the previous session is sent
 /// once, and that is lost; the cloud assumes that the node is at its previous root.
 #[test]
-fn the_end_of_an_apply_of_the_session_before_is_told_until_it_is_heard() {
+fn the_result_of_an_apply_of_a_former_session_is_repeated_until_received() {
     let mut pair = Pair::new();
     pair.connect();
     let key = key(Kind::ConfigMap, 1);
@@ -284,7 +284,7 @@ fn a_node_learns_that_nothing_waits_any_more() {
 
 /// Goal: a sender with an open question does not ask again for each frame that it receives meanwhile.
 #[test]
-fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
+fn an_answer_from_another_root_does_not_repeat_the_question() {
     let mut pair = Pair::new();
     pair.cloud(put(key(Kind::ConfigMap, 1), b"a"));
     pair.cloud(LinkInput::TransportUp);
@@ -314,7 +314,7 @@ fn an_answer_from_elsewhere_is_no_reason_to_ask_twice() {
 }
 
 /// Both ends have the same sets, know it, and send nothing any more.
-fn assert_at_rest(pair: &Pair) {
+fn assert_settled(pair: &Pair) {
     assert!(pair.is_equal());
     assert_eq!(pair.seen_node.in_sync, Some((true, true)));
     assert_eq!(pair.seen_cloud.in_sync, Some((true, true)));
@@ -324,7 +324,7 @@ fn assert_at_rest(pair: &Pair) {
 /// Goal: a receiver that was sent a target root is informed when the target changes. Method: while a session
 /// opens, and between a question and its answer, each set changes by itself to what the other end has.
 #[test]
-fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
+fn a_set_that_reaches_the_peers_root_by_itself_is_announced() {
     let object = key(Kind::ConfigMap, 1);
     let status = key(Kind::DeviceStatus, 1);
     // The number of frames that are delivered before.
@@ -339,7 +339,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
             key: object.clone(),
         });
         pair.settle();
-        assert_at_rest(&pair);
+        assert_settled(&pair);
 
         // The cloud has an earlier status, and the node reports the same again, but late.
         pair.node(put(status.clone(), b"up"));
@@ -351,7 +351,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         pair.deliver(before);
         pair.node(put(status.clone(), b"up"));
         pair.settle();
-        assert_at_rest(&pair);
+        assert_settled(&pair);
 
         // A cloud that has lost the node's state receives it late.
         pair.cloud(put(object.clone(), b"b"));
@@ -363,7 +363,7 @@ fn a_set_that_comes_to_what_the_peer_has_by_itself_is_told() {
         pair.deliver(before);
         pair.cloud(put(object.clone(), b"b"));
         pair.settle();
-        assert_at_rest(&pair);
+        assert_settled(&pair);
     }
 }
 
@@ -397,5 +397,5 @@ fn a_question_that_meets_an_apply_is_asked_again_at_its_end() {
     pair.at_node = held;
     pair.node(LinkInput::Tick);
     pair.settle();
-    assert_at_rest(&pair);
+    assert_settled(&pair);
 }

@@ -27,7 +27,7 @@ struct Way {
     /// When the link has sent all that it was given.
     busy_until: u64,
     /// Arrival, when it was pushed, and the frame.
-    flying: VecDeque<(u64, u64, Vec<u8>)>,
+    in_flight: VecDeque<(u64, u64, Vec<u8>)>,
     /// Longest delay over that of an idle link, by lane.
     worst: [u64; LANES],
     delivered: [u64; LANES],
@@ -43,7 +43,7 @@ impl Way {
             delay: delay_ms * US,
             fifo_bytes,
             busy_until: 0,
-            flying: VecDeque::new(),
+            in_flight: VecDeque::new(),
             worst: [0; LANES],
             delivered: [0; LANES],
             lost: 0,
@@ -75,13 +75,13 @@ impl Way {
                 continue;
             }
             self.busy_until = self.busy_until.max(now) + self.time(bytes);
-            self.flying
+            self.in_flight
                 .push_back((self.busy_until + self.delay, pushed, frame));
         }
     }
 
     fn arrival(&mut self, now: u64) -> Option<Vec<u8>> {
-        let (_, pushed, frame) = self.flying.pop_front_if(|(at, ..)| *at <= now)?;
+        let (_, pushed, frame) = self.in_flight.pop_front_if(|(at, ..)| *at <= now)?;
         let lane = Lane::of(&frame) as usize;
         let idle = self.delay + self.time(frame.len() + FRAME_OVERHEAD_BYTES);
         self.worst[lane] = self.worst[lane].max(now - pushed - idle);
@@ -90,7 +90,7 @@ impl Way {
     }
 
     fn next(&self) -> Option<u64> {
-        self.flying.front().map(|(at, ..)| *at)
+        self.in_flight.front().map(|(at, ..)| *at)
     }
 }
 
@@ -214,8 +214,8 @@ impl World {
     }
 
     /// Sends control and state both ways, every 700 ms, until the blob is complete.
-    fn chat_until_done(&mut self, patience_s: u64) {
-        let end = self.now + patience_s * 1_000 * US;
+    fn exchange_until_done(&mut self, timeout_s: u64) {
+        let end = self.now + timeout_s * 1_000 * US;
         let mut count = 0;
         while self.done.is_none() && self.now < end {
             count += 1;
@@ -256,7 +256,7 @@ fn a_blob_of_100_mb_delays_no_control_or_state_message_by_300_ms() {
     world.fetch(BLOB);
     let start = world.now;
     let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
-    world.chat_until_done(if long { 400 } else { 60 });
+    world.exchange_until_done(if long { 400 } else { 60 });
     assert!(world.done.is_some() || !long);
     let took_s = (world.done.unwrap_or(world.now) - start) / 1_000_000;
     let share = u64::from(world.stored) * 8 / took_s * 100 / 3_000_000;
@@ -274,7 +274,7 @@ fn a_blob_of_100_mb_delays_no_control_or_state_message_by_300_ms() {
 /// with nothing configured.
 #[test]
 fn the_window_fits_slow_and_fast_lines() {
-    for (bits_per_s, delay_ms, bytes, patience_s, share_min) in [
+    for (bits_per_s, delay_ms, bytes, timeout_s, share_min) in [
         (256_000, 40, 2_000_000, 200, 70),
         (1_000_000, 75, 4_000_000, 200, 80),
         (1_000_000, 300, 4_000_000, 200, 70),
@@ -284,7 +284,7 @@ fn the_window_fits_slow_and_fast_lines() {
         let mut world = World::new(bits_per_s, delay_ms);
         world.fetch(bytes);
         let start = world.now;
-        world.chat_until_done(patience_s);
+        world.exchange_until_done(timeout_s);
         let took = world.done.unwrap() - start;
         let share = u64::from(bytes) * 8 * 1_000_000 / took * 100 / bits_per_s;
         println!(

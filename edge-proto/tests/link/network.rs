@@ -29,7 +29,7 @@ struct World {
     connected: bool,
     chaos: bool,
     /// Frames in flight: time of arrival, receiver.
-    flying: Vec<(Millis, To, Vec<u8>)>,
+    in_flight: Vec<(Millis, To, Vec<u8>)>,
     desired: std::collections::BTreeMap<Key, Vec<u8>>,
     reported: std::collections::BTreeMap<Key, Vec<u8>>,
 }
@@ -48,7 +48,7 @@ impl World {
             seen: Seen::default(),
             connected: false,
             chaos: true,
-            flying: Vec::new(),
+            in_flight: Vec::new(),
             desired: Default::default(),
             reported: Default::default(),
         }
@@ -67,7 +67,7 @@ impl World {
             for _ in 0..copies {
                 let spread = if self.chaos { 3000 } else { 1 };
                 let at = self.now + 20 + self.rng.below(spread);
-                self.flying.push((at, to, frame.clone()));
+                self.in_flight.push((at, to, frame.clone()));
             }
         }
     }
@@ -106,7 +106,7 @@ impl World {
         if !up {
             // What was in flight may still arrive, or not.
             let mut rng = Rng::new(self.rng.next());
-            self.flying.retain(|_| rng.chance(50));
+            self.in_flight.retain(|_| rng.chance(50));
         }
         let input = if up {
             LinkInput::TransportUp
@@ -192,7 +192,7 @@ impl World {
 
     /// Processes the next event before `until`: a frame arrives, or a deadline is reached.
     fn step(&mut self, until: Millis) -> bool {
-        let frame = self.flying.iter().map(|(at, ..)| *at).min();
+        let frame = self.in_flight.iter().map(|(at, ..)| *at).min();
         let clouds = self.clouds.iter().filter_map(Cloud::deadline).min();
         let times = [frame, self.node.deadline(), clouds];
         let Some(next) = times.into_iter().flatten().min().filter(|at| *at <= until) else {
@@ -200,8 +200,8 @@ impl World {
             return false;
         };
         self.now = self.now.max(next);
-        if let Some(index) = self.flying.iter().position(|(at, ..)| *at <= self.now) {
-            let (_, to, frame) = self.flying.swap_remove(index);
+        if let Some(index) = self.in_flight.iter().position(|(at, ..)| *at <= self.now) {
+            let (_, to, frame) = self.in_flight.swap_remove(index);
             match to {
                 To::Node if self.connected => self.tell_node(LinkInput::Frame(&frame)),
                 To::Node => {}

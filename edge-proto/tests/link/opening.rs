@@ -32,7 +32,7 @@ fn a_late_hello_cannot_take_a_live_session_away() {
 }
 
 #[test]
-fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_change_that() {
+fn a_node_waits_for_the_retry_after_and_a_probe_of_the_same_owner_does_not_change_that() {
     let mut pair = Pair::new();
     pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();
@@ -68,7 +68,7 @@ fn a_node_waits_as_long_as_it_is_told_and_a_probe_of_the_same_owner_does_not_cha
 /// names the supported versions; a live session is not disturbed. Method: the bytes of a real `Hello`
 /// under other versions, longer and truncated.
 #[test]
-fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
+fn a_hello_of_an_unsupported_version_is_refused_with_the_supported_ones() {
     let mut pair = Pair::new();
     pair.connect();
     pair.node(LinkInput::TransportDown);
@@ -109,7 +109,7 @@ fn a_hello_of_a_version_that_is_not_read_is_refused_in_words() {
 /// Goal: a refused agent reports it and retries slowly, but at once when the owner is another one.
 /// Method: the refusal under the version of a later cloud, with members that do not exist yet.
 #[test]
-fn a_refused_node_shows_it_and_asks_again_slowly() {
+fn a_refused_node_reports_it_and_retries_slowly() {
     let mut pair = Pair::new();
     pair.node(LinkInput::TransportUp);
     let hello = pair.up.pop_front().unwrap();

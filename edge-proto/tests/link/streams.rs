@@ -70,7 +70,7 @@ impl Outbox {
 
     fn read(&self, class: u8, from: u64, bytes_max: usize) -> Vec<Entry> {
         let mut number = 1;
-        let mut room = bytes_max;
+        let mut bytes_left = bytes_max;
         let mut entries = Vec::new();
         for entry in &self.logs[&class] {
             let end = number + entry.count();
@@ -82,10 +82,10 @@ impl Outbox {
             if self.broken || end <= from {
                 continue;
             }
-            if entry.bytes_max() > room {
+            if entry.bytes_max() > bytes_left {
                 break;
             }
-            room -= entry.bytes_max();
+            bytes_left -= entry.bytes_max();
             entries.push(entry);
         }
         entries
@@ -595,7 +595,7 @@ fn a_lost_outbox_and_a_restored_cloud_are_noticed_at_the_next_session() {
 /// Goal: a medium that was restored to an earlier state does not assign a number twice. Method: the
 /// outbox loses a durable and acknowledged record.
 #[test]
-fn an_outbox_behind_the_cloud_is_told_to_begin_anew() {
+fn an_outbox_behind_the_cloud_gets_a_new_incarnation() {
     let mut world = quiet();
     world.append(CLASS_TOLL, record(b"one"));
     world.append(CLASS_TOLL, record(b"two"));

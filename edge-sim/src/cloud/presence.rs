@@ -2,7 +2,9 @@
 //! for long.
 
 use edge_proto::frame::Frame;
-use edge_proto::limits::{ASKS_AT_ONCE, ASKS_MAX, PROBE_INTERVAL_MS, PROBES_AT_ONCE};
+use edge_proto::limits::{
+    PROBE_INTERVAL_MS, PROBES_AT_ONCE, SILENCE_PROBES_AT_ONCE, SILENCE_PROBES_MAX,
+};
 use edge_proto::session::LinkInput;
 
 use super::index;
@@ -64,8 +66,8 @@ impl World {
                 .filter(|session| session.live && session.attached)?;
             (now.saturating_sub(session.heard) >= silence_ms).then_some((node as u32, session))
         });
-        for (node, session) in silent.take(ASKS_AT_ONCE) {
-            if session.asked < ASKS_MAX {
+        for (node, session) in silent.take(SILENCE_PROBES_AT_ONCE) {
+            if session.asked < SILENCE_PROBES_MAX {
                 session.asked += 1;
                 asked.push(node);
             } else {

@@ -63,7 +63,7 @@ impl World {
         let Ok(Frame::Hello { n, .. }) = Frame::decode(&packet.bytes) else {
             return false;
         };
-        let wait_ms = one.openings.ask(now, &mut session.reservation);
+        let wait_ms = one.openings.request(now, &mut session.reservation);
         let epoch = one.owned[usize::from(packet.topic.shard)];
         let Some(epoch) = epoch.filter(|_| wait_ms > 0) else {
             return false;
