@@ -126,7 +126,8 @@ pub struct JoinRequest {
     pub csr: Vec<u8>,
 }
 
-/// Domain separation: prefix of what [`RenewRequest::signed`] returns. The old key signs nothing else with it.
+/// Domain separation: prefix of what [`RenewRequest::signed`] returns. The old key signs nothing else with
+/// it.
 pub const RENEW_DOMAIN: &[u8] = b"edge-min renew 1\0";
 /// How far NotBefore of a node's certificate lies before its issue, seconds: ten years. A broker whose
 /// clock was reset still accepts it, and both ends can compute the exact time of issue.

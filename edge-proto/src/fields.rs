@@ -358,9 +358,9 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
-/// Implements a field list for a struct. Each member has its number, `must` or `may` (be understood), and its
-/// name; `list` or `lists` marks one nested field list or several. For several, a cap of their count follows unless
-/// the payload's cap is enough. A function behind `check` checks conditions on the whole.
+/// Implements a field list for a struct. Each member has its number, `must` or `may` (be understood), and
+/// its name; `list` or `lists` marks one nested field list or several. For several, a cap of their count
+/// follows unless the payload's cap is enough. A function behind `check` checks conditions on the whole.
 macro_rules! field_list {
     ($($name:ident $(check $check:path)? { $($fields:tt)* })*) => {$(
         $crate::fields::field_list! { @impl $name $(check $check)? { $($fields)* } }

@@ -83,7 +83,8 @@ impl Item {
     }
 }
 
-/// Id of one outbox: random, chosen when its directory is created. A new id means that the old outbox is lost.
+/// Id of one outbox: random, chosen when its directory is created. A new id means that the old outbox is
+/// lost.
 pub type Incarnation = [u8; 8];
 
 numbers! {
@@ -236,8 +237,8 @@ variants! {
             base: Hash16,
             /// Root after the changes.
             result: Hash16,
-            /// Twice the number of this change, which ascends within a session; plus 1 if the sender already has
-            /// further changes.
+            /// Twice the number of this change, which ascends within a session; plus 1 if the sender
+            /// already has further changes.
             order: u64,
             /// At most `CHANGE_ITEMS_MAX`; each key once.
             items: Vec<Item>,

@@ -46,8 +46,8 @@ impl RateLimiter {
         wait_ms
     }
 
-    /// A node requests admission, possibly again. Returns 0 when it is admitted, else how long it still has to
-    /// wait, milliseconds. It keeps one reservation, however often it requests.
+    /// A node requests admission, possibly again. Returns 0 when it is admitted, else how long it still has
+    /// to wait, milliseconds. It keeps one reservation, however often it requests.
     pub fn request(&mut self, now: Millis, reservation: &mut Reservation) -> Millis {
         let at = match reservation.0 {
             Some(at) => at,

@@ -298,9 +298,9 @@ impl Ca {
         Ok((certificate.der().clone(), key.into()))
     }
 
-    /// Issues a node's certificate for the key of a request. `unix_s` is now, which both ends read
-    /// from its NotBefore again, `life_s` how long the certificate is valid. The same `serial` gives the same certificate again, but for the
-    /// random part of its signature; without one it is new.
+    /// Issues a node's certificate for the key of a request. `unix_s` is now, which both ends read from its
+    /// NotBefore again, `life_s` how long the certificate is valid. The same `serial` gives the same
+    /// certificate again, but for the random part of its signature; without one it is new.
     ///
     /// # Errors
     /// See [`CaError`].

@@ -1,4 +1,4 @@
-//! The agent composed: each part owns one noun, this file passes inputs to them and owns the timers.
+//! The agent, composed: each part owns one noun, this file passes inputs to them and owns the timers.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString as _};
@@ -18,11 +18,11 @@ use crate::port::{AgentConfig, Input, Output};
 use crate::timer::{Timer, Timers};
 use crate::uplink::Uplink;
 
-/// Message of the condition; for a person.
+/// Message of the condition `FlashAtRisk`, human-readable.
 const FLASH_AT_RISK: &str =
     "more is written than the board file's flash-mib-per-day: see edge-min status";
 
-/// The agent. Each part names its own bound.
+/// All decisions of one node. Each part states its own bound.
 #[derive(Debug)]
 pub struct Agent {
     pods: Pods,
@@ -37,7 +37,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that knows nothing yet.
+    /// Starts without any object, container or identity.
     #[must_use]
     pub fn new(config: AgentConfig) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl Agent {
         }
     }
 
-    /// Takes in one thing that happened.
+    /// Handles one event.
     pub fn handle(&mut self, now: Millis, input: Input) {
         let outputs = &mut self.outputs;
         match input {
@@ -114,7 +114,7 @@ impl Agent {
                 self.uplink.handle_time(now, time);
                 self.review_certificate(now);
             }
-            // Comes with every event: most are done here.
+            // Comes with every event, and mostly changes nothing.
             Input::Flash(counters) if !self.handle_flash(now, &counters) => return,
             Input::Flash(_) => {}
             Input::FlashWorn(worn) => self.condition("FlashWorn", !worn.is_empty(), &worn),
@@ -134,7 +134,7 @@ impl Agent {
         self.timers.set(Timer::Pods, self.pods.deadline());
     }
 
-    /// The next thing to do.
+    /// The next output; `None` until the next `handle`.
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -145,7 +145,7 @@ impl Agent {
         self.timers.earliest()
     }
 
-    /// Spec hash of a desired container: what it is to be started with.
+    /// Hash of a desired container's spec, which a start of it would use.
     #[must_use]
     pub fn spec_hash(&self, uid: &Uid, container: &str) -> Option<Hash16> {
         self.pods.spec_hash(uid, container)
@@ -162,39 +162,39 @@ impl Agent {
         self.pods.statuses()
     }
 
-    /// The node's status.
+    /// Status of the node as it is reported.
     #[must_use]
     pub fn node_status(&self) -> NodeStatus {
         self.node.status()
     }
 
-    /// Whether a session lives.
+    /// Whether a session is live.
     #[must_use]
     pub const fn is_live(&self) -> bool {
         self.uplink.is_live()
     }
 
-    /// Why there is no session, for people.
+    /// Why there is no session, human-readable; empty while there is one.
     #[must_use]
     pub fn link_error(&self) -> &str {
         self.uplink.error()
     }
 
-    /// When the node's certificate ends and when it is renewed, seconds since 1970, 0 before the
+    /// When the node's certificate expires and when it is due for renewal, seconds since 1970, 0 before the
     /// join; and why the last renewal failed.
     #[must_use]
     pub fn certificate(&self) -> (u64, u64, &str) {
         self.uplink.certificate()
     }
 
-    /// End of the certificate that the session lives with, seconds since 1970; 0 while it is not
+    /// Expiry of the certificate that the session uses, seconds since 1970; 0 while it is not
     /// known which one that is.
     #[must_use]
     pub fn proven_not_after(&self) -> u64 {
         self.uplink.proven_not_after()
     }
 
-    /// What is written to the flash, and how the day stands against its budget.
+    /// What is written to the flash, and the state of today's budget.
     #[must_use]
     pub const fn flash(&self) -> &Budget {
         &self.flash
@@ -225,7 +225,7 @@ impl Agent {
         changed.is_some()
     }
 
-    /// What is due at the flash though nothing was written.
+    /// Handles the timers of the flash, which also run when nothing is written.
     fn run_flash(&mut self, now: Millis) {
         let due = |timer| self.timers.get(timer).is_some_and(|at| at <= now);
         if due(Timer::FlashHour) || due(Timer::Wear) {
@@ -276,7 +276,7 @@ impl Agent {
         self.node.refuse(key, hash, reason, &mut self.outputs);
     }
 
-    /// Takes in pods that were refused for want of room, as far as there is room now.
+    /// Accepts pods that were refused because of the cap, as far as the cap allows now.
     fn admit_crowded_out(&mut self) -> bool {
         let mut admitted = false;
         let pods_max = self.node.pods_max();

@@ -4,7 +4,7 @@ use edge_proto::Millis;
 
 use crate::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 
-/// Delay after the `failures`-th end in a row: 0 for the first, then 10 s doubling to 5 minutes.
+/// Delay after the given number of consecutive failures: 0 for the first, then 10 s doubling to 5 minutes.
 ///
 /// The exponent is clamped before the shift: a wrapped delay would be zero.
 #[must_use]

@@ -1,6 +1,6 @@
 //! The node's certificates: which one the link uses, and the trial of a new one. A new certificate
-//! is on trial until a session has lived with it; until then the old one is kept, on the medium and
-//! here, and is used again when the new one is refused.
+//! is on trial until a session was live with it. Until then the old one is kept, on the medium and
+//! here, and is used again if the new one is refused.
 
 use alloc::string::{String, ToString as _};
 
@@ -14,7 +14,7 @@ use crate::renewal::{Life, Renewal, Time};
 pub enum Certificate {
     /// The one issued last.
     New,
-    /// The one before it, while the new one is on trial.
+    /// Its predecessor, while the new one is on trial.
     Old,
 }
 
@@ -23,23 +23,23 @@ pub enum Certificate {
 pub(crate) enum Proof {
     /// The new certificate works: the old one can go.
     New,
-    /// The new one was refused and the old one works, so it is the node's again.
+    /// The new one was refused and the old one works, so the node returns to the old one.
     Old,
     /// The connection was begun before the renewal and proves nothing.
     Stale,
 }
 
-/// The certificates of one node.
+/// Both certificates of one node, and the trial of the new one.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     pub(crate) renewal: Renewal,
-    /// Life of the one before, while the new one is on trial.
+    /// Validity of the old certificate, while the new one is on trial.
     old: Option<Life>,
-    /// The new one was refused, so the next connection is made with the old one.
+    /// The new one was refused, so the next connection uses the old one.
     turns_back: bool,
-    /// What the last connection was made with; `None` when it is neither.
+    /// Certificate of the last connection; `None` when it is neither of the two.
     tried: Option<Certificate>,
-    /// Why the last renewal failed; empty after one that did not.
+    /// Why the last renewal failed; empty after a success.
     error: String,
 }
 
@@ -54,7 +54,7 @@ impl Certificates {
         }
     }
 
-    /// What the next connection is made with.
+    /// Chooses the certificate of the next connection.
     pub(crate) fn next(&mut self) -> Certificate {
         let next = match self.turns_back && self.old.is_some() {
             true => Certificate::Old,
@@ -64,7 +64,7 @@ impl Certificates {
         next
     }
 
-    /// The end of the certificate that the session lives with, seconds since 1970; 0 while it is
+    /// Expiry of the certificate that the session uses, seconds since 1970; 0 while it is
     /// not known which one that is.
     pub(crate) const fn proven_not_after(&self) -> u64 {
         match self.old {
@@ -77,7 +77,7 @@ impl Certificates {
         &self.error
     }
 
-    /// A renewal brought a new certificate, which goes on trial.
+    /// A renewal has returned a new certificate, which is now on trial.
     pub(crate) fn renewed(&mut self, new: Life) {
         self.old = Some(self.renewal.life());
         self.tried = match self.tried {
@@ -94,17 +94,17 @@ impl Certificates {
         self.error = reason;
     }
 
-    /// The other end of the link refuses the certificate: it may have expired there, or a new one
-    /// is not known there.
+    /// The other end of the link refuses the certificate: it may have expired, or a new one
+    /// is not known there yet.
     pub(crate) const fn refused(&mut self) {
-        // Both may have ended while the board was off.
+        // Both may have expired while the board was off.
         if self.old.is_none() || self.turns_back {
             self.renewal.want();
         }
         self.turns_back = self.old.is_some() && !self.turns_back;
     }
 
-    /// A session lives with the certificate that the connection was made with. `None` when no
+    /// A session is live with the certificate of its connection. `None` when no
     /// certificate is on trial.
     pub(crate) fn works(&mut self, now: Millis) -> Option<Proof> {
         let old = self.old?;
@@ -124,7 +124,7 @@ impl Certificates {
         Some(Proof::Old)
     }
 
-    /// The node's condition about them.
+    /// Node condition about the certificates.
     pub(crate) fn condition(&self, time: Time) -> Condition {
         let end = self.renewal.not_after().to_string();
         let message = match self.error.as_str() {
@@ -199,12 +199,12 @@ mod tests {
         certificates.refused();
         assert_eq!(certificates.next(), Certificate::Old);
         certificates.renewed(life(3));
-        // What was tried is neither the new one nor the one before it.
+        // The certificate of that connection is neither the new one nor its predecessor.
         assert_eq!(certificates.works(0), Some(Proof::Stale));
         assert_eq!(certificates.next(), Certificate::New);
     }
 
-    /// Goal: when both have ended the node does not take turns with them for ever.
+    /// Goal: when both have expired the node does not alternate between them for ever.
     #[test]
     fn when_both_are_refused_a_renewal_is_wanted() {
         let mut certificates = on_trial();

@@ -6,7 +6,7 @@ use edge_proto::limits::SET_OBJECTS_MAX;
 use edge_proto::object::{ConfigMap, Data, Pod, Secret};
 use edge_proto::sorted::SortedMap;
 
-/// At most [`SET_OBJECTS_MAX`] of each kind, as in the replicated set; a further one is refused.
+/// At most [`SET_OBJECTS_MAX`] of each kind, as in the replicated set; further ones are refused.
 #[derive(Debug, Default)]
 pub(crate) struct ConfigObjects {
     config_maps: SortedMap<(String, String), ConfigMap>,
@@ -14,7 +14,7 @@ pub(crate) struct ConfigObjects {
 }
 
 impl ConfigObjects {
-    /// Puts a ConfigMap, or a Secret, or removes it (`None`).
+    /// Sets a ConfigMap, or a Secret, or removes it (`None`).
     pub(crate) fn put(
         &mut self,
         namespace: &str,
@@ -36,7 +36,7 @@ impl ConfigObjects {
         }
     }
 
-    /// What a ConfigMap or Secret holds; `None` when it is not there.
+    /// Data of a ConfigMap or Secret; `None` when it does not exist.
     pub(crate) fn data(&self, namespace: &str, name: &str, secret: bool) -> Option<&Data> {
         let key = (namespace.to_string(), name.to_string());
         if secret {
@@ -46,7 +46,7 @@ impl ConfigObjects {
         }
     }
 
-    /// The first ConfigMap or Secret that the pod waits for, for a person.
+    /// Human-readable name of the first ConfigMap or Secret that the pod waits for.
     pub(crate) fn missing(&self, pod: &Pod) -> Option<String> {
         pod.needs().find_map(|(secret, name)| {
             let kind = if secret { "Secret " } else { "ConfigMap " };

@@ -1,14 +1,14 @@
-//! What the core would log: event word first, then `key=value`.
+//! Events for the agent's log: event word first, then `key=value`.
 
 use alloc::string::String;
 
 use edge_proto::Millis;
 use edge_proto::key::{Key, Uid};
 
-/// One state change worth a line.
+/// One logged state change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A container that ran before the agent did was adopted.
+    /// A container that an earlier agent started was adopted.
     Adopted(Uid, String),
     /// A container runs.
     Started(Uid, String, u32),
@@ -16,7 +16,7 @@ pub enum Event {
     StartFailed(Uid, String, String),
     /// A container ended.
     Exited(Uid, String, Option<i32>),
-    /// A container will be started again after this delay.
+    /// A container will be started again after this delay, milliseconds.
     Restart(Uid, String, Millis),
     /// A container did not end after SIGKILL.
     KillFailed(Uid, String, u32),
@@ -24,32 +24,32 @@ pub enum Event {
     RemoveFailed(Uid, String, String),
     /// Remains of a pod could not be cleared.
     PodRemoveFailed(Uid, String),
-    /// A container that nobody wants is stopped.
+    /// A container that no desired pod has is stopped.
     Orphan(Uid, String),
-    /// A pod is gone.
+    /// Nothing of a pod is left on the board.
     PodGone(Uid),
     /// An object was refused.
     Refused(Key, String),
-    /// There is no link, and why.
+    /// There is no link, for this reason.
     NoLink(String),
-    /// The link is down, and is tried again after so many milliseconds.
+    /// The link is down; the next attempt is after so many milliseconds.
     LinkDown(Millis, String),
-    /// A renewal of the certificate begins.
+    /// An attempt to renew the certificate starts.
     RenewalBegins,
-    /// The certificate was renewed; its end, seconds since 1970.
+    /// The certificate was renewed; contains its expiry, seconds since 1970.
     Renewed(u64),
     /// The certificate could not be renewed.
     NotRenewed(String),
-    /// The new certificate, which ends then, has passed its trial.
+    /// The new certificate has passed its trial; contains its expiry.
     CertificateInUse(u64),
     /// The new certificate was refused, and the old one works.
     CertificateRefused,
-    /// The cloud's time is after the end of the certificate, and not believed.
+    /// The cloud's time is after the expiry of the certificate, and was not accepted.
     TimeRefused(u64),
 }
 
 impl Event {
-    /// Whether it is more than a change of state: the agent coped with it, and it may recur.
+    /// Whether the event reports a failure that the agent handles, and that may recur.
     #[must_use]
     pub const fn is_warning(&self) -> bool {
         matches!(

@@ -28,7 +28,7 @@ pub enum Subsystem {
 }
 
 impl Subsystem {
-    /// All, in the order of the counters.
+    /// All subsystems in the order of the counters.
     pub const ALL: [Self; 7] = [
         Self::Desired,
         Self::Objects,
@@ -54,7 +54,7 @@ impl Subsystem {
     }
 }
 
-/// What was written since the agent's start.
+/// Writes of one subsystem since the agent's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Bytes, whole blocks of the file system.
@@ -66,19 +66,19 @@ pub struct Written {
 /// Counters of all subsystems, by [`Subsystem::ALL`].
 pub type Counters = [Written; Subsystem::ALL.len()];
 
-/// How the day stands against the budget.
+/// State of the day's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Risk {
-    /// Within it.
+    /// The budget is not exceeded.
     None,
-    /// At the pace of the last two full hours the day ends above it.
+    /// At the rate of the last two full hours the day would exceed the budget.
     Projected,
-    /// The day is above it.
+    /// The day has exceeded the budget.
     Over,
 }
 
-/// The budget of a day. One burst, a roll-out for example, is counted but not projected; what goes
-/// on for two hours is.
+/// The budget of a day. A single burst, for example a roll-out, is counted but not projected; writes that
+/// continue for two hours are.
 #[derive(Debug)]
 pub struct Budget {
     /// Bytes of a day; `None` is no budget.
@@ -87,7 +87,7 @@ pub struct Budget {
     hour: u64,
     /// Counters at the start of the day.
     day: Counters,
-    /// Bytes when the hour began, and when last looked at.
+    /// Bytes at the start of the hour, and at the last call.
     hour_began: u64,
     seen: Counters,
     /// Bytes of the last two full hours.
@@ -96,7 +96,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of so many bytes a day.
+    /// `bytes_max`: bytes of a day; `None` is no budget.
     #[must_use]
     pub const fn new(bytes_max: Option<u64>) -> Self {
         let none = [Written { bytes: 0, syncs: 0 }; Subsystem::ALL.len()];
@@ -111,11 +111,11 @@ impl Budget {
         }
     }
 
-    /// Takes in the counters as they stand at `now`, milliseconds since the agent's start; returns
-    /// how the day stands when that has changed. To be called after a write and at the deadline.
+    /// Sets the counters as they are at `now`, milliseconds since the agent's start; returns
+    /// the state of the day if it has changed. Call it after a write and at the deadline.
     pub fn handle(&mut self, now: Millis, counters: &Counters) -> Option<Risk> {
         let hour = now / HOUR_MS;
-        // What was written since the last look counts for this hour: a look follows each write.
+        // Bytes written since the last call count for this hour: a call follows each write.
         for _ in self.hour..hour.min(self.hour.saturating_add(2)) {
             let bytes = total(&self.seen).saturating_sub(self.hour_began);
             self.full = [bytes, self.full[0]];
@@ -132,7 +132,7 @@ impl Budget {
         changed.then_some(risk)
     }
 
-    /// When to look again though nothing was written: never while there is no risk.
+    /// When to call `handle` although nothing was written: never while there is no risk.
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let next = self.hour.saturating_add(1).saturating_mul(HOUR_MS);
@@ -144,7 +144,7 @@ impl Budget {
         &self.seen
     }
 
-    /// How the day stands.
+    /// State of the day.
     #[must_use]
     pub const fn risk(&self) -> Risk {
         self.risk
@@ -156,7 +156,7 @@ impl Budget {
         self.bytes_max
     }
 
-    /// What a subsystem has written today, and since the agent's start.
+    /// Writes of a subsystem today, and since the agent's start.
     #[must_use]
     pub fn of(&self, subsystem: Subsystem) -> (Written, Written) {
         let index = subsystem as usize;
@@ -192,20 +192,20 @@ fn total(counters: &Counters) -> u64 {
     bytes.fold(0, u64::saturating_add)
 }
 
-/// How worn an eMMC says that it is, from its registers (JESD84-B51, EXT_CSD 267 to 269).
+/// Wear of an eMMC as its registers report it (JESD84-B51, EXT_CSD 267 to 269).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wear {
-    /// Life used, percent, rounded up to tens, of the worse of its two kinds of memory; above 100
-    /// when its maker promises nothing any more. `None` when it does not say.
+    /// Used lifetime, percent, rounded up to tens, of the worse of its two kinds of memory; above 100
+    /// when it exceeds the manufacturer's specification. `None` when it is not reported.
     pub used_percent: Option<u8>,
-    /// Reserved blocks: 1 normal, 2 four fifths are used, 3 nine tenths are. `None` when it does
-    /// not say.
+    /// Reserved blocks: 1 normal, 2 four fifths are used, 3 nine tenths are. `None` when it is not
+    /// reported.
     pub reserve: Option<u8>,
 }
 
 impl Wear {
-    /// From the texts of `life_time`, for example `0x01 0x02`, and `pre_eol_info`, for example
-    /// `0x01`. A value that is not defined there is `None`.
+    /// Parses `life_time`, for example `0x01 0x02`, and `pre_eol_info`, for example
+    /// `0x01`. An undefined value becomes `None`.
     #[must_use]
     pub fn parse(life_time: &str, pre_eol_info: &str) -> Self {
         let registers = |text: &'_ str, max: u8| {
@@ -220,7 +220,7 @@ impl Wear {
         }
     }
 
-    /// Time to replace it: over 90 percent of its life, or four fifths of its reserve, are used.
+    /// Whether to replace it: over 90 percent of its lifetime, or four fifths of its reserve, are used.
     #[must_use]
     pub fn worn(self) -> bool {
         self.used_percent.is_some_and(|used| used >= 100) || self.reserve.is_some_and(|one| one > 1)
@@ -290,7 +290,7 @@ mod tests {
             Some((5, Risk::Projected)),
             "after the second full hour"
         );
-        // Quiet again: at the end of an hour without a write it is gone.
+        // At the end of an hour without a write the risk is over.
         assert_eq!(budget.deadline(), Some(7 * HOUR_MS));
         assert_eq!(budget.handle(7 * HOUR_MS, &counters(bytes)), None);
         assert_eq!(
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(parsed("0x01 0x0a\n", "0x01\n"), (Some(100), Some(1), true));
         assert_eq!(parsed("0x0b 0x0b\n", "0x03\n"), (Some(110), Some(3), true));
         assert_eq!(parsed("0x02 0x01\n", "0x02\n"), (Some(20), Some(2), true));
-        // Not defined, older than the registers, or of no eMMC.
+        // Undefined, from before the registers existed, or not from an eMMC.
         assert_eq!(parsed("0x00 0x00\n", "0x00\n"), (None, None, false));
         assert_eq!(parsed("0x00 0x03\n", "0x00\n"), (Some(30), None, false));
         assert_eq!(parsed("", ""), (None, None, false));
@@ -334,8 +334,8 @@ mod tests {
             prop_assert!(wear.reserve.is_none_or(|one| (1..=3).contains(&one)));
         }
 
-        /// Any steps of time and any growth: what is over is reported, what is under is not, and the
-        /// figures of a day never exceed those since the start.
+        /// Any steps of time and any growth: a day over the budget is reported, a day under it is not, and
+        /// the figures of a day never exceed those since the start.
         #[test]
         fn over_is_over(steps in proptest::collection::vec((0_u64..200 * HOUR_MS, 0_u64..4 * MIB), 1..40)) {
             let mut budget = Budget::new(Some(8 * MIB));

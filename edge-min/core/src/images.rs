@@ -1,27 +1,27 @@
-//! Which unpacked layers are removed, and how much room an unpacking may take.
+//! Which unpacked layers are removed, and how much space an unpacking may use.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::limits::{LAYERS_UNUSED_MAX, MEDIUM_FREE_BYTES_MIN, MEDIUM_FREE_PERCENT_MIN};
 
-/// A layer on the medium.
+/// An unpacked layer on the medium.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// Its digest, as its directory is named.
+    /// Digest of the layer: the name of its directory.
     pub digest: String,
-    /// When it was unpacked, seconds and nanoseconds; only the order matters.
+    /// Time of its unpacking, seconds and nanoseconds; only the order matters.
     pub unpacked_at: (i64, i64),
-    /// A desired pod has it.
+    /// A desired pod uses it.
     pub used: bool,
 }
 
-/// Room on the medium, bytes.
+/// Space on the medium, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Free.
+    /// Bytes that are not used.
     pub free: u64,
-    /// All.
+    /// Size of the file system.
     pub total: u64,
 }
 
@@ -37,16 +37,16 @@ impl Room {
     }
 }
 
-/// How much is removed.
+/// Which unused layers are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Until there is room, and not more unused layers than are kept.
+    /// The oldest, until there is enough space and at most [`LAYERS_UNUSED_MAX`] are left.
     Room,
-    /// All that is unused: an unpacking has found no room.
+    /// All: an unpacking had not enough space.
     All,
 }
 
-/// The layers that may go, one after the other.
+/// Layers to remove, one after the other.
 #[derive(Debug)]
 pub struct Removal {
     /// The oldest last.
@@ -55,7 +55,7 @@ pub struct Removal {
 }
 
 impl Removal {
-    /// Of these layers, those that no desired pod has.
+    /// Keeps those of `layers` that no desired pod uses.
     #[must_use]
     pub fn new(mut layers: Vec<Layer>, need: Need) -> Self {
         layers.retain(|layer| !layer.used);
@@ -66,14 +66,14 @@ impl Removal {
         }
     }
 
-    /// Whether there is any layer that could go.
+    /// Whether no layer is left to remove.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.unused.is_empty()
     }
 
-    /// The next layer to remove, with as much room as there is now. One that a container has mounted
-    /// stays, and counts as if it went.
+    /// The next layer to remove, given the present space. A layer that a container has mounted
+    /// stays, and counts as if it were removed.
     pub fn next(&mut self, room: Room) -> Option<Layer> {
         let many = self.unused.len() > LAYERS_UNUSED_MAX;
         let needed = self.need == Need::All || many || room.is_short();
@@ -95,7 +95,7 @@ mod tests {
     fn layers(count: usize) -> Vec<Layer> {
         let layer = |index: usize| Layer {
             digest: index.to_string(),
-            // The lower the number the younger.
+            // The lower the number, the newer.
             unpacked_at: (-i64::try_from(index).unwrap(), 0),
             used: index.is_multiple_of(5),
         };
@@ -134,7 +134,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the room, no layer of a desired pod goes; on demand all others do.
+        /// Whatever the space, no layer of a desired pod is removed; on demand all others are.
         #[test]
         fn a_layer_in_use_never_goes(count in 0_usize..200, frees in prop::collection::vec(any::<u64>(), 200)) {
             for need in [Need::Room, Need::All] {

@@ -1,11 +1,11 @@
-//! Every decision of the agent. No clock, no IO, no threads: the shell passes in what happened
-//! ([`Input`]) and does what comes out ([`Output`]).
+//! Every decision of the agent. No clock, no IO, no threads: the shell passes in events
+//! ([`Input`]) and performs the outputs ([`Output`]).
 //!
 //! The contract, on the board, in tests and in a simulator alike:
 //!
 //! ```text
 //! loop {
-//!     agent.handle(now, input);                    // exactly one thing happened
+//!     agent.handle(now, input);                    // exactly one event
 //!     while let Some(output) = agent.poll() { .. } // drain
 //!     wait until agent.deadline() (then Input::Tick) or the next event
 //! }
@@ -15,15 +15,15 @@
 //! [`UplinkOutput::Join`], [`UplinkOutput::Connect`] and [`UplinkOutput::Renew`], with exactly one
 //! input.
 //! It reports the end of a run once, as `Exited`, which may come before the `Started` of that run;
-//! `Discovered` comes once, and nothing is prepared or started before it. A `Report` comes out only
-//! when the payload changed. Outputs are complete: nothing that they name is to be looked up here
-//! again.
+//! `Discovered` comes once, and nothing is prepared or started before it. A `Report` is output only
+//! when the payload has changed. Outputs are complete: the shell never looks up here what they
+//! name.
 //!
 //! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
-//! `reconcile` and what a container is started with, [`spec`]), `config_objects`, `node`, `uplink`
-//! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in one table,
-//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are driven by
-//! the threads that need them.
+//! `reconcile` and the resolved [`spec`] of a container), `config_objects`, `node`, `uplink`
+//! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers are in one table,
+//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are used by
+//! threads of the shell.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(

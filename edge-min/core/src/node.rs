@@ -1,4 +1,4 @@
-//! The node as it is reported: its facts, its conditions, and the objects that it refused.
+//! The node as it is reported: its facts, its conditions, and the objects that it has refused.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -13,14 +13,14 @@ use edge_proto::sorted::SortedMap;
 use crate::event::Event;
 use crate::port::Output;
 
-/// Refusals remembered are at most [`SET_OBJECTS_MAX`], as in the replicated set; one beyond that
-/// is not listed.
+/// At most [`SET_OBJECTS_MAX`] refused objects are kept, as in the replicated set; further ones
+/// are not listed.
 #[derive(Debug)]
 pub(crate) struct Node {
     facts: NodeStatus,
     conditions: SortedMap<String, Condition>,
     refused: SortedMap<Key, (Hash16, String)>,
-    /// Reported payload, to notice a change.
+    /// Reported payload, to detect a change.
     reported: Option<Vec<u8>>,
 }
 
@@ -38,14 +38,14 @@ impl Node {
         self.facts.pods_max
     }
 
-    /// One over the cap is not kept; the shell has a fixed list, far shorter.
+    /// A condition over the cap is ignored; the shell has a fixed list, far shorter.
     pub(crate) fn set_condition(&mut self, condition: Condition) {
         if self.conditions.len() < CONDITIONS_MAX || self.conditions.contains_key(&condition.name) {
             self.conditions.insert(condition.name.clone(), condition);
         }
     }
 
-    /// The object is refused no longer: it changed, or it is taken now.
+    /// The object is not refused any more: it has changed, or it is accepted now.
     pub(crate) fn accepted(&mut self, key: &Key) {
         self.refused.remove(key);
     }
@@ -91,8 +91,8 @@ impl Node {
     }
 }
 
-/// Payload of the status: refusals, then conditions' messages, give way to the cap.
-/// `refused_count` still counts what is not listed.
+/// Payload of the status. To respect the cap, refusals and then messages of conditions are omitted;
+/// `refused_count` still counts them.
 fn payload(mut status: NodeStatus) -> Vec<u8> {
     loop {
         let payload = status.encode();

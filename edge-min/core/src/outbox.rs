@@ -1,13 +1,13 @@
-//! What the outbox keeps, drops and counts. Records lie in segments, files of one class with
+//! What the outbox keeps, drops and counts. Records are stored in segments, files of one class with
 //! consecutive numbers; the shell writes and reads them and reports what became durable.
 //!
-//! Of each number exactly one thing holds: it was delivered (the cloud acknowledged it), it is held,
-//! or it is lost for one reason. So `appended = delivered + held + lost` for each class, always, over
-//! restarts and power cuts too, as long as [`Saved`] is written when [`Output::Save`] asks for it.
+//! Each number has exactly one state: delivered (the cloud acknowledged it), held,
+//! or lost for one reason. So `appended = delivered + held + lost` for each class, always, also across
+//! restarts and power cuts, provided that [`Saved`] is written when [`Output::Save`] requests it.
 //!
-//! What is lost and not yet acknowledged is kept as ranges, at most [`GAPS_MAX`] a class: neighbours
-//! merge, whatever their reasons, and a record is superseded only while there is room. If damage
-//! needs more, the records between the two nearest ranges are given up too: counted, never forgotten.
+//! Lost and unacknowledged numbers are stored as ranges, at most [`GAPS_MAX`] a class: neighbours
+//! merge, whatever their reasons, and a record is superseded only while a range is unused. If damage
+//! needs more, the records between the two nearest ranges are given up too: every one is counted.
 
 mod class;
 
@@ -27,26 +27,26 @@ pub const REASONS: [GapReason; 4] = [
     GapReason::Damaged,
 ];
 
-/// A number found on the medium that is higher was never given: no outbox gets there.
+/// A higher number found on the medium was never assigned: no outbox reaches it.
 const NUMBER_MAX: u64 = u64::MAX >> 8;
 
-/// How a class is kept.
+/// Settings of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassConfig {
-    /// Number on the wire; the lowest goes first and is dropped last.
+    /// Number on the wire; the lowest is sent first and dropped last.
     pub number: u8,
-    /// Bytes that its segments may take.
+    /// Highest sum of the bytes of its segments.
     pub quota_bytes: u64,
-    /// Age at which a record is of no use any more, milliseconds of the wall clock.
+    /// Age after which a record is dropped, milliseconds of the wall clock.
     pub ttl_ms: Option<u64>,
 }
 
-/// Numbers that are lost: so many for each reason, taken to lie in the order of [`REASONS`].
+/// A range of lost numbers: a count for each reason, assigned to the numbers in the order of [`REASONS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The first of them.
+    /// Lowest number of the range.
     pub first: u64,
-    /// How many, by reason.
+    /// Numbers lost for each reason.
     pub counts: [u64; 4],
 }
 
@@ -55,7 +55,7 @@ impl Gap {
         self.first + self.counts.iter().sum::<u64>()
     }
 
-    /// Takes the first `count` off.
+    /// Removes the first `count` numbers.
     fn trim(&mut self, mut count: u64) {
         for one in &mut self.counts {
             let taken = count.min(*one);
@@ -66,32 +66,32 @@ impl Gap {
     }
 }
 
-/// What must be on the medium beside the segments, for each class.
+/// State of a class that must be on the medium besides the segments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    /// The class.
+    /// Below `CLASSES_MAX`.
     pub class: u8,
-    /// First number that a segment may hold; older segments are dropped ones.
+    /// First number that a segment may hold; older segments were dropped.
     pub start: u64,
-    /// All before are delivered or lost.
+    /// All earlier numbers are delivered or lost.
     pub held: u64,
-    /// Every number given so far is below.
+    /// All numbers assigned so far are below.
     pub next: u64,
     /// Records delivered.
     pub delivered: u64,
     /// Records lost, by [`REASONS`].
     pub lost: [u64; 4],
-    /// Of them, those from `held` on.
+    /// Those lost numbers that are not below `held`.
     pub gaps: Vec<Gap>,
 }
 
 impl Saved {
-    /// Numbers of the gaps.
+    /// Count of lost numbers in the gaps.
     fn gone(&self) -> u64 {
         self.gaps.iter().map(|gap| gap.end() - gap.first).sum()
     }
 
-    /// Whether the numbers fit each other; those of another file of ours might not.
+    /// Whether the values are consistent; a damaged or foreign file might violate that.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         let mut end = Some(self.held);
@@ -113,52 +113,52 @@ impl Saved {
     }
 }
 
-/// How a class stands: `appended = delivered + held + lost[..]`.
+/// Counts of a class: `appended = delivered + held + lost[..]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Numbers given.
+    /// Numbers assigned.
     pub appended: u64,
     /// Acknowledged by the cloud.
     pub delivered: u64,
-    /// Waiting.
+    /// Stored and not acknowledged.
     pub held: u64,
     /// Lost, by [`REASONS`].
     pub lost: [u64; 4],
-    /// Bytes of the segments.
+    /// Sum of the segments, bytes.
     pub bytes: u64,
 }
 
-/// Where a new record goes.
+/// Where a new record is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Its number.
+    /// Assigned by [`Outbox::append`], consecutive in the class.
     pub number: u64,
-    /// Its segment, by the number of that one's first record.
+    /// The segment to write to, by the number of its first record.
     pub segment: u64,
 }
 
-/// Why a record is not taken.
+/// Why a record is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// No such class.
+    /// The class does not exist.
     LocalClass,
     /// More important records fill the outbox, or its newest are not durable yet.
     LimitFull,
 }
 
-/// What stands at a number.
+/// What the session can read at a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// So many lost ones.
+    /// So many lost numbers.
     Gap(u64, GapReason),
-    /// A record.
+    /// A stored record.
     Record {
-        /// Its segment.
+        /// The segment that holds it, by the number of its first record.
         segment: u64,
         /// The number after the last one of the segment.
         end: u64,
     },
-    /// Nothing durable yet.
+    /// No durable record yet.
     End,
 }
 
@@ -171,7 +171,7 @@ pub enum Output {
     Delete(u8, u64),
 }
 
-/// A coalescing key and the newest record under it.
+/// A coalescing key and the newest record with it.
 #[derive(Debug)]
 struct Key {
     class: u8,
@@ -179,13 +179,13 @@ struct Key {
     number: u64,
 }
 
-/// The outbox of a node.
+/// The outbox of a node: all classes, without the bytes of the records.
 #[derive(Debug)]
 pub struct Outbox {
     quota_bytes: u64,
-    /// By number.
+    /// Sorted by number.
     classes: Vec<Class>,
-    /// At most [`KEYS_MAX`], the longest unused first.
+    /// At most [`KEYS_MAX`], the least recently used first.
     keys: VecDeque<Key>,
     /// Superseded once the newer record is durable: class and number.
     superseded: Vec<(u8, u64)>,
@@ -207,8 +207,8 @@ impl Outbox {
         }
     }
 
-    /// Takes back what was saved of a class; before any of its segments. False if there is no such
-    /// class.
+    /// Restores the saved state of a class; call it before any of its segments. False if the class does
+    /// not exist.
     pub fn restore(&mut self, saved: &Saved) -> bool {
         let Some(class) = self.class(saved.class) else {
             return false;
@@ -226,7 +226,7 @@ impl Outbox {
     }
 
     /// A segment was found, in ascending order of each class. False: it was dropped before, or
-    /// its class is none any more; delete it.
+    /// its class does not exist any more; delete it.
     pub fn found(&mut self, number: u8, first: u64, bytes: u64) -> bool {
         let Some(class) = self.class(number) else {
             return false;
@@ -246,7 +246,7 @@ impl Outbox {
         true
     }
 
-    /// A whole record was found in the segment found last. Numbers left out are damaged.
+    /// A whole record was found in the last found segment. Skipped numbers are damaged.
     pub fn found_record(&mut self, number: u8, record: u64, unix_ms: u64, key: &[u8]) {
         let Some(class) = self.class(number) else {
             return;
@@ -262,7 +262,7 @@ impl Outbox {
         }
     }
 
-    /// An acknowledgement was found in the segment found last: everything before `next` had been
+    /// An acknowledgement was found in the last found segment: everything before `next` had been
     /// delivered when it was written.
     pub fn found_acked(&mut self, number: u8, next: u64) {
         if let Some(class) = self.class(number) {
@@ -270,7 +270,7 @@ impl Outbox {
         }
     }
 
-    /// So many records that cannot be read may stand at the end of the segment found last.
+    /// The end of the last found segment may contain so many unreadable records.
     pub fn found_damage(&mut self, number: u8, count: u64) {
         if let Some(class) = self.class(number) {
             let end = class.next.saturating_add(count).min(NUMBER_MAX);
@@ -300,11 +300,11 @@ impl Outbox {
         }
     }
 
-    /// A new record whose frame takes so many bytes: gives it a number, and makes room. It counts
-    /// as held at once, and goes out once [`Outbox::durable`] was called.
+    /// A new record, whose frame takes so many bytes: assigns a number, and frees space. It counts
+    /// as held at once, and is sent after [`Outbox::durable`] was called.
     ///
     /// # Errors
-    /// Nothing was changed but what is dropped.
+    /// Nothing was changed except for dropped records.
     pub fn append(
         &mut self,
         unix_ms: u64,
@@ -339,9 +339,9 @@ impl Outbox {
         })
     }
 
-    /// Drops what must go for `bytes` more in a class: the oldest of the class itself at its own
-    /// quota; at the quota of all, the oldest of the least important class, never of one more
-    /// important than this.
+    /// Drops records until `bytes` more fit a class: the oldest of the class itself at its own
+    /// quota; at the total quota, the oldest of the least important class, but never of a more
+    /// important one than this.
     fn make_room(&mut self, number: u8, bytes: u64) -> Result<(), Refused> {
         loop {
             let all: u64 = self.classes.iter().map(Class::bytes).sum();
@@ -359,7 +359,7 @@ impl Outbox {
         }
     }
 
-    /// Drops segments all of whose records are too old.
+    /// Drops segments whose records are all too old.
     fn expire(&mut self, now_ms: u64) {
         for class in &mut self.classes {
             while class
@@ -383,8 +383,8 @@ impl Outbox {
         }
     }
 
-    /// What was appended and is not durable cannot be made so. Its numbers are lost, and nothing
-    /// more goes into its segments, whose ends nobody knows.
+    /// The appended records that are not durable cannot be stored. Their numbers are lost, and nothing
+    /// more is written to their segments, whose ends are unknown.
     pub fn failed(&mut self) {
         self.superseded.clear();
         for class in &mut self.classes {
@@ -392,7 +392,7 @@ impl Outbox {
                 class.lose(class.durable, class.next, 3);
                 class.unsure = class.unsure.min(class.durable);
                 class.durable = class.next;
-                // The cloud hears of the loss: the numbers are used up.
+                // The loss is reported to the cloud: the numbers are used up.
                 if !self.out.contains(&Output::Save) {
                     self.out.push_front(Output::Save);
                 }
@@ -410,7 +410,7 @@ impl Outbox {
         }
     }
 
-    /// The cloud has everything before `next`.
+    /// The cloud has acknowledged everything before `next`.
     pub fn acked(&mut self, number: u8, next: u64) {
         let Some(class) = self.class(number) else {
             return;
@@ -435,7 +435,7 @@ impl Outbox {
         }
     }
 
-    /// What stands at a number from `held` on; it counts as given to the session.
+    /// What is at a number from `held` on; it counts as given to the session.
     pub fn next(&mut self, number: u8, at: u64) -> Next {
         let Some(class) = self.class(number) else {
             return Next::End;
@@ -455,7 +455,7 @@ impl Outbox {
                     end: segment.end.min(class.durable),
                 };
             }
-            // No file has it. Never so by our own doing.
+            // No file has it. Our own code does not cause this.
             let after = segments
                 .iter()
                 .map(|one| one.first)
@@ -482,7 +482,7 @@ impl Outbox {
         }
     }
 
-    /// Whether a record of this time is of no use any more.
+    /// Whether a record of this time is too old to keep.
     #[must_use]
     pub fn is_expired(&self, number: u8, unix_ms: u64, now_ms: u64) -> bool {
         let mut classes = self.classes.iter();
@@ -491,7 +491,7 @@ impl Outbox {
             .is_some_and(|class| class.expired(unix_ms, now_ms))
     }
 
-    /// What the session may read of a class: `held..end`.
+    /// Numbers that the session may read of a class: `held..end`.
     #[must_use]
     pub fn ready(&self, number: u8) -> Option<(u64, u64)> {
         let mut classes = self.classes.iter();
@@ -499,7 +499,7 @@ impl Outbox {
         Some((class.held, class.end()))
     }
 
-    /// How a class stands.
+    /// Counts of a class.
     #[must_use]
     pub fn counters(&self, number: u8) -> Counters {
         let mut classes = self.classes.iter();
@@ -516,7 +516,7 @@ impl Outbox {
         })
     }
 
-    /// What is to be on the medium beside the segments.
+    /// State that must be on the medium besides the segments.
     #[must_use]
     pub fn saved(&self) -> Vec<Saved> {
         let save = |class: &Class| Saved {
@@ -526,7 +526,7 @@ impl Outbox {
                 .front()
                 .map_or(class.durable, |one| one.first),
             held: class.held,
-            // What is not durable yet may never have been.
+            // A record that is not durable yet may never become so.
             next: class.durable,
             delivered: class.delivered,
             lost: class.lost,
@@ -535,7 +535,7 @@ impl Outbox {
         self.classes.iter().map(save).collect()
     }
 
-    /// The next thing to do.
+    /// The next output; `None` when there is nothing to do.
     pub fn poll(&mut self) -> Option<Output> {
         self.out.pop_front()
     }
@@ -545,7 +545,7 @@ impl Outbox {
         classes.find(|class| class.config.number == number)
     }
 
-    /// Notes the newest record of a key; returns the one before it.
+    /// Stores the newest record of a key; returns the previous one.
     fn remember(&mut self, class: u8, key: &[u8], number: u64) -> Option<u64> {
         if key.is_empty() {
             return None;
@@ -564,8 +564,8 @@ impl Outbox {
         before
     }
 
-    /// A record with a newer one of the same key is lost for it, if it was not given to the
-    /// session and there is room to note it.
+    /// A record with a newer one of the same key becomes lost, unless it was given to the
+    /// session or no range is unused.
     fn supersede(&mut self, number: u8, old: u64) {
         let Some(class) = self.class(number) else {
             return;

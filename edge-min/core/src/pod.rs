@@ -1,4 +1,4 @@
-//! One pod on the board: its spec, its containers, and whether its directory stands.
+//! One pod on the board: its spec, its containers, and the state of its directory.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ use crate::supervisor::Supervisor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Directory {
     Absent,
-    /// Preparing or removing it failed: half of it may stand.
+    /// Preparing or removing it failed: parts of it may exist.
     Partial,
     Preparing,
     Ready,
@@ -26,24 +26,24 @@ pub(crate) enum Directory {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PodState {
-    /// `None`: an orphan, known only from what runs.
+    /// `None`: an orphan, known only from its running containers.
     pub(crate) spec: Option<Pod>,
-    /// Its payload is in the desired set. One that left keeps its spec until it is gone: its grace,
-    /// name and volumes still matter.
+    /// Its payload is in the desired set. A pod that left the set keeps its spec until it is gone: its
+    /// grace, name and volumes are still needed.
     pub(crate) desired: bool,
     /// A ConfigMap or Secret changed while the directory was being prepared.
     pub(crate) config_stale: bool,
-    /// Preparations that failed in a row.
+    /// Consecutive failed preparations.
     pub(crate) prepare_failures: u32,
     pub(crate) hash: Hash16,
     pub(crate) directory: Directory,
     pub(crate) containers: Vec<Supervisor>,
-    /// Why preparing failed, and when to try again.
+    /// Why preparing failed, and when to retry.
     pub(crate) prepare_failure: Option<(String, Millis)>,
-    /// Why removing failed, and when to try again.
+    /// Why removing failed, and when to retry.
     pub(crate) remove_failure: Option<(String, Millis)>,
     pub(crate) missing: Option<String>,
-    /// Reported payload, to tell a change.
+    /// Reported payload, to detect a change.
     pub(crate) reported: Option<Vec<u8>>,
 }
 
@@ -68,7 +68,7 @@ impl PodState {
         self.desired && self.spec.as_ref().is_some_and(|pod| !pod.terminating)
     }
 
-    /// Whether container `name` is to run: the pod is wanted and names it.
+    /// Whether container `name` is to run: the pod is wanted and has such a container.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.wanted()
             && self.spec.as_ref().is_some_and(|pod| {
@@ -99,7 +99,7 @@ impl PodState {
             .find(|container| container.name == name)
     }
 
-    /// Takes a new spec: new containers are added, changed ones get their new hash.
+    /// Sets a new spec: new containers are added, changed ones get their new hash.
     pub(crate) fn set_spec(&mut self, pod: Pod, hash: Hash16) {
         for container in &pod.containers {
             let spec = spec_hash(&pod, &container.name).unwrap_or_default();
@@ -118,24 +118,24 @@ impl PodState {
         self.hash = hash;
     }
 
-    /// The directory is to be prepared, now or when the last failure is old enough.
+    /// Whether to prepare the directory now: its last failure is old enough.
     pub(crate) fn to_prepare(&self) -> bool {
         self.wanted()
             && self.missing.is_none()
             && matches!(self.directory, Directory::Absent | Directory::Partial)
     }
 
-    /// The directory is to be removed, now or when the last failure is old enough.
+    /// Whether to remove the directory now: its last failure is old enough.
     pub(crate) fn to_remove(&self) -> bool {
         matches!(self.directory, Directory::Ready | Directory::Partial) && self.is_empty()
     }
 
-    /// Nothing of it is wanted and no container is left.
+    /// Whether nothing of it is wanted and no container is left.
     pub(crate) fn is_empty(&self) -> bool {
         !self.wanted() && self.containers.iter().all(Supervisor::is_gone)
     }
 
-    /// Whether a volume shows files of this ConfigMap or Secret.
+    /// Whether a volume contains files of this ConfigMap or Secret.
     pub(crate) fn mounts_config(&self, namespace: &str, config: &str, secret: bool) -> bool {
         self.spec.as_ref().is_some_and(|pod| {
             pod.namespace == namespace
@@ -147,7 +147,7 @@ impl PodState {
         })
     }
 
-    /// Whether a volume shows files of any ConfigMap or Secret.
+    /// Whether a volume contains files of any ConfigMap or Secret.
     pub(crate) fn mounts_any_config(&self) -> bool {
         self.spec.iter().flat_map(|pod| &pod.volumes).any(|volume| {
             matches!(
@@ -157,7 +157,7 @@ impl PodState {
         })
     }
 
-    /// Forgets containers that left the spec and are gone from the board.
+    /// Drops containers that left the spec and are gone from the board.
     pub(crate) fn forget_gone(&mut self) {
         let Some(pod) = &self.spec else { return };
         self.containers.retain(|known| {
@@ -206,7 +206,7 @@ impl PodState {
                 .position(|container| container.name == name)
         };
         let mut containers: Vec<_> = self.containers.iter().map(Supervisor::status).collect();
-        // Containers that left the spec come last, and not beyond what a status may hold.
+        // Containers that left the spec come last, and are omitted beyond the cap of a status.
         containers.sort_by_key(|status| order(&status.name).unwrap_or(usize::MAX));
         containers.truncate(CONTAINERS_MAX);
         PodStatus {
@@ -229,7 +229,7 @@ impl PodState {
         }
     }
 
-    /// Payload of the status. Messages are left out when it would pass its cap with them.
+    /// Payload of the status. Messages are omitted if it would exceed its cap with them.
     pub(crate) fn status_payload(&self, uid: Uid) -> Vec<u8> {
         let mut status = self.status(uid);
         let payload = status.encode();
@@ -245,8 +245,8 @@ impl PodState {
     }
 }
 
-/// What decides whether a running container may stay: its own fields, the pod's runtime and
-/// network, and the volumes it mounts. Labels and restart policy do not restart anything.
+/// Hash of all that requires a restart when it changes: the container's own fields, the pod's runtime and
+/// network, and the volumes that it mounts. Labels and restart policy require none.
 pub(crate) fn spec_hash(pod: &Pod, name: &str) -> Option<Hash16> {
     let container = pod
         .containers
@@ -272,7 +272,7 @@ pub(crate) fn mounted<'a>(
     pod.volumes.iter().filter(mounts)
 }
 
-/// Refuses names that are no names: they become directories and cgroups.
+/// Refuses invalid names: they become directories and cgroups.
 pub(crate) fn check_names(pod: &Pod) -> Result<(), &'static str> {
     if pod.namespace.len() > NAME_BYTES_MAX || pod.name.len() > NAME_BYTES_MAX {
         return Err("the name or namespace is too long");

@@ -1,5 +1,5 @@
 //! The pods on the board: those of the desired set, those that left it and are not gone yet, and
-//! orphans. What happened to them comes in here; what follows stands in `reconcile.rs`.
+//! orphans. Events are handled here; their consequences are in `reconcile.rs`.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString as _};
@@ -21,16 +21,16 @@ use crate::port::{Discovered, Output};
 use crate::spec;
 use crate::supervisor::{StartFailure, State, Supervisor};
 
-/// At most [`PODS_MAX`] desired pods, less if the board says so, and [`ORPHANS_MAX`] orphans;
-/// payloads that wait for room are at most [`SET_OBJECTS_MAX`], as in the replicated set.
+/// At most [`PODS_MAX`] desired pods, fewer if the board file says so, and [`ORPHANS_MAX`] orphans;
+/// refused payloads are at most [`SET_OBJECTS_MAX`], as in the replicated set.
 #[derive(Debug)]
 pub(crate) struct Pods {
     pub(crate) by_uid: SortedMap<Uid, PodState>,
-    /// Payloads of pods refused for want of room; they get in when others leave.
+    /// Payloads of pods refused because of the cap; they are accepted when others leave.
     crowded_out: SortedMap<Uid, Vec<u8>>,
-    /// Nothing starts before it is known what runs already.
+    /// Nothing starts before the running containers are known.
     pub(crate) discovered: bool,
-    /// What the desired set does not name may only have been lost from the store.
+    /// A pod that is not in the desired set may only have been lost from the store.
     pub(crate) unconfirmed: bool,
 }
 
@@ -52,13 +52,13 @@ impl Pods {
         self.by_uid.iter().map(|(uid, pod)| pod.status(*uid))
     }
 
-    /// References of the images of all pods but `gone`: their layers stay.
+    /// References of the images of all pods except `gone`: their layers stay.
     pub(crate) fn images_in_use(&self, gone: Option<Uid>) -> Vec<String> {
         let pods = self.by_uid.iter().filter(|(uid, _)| Some(**uid) != gone);
         spec::images(pods.filter_map(|(_, pod)| pod.spec.as_ref()))
     }
 
-    /// The earliest time at which a pod needs something without anything from outside.
+    /// The earliest time at which a pod needs an action without an event.
     pub(crate) fn deadline(&self) -> Option<Millis> {
         if !self.discovered {
             return None;
@@ -104,7 +104,7 @@ impl Pods {
         }
     }
 
-    /// Takes a pod of the desired set; `None` removes it.
+    /// Sets a pod of the desired set; `None` removes it.
     pub(crate) fn put(
         &mut self,
         uid: Uid,
@@ -136,7 +136,7 @@ impl Pods {
         Ok(())
     }
 
-    /// A pod that was refused for want of room, if there is room now.
+    /// A pod that was refused because of the cap, if the cap allows it now.
     pub(crate) fn next_crowded_out(&mut self, pods_max: u32) -> Option<(Uid, Vec<u8>)> {
         let room = self.has_room(pods_max);
         room.then(|| self.crowded_out.pop_first()).flatten()
@@ -176,7 +176,7 @@ impl Pods {
         }
     }
 
-    /// Adopts what runs. Of two finds of one container the running one counts, for starting
+    /// Adopts what runs. If a container was found twice, the running one counts, because starting
     /// another beside it would be worse than leaving remains. `directories` are those of pods.
     pub(crate) fn handle_discovered(
         &mut self,
@@ -264,7 +264,7 @@ impl Pods {
         outputs.push_back(Output::Event(event));
     }
 
-    /// What has ended for good must not run again because the agent does.
+    /// A container that has ended for good must not run again because a new agent starts.
     pub(crate) fn handle_ended(
         &mut self,
         uid: &Uid,
@@ -309,7 +309,7 @@ impl Pods {
                 }
             }
             Err(reason) => {
-                // Half a directory may stand: it is prepared again, or removed with the pod.
+                // Parts of a directory may exist: it is prepared again, or removed with the pod.
                 pod.directory = Directory::Partial;
                 pod.config_stale = false;
                 pod.prepare_failures = pod.prepare_failures.saturating_add(1);
@@ -353,7 +353,7 @@ impl Pods {
         }
     }
 
-    /// A start failed, or could not even be resolved.
+    /// A start failed, or its spec could not be resolved.
     pub(crate) fn start_failed(
         &mut self,
         now: Millis,
@@ -433,7 +433,7 @@ impl Pods {
         match result {
             Ok(()) => container.removed(),
             Err(error) => {
-                // Once is enough for the log; the status has it as long as it lasts.
+                // It is logged once; the status shows it as long as it lasts.
                 if container.remove_failed(now, &error) {
                     let event = Event::RemoveFailed(uid, name, error);
                     outputs.push_back(Output::Event(event));
@@ -442,7 +442,7 @@ impl Pods {
         }
     }
 
-    /// What could not be removed is removed again later. A directory without a pod, from before the
+    /// Remains that could not be removed are removed again later. A directory without a pod, from before the
     /// agent's start, is found again at its next one.
     pub(crate) fn handle_pod_removed(
         &mut self,
@@ -464,7 +464,7 @@ impl Pods {
             pod.directory = Directory::Partial;
             let at = now.saturating_add(KILL_RETRY_MS);
             let before = pod.remove_failure.replace((clip(&reason).into(), at));
-            // Once is enough for the log; the status has it as long as it lasts.
+            // It is logged once; the status shows it as long as it lasts.
             if before.is_some() {
                 return;
             }

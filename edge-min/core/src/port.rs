@@ -1,4 +1,4 @@
-//! What goes into the agent and what comes out.
+//! Inputs and outputs of the agent.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -15,53 +15,53 @@ use crate::renewal::{Life, Time};
 use crate::spec::{ContainerSpec, Volume};
 use crate::supervisor::StartFailure;
 
-/// Facts that the core cannot know.
+/// Facts that the core cannot determine.
 #[derive(Clone, Debug, Default)]
 pub struct AgentConfig {
-    /// The node's facts; conditions and refusals are filled in by the core.
+    /// Facts of the node; the core fills in conditions and refusals.
     pub facts: NodeStatus,
-    /// The stored desired set may be incomplete: containers that it does not name are left alone
+    /// The stored desired set may be incomplete: containers that it does not name are not touched
     /// until [`Input::Confirmed`].
     pub unconfirmed: bool,
-    /// Containers write logs, which have to be kept short.
+    /// Containers write logs, which have to be truncated.
     pub trims_logs: bool,
-    /// Bytes that may be written to the flash in a day; `None` is no budget.
+    /// Flash budget: bytes that may be written in a day; `None` is no budget.
     pub flash_bytes_per_day: Option<u64>,
 }
 
 /// A container that was on the board when the agent started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovered {
-    /// Pod.
+    /// UID of the pod.
     pub uid: Uid,
-    /// Container.
+    /// Name in the pod.
     pub container: String,
-    /// Spec that it was started with.
+    /// Hash of the spec that it was started with.
     pub spec: Hash16,
-    /// Its process; `None` when only its remains are there.
+    /// Its process; `None` when only its remains exist.
     pub pid: Option<u32>,
 }
 
-/// What happened.
+/// Event for the agent.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// An object of the desired set was put, or removed (`None`).
+    /// An object of the desired set was set, or removed (`None`).
     Desired(Key, Option<Vec<u8>>),
-    /// How the latest run of a container ended, as an earlier agent noted it; comes after the
+    /// How the latest run of a container ended, as stored by an earlier agent; comes after the
     /// stored desired set and before `Discovered`.
     Ended {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
-        /// Spec that it was started with.
+        /// Hash of the spec that it was started with.
         spec: Hash16,
         /// Exit code, `None` when unknown.
         code: Option<i32>,
-        /// The kernel's OOM killer did it.
+        /// The kernel's OOM killer ended it.
         oom: bool,
     },
-    /// All that was on the board at start; comes once, after the stored desired set.
+    /// Everything that was on the board at start; comes once, after the stored desired set.
     Discovered {
         /// Containers and remains of containers.
         containers: Vec<Discovered>,
@@ -70,113 +70,114 @@ pub enum Input {
     },
     /// The cloud has confirmed the whole desired set.
     Confirmed,
-    /// Answer to `PreparePod`; the error is for a person.
+    /// Answer to `PreparePod`; the error is human-readable.
     PodPrepared(Uid, Result<(), String>),
     /// Answer to `Start`.
     Started {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
         /// Number of the run, from `Start`.
         run: u32,
         /// Hash of the spec, from `Start`.
         spec: Hash16,
-        /// The process, or why there is none.
+        /// The process id, or why there is no process.
         result: Result<u32, StartFailure>,
     },
     /// A container ended.
     Exited {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
-        /// Code, 128 + signal; `None` is unknown.
+        /// Exit code, or 128 + signal; `None` is unknown.
         code: Option<i32>,
-        /// The kernel's OOM killer did it.
+        /// The kernel's OOM killer ended it.
         oom: bool,
     },
-    /// Answer to `Remove`; the error is for a person, and it is asked again.
+    /// Answer to `Remove`; the error is human-readable, and `Remove` is repeated.
     Removed(Uid, String, Result<(), String>),
-    /// Answer to `RemovePod`; the error is for a person, and it is asked again while the pod is known.
+    /// Answer to `RemovePod`; the error is human-readable, and `RemovePod` is repeated while the pod is
+    /// known.
     PodRemoved(Uid, Result<(), String>),
-    /// Something happened to the link.
+    /// Event of the link.
     Uplink(UplinkInput),
-    /// Something happened to the node's certificate.
+    /// Event of the node's certificate.
     Certificate(CertificateInput),
     /// The cloud has sent its time, seconds since 1970; the answer is `ConfirmTime` or nothing.
     CloudTime(u64),
-    /// The time that can be relied on: comes at start, and after each `ConfirmTime`.
+    /// The reliable time: comes at start, and after each `ConfirmTime`.
     Time(Time),
-    /// What was written to the flash since the agent's start; comes after each event that may have
-    /// written something, and costs nothing when nothing was.
+    /// Bytes written to the flash since the agent's start; comes after each event that may have
+    /// written something, and has no effect when nothing was written.
     Flash(Counters),
-    /// Answer to `ReadWear`: the devices that should be replaced, for a person; empty when none.
+    /// Answer to `ReadWear`: names of the devices that should be replaced; empty when there are none.
     FlashWorn(String),
     /// A node condition was evaluated.
     Condition(Condition),
-    /// Stop and remove every pod, whatever is desired: the node leaves the fleet.
+    /// Stop and remove every pod, whatever is desired: the node is removed from the fleet.
     Shutdown,
-    /// The deadline passed.
+    /// The deadline has passed.
     Tick,
 }
 
-/// What happened to the link.
+/// Event of the link.
 #[derive(Clone, Debug)]
 pub enum UplinkInput {
-    /// The node has an identity, stored or just joined; a connection may be tried.
+    /// The node has an identity, stored or just received; a connection may be tried.
     Identity {
         /// Name of the node.
         node: String,
-        /// Of the delays between two attempts; differs from node to node.
+        /// Seed of the delays between two attempts; differs from node to node.
         seed: u64,
-        /// Life of its certificate.
+        /// Validity of its certificate.
         new: Life,
-        /// Life of the one before, when the trial of the new one has not ended.
+        /// Validity of the old certificate, if the trial of the new one has not ended.
         old: Option<Life>,
     },
     /// The node has no identity, and may join by itself.
     MayJoin {
-        /// Of the delays between two attempts; differs from node to node.
+        /// Seed of the delays between two attempts; differs from node to node.
         seed: u64,
     },
-    /// Answer to `Join`: it failed; for a person. After one that did not comes `Identity`, or
-    /// `Unlinked` when nothing can be done with what it brought.
+    /// Answer to `Join`: it failed, for this human-readable reason. After a success comes `Identity`, or
+    /// `Unlinked` when its result cannot be used.
     NotJoined(String),
-    /// There will be no link until the agent's next start; for a person.
+    /// There will be no link until the agent's next start, for this human-readable reason.
     Unlinked(String),
-    /// A connection is up.
+    /// A connection is established.
     Up,
-    /// The connection has ended, or the answer to `Connect` is that there is none.
+    /// The connection has ended, or could not be established after `Connect`.
     Down {
-        /// For a person.
+        /// Human-readable.
         reason: String,
         /// The other end has refused the certificate.
         refused: bool,
     },
-    /// A session lives.
+    /// A session is live.
     Live,
-    /// It does not live any more.
+    /// No session is live any more.
     NotLive,
-    /// The other end does not keep to the protocol; for a person.
+    /// The other end violates the protocol; the text is human-readable.
     PeerProblem(String),
 }
 
-/// What happened to the node's certificate.
+/// Event of the node's certificate.
 #[derive(Clone, Debug)]
 pub enum CertificateInput {
-    /// The cloud asks for a renewal.
+    /// The cloud requests a renewal.
     Wanted,
-    /// Answer to `RenewCertificate`: it is stored, and the one before is kept.
+    /// Answer to `RenewCertificate`: the new certificate is stored, and the old one is kept.
     Renewed {
-        /// Life of the new certificate.
+        /// Validity of the new certificate.
         new: Life,
         /// The cloud's time, seconds since 1970.
         unix_s: u64,
     },
-    /// Answer to `RenewCertificate`: there is none.
+    /// Answer to `RenewCertificate`: no certificate was issued.
     NotRenewed {
-        /// For a person.
+        /// Human-readable.
         reason: String,
         /// The cloud has refused; otherwise it was not reached.
         refused: bool,
@@ -192,86 +193,86 @@ pub enum Signal {
     Kill,
 }
 
-/// What to do about the link and the node's certificate.
+/// Action for the link or the node's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UplinkOutput {
     /// Make one attempt to join; answered by `UplinkInput::Identity`, `NotJoined` or `Unlinked`.
     Join,
     /// Try a connection with this certificate; answered by `UplinkInput::Up` or `Down`.
     Connect(Certificate),
-    /// Close the connection in order; `UplinkInput::Down` follows.
+    /// Close the connection gracefully; `UplinkInput::Down` follows.
     Close,
     /// Make one attempt to renew the certificate; answered by `CertificateInput`.
     Renew,
-    /// The new certificate works: drop the old one, on the medium as well.
+    /// The new certificate works: delete the old one, on the medium as well.
     ForgetOldCertificate,
-    /// The new certificate does not work: the old one is the node's again, on the medium as well.
+    /// The new certificate does not work: return to the old one, on the medium as well.
     RestoreOldCertificate,
-    /// Believe this time, seconds since 1970; answered by `Input::Time`.
+    /// Accept this time, seconds since 1970; answered by `Input::Time`.
     ConfirmTime(u64),
 }
 
-/// What to do.
+/// Action for the shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Make the pod's directory and the space of its logs; idempotent.
+    /// Create the pod's directory and the tmpfs of its logs; idempotent.
     PreparePod {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Bytes of the space of its logs.
+        /// Size of the tmpfs of its logs.
         logs_bytes: u64,
     },
-    /// Rewrite the files of ConfigMaps and Secrets in those of these volumes that stand.
+    /// Rewrite the files of ConfigMaps and Secrets in those of these volumes that exist.
     UpdateConfig {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
         /// Volumes with files.
         volumes: Vec<Volume>,
     },
     /// Start a container.
     Start(Box<ContainerSpec>),
-    /// Give up the starts of this pod that are under way, such as the unpacking of an image. Each is
-    /// answered all the same, and may have succeeded.
+    /// Cancel the starts of this pod that are in progress, such as the unpacking of an image. Each is
+    /// answered nevertheless, and may have succeeded.
     CancelStarts(Uid),
     /// Signal a container.
     Signal {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
-        /// Hash of the spec of what runs.
+        /// Hash of the spec of the running container.
         spec: Hash16,
-        /// Which.
+        /// The signal to send.
         signal: Signal,
     },
-    /// Clear what a container left behind.
+    /// Remove what a container left behind.
     Remove {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
     },
-    /// Clear what a pod left behind, and layers that no pod uses any more.
+    /// Remove what a pod left behind, and layers that no pod uses any more.
     RemovePod {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
         /// References of the images of the pods that stay.
         images_in_use: Vec<String>,
     },
-    /// Cut the log of a running container to its tail.
+    /// Truncate the log of a running container to its tail.
     TrimLog {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Container.
+        /// Name in the pod.
         container: String,
-        /// Bytes that stay.
+        /// Bytes that are kept.
         log_bytes: u64,
     },
-    /// Put an object into the reported set, or remove it.
+    /// Set an object of the reported set, or remove it.
     Report(Key, Option<Vec<u8>>),
-    /// Something for the link or the node's certificate.
+    /// Action for the link or the node's certificate.
     Uplink(UplinkOutput),
-    /// Whether the flash budget of the day is used up: what may be written late is late then.
+    /// Whether the flash budget of the day is used up: writes that may be delayed are then delayed.
     FlashOverBudget(bool),
     /// Read how worn the flash is.
     ReadWear,

@@ -1,4 +1,4 @@
-//! What follows from what is desired and what is: starts, stops, removals and reports.
+//! Derives starts, stops, removals and reports from the difference of desired and actual state.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -51,7 +51,7 @@ impl Pods {
             }
         }
         for uid in gone {
-            // A terminating pod stays as a spec until the cloud drops it; its status goes now,
+            // A terminating pod keeps its spec until the cloud drops it; its status is removed now,
             // after which the cloud may drop it.
             let desired = self.by_uid.get(&uid).is_some_and(|pod| pod.desired);
             if let Some(pod) = self.by_uid.get_mut(&uid)
@@ -66,8 +66,8 @@ impl Pods {
         }
     }
 
-    /// Starts a container that is in `Starting`. What keeps its spec from being resolved is a
-    /// failed start, and does not go to the shell.
+    /// Starts a container that is in `Starting`. If its spec cannot be resolved, the start
+    /// fails here, and the shell is not involved.
     fn start(
         &mut self,
         now: Millis,
@@ -128,7 +128,7 @@ fn reconcile_pod(
     let (grace_ms, pod_wanted) = (pod.grace_ms(), pod.wanted());
     let wants: Vec<bool> = pod.containers.iter().map(|c| pod.wants(&c.name)).collect();
     for (container, wanted) in pod.containers.iter_mut().zip(wants) {
-        // What is missing holds back a start; it never stops what runs.
+        // A missing object delays a start; it never stops a running container.
         let may_start =
             ready || !matches!(container.state, State::Idle { .. } | State::Ended { .. });
         if !may_start {

@@ -1,28 +1,28 @@
-//! When to try the cloud again: decorrelated jitter with growth, so that a province coming back
-//! does not arrive as one wave.
+//! When to try the cloud again: decorrelated jitter with growth, so that the nodes of a region do not
+//! reconnect at the same moment after an outage.
 
 use edge_proto::Millis;
 use edge_proto::hash::sha256;
 
-/// First delay after a loss, milliseconds. Short, for most losses are a glitch.
+/// First delay after a loss, milliseconds. Short, because most losses are short.
 pub const DELAY_MS_MIN: Millis = 500;
 /// Longest delay, milliseconds.
 pub const DELAY_MS_MAX: Millis = 120_000;
-/// A connection that lived this long starts the delays anew, milliseconds. A shorter one keeps
-/// them growing, or a cloud that accepts and drops would be hammered.
+/// A connection of this length resets the delays, milliseconds. A shorter one does not,
+/// because a cloud may accept connections and drop them at once.
 pub const GOOD_MS: Millis = 60_000;
 /// Longest time over which a policy spreads the first attempts of a fleet, milliseconds.
 pub const SPREAD_MS_MAX: Millis = 600_000;
 
-/// A node's place in that time: its fleet comes back in the same even order each time, however
-/// many clocks and random sources agree.
+/// A node's fixed place in that time: its fleet returns in the same even order each time, even if
+/// clocks and random sources of its nodes agree.
 #[must_use]
 pub fn slot(node: &str) -> u16 {
     let [high, low, ..] = sha256(node.as_bytes()).0;
     u16::from_be_bytes([high, low])
 }
 
-/// The delays of one node.
+/// Delays between the attempts of one node.
 #[derive(Debug)]
 pub struct Reconnect {
     random: u64,
@@ -32,7 +32,7 @@ pub struct Reconnect {
 }
 
 impl Reconnect {
-    /// Delays from a seed that differs from node to node, and the node's [`slot`].
+    /// `seed` differs from node to node; `slot` is the node's [`slot`].
     #[must_use]
     pub const fn new(seed: u64, slot: u16) -> Self {
         // Xorshift has one fixed point.
@@ -44,12 +44,12 @@ impl Reconnect {
         }
     }
 
-    /// The link came up.
+    /// The link was established.
     pub const fn up(&mut self, now: Millis) {
         self.up_since = Some(now);
     }
 
-    /// The link is gone or the attempt failed; returns when to try next. After a good link, that
+    /// The link is lost or the attempt failed; returns the time of the next attempt. After a stable link it
     /// is in the node's slot of `spread_ms`.
     pub fn down(&mut self, now: Millis, spread_ms: Millis) -> Millis {
         let good = |since| now.saturating_sub(since) >= GOOD_MS;
@@ -113,7 +113,7 @@ mod tests {
             let second = usize::try_from(at / 1_000).unwrap().min(59);
             seconds[second] += 1;
         }
-        // 100 a second are meant; the jitter on top empties the first and fills the last.
+        // 100 a second are expected; the additional jitter empties the first seconds and fills the last.
         let inner = &seconds[2..59];
         assert!(
             inner.iter().all(|count| (50..200).contains(count)),

@@ -1,24 +1,24 @@
-//! When the node's certificate is renewed: at two thirds of its life, spread by the node's name so
-//! that a fleet that joined on one day does not renew on one day; at once when the other end asks
-//! for it or refuses the one there is; and again, ever more slowly, after a failure.
+//! When the node's certificate is renewed: at two thirds of its lifetime, spread by the node's name so
+//! that a fleet that joined on one day does not renew on one day; at once when the other end requests
+//! it or refuses the current one; and again, with growing delays, after a failure.
 //!
-//! While the time is not confirmed only the floor counts, which no clock of the board can move: a
-//! certificate is due when it has ended by the floor. That it ended earlier is known only when the
+//! While the time is not confirmed only the floor counts, which no clock of the board can change: a
+//! certificate is due when it has expired by the floor. An earlier expiry is noticed only when the
 //! other end refuses it.
 
 use edge_proto::Millis;
 
 use crate::limits::{RENEWAL_MS_MAX, RENEWAL_MS_MIN};
 
-/// Certificates are due between two thirds of their life and this many percent later.
+/// Certificates are due between two thirds of their lifetime and this many percent later.
 const SPREAD_PERCENT: u64 = 10;
 
-/// When a certificate begins and ends.
+/// Validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
     /// When it was issued, seconds since 1970: later than its `notBefore`, which the CA backdates.
     pub issued_unix_s: u64,
-    /// The end of its validity, seconds since 1970.
+    /// Its notAfter, seconds since 1970.
     pub not_after: u64,
 }
 
@@ -28,9 +28,9 @@ impl Life {
     }
 }
 
-/// Whether a new certificate that ends then is taken. One that has ended by the floor comes from a cloud
-/// whose clock is in the past; but the floor may be too late itself, and then a certificate that outlives
-/// the one in use is good.
+/// Whether a new certificate with this expiry is accepted. One that has expired by the floor comes from a
+/// cloud whose clock is in the past; but the floor itself may be too late, and then a certificate that
+/// expires after the one in use is accepted.
 #[must_use]
 pub const fn is_taken(not_after: u64, not_after_in_use: u64, floor_unix_s: u64) -> bool {
     not_after > floor_unix_s || not_after > not_after_in_use
@@ -45,24 +45,24 @@ pub struct Time {
     pub confirmed: bool,
 }
 
-/// The renewals of one node. The shell asks [`Self::begins`] at each [`Self::deadline`], makes the
+/// The renewals of one node. The shell calls [`Self::begins`] at each [`Self::deadline`], makes the
 /// attempt, and reports its end by [`Self::renewed`] or [`Self::failed`].
 #[derive(Debug)]
 pub struct Renewal {
     life: Life,
-    /// Out of 65536, from the node's name.
+    /// Fraction of 65536, derived from the node's name.
     spread: u16,
-    /// An attempt goes on.
+    /// An attempt is in progress.
     asked: bool,
-    /// The other end wants it, or refuses the certificate there is.
+    /// The other end requests it, or refuses the current certificate.
     wanted: bool,
     failures: u32,
-    /// No attempt before this.
+    /// No attempt before this time.
     earliest: Millis,
 }
 
 impl Renewal {
-    /// Renewals of the certificate of this life, for the node of this name.
+    /// For a certificate of this validity, of the node with this name.
     #[must_use]
     pub fn new(node: &str, life: Life) -> Self {
         let [high, low, ..] = edge_proto::hash::sha256(node.as_bytes()).0;
@@ -88,20 +88,20 @@ impl Renewal {
         self.life
     }
 
-    /// The end of its validity, seconds since 1970.
+    /// Its notAfter, seconds since 1970.
     #[must_use]
     pub const fn not_after(&self) -> u64 {
         self.life.not_after
     }
 
-    /// Whether it should have been renewed long ago: five sixths of its life are over.
+    /// Whether it should have been renewed long ago: five sixths of its lifetime have passed.
     #[must_use]
     pub const fn is_late(&self, time: Time) -> bool {
         let late = self.life.not_after.saturating_sub(self.life.seconds() / 6);
         time.unix_s >= late
     }
 
-    /// Seconds since 1970 from when on an attempt is due by itself.
+    /// Seconds since 1970 from which an attempt is due without a request.
     fn due(&self, confirmed: bool) -> u64 {
         match confirmed {
             true => self.due_unix_s(),
@@ -109,7 +109,7 @@ impl Renewal {
         }
     }
 
-    /// When to ask [`Self::begins`] next; to be asked again whenever the time is confirmed.
+    /// When to call [`Self::begins`] next; call it also whenever the time is confirmed.
     #[must_use]
     pub fn deadline(&self, now: Millis, time: Time) -> Option<Millis> {
         let left_s = self.due(time.confirmed).saturating_sub(time.unix_s);
@@ -129,13 +129,13 @@ impl Renewal {
         begins
     }
 
-    /// The cloud asks for it, or the certificate was refused. After failures this waits, too.
+    /// The cloud requests it, or the certificate was refused. After failures this waits, too.
     pub const fn want(&mut self) {
         self.wanted = true;
     }
 
-    /// The attempt failed; the next is later, at once much later if the cloud has refused. Short
-    /// lives have short waits.
+    /// The attempt failed; the next one is later, and much later if the cloud has refused. Short
+    /// lifetimes have short waits.
     pub fn failed(&mut self, now: Millis, refused: bool) {
         self.asked = false;
         self.wanted = false;
@@ -149,12 +149,12 @@ impl Renewal {
         let wait = min
             .saturating_mul(1 << (self.failures - 1).min(16))
             .min(max);
-        // Half of it is spread by the name: all that failed together do not come together.
+        // Half of it is spread by the name: nodes that failed together do not retry together.
         let spread = (wait / 2).saturating_mul(u64::from(self.spread)) >> 16;
         self.earliest = now.saturating_add(wait / 2 + spread);
     }
 
-    /// There is a new certificate.
+    /// A new certificate was issued.
     pub const fn renewed(&mut self, life: Life) {
         self.life = life;
         self.asked = false;
@@ -223,7 +223,7 @@ mod tests {
         assert!(renewal.due_unix_s() > due + YEAR_S / 3 * 2 - 1);
     }
 
-    /// Goal: no clock of a board, wherever it stands, makes the agent ask; the floor does.
+    /// Goal: no clock of a board, whatever it shows, makes the agent request a renewal; the floor does.
     #[test]
     fn without_a_confirmed_time_only_an_end_by_the_floor_or_a_refusal_counts() {
         let mut renewal = Renewal::new("gate", LIFE);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     proptest! {
-        /// Waits grow to their cap and never pass it, whatever the life.
+        /// Waits grow to their cap and never exceed it, whatever the lifetime.
         #[test]
         fn waits_stay_within_their_bounds(
             issued in any::<u64>(), end in any::<u64>(), failures in 1_u32..200, unix_s in any::<u64>()

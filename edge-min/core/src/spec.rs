@@ -1,6 +1,6 @@
-//! What a container is started with, resolved from the desired objects: environment, mounts with
-//! their content, capabilities, limits. A container of an image needs the image's own configuration
-//! too, which is known only when the image is there: [`ContainerSpec::process`] merges the two.
+//! The resolved spec of a container, from the desired objects: environment, mounts with
+//! their content, capabilities, limits. An image's own configuration
+//! is known only when the image is available: [`ContainerSpec::process`] merges the two.
 
 use alloc::borrow::ToOwned as _;
 use alloc::string::{String, ToString as _};
@@ -23,21 +23,21 @@ use crate::limits::{LOG_BYTES_MAX, LOG_BYTES_MIN, LOGS_BYTES_MIN, MEMORY_VOLUME_
 use crate::pod::{mounted, spec_hash};
 use crate::supervisor::StartFailure;
 
-/// Search path of a process whose image and Pod name none.
+/// Search path of a process whose image and Pod set none.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Mode of a file of a ConfigMap or Secret whose volume names none.
+/// Mode of a file of a ConfigMap or Secret whose volume sets none.
 const FILE_MODE_DEFAULT: u32 = 0o644;
 
-/// Everything about one start; nothing of it is to be looked up again.
+/// Everything that one start needs; the shell looks up nothing more.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
-    /// Pod.
+    /// UID of the pod.
     pub uid: Uid,
-    /// Container.
+    /// Name in the pod.
     pub container: String,
-    /// Number of the run.
+    /// Number of the run, which answers repeat.
     pub run: u32,
-    /// Hash of what is started: names the cgroup, so that a later agent knows it.
+    /// Hash of the spec: part of the cgroup's name, so that a later agent recognizes it.
     pub hash: Hash16,
     /// Host name inside: the pod's name.
     pub hostname: String,
@@ -55,7 +55,7 @@ pub struct ContainerSpec {
     pub user: Option<u32>,
     /// Group; `None` is the user's number.
     pub group: Option<u32>,
-    /// Capabilities.
+    /// Capabilities of the process.
     pub rights: Rights,
     /// Mounts, in the order in which they are made.
     pub mounts: Vec<Mount>,
@@ -70,22 +70,22 @@ pub struct ContainerSpec {
 pub struct Image {
     /// Reference, as in the Pod.
     pub reference: String,
-    /// References of all desired pods: their layers stay when room must be made.
+    /// References of all desired pods: their layers stay when space must be freed.
     pub in_use: Vec<String>,
 }
 
-/// What an image says about the process.
+/// Configuration of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// Entrypoint.
+    /// `ENTRYPOINT`: program and first arguments.
     pub entrypoint: Vec<String>,
     /// Default arguments.
     pub cmd: Vec<String>,
-    /// Environment.
+    /// `ENV`, in order.
     pub env: Vec<(String, String)>,
     /// Working directory; empty is `/`.
     pub working_dir: String,
-    /// `USER[:GROUP]` as the image says it; empty is root.
+    /// `USER[:GROUP]` in the image's own form; empty is root.
     pub user: String,
 }
 
@@ -105,43 +105,43 @@ pub struct Process {
 /// Capabilities that a container keeps of root's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
-    /// As the kernel's bits: all that it can ever have.
+    /// Bits of the kernel: the bounding set.
     pub granted: u64,
     /// Those of them that a user other than root gets too.
     pub for_users: u64,
-    /// It may gain more, by setuid programs.
+    /// It may gain further capabilities, by setuid programs.
     pub privileged: bool,
 }
 
-/// A volume of a pod.
+/// A resolved volume of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
     /// Name within the pod, an RFC 1123 label.
     pub name: String,
-    /// What it shows.
+    /// Where its files come from.
     pub content: Content,
 }
 
-/// What a volume shows.
+/// Resolved source of a volume.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Content {
     /// Scratch space of the pod.
     Empty {
         /// On tmpfs.
         memory: bool,
-        /// Its cap; 0 is the default.
+        /// Size limit; 0 is the default.
         size_bytes: u64,
     },
     /// A path of the board, which the board file must allow.
     Host {
         /// Absolute path.
         path: String,
-        /// Create it when missing.
+        /// Create it when it is missing.
         create: bool,
     },
     /// Files of a ConfigMap or Secret.
     Files {
-        /// (relative path that stays inside, bytes).
+        /// (relative path within the volume, bytes).
         files: Data,
         /// Mode of each file.
         mode: u32,
@@ -150,7 +150,7 @@ pub enum Content {
     },
 }
 
-/// A volume's place in a container.
+/// Where a container mounts a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// Shared by the mounts of one volume.
@@ -159,18 +159,18 @@ pub struct Mount {
     pub target: String,
     /// Part of the volume; empty is all of it.
     pub sub_path: String,
-    /// Files of ConfigMaps and Secrets always are.
+    /// Always set for files of ConfigMaps and Secrets.
     pub read_only: bool,
 }
 
-/// Without environment and files: they may be secret.
+/// Omits environment and files: they may be secret.
 impl fmt::Debug for ContainerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} run {}", self.uid, self.container, self.run)
     }
 }
 
-/// Without the files: they may be secret.
+/// Omits the files: they may be secret.
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -182,10 +182,10 @@ impl fmt::Debug for Content {
 }
 
 impl ContainerSpec {
-    /// Resolves what `container` of `pod` is started with.
+    /// Resolves the spec of `container` of `pod`.
     ///
     /// # Errors
-    /// What is missing or contradicts itself.
+    /// The missing object, or the contradiction.
     pub(crate) fn resolve(
         pod: &Pod,
         container: &Container,
@@ -225,8 +225,8 @@ impl ContainerSpec {
         })
     }
 
-    /// The process to start: as Kubernetes, the Pod's command replaces the image's arguments as
-    /// well, and its environment goes over the image's. `image` is `None` for a plain process.
+    /// The process to start. As in Kubernetes, the Pod's command also replaces the image's arguments,
+    /// and its environment overrides the image's. `image` is `None` for a plain process.
     ///
     /// # Errors
     /// Neither names a program, or only the image names a user, and not by number.
@@ -262,9 +262,9 @@ impl ContainerSpec {
 }
 
 /// The number of an image's user; `None` is root. A name would have to be looked up in the image's own
-/// `/etc/passwd`, which an image may let point anywhere, and Kubernetes does not trust it either
-/// (`runAsNonRoot`): it is refused, and so the shell never parses files of images. The group that an
-/// image names is not used: it is the Pod's, or the user's number.
+/// `/etc/passwd`, which an image may link anywhere, and Kubernetes does not trust it either
+/// (`runAsNonRoot`): it is refused, and so the shell never parses files of images. The image's group
+/// is not used: it is the Pod's, or the user's number.
 fn image_user(user: &str) -> Result<Option<u32>, String> {
     let user = user.split(':').next().unwrap_or_default();
     match user {
@@ -276,7 +276,7 @@ fn image_user(user: &str) -> Result<Option<u32>, String> {
     }
 }
 
-/// Bytes of one log ring of a pod: at most 1/16 of its smallest memory limit, for tmpfs pages are
+/// Bytes of one log ring of a pod: at most 1/16 of its smallest memory limit, because tmpfs pages are
 /// charged to the writer.
 pub(crate) fn log_bytes(pod: Option<&Pod>) -> u64 {
     let containers = pod.into_iter().flat_map(|pod| &pod.containers);
@@ -288,8 +288,8 @@ pub(crate) fn log_bytes(pod: Option<&Pod>) -> u64 {
         .clamp(LOG_BYTES_MIN, LOG_BYTES_MAX)
 }
 
-/// Bytes of the tmpfs with all logs of a pod: twice the rings, for the tail is cut after the fact and
-/// never in the writer's way.
+/// Bytes of the tmpfs with all logs of a pod: twice the rings, because a log is truncated afterwards and
+/// never blocks the writer.
 pub(crate) fn logs_bytes(pod: Option<&Pod>) -> u64 {
     let containers = pod.map_or(0, |pod| pod.containers.len() as u64);
     (log_bytes(pod) * containers * 2).max(LOGS_BYTES_MIN)
@@ -304,7 +304,7 @@ pub(crate) fn images<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<String> {
     images.into_iter().cloned().collect()
 }
 
-/// The volumes of a pod that show files. One that cannot be resolved keeps what it shows.
+/// The volumes of a pod with files. A volume that cannot be resolved keeps its present files.
 pub(crate) fn file_volumes(objects: &ConfigObjects, pod: &Pod) -> Vec<Volume> {
     let volumes = pod.volumes.iter().filter_map(|volume| {
         let content = content(objects, pod, &volume.source).ok()?;
@@ -435,7 +435,7 @@ fn content(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<
     })
 }
 
-/// All keys, or those that `items` picks under its paths.
+/// All keys, or those that `items` selects, under its paths.
 fn select(data: &Data, items: &[(String, String)]) -> Result<Data, String> {
     let files = if items.is_empty() {
         data.clone()
@@ -471,7 +471,7 @@ fn rights(container: &Container) -> Rights {
         };
     }
     let granted = granted(add, drop);
-    // A capability that is added by name is meant for the container's user, whoever that is. `ALL`
+    // A capability that is added by name is for the container's user, whoever that is. `ALL`
     // is what a container of root may have.
     let for_users = if add == CAPABILITIES_ALL { 0 } else { add };
     Rights {
@@ -482,7 +482,7 @@ fn rights(container: &Container) -> Rights {
 }
 
 impl StartFailure {
-    /// The Pod cannot be started as it is: nothing was made.
+    /// The Pod cannot be started as it is: nothing was created.
     #[must_use]
     pub fn config(message: String) -> Self {
         Self {

@@ -1,8 +1,8 @@
-//! One container: what we want of it, what it is, and the one step between.
+//! One container: its wanted state, its actual state, and the next step between them.
 //!
-//! `wanted` is the disposition; [`State`] is what is. A state that waits for the shell has no
-//! timer but `Stopping`: the shell always answers. What cannot be killed or cleared is tried again
-//! for ever, and says so: a second copy beside it would be worse.
+//! `wanted` is the disposition; [`State`] is the actual state. A state that waits for the shell has no
+//! timer, except `Stopping`: the shell always answers. A container that cannot be killed or removed is
+//! retried for ever, and its status says so: a second copy beside it would be worse.
 
 use alloc::string::{String, ToString as _};
 
@@ -13,11 +13,11 @@ use edge_proto::object::{ContainerState, ContainerStatus, RestartPolicy, clip};
 use crate::backoff;
 use crate::limits::{BACKOFF_RESET_MS, KILL_RETRY_MS};
 
-/// Bytes of a container's reason in a status; a longer one is cut. 16 containers with reasons this
-/// long and without messages fit the payload of a status.
+/// Bytes of a container's reason in a status; a longer one is truncated. 16 containers with reasons of this
+/// length and without messages fit the payload of a status.
 const REASON_BYTES_MAX: usize = 64;
 
-/// Exit code of a run whose program could not be started, as containerd gives it.
+/// Exit code of a run whose program could not be started, as in containerd.
 pub const EXIT_NOT_RUN: i32 = 128;
 
 /// Why a start failed.
@@ -25,39 +25,39 @@ pub const EXIT_NOT_RUN: i32 = 128;
 pub struct StartFailure {
     /// Kubernetes' reason: `ErrImageNeverPull`, `CreateContainerError`...
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
-    /// The container was there and its program could not be run: to Kubernetes that is a run, which
-    /// ended with [`EXIT_NOT_RUN`]. What kept the container from being made is not.
+    /// The container existed and its program could not be executed: to Kubernetes this is a run, which
+    /// ended with [`EXIT_NOT_RUN`]. A failure to create the container is not a run.
     pub counts_as_run: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Not there, may start at this time.
+    /// Not present, may start at this time.
     Idle { start_at: Millis },
-    /// The shell starts it. `Exited` of a short run may come before its `Started`; its
+    /// The shell is starting it. `Exited` of a short run may come before its `Started`; its
     /// end is kept until then.
     Starting {
         ended: Option<(Option<i32>, bool)>,
-        /// Its pod was not wanted any more, and the shell knows.
+        /// Its pod was not wanted any more, and the shell was informed.
         cancelled: bool,
     },
-    /// Runs.
+    /// The process is running.
     Running { pid: u32, since: Millis },
-    /// SIGTERM was sent, and SIGKILL so many times; SIGKILL follows (again) at this time.
+    /// SIGTERM was sent, and this many SIGKILLs; the next SIGKILL follows at this time.
     Stopping {
         pid: u32,
         kill_at: Millis,
         kills: u32,
     },
-    /// Ended; the shell clears its remains, then `next` holds. It could not at `again_at`'s last
-    /// try, if there is one.
+    /// Ended; the shell removes its remains, then `next` applies. If the last attempt failed, `again_at` is
+    /// the time of the next.
     Removing {
         next: Next,
         again_at: Option<Millis>,
     },
-    /// Ended for good; `stopped` when we made it end, so it may come back if it is wanted again.
+    /// Ended for good; `stopped` if the agent ended it, so that it starts again if it is wanted again.
     Ended {
         code: Option<i32>,
         oom: bool,
@@ -80,7 +80,7 @@ pub(crate) enum Step {
     Start,
     Cancel,
     Terminate,
-    /// With the process when an earlier one did not help, once.
+    /// Contains the process if an earlier SIGKILL had no effect, once.
     Kill {
         again: Option<u32>,
     },
@@ -91,18 +91,18 @@ pub(crate) enum Step {
 pub(crate) struct Supervisor {
     pub(crate) name: String,
     pub(crate) spec: Hash16,
-    /// Spec of what runs; differs from `spec` until it is replaced.
+    /// Spec of the running container; differs from `spec` until it is replaced.
     running_spec: Hash16,
     pub(crate) state: State,
-    /// Number of the latest run: answers about an earlier one are stale.
+    /// Number of the latest run: answers for an earlier one are stale.
     pub(crate) run: u32,
     failures: u32,
     restarts: u32,
     last_exit_code: Option<i32>,
     failure: Option<StartFailure>,
-    /// Why its remains could not be cleared, the last time.
+    /// Why the last attempt to remove its remains failed.
     remains: Option<String>,
-    /// It ended unseen, and whether it runs again hangs on a spec that is not known yet.
+    /// Its end was not observed, and the decision to restart needs a spec that is not known yet.
     undecided: bool,
 }
 
@@ -123,14 +123,14 @@ impl Supervisor {
         }
     }
 
-    /// The container runs already: this agent did not start it.
+    /// The container is running already: an earlier agent started it.
     pub(crate) fn adopt(&mut self, now: Millis, pid: u32, spec: Hash16) {
         self.running_spec = spec;
         self.run = 1;
         self.state = State::Running { pid, since: now };
     }
 
-    /// How the latest run ended, as an earlier agent noted it.
+    /// How the latest run ended, as stored by an earlier agent.
     pub(crate) fn recall(&mut self, code: Option<i32>, oom: bool, policy: RestartPolicy) {
         self.last_exit_code = code;
         if !restarts(policy, code) {
@@ -143,12 +143,12 @@ impl Supervisor {
         }
     }
 
-    /// Remains of a run that ended while nobody looked: clear them; the unknown code counts as a
-    /// failure. Without a policy it is decided when the pod's spec arrives.
+    /// Remains of a run whose end was not observed: removes them; the unknown code counts as a
+    /// failure. Without a policy the decision waits for the pod's spec.
     pub(crate) fn clear_remains(&mut self, now: Millis, policy: Option<RestartPolicy>) {
         self.run = 1;
         let next = if let State::Ended { code, oom, stopped } = self.state {
-            // Noted, and not cleared any more.
+            // The end was stored, but the remains were not removed.
             Next::End { code, oom, stopped }
         } else if policy.is_some_and(|policy| restarts(policy, None)) {
             self.restarts = 1;
@@ -164,7 +164,7 @@ impl Supervisor {
         self.state = removing(next);
     }
 
-    /// The policy has become known: what ended unseen before may have to run again.
+    /// The policy is known now: a run whose end was not observed may have to be repeated.
     pub(crate) fn decide(&mut self, policy: RestartPolicy) {
         if !core::mem::take(&mut self.undecided) {
             return;
@@ -182,8 +182,8 @@ impl Supervisor {
         self.restarts = self.restarts.saturating_add(1);
     }
 
-    /// The one thing to do now, if any. A start is given up with its pod only: the shell gives up all
-    /// starts of a pod, and the others may be wanted.
+    /// The one action to take now, if any. A start is cancelled only together with its pod: the shell cancels
+    /// all starts of a pod, and the others may be wanted.
     pub(crate) fn step(
         &mut self,
         now: Millis,
@@ -236,7 +236,7 @@ impl Supervisor {
                 }
                 Some(Step::Remove)
             }
-            // A spec that changed after the end starts anew, and so does what we stopped.
+            // A spec that changed after the end is started, and so is a container that the agent stopped.
             State::Ended { stopped, .. }
                 if wanted && (stopped || self.running_spec != self.spec) =>
             {
@@ -247,7 +247,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes a new spec. It does not wait for the back-off that the old one earned.
+    /// Sets a new spec. It does not wait for the back-off of the old one.
     pub(crate) fn set_spec(&mut self, spec: Hash16) {
         if self.spec == spec {
             return;
@@ -281,7 +281,7 @@ impl Supervisor {
         self.state = State::Running { pid, since: now };
     }
 
-    /// It starts again later, unless the failure counts as a run and the policy wants no other.
+    /// Starts again later, unless the failure counts as a run and the policy does not restart.
     pub(crate) fn start_failed(
         &mut self,
         now: Millis,
@@ -310,7 +310,7 @@ impl Supervisor {
             Next::End {
                 code,
                 oom: false,
-                // One that was given up may have failed by that.
+                // A cancelled start may have failed because of that.
                 stopped: !wanted || given_up,
             }
         } else {
@@ -375,7 +375,7 @@ impl Supervisor {
         self.remains.replace(clip(error).into()).is_none()
     }
 
-    /// Why it does not go away, for a person; `None` when all takes its course.
+    /// Why its end or removal is delayed, human-readable; `None` in the normal case.
     pub(crate) fn stuck(&self) -> Option<String> {
         match &self.state {
             State::Stopping { pid, kills, .. } if *kills > 1 => {
@@ -397,17 +397,17 @@ impl Supervisor {
         }
     }
 
-    /// Spec of what runs.
+    /// Spec of the running container.
     pub(crate) const fn running_spec(&self) -> Hash16 {
         self.running_spec
     }
 
-    /// A process of it is on the board.
+    /// Whether a process of it is on the board.
     pub(crate) const fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Stopping { .. })
     }
 
-    /// Nothing of it is left on the board.
+    /// Whether nothing of it is left on the board.
     pub(crate) const fn is_gone(&self) -> bool {
         matches!(self.state, State::Idle { .. } | State::Ended { .. })
     }
@@ -424,7 +424,7 @@ impl Supervisor {
         }
     }
 
-    /// Why it never ran, when that was its end: the state of an ended container has no message of its own.
+    /// Why it never ran, if it ended so: the state of an ended container has no message of its own.
     pub(crate) fn never_ran(&self) -> Option<&str> {
         let failure = self.failure.as_ref()?;
         self.ended().map(|_| failure.message.as_str())
@@ -489,7 +489,7 @@ const fn removing(next: Next) -> State {
     }
 }
 
-/// A reason is one word; a longer one would crowd the status.
+/// A reason is one word; a longer one would exceed the status.
 fn clip_reason(reason: &str) -> &str {
     let mut end = reason.len().min(REASON_BYTES_MAX);
     while !reason.is_char_boundary(end) {

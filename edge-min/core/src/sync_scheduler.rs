@@ -1,8 +1,8 @@
 //! When the outbox syncs what it has written, and when it writes again after a failure. The outbox's
-//! thread writes what is there, asks [`SyncScheduler::must_sync`], and passes in how that ended.
+//! thread writes records, calls [`SyncScheduler::must_sync`], and passes in the result of the sync.
 //!
-//! After a failed write the outbox takes no record until the write is to be retried. A row of
-//! failures is reported once, as is its end.
+//! After a failed write the outbox accepts no record until the write is to be retried. Consecutive
+//! failures are reported once, as is their end.
 
 use edge_proto::Millis;
 
@@ -13,7 +13,7 @@ use crate::write_scheduler::Retry;
 #[derive(Debug, Default)]
 pub struct SyncScheduler {
     retry: Retry,
-    /// When what is written is synced at the latest.
+    /// Latest time of the next sync.
     sync_at: Option<Millis>,
 }
 
@@ -24,8 +24,8 @@ impl SyncScheduler {
         self.retry.at().is_some_and(|at| now < at)
     }
 
-    /// Whether to sync now: `waiting` is whether a record is answered only after its sync. Of the
-    /// others the oldest has waited long enough.
+    /// Whether to sync now: `waiting` is set if a record is answered only after its sync. The oldest of the
+    /// other records has waited long enough.
     #[must_use]
     pub fn must_sync(&self, now: Millis, waiting: bool) -> bool {
         waiting || self.sync_at.is_some_and(|at| at <= now)
@@ -42,25 +42,25 @@ impl SyncScheduler {
         self.recovered()
     }
 
-    /// Something else that had failed was written; returns whether to report that writes succeed
+    /// Another write that had failed has succeeded; returns whether to report that writes succeed
     /// again.
     pub const fn recovered(&mut self) -> bool {
         self.retry.written()
     }
 
-    /// Records could not be written or synced: nothing of them is left to sync. Returns whether to
+    /// Records could not be written or synced: none of them is left to sync. Returns whether to
     /// report it.
     pub fn records_failed(&mut self, now: Millis) -> bool {
         self.sync_at = None;
         self.failed(now)
     }
 
-    /// Something else could not be written; returns whether to report it.
+    /// Another write failed; returns whether to report it.
     pub fn failed(&mut self, now: Millis) -> bool {
         self.retry.failed(now)
     }
 
-    /// When to act though no job came: to sync, or to retry if something is `behind` on the medium.
+    /// When to act without a job: to sync, or to retry if the medium is `behind`.
     #[must_use]
     pub fn deadline(&self, behind: bool) -> Option<Millis> {
         let retry_at = self.retry.at().filter(|_| behind);
@@ -114,8 +114,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, what is written is synced or failed within its time, failures and
-        /// recoveries are reported in turn, and nothing is refused for longer than a pause.
+        /// In any order of events, a written record is synced or failed within its time, failures and
+        /// recoveries are reported alternately, and no record is refused for longer than the retry delay.
         #[test]
         fn failures_and_recoveries_alternate(steps in proptest::collection::vec((0_u8..5, 0_u64..9_000), 1..60)) {
             let (mut scheduler, mut now, mut failing) = (SyncScheduler::default(), 0, false);

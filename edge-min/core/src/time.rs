@@ -1,19 +1,19 @@
-//! What a node believes of the time. Two answers, for two questions:
+//! What a node assumes about the time. Two answers, for two questions:
 //!
-//! - *Has a certificate ended?* The floor: the latest of the date of the build, of what was kept,
+//! - *Has a certificate expired?* The floor: the latest of the build date, of the stored floor,
 //!   and of the cloud's time. It never goes back, or an old certificate whose key was stolen
-//!   would be good again. But a cloud with a wrong clock must not shut its nodes out: a server
-//!   cannot prove a time at which its own certificate would have ended, so the floor is believed up
-//!   to that end only, and does not run past it either.
-//! - *What time is it?* The cloud's, as last received, wherever the floor is.
+//!   would be valid again. But a cloud with a wrong clock must not lock its nodes out: a server
+//!   cannot prove a time at which its own certificate would have expired, so the floor is accepted up
+//!   to that expiry only, and does not advance past it either.
+//! - *What time is it?* The cloud's time, as last received, wherever the floor is.
 
 use edge_proto::Millis;
 
 use crate::limits::FLOOR_KEPT_S;
 use crate::renewal::Time;
 
-/// 20 years: no board is away for so long, so a clock that is further above the floor is broken, as
-/// that of a dead battery may be. Believed, it would take every certificate for expired.
+/// 20 years: no board is offline for so long, so a clock that is further above the floor is broken, for
+/// example after its battery is empty. If accepted, it would make every certificate expired.
 pub const AHEAD_S_MAX: u64 = 20 * 365 * 24 * 3600;
 
 /// A time, and the monotonic instant at which it held.
@@ -35,18 +35,18 @@ impl Reading {
 pub struct TrustedTime {
     build_unix_s: u64,
     floor: Reading,
-    /// End of the certificate of the server that the link has spoken with last; 0 before the first.
+    /// Expiry of the certificate of the last server of the link; 0 before the first.
     server_not_after: u64,
     cloud: Option<Reading>,
-    /// The floor that is on the medium.
+    /// The floor that is stored on the medium.
     kept_unix_s: u64,
 }
 
 impl TrustedTime {
-    /// At the agent's start: the build's date, and the floor that was kept. The floor stands still
-    /// until a server of the link has proven itself and the cloud has sent its time: it may be the end
-    /// of that server's certificate already. The time in the answer to a join or a renewal does not move
-    /// it, for their server's certificate bounds nothing.
+    /// At the agent's start: the build's date, and the stored floor. The floor does not advance until a
+    /// server of the link has proven its identity and the cloud has sent its time: the floor may already be
+    /// the expiry of that server's certificate. The time in the answer to a join or a renewal does not
+    /// advance it, because their server's certificate does not bound it.
     #[must_use]
     pub fn new(build_unix_s: u64, kept_unix_s: u64) -> Self {
         let unix_s = build_unix_s.max(kept_unix_s);
@@ -59,7 +59,7 @@ impl TrustedTime {
         }
     }
 
-    /// The earliest time that it can be, seconds since 1970: what certificates are judged by.
+    /// The earliest possible present time, seconds since 1970: certificates are checked against it.
     #[must_use]
     pub fn floor(&self, now: Millis) -> u64 {
         let Reading { unix_s, .. } = self.floor;
@@ -72,15 +72,15 @@ impl TrustedTime {
         }
     }
 
-    /// The cloud's time, seconds since 1970, when it was received since the start.
+    /// The cloud's time, seconds since 1970, if it was received since the start.
     #[must_use]
     pub fn cloud(&self, now: Millis) -> Option<u64> {
         self.cloud.map(|reading| reading.runs_on(now))
     }
 
-    /// What certificates and their renewal go by: the cloud's time, or else the floor. The system's
-    /// clock has no part in this: one that stands in 2100 would make every certificate expired, and
-    /// nobody can tell it from one that is right.
+    /// The time for certificates and their renewal: the cloud's time, or else the floor. The system's
+    /// clock is not used: one that shows 2100 would make every certificate expired, and it
+    /// cannot be distinguished from a correct one.
     #[must_use]
     pub fn reliable(&self, now: Millis) -> Time {
         let cloud = self.cloud(now);
@@ -90,8 +90,8 @@ impl TrustedTime {
         }
     }
 
-    /// Seconds since 1970 for people, and whether they are to be trusted: the cloud's time, or that of
-    /// the system's clock if it is above the floor, and not by [`AHEAD_S_MAX`]; else the floor.
+    /// Seconds since 1970 for display, and whether they are trusted: the cloud's time, or
+    /// the system's clock if it is above the floor, but by less than [`AHEAD_S_MAX`]; else the floor.
     #[must_use]
     pub fn shown(&self, now: Millis, system_unix_s: u64) -> (u64, bool) {
         let Time { unix_s, confirmed } = self.reliable(now);
@@ -102,9 +102,9 @@ impl TrustedTime {
         }
     }
 
-    /// The floor that is to be written to the medium now, if any: it is kept when it has moved by
-    /// [`FLOOR_KEPT_S`], for each write wears the flash. The shell answers with [`Self::kept`]; a
-    /// write that failed only makes the floor of the next start lower.
+    /// The floor that is to be written to the medium now, if any: it is written when it has advanced by
+    /// [`FLOOR_KEPT_S`], because each write wears the flash. The shell answers with [`Self::kept`]; a
+    /// failed write only makes the floor of the next start lower.
     #[must_use]
     pub fn to_keep(&self, now: Millis) -> Option<u64> {
         let floor = self.floor(now);
@@ -112,26 +112,26 @@ impl TrustedTime {
         (moved && self.cloud.is_some()).then_some(floor)
     }
 
-    /// The floor that is on the medium, seconds since 1970.
+    /// The floor that is stored on the medium, seconds since 1970.
     #[must_use]
     pub const fn kept_unix_s(&self) -> u64 {
         self.kept_unix_s
     }
 
-    /// This floor is on the medium.
+    /// This floor was written to the medium.
     pub const fn kept(&mut self, unix_s: u64) {
         self.kept_unix_s = unix_s;
     }
 
-    /// A server of the link has proven that it holds the key of a certificate that is good by the
-    /// floor, and that ends then.
+    /// A server of the link has proven that it holds the key of a certificate that is valid by the
+    /// floor, and that expires then.
     pub fn server(&mut self, now: Millis, not_after: u64) {
         let unix_s = self.floor(now);
         self.floor = Reading { unix_s, at: now };
         self.server_not_after = not_after;
     }
 
-    /// The cloud sent its time, authenticated. Ignored when it can only be a broken clock.
+    /// The cloud has sent its time, authenticated. Ignored when only a broken clock can show it.
     pub fn confirm(&mut self, now: Millis, unix_s: u64) {
         let floor = self.floor(now);
         if unix_s < self.build_unix_s || unix_s.saturating_sub(floor) >= AHEAD_S_MAX {
@@ -156,8 +156,8 @@ mod tests {
     const DAY_S: u64 = 86_400;
     const YEAR_S: u64 = 365 * DAY_S;
 
-    /// Goal: a cloud whose clock is a year ahead shuts no node out of a broker whose certificate
-    /// lives for 90 days, neither while the agent runs nor after a restart.
+    /// Goal: a cloud whose clock is a year ahead does not lock a node out of a broker whose certificate
+    /// is valid for 90 days, neither while the agent runs nor after a restart.
     #[test]
     fn a_clock_that_is_a_year_ahead_lifts_the_floor_to_the_end_of_the_servers_certificate_only() {
         let end = BUILD + 90 * DAY_S;
@@ -171,8 +171,8 @@ mod tests {
         assert_eq!(again.floor(DAY_S * 1000), end, "nor after a restart");
     }
 
-    /// Goal: when the clock is right again the node takes the time, and the floor stays where it is
-    /// until the truth has come there; then an old certificate is over for good.
+    /// Goal: when the clock is correct again the node accepts the time, and the floor stays where it is
+    /// until the correct time has reached it; then an old certificate stays expired.
     #[test]
     fn the_cloud_corrects_its_clock_and_the_floor_waits_for_it() {
         let first = BUILD + 90 * DAY_S;
@@ -182,7 +182,7 @@ mod tests {
         time.confirm(1_000, BUILD + 1);
         assert_eq!(time.cloud(3_000), Some(BUILD + 3));
         assert_eq!(time.floor(3_000), first);
-        // The broker has its next certificate, and the day comes on which the first has ended.
+        // The broker has its next certificate, and on this day the first one has expired.
         let day_91 = 91 * DAY_S;
         time.server(day_91 * 1000, BUILD + 150 * DAY_S);
         time.confirm(day_91 * 1000, BUILD + day_91);
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(time.cloud(70_000), Some(BUILD + 1_010));
     }
 
-    /// Goal: no broken clock makes every certificate expired for good.
+    /// Goal: no broken clock makes every certificate expired permanently.
     #[test]
     fn a_time_before_the_build_or_far_too_late_is_not_believed() {
         for unix_s in [0, BUILD - 1, BUILD + AHEAD_S_MAX, u64::MAX] {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     proptest! {
-        /// The floor never goes back, and never passes the latest end of a server's certificate.
+        /// The floor never goes back, and never exceeds the latest expiry of a server's certificate.
         #[test]
         fn the_floor_never_goes_back_nor_past_what_was_proven(
             steps in prop::collection::vec((any::<bool>(), 0..3 * YEAR_S, 0..30 * DAY_S), 1..60)

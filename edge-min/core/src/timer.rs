@@ -1,33 +1,33 @@
-//! The agent's timers: one table, so that its deadline is their minimum and nothing is forgotten.
-//! The timers of single pods stay with the pods; the earliest of them stands here.
+//! The agent's timers: one table, so that its deadline is their minimum and none is missed.
+//! The timers of single pods stay with the pods; the earliest of them is in the table.
 
 use edge_proto::Millis;
 
-/// What is due at a time. The order is that of the table.
+/// Which action is due. The order is that of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
     /// The earliest of all pods: a start after its back-off, a kill after its grace, a retry.
     Pods,
-    /// The logs of running containers are cut to their tail.
+    /// Truncate the logs of running containers to their tail.
     TrimLogs,
-    /// A join is tried.
+    /// Try to join.
     Join,
-    /// A connection to the cloud is tried.
+    /// Try to connect to the cloud.
     Connect,
-    /// The certificate is to be renewed, or that is tried again.
+    /// Renew the certificate, or retry a failed renewal.
     Renewal,
-    /// An hour of the flash budget ends while the day is at risk.
+    /// End of an hour of the flash budget while the day is at risk.
     FlashHour,
-    /// The wear of the flash is read; set by the first `Flash`.
+    /// Read the wear of the flash; set by the first `Flash`.
     Wear,
 }
 
 impl Timer {
-    /// The last one: it sizes the table.
+    /// The last variant: it determines the size of the table.
     const LAST: Self = Self::Wear;
 }
 
-/// When each timer is due; `None` is not set.
+/// Due time of each timer; `None` is not set.
 #[derive(Debug, Default)]
 pub(crate) struct Timers([Option<Millis>; Timer::LAST as usize + 1]);
 
@@ -42,7 +42,7 @@ impl Timers {
         self.0.get(timer as usize).copied().flatten()
     }
 
-    /// Whether the timer is due; it is not set any more then.
+    /// Whether the timer is due; if so, it is cleared.
     pub(crate) fn expired(&mut self, timer: Timer, now: Millis) -> bool {
         let due = self.get(timer).is_some_and(|at| at <= now);
         if due {

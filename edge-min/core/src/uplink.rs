@@ -1,6 +1,6 @@
 //! The link to the cloud: when a join or a connection is tried and with which certificate, when the
-//! certificate is renewed, and which time of the cloud is believed. The session over the link is
-//! another machine (`edge_proto::session`), which the shell drives.
+//! certificate is renewed, and which time of the cloud is accepted. The session over the link is a
+//! separate state machine (`edge_proto::session`), which the shell drives.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -16,7 +16,7 @@ use crate::reconnect::{self, Reconnect};
 use crate::renewal::Time;
 use crate::timer::{Timer, Timers};
 
-/// For people, while the connection is up and the session is not.
+/// Shown while the connection is up and the session is not.
 const UNANSWERED: &str = "the link is up, and edge-cloud has not answered yet";
 
 /// The node's side of the link.
@@ -28,9 +28,9 @@ pub(crate) struct Uplink {
     joins: Option<Box<Reconnect>>,
     up: bool,
     live: bool,
-    /// Why there is no connection, for people.
+    /// Why there is no connection, human-readable.
     error: String,
-    /// The latest time, and the monotonic instant at which it held.
+    /// The latest reliable time, and the monotonic instant at which it was set.
     time: Option<(Time, Millis)>,
 }
 
@@ -45,7 +45,7 @@ impl Uplink {
         self.identity.as_mut().map(|one| &mut one.certificates)
     }
 
-    /// The time at `now`: a confirmed one runs on, the floor stands still.
+    /// The time at `now`: a confirmed one advances, the floor does not.
     fn time(&self, now: Millis) -> Time {
         let (time, at) = self.time.unwrap_or_default();
         let since_s = match time.confirmed {
@@ -69,7 +69,7 @@ impl Uplink {
         }
     }
 
-    /// End of the certificate, when it is renewed, and why that failed; 0 before the join.
+    /// Expiry of the certificate, when it is renewed, and why that failed; 0 before the join.
     pub(crate) fn certificate(&self) -> (u64, u64, &str) {
         self.identity.as_ref().map_or((0, 0, ""), |one| {
             let certificates = &one.certificates;
@@ -175,7 +175,7 @@ impl Uplink {
                 certificates.renewed(new);
                 outputs.push_back(Output::Event(Event::Renewed(new.not_after)));
                 self.handle_cloud_time(unix_s, outputs);
-                // The pods do not notice: only the link begins anew.
+                // The pods are not affected: only the link is opened again.
                 if self.up {
                     ask(outputs, UplinkOutput::Close);
                 } else if timers.get(Timer::Connect).is_some() {
@@ -208,8 +208,8 @@ impl Uplink {
         ask(outputs, output);
     }
 
-    /// The cloud sent its time. Over a link that this node's certificate has opened it cannot be
-    /// after the certificate's end: such a clock would shut the node out for good.
+    /// The cloud has sent its time. Over a link that was opened with this node's certificate it cannot be
+    /// after the certificate's expiry: such a clock would lock the node out permanently.
     pub(crate) fn handle_cloud_time(&self, unix_s: u64, outputs: &mut VecDeque<Output>) {
         let (not_after, ..) = self.certificate();
         if self.identity.is_some() && unix_s >= not_after {
@@ -219,18 +219,18 @@ impl Uplink {
         }
     }
 
-    /// The time that can be relied on has changed.
+    /// The reliable time has changed.
     pub(crate) const fn handle_time(&mut self, now: Millis, time: Time) {
         self.time = Some((time, now));
     }
 
-    /// The node's condition about its certificate.
+    /// Node condition about its certificate.
     pub(crate) fn condition(&self, now: Millis) -> Option<Condition> {
         let identity = self.identity.as_ref()?;
         Some(identity.certificates.condition(self.time(now)))
     }
 
-    /// Begins what is due, and sets the timer of the renewal.
+    /// Starts what is due, and sets the timer of the renewal.
     pub(crate) fn run(&mut self, now: Millis, timers: &mut Timers, outputs: &mut VecDeque<Output>) {
         if timers.expired(Timer::Join, now) {
             ask(outputs, UplinkOutput::Join);

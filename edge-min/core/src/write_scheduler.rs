@@ -1,9 +1,9 @@
-//! When the store writes again: a failed write of an accepted change, and the state cache, which
-//! follows the desired set. Nothing here is due while nothing has changed.
+//! When the store retries a failed write of an accepted change, and when it writes the state cache, which
+//! follows the desired set. Nothing is due while nothing has changed.
 //!
-//! The store does one thing at a time. After [`Input::Failed`] it takes no further job until
-//! [`Output::Retry`] has led to [`Input::Written`]: nothing is acknowledged that is not on the
-//! medium, and changes keep their order.
+//! The store does one job at a time. After [`Input::Failed`] it accepts no further job until
+//! [`Output::Retry`] has led to [`Input::Written`]: only what is on the medium is acknowledged,
+//! and changes keep their order.
 
 use alloc::vec::Vec;
 
@@ -14,27 +14,27 @@ use edge_proto::session::Payload;
 
 use crate::limits::{CACHE_LATEST_MS, CACHE_QUIET_MS, CACHE_RETRY_MS, WRITE_RETRY_MS};
 
-/// What happened.
+/// Event of the store's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The cache is behind the set.
+    /// The cache is older than the set.
     Changed,
-    /// A write that must succeed did.
+    /// A mandatory write has succeeded.
     Written,
-    /// It did not.
+    /// A mandatory write has failed.
     Failed,
     /// The cache could not be written.
     CacheFailed,
-    /// Whether the flash budget of the day is used up: what may be late is late then.
+    /// Whether the flash budget of the day is used up: writes that may be delayed are then delayed.
     OverBudget(bool),
-    /// The deadline passed.
+    /// The deadline has passed.
     Tick,
 }
 
-/// What to do.
+/// Action for the store's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Report that writes fail; the first of a row only.
+    /// Report that writes fail; only the first of consecutive failures.
     Failing,
     /// Report that writes succeed again.
     Recovered,
@@ -44,18 +44,18 @@ pub enum Output {
     Cache,
 }
 
-/// When the write that failed last is retried; a row of failures is one.
+/// When the failed write is retried; consecutive failures count as one.
 #[derive(Debug, Default)]
 pub(crate) struct Retry(Option<Millis>);
 
 impl Retry {
-    /// Returns whether it is the first failure of a row.
+    /// Returns whether it is the first of consecutive failures.
     pub(crate) fn failed(&mut self, now: Millis) -> bool {
         let at = now.saturating_add(WRITE_RETRY_MS);
         self.0.replace(at).is_none()
     }
 
-    /// Returns whether that ends a row of failures.
+    /// Returns whether it ends consecutive failures.
     pub(crate) const fn written(&mut self) -> bool {
         self.0.take().is_some()
     }
@@ -69,14 +69,14 @@ impl Retry {
 #[derive(Debug, Default)]
 pub struct WriteScheduler {
     retry: Retry,
-    /// When the cache is due, and when at the latest.
+    /// Due time of the cache, and its latest time.
     cache: Option<(Millis, Millis)>,
     over_budget: bool,
     output: Option<Output>,
 }
 
 impl WriteScheduler {
-    /// Takes in one thing that happened.
+    /// Handles one event.
     pub fn handle(&mut self, now: Millis, input: Input) {
         match input {
             Input::Changed => {
@@ -111,7 +111,7 @@ impl WriteScheduler {
         }
     }
 
-    /// The next thing to do.
+    /// The next output; `None` when there is nothing to do.
     pub const fn poll(&mut self) -> Option<Output> {
         self.output.take()
     }
@@ -124,9 +124,9 @@ impl WriteScheduler {
     }
 }
 
-/// Pods that these changes end, whose write has failed, as the agent gets them at once. On a full
-/// medium it may be their own files that keep the change from being written. Nothing else takes effect
-/// before it is durable.
+/// Removes of pods among changes whose write has failed; the agent gets them at once. On a full medium the
+/// pods' own files may be the reason why the change cannot be written. All other changes take effect only
+/// when they are durable.
 #[must_use]
 pub fn ends_before_write(changes: &[(Key, Option<Payload>)]) -> Vec<(Key, Option<Vec<u8>>)> {
     let mut pods = Vec::new();
@@ -267,8 +267,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, a failed write is tried within its pause, and the cache is never
-        /// written while one is outstanding.
+        /// In any order of events, a failed write is retried within its delay, and the cache is never
+        /// written while a retry is outstanding.
         #[test]
         fn a_failed_write_goes_before_the_cache(steps in proptest::collection::vec((0_u8..5, 0_u64..20_000), 1..60)) {
             let (mut scheduler, mut now, mut failing) = (WriteScheduler::default(), 0, false);

@@ -1,5 +1,5 @@
-//! The agent against a board in virtual time: children that behave, crash or hang, answers that
-//! come late, and an agent that is replaced in the middle.
+//! The agent with a board in virtual time: processes that run, crash or hang, answers that
+//! arrive late, and an agent that is replaced while it works.
 #![cfg(test)]
 
 mod board;
@@ -129,8 +129,8 @@ fn a_stubborn_container_is_killed_after_its_grace() {
     assert_eq!(board.agent.statuses().count(), 0);
 }
 
-/// Goal: nothing hangs in silence. Method: a process that survives SIGKILL; the pod must say so,
-/// the log once, and all must end when the process does.
+/// Goal: a hanging container is reported. Method: a process that survives SIGKILL; the status must say so,
+/// the log once, and the pod must end when the process does.
 #[test]
 fn a_container_that_cannot_be_killed_is_named_and_tried_for_ever() {
     let mut board = Board::new();
@@ -150,8 +150,8 @@ fn a_container_that_cannot_be_killed_is_named_and_tried_for_ever() {
     assert!(board.status(pod.uid).is_none());
 }
 
-/// Goal: remains never lead to two runs at once, nor to silence. Method: clearing fails; the
-/// restart must wait and say why, and go on as soon as it succeeds.
+/// Goal: remains never lead to two runs at once, and are reported. Method: removing fails; the
+/// restart must wait and give the reason, and continue as soon as it succeeds.
 #[test]
 fn remains_that_cannot_be_cleared_hold_back_the_restart_and_say_so() {
     let mut board = Board::new();
@@ -351,8 +351,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Goal: whatever happens in whatever order, no container runs twice, nothing is reported
-    /// without a change, and once children behave the board converges to what is desired.
+    /// Goal: in any order of events, no container runs twice, nothing is reported
+    /// without a change, and once processes run normally the board converges to the desired state.
     #[test]
     fn any_history_converges_once_children_behave(acts in proptest::collection::vec(act(), 0..60)) {
         let mut board = Board::new();
@@ -456,8 +456,8 @@ fn an_exit_told_before_its_start_is_not_lost() {
     assert_eq!(board.status(UID).unwrap().phase, Phase::Succeeded);
 }
 
-/// Goal: a new agent runs nothing twice. Method: a note for each policy and code, of this spec and
-/// of another, with remains and without.
+/// Goal: a new agent does not repeat a run that ended for good. Method: a stored end for each policy and
+/// code, of this spec and of another, with remains and without.
 #[test]
 fn what_has_ended_for_good_is_not_run_by_a_new_agent() {
     for (policy, code, same, remains, starts) in [
@@ -578,8 +578,8 @@ fn a_changed_container_does_not_wait_for_the_back_off_of_the_old_one() {
     assert_eq!(board.running.len(), 1);
 }
 
-/// Goal: a program that cannot be run is a run that failed, as to Kubernetes; a container that
-/// cannot be made is none. Method: both, under each policy, for a while.
+/// Goal: a program that cannot be executed is a failed run, as in Kubernetes; a container that
+/// cannot be created is not a run. Method: both, under each policy, for a while.
 #[test]
 fn a_program_that_cannot_run_counts_as_a_failed_run_and_a_missing_image_does_not() {
     for policy in [
@@ -611,7 +611,7 @@ fn a_program_that_cannot_run_counts_as_a_failed_run_and_a_missing_image_does_not
             };
             assert_eq!((*exit_code, reason.as_str()), (Some(128), "StartError"));
             assert_eq!(board.agent.deadline(), None, "never again");
-            // Another spec is another pod's worth of tries.
+            // A new spec gets all tries again.
             board.broken_program = false;
             let mut changed = pod(1, policy);
             changed.containers[0].image = "fixed".into();
@@ -701,8 +701,8 @@ fn shutdown_stops_and_removes_every_pod() {
     assert_eq!(board.agent.statuses().count(), 0);
 }
 
-/// Goal: what ends while its pod is unknown comes back as the pod's policy says. Method: an agent
-/// without its desired set finds remains of one container, and another ends before its eyes.
+/// Goal: a container that ended while its pod was unknown follows the pod's policy. Method: an agent
+/// without its desired set discovers remains of one container, and observes the end of another.
 #[test]
 fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
     for (policy, restarts) in [

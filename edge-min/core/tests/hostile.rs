@@ -1,4 +1,4 @@
-//! The agent against a shell that breaks the contract: nothing may panic or be started twice.
+//! The agent with a shell that violates the contract: nothing may panic or be started twice.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -137,9 +137,9 @@ fn any_input() -> impl Strategy<Value = Input> {
 }
 
 proptest! {
-    /// Goal: answers that nobody asked for, twice, late or garbled never make the agent panic,
-    /// number a run twice, ask for a second thing before the first is answered, report without a
-    /// change or past the cap, or leave a deadline in the past.
+    /// Goal: answers without a request, repeated, late or invalid ones never make the agent panic,
+    /// number a run twice, request a second action before the first is answered, report without a
+    /// change or over the cap, or leave a deadline in the past.
     #[test]
     fn no_input_in_any_order_breaks_a_promise(
         inputs in proptest::collection::vec((any_input(), 0_u64..400_000), 0..80),

@@ -1,4 +1,4 @@
-//! The outbox's policy against a medium in memory that loses power at any moment.
+//! The outbox's policy with a medium in memory that loses power at any moment.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -31,7 +31,7 @@ struct Record {
     number: u64,
     key: Vec<u8>,
     bytes: u64,
-    /// How far was acknowledged when it was written.
+    /// First unacknowledged number when it was written.
     acked: u64,
 }
 
@@ -43,16 +43,16 @@ struct Board {
     /// Written and not yet synced.
     pending: Vec<(u8, u64, Record)>,
     saved: Vec<Saved>,
-    /// Durable, and neither acknowledged nor seen as lost.
+    /// Durable, and neither acknowledged nor reported as lost.
     owed: BTreeSet<(u8, u64)>,
     /// Highest durable number.
     given: BTreeMap<u8, u64>,
     /// The session has announced all numbers below this one.
     announced: BTreeMap<u8, u64>,
-    /// Nothing can be saved or deleted, and what waits for it.
+    /// Set while nothing can be saved or deleted; the outputs wait.
     broken: bool,
     waiting: Vec<Output>,
-    /// A power cut brought back what could not be deleted: more than the quota.
+    /// A power cut restored segments that were deleted: the quota may be exceeded.
     over: bool,
 }
 
@@ -146,7 +146,7 @@ impl Board {
         }
     }
 
-    /// The power is cut: of what was not synced, some is there.
+    /// Cuts the power: of the unsynced records, some are on the medium.
     fn crash(&mut self, written: usize) {
         self.write_pending(written);
         self.over |= !self.waiting.is_empty();
@@ -175,7 +175,7 @@ impl Board {
         self.perform();
     }
 
-    /// Reads a class as the session would; returns what each number is: `None` is a record.
+    /// Reads a class as the session would; returns the content of each number: `None` is a record.
     fn read(&mut self, class: u8) -> BTreeMap<u64, Option<GapReason>> {
         let (mut at, end) = self.outbox.ready(class).unwrap();
         let announced = self.announced.entry(class).or_default();
@@ -206,7 +206,7 @@ impl Board {
         read
     }
 
-    /// The counters are right, and nothing that was durable is gone without a word.
+    /// The counters are right, and every durable record that is gone is counted.
     fn check(&self) {
         let bytes: u64 = self
             .config
@@ -268,8 +268,8 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
-    /// Goal: whatever happens, each number is delivered, held or lost for one reason, no number is
-    /// given twice, no durable record disappears without a word, no quota is passed.
+    /// Goal: in any order of events, each number is delivered, held or lost for one reason, no number is
+    /// assigned twice, no durable record disappears uncounted, no quota is exceeded.
     #[test]
     fn counters_are_right_whatever_happens(acts in prop::collection::vec(act(), 1..200)) {
         let classes = vec![class(TOLL, 48 << 10), class(TELEMETRY, 32 << 10)];
@@ -317,7 +317,7 @@ proptest! {
 }
 
 /// Goal: 200 toll records a second for an hour offline on a quota of 64 MiB, with telemetry
-/// beside them: telemetry goes first, then the oldest toll records; everything is accounted.
+/// beside them: telemetry is dropped first, then the oldest toll records; everything is accounted for.
 #[test]
 fn an_hour_of_toll_offline_drops_telemetry_first_and_then_the_oldest() {
     let quota = 64 << 20;
@@ -337,8 +337,8 @@ fn an_hour_of_toll_offline_drops_telemetry_first_and_then_the_oldest() {
     let toll = board.outbox.counters(TOLL);
     let telemetry = board.outbox.counters(TELEMETRY);
     assert_eq!(toll.appended, 720_000);
-    // Telemetry went and was refused in the end; toll lost what did not fit, no more than one
-    // segment too many.
+    // Telemetry was dropped and in the end refused; toll lost what did not fit, and at most one
+    // segment more.
     assert!(refused > 0 && telemetry.appended + refused == 3600);
     assert!(telemetry.held <= 1 && telemetry.held + telemetry.lost[0] == telemetry.appended);
     assert!(toll.bytes + SEGMENT_BYTES_MAX >= quota);
@@ -393,11 +393,11 @@ fn a_newer_record_of_a_key_takes_the_place_of_an_unsent_one() {
     let read = board.read(TELEMETRY);
     assert_eq!(read[&1], Some(GapReason::Superseded));
     assert_eq!((read[&2], read[&3]), (None, None));
-    // What was given to the session may be under way.
+    // Records that were given to the session may be in flight.
     board.append(TELEMETRY, b"a", 100).unwrap();
     board.durable();
     assert_eq!(board.read(TELEMETRY)[&3], None);
-    // A power cut changes nothing of it, though what was under way is not known any more.
+    // A power cut does not change that, although the records in flight are not known any more.
     board.crash(0);
     assert_eq!(board.read(TELEMETRY)[&1], Some(GapReason::Superseded));
     board.check();
@@ -416,7 +416,7 @@ fn records_expire_with_their_segment_or_when_they_are_read() {
     outbox.durable();
     assert!(!outbox.is_expired(TELEMETRY, NOW, NOW + 60_000));
     assert!(outbox.is_expired(TELEMETRY, NOW, NOW + 60_001));
-    // A clock that was wrong says nothing of an age.
+    // A wrong clock does not determine an age.
     assert!(!outbox.is_expired(TELEMETRY, 1000, NOW));
     outbox.append(NOW + 60_001, TELEMETRY, &[], 4000).unwrap();
     outbox.durable();
@@ -425,7 +425,7 @@ fn records_expire_with_their_segment_or_when_they_are_read() {
     assert_eq!(outbox.next(TELEMETRY, 1), Next::Gap(3, GapReason::Expired));
 }
 
-/// Goal: more damage than there is room to note loses records, and counts each.
+/// Goal: more damage than there are ranges loses records, and counts each.
 #[test]
 fn damage_beyond_the_ranges_is_counted_too() {
     let mut board = Board::new(1 << 20, vec![class(TOLL, 1 << 20)]);
@@ -443,7 +443,7 @@ fn damage_beyond_the_ranges_is_counted_too() {
     assert!(counters.lost[3] > 100 && counters.held > 0);
 }
 
-/// Goal: numbers of a damaged file are never given again. Method: a segment is gone, another is
+/// Goal: numbers of a damaged file are never assigned again. Method: a segment is missing, another is
 /// unreadable from its middle on.
 #[test]
 fn files_that_are_gone_are_a_gap() {

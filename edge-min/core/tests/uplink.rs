@@ -1,4 +1,4 @@
-//! The agent's link, certificates and flash as the shell sees them: inputs, outputs, deadlines.
+//! The agent's link, certificates and flash at its interface: inputs, outputs, deadlines.
 #![cfg(test)]
 
 use edge_core::flash::{Counters, Subsystem};
@@ -31,7 +31,7 @@ fn agent(flash_bytes_per_day: Option<u64>) -> Agent {
     agent
 }
 
-/// What is asked besides reports and lines for the log.
+/// Outputs except reports and lines for the log.
 fn handle(agent: &mut Agent, now: u64, input: Input) -> Vec<Output> {
     agent.handle(now, input);
     let outputs = std::iter::from_fn(|| agent.poll());
@@ -94,8 +94,8 @@ fn a_connection_is_tried_at_once_and_again_after_each_loss() {
     assert_eq!((agent.link_error(), agent.is_live()), ("", true));
 }
 
-/// Goal: a node that may join by itself tries until it has joined, ever more slowly, one attempt at a
-/// time. Method: the shell answers with failures, whose reason people see, and then with an identity.
+/// Goal: a node that may join by itself tries until it has joined, with growing delays, one attempt at a
+/// time. Method: the shell answers with failures, whose reason is shown, and then with an identity.
 #[test]
 fn a_join_is_tried_at_once_again_after_each_failure_and_not_after_its_success() {
     let join = [Output::Uplink(UplinkOutput::Join)];
@@ -132,8 +132,8 @@ fn a_join_whose_identity_is_of_no_use_is_not_repeated() {
     assert_eq!(agent.link_error(), "no cloud");
 }
 
-/// Goal: a renewal goes through its trial: the link begins anew with the new certificate, and only a
-/// session over it drops the old one.
+/// Goal: a renewed certificate goes through its trial: the link is opened again with it, and only a
+/// session over it deletes the old one.
 #[test]
 fn a_renewed_certificate_is_tried_and_then_kept() {
     let mut agent = agent(None);
@@ -145,7 +145,7 @@ fn a_renewed_certificate_is_tried_and_then_kept() {
     assert_eq!(asked, [Output::Uplink(UplinkOutput::ConfirmTime(unix_s))]);
     let confirmed = true;
     handle(&mut agent, 0, Input::Time(Time { unix_s, confirmed }));
-    // Two thirds of its life and up to a tenth of it later, without a word from the cloud.
+    // Two thirds of its lifetime plus up to a tenth, without a request of the cloud.
     let at = agent.deadline().unwrap();
     assert!((DAY_S * 1000..=11 * DAY_S * 1000).contains(&at), "{at}");
     let renew = [Output::Uplink(UplinkOutput::Renew)];
@@ -197,7 +197,7 @@ fn a_new_certificate_that_is_refused_gives_way_to_the_old_one() {
     assert!(expiring.unwrap().message.contains("not renewed"));
 }
 
-/// Goal: a cloud whose clock is after the end of this node's certificate does not shut it out.
+/// Goal: a cloud whose clock is after the expiry of this node's certificate does not lock it out.
 #[test]
 fn a_time_after_the_end_of_the_certificate_is_not_believed() {
     let mut agent = agent(None);
@@ -247,7 +247,7 @@ fn the_flash_is_watched_and_its_wear_is_read_once_a_day() {
         conditions.any(|one| one.name == "FlashBudgetAtRisk" && one.holds)
     };
     assert!(at_risk(&agent));
-    // The day ends without another write: the timer of the hour brings it back.
+    // The day ends without another write: the timer of the hour clears the risk.
     let mut now = 3;
     while at_risk(&agent) {
         now = agent.deadline().unwrap();
@@ -255,7 +255,7 @@ fn the_flash_is_watched_and_its_wear_is_read_once_a_day() {
         assert!(agent.deadline().is_none_or(|at| at > now));
     }
     assert_eq!(now, WEAR_MS);
-    // And with nothing written at all its wear is read again.
+    // The wear is read again even if nothing was written.
     assert_eq!(agent.deadline(), Some(now + 1));
     assert_eq!(handle(&mut agent, now + 1, Input::Tick), [Output::ReadWear]);
     assert_eq!(agent.deadline(), Some(now + 1 + WEAR_MS));

@@ -39,7 +39,8 @@ numbers! {
 pub struct Pod {
     /// Identity. A Pod with a new UID is a new pod, even if its name is the same.
     pub uid: Uid,
-    /// Namespace of the Kubernetes object; with `name` for display and for references to ConfigMaps and Secrets.
+    /// Namespace of the Kubernetes object; with `name` for display and for references to ConfigMaps and
+    /// Secrets.
     pub namespace: String,
     /// Name of the Kubernetes object, an RFC 1123 subdomain.
     pub name: String,

@@ -341,7 +341,8 @@ impl Calls {
         }
     }
 
-    /// Checks the sequence number of a data, control or result frame. Returns the call if the number is the next.
+    /// Checks the sequence number of a data, control or result frame. Returns the call if the number is the
+    /// next.
     fn next_frame<O: Outputs>(
         &mut self,
         session: SessionId,

@@ -50,7 +50,8 @@ impl Tries {
 struct Candidate {
     session: SessionId,
     kinds: u32,
-    /// Root in every `Welcome` of this session, the node's target, even if our set has another root since then.
+    /// Root in every `Welcome` of this session, the node's target, even if our set has another root since
+    /// then.
     target: Hash16,
     desired_root: Hash16,
     reported_root: Hash16,

@@ -453,7 +453,8 @@ impl StreamReceiver {
         out.push_back(records.into());
     }
 
-    /// The sink has stored the records of this ticket. Acknowledges the numbers that are durable without a hole.
+    /// The sink has stored the records of this ticket. Acknowledges the numbers that are durable without a
+    /// hole.
     pub(super) fn handle_durable(
         &mut self,
         session: Option<SessionId>,

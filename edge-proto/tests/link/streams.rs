@@ -697,7 +697,8 @@ fn the_first_number_of_an_announcement_is_checked() {
     assert_eq!(announce(10, 10), (None, Some((10, false)), 0));
     // The outbox is behind: the answer is above every number that it has given.
     assert_eq!(announce(4, 4), (None, Some((10, false)), 0));
-    // The cloud is behind, the numbers between were acknowledged: lost, and answered when the sink has stored it.
+    // The cloud is behind, the numbers between were acknowledged: lost, and answered when the sink has
+    // stored it.
     assert_eq!(announce(14, 14), (Some((14, 4)), None, 0));
     // The numbers between were not acknowledged: they are lost in transit.
     assert_eq!(announce(8, 14), (None, Some((10, true)), 0));

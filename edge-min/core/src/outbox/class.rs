@@ -22,16 +22,16 @@ pub(super) struct Class {
     pub(super) config: ClassConfig,
     pub(super) start: u64,
     pub(super) held: u64,
-    /// Numbers before were given to the session and may be under way.
+    /// Earlier numbers were given to the session and may be in flight.
     pub(super) read: u64,
     pub(super) durable: u64,
-    /// Numbers from here on are given up and that is not saved: a power cut may give them again, so
-    /// nobody hears of them before. `u64::MAX` when there are none.
+    /// Numbers from here on are given up and this is not saved: a power cut may assign them again, so
+    /// they are not announced before. `u64::MAX` when there are none.
     pub(super) unsure: u64,
     pub(super) next: u64,
     pub(super) delivered: u64,
     pub(super) lost: [u64; 4],
-    /// Ascending, apart, all ending after `held`.
+    /// Ascending, not adjacent, all ending after `held`.
     pub(super) gaps: Vec<Gap>,
     /// Ascending; the last one is written to.
     pub(super) segments: VecDeque<Segment>,
@@ -67,7 +67,7 @@ impl Class {
         SEGMENT_BYTES_MAX.min(self.config.quota_bytes / SEGMENTS_OF_A_QUOTA_MIN)
     }
 
-    /// The last segment has a record more.
+    /// A record was added to the last segment.
     pub(super) fn grow(&mut self, unix_ms: u64, bytes: u64) {
         if let Some(last) = self.segments.back_mut() {
             last.end = self.next;
@@ -76,7 +76,7 @@ impl Class {
         }
     }
 
-    /// A time before the agent was made is that of a wrong clock, and says nothing of an age.
+    /// A time before the agent's release comes from a wrong clock, and does not determine an age.
     pub(super) fn expired(&self, unix_ms: u64, now_ms: u64) -> bool {
         let ttl = self
             .config
@@ -90,7 +90,7 @@ impl Class {
         self.gaps.iter().find(covers).copied()
     }
 
-    /// Notes that what is held of `from..to` is lost; what is lost already keeps its reason.
+    /// Marks the held numbers of `from..to` as lost; numbers already lost keep their reason.
     pub(super) fn lose(&mut self, from: u64, to: u64, reason: usize) {
         let mut at = from.max(self.held);
         while at < to {
@@ -114,7 +114,7 @@ impl Class {
         }
     }
 
-    /// Neighbours become one.
+    /// Merges adjacent ranges.
     pub(super) fn merge(&mut self) {
         let mut merged: Vec<Gap> = Vec::with_capacity(self.gaps.len());
         for gap in &self.gaps {
@@ -130,7 +130,7 @@ impl Class {
         self.gaps = merged;
     }
 
-    /// Too many ranges: what is held between the two nearest is lost too.
+    /// There are too many ranges: the held numbers between the two nearest become lost too.
     pub(super) fn give_up(&mut self, reason: usize) {
         let pairs = self.gaps.iter().zip(self.gaps.iter().skip(1));
         let nearest = pairs
@@ -141,7 +141,7 @@ impl Class {
         }
     }
 
-    /// Whether the oldest segment holds nothing that is still being written.
+    /// Whether no record of the oldest segment is still being written.
     pub(super) fn may_drop(&self) -> bool {
         let oldest = self.segments.front();
         oldest.is_some_and(|segment| segment.end <= self.durable)
@@ -154,7 +154,7 @@ impl Class {
         }
     }
 
-    /// Deletes segments that were delivered or lost whole; the last stays, to be written to.
+    /// Deletes segments that were delivered or lost completely; the last one stays, for new records.
     pub(super) fn delete_delivered(&mut self, out: &mut VecDeque<Output>) {
         while self.segments.len() > 1 {
             let gone = |segment: &Segment| {

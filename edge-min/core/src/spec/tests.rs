@@ -171,8 +171,8 @@ fn directory_and_user_are_the_pods_before_the_images() {
     assert_eq!((process.cwd.as_str(), process.user), ("/own", Some(0)));
 }
 
-/// Goal: an image whose user is a name runs when the Pod gives a number, and is refused with the way
-/// out otherwise. Method: each form of an image's user, with and without the Pod's.
+/// Goal: an image whose user is a name runs when the Pod sets a number, and is otherwise refused with the
+/// fix in the message. Method: each form of an image's user, with and without the Pod's.
 #[test]
 fn a_user_that_only_the_image_names_must_be_a_number_or_root() {
     let user = |image: &str, of_pod: Option<u32>| {
@@ -287,7 +287,7 @@ fn mounts_carry_their_content_and_files_are_read_only() {
     assert_eq!((&first.volume.content, first.read_only), (&files, true));
     assert!(Arc::ptr_eq(&first.volume, &third.volume));
     assert_eq!((second.target.as_str(), second.read_only), ("/tmp", false));
-    // An update keeps what cannot be resolved.
+    // An update keeps volumes that cannot be resolved.
     let volumes = file_volumes(&objects(), &pod);
     assert_eq!(volumes.len(), 1);
     pod.containers[0].mounts.push(mount("gone", "/gone"));

@@ -1,9 +1,9 @@
-//! Starts that the agent gives up.
+//! Starts that the agent cancels.
 
 use super::*;
 
-/// Goal: a start that was given up and failed is not the end of a pod that is wanted again. Method: the
-/// pod goes and comes back between the start and its answer, which counts as a run.
+/// Goal: a cancelled start that failed is not the end of a pod that is wanted again. Method: the
+/// pod leaves and returns between the start and its answer, which counts as a run.
 #[test]
 fn a_start_that_was_given_up_is_made_again_whatever_the_policy() {
     let mut board = Board::new();
@@ -20,8 +20,8 @@ fn a_start_that_was_given_up_is_made_again_whatever_the_policy() {
     assert_eq!((board.starts, board.running.len()), (2, 1));
 }
 
-/// Goal: a container that leaves its pod while the pod starts costs the others nothing: the shell gives
-/// up starts by the pod. Method: it leaves between the starts and their answers; then the pod goes.
+/// Goal: a container that leaves its pod while the pod starts does not affect the others: the shell cancels
+/// starts by pod. Method: it leaves between the starts and their answers; then the pod leaves.
 #[test]
 fn a_container_that_leaves_its_pod_while_it_starts_is_no_reason_to_give_up_the_others() {
     let mut board = Board::new();
@@ -49,8 +49,8 @@ fn a_container_that_leaves_its_pod_while_it_starts_is_no_reason_to_give_up_the_o
     assert_eq!(running, ["main"]);
 }
 
-/// Goal: a pod that goes while it starts, which may mean minutes of unpacking, has its starts given up
-/// once, and is gone when they are answered. Method: it goes between the start and its answer.
+/// Goal: the starts of a pod that leaves while it starts, which may mean minutes of unpacking, are cancelled
+/// once, and the pod is gone when they are answered. Method: it leaves between the start and its answer.
 #[test]
 fn a_pod_that_goes_while_it_starts_has_its_starts_given_up() {
     let mut board = Board::new();
@@ -67,7 +67,7 @@ fn a_pod_that_goes_while_it_starts_has_its_starts_given_up() {
     assert_eq!(board.cancelled, [UID]);
     board.settle();
     assert_eq!(board.status(UID), None);
-    // The next one that has the name starts like any other.
+    // The next pod with this name starts like any other.
     board.broken_image = false;
     board.put(&pod(1, RestartPolicy::Always));
     board.settle();

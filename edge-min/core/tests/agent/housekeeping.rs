@@ -1,10 +1,10 @@
-//! What the agent leaves alone, gives up and tidies up.
+//! Containers that the agent must not touch, starts that it cancels, and remains that it removes.
 
 use super::*;
 use edge_core::limits::KILL_RETRY_MS;
 
-/// Goal: a damaged store costs no workload. Method: an agent without its desired set finds a
-/// container, leaves it alone, adopts it when the pod comes, and stops others once confirmed.
+/// Goal: a damaged store stops no workload. Method: an agent without its desired set discovers a
+/// container, does not touch it, adopts it when the pod arrives, and stops others once confirmed.
 #[test]
 fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     let mut board = Board::new();
@@ -55,13 +55,13 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     );
 }
 
-/// Goal: what runs is signalled by the spec that it was started with, not by the newest one.
+/// Goal: a running container is signalled by the spec that it was started with, not by the newest one.
 #[test]
 fn a_spec_that_changes_during_the_start_does_not_hide_what_was_started() {
     let mut board = Board::new();
     let mut pod = pod(1, RestartPolicy::Always);
     board.put(&pod);
-    // The directory is prepared, the start is under way.
+    // The directory is prepared, the start is in progress.
     let prepared = board.answers.pop_front().unwrap();
     board.tell(prepared);
     pod.containers[0].args = vec!["other".into()];
@@ -73,8 +73,8 @@ fn a_spec_that_changes_during_the_start_does_not_hide_what_was_started() {
     assert_eq!(board.running[&(UID, "main".to_owned())].1, spec);
 }
 
-/// Goal: a start that cannot be resolved never comes to the shell, is reported, and happens when
-/// what was missing is there.
+/// Goal: a start that cannot be resolved does not reach the shell, is reported, and is made when
+/// the missing object exists.
 #[test]
 fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
     let mut board = Board::new();
@@ -206,7 +206,7 @@ fn a_pod_whose_directory_cannot_be_removed_stays_and_is_removed_again() {
     assert_eq!(board.agent.deadline(), None);
 }
 
-/// Goal: a pod that is desired again while remains of it are left starts, on a directory that is made anew.
+/// Goal: a pod that is desired again while remains of it are left starts, in a newly prepared directory.
 #[test]
 fn a_pod_that_is_desired_again_before_it_is_gone_is_prepared_again() {
     let (mut board, pod) = kept();

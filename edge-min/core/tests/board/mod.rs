@@ -1,5 +1,5 @@
-//! A board in virtual time for the agent: children that behave, crash or hang, and answers that
-//! come late.
+//! A board in virtual time for the agent: processes that run, crash or hang, and answers that
+//! arrive late.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,7 +25,7 @@ pub(crate) struct Board {
     pub(crate) keeps_pods: bool,
     pub(crate) removals: u32,
     pub(crate) pod_removals: u32,
-    /// Pods whose starts the agent gave up.
+    /// Pods whose starts the agent has cancelled.
     pub(crate) cancelled: Vec<Uid>,
     pub(crate) events: Vec<String>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
@@ -44,7 +44,7 @@ pub(crate) fn agent() -> Agent {
     })
 }
 
-/// What was found on a board without directories of other pods.
+/// What is found on a board without directories of other pods.
 pub(crate) const fn discovered(containers: Vec<Discovered>) -> Input {
     Input::Discovered {
         containers,
@@ -180,7 +180,7 @@ impl Board {
         }
     }
 
-    /// Answers until quiet, without letting time pass.
+    /// Answers until nothing is output, without letting time pass.
     pub(crate) fn settle(&mut self) {
         while let Some(answer) = self.answers.pop_front() {
             self.tell(answer);
@@ -204,7 +204,7 @@ impl Board {
         }
     }
 
-    /// The agent is replaced: answers under way are lost, what runs runs on.
+    /// Replaces the agent: pending answers are lost, running containers continue.
     pub(crate) fn restart_agent<'a>(&mut self, desired: impl Iterator<Item = &'a Pod>) {
         self.agent = agent();
         self.answers.clear();
