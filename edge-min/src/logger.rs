@@ -50,8 +50,8 @@ struct Cut<'a>(&'a mut heapless::Vec<u8, LINE_BYTES_MAX>);
 
 impl std::io::Write for Cut<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let room = self.0.capacity() - self.0.len();
-        let part = bytes.get(..bytes.len().min(room)).unwrap_or_default();
+        let free = self.0.capacity() - self.0.len();
+        let part = bytes.get(..bytes.len().min(free)).unwrap_or_default();
         match self.0.extend_from_slice(part) {
             Ok(()) => Ok(part.len()),
             Err(_) => Ok(0),

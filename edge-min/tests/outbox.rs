@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use edge_core::outbox::ClassConfig;
-use edge_min::storage::outbox::segment::{Frame, Scan};
+use edge_min::storage::outbox::segment::{Scan, SegmentItem};
 use edge_min::storage::outbox::{self, Answer, Class, Done, Job, Settings, Shared};
 use edge_min::worker::Watch;
 use edge_proto::frame::{Entry, GapReason, Incarnation};
@@ -498,8 +498,8 @@ fn a_killed_agent_loses_no_record_that_it_acknowledged() {
     let mut found = BTreeSet::new();
     for file in segments(&folder.path().join("state/outbox")) {
         let bytes = fs::read(file).unwrap();
-        for frame in Scan::new(&bytes) {
-            if let Frame::Record { number, bytes, .. } = frame {
+        for item in Scan::new(&bytes) {
+            if let SegmentItem::Record { number, bytes, .. } = item {
                 assert!(found.insert(number), "number {number} is there twice");
                 if let Some(body) = acknowledged.remove(&number) {
                     assert_eq!(bytes, body.as_bytes());

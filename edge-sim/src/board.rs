@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use edge_core::flash::Counters;
-use edge_core::renewal::Life;
+use edge_core::renewal::Validity;
 use edge_core::time::TrustedTime;
 use edge_core::write_scheduler::WriteScheduler;
 use edge_core::{Agent, AgentConfig, Discovered, Input as AgentInput, UplinkInput};
@@ -25,8 +25,8 @@ use crate::world::START_UNIX_S;
 const UPTIME_MS: u64 = 5_000;
 /// Date of the agent's build, seconds since 1970.
 const BUILD_UNIX_S: u64 = START_UNIX_S - 86_400;
-/// Where certificates do not end: a life of a hundred years.
-const ENDLESS: Life = Life {
+/// Used when certificates do not expire: a lifetime of a hundred years.
+const ENDLESS: Validity = Validity {
     issued_unix_s: START_UNIX_S,
     not_after: START_UNIX_S + 100 * 365 * 86_400,
 };

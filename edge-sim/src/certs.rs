@@ -3,7 +3,7 @@
 //! that service, modelled after `edge-cloud/src/identity/enrol.rs`.
 
 use edge_core::limits::ENROL_TIMEOUT_MS;
-use edge_core::renewal::{Life, Time};
+use edge_core::renewal::{Time, Validity};
 use edge_core::{Certificate as Which, CertificateInput, Input as AgentInput, UplinkInput};
 use edge_proto::limits::{RENEW_GRACE_S, RENEW_INTERVAL_S};
 
@@ -24,8 +24,8 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    pub(crate) const fn life(self) -> Life {
-        Life {
+    pub(crate) const fn life(self) -> Validity {
+        Validity {
             issued_unix_s: self.issued_s,
             not_after: self.end_s,
         }

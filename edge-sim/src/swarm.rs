@@ -398,8 +398,8 @@ impl Node {
             match output {
                 NodeOutput::Link(LinkOutput::Send(frame)) => {
                     if let Some(link) = &mut self.link {
-                        // Keeps its count of what the socket has taken short.
-                        link.has_room();
+                        // Updates its count of frames that the socket has taken.
+                        link.is_writable();
                         link.send(frame);
                     }
                 }

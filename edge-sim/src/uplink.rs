@@ -27,7 +27,7 @@ impl World {
                 }
             }
             UplinkOutput::Renew => self.renew(board),
-            UplinkOutput::ForgetOldCertificate => self.boards[board].keep(Certificate::New),
+            UplinkOutput::DropOldCertificate => self.boards[board].keep(Certificate::New),
             UplinkOutput::RestoreOldCertificate => self.boards[board].keep(Certificate::Old),
             UplinkOutput::ConfirmTime(unix_s) => self.boards[board].confirm_time(self.now, unix_s),
         }

@@ -135,7 +135,7 @@ fn an_expired_gate_is_refused_after_the_grace_and_when_it_is_revoked() {
     assert_eq!(record(&gate), before);
     let text = gate.agent_text(&["status"]).unwrap();
     assert!(
-        text.contains("condition  CertificateExpiring: ends at "),
+        text.contains("condition  CertificateExpiring: expires at "),
         "{text}"
     );
     gate.kill_cloud().unwrap();

@@ -124,7 +124,7 @@ impl Agent {
             Input::Tick => self.run_flash(now),
         }
         self.pods.reconcile(now, &self.objects, &mut self.outputs);
-        if self.admit_crowded_out() {
+        if self.admit_over_cap() {
             self.pods.reconcile(now, &self.objects, &mut self.outputs);
         }
         self.uplink.run(now, &mut self.timers, &mut self.outputs);
@@ -277,10 +277,10 @@ impl Agent {
     }
 
     /// Accepts pods that were refused because of the cap, as far as the cap allows now.
-    fn admit_crowded_out(&mut self) -> bool {
+    fn admit_over_cap(&mut self) -> bool {
         let mut admitted = false;
         let pods_max = self.node.pods_max();
-        while let Some((uid, bytes)) = self.pods.next_crowded_out(pods_max) {
+        while let Some((uid, bytes)) = self.pods.next_over_cap(pods_max) {
             self.node.accepted(&Key::pod(uid));
             admitted |= self.pods.put(uid, Some(&bytes), pods_max).is_ok();
         }

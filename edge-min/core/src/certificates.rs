@@ -7,7 +7,7 @@ use alloc::string::{String, ToString as _};
 use edge_proto::Millis;
 use edge_proto::object::Condition;
 
-use crate::renewal::{Life, Renewal, Time};
+use crate::renewal::{Renewal, Time, Validity};
 
 /// One of the certificates that a node holds; there are at most two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +34,9 @@ pub(crate) enum Proof {
 pub(crate) struct Certificates {
     pub(crate) renewal: Renewal,
     /// Validity of the old certificate, while the new one is on trial.
-    old: Option<Life>,
+    old: Option<Validity>,
     /// The new one was refused, so the next connection uses the old one.
-    turns_back: bool,
+    returns_to_old: bool,
     /// Certificate of the last connection; `None` when it is neither of the two.
     tried: Option<Certificate>,
     /// Why the last renewal failed; empty after a success.
@@ -44,11 +44,11 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    pub(crate) fn new(node: &str, new: Life, old: Option<Life>) -> Self {
+    pub(crate) fn new(node: &str, new: Validity, old: Option<Validity>) -> Self {
         Self {
             renewal: Renewal::new(node, new),
             old,
-            turns_back: false,
+            returns_to_old: false,
             tried: None,
             error: String::new(),
         }
@@ -56,7 +56,7 @@ impl Certificates {
 
     /// Chooses the certificate of the next connection.
     pub(crate) fn next(&mut self) -> Certificate {
-        let next = match self.turns_back && self.old.is_some() {
+        let next = match self.returns_to_old && self.old.is_some() {
             true => Certificate::Old,
             false => Certificate::New,
         };
@@ -78,14 +78,14 @@ impl Certificates {
     }
 
     /// A renewal has returned a new certificate, which is now on trial.
-    pub(crate) fn renewed(&mut self, new: Life) {
+    pub(crate) fn renewed(&mut self, new: Validity) {
         self.old = Some(self.renewal.life());
         self.tried = match self.tried {
             Some(Certificate::New) => Some(Certificate::Old),
             _ => None,
         };
         self.renewal.renewed(new);
-        self.turns_back = false;
+        self.returns_to_old = false;
         self.error.clear();
     }
 
@@ -98,10 +98,10 @@ impl Certificates {
     /// is not known there yet.
     pub(crate) const fn refused(&mut self) {
         // Both may have expired while the board was off.
-        if self.old.is_none() || self.turns_back {
+        if self.old.is_none() || self.returns_to_old {
             self.renewal.want();
         }
-        self.turns_back = self.old.is_some() && !self.turns_back;
+        self.returns_to_old = self.old.is_some() && !self.returns_to_old;
     }
 
     /// A session is live with the certificate of its connection. `None` when no
@@ -112,11 +112,11 @@ impl Certificates {
             self.old = None;
             return Some(Proof::New);
         }
-        if !self.turns_back {
+        if !self.returns_to_old {
             return Some(Proof::Stale);
         }
         self.old = None;
-        self.turns_back = false;
+        self.returns_to_old = false;
         self.tried = Some(Certificate::New);
         self.renewal.renewed(old);
         let reason = "the new certificate is refused, the old one is not".to_string();
@@ -128,8 +128,8 @@ impl Certificates {
     pub(crate) fn condition(&self, time: Time) -> Condition {
         let end = self.renewal.not_after().to_string();
         let message = match self.error.as_str() {
-            "" => ["ends at ", &end].concat(),
-            error => ["ends at ", &end, ", not renewed: ", error].concat(),
+            "" => ["expires at ", &end].concat(),
+            error => ["expires at ", &end, ", not renewed: ", error].concat(),
         };
         Condition {
             name: "CertificateExpiring".to_string(),
@@ -143,8 +143,8 @@ impl Certificates {
 mod tests {
     use super::*;
 
-    const fn life(number: u64) -> Life {
-        Life {
+    const fn life(number: u64) -> Validity {
+        Validity {
             issued_unix_s: number * 1_000_000,
             not_after: (number + 2) * 1_000_000,
         }
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn the_condition_names_the_end_and_the_failure() {
         let mut certificates = Certificates::new("gate", life(1), None);
-        assert_eq!(certificates.condition(TIME).message, "ends at 3000000");
+        assert_eq!(certificates.condition(TIME).message, "expires at 3000000");
         assert!(!certificates.condition(TIME).holds);
         certificates.renewal_failed(0, "no route".to_string(), false);
         let late = Time {
@@ -248,6 +248,9 @@ mod tests {
         };
         let condition = certificates.condition(late);
         assert!(condition.holds);
-        assert_eq!(condition.message, "ends at 3000000, not renewed: no route");
+        assert_eq!(
+            condition.message,
+            "expires at 3000000, not renewed: no route"
+        );
     }
 }

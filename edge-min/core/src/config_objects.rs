@@ -51,7 +51,7 @@ impl ConfigObjects {
         pod.needs().find_map(|(secret, name)| {
             let kind = if secret { "Secret " } else { "ConfigMap " };
             let there = self.data(&pod.namespace, name, secret).is_some();
-            (!there).then(|| [kind, name, " is not there"].concat())
+            (!there).then(|| [kind, name, " not found"].concat())
         })
     }
 }
@@ -63,7 +63,7 @@ fn replace<V>(
 ) -> Result<(), String> {
     match value {
         Some(_) if map.len() >= SET_OBJECTS_MAX && !map.contains_key(&key) => {
-            return Err("the node holds as many objects as it may".to_string());
+            return Err("the object limit of the node is reached".to_string());
         }
         Some(value) => drop(map.insert(key, value)),
         None => drop(map.remove(&key)),

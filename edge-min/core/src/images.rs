@@ -18,14 +18,14 @@ pub struct Layer {
 
 /// Space on the medium, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct Space {
     /// Bytes that are not used.
     pub free: u64,
     /// Size of the file system.
     pub total: u64,
 }
 
-impl Room {
+impl Space {
     /// Bytes that an unpacking may write.
     #[must_use]
     pub const fn for_unpacking(self) -> u64 {
@@ -41,7 +41,7 @@ impl Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// The oldest, until there is enough space and at most [`LAYERS_UNUSED_MAX`] are left.
-    Room,
+    Space,
     /// All: an unpacking had not enough space.
     All,
 }
@@ -74,9 +74,9 @@ impl Removal {
 
     /// The next layer to remove, given the present space. A layer that a container has mounted
     /// stays, and counts as if it were removed.
-    pub fn next(&mut self, room: Room) -> Option<Layer> {
+    pub fn next(&mut self, space: Space) -> Option<Layer> {
         let many = self.unused.len() > LAYERS_UNUSED_MAX;
-        let needed = self.need == Need::All || many || room.is_short();
+        let needed = self.need == Need::All || many || space.is_short();
         self.unused.pop_if(|_| needed)
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     use alloc::string::ToString as _;
     use proptest::prelude::*;
 
-    const ENOUGH: Room = Room {
+    const ENOUGH: Space = Space {
         free: 1 << 30,
         total: 2 << 30,
     };
@@ -103,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn with_room_only_the_oldest_beyond_the_cap_go() {
+    fn with_space_only_the_oldest_beyond_the_cap_go() {
         let mut layers = layers(LAYERS_UNUSED_MAX + 2);
         layers.iter_mut().for_each(|layer| layer.used = false);
-        let mut removal = Removal::new(layers, Need::Room);
+        let mut removal = Removal::new(layers, Need::Space);
         for index in [LAYERS_UNUSED_MAX + 1, LAYERS_UNUSED_MAX] {
             let layer = removal.next(ENOUGH).unwrap();
             assert_eq!(layer.digest, index.to_string());
@@ -116,13 +116,13 @@ mod tests {
     }
 
     #[test]
-    fn without_room_unused_ones_go_until_there_is_room() {
-        let mut removal = Removal::new(layers(10), Need::Room);
-        let by_share = Room {
+    fn without_space_unused_ones_go_until_there_is_space() {
+        let mut removal = Removal::new(layers(10), Need::Space);
+        let by_share = Space {
             free: ENOUGH.total / 100 * MEDIUM_FREE_PERCENT_MIN - 1,
             ..ENOUGH
         };
-        let by_bytes = Room {
+        let by_bytes = Space {
             free: MEDIUM_FREE_BYTES_MIN - 1,
             total: MEDIUM_FREE_BYTES_MIN,
         };
@@ -137,17 +137,17 @@ mod tests {
         /// Whatever the space, no layer of a desired pod is removed; on demand all others are.
         #[test]
         fn a_layer_in_use_never_goes(count in 0_usize..200, frees in prop::collection::vec(any::<u64>(), 200)) {
-            for need in [Need::Room, Need::All] {
+            for need in [Need::Space, Need::All] {
                 let mut removal = Removal::new(layers(count), need);
                 let mut gone = 0;
                 for free in &frees {
-                    if let Some(layer) = removal.next(Room { free: *free, total: u64::MAX }) {
+                    if let Some(layer) = removal.next(Space { free: *free, total: u64::MAX }) {
                         prop_assert!(!layer.used);
                         gone += 1;
                     }
                 }
-                prop_assert!(need == Need::Room || gone == count - count.div_ceil(5));
-                prop_assert!(removal.unused.len() <= LAYERS_UNUSED_MAX || need == Need::Room);
+                prop_assert!(need == Need::Space || gone == count - count.div_ceil(5));
+                prop_assert!(removal.unused.len() <= LAYERS_UNUSED_MAX || need == Need::Space);
             }
         }
     }

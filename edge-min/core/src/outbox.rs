@@ -257,7 +257,7 @@ impl Outbox {
         class.lose(class.next, record, 3);
         class.next = record + 1;
         class.grow(unix_ms, 0);
-        if let Some(old) = self.remember(number, key, record) {
+        if let Some(old) = self.note_key(number, key, record) {
             self.supersede(number, old);
         }
     }
@@ -313,7 +313,7 @@ impl Outbox {
         bytes: u64,
     ) -> Result<Place, Refused> {
         self.expire(unix_ms);
-        self.make_room(number, bytes)?;
+        self.free_space(number, bytes)?;
         let class = self.class(number).ok_or(Refused::LocalClass)?;
         let segment_bytes = class.segment_bytes();
         let full = |segment: &Segment| segment.closed || segment.bytes + bytes > segment_bytes;
@@ -330,7 +330,7 @@ impl Outbox {
         class.next += 1;
         class.grow(unix_ms, bytes);
         let segment = class.segments.back().map_or(record, |last| last.first);
-        if let Some(old) = self.remember(number, key, record) {
+        if let Some(old) = self.note_key(number, key, record) {
             self.superseded.push((number, old));
         }
         Ok(Place {
@@ -342,7 +342,7 @@ impl Outbox {
     /// Drops records until `bytes` more fit a class: the oldest of the class itself at its own
     /// quota; at the total quota, the oldest of the least important class, but never of a more
     /// important one than this.
-    fn make_room(&mut self, number: u8, bytes: u64) -> Result<(), Refused> {
+    fn free_space(&mut self, number: u8, bytes: u64) -> Result<(), Refused> {
         loop {
             let all: u64 = self.classes.iter().map(Class::bytes).sum();
             let class = self.class(number).ok_or(Refused::LocalClass)?;
@@ -390,7 +390,7 @@ impl Outbox {
         for class in &mut self.classes {
             if class.durable < class.next {
                 class.lose(class.durable, class.next, 3);
-                class.unsure = class.unsure.min(class.durable);
+                class.unsaved = class.unsaved.min(class.durable);
                 class.durable = class.next;
                 // The loss is reported to the cloud: the numbers are used up.
                 if !self.out.contains(&Output::Save) {
@@ -406,7 +406,7 @@ impl Outbox {
     /// The value that [`Outbox::saved`] returned last is on the medium.
     pub fn saved_durably(&mut self) {
         for class in &mut self.classes {
-            class.unsure = u64::MAX;
+            class.unsaved = u64::MAX;
         }
     }
 
@@ -546,7 +546,7 @@ impl Outbox {
     }
 
     /// Stores the newest record of a key; returns the previous one.
-    fn remember(&mut self, class: u8, key: &[u8], number: u64) -> Option<u64> {
+    fn note_key(&mut self, class: u8, key: &[u8], number: u64) -> Option<u64> {
         if key.is_empty() {
             return None;
         }

@@ -158,7 +158,7 @@ impl PodState {
     }
 
     /// Drops containers that left the spec and are gone from the board.
-    pub(crate) fn forget_gone(&mut self) {
+    pub(crate) fn drop_gone(&mut self) {
         let Some(pod) = &self.spec else { return };
         self.containers.retain(|known| {
             !known.is_gone()

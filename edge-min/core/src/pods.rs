@@ -27,7 +27,7 @@ use crate::supervisor::{StartFailure, State, Supervisor};
 pub(crate) struct Pods {
     pub(crate) by_uid: SortedMap<Uid, PodState>,
     /// Payloads of pods refused because of the cap; they are accepted when others leave.
-    crowded_out: SortedMap<Uid, Vec<u8>>,
+    over_cap: SortedMap<Uid, Vec<u8>>,
     /// Nothing starts before the running containers are known.
     pub(crate) discovered: bool,
     /// A pod that is not in the desired set may only have been lost from the store.
@@ -38,7 +38,7 @@ impl Pods {
     pub(crate) const fn new(unconfirmed: bool) -> Self {
         Self {
             by_uid: SortedMap::new(),
-            crowded_out: SortedMap::new(),
+            over_cap: SortedMap::new(),
             discovered: false,
             unconfirmed,
         }
@@ -111,7 +111,7 @@ impl Pods {
         payload: Option<&[u8]>,
         pods_max: u32,
     ) -> Result<(), String> {
-        self.crowded_out.remove(&uid);
+        self.over_cap.remove(&uid);
         let Some(bytes) = payload else {
             if let Some(pod) = self.by_uid.get_mut(&uid) {
                 pod.desired = false;
@@ -124,10 +124,10 @@ impl Pods {
         }
         check_names(&pod).map_err(String::from)?;
         if !self.by_uid.contains_key(&uid) && !self.has_room(pods_max) {
-            if self.crowded_out.len() < SET_OBJECTS_MAX {
-                self.crowded_out.insert(uid, bytes.into());
+            if self.over_cap.len() < SET_OBJECTS_MAX {
+                self.over_cap.insert(uid, bytes.into());
             }
-            return Err("the node runs as many pods as it may".to_string());
+            return Err("the pod limit of the node is reached".to_string());
         }
         self.by_uid
             .entry(uid)
@@ -137,9 +137,9 @@ impl Pods {
     }
 
     /// A pod that was refused because of the cap, if the cap allows it now.
-    pub(crate) fn next_crowded_out(&mut self, pods_max: u32) -> Option<(Uid, Vec<u8>)> {
+    pub(crate) fn next_over_cap(&mut self, pods_max: u32) -> Option<(Uid, Vec<u8>)> {
         let room = self.has_room(pods_max);
-        room.then(|| self.crowded_out.pop_first()).flatten()
+        room.then(|| self.over_cap.pop_first()).flatten()
     }
 
     fn has_room(&self, pods_max: u32) -> bool {
@@ -151,7 +151,7 @@ impl Pods {
     }
 
     pub(crate) fn shut_down(&mut self) {
-        self.crowded_out.clear();
+        self.over_cap.clear();
         for pod in self.by_uid.values_mut() {
             pod.desired = false;
         }

@@ -11,7 +11,7 @@ use edge_proto::object::{Condition, NodeStatus};
 use crate::certificates::Certificate;
 use crate::event::Event;
 use crate::flash::Counters;
-use crate::renewal::{Life, Time};
+use crate::renewal::{Time, Validity};
 use crate::spec::{ContainerSpec, Volume};
 use crate::supervisor::StartFailure;
 
@@ -132,9 +132,9 @@ pub enum UplinkInput {
         /// Seed of the delays between two attempts; differs from node to node.
         seed: u64,
         /// Validity of its certificate.
-        new: Life,
+        new: Validity,
         /// Validity of the old certificate, if the trial of the new one has not ended.
-        old: Option<Life>,
+        old: Option<Validity>,
     },
     /// The node has no identity, and may join by itself.
     MayJoin {
@@ -171,7 +171,7 @@ pub enum CertificateInput {
     /// Answer to `RenewCertificate`: the new certificate is stored, and the old one is kept.
     Renewed {
         /// Validity of the new certificate.
-        new: Life,
+        new: Validity,
         /// The cloud's time, seconds since 1970.
         unix_s: u64,
     },
@@ -205,7 +205,7 @@ pub enum UplinkOutput {
     /// Make one attempt to renew the certificate; answered by `CertificateInput`.
     Renew,
     /// The new certificate works: delete the old one, on the medium as well.
-    ForgetOldCertificate,
+    DropOldCertificate,
     /// The new certificate does not work: return to the old one, on the medium as well.
     RestoreOldCertificate,
     /// Accept this time, seconds since 1970; answered by `Input::Time`.

@@ -167,5 +167,5 @@ fn reconcile_pod(
             None => {}
         }
     }
-    pod.forget_gone();
+    pod.drop_gone();
 }

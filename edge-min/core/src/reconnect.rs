@@ -10,7 +10,7 @@ pub const DELAY_MS_MIN: Millis = 500;
 pub const DELAY_MS_MAX: Millis = 120_000;
 /// A connection of this length resets the delays, milliseconds. A shorter one does not,
 /// because a cloud may accept connections and drop them at once.
-pub const GOOD_MS: Millis = 60_000;
+pub const STABLE_MS: Millis = 60_000;
 /// Longest time over which a policy spreads the first attempts of a fleet, milliseconds.
 pub const SPREAD_MS_MAX: Millis = 600_000;
 
@@ -52,7 +52,7 @@ impl Reconnect {
     /// The link is lost or the attempt failed; returns the time of the next attempt. After a stable link it
     /// is in the node's slot of `spread_ms`.
     pub fn down(&mut self, now: Millis, spread_ms: Millis) -> Millis {
-        let good = |since| now.saturating_sub(since) >= GOOD_MS;
+        let good = |since| now.saturating_sub(since) >= STABLE_MS;
         let mut place_ms = 0;
         if self.up_since.take().is_some_and(good) {
             self.delay_ms = DELAY_MS_MIN;
@@ -99,7 +99,7 @@ mod tests {
         reconnect.down(1, 0);
         assert!(reconnect.delay_ms <= grown * 3);
         reconnect.up(0);
-        assert!(reconnect.down(GOOD_MS, 0) <= GOOD_MS + DELAY_MS_MIN * 3);
+        assert!(reconnect.down(STABLE_MS, 0) <= STABLE_MS + DELAY_MS_MIN * 3);
     }
 
     #[test]
@@ -109,7 +109,7 @@ mod tests {
             let name = std::format!("gate-{node}");
             let mut reconnect = Reconnect::new(node, slot(&name));
             reconnect.up(0);
-            let at = reconnect.down(GOOD_MS, 60_000) - GOOD_MS;
+            let at = reconnect.down(STABLE_MS, 60_000) - STABLE_MS;
             let second = usize::try_from(at / 1_000).unwrap().min(59);
             seconds[second] += 1;
         }
@@ -128,8 +128,8 @@ mod tests {
         reconnect.up(0);
         assert!(reconnect.down(1, 60_000) < 60_000);
         reconnect.up(0);
-        assert!(reconnect.down(GOOD_MS, 60_000) >= GOOD_MS + 59_000);
+        assert!(reconnect.down(STABLE_MS, 60_000) >= STABLE_MS + 59_000);
         reconnect.up(0);
-        assert!(reconnect.down(GOOD_MS, u64::MAX) <= GOOD_MS + SPREAD_MS_MAX + 2_000);
+        assert!(reconnect.down(STABLE_MS, u64::MAX) <= STABLE_MS + SPREAD_MS_MAX + 2_000);
     }
 }

@@ -15,14 +15,14 @@ const SPREAD_PERCENT: u64 = 10;
 
 /// Validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct Validity {
     /// When it was issued, seconds since 1970: later than its `notBefore`, which the CA backdates.
     pub issued_unix_s: u64,
     /// Its notAfter, seconds since 1970.
     pub not_after: u64,
 }
 
-impl Life {
+impl Validity {
     const fn seconds(self) -> u64 {
         self.not_after.saturating_sub(self.issued_unix_s)
     }
@@ -49,11 +49,11 @@ pub struct Time {
 /// attempt, and reports its end by [`Self::renewed`] or [`Self::failed`].
 #[derive(Debug)]
 pub struct Renewal {
-    life: Life,
+    life: Validity,
     /// Fraction of 65536, derived from the node's name.
     spread: u16,
     /// An attempt is in progress.
-    asked: bool,
+    in_progress: bool,
     /// The other end requests it, or refuses the current certificate.
     wanted: bool,
     failures: u32,
@@ -64,12 +64,12 @@ pub struct Renewal {
 impl Renewal {
     /// For a certificate of this validity, of the node with this name.
     #[must_use]
-    pub fn new(node: &str, life: Life) -> Self {
+    pub fn new(node: &str, life: Validity) -> Self {
         let [high, low, ..] = edge_proto::hash::sha256(node.as_bytes()).0;
         Self {
             life,
             spread: u16::from_be_bytes([high, low]),
-            asked: false,
+            in_progress: false,
             wanted: false,
             failures: 0,
             earliest: 0,
@@ -84,7 +84,7 @@ impl Renewal {
         self.life.issued_unix_s + life_s / 3 * 2 + spread_s
     }
 
-    pub(crate) const fn life(&self) -> Life {
+    pub(crate) const fn life(&self) -> Validity {
         self.life
     }
 
@@ -117,15 +117,15 @@ impl Renewal {
             true => now,
             false => now.saturating_add(left_s.saturating_mul(1000)),
         };
-        (!self.asked).then(|| at.max(self.earliest))
+        (!self.in_progress).then(|| at.max(self.earliest))
     }
 
     /// Whether an attempt begins now.
     #[must_use]
     pub fn begins(&mut self, now: Millis, time: Time) -> bool {
         let due = self.wanted || time.unix_s >= self.due(time.confirmed);
-        let begins = due && !self.asked && now >= self.earliest;
-        self.asked |= begins;
+        let begins = due && !self.in_progress && now >= self.earliest;
+        self.in_progress |= begins;
         begins
     }
 
@@ -137,7 +137,7 @@ impl Renewal {
     /// The attempt failed; the next one is later, and much later if the cloud has refused. Short
     /// lifetimes have short waits.
     pub fn failed(&mut self, now: Millis, refused: bool) {
-        self.asked = false;
+        self.in_progress = false;
         self.wanted = false;
         let life_ms = self.life.seconds().saturating_mul(1000);
         let min = (life_ms / 50).clamp(1_000, RENEWAL_MS_MIN);
@@ -155,9 +155,9 @@ impl Renewal {
     }
 
     /// A new certificate was issued.
-    pub const fn renewed(&mut self, life: Life) {
+    pub const fn renewed(&mut self, life: Validity) {
         self.life = life;
-        self.asked = false;
+        self.in_progress = false;
         self.wanted = false;
         self.failures = 0;
         self.earliest = 0;
@@ -170,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     const YEAR_S: u64 = 365 * 24 * 3600;
-    const LIFE: Life = Life {
+    const LIFE: Validity = Validity {
         issued_unix_s: 1_800_000_000,
         not_after: 1_800_000_000 + YEAR_S,
     };
@@ -214,7 +214,7 @@ mod tests {
         assert!(renewal.begins(10_005, at(due, true)));
         assert_eq!(renewal.deadline(10_005, at(due, true)), None);
         assert!(!renewal.begins(20_000, at(due + 10, true)));
-        let next = Life {
+        let next = Validity {
             issued_unix_s: due,
             not_after: due + YEAR_S,
         };
@@ -267,7 +267,7 @@ mod tests {
         fn waits_stay_within_their_bounds(
             issued in any::<u64>(), end in any::<u64>(), failures in 1_u32..200, unix_s in any::<u64>()
         ) {
-            let life = Life { issued_unix_s: issued / 2, not_after: end };
+            let life = Validity { issued_unix_s: issued / 2, not_after: end };
             let mut renewal = Renewal::new("gate", life);
             let _due = (renewal.due_unix_s(), renewal.is_late(at(unix_s, true)));
             let mut last = 0;

@@ -330,7 +330,7 @@ fn env(
                 }
             }
             None if from.optional => {}
-            None => return Err([&from.name, " is not there"].concat()),
+            None => return Err([&from.name, " not found"].concat()),
         }
     }
     for var in &container.env {
@@ -355,7 +355,7 @@ fn env(
         match value {
             Some((key, value)) => env.push((var.name.clone(), text(key, value)?)),
             None if optional => {}
-            None => return Err(["key ", key, " of ", name, " is not there"].concat()),
+            None => return Err(["key ", key, " of ", name, " not found"].concat()),
         }
     }
     Ok(env)
@@ -422,7 +422,7 @@ fn content(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<
     let files = match objects.data(&pod.namespace, name, secret) {
         Some(data) => select(data, items)?,
         None if optional => Vec::new(),
-        None => return Err([name, " is not there"].concat()),
+        None => return Err([name, " not found"].concat()),
     };
     let mode = match mode {
         0 => FILE_MODE_DEFAULT,
@@ -442,7 +442,7 @@ fn select(data: &Data, items: &[(String, String)]) -> Result<Data, String> {
     } else {
         let pick = |(key, path): &(String, String)| {
             let found = data.iter().find(|(name, _)| name == key);
-            let (_, bytes) = found.ok_or_else(|| ["key ", key, " is not there"].concat())?;
+            let (_, bytes) = found.ok_or_else(|| ["key ", key, " not found"].concat())?;
             Ok((path.clone(), bytes.clone()))
         };
         items.iter().map(pick).collect::<Result<_, String>>()?

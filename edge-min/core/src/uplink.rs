@@ -195,7 +195,7 @@ impl Uplink {
         let (event, output) = match proof {
             Some(Proof::New) => (
                 Some(Event::CertificateInUse(not_after)),
-                UplinkOutput::ForgetOldCertificate,
+                UplinkOutput::DropOldCertificate,
             ),
             Some(Proof::Old) => (
                 Some(Event::CertificateRefused),

@@ -209,7 +209,7 @@ fn a_pod_waits_for_what_it_needs_and_names_it() {
     let status = board.status(UID).unwrap();
     assert_eq!(
         (status.reason.as_str(), status.message.as_str()),
-        ("WaitingForConfig", "ConfigMap lane is not there")
+        ("WaitingForConfig", "ConfigMap lane not found")
     );
     let key = Key::Name(Kind::ConfigMap, "toll".into(), "lane".into());
     let map = ConfigMap {

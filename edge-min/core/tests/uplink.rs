@@ -4,18 +4,18 @@
 use edge_core::flash::{Counters, Subsystem};
 use edge_core::limits::WEAR_MS;
 use edge_core::reconnect::DELAY_MS_MAX;
-use edge_core::renewal::{Life, Time};
+use edge_core::renewal::{Time, Validity};
 use edge_core::{
     Agent, AgentConfig, Certificate, CertificateInput, Input, Output, UplinkInput, UplinkOutput,
 };
 use edge_proto::object::NodeStatus;
 
 const DAY_S: u64 = 86_400;
-const FIRST: Life = Life {
+const FIRST: Validity = Validity {
     issued_unix_s: 1_800_000_000,
     not_after: 1_800_000_000 + 90 * DAY_S,
 };
-const SECOND: Life = Life {
+const SECOND: Validity = Validity {
     issued_unix_s: FIRST.issued_unix_s + 70 * DAY_S,
     not_after: FIRST.not_after + 70 * DAY_S,
 };
@@ -47,7 +47,7 @@ fn connect(with: Certificate) -> Vec<Output> {
     vec![Output::Uplink(UplinkOutput::Connect(with))]
 }
 
-fn identity(old: Option<Life>) -> UplinkInput {
+fn identity(old: Option<Validity>) -> UplinkInput {
     UplinkInput::Identity {
         node: "gate".into(),
         seed: 7,
@@ -167,7 +167,7 @@ fn a_renewed_certificate_is_tried_and_then_kept() {
         connect(Certificate::New)
     );
     uplink(&mut agent, now, UplinkInput::Up);
-    let forget = [Output::Uplink(UplinkOutput::ForgetOldCertificate)];
+    let forget = [Output::Uplink(UplinkOutput::DropOldCertificate)];
     assert_eq!(uplink(&mut agent, now, UplinkInput::Live), forget);
     assert_eq!(agent.proven_not_after(), SECOND.not_after);
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use edge_core::renewal::Life;
+use edge_core::renewal::Validity;
 use edge_core::{Certificate, CertificateInput, Input};
 use edge_proto::enrol::Endpoint;
 
@@ -31,8 +31,8 @@ impl Targets {
 }
 
 impl Driver {
-    fn target(&self, identity: &Identity) -> Result<(Arc<Target>, Life), String> {
-        // Moving the cloud is a line in the config.
+    fn target(&self, identity: &Identity) -> Result<(Arc<Target>, Validity), String> {
+        // The config may move the cloud to another URL.
         let url = identity.link_url(self.config.cloud.as_deref());
         let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
         let tls = tls::link_config(identity, self.clock.clone())
@@ -44,7 +44,7 @@ impl Driver {
             port: end.port,
             tls,
         };
-        let life = Life {
+        let life = Validity {
             issued_unix_s,
             not_after,
         };
@@ -55,7 +55,7 @@ impl Driver {
     pub(super) fn targets(
         &self,
         identity: &Identity,
-    ) -> Result<(Targets, Life, Option<Life>), String> {
+    ) -> Result<(Targets, Validity, Option<Validity>), String> {
         let (new, life) = self.target(identity)?;
         let old = Identity::load_old(&self.config.state_dir);
         let (old, old_life) = old.and_then(|old| self.target(&old).ok()).unzip();
@@ -105,9 +105,9 @@ impl Driver {
         let done = match (keep, old) {
             (Certificate::Old, Some((targets, old))) => {
                 targets.new = old;
-                identity::go_back(state)
+                identity::restore_old(state)
             }
-            _ => identity::forget_old(state),
+            _ => identity::delete_old(state),
         };
         if let Err(error) = done {
             log::error!("identity_not_changed error={error}");

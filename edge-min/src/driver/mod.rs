@@ -285,7 +285,7 @@ impl Driver {
             StoreDone::Have(sha256, bytes) => {
                 self.session.handle(now, BlobInput::Have { sha256, bytes });
             }
-            StoreDone::Trouble(reason) => {
+            StoreDone::Unwritable(reason) => {
                 if let Some(reason) = &reason {
                     log::error!("store_write_failed error={reason}");
                 }

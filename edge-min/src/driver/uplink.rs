@@ -72,7 +72,7 @@ impl Driver {
                 self.uplink_input(UplinkInput::Up);
                 self.session.handle(now, LinkInput::TransportUp);
             }
-            LinkEvent::Room => {}
+            LinkEvent::Writable => {}
             LinkEvent::Frame(frame) => self.session.handle(now, LinkInput::Frame(&frame)),
             LinkEvent::Down(reason, refused) => {
                 self.link = None;
@@ -113,7 +113,7 @@ impl Driver {
                 }
             }
             UplinkOutput::Renew => self.renew(),
-            UplinkOutput::ForgetOldCertificate => self.keep_certificate(Certificate::New),
+            UplinkOutput::DropOldCertificate => self.keep_certificate(Certificate::New),
             UplinkOutput::RestoreOldCertificate => self.keep_certificate(Certificate::Old),
             UplinkOutput::ConfirmTime(unix_s) => {
                 self.clock.confirm(unix_s);
@@ -221,7 +221,7 @@ impl Driver {
             self.lanes.clear();
             return;
         };
-        while !self.lanes.is_empty() && link.has_room() {
+        while !self.lanes.is_empty() && link.is_writable() {
             let Some(frame) = self.lanes.poll(now) else {
                 self.send_at = self.lanes.deadline();
                 return;

@@ -60,8 +60,8 @@ pub enum StoreDone {
     Have(Hash32, u32),
     /// Pods that a change ends which is not durable yet, as the cloud sees them now.
     Ahead(Vec<(Key, Option<Vec<u8>>)>),
-    /// A write failed and is tried again; `None` when it went well again.
-    Trouble(Option<String>),
+    /// A write failed and is retried; `None` when writes succeed again.
+    Unwritable(Option<String>),
 }
 
 /// Starts the store's thread.
@@ -122,7 +122,7 @@ impl StoreThread {
                     }
                 }
             };
-            let mut word = None;
+            let mut reason = None;
             if let Some(job) = job {
                 match self.perform(&job) {
                     Ok(answer) => {
@@ -134,7 +134,7 @@ impl StoreThread {
                         }
                     }
                     Err(error) => {
-                        word = Some(error.to_string());
+                        reason = Some(error.to_string());
                         failed = Some(job);
                         self.schedule(scheduler::Input::Failed);
                     }
@@ -142,7 +142,7 @@ impl StoreThread {
             }
             match self.scheduler.poll() {
                 Some(scheduler::Output::Failing | scheduler::Output::Recovered) => {
-                    self.done.send_blocking(StoreDone::Trouble(word)).ok();
+                    self.done.send_blocking(StoreDone::Unwritable(reason)).ok();
                     if let Some(StoreJob::Apply { changes, .. }) = &failed {
                         let pods = scheduler::ends_before_write(changes);
                         if !pods.is_empty() {

@@ -587,7 +587,7 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     assert!(board.layers().is_empty());
     ensure(&images, "b", &pods(&["b"])).unwrap();
     ensure(&images, "a", &pods(&["a"])).unwrap();
-    assert!(images.room().unwrap().free >= MEDIUM_FREE_BYTES_MIN);
+    assert!(images.space().unwrap().free >= MEDIUM_FREE_BYTES_MIN);
 }
 
 /// The child of the next test, and nothing without it: unpacks, then waits for its end.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use edge_core::flash::Subsystem;
-use edge_core::images::{Layer, Need, Removal, Room};
+use edge_core::images::{Layer, Need, Removal, Space};
 use edge_core::spec::ImageConfig;
 use edge_proto::sorted::SortedSet;
 
@@ -193,9 +193,9 @@ impl Images {
         let mut keep = self.layers_of(in_use);
         keep.extend(hexes(of));
         let failed = |error| ImageError::Io(self.layers.clone(), error);
-        self.collect(&keep, Need::Room).map_err(failed)?;
+        self.collect(&keep, Need::Space).map_err(failed)?;
         let temporary = paths::layer_temporary(&self.layers, hex);
-        let mut room_made = false;
+        let mut all_collected = false;
         loop {
             let blob = Stopping {
                 blob: layout.layer(descriptor, stop)?,
@@ -206,11 +206,11 @@ impl Images {
                 Err(reason) => {
                     tree::remove(&temporary).map_err(failed)?;
                     stop.check().map_err(failed)?;
-                    // Once more with all the room that there can be.
-                    if room_made || self.collect(&keep, Need::All).map_err(failed)? == 0 {
+                    // Once more with as much space as can be freed.
+                    if all_collected || self.collect(&keep, Need::All).map_err(failed)? == 0 {
                         return Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()));
                     }
-                    room_made = true;
+                    all_collected = true;
                 }
             }
         }
@@ -232,7 +232,7 @@ impl Images {
         fs::create_dir(temporary)?;
         // The root directory of a container, for any user in it.
         fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))?;
-        let bytes_max = self.room()?.for_unpacking().min(unpack::BYTES_MAX);
+        let bytes_max = self.space()?.for_unpacking().min(unpack::BYTES_MAX);
         Ok(match packing {
             // Some tools write a layer as many members in a row.
             Packing::Gzip => {
@@ -249,7 +249,7 @@ impl Images {
     /// # Errors
     /// Those of the file system.
     pub fn collect_unused(&self, in_use: &[String]) -> io::Result<usize> {
-        self.collect(&self.layers_of(in_use), Need::Room)
+        self.collect(&self.layers_of(in_use), Need::Space)
     }
 
     fn collect(&self, keep: &SortedSet<String>, need: Need) -> io::Result<usize> {
@@ -270,11 +270,11 @@ impl Images {
         let mut removal = Removal::new(layers, need);
         let mut removed = 0;
         while !removal.is_empty()
-            && let Some(Layer { digest: name, .. }) = removal.next(self.room()?)
+            && let Some(Layer { digest: name, .. }) = removal.next(self.space()?)
         {
             let gone = paths::layer_temporary(&self.layers, &name);
             tree::remove(&gone)?;
-            if !self.put_away(&name, &gone)? {
+            if !self.set_for_removal(&name, &gone)? {
                 continue;
             }
             tree::remove(&gone)?;
@@ -284,9 +284,9 @@ impl Images {
         Ok(removed)
     }
 
-    /// Renames a layer that nobody has mounted or is about to; `false` when somebody has.
-    fn put_away(&self, name: &str, gone: &Path) -> io::Result<bool> {
-        // Whoever pins it from here on finds it gone, and unpacks it anew.
+    /// Renames a layer that is neither mounted nor about to be; returns `false` otherwise.
+    fn set_for_removal(&self, name: &str, gone: &Path) -> io::Result<bool> {
+        // A start that pins it after this finds it missing, and unpacks it again.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let pinned = |pin: &Weak<SortedSet<String>>| {
             pin.upgrade().is_some_and(|layers| layers.contains(name))
@@ -313,10 +313,10 @@ impl Images {
         layers
     }
 
-    fn room(&self) -> io::Result<Room> {
+    fn space(&self) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(&self.layers)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Room {
+        Ok(Space {
             free: bytes(stat.f_bavail),
             total: bytes(stat.f_blocks),
         })

@@ -66,8 +66,8 @@ pub struct Connect {
 pub enum LinkEvent {
     /// Connected and subscribed; frames go through this client.
     Up(LinkSender),
-    /// There is room again; only after a [`LinkSender::has_room`] that said no.
-    Room,
+    /// The socket accepts frames again; only after [`LinkSender::is_writable`] returned false.
+    Writable,
     /// One frame from the cloud.
     Frame(Vec<u8>),
     /// The attempt or the connection ended, with the reason, and whether that is the certificate:
@@ -99,12 +99,12 @@ pub struct LinkSender {
     /// Bytes of each frame that was given away and of which it is not known that it was taken; the
     /// first is number `heard`.
     given: VecDeque<usize>,
-    heard: u32,
+    first_given: u32,
 }
 
 impl LinkSender {
-    /// Whether a further frame would go to the socket soon. If not, a [`LinkEvent::Room`] follows.
-    pub fn has_room(&mut self) -> bool {
+    /// Whether a further frame would be sent soon. If not, a [`LinkEvent::Writable`] follows.
+    pub fn is_writable(&mut self) -> bool {
         if self.is_free() {
             return true;
         }
@@ -119,8 +119,8 @@ impl LinkSender {
 
     fn is_free(&mut self) -> bool {
         let taken = self.taken.frames.load(Ordering::SeqCst);
-        while self.heard != taken && self.given.pop_front().is_some() {
-            self.heard = self.heard.wrapping_add(1);
+        while self.first_given != taken && self.given.pop_front().is_some() {
+            self.first_given = self.first_given.wrapping_add(1);
         }
         self.given.len() < LINK_FRAMES_MAX / 2
             && self.given.iter().sum::<usize>() < UNSENT_BYTES_MAX
@@ -228,7 +228,7 @@ fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) ->
         topic: topic_up(&config.node),
         taken: taken.clone(),
         given: VecDeque::new(),
-        heard: 0,
+        first_given: 0,
     };
     run(config, &mut connection, sender, &taken, events)
 }
@@ -244,10 +244,10 @@ fn run(
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
     // that is only busy. What counts is the last that was heard.
     let mut timeout = Duration::from_millis(CONNECT_TIMEOUT_MS);
-    let mut heard = Instant::now();
+    let mut last_received = Instant::now();
     let mut pending = Some(sender);
     loop {
-        let event = match connection.recv_timeout(timeout.saturating_sub(heard.elapsed())) {
+        let event = match connection.recv_timeout(timeout.saturating_sub(last_received.elapsed())) {
             Err(_) if pending.is_some() => return End::Own(UNANSWERED),
             Err(_) => return End::Own("silent over its keepalive"),
             Ok(Err(error)) => return End::Failed(error),
@@ -257,7 +257,7 @@ fn run(
             connection.eventloop.state.await_pingresp = false;
             // Until the link is up its whole opening has one deadline.
             if pending.is_none() {
-                heard = Instant::now();
+                last_received = Instant::now();
             }
         }
         let message = match event {
@@ -276,7 +276,7 @@ fn run(
             MqttEvent::Incoming(Packet::SubAck(_)) => match pending.take() {
                 Some(sender) => {
                     timeout = config.keepalive * SILENCE_PERCENT / 100;
-                    heard = Instant::now();
+                    last_received = Instant::now();
                     LinkEvent::Up(sender)
                 }
                 None => continue,
@@ -291,7 +291,7 @@ fn run(
                 if !taken.awaited.swap(false, Ordering::SeqCst) {
                     continue;
                 }
-                LinkEvent::Room
+                LinkEvent::Writable
             }
             MqttEvent::Outgoing(Outgoing::Disconnect) => return End::Own("closed"),
             _ => continue,

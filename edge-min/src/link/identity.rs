@@ -135,7 +135,7 @@ impl Identity {
     /// Those of the file system. The old identity, if any, is then still there.
     pub fn save(&self, state: &Path) -> io::Result<()> {
         self.replace(state, &mut || Ok(()))?;
-        forget_old(state)
+        delete_old(state)
     }
 
     /// Stores the identity of a renewal, and keeps the old one; durable when it returns.
@@ -177,7 +177,7 @@ impl Identity {
             }
         }
         step()?;
-        forget_old(state)?;
+        delete_old(state)?;
         step()?;
         if paths::identity(state).exists() {
             fs::rename(paths::identity(state), paths::identity_old(state))?;
@@ -211,7 +211,7 @@ fn settle(state: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of the file system.
-pub fn forget_old(state: &Path) -> io::Result<()> {
+pub fn delete_old(state: &Path) -> io::Result<()> {
     let old = paths::identity_old(state);
     remove_file(&old.join(paths::NODE_NAME))?;
     remove(&old)
@@ -222,7 +222,7 @@ pub fn forget_old(state: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of the file system.
-pub fn go_back(state: &Path) -> io::Result<()> {
+pub fn restore_old(state: &Path) -> io::Result<()> {
     if is_whole(&paths::identity_old(state)) {
         // Then the old one is the first that is whole, whatever is cut off.
         remove_file(&paths::identity_new(state).join(paths::NODE_NAME))?;
@@ -383,14 +383,14 @@ mod tests {
         identity(2, 2).save(state).unwrap();
         assert!(Identity::load_old(state).is_none());
         identity(1, 1).save_renewed(state).unwrap();
-        go_back(state).unwrap();
+        restore_old(state).unwrap();
         assert_eq!(number(state), 2);
         assert!(Identity::load_old(state).is_none());
-        go_back(state).unwrap();
+        restore_old(state).unwrap();
         assert_eq!(number(state), 2);
         identity(1, 1).save_renewed(state).unwrap();
-        forget_old(state).unwrap();
-        go_back(state).unwrap();
+        delete_old(state).unwrap();
+        restore_old(state).unwrap();
         assert_eq!(number(state), 1);
         assert_eq!(pending_key(state).unwrap(), None);
     }

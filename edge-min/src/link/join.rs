@@ -109,7 +109,7 @@ pub fn join(
     }
     .to_wire();
     let config = tls::join_config(token.ca_sha256, end.https, time).map_err(JoinError::Tls)?;
-    let issued = ask(&end, config, &message)?;
+    let issued = exchange_tls(&end, config, &message)?;
     let identity = Identity {
         node: node.to_owned(),
         key,
@@ -132,8 +132,8 @@ pub(crate) struct Issued {
     pub(crate) broker: Option<Broker>,
 }
 
-/// One request, one answer.
-pub(crate) fn ask(
+/// Sends one request and receives its answer.
+pub(crate) fn exchange_tls(
     end: &Endpoint,
     config: Arc<ClientConfig>,
     message: &[u8],
@@ -311,7 +311,7 @@ fn exchange(
     stream: &mut StreamOwned<ClientConnection, Bounded>,
     message: &[u8],
 ) -> Result<Vec<u8>, JoinError> {
-    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let failed = |error| JoinError::Io("exchange with the cloud", error);
     let length = u16::try_from(message.len()).map_err(|_| JoinError::Answer)?;
     stream.write_all(&length.to_be_bytes()).map_err(failed)?;
     stream.write_all(message).map_err(failed)?;
@@ -333,7 +333,7 @@ fn exchange_http(
     host: &str,
     message: &[u8],
 ) -> Result<Vec<u8>, JoinError> {
-    let failed = |error| JoinError::Io("talk to the cloud", error);
+    let failed = |error| JoinError::Io("exchange with the cloud", error);
     let length = message.len().to_string();
     let head = [
         "POST ",

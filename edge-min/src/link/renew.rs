@@ -12,7 +12,7 @@ use crate::board::clock::Clock;
 use crate::link::certificate;
 use crate::link::connection::LinkEvent;
 use crate::link::identity::{Identity, Renewed};
-use crate::link::join::{self, JoinError, STACK_BYTES, ask};
+use crate::link::join::{self, JoinError, STACK_BYTES, exchange_tls};
 use crate::link::tls;
 
 /// Makes one attempt on a thread of its own, which then ends. It tells [`LinkEvent::Renewed`] or
@@ -61,7 +61,7 @@ fn renew(cloud: Option<&str>, state: &std::path::Path, time: Clock) -> Result<Re
         signature,
     };
     let config = tls::renew_config(&old, end.https, time.clone()).map_err(JoinError::Tls)?;
-    let issued = ask(&end, config, &message.encode())?;
+    let issued = exchange_tls(&end, config, &message.encode())?;
     let end = |certificate: &[u8]| certificate::life(certificate).map(|(_, end)| end);
     let not_after = end(&issued.certificate).ok_or(JoinError::Answer)?;
     let in_use = end(&old.certificate).unwrap_or(0);

@@ -294,7 +294,7 @@ fn check_clock(state: &Path) -> Finding {
 }
 
 fn check_disk(state: &Path) -> Finding {
-    let fix = "make room, or move state-dir to a larger partition";
+    let fix = "free space, or move state-dir to a larger partition";
     let there = existing(state);
     match rustix::fs::statvfs(there) {
         Ok(stat) => {

@@ -497,7 +497,7 @@ mod tests {
         let mut status = Status::default();
         status.pods.push(Pod {
             reason: "WaitingForConfig".into(),
-            message: "ConfigMap lane is not there".into(),
+            message: "ConfigMap lane not found".into(),
             containers: vec![Container::default()],
             ..Pod::default()
         });

@@ -54,8 +54,8 @@ pub struct Api {
     pub shared: Shared,
     /// By place: [`FREE`], [`BUSY`], or since when a connection is at rest, as a number that grows.
     pub places: [Cell<u64>; CONNECTIONS_MAX],
-    /// Rests so far.
-    rests: Cell<u64>,
+    /// How often a connection has become idle.
+    idle_count: Cell<u64>,
 }
 
 impl Api {
@@ -67,7 +67,7 @@ impl Api {
             jobs,
             shared,
             places: Default::default(),
-            rests: Cell::new(FREE),
+            idle_count: Cell::new(FREE),
         }
     }
 }
@@ -104,19 +104,19 @@ pub async fn serve(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
     }
 }
 
-/// Comes to its end when a connection at rest does: in time, or because another waits, all places
-/// are taken, and no other is at rest for longer.
-async fn rest(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
+/// Completes when an idle connection is to be closed: after its timeout, or because another waits, all places
+/// are taken, and no other has been idle longer.
+async fn idle_until_closed(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
     let waiting: Arc<Async<net::UnixListener>> = listener.clone().into();
-    api.rests.set(api.rests.get() + 1);
-    place.set(api.rests.get());
+    api.idle_count.set(api.idle_count.get() + 1);
+    place.set(api.idle_count.get());
     let gives_way = async {
         loop {
             waiting.readable().await.ok();
-            // Readiness may be that of one who was served in the meantime.
-            let mut newcomer = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            // Another place may have accepted the connection in the meantime.
+            let mut waiting = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
             if api.places.iter().all(|other| other.get() >= place.get())
-                && poll(&mut newcomer, PollTimeout::ZERO) == Ok(1)
+                && poll(&mut waiting, PollTimeout::ZERO) == Ok(1)
             {
                 break;
             }
@@ -175,7 +175,7 @@ async fn connection(
             let is_at_rest = input.is_empty();
             let end = async {
                 if is_at_rest {
-                    rest(listener, api, place).await;
+                    idle_until_closed(listener, api, place).await;
                 } else {
                     sleep(REQUEST_TIMEOUT.saturating_sub(begun.elapsed())).await;
                 }

@@ -372,7 +372,7 @@ impl Thread {
         }
         // Looked at once for each batch, which is smaller than what is left free.
         if self.store.unwritten() == 0
-            && let Err(error) = self.store.has_room()
+            && let Err(error) = self.store.is_writable()
         {
             self.write_failed(&error);
             return Answer::Medium(why(&error));

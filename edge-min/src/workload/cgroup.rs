@@ -176,24 +176,24 @@ impl Cgroups {
             if left.is_empty() {
                 return Ok(());
             }
-            let dying = self.strike(path);
+            let ending = self.send_kill(path);
             let timeout = deadline.saturating_duration_since(Instant::now());
             if timeout.is_zero() {
                 let left: Vec<String> = left.iter().take(4).map(i32::to_string).collect();
                 let text = ["not ended after SIGKILL: process ", &left.join(", ")].concat();
                 return Err(io::Error::other(text));
             }
-            if dying.is_empty() {
+            if ending.is_empty() {
                 std::thread::sleep(PAUSE);
             }
-            wait_for_ends(&dying, deadline);
+            wait_for_ends(&ending, deadline);
         }
     }
 
     /// Sends SIGKILL to every process in the cgroup and below. Returns descriptors of some that
     /// have not ended yet.
-    pub fn strike(&self, path: &Path) -> Vec<OwnedFd> {
-        // The kernel's own way takes the children that are born meanwhile along (Linux 5.14).
+    pub fn send_kill(&self, path: &Path) -> Vec<OwnedFd> {
+        // The kernel's own function also kills children that are forked meanwhile (Linux 5.14).
         let at_once = self.v2
             && self
                 .roots
@@ -202,7 +202,7 @@ impl Cgroups {
         if !at_once {
             self.freeze(path, true);
         }
-        let mut dying = Vec::new();
+        let mut ending = Vec::new();
         for chunk in self.pids(path).chunks(KILL_CHUNK) {
             let open = |pid: &i32| {
                 let fd = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
@@ -217,13 +217,13 @@ impl Cgroups {
                     pidfd_send_signal(fd, Signal::KILL).ok();
                 }
             }
-            dying = opened.into_iter().map(|(_, fd)| fd).collect();
+            ending = opened.into_iter().map(|(_, fd)| fd).collect();
         }
         if !at_once {
             // A frozen process of v1 dies only when it is thawed.
             self.freeze(path, false);
         }
-        dying
+        ending
     }
 
     /// Stops or resumes all below `path`, where the kernel can. Not waited for: what is not
@@ -346,8 +346,8 @@ fn to_enable<'a>(offered: &'a str, enabled: &'a str) -> impl Iterator<Item = &'s
         .filter(move |name| has(offered, name) && !has(enabled, name))
 }
 
-fn wait_for_ends(dying: &[OwnedFd], deadline: Instant) {
-    for fd in dying {
+fn wait_for_ends(ending: &[OwnedFd], deadline: Instant) {
+    for fd in ending {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         // Interrupted or not, the caller looks again.

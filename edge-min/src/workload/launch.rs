@@ -117,11 +117,11 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .map_err(because("read the plan"))?;
     let plan: Plan = postcard::from_bytes(&bytes).map_err(|error| error.to_string())?;
     let pid = std::process::id();
-    die_with(plan.agent).map_err(because("agent"))?;
-    // An agent that has replaced itself has the same pid, and knows nothing of this start.
+    end_with(plan.agent).map_err(because("agent"))?;
+    // An agent that has replaced itself has the same pid, but does not know of this start.
     has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
-    forget_the_agent().map_err(because("process attributes"))?;
+    reset_attributes().map_err(because("process attributes"))?;
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
@@ -177,9 +177,9 @@ fn launch() -> Result<std::convert::Infallible, String> {
     Err(String::new())
 }
 
-/// Ends this process with its agent, which may be gone already: a later agent must not meet a
-/// start that it knows nothing of.
-fn die_with(agent: u32) -> io::Result<()> {
+/// Ends this process with its agent, which may have ended already: a later agent must not meet a
+/// start that it does not know of.
+fn end_with(agent: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     let parent = u32::try_from(nix::unistd::getppid().as_raw());
     if parent == Ok(agent) {
@@ -199,8 +199,8 @@ fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Undoes what the agent, or whoever started it, has set for itself.
-fn forget_the_agent() -> io::Result<()> {
+/// Restores the attributes that the agent, or its parent, has set for itself.
+fn reset_attributes() -> io::Result<()> {
     sys::default_signals();
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));

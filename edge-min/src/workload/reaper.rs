@@ -89,7 +89,7 @@ impl StartingPids {
     }
 
     /// The process will not be watched.
-    pub fn forget(&self, pid: u32) {
+    pub fn remove(&self, pid: u32) {
         self.lock().remove(&pid);
     }
 }

@@ -318,7 +318,7 @@ impl Runtime {
             // The container is there, and its program may have run already.
             Err(error) => not_run(["runc start: ", &error.to_string()].concat()),
         };
-        self.starting_pids.forget(pid);
+        self.starting_pids.remove(pid);
         Err(failure)
     }
 
@@ -358,7 +358,7 @@ impl Runtime {
 
     /// SIGKILL to all processes of a container; their ends are not waited for.
     pub fn kill(&self, uid: Uid, container: &str, hash: Hash16) {
-        drop(self.cgroups.strike(&self.cgroup(uid, container, hash)));
+        drop(self.cgroups.send_kill(&self.cgroup(uid, container, hash)));
     }
 
     /// Whether the OOM killer struck in the container.

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Longest life of a recorded process, seconds: a busy host must reach its end, too.
-const LIFE_S: &str = "900";
+/// Longest run time of a recorded process, seconds, also on a busy host.
+const TIMEOUT_S: &str = "900";
 /// Every call that may change a folder or make it durable. One that is not modelled fails the test.
 const CALLS: &str = "trace=open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,truncate,\
 ftruncate,fallocate,copy_file_range,sendfile,rename,renameat,renameat2,link,linkat,symlink,symlinkat,\
@@ -38,7 +38,7 @@ pub(crate) enum Op {
 /// A command under `strace`, which writes its log to `log`.
 pub(crate) fn traced(options: &[&str], log: &Path, command: &[&str]) -> Command {
     let mut strace = Command::new("timeout");
-    strace.args([LIFE_S, "strace", "-f", "-o"]).arg(log);
+    strace.args([TIMEOUT_S, "strace", "-f", "-o"]).arg(log);
     strace.args(options).arg("--").args(command);
     strace.stdin(Stdio::null()).stderr(Stdio::null());
     strace

@@ -265,9 +265,9 @@ fn run_thread(dir: &Path) {
                 say(&format!("applied {ticket}"));
                 answers += 1;
             }
-            StoreDone::Trouble(Some(error)) => say(&format!("trouble {error}")),
-            StoreDone::Trouble(None) => say("well again"),
-            // Nothing of it is durable.
+            StoreDone::Unwritable(Some(error)) => say(&format!("trouble {error}")),
+            StoreDone::Unwritable(None) => say("well again"),
+            // None of it is durable.
             StoreDone::Ahead(_) => {}
             StoreDone::Have(..) => panic!("nobody asked"),
         }

@@ -27,7 +27,7 @@ pub(super) struct Class {
     pub(super) durable: u64,
     /// Numbers from here on are given up and this is not saved: a power cut may assign them again, so
     /// they are not announced before. `u64::MAX` when there are none.
-    pub(super) unsure: u64,
+    pub(super) unsaved: u64,
     pub(super) next: u64,
     pub(super) delivered: u64,
     pub(super) lost: [u64; 4],
@@ -45,7 +45,7 @@ impl Class {
             held: 1,
             read: 1,
             durable: 1,
-            unsure: u64::MAX,
+            unsaved: u64::MAX,
             next: 1,
             delivered: 0,
             lost: [0; 4],
@@ -56,7 +56,7 @@ impl Class {
 
     /// Numbers below this one are durable, so the session may announce them.
     pub(super) fn end(&self) -> u64 {
-        self.durable.min(self.unsure)
+        self.durable.min(self.unsaved)
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -225,9 +225,9 @@ fn what_the_environment_names_and_is_not_there_fails_the_start_unless_it_is_opti
         }))
     };
     let gone = message(with("settings", "gone", false, false));
-    assert_eq!(gone, "key gone of settings is not there");
+    assert_eq!(gone, "key gone of settings not found");
     // A ConfigMap is no Secret.
-    assert!(message(with("settings", "level", true, false)).ends_with("is not there"));
+    assert!(message(with("settings", "level", true, false)).ends_with("not found"));
     assert_eq!(with("gone", "level", true, true).unwrap().env, []);
     let raw = message(with("settings", "raw", false, false));
     assert_eq!(raw, "raw is not text and cannot be an environment variable");
@@ -291,7 +291,7 @@ fn mounts_carry_their_content_and_files_are_read_only() {
     let volumes = file_volumes(&objects(), &pod);
     assert_eq!(volumes.len(), 1);
     pod.containers[0].mounts.push(mount("gone", "/gone"));
-    assert_eq!(message(resolve(&pod)), "gone is not there");
+    assert_eq!(message(resolve(&pod)), "gone not found");
     pod.containers[0].mounts[3].volume = "nowhere".to_owned();
     assert_eq!(message(resolve(&pod)), "no volume nowhere");
 }

@@ -104,7 +104,7 @@ fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
         panic!("{state:?}");
     };
     assert_eq!(reason, "CreateContainerConfigError");
-    assert_eq!(message, "key level of lane is not there");
+    assert_eq!(message, "key level of lane not found");
     board.tell(config(&["level"]));
     assert_eq!(board.agent.deadline(), Some(board.now + 10_000));
     board.advance(1);

@@ -11,8 +11,8 @@ const HEADER_BYTES: usize = 8;
 const RECORD_FIXED_BYTES: usize = 17;
 /// Bytes of a coalescing key.
 pub const KEY_BYTES_MAX: usize = 64;
-/// Longest frame.
-pub const FRAME_BYTES_MAX: usize =
+/// Longest item.
+pub const ITEM_BYTES_MAX: usize =
     HEADER_BYTES + RECORD_FIXED_BYTES + KEY_BYTES_MAX + RECORD_BYTES_MAX;
 /// Shortest frame of a record.
 pub const RECORD_BYTES_MIN: usize = HEADER_BYTES + RECORD_FIXED_BYTES;
@@ -22,8 +22,8 @@ const KIND_ACKED: u8 = 1;
 
 /// A frame.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Frame<'a> {
-    /// A record.
+pub enum SegmentItem<'a> {
+    /// A record of a workload.
     Record {
         /// Its number.
         number: u64,
@@ -41,9 +41,9 @@ pub enum Frame<'a> {
 /// What stands at the start of some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// A frame, and its length.
-    Whole(Frame<'a>, usize),
-    /// Perhaps a frame, if more bytes follow.
+    /// A valid item, and its length.
+    Whole(SegmentItem<'a>, usize),
+    /// Possibly a item, if more bytes follow.
     Short,
     /// No frame.
     Bad,
@@ -91,7 +91,7 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
         return Parsed::Short;
     };
     let length = usize::from(u16::from_le_bytes([low, high]));
-    if marker != MARKER || kind > KIND_ACKED || length > FRAME_BYTES_MAX - HEADER_BYTES {
+    if marker != MARKER || kind > KIND_ACKED || length > ITEM_BYTES_MAX - HEADER_BYTES {
         return Parsed::Bad;
     }
     let Some((crc, rest)) = rest.split_first_chunk::<4>() else {
@@ -106,23 +106,23 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
     if hasher.finalize().to_le_bytes() != *crc {
         return Parsed::Bad;
     }
-    match frame(kind, body) {
-        Some(frame) => Parsed::Whole(frame, HEADER_BYTES + length),
+    match item(kind, body) {
+        Some(item) => Parsed::Whole(item, HEADER_BYTES + length),
         None => Parsed::Bad,
     }
 }
 
-fn frame(kind: u8, body: &[u8]) -> Option<Frame<'_>> {
+fn item(kind: u8, body: &[u8]) -> Option<SegmentItem<'_>> {
     let (number, rest) = body.split_first_chunk::<8>()?;
     let number = u64::from_le_bytes(*number);
     if kind == KIND_ACKED {
-        return rest.is_empty().then_some(Frame::Acked(number));
+        return rest.is_empty().then_some(SegmentItem::Acked(number));
     }
     let (unix_ms, rest) = rest.split_first_chunk::<8>()?;
     let (key_bytes, rest) = rest.split_first()?;
     let (key, bytes) = rest.split_at_checked(usize::from(*key_bytes))?;
     let fits = key.len() <= KEY_BYTES_MAX && bytes.len() <= RECORD_BYTES_MAX;
-    fits.then_some(Frame::Record {
+    fits.then_some(SegmentItem::Record {
         number,
         unix_ms: u64::from_le_bytes(*unix_ms),
         key,
@@ -155,16 +155,16 @@ impl<'a> Scan<'a> {
 }
 
 impl<'a> Iterator for Scan<'a> {
-    type Item = Frame<'a>;
+    type Item = SegmentItem<'a>;
 
-    fn next(&mut self) -> Option<Frame<'a>> {
+    fn next(&mut self) -> Option<SegmentItem<'a>> {
         loop {
             let rest = self.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
-            if let Parsed::Whole(frame, length) = parse(rest) {
+            if let Parsed::Whole(item, length) = parse(rest) {
                 self.start = self.at;
                 self.at += length;
                 self.end = self.at;
-                return Some(frame);
+                return Some(item);
             }
             // A damaged length may point anywhere: the next marker may begin a frame.
             let skipped = rest.iter().skip(1).position(|byte| *byte == MARKER)?;
@@ -192,9 +192,9 @@ mod tests {
     }
 
     fn numbers(bytes: &[u8]) -> Vec<u64> {
-        let number = |frame| match frame {
-            Frame::Record { number, .. } => Some(number),
-            Frame::Acked(_) => None,
+        let number = |item| match item {
+            SegmentItem::Record { number, .. } => Some(number),
+            SegmentItem::Acked(_) => None,
         };
         Scan::new(bytes).filter_map(number).collect()
     }
@@ -214,7 +214,10 @@ mod tests {
         assert_eq!(bytes[4..8], crc.to_le_bytes());
         let mut bytes = Vec::new();
         put_acked(&mut bytes, 7);
-        assert_eq!(parse(&bytes), Parsed::Whole(Frame::Acked(7), bytes.len()));
+        assert_eq!(
+            parse(&bytes),
+            Parsed::Whole(SegmentItem::Acked(7), bytes.len())
+        );
     }
 
     /// Goal: a cut anywhere leaves every whole frame before it, and the end of the last one.
@@ -226,7 +229,7 @@ mod tests {
             let mut scan = Scan::new(&bytes[..cut]);
             let records = scan
                 .by_ref()
-                .filter(|frame| matches!(frame, Frame::Record { .. }));
+                .filter(|item| matches!(item, SegmentItem::Record { .. }));
             assert_eq!(records.count(), whole, "cut at {cut}");
             assert!(scan.end <= cut);
         }
@@ -234,7 +237,7 @@ mod tests {
 
     /// Goal: a damaged byte costs its own frame, no other.
     #[test]
-    fn one_damaged_byte_costs_one_frame() {
+    fn one_damaged_byte_loses_one_item() {
         let (bytes, ends) = segment();
         for place in 0..bytes.len() {
             let mut bent = bytes.clone();

@@ -11,7 +11,7 @@ use edge_core::outbox::{ClassConfig, Counters, Next, Outbox, Output, Refused, Sa
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASSES_MAX, RECORD_ENTRIES_MAX};
 
-use super::segment::{self, Frame, Parsed, Scan};
+use super::segment::{self, Parsed, Scan, SegmentItem};
 use super::state::{MAGIC, SLOT_BYTES, State, StateClass, read_state};
 use super::{COMMIT_BYTES_MAX, Settings, unix_ms};
 use crate::paths;
@@ -23,7 +23,7 @@ const FREE_BYTES_MIN: u64 = 8 << 20;
 const PIECE_BYTES: usize = 16 * 1024;
 /// Numbers acknowledged since it was last noted, before the next record notes it again.
 const NOTE_ACKED: u64 = 64;
-const _: () = assert!(segment::FRAME_BYTES_MAX <= PIECE_BYTES);
+const _: () = assert!(segment::ITEM_BYTES_MAX <= PIECE_BYTES);
 
 /// Time and bytes of a record; if it is not there, the next number of its segment that is.
 type Found = Result<(u64, Vec<u8>), Option<u64>>;
@@ -205,24 +205,24 @@ impl Store {
             return Ok(());
         }
         let mut scan = Scan::new(&bytes);
-        for frame in scan.by_ref() {
-            match frame {
-                Frame::Record {
+        for item in scan.by_ref() {
+            match item {
+                SegmentItem::Record {
                     number,
                     unix_ms,
                     key,
                     ..
                 } => self.outbox.found_record(class, number, unix_ms, key),
-                Frame::Acked(next) => self.outbox.found_acked(class, next),
+                SegmentItem::Acked(next) => self.outbox.found_acked(class, next),
             }
         }
         let tail = bytes.len() - scan.end;
         if !last || tail == 0 {
             return Ok(());
         }
-        // What was never synced is at most one batch. More is damage, and its numbers are not
-        // given again.
-        if tail > COMMIT_BYTES_MAX + segment::FRAME_BYTES_MAX {
+        // At most one batch was never synced. More is damage, and its numbers are not
+        // assigned again.
+        if tail > COMMIT_BYTES_MAX + segment::ITEM_BYTES_MAX {
             let count = tail / segment::RECORD_BYTES_MIN + 1;
             self.outbox.found_damage(class, count as u64);
             return Ok(());
@@ -255,7 +255,7 @@ impl Store {
         self.save()
     }
 
-    pub(super) fn has_room(&self) -> io::Result<()> {
+    pub(super) fn is_writable(&self) -> io::Result<()> {
         let stat = rustix::fs::statvfs(&self.dir)?;
         if stat.f_bavail.saturating_mul(stat.f_frsize) < FREE_BYTES_MIN {
             let reason = "less than 8 MiB are free";
@@ -272,8 +272,8 @@ impl Store {
         unix_ms: u64,
         bytes: &[u8],
     ) -> io::Result<Result<u64, Refused>> {
-        let frame_bytes = segment::record_bytes(key, bytes) as u64;
-        let place = match self.outbox.append(unix_ms, class, key, frame_bytes) {
+        let item_bytes = segment::record_bytes(key, bytes) as u64;
+        let place = match self.outbox.append(unix_ms, class, key, item_bytes) {
             Ok(place) => place,
             Err(refused) => return Ok(Err(refused)),
         };
@@ -395,7 +395,7 @@ impl Store {
     pub(super) fn read(&mut self, class: u8, from: u64, bytes_max: usize) -> Vec<Entry> {
         let now_ms = unix_ms();
         let mut at = from.saturating_add(self.base(class));
-        let mut room = bytes_max;
+        let mut bytes_left = bytes_max;
         let mut entries: Vec<Entry> = Vec::new();
         let mut piece = Piece::default();
         while entries.len() < RECORD_ENTRIES_MAX {
@@ -423,10 +423,10 @@ impl Store {
                     }
                 }
             };
-            let Some(left) = room.checked_sub(entry.bytes_max()) else {
+            let Some(left) = bytes_left.checked_sub(entry.bytes_max()) else {
                 break;
             };
-            room = left;
+            bytes_left = left;
             at += entry.count();
             match (entries.last_mut(), &entry) {
                 (
@@ -461,10 +461,10 @@ impl Store {
         loop {
             let offset = writer.reading.2;
             let parsed = segment::parse(piece.at(segment, offset));
-            if let Parsed::Whole(frame, length) = parsed {
+            if let Parsed::Whole(item, length) = parsed {
                 let after = offset + length as u64;
-                match frame {
-                    Frame::Record {
+                match item {
+                    SegmentItem::Record {
                         number: found,
                         unix_ms,
                         bytes,
@@ -504,8 +504,8 @@ fn next_whole(path: &Path, offset: u64, number: u64) -> io::Result<Option<(u64, 
     };
     let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..));
     let mut scan = Scan::new(rest.unwrap_or_default());
-    while let Some(frame) = scan.next() {
-        if let Frame::Record { number: found, .. } = frame
+    while let Some(item) = scan.next() {
+        if let SegmentItem::Record { number: found, .. } = item
             && found >= number
         {
             return Ok(Some((found, offset + scan.start as u64)));
@@ -559,7 +559,7 @@ impl Writer {
             self.unsynced = true;
             file.write_all(&self.buffer)?;
             self.buffer.clear();
-            self.buffer.shrink_to(segment::FRAME_BYTES_MAX);
+            self.buffer.shrink_to(segment::ITEM_BYTES_MAX);
         }
         Ok(())
     }
@@ -573,4 +573,4 @@ impl Writer {
     }
 }
 
-const _: () = assert!(SEGMENT_BYTES_MAX > (COMMIT_BYTES_MAX + segment::FRAME_BYTES_MAX) as u64);
+const _: () = assert!(SEGMENT_BYTES_MAX > (COMMIT_BYTES_MAX + segment::ITEM_BYTES_MAX) as u64);

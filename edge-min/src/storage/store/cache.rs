@@ -30,16 +30,16 @@ const PIECE_BYTES: usize = 4000;
 const SEGMENT_BYTES: usize = 256 * 1024;
 /// sled's page cache.
 const PAGES_BYTES: u64 = 1 << 20;
-/// Life of the process; the kernel ends it then, whatever sled waits for.
-const LIFE_S: u32 = 20;
+/// Run time of the process; then the kernel ends it, whatever sled waits for.
+const RUN_S_MAX: u32 = 20;
 /// Another process may hold the lock of the database for a moment after its end.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Free bytes of the medium under which the cache is not written: it is the first to be shed.
 const FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// Bytes of one frame: the largest object, sealed, with its key.
-const FRAME_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
-/// Entries and bytes of one set over a pipe; a set may stand at its caps before and after a change.
+/// Bytes of one message: the largest object, sealed, with its key.
+const MESSAGE_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
+/// Entries and bytes of one set over a pipe; a set may be at its caps before and after a change.
 const ENTRIES_MAX: usize = 2 * SET_OBJECTS_MAX;
 const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
 /// Exit code of a panic that unwinds, in builds where it does.
@@ -60,7 +60,7 @@ pub struct Meta {
 
 /// A message over a pipe.
 #[derive(Debug, Serialize, Deserialize)]
-enum Frame {
+enum Message {
     /// Key and record, opaque here.
     Entry(Vec<u8>, Vec<u8>),
     /// The end of a set: what it is, and whether all of it came.
@@ -136,7 +136,7 @@ impl Cache {
                 }
             }
         }
-        self.put_aside();
+        self.rename_damaged();
         None
     }
 
@@ -158,19 +158,19 @@ impl Cache {
         }
         let send = |pipe: &mut dyn Write| {
             for (key, record) in entries() {
-                write_frame(pipe, &Frame::Entry(key, record))?;
+                write_message(pipe, &Message::Entry(key, record))?;
             }
-            write_frame(pipe, &Frame::Set(meta, true))
+            write_message(pipe, &Message::Set(meta, true))
         };
-        let answer = |pipe: &mut dyn Read| match read_frame(pipe)? {
-            Frame::Stored(bytes) => Ok(bytes),
-            Frame::Failed(damaged, reason) => Err(Failure::Reported(damaged, reason)),
-            _ => Err(Failure::Died),
+        let answer = |pipe: &mut dyn Read| match read_message(pipe)? {
+            Message::Stored(bytes) => Ok(bytes),
+            Message::Failed(damaged, reason) => Err(Failure::Reported(damaged, reason)),
+            _ => Err(Failure::Ended),
         };
         match self.run("store", send, answer) {
             Err((true, reason)) => {
                 log::warn!("cache_damaged error={reason}");
-                self.put_aside();
+                self.rename_damaged();
                 self.run("store", send, answer)
                     .map_err(|(_, reason)| reason)
             }
@@ -178,8 +178,8 @@ impl Cache {
         }
     }
 
-    /// Keeps the latest damaged database for whoever wants to look at it.
-    fn put_aside(&self) {
+    /// Keeps the latest damaged database for analysis.
+    fn rename_damaged(&self) {
         let bad = paths::cache_bad(&self.dir);
         fs::remove_dir_all(&bad).ok();
         if fs::rename(&self.dir, &bad).is_err() {
@@ -207,12 +207,12 @@ impl Cache {
         });
         let result = match child.stdout.take() {
             Some(pipe) => answer(&mut BufReader::new(pipe)),
-            None => Err(Failure::Died),
+            None => Err(Failure::Ended),
         };
         let at_fault = end(child);
         result.map_err(|failure| match failure {
             Failure::Reported(damaged, reason) => (damaged, reason),
-            Failure::Died => {
+            Failure::Ended => {
                 let sent = sent.is_some_and(|sent| sent.is_ok());
                 let when = if sent { "" } else { " before it had all" };
                 let reason = ["the state cache ended without an answer", when].concat();
@@ -226,8 +226,8 @@ impl Cache {
 enum Failure {
     /// In its own words; `true` when the database is damaged.
     Reported(bool, String),
-    /// It ended, or talked nonsense.
-    Died,
+    /// It ended, or sent invalid messages.
+    Ended,
 }
 
 /// Whether the database is at fault for the end of the process: a panic or a hang of sled is, but
@@ -246,50 +246,50 @@ fn read_set(pipe: &mut dyn Read) -> Result<Loaded, Failure> {
     let mut entries = Vec::new();
     let mut total = 0;
     loop {
-        match read_frame(pipe)? {
-            Frame::Entry(key, record) => {
+        match read_message(pipe)? {
+            Message::Entry(key, record) => {
                 total += key.len() + record.len();
                 if entries.len() >= ENTRIES_MAX || total > TOTAL_BYTES_MAX {
                     return Err(failure(true, "more than a node holds"));
                 }
                 entries.push((key, record));
             }
-            Frame::Set(meta, complete) => {
+            Message::Set(meta, complete) => {
                 return Ok(Loaded {
                     meta,
                     complete,
                     entries,
                 });
             }
-            Frame::Failed(damaged, reason) => return Err(Failure::Reported(damaged, reason)),
-            Frame::Stored(_) => return Err(Failure::Died),
+            Message::Failed(damaged, reason) => return Err(Failure::Reported(damaged, reason)),
+            Message::Stored(_) => return Err(Failure::Ended),
         }
     }
 }
 
-fn write_frame(pipe: &mut dyn Write, frame: &Frame) -> io::Result<()> {
-    let bytes = edge_proto::encode(frame);
+fn write_message(pipe: &mut dyn Write, message: &Message) -> io::Result<()> {
+    let bytes = edge_proto::encode(message);
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     pipe.write_all(&length.to_be_bytes())?;
     pipe.write_all(&bytes)
 }
 
-fn read_frame(pipe: &mut dyn Read) -> Result<Frame, Failure> {
+fn read_message(pipe: &mut dyn Read) -> Result<Message, Failure> {
     let mut length = [0; 4];
-    pipe.read_exact(&mut length).map_err(|_| Failure::Died)?;
+    pipe.read_exact(&mut length).map_err(|_| Failure::Ended)?;
     let length = u32::from_be_bytes(length) as usize;
-    if length > FRAME_BYTES_MAX {
-        return Err(Failure::Died);
+    if length > MESSAGE_BYTES_MAX {
+        return Err(Failure::Ended);
     }
     let mut bytes = vec![0; length];
-    pipe.read_exact(&mut bytes).map_err(|_| Failure::Died)?;
-    postcard::from_bytes(&bytes).map_err(|_| Failure::Died)
+    pipe.read_exact(&mut bytes).map_err(|_| Failure::Ended)?;
+    postcard::from_bytes(&bytes).map_err(|_| Failure::Ended)
 }
 
 /// The process: `edge-min state-cache load|load-log|store DIR`, for the agent only.
 #[must_use]
 pub fn main() -> ExitCode {
-    nix::unistd::alarm::set(LIFE_S);
+    nix::unistd::alarm::set(RUN_S_MAX);
     let mut args = std::env::args_os().skip(2);
     let (mode, dir) = (args.next(), args.next().map(PathBuf::from));
     let (Some(mode), Some(dir)) = (mode, dir) else {
@@ -299,14 +299,14 @@ pub fn main() -> ExitCode {
     let result = match mode.to_str() {
         Some("load") => load(&dir, true, &mut out),
         Some("load-log") => load(&dir, false, &mut out),
-        Some("store") => store(&dir, &mut io::stdin().lock()).map(|()| Frame::Stored(written())),
+        Some("store") => store(&dir, &mut io::stdin().lock()).map(|()| Message::Stored(written())),
         _ => Err(failure(false, "no such mode")),
     };
     let last = result.unwrap_or_else(|failure| match failure {
-        Failure::Reported(damaged, reason) => Frame::Failed(damaged, reason),
-        Failure::Died => Frame::Failed(false, "the agent went away".to_owned()),
+        Failure::Reported(damaged, reason) => Message::Failed(damaged, reason),
+        Failure::Ended => Message::Failed(false, "the agent has ended".to_owned()),
     });
-    match write_frame(&mut out, &last).and_then(|()| out.flush()) {
+    match write_message(&mut out, &last).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -363,7 +363,7 @@ fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
     }
 }
 
-fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, Failure> {
+fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Message, Failure> {
     let db = open(dir, with_snapshots)?;
     let record = db.get(META).map_err(|error| failed(&error))?;
     let record: Record = record
@@ -384,10 +384,10 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Frame, 
         }
         if let Some((whole, count)) = entry.add(&key, &value) {
             pieces += count;
-            write_frame(out, &whole).map_err(io_failed)?;
+            write_message(out, &whole).map_err(io_failed)?;
         }
     }
-    Ok(Frame::Set(record.meta, pieces == record.pieces))
+    Ok(Message::Set(record.meta, pieces == record.pieces))
 }
 
 /// Pieces of the entry that is being put together.
@@ -399,8 +399,8 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// Takes the next piece in the order of keys; returns an entry that is whole, and its pieces.
-    fn add(&mut self, key: &[u8], value: &[u8]) -> Option<(Frame, u32)> {
+    /// Adds the next piece in the order of keys; returns a complete entry, and its number of pieces.
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Option<(Message, u32)> {
         let (id, index) = key.split_last_chunk::<2>()?;
         let (count, bytes) = checked(value)?.split_first_chunk::<2>()?;
         let (index, count) = (u16::from_be_bytes(*index), u16::from_be_bytes(*count));
@@ -418,9 +418,9 @@ impl Pieces {
         if self.next != count {
             return None;
         }
-        let frame: Frame = postcard::from_bytes(&self.bytes).ok()?;
-        match &frame {
-            Frame::Entry(key, _) if Hash16::of(key).0 == *id => Some((frame, count.into())),
+        let message: Message = postcard::from_bytes(&self.bytes).ok()?;
+        match &message {
+            Message::Entry(key, _) if Hash16::of(key).0 == *id => Some((message, count.into())),
             _ => None,
         }
     }
@@ -429,14 +429,14 @@ impl Pieces {
 fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     let mut pieces = Vec::new();
     let meta = loop {
-        match read_frame(input)? {
-            frame @ Frame::Entry(..) => {
-                let Frame::Entry(key, _) = &frame else {
+        match read_message(input)? {
+            message @ Message::Entry(..) => {
+                let Message::Entry(key, _) = &message else {
                     continue;
                 };
-                cut(key, &frame, &mut pieces)?;
+                cut(key, &message, &mut pieces)?;
             }
-            Frame::Set(meta, _) => break meta,
+            Message::Set(meta, _) => break meta,
             _ => return Err(failure(false, "not a set")),
         }
     };
@@ -483,8 +483,8 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     fs::write(paths::cache_generation(dir), generation).map_err(io_failed)
 }
 
-/// Cuts an entry; each value is checksum, number of pieces, bytes.
-fn cut(key: &[u8], entry: &Frame, into: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Failure> {
+/// Divides an entry; each value is checksum, number of pieces, bytes.
+fn cut(key: &[u8], entry: &Message, into: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Failure> {
     let body = edge_proto::encode(entry);
     let too_large = |_| failure(false, "an entry is too large");
     let count = u16::try_from(body.chunks(PIECE_BYTES).len()).map_err(too_large)?;
@@ -520,11 +520,11 @@ mod tests {
             epoch: 7,
         };
         let mut input = Vec::new();
-        write_frame(&mut input, &Frame::Entry(vec![1], vec![2])).unwrap();
-        write_frame(&mut input, &Frame::Set(meta, true)).unwrap();
+        write_message(&mut input, &Message::Entry(vec![1], vec![2])).unwrap();
+        write_message(&mut input, &Message::Set(meta, true)).unwrap();
         store(dir.path(), &mut input.as_slice()).ok().unwrap();
         let set = load(dir.path(), true, &mut Vec::new()).ok().unwrap();
-        assert!(matches!(set, Frame::Set(read, true) if read == meta));
+        assert!(matches!(set, Message::Set(read, true) if read == meta));
         let older = Record {
             format: [FORMAT[0], WIRE_VERSION - 1],
             meta,
