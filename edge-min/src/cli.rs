@@ -1,4 +1,4 @@
-//! The command line. Every line that a person reads goes through [`say`].
+//! The command line. All output to a person goes through [`say`].
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use crate::link::identity::Identity;
 use crate::local::status::Status;
 use crate::paths;
 
-/// A command: its name, how it is called, the options that it takes, and what it does: the first
+/// A command: its name, its usage, its options, and its description: the first
 /// line for the list of all commands, the rest for its own help.
 struct Command(
     &'static str,
@@ -101,7 +101,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 3 the agent does not answer
 const EXIT_USAGE: u8 = 2;
 const EXIT_NO_AGENT: u8 = 3;
 
-/// Why a command failed, with its exit code.
+/// Message of a failed command, with its exit code.
 struct Failure(u8, String);
 
 impl From<String> for Failure {
@@ -128,7 +128,7 @@ struct Options {
     node: Option<String>,
     container: Option<String>,
     tail: Option<u64>,
-    /// Options that not every command takes, as given.
+    /// Options that not every command takes, in the order given.
     given: Vec<&'static str>,
 }
 
@@ -148,14 +148,14 @@ pub fn main() -> ExitCode {
             // All commands need root.
             let may_not = code != EXIT_USAGE && !nix::unistd::geteuid().is_root();
             let hint = if may_not { "; run it as root" } else { "" };
-            // Nobody is left to tell when stderr is closed.
+            // If stderr is closed, the message is lost.
             writeln!(io::stderr(), "edge-min: {text}{hint}").ok();
             ExitCode::from(code)
         }
     }
 }
 
-/// Writes to stdout; a reader that went away is not an error.
+/// Writes to stdout; a reader that has closed the pipe is not an error.
 fn say(text: &str) {
     io::stdout().write_all(text.as_bytes()).ok();
 }
@@ -232,7 +232,7 @@ fn command(options: &Options) -> Result<ExitCode, Failure> {
         ["run"] => {
             crate::logger::init();
             crate::sys::ignore_for_this_process_only();
-            // Whatever init has: others read volumes, and nobody else writes state.
+            // The umask of init may differ: others may read volumes, and only root writes state.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
             crate::driver::run(load(options)?)?;
         }
@@ -426,7 +426,7 @@ fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
     }
     let mut reader = request(&load(options)?, &target)?;
     match io::copy(&mut reader, &mut io::stdout()) {
-        // Whoever reads has seen enough, `head` for example.
+        // The reader has closed the pipe, for example `head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(["the log broke off: ", &error.to_string()].concat().into()),
         Ok(_) => Ok(()),
@@ -434,7 +434,7 @@ fn logs(options: &Options, pod: &str) -> Result<(), Failure> {
 }
 
 fn check(options: &Options) -> Result<ExitCode, Failure> {
-    // A board without a config yet is just where this is needed.
+    // The check must also work without a config.
     let report = match load(options) {
         Ok(config) => crate::local::check::check(&Ok(config)),
         Err(Failure(_, text)) => crate::local::check::check(&Err(text)),

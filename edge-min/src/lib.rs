@@ -1,5 +1,5 @@
-//! The agent's shell: everything that touches the board. Decisions are `edge-core`'s and
-//! `edge-proto`'s; here sockets are opened, processes forked, file systems mounted, files written.
+//! The agent's shell: all access to the board. Decisions are in `edge-core` and
+//! `edge-proto`; here sockets are opened, processes forked, file systems mounted, files written.
 
 pub mod board;
 pub mod cli;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// Bytes of one line; longer ones are cut.
+/// Bytes of one line; longer ones are truncated.
 const LINE_BYTES_MAX: usize = 512;
 
 struct Stderr;
@@ -34,12 +34,12 @@ impl Log for Stderr {
             _ => "info",
         };
         let mut line = heapless::Vec::<u8, LINE_BYTES_MAX>::new();
-        // The cut is the point of the fixed buffer: a full one refuses the rest.
+        // The buffer is fixed: it refuses further bytes when it is full.
         let cut = writeln!(Cut(&mut line), "{level} {}", record.args()).is_err();
         if cut && let Some(last) = line.last_mut() {
             *last = b'\n';
         }
-        // With stderr gone there is nobody to tell.
+        // If stderr is closed, the line is lost.
         drop(std::io::stderr().write_all(&line));
     }
 

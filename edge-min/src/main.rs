@@ -1,4 +1,4 @@
-//! `edge-min`: parses, loads, wires, runs. Everything testable is in the library.
+//! `edge-min`: parses, loads, wires, runs. All testable code is in the library.
 
 use std::process::ExitCode;
 

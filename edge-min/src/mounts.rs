@@ -1,4 +1,4 @@
-//! The kernel's list of mounts, as it was at one moment. What is missed in it may be removed: a layer
+//! The kernel's list of mounts at one moment. A mount that is missed may be removed: a layer
 //! under a running container, or the board's files below a host path.
 
 use std::fs::File;
@@ -7,32 +7,32 @@ use std::os::fd::AsFd as _;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Attempts to read the list while nothing is mounted or unmounted; a read takes less than a
+/// Attempts to read the list without a concurrent change; one read takes less than a
 /// millisecond.
 const READS_MAX: u32 = 100;
 
 /// Text of `/proc/self/mountinfo`.
 ///
 /// # Errors
-/// It cannot be read, or mounts come and go all the time.
+/// It cannot be read, or it changes during each attempt.
 pub fn info() -> io::Result<String> {
     read("/proc/self/mountinfo", &mut || {})
 }
 
-/// The places of a text of [`info`].
+/// The mount points in a text of [`info`].
 pub fn places(info: &str) -> impl Iterator<Item = &str> {
     info.lines().filter_map(|line| line.split(' ').nth(4))
 }
 
-/// Reads until nothing has changed meanwhile. The kernel gives the list in pages, and before Linux
-/// 5.8 it looks for the next one by its number: an entry is missed when an earlier one goes.
+/// Reads until nothing has changed meanwhile. The kernel returns the list in pages, and before Linux
+/// 5.8 it finds the next entry by its number: an entry is missed when an earlier one is removed.
 fn read(path: &str, before_look: &mut dyn FnMut()) -> io::Result<String> {
     for _ in 0..READS_MAX {
         let mut file = File::open(path)?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         before_look();
-        // The kernel says that the list has changed since it was opened.
+        // The kernel reports that the list has changed since it was opened.
         let mut changed = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         if poll(&mut changed, PollTimeout::ZERO)? == 0 {
             return Ok(text);

@@ -1,12 +1,12 @@
-//! Where which file lies on the board: every file and folder that the agent makes or reads below its
+//! Names of all files and folders that the agent creates or reads below its
 //! `state-dir` (`STATE`), `run-dir` (`RUN`) and `preload-dir` (`PRELOAD`), and the defaults of these. It
-//! imports nothing of ours and touches no file. What a container writes into its volumes, and the format
+//! imports nothing of ours and touches no file. The files of a container in its volumes, and the format
 //! of OCI layouts, are not here.
 //!
 //! The first paragraph above each item is a row of the table in docs/operations.md: the path, what a power
-//! cut or a reboot may do to it, and what it is; a test compares them. *Must survive*: losing it loses
-//! something that the cloud cannot give back at once. *May be lost*: it is made again. *Tmpfs*: it belongs
-//! to the processes that run, and nothing of it may be left after a reboot.
+//! cut or a reboot may do to it, and its content; a test compares them. *Must survive*: losing it loses
+//! data that the cloud cannot restore at once. *May be lost*: it is created again. *Tmpfs*: it belongs
+//! to running processes, and nothing of it may be left after a reboot.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub const RESET: [&str; 18] = [
     "board.key.bad",
     "time.floor",
     "outbox",
-    // What a power cut may leave of a write.
+    // What an interrupted write may leave.
     "desired.tmp",
     "board.tmp",
     "time.tmp",
@@ -344,7 +344,7 @@ mod tests {
     const SOURCE: &str = include_str!("paths.rs");
     const CLASSES: [&str; 3] = ["must survive", "may be lost", "tmpfs"];
 
-    /// Path, class and what it is, of each documented item of this module, with the item's name.
+    /// Path, class and description of each documented item of this module, with the item's name.
     fn items() -> Vec<(String, [String; 3])> {
         let (code, _) = SOURCE.split_once("#[cfg(test)]").unwrap();
         let (mut rows, mut row) = (Vec::new(), None);
@@ -365,7 +365,7 @@ mod tests {
         rows
     }
 
-    /// Goal: an operator who reads the table knows the board. Method: the rows of the document are
+    /// Goal: the table for operators is complete. Method: the rows of the document are
     /// the items of this module, in the same order and words.
     #[test]
     fn the_document_lists_every_path() {
@@ -389,8 +389,8 @@ mod tests {
         assert_eq!(items.len(), rows.len(), "rows of docs/operations.md");
     }
 
-    /// Goal: what is documented is what the code makes. Method: each item with the placeholders of the
-    /// table for its arguments.
+    /// Goal: the documented paths are those of the code. Method: each item with the placeholders of the
+    /// table as its arguments.
     #[test]
     fn every_path_is_the_documented_one() {
         let (state, run) = (Path::new("STATE"), Path::new("RUN"));

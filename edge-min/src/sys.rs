@@ -1,5 +1,5 @@
-//! The one module with `unsafe`: calls that neither nix nor rustix offers without it. Nothing
-//! here takes a pointer or a descriptor from outside.
+//! The only module with `unsafe`: calls that neither nix nor rustix offers without it. Nothing
+//! here takes a pointer or a descriptor from a caller.
 #![expect(unsafe_code, reason = "this is the module that may")]
 
 use std::fs;
@@ -16,8 +16,8 @@ const FD_FIRST: RawFd = 3;
 /// Signals that this process ignores by a handler, as the kernel's bits.
 static IGNORED: AtomicU32 = AtomicU32::new(0);
 
-/// Gives every signal its default effect again, but SIGPIPE, which std restores itself when it
-/// executes a program. A parent's `nohup` or `&` is not the program's affair.
+/// Restores the default action of every signal, except SIGPIPE, which std restores itself when it
+/// executes a program. A program must not inherit `nohup` or `&` of the agent's parent.
 pub fn default_signals() {
     for number in 1..=libc::SIGRTMAX() {
         if number == libc::SIGPIPE {
@@ -31,7 +31,7 @@ pub fn default_signals() {
 }
 
 /// Signals that this process ignores become signals that it handles by doing nothing. For the
-/// process nothing changes, but a program that it starts gets the default effect instead.
+/// process nothing changes, but a program that it starts gets the default action instead.
 pub fn ignore_for_this_process_only() {
     extern "C" fn nothing(_: libc::c_int) {}
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -46,8 +46,8 @@ pub fn ignore_for_this_process_only() {
     handle_ignored(SigHandler::Handler(nothing));
 }
 
-/// What [`ignore_for_this_process_only`] has found is ignored by the next program of this process too,
-/// so that it finds the same. To be called just before; if that program cannot be executed,
+/// Signals that [`ignore_for_this_process_only`] has found are ignored by the next program of this process
+/// too, so that it finds the same state. Call it just before; if that program cannot be executed, call
 /// [`ignore_for_this_process_only`] again.
 pub fn ignore_for_next_program() {
     handle_ignored(SigHandler::SigIgn);
@@ -68,7 +68,7 @@ fn handle_ignored(handler: SigHandler) {
         }
         // JUSTIFICATION: nix's call is unsafe whatever the handler.
         // SAFETY: the only handler does nothing, so it may interrupt anything.
-        // Only a wrong number fails, and then it stays as it is.
+        // Only an invalid number fails, and then its action is unchanged.
         unsafe { sigaction(signal, &action) }.ok();
     }
 }
@@ -76,7 +76,7 @@ fn handle_ignored(handler: SigHandler) {
 /// Marks every descriptor but the standard three to close when a program is executed.
 ///
 /// # Errors
-/// `/proc` is not there.
+/// `/proc` is not mounted.
 pub fn close_on_exec() -> io::Result<()> {
     // close_range(2) needs Linux 5.11 for this; a list is as good in a process with one thread.
     for entry in fs::read_dir("/proc/self/fd")?.flatten() {
@@ -100,8 +100,8 @@ pub fn close_on_exec() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Goal: what the agent's starter has ignored is ignored by each agent that replaces it, and its
-    /// children are not. Method: two signals that no test uses; the kernel says what is ignored.
+    /// Goal: signals that the agent's starter has ignored are ignored by each agent that replaces it, but
+    /// not by its children. Method: two signals that no test uses; the kernel reports what is ignored.
     #[test]
     fn an_ignored_signal_is_ignored_by_the_next_program_too() {
         let ignored = || {

@@ -1,17 +1,17 @@
-//! The one model of the agent's workers, the threads that block so that the driver need not.
+//! The one model of the agent's workers: threads that block, so that the driver does not.
 //!
 //! A job has a deadline and is answered once. Store and outbox take their jobs in order from a
-//! bounded channel, by [`Jobs`] and [`next`]: what they write is one file after the other. Containers
+//! bounded channel, by [`Jobs`] and [`next`]: they write one file after the other. Containers
 //! and images are jobs of a [`Pool`]: those of one key (a pod) are done in order and never two at
 //! once, those of different keys do not wait for each other. A job that may take minutes, such as an
-//! unpacking, is handed on to the pool's one thread for long jobs, so it keeps no short one waiting.
+//! unpacking, is passed to the pool's one thread for long jobs, so it delays no short one.
 //!
-//! A job of a pool looks at its [`Stop`] between its steps, and fails when its deadline has passed or
-//! when it was cancelled. What sits in the kernel, such as a sync to a medium that does not answer,
+//! A job of a pool checks its [`Stop`] between its steps, and fails when its deadline has passed or
+//! when it was cancelled. A blocking system call, such as a sync to a medium that does not answer,
 //! cannot be interrupted: [`Watch`] names the thread, and the driver reports it.
 //!
-//! Bound: the threads are started once and never exit ([`SHORT_THREADS`] and one of a pool); what
-//! waits is at most what the core has outstanding, which its own caps bound. An idle thread sleeps
+//! Bound: the threads are started once and never exit ([`SHORT_THREADS`] and one of a pool); waiting
+//! jobs are at most those that the core has outstanding, which its own caps bound. An idle thread sleeps
 //! until there is a job.
 
 use std::collections::VecDeque;
@@ -24,22 +24,22 @@ use async_channel::{Receiver, RecvError, Sender, TrySendError};
 
 /// Messages in each channel between a worker and the driver.
 pub const CHANNEL_MAX: usize = 64;
-/// Threads of a pool for short jobs: one that waits for processes to end (2 s) delays nobody else.
+/// Threads of a pool for short jobs: one that waits for processes to end (2 s) does not delay the others.
 pub const SHORT_THREADS: usize = 2;
 /// A job of a channel takes milliseconds, and seconds on a worn medium. It is not interrupted: one
 /// that takes longer is reported until it ends.
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A short job of a pool: on a slow board under load a start takes about a second.
 pub const SHORT_TIMEOUT: Duration = Duration::from_secs(120);
-/// A long job of a pool: 32 layers of 100 MiB at 1 MiB/s. What an unpacking has finished stays, so
-/// the next attempt goes on from there.
+/// A long job of a pool: 32 layers of 100 MiB at 1 MiB/s. Layers that an unpacking has finished stay, so
+/// the next attempt continues from there.
 pub const LONG_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Time in which a job of a pool ends once its deadline has passed, what it waits for being killed.
+/// Time in which a job of a pool must end after its deadline, when the program that it waits for is killed.
 /// One that needs longer is reported.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// How long a job may take, and whether it is still wanted. The job looks at it between its steps.
+/// Deadline of a job, and whether it was cancelled. The job checks it between its steps.
 pub struct Stop {
     limit: Duration,
     due: Instant,
@@ -47,7 +47,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Of work that nobody cancels.
+    /// For work that cannot be cancelled.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
         Self::new(limit, Arc::default())
@@ -68,7 +68,7 @@ impl Stop {
     }
 
     /// # Errors
-    /// The job must end here: it was cancelled, or `TimedOut`.
+    /// The job must end now: it was cancelled, or `TimedOut`.
     pub fn check(&self) -> io::Result<()> {
         if self.cancelled.load(Relaxed) {
             return Err(io::Error::other("cancelled: it is not wanted any more"));
@@ -81,7 +81,7 @@ impl Stop {
     }
 }
 
-/// What the threads are busy with, so that a job that does not end is noticed.
+/// Present jobs of the threads, so that a job that does not end is noticed.
 pub struct Watch(Arc<Watched>);
 
 struct Watched {
@@ -91,15 +91,15 @@ struct Watched {
 
 struct Table {
     threads: Vec<Busy>,
-    /// When the driver looks next.
+    /// When the driver calls [`Self::look`] next.
     look_at: Option<Instant>,
-    /// A job became late, or a late one ended, since the driver looked.
+    /// A job exceeded its deadline, or such a job ended, since the driver's last call.
     changed: bool,
 }
 
 struct Busy {
     name: &'static str,
-    /// Of the job under way.
+    /// Deadline of the present job.
     due: Option<Instant>,
     late: bool,
 }
@@ -118,7 +118,7 @@ impl Watch {
         }))
     }
 
-    /// Watches one more thread.
+    /// Adds a thread.
     #[must_use]
     pub fn thread(&self, name: &'static str) -> Thread {
         let mut table = self.0.lock();
@@ -135,7 +135,7 @@ impl Watch {
         }
     }
 
-    /// Names of the threads whose job is over its deadline, if that has changed; and when to look
+    /// Names of the threads whose job is over its deadline, if that has changed; and when to call
     /// again.
     pub fn look(&self) -> (Option<Vec<&'static str>>, Option<Instant>) {
         let now = Instant::now();
@@ -153,7 +153,7 @@ impl Watch {
             thread.late = true;
             late.push(thread.name);
         }
-        // A timer that stands is left to run out: jobs that follow each other then wake nobody.
+        // A timer that is set already is kept: consecutive jobs then wake no thread.
         let standing = table.look_at.filter(|at| *at > now);
         table.look_at = next.or(standing);
         (changed.then_some(late), table.look_at)
@@ -203,10 +203,10 @@ impl Thread {
     }
 }
 
-/// Starts a thread that lives as long as the process.
+/// Starts a thread that runs as long as the process.
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn(
     name: &str,
     stack_bytes: usize,
@@ -219,7 +219,7 @@ pub fn spawn(
         .map(drop)
 }
 
-/// A bounded channel to a worker, and what did not fit: at most what the core and the session
+/// A bounded channel to a worker, plus the jobs that did not fit: at most those that the core and the session
 /// have outstanding, which their own caps bound.
 pub struct Jobs<T> {
     sender: Sender<T>,
@@ -240,19 +240,19 @@ impl<T> Jobs<T> {
         )
     }
 
-    /// For others who have jobs of this kind, and wait while the channel is full.
+    /// For other senders of such jobs, which wait while the channel is full.
     #[must_use]
     pub fn sender(&self) -> Sender<T> {
         self.sender.clone()
     }
 
-    /// Hands over a job, now or as soon as there is room.
+    /// Sends a job, now or as soon as the channel is not full.
     pub fn push(&mut self, job: T) {
         self.waiting.push_back(job);
         self.flush();
     }
 
-    /// Hands over what waits, as far as there is room.
+    /// Sends waiting jobs until the channel is full.
     pub fn flush(&mut self) {
         while let Some(job) = self.waiting.pop_front() {
             match self.sender.try_send(job) {
@@ -266,7 +266,7 @@ impl<T> Jobs<T> {
     }
 }
 
-/// The next job; `None` when the time came first. `thread` is busy from here until the next call.
+/// The next job; `None` after the timeout. `thread` is busy from here until the next call.
 pub fn next<T>(
     jobs: &Receiver<T>,
     until: Option<Instant>,
@@ -284,47 +284,47 @@ pub fn next<T>(
     found
 }
 
-/// How far a job came.
+/// Result of a step of a job.
 pub enum Progress<J, L, A> {
     /// It is done; some jobs have nothing to answer.
     Done(Option<A>),
-    /// This one of the same key is done next.
+    /// This job of the same key is done next.
     Short(J),
     /// It takes long: the thread for long jobs does this, and no other of its key meanwhile.
     Long(L),
-    /// It is done, and this long job follows for which no other waits. One that waits still is
-    /// replaced by it.
+    /// It is done, and this long job follows for which no other job waits. It replaces an earlier one that is
+    /// still waiting.
     DoneThen(A, L),
 }
 
-/// What became of a job of `W`.
+/// [`Progress`] of a job of `W`.
 pub type ProgressOf<W> = Progress<<W as Work>::Job, <W as Work>::LongJob, <W as Work>::Answer>;
 
-/// What a pool does.
+/// Implements the jobs of a pool.
 pub trait Work: Sized + Send + Sync + 'static {
-    /// Whose jobs stay in order.
+    /// Jobs with the same key are done in order.
     type Key: Copy + Eq + Send;
-    /// A job.
+    /// Work for the threads for short jobs.
     type Job: Send;
     /// A job for the thread for long ones.
     type LongJob: Send;
-    /// Its answer.
+    /// Result that is sent when a job ends.
     type Answer: Send;
 
-    /// Whose job it is.
+    /// Key of a job.
     fn key(&self, job: &Self::Job) -> Self::Key;
     /// Does a job if that is short.
     fn perform(&self, job: Self::Job, stop: &Stop) -> ProgressOf<Self>;
-    /// Does a long job to its end.
+    /// Does a long job until it ends.
     fn perform_long(&self, job: Self::LongJob, stop: &Stop) -> ProgressOf<Self>;
-    /// Called by the thread for long jobs, once after each time that the pool was busy, when it
-    /// has had nothing to do for its idle time.
+    /// Called by the thread for long jobs, once after each busy time of the pool, when it
+    /// has been idle for its idle time.
     fn idle(&self) {}
 }
 
-/// A job that waits.
+/// A waiting job.
 struct Waiting<K, J> {
-    /// Whose it is; a long one may be nobody's.
+    /// A long job may have no key.
     key: K,
     job: J,
     cancelled: Arc<AtomicBool>,
@@ -333,29 +333,29 @@ struct Waiting<K, J> {
 struct State<W: Work> {
     waiting: VecDeque<Waiting<W::Key, W::Job>>,
     long: VecDeque<Waiting<Option<W::Key>, W::LongJob>>,
-    /// Keys of the jobs that are being done, or that wait in `long`, and how to cancel them.
+    /// Keys of the jobs that are in progress, or that wait in `long`, and how to cancel them.
     busy: Vec<(W::Key, Arc<AtomicBool>)>,
-    /// When [`Work::idle`] is due if nothing comes.
+    /// When [`Work::idle`] is due if no job arrives.
     idle_at: Option<Instant>,
 }
 
 struct Shared<W: Work> {
     work: W,
     state: Mutex<State<W>>,
-    /// A job came, or a key became free.
+    /// A job was added, or a key was released.
     changed: Condvar,
     idle_after: Duration,
     done: Sender<W::Answer>,
 }
 
-/// Hands jobs to the threads of a pool.
+/// Passes jobs to the threads of a pool.
 pub struct Pool<W: Work>(Arc<Shared<W>>);
 
 impl<W: Work> Pool<W> {
     /// Starts the threads; the answers go to `done`, in the order in which the jobs end.
     ///
     /// # Errors
-    /// The system's, when no thread can be made.
+    /// The system's, when no thread can be started.
     pub fn spawn(
         names: (&'static str, &'static str),
         stack_bytes: usize,
@@ -385,7 +385,7 @@ impl<W: Work> Pool<W> {
         Ok(Self(shared))
     }
 
-    /// Hands over a job.
+    /// Adds a job.
     pub fn push(&self, job: W::Job) {
         let key = self.0.work.key(&job);
         self.0.lock().waiting.push_back(Waiting {
@@ -396,8 +396,8 @@ impl<W: Work> Pool<W> {
         self.0.changed.notify_all();
     }
 
-    /// Cancels the jobs of `key` that were handed over before. Those that look at their [`Stop`] end
-    /// early; each is answered all the same.
+    /// Cancels the jobs of `key` that were added before. Those that check their [`Stop`] end
+    /// early; each is answered nevertheless.
     pub fn cancel(&self, key: W::Key) {
         let state = self.0.lock();
         let waiting = state.waiting.iter().map(|one| (one.key, &one.cancelled));
@@ -407,7 +407,7 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// Whether no job waits or is being done, but for a long one for which no other waits.
+    /// Whether no job waits or is in progress, except a long one for which no other waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let state = self.0.lock();
@@ -420,7 +420,7 @@ impl<W: Work> Shared<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first job whose key is free; the key is taken with it.
+    /// The first job whose key is free; reserves the key.
     fn take_short(&self) -> Waiting<W::Key, W::Job> {
         let mut state = self.lock();
         loop {
@@ -503,8 +503,8 @@ impl<W: Work> Shared<W> {
         }
     }
 
-    /// Answers, and then frees the key: the answers of one key come in the order of its jobs.
-    /// `false` when nobody takes answers any more.
+    /// Answers, and then releases the key: the answers of one key are sent in the order of its jobs.
+    /// `false` when the receiver of answers is gone.
     fn finish(
         &self,
         key: Option<W::Key>,
@@ -535,7 +535,7 @@ impl<W: Work> Shared<W> {
             });
         } else if let Some((key, job)) = long {
             state.long.retain(|one| one.key.is_some() || key.is_some());
-            // What nobody waits for, nobody cancels.
+            // A job without a key cannot be cancelled.
             let cancelled = key.map_or_else(Arc::default, |_| cancelled);
             state.long.push_back(Waiting {
                 key,
@@ -555,7 +555,7 @@ mod tests {
     use super::*;
 
     /// Job `(key, number)`. `(1, 0)` is long and `(1, 9)` follows it, `(2, 0)` has a long one after it,
-    /// `(3, 0)` hangs; these end when the test opens the gate once for each. An answer has 100 more
+    /// `(3, 0)` hangs; these end when the test opens the gate once for each. An answer has 100 added
     /// when the job was cancelled.
     struct Steps {
         gate: Receiver<()>,
@@ -647,10 +647,10 @@ mod tests {
 
     const NEVER: Duration = Duration::from_secs(3600);
 
-    /// Goal: an image that is unpacked for one pod keeps no other pod waiting, and the pod's own
-    /// jobs in order. Method: a long job that ends only when the test says so; jobs of other keys
-    /// are answered meanwhile, those of its own key are not, and follow it in order, first what it
-    /// goes on with.
+    /// Goal: an image that is unpacked for one pod delays no other pod, and keeps the order of the pod's own
+    /// jobs. Method: a long job that ends only when the test allows it; jobs of other keys
+    /// are answered meanwhile, those of its own key are not, and follow it in order, first its
+    /// continuation.
     #[test]
     fn a_long_job_delays_no_other_key_and_keeps_its_own_in_order() {
         let stand = Stand::new(NEVER);
@@ -665,7 +665,7 @@ mod tests {
         stand.expect(&[(1, 9), (1, 1), (1, 2)]);
     }
 
-    /// Goal: what follows a removal (the search for unused layers) is waited for by nobody. Method:
+    /// Goal: no job waits for the work after a removal (the search for unused layers). Method:
     /// as above, with a job whose long part comes after its answer.
     #[test]
     fn what_follows_an_answer_holds_no_key() {
@@ -689,7 +689,7 @@ mod tests {
         stand.expect(&[(2, 9)]);
     }
 
-    /// Goal: one short job that hangs (a program that does not answer) costs one thread only.
+    /// Goal: one short job that hangs (a program that does not answer) blocks one thread only.
     #[test]
     fn a_short_job_that_hangs_delays_its_own_key_only() {
         let stand = Stand::new(NEVER);
@@ -699,8 +699,8 @@ mod tests {
         stand.expect(&[(3, 0), (3, 1)]);
     }
 
-    /// Goal: cancelling reaches a long job, what it goes on with and what waits behind it, and nothing
-    /// that comes later or belongs to others; each is answered. Method: jobs that say what they saw.
+    /// Goal: cancelling affects a long job, its continuation and the jobs that wait behind it, but no
+    /// later jobs and no other keys; each is answered. Method: jobs that report what they observed.
     #[test]
     fn a_cancelled_job_learns_it_and_is_answered() {
         let stand = Stand::new(NEVER);
@@ -713,7 +713,7 @@ mod tests {
         stand.expect(&[(1, 109), (1, 101), (1, 2)]);
     }
 
-    /// Goal: what is done when the pool is idle is done then, and again after each time that it was
+    /// Goal: the idle work is done when the pool is idle, and again after each time that it was
     /// busy. Method: no idle time at all; while one job hangs, others end.
     #[test]
     fn the_pool_is_idle_when_no_job_waits_or_is_done() {
@@ -729,7 +729,7 @@ mod tests {
         assert!(!stand.idles.recv_blocking().unwrap());
     }
 
-    /// Goal: a job that does not end is named once, and its end is noticed; one in time is not.
+    /// Goal: a job that does not end is reported once, and its end is noticed; one in time is not reported.
     /// Method: deadlines in the past and far away.
     #[test]
     fn a_job_over_its_deadline_is_named_until_it_ends() {

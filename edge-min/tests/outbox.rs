@@ -1,4 +1,4 @@
-//! The outbox on a real file system, and under an agent that is killed.
+//! The outbox on a real file system, and with an agent that is killed.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,7 +21,7 @@ use edge_min::worker::Watch;
 use edge_proto::frame::{Entry, GapReason, Incarnation};
 use edge_proto::limits::{CLASS_TELEMETRY, CLASS_TOLL, RECORDS_BYTES_MAX};
 
-/// Time for any state to come; a busy host must reach it, too.
+/// Timeout for any state to be reached, also on a busy host.
 const STATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn settings(quota_bytes: u64) -> Settings {
@@ -43,7 +43,7 @@ fn settings(quota_bytes: u64) -> Settings {
     }
 }
 
-/// An outbox's thread.
+/// The thread of an outbox, with its channels.
 struct Running {
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
@@ -136,7 +136,7 @@ impl Running {
 
     fn stop(mut self) {
         self.jobs = None;
-        // The thread ends when nobody has jobs for it any more; then its answers end.
+        // The thread ends when all senders of jobs are gone; then its answers end.
         while self.done.recv_blocking().is_ok() {}
     }
 }
@@ -198,13 +198,13 @@ fn records_are_there_after_a_restart_and_go_when_they_are_acknowledged() {
     running.stop();
     let left = segments(&dir);
     assert_eq!(left.len(), 2, "the last of each class: {left:?}");
-    // The acknowledgement was noted with the record after it.
+    // The acknowledgement was stored with the record after it.
     let running = Running::start(&dir, 4 << 20);
     assert_eq!(running.ready(CLASS_TOLL), (incarnation, 1001, 1002));
     running.stop();
 }
 
-/// Goal: damage is a gap of as many numbers as it cost, and the tail of a power cut is none.
+/// Goal: damage is a gap of as many numbers as it lost; the torn tail of a power cut is not a gap.
 #[test]
 fn damage_is_a_gap_and_a_torn_tail_is_not() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,7 +237,7 @@ fn damage_is_a_gap_and_a_torn_tail_is_not() {
     assert_eq!(gaps, [&Entry::Gap { count, reason }]);
     assert_eq!(fs::read(last).unwrap().len(), whole);
     assert_eq!(running.stored(CLASS_TOLL, "", b"new").1, 1001);
-    // Damage that comes later, while it runs, is a gap too.
+    // Later damage, while it runs, is a gap too.
     let mut bytes = fs::read(&files[1]).unwrap();
     bytes[5000] ^= 1;
     fs::write(&files[1], &bytes).unwrap();
@@ -265,7 +265,7 @@ fn lost_counters_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
         next,
     });
     running.job(Job::Renew { incarnation });
-    // The sixth is now the first of those that are held.
+    // The sixth is now the first held record.
     let second = loop {
         let ready = running.ready(CLASS_TOLL);
         if ready.0 != first {
@@ -289,8 +289,8 @@ fn lost_counters_or_a_cloud_ahead_begin_a_new_incarnation_with_what_is_held() {
     running.stop();
 }
 
-/// Goal: a new incarnation that cannot be written at once is written later, and no other one comes after
-/// a restart: the cloud knows it already. Method: the counters are away for a while.
+/// Goal: a new incarnation that cannot be written at once is written later, and is the same after
+/// a restart: the cloud knows it already. Method: the counters' file is missing for a while.
 #[test]
 fn a_new_incarnation_that_is_not_written_at_once_is_the_one_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
@@ -316,8 +316,8 @@ fn a_new_incarnation_that_is_not_written_at_once_is_the_one_after_a_restart() {
     running.stop();
 }
 
-/// Goal: a full medium is answered as full before it is, loses nothing, and works again once
-/// there is room.
+/// Goal: a medium is refused as full before it is full, loses nothing, and works again once
+/// there is space.
 #[test]
 #[ignore = "mounts a file system"]
 fn a_full_medium_refuses_and_recovers() {
@@ -380,7 +380,7 @@ impl Agent {
         Self::start_by(folder, &[])
     }
 
-    /// By a program that becomes the agent, or watches it from behind.
+    /// Started by a program that executes the agent, or traces it.
     fn start_by(folder: &Path, by: &[&str]) -> Self {
         let text = format!(
             "version = 1\nnode = \"gate\"\nstate-dir = \"{0}/state\"\nrun-dir = \"{0}/run\"\n\
@@ -445,7 +445,7 @@ fn answer(stream: &mut UnixStream) -> Option<(String, String)> {
     Some((status, String::from_utf8(body).ok()?))
 }
 
-/// Goal: what was answered with 201 is on the medium under the number that was told, whenever the
+/// Goal: a record that was answered with 201 is on the medium under its number, whenever the
 /// agent is killed, and no number is there twice. Method: four writers at full speed, the agent
 /// killed several times, each time after another count of answers; then the files are read.
 #[test]
@@ -475,7 +475,7 @@ fn a_killed_agent_loses_no_record_that_it_acknowledged() {
                         assert_eq!(status, "HTTP/1.1 201 Created", "{json}");
                         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
                         stored.push((json["sequence"].as_u64().unwrap(), body));
-                        // Nobody counts any more after the kill.
+                        // The receiver stops counting after the kill.
                         answered.send(()).ok();
                     }
                     stored
@@ -510,8 +510,8 @@ fn a_killed_agent_loses_no_record_that_it_acknowledged() {
     assert!(acknowledged.is_empty(), "{} are gone", acknowledged.len());
 }
 
-/// Goal: writers that keep all connections keep nobody out. Method: eight at rest, then eight that
-/// send a byte now and then and never a whole request; each time one more wants to write.
+/// Goal: open connections do not lock out a writer. Method: eight idle ones, then eight that
+/// send single bytes and never a complete request; each time one more wants to write.
 #[test]
 #[ignore = "starts an agent"]
 fn connections_that_are_kept_keep_no_writer_out() {
@@ -529,7 +529,7 @@ fn connections_that_are_kept_keep_no_writer_out() {
     ninth.set_read_timeout(Some(STATE_TIMEOUT)).unwrap();
     assert!(stored(&mut ninth, "ninth"));
     drop(ninth);
-    // The first, which was at rest for longest.
+    // The first, which was idle longest.
     assert!(!stored(&mut kept[0], "again"));
     assert!(kept[1..].iter_mut().all(|stream| stored(stream, "again")));
     drop(kept);
@@ -548,7 +548,7 @@ fn connections_that_are_kept_keep_no_writer_out() {
                 == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
             {
                 for mut stream in &slow {
-                    // Those that were closed are meant.
+                    // The closed ones are expected to fail.
                     let _gone = stream.write_all(b"P");
                 }
             }
@@ -605,8 +605,8 @@ fn the_api_answers_each_request_of_a_connection_in_order() {
     drop(agent);
 }
 
-/// Goal: a writer hears that the medium is full or broken, and why, and can store its record once
-/// that is over; the books say what happened. Method: the system calls of a real agent fail.
+/// Goal: a writer is told that the medium is full or broken, and why, and can store its record once
+/// that is over; the counters are correct. Method: system calls of a real agent fail.
 #[test]
 #[ignore = "starts an agent under strace"]
 fn a_writer_hears_what_is_wrong_with_the_medium() {
@@ -614,7 +614,7 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
     let outbox = folder.path().join("state/outbox");
     let log = folder.path().join("strace");
     let mut by = vec!["strace", "-D", "-f", "-o", log.to_str().unwrap()];
-    // The second record is not synced, and the third finds no room in the next segment.
+    // The second record is not synced, and the third finds no space in the next segment.
     let files = [1, 3].map(|first| outbox.join(format!("0-{first:016x}.seg")));
     for file in &files {
         by.extend(["-P", file.to_str().unwrap()]);
@@ -631,7 +631,7 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
     assert_eq!(write("one").0, "HTTP/1.1 201 Created");
     let full = "HTTP/1.1 507 Insufficient Storage";
     for reason in ["the medium cannot be written\n", "the medium is full\n"] {
-        // Until it is tried again after five seconds, the answer is the last one's.
+        // Until the retry after five seconds, the answer is that of the last failure.
         let deadline = Instant::now() + STATE_TIMEOUT;
         loop {
             let (status, body) = write("two");
@@ -659,8 +659,8 @@ fn a_writer_hears_what_is_wrong_with_the_medium() {
     drop(agent);
 }
 
-/// Goal: nobody wipes records without being told how many. Method: three are written, which
-/// no cloud gets; a reset is asked for where nobody can answer, and then with --yes.
+/// Goal: records are wiped only after their number was shown. Method: three are written, which
+/// no cloud gets; a reset is requested without a terminal, and then with --yes.
 #[test]
 #[ignore = "starts an agent"]
 fn a_reset_says_how_many_records_it_wipes() {

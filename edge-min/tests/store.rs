@@ -1,6 +1,6 @@
 //! The damage matrix: the state cache is a real sled database in a real process, and the files of
-//! the store are cut, flipped, emptied and taken away. Whatever happens, the store opens, never
-//! returns bytes that were not stored, and is whole again after the next write.
+//! the store are truncated, changed, emptied and removed. In any case the store opens, never
+//! returns bytes that were not stored, and is complete again after the next write.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -94,7 +94,7 @@ fn remove_flat(state: &Path) {
     fs::remove_dir_all(state.join("objects")).ok();
 }
 
-/// Splitmix64: seeds that anyone can replay.
+/// Splitmix64: seeds that can be replayed.
 fn random(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *seed;
@@ -175,8 +175,8 @@ fn damage(cache: &Path, kind: &str, seed: &mut u64) {
     fs::write(&db, bytes).unwrap();
 }
 
-/// Goal: a write leaves a cache that can be read, whatever it was written onto. Method: damage
-/// that nothing has noticed, as the files of the store are whole; a change; then the files go.
+/// Goal: a write leaves a readable cache, whatever it was written onto. Method: unnoticed damage
+/// while the files of the store are valid; a change; then the files are removed.
 #[test]
 fn a_write_onto_a_damaged_cache_is_not_lost() {
     let master = tempfile::tempdir().unwrap();
@@ -201,8 +201,8 @@ fn a_write_onto_a_damaged_cache_is_not_lost() {
     }
 }
 
-/// Goal: no damage to the cache is fatal, and none hides. Method: each kind of damage in several
-/// places, with the files of the store whole and without them.
+/// Goal: no damage to the cache is fatal, and all is noticed. Method: each kind of damage in several
+/// places, with valid files of the store and without them.
 #[test]
 fn a_damaged_cache_loses_at_most_itself() {
     let master = tempfile::tempdir().unwrap();
@@ -216,12 +216,12 @@ fn a_damaged_cache_loses_at_most_itself() {
             copy(master.path(), dir.path());
             damage(&dir.path().join("cache"), kind, &mut seed);
 
-            // With its files whole the store does not even look.
+            // With valid files the store does not read the cache.
             let (mut store, found, word) = open(dir.path());
             assert_eq!((found, word), (set.clone(), None), "{context}");
             drop(store);
 
-            // Without them the cache gives what it has, unaltered.
+            // Without them the cache returns what it has, unchanged.
             remove_flat(dir.path());
             let (reopened, found, word) = open(dir.path());
             store = reopened;
@@ -231,7 +231,7 @@ fn a_damaged_cache_loses_at_most_itself() {
             assert!(found.is_empty() || word.is_some(), "{context}: unsaid");
             *recovered.entry(kind).or_insert(0) += usize::from(found == set);
 
-            // The next write makes everything whole, the cache too.
+            // The next write repairs everything, the cache too.
             let (key, hash) = put(&mut store, Kind::ConfigMap, "after", 100, 1);
             store
                 .write_cache()
@@ -257,7 +257,7 @@ fn a_damaged_cache_loses_at_most_itself() {
     }
 }
 
-/// Goal: the newest set wins, wherever it is. Method: the newer file is damaged, so that the older
+/// Goal: the newest set is used, wherever it is. Method: the newer file is damaged, so that the older
 /// one and the cache compete.
 #[test]
 fn the_cache_stands_in_for_a_damaged_newer_generation() {
@@ -275,7 +275,7 @@ fn the_cache_stands_in_for_a_damaged_newer_generation() {
     assert_eq!(found, set);
     assert!(word.unwrap().contains("the set taken from the state cache"));
     drop(store);
-    // Nobody has confirmed the set, so the next start must know of the damage too.
+    // The cloud has not confirmed the set, so the next start must know of the damage too.
     let (mut store, found, word) = open(dir.path());
     assert_eq!(found, set);
     assert!(word.is_some());
@@ -285,7 +285,7 @@ fn the_cache_stands_in_for_a_damaged_newer_generation() {
     assert_eq!((found, word), (set, None), "repaired on the medium");
 }
 
-/// Goal: a generation that is gone does not pass unnoticed. Method: the newer file is removed.
+/// Goal: a missing generation is noticed. Method: the newer file is removed.
 #[test]
 fn a_missing_newer_generation_is_told_and_made_up_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -300,8 +300,8 @@ fn a_missing_newer_generation_is_told_and_made_up_for() {
     assert!(word.unwrap().contains("desired.a: missing"));
 }
 
-/// Goal: a stale cache never wins over a newer file. Method: change after the cache was written,
-/// then lose a large object, which the cache still has.
+/// Goal: a stale cache never replaces a newer file. Method: a change after the cache was written,
+/// then the loss of a large object, which the cache still has.
 #[test]
 fn a_stale_cache_gives_back_only_what_was_lost() {
     let dir = tempfile::tempdir().unwrap();
@@ -320,7 +320,7 @@ fn a_stale_cache_gives_back_only_what_was_lost() {
     );
 }
 
-/// Goal: a damaged board key costs the Secrets and nothing else. Method: it is cut to half.
+/// Goal: a damaged board key loses the Secrets and nothing else. Method: it is truncated to half.
 #[test]
 fn a_damaged_board_key_costs_only_the_secrets() {
     let dir = tempfile::tempdir().unwrap();
@@ -338,8 +338,8 @@ fn a_damaged_board_key_costs_only_the_secrets() {
 const CALLS: &str = "openat,write,pwrite64,ftruncate,fsync,fdatasync,sync_file_range,rename,renameat,\
                      renameat2,unlink,unlinkat";
 
-/// A program that stands in for the agent's, and runs it under strace as long as the file `options` in
-/// `dir` says how; each such run needs the file anew.
+/// A program that replaces the agent's, and runs it under strace as long as the file `options` in
+/// `dir` says how; each such run needs a new file.
 fn traced_program(dir: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt as _;
     let program = dir.join("program");
@@ -372,8 +372,8 @@ fn traced_calls(dir: &Path) -> Vec<String> {
     calls
 }
 
-/// Goal: a cache process that dies while it writes costs nothing. Method: strace kills it at one of its
-/// calls, from the first to the last; the agent's end makes the cache whole.
+/// Goal: a cache process that ends while it writes loses nothing. Method: strace kills it at one of its
+/// calls, from the first to the last; the agent's end repairs the cache.
 #[test]
 fn a_killed_cache_process_is_made_up_for() {
     const ROUNDS: u8 = 8;
@@ -414,13 +414,13 @@ fn a_killed_cache_process_is_made_up_for() {
         remove_flat(dir.path());
         assert_eq!(open(dir.path()).1, set, "round {round}");
     }
-    // One that is killed at its last calls has answered; its threads share the calls out a little
-    // differently each time.
+    // A process that is killed at its last calls has answered; the distribution of calls over its threads
+    // varies a little.
     assert!(kills > ROUNDS / 2, "{kills} of {ROUNDS} kills came");
 }
 
 /// Goal: a full medium loses nothing that was acknowledged. Method: a small tmpfs is filled by
-/// changes; the failed one leaves the set as it was, and there is room again after a deletion.
+/// changes; the failed one leaves the set unchanged, and there is space again after a deletion.
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
 fn a_full_medium_keeps_the_last_accepted_set() {
@@ -465,7 +465,7 @@ fn a_full_medium_keeps_the_last_accepted_set() {
         let (mut store, found, word) = open(dir.path());
         assert_eq!((&found, word), (&set, None));
         let first = set.keys().next().unwrap().clone();
-        // The older generation still names it, so two changes are needed until there is room.
+        // The older generation still refers to it, so two changes are needed until there is space.
         store.apply(vec![(first.clone(), None)], 1).unwrap();
         store.apply(Vec::new(), 1).unwrap();
         set.remove(&first);

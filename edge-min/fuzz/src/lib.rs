@@ -1,4 +1,4 @@
-//! What the targets share: a scratch folder in memory, an outbox, and tars whose checksums are right.
+//! Shared by the targets: a scratch folder in memory, an outbox, and tars with correct checksums.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ pub fn toll_only() -> Settings {
     }
 }
 
-/// The bytes as a tar with the checksum of each header set right: hardly any input would get past
-/// the first header otherwise.
+/// The bytes as a tar with a correct checksum in each header: otherwise hardly any input would get past
+/// the first header.
 pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
     let mut tar = bytes.to_vec();
     let mut at = 0;

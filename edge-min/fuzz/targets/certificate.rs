@@ -1,5 +1,5 @@
-//! Bytes as a certificate: none may panic, and what both x509-parser and the agent read has the same end.
-//! The agent may read less: x509-parser takes a constructed time for one.
+//! Bytes as a certificate: none may panic, and x509-parser and the agent must read the same expiry.
+//! The agent may read fewer: x509-parser accepts a constructed time.
 #![no_main]
 
 use edge_min::link::certificate::life;
@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert!(issued <= end, "{issued} {end}");
-    // What follows the certificate is not its own.
+    // Bytes after the certificate do not belong to it.
     let mut longer = data.to_vec();
     longer.push(0x30);
     assert_eq!(life(&longer), Some((issued, end)));

@@ -9,7 +9,7 @@ fuzz_target!(|data: &[u8]| {
         Parsed::Whole(head, length) => {
             assert!(length <= data.len() && length <= HEAD_BYTES_MAX + 4);
             assert!(head.key.len() <= 64);
-            // What follows the head changes nothing of it, and less is not a head.
+            // Bytes after the head do not change it, and fewer are not a head.
             assert_eq!(parse(&data[..length]), parse(data));
             assert!(!matches!(parse(&data[..length - 1]), Parsed::Whole(..)));
         }

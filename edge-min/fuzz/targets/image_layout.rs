@@ -1,5 +1,5 @@
-//! Bytes as an OCI layout: a tar of one, its documents alone, or documents that name each other by
-//! their right digests.
+//! Bytes as an OCI layout: a tar of one, its documents alone, or documents that refer to each other by
+//! their correct digests.
 #![no_main]
 
 use std::fs;
@@ -16,7 +16,7 @@ use libfuzzer_sys::fuzz_target;
 /// Documents of one layout: one digit names each.
 const DOCUMENTS_MAX: usize = 9;
 
-/// Reads an image as the agent does, but for the unpacking.
+/// Reads an image as the agent does, except for the unpacking.
 fn read(layout: PathBuf) {
     let Some(layout) = Layout::at(layout) else {
         return;
@@ -39,7 +39,7 @@ fn read(layout: PathBuf) {
     }
 }
 
-/// Documents apart by an empty line, the first one is the index. `#2` becomes the digest of the
+/// Documents separated by an empty line, the first one is the index. `#2` becomes the digest of the
 /// second one and `$2` its size, and so on.
 fn documents(text: &str, dir: &PathBuf) {
     let blobs = dir.join("blobs/sha256");

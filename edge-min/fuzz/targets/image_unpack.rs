@@ -1,5 +1,5 @@
-//! Bytes as the tar of a layer: raw, with right checksums, or as a program that strings hostile
-//! entries together. Nothing may appear or change outside the root, and the kernel's resolution of
+//! Bytes as the tar of a layer: raw, with correct checksums, or as a program that combines hostile
+//! entries. Nothing may be created or change outside the root, and the kernel's resolution of
 //! paths and our own must do the same.
 #![no_main]
 
@@ -59,7 +59,7 @@ fn program(words: &[u8]) -> Vec<u8> {
             b'L' | b'K' => [link.as_slice(), b"\0"].concat(),
             b'x' | b'g' => {
                 let key = KEYS[usize::from(rest) % KEYS.len()].as_bytes();
-                // One digit of length is right for none of these; two are.
+                // One digit of length is wrong for all of these; two are correct.
                 let text = [b" ".as_slice(), key, b"=", &link, b"\n"].concat();
                 let length = text.len() + 2;
                 [format!("{length:02}").as_bytes(), &text].concat()
@@ -73,7 +73,7 @@ fn program(words: &[u8]) -> Vec<u8> {
     with_checksums(&tar)
 }
 
-/// Every path below `dir`, with what can be seen of it.
+/// Every path below `dir`, with all visible metadata.
 fn list(dir: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     let mut dirs = vec![dir.to_owned()];

@@ -1,5 +1,5 @@
-//! Bytes as a segment of the outbox, and frames of ours with some of their bytes bent: whatever it
-//! holds, the outbox opens, its counters are right, it takes a record and opens again with it.
+//! Bytes as a segment of the outbox, and valid items with some bytes changed: whatever it
+//! contains, the outbox opens, its counters are consistent, it takes a record and opens again with it.
 #![no_main]
 
 use std::fs;
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     match mode % 3 {
         0 => file.extend(bytes),
         mode => {
-            // Numbers, keys and records from the input, with right checksums.
+            // Numbers, keys and records from the input, with correct checksums.
             for part in bytes.chunks(12) {
                 let (number, rest) = part.split_at(part.len().min(2));
                 let number = number.iter().fold(0, |sum, byte| sum * 256 + u64::from(*byte));

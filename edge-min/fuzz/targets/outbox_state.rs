@@ -1,5 +1,5 @@
-//! Bytes as the file with the outbox's counters, raw, behind a right checksum, or as counters of
-//! whatever numbers, beside a segment: the outbox opens, its books balance, it takes a record, says
+//! Bytes as the file with the outbox's counters, raw, behind a correct checksum, or as counters of
+//! any numbers, beside a segment: the outbox opens, its counters are consistent, it takes a record, reports
 //! what the session may read, and opens again with it.
 #![no_main]
 
@@ -65,7 +65,7 @@ fn slot(body: &[u8]) -> Vec<u8> {
     slot
 }
 
-/// Accounts of numbers near each other and near the ends of what there is.
+/// Counters with values near each other and near the bounds.
 fn counters(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.iter().copied();
     let mut number = || match bytes.next().unwrap_or_default() {

@@ -1,6 +1,6 @@
 //! Bytes as each of the small files that the agent reads: time floor, board key, identity, the wear
-//! registers of an eMMC, and what a board says of itself for its name. None may end the agent, and
-//! what is made of them fits where it goes.
+//! registers of an eMMC, and the board's identifiers for its name. None may end the agent, and
+//! results are within their bounds.
 #![no_main]
 
 use std::fs;
@@ -65,7 +65,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// One file is the input, the others are in order.
+/// One file is the input, the others are valid.
 fn read_identity(dir: &Path, one: &[u8], other: &[u8]) {
     let home = edge_min::paths::identity(dir);
     fs::create_dir_all(&home).unwrap();

@@ -1,5 +1,5 @@
-//! Bytes as the saved desired set, with a right checksum or a wrong one: it opens, whatever it
-//! holds, takes a change, and opens again with it.
+//! Bytes as the saved desired set, with a correct checksum or a wrong one: it opens, whatever it
+//! contains, takes a change, and opens again with it.
 #![no_main]
 
 use std::fs;
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((mode, bytes)) = data.split_first() else {
         return;
     };
-    // The cache is a process of its own, and another reader: that of sled.
+    // The cache is a process of its own, with sled's reader.
     let no_cache = Path::new("/nonexistent");
     let mut snapshot = b"EMD2\x02".to_vec();
     match mode % 2 {

@@ -1,4 +1,4 @@
-//! The board file: what a type of board offers to pods, and what the agent itself may cost there.
+//! The board file: the limits of a type of board, and the budgets of the agent on it.
 //! The same files in `board-configs/` are the bars of the tests; an OEM puts the one of its board
 //! into the image and names it as `board-file` in the config.
 
@@ -6,28 +6,28 @@ use std::path::Path;
 
 use crate::board::toml_reader::{self, ConfigError, Table, Value, Wrong};
 
-/// Tables of a board file. Budgets are for tests, and each has more of them than the agent reads.
+/// Tables of a board file. The tests read all budgets, the agent only some of them.
 const TABLES: [&str; 3] = ["limits.", "budget.", "latency."];
 
 /// A type of board.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Board {
-    /// Its name, for the status.
+    /// Name that the status shows.
     pub name: String,
-    /// Pods that it may run.
+    /// Highest number of pods.
     pub pods_max: u32,
-    /// Memory that it offers to pods, MiB.
+    /// Memory for pods, MiB.
     pub memory_mib: u32,
-    /// What the agent may take, resident, KiB.
+    /// Memory budget of the agent itself, resident, KiB.
     pub pss_kib: u32,
-    /// What the agent itself may write to the flash, MiB a day.
+    /// Flash budget of the agent itself, MiB a day.
     pub flash_mib_per_day: u32,
 }
 
 /// Reads a board file.
 ///
 /// # Errors
-/// The first thing that is wrong, with its line; also a file for another machine.
+/// The first error, with its line; also a file for another architecture.
 pub fn load(file: &Path) -> Result<Board, ConfigError> {
     toml_reader::read(file, board)
 }
@@ -78,8 +78,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Goal: the files that we ship are read. Method: those of this machine load, the others are
-    /// refused as being for another one.
+    /// Goal: the files that we ship can be read. Method: those of this architecture load, the others are
+    /// refused as files for another one.
     #[test]
     fn every_board_file_is_read_on_its_machine() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../board-configs");

@@ -1,5 +1,5 @@
-//! The time that can be relied on, see [`edge_core::time`], over this process's monotonic clock. The
-//! floor file is written when the floor moves by a day, so it costs the flash nothing.
+//! The reliable time, see [`edge_core::time`], over this process's monotonic clock. The
+//! floor file is written when the floor has advanced by a day, so it hardly wears the flash.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ struct State {
     file: PathBuf,
     time: TrustedTime,
     start: Instant,
-    /// The system's clock.
+    /// Reads the system's clock.
     system: fn() -> u64,
 }
 
@@ -41,7 +41,7 @@ impl core::fmt::Debug for Clock {
 }
 
 impl Clock {
-    /// A clock with its floor below `state`. A floor file that is missing or altered counts as 0.
+    /// Reads the floor from `state`. A floor file that is missing or altered counts as 0.
     #[must_use]
     pub fn open(state: &Path) -> Self {
         let file = paths::time_floor(state);
@@ -61,35 +61,35 @@ impl Clock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds since 1970 for people, and whether they are to be trusted.
+    /// Seconds since 1970 for display, and whether they are trusted.
     #[must_use]
     pub fn now(&self) -> (u64, bool) {
         let state = self.lock();
         state.time.shown(state.now(), (state.system)())
     }
 
-    /// What certificates and their renewal go by.
+    /// The time for certificates and their renewal.
     #[must_use]
     pub fn reliable(&self) -> Time {
         let state = self.lock();
         state.time.reliable(state.now())
     }
 
-    /// The floor, seconds since 1970: what a server's certificate is judged by.
+    /// The floor, seconds since 1970: servers' certificates are checked against it.
     #[must_use]
     pub fn floor(&self) -> u64 {
         let state = self.lock();
         state.time.floor(state.now())
     }
 
-    /// A server of the link has proven that it holds the key of a certificate that ends then.
+    /// A server of the link has proven that it holds the key of a certificate with this expiry.
     pub fn server(&self, not_after: u64) {
         let mut state = self.lock();
         let now = state.now();
         state.time.server(now, not_after);
     }
 
-    /// The cloud said the time.
+    /// The cloud has sent its time.
     pub fn confirm(&self, unix_s: u64) {
         let mut state = self.lock();
         let now = state.now();
@@ -115,7 +115,7 @@ fn to_file(unix_s: u64) -> Vec<u8> {
     [seconds.as_slice(), &crc].concat()
 }
 
-/// A flipped bit must not lift the floor: certificates would all be out of date for good.
+/// A flipped bit must not advance the floor: all certificates would count as expired permanently.
 fn from_file(bytes: &[u8]) -> Option<u64> {
     let (seconds, crc) = bytes.split_first_chunk::<8>()?;
     (crc32fast::hash(seconds).to_be_bytes() == *crc).then(|| u64::from_be_bytes(*seconds))
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(Clock::open(dir.path()).floor(), end);
     }
 
-    /// Goal: wherever the board's own clock stands, it neither moves the floor nor is asked about a
+    /// Goal: the board's own clock never changes the floor, and is not used for a
     /// certificate.
     #[test]
     fn the_systems_clock_moves_neither_the_floor_nor_the_time_for_certificates() {

@@ -1,5 +1,5 @@
-//! The node's config: a small TOML file. `RawConfig` is what stands there, [`Config`] what the
-//! agent uses; the first leaves this module only as the second, whole and checked.
+//! The node's config: a small TOML file. `RawConfig` is the content of the file, [`Config`] what the
+//! agent uses; only the second leaves this module, complete and checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,16 +15,16 @@ use crate::board::toml_reader::{
 use crate::paths;
 use crate::storage::outbox::Settings;
 
-/// What the agent may take where no board file says it: the bar of every board today.
+/// Memory budget of the agent when no board file states it: the bar of every board today.
 pub const PSS_KIB_DEFAULT: u32 = 5 * 1024;
-/// Keepalive when the config names none: a dead link is noticed within two.
+/// Keepalive when the config has none.
 const KEEPALIVE_MS_DEFAULT: u64 = 60_000;
-/// Bounds of the keepalive: under 5 s a slow line flaps, and edge-cloud waits no longer than for
-/// its own cap.
+/// Bounds of the keepalive: under 5 s a slow link disconnects often; the upper bound is edge-cloud's
+/// own cap.
 const KEEPALIVE_MS: core::ops::RangeInclusive<u64> =
     5_000..=edge_proto::limits::KEEPALIVE_S_MAX as u64 * 1000;
 
-/// Keys with paths. `runc` may be a program's name.
+/// Keys with paths. `runc` may be the name of a program.
 const PATHS: [&str; 6] = [
     "token-file",
     "state-dir",
@@ -37,10 +37,10 @@ const PATHS: [&str; 6] = [
 /// The node's config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What the node is called at its join, if the config says so.
+    /// Template of the node's name at its join, if the config has one.
     pub node: Option<Template>,
     /// `mqtts://HOST[:PORT]` of the cloud, or `https://HOST[:PORT]` of its enrolment; `None` is the
-    /// one that the node joined.
+    /// cloud that the node has joined.
     pub cloud: Option<String>,
     /// File with a join token, for joining at first boot.
     pub token_file: Option<PathBuf>,
@@ -48,27 +48,27 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Volatile state, on tmpfs.
     pub run_dir: PathBuf,
-    /// OCI layouts.
+    /// Folder with OCI layouts.
     pub preload_dir: PathBuf,
-    /// The runc program.
+    /// Path or name of the runc program.
     pub runc: PathBuf,
-    /// Name of the cgroup above all workloads. Two agents on one board need two.
+    /// Name of the cgroup above all workloads. Two agents on one board need different ones.
     pub cgroup: String,
     /// Prefixes that hostPath volumes may use.
     pub host_paths: Vec<PathBuf>,
     /// MQTT keepalive.
     pub keepalive: Duration,
-    /// Pods that the board may run.
+    /// Highest number of pods.
     pub pods_max: u32,
     /// Name of the board.
     pub board: String,
-    /// What the type of board is, see [`super::board_file`].
+    /// Path of the board file, see [`super::board_file`].
     pub board_file: Option<PathBuf>,
-    /// Memory that the board offers to pods, MiB; `None` is all of it.
+    /// Memory for pods, MiB; `None` is all memory of the board.
     pub memory_mib: Option<u32>,
-    /// What the agent itself may take, resident, KiB.
+    /// Memory budget of the agent itself, resident, KiB.
     pub pss_kib: u32,
-    /// What the agent itself may write to the flash, MiB a day, if the board file says it.
+    /// Flash budget of the agent itself, MiB a day, if the board file has one.
     pub flash_mib_per_day: Option<u32>,
     /// Labels of the node.
     pub labels: Vec<(String, String)>,
@@ -79,7 +79,7 @@ pub struct Config {
 /// Reads a config file.
 ///
 /// # Errors
-/// The first thing that is wrong, with its line.
+/// The first error, with its line.
 pub fn load(file: &Path) -> Result<Config, ConfigError> {
     let (mut config, own_pods_max, own_name) = read(file, |table| {
         let own = |key| table.contains_key(key);
@@ -87,7 +87,7 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
     })?;
     if let Some(file) = &config.board_file {
         let board = board_file::load(file)?;
-        // What the config says for itself goes before.
+        // Values of the config override those of the board file.
         if !own_pods_max {
             config.pods_max = board.pods_max;
         }
@@ -101,7 +101,7 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// All keys but those of `[labels]` and `[outbox]`.
+/// All keys except those of `[labels]` and `[outbox]`.
 const KNOWN: [&str; 14] = [
     "version",
     "node",
@@ -199,7 +199,7 @@ fn known_keys(table: &Table) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// The agent and whoever asks it stand in different folders.
+/// Relative paths are refused: the agent and the command line may run in different folders.
 fn absolute_paths(table: &Table) -> Result<(), Wrong> {
     for key in PATHS {
         let relative = |path: &str| !path.starts_with('/');
@@ -233,7 +233,7 @@ fn labels(table: &Table) -> Result<Vec<(String, String)>, Wrong> {
 }
 
 impl Config {
-    /// The name that the template gives on this board, if there is one and it does.
+    /// The name that the template resolves to on this board; `None` without a template or if it fails.
     #[must_use]
     pub fn name(&self) -> Option<String> {
         self.node.as_ref()?.resolve(Path::new(SYSFS)).ok()

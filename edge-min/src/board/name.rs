@@ -1,9 +1,9 @@
-//! The node's name as a template over what the board says of itself, so that one image names a
+//! The node's name as a template over identifiers of the board, so that one image names a
 //! whole fleet: `gate-{serial}`, `{mac:eth0}`, `{devicetree:serial-number}`.
 //!
-//! A name that is not unique must never come out: a missing source, a placeholder serial of a
-//! careless maker, an address that the kernel made up at this boot and a name that does not fit
-//! are errors, and nothing is cut.
+//! The result must be unique: a missing source, a placeholder serial of the
+//! manufacturer, an address that the kernel generated at this boot and a name that does not fit
+//! are errors, and nothing is truncated.
 
 use std::fs;
 use std::io::Read as _;
@@ -13,11 +13,11 @@ use edge_proto::limits::NODE_NAME_BYTES_MAX;
 
 use crate::board::toml_reader::is_label;
 
-/// Where the kernel shows the board.
+/// Where the kernel presents the board.
 pub const SYSFS: &str = "/sys";
-/// Bytes of a serial number, an address or a device tree property; more is no name.
+/// Bytes of a serial number, an address or a device tree property; a longer one is refused.
 const VALUE_BYTES_MAX: u64 = 128;
-/// What makers leave in DMI when they have not given a serial number, in lower case.
+/// Values in DMI of boards whose manufacturer has set no serial number, in lower case.
 const PLACEHOLDERS: [&str; 8] = [
     "0",
     "none",
@@ -28,10 +28,10 @@ const PLACEHOLDERS: [&str; 8] = [
     "to be filled by o.e.m.",
     "0123456789",
 ];
-/// `addr_assign_type` of an address that is new at each boot.
+/// `addr_assign_type` of an address that differs at each boot.
 const ADDRESS_RANDOM: &str = "1";
 
-/// A template that is known to be well-formed.
+/// A template that was checked to be well-formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
@@ -44,13 +44,13 @@ enum Part {
 }
 
 impl Template {
-    /// Reads a template; a plain name is one without sources.
+    /// Parses a template; a plain name is a template without sources.
     ///
     /// # Errors
-    /// What is wrong, for a person.
+    /// What is wrong, human-readable.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
-        // Any value fits where this stands: values are labels themselves.
+        // Any value fits where this is: values are labels themselves.
         let mut sample = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -71,10 +71,10 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// The name of this board; `sysfs` is [`SYSFS`] but in tests.
+    /// The name of this board; `sysfs` is [`SYSFS`] except in tests.
     ///
     /// # Errors
-    /// The source that is missing or says nothing, for a person.
+    /// The source that is missing or has no value, human-readable.
     pub fn resolve(&self, sysfs: &Path) -> Result<String, String> {
         let mut name = String::new();
         for part in &self.0 {
@@ -85,7 +85,7 @@ impl Template {
                 Part::DeviceTree(path) => name += &device_tree(sysfs, path)?,
             }
         }
-        // Cutting it could make two boards one.
+        // Truncation could give two boards one name.
         if name.len() > NODE_NAME_BYTES_MAX {
             return Err(["the name ", &name, " is longer than 63 characters"].concat());
         }
@@ -97,7 +97,7 @@ fn part(source: &str) -> Result<Part, String> {
     let (kind, argument) = source.split_once(':').unwrap_or((source, ""));
     match (kind, argument) {
         ("serial", "") => Ok(Part::Serial),
-        // `..` and a second component would lead out of the folder.
+        // `..` and a second component would leave the folder.
         ("mac", interface) if is_file_name(interface) => Ok(Part::Mac(interface.to_owned())),
         ("devicetree", path) if path.split('/').all(is_file_name) => {
             Ok(Part::DeviceTree(path.to_owned()))
@@ -115,7 +115,7 @@ fn is_file_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains('/')
 }
 
-/// The serial number that the boot loader or the firmware gives.
+/// The serial number from the boot loader or the firmware.
 fn serial(sysfs: &Path) -> Result<String, String> {
     let places = [
         "firmware/devicetree/base/serial-number",
@@ -181,7 +181,7 @@ fn read(path: &Path) -> Option<String> {
     plain.then(|| text.to_owned())
 }
 
-/// `value` as a DNS label may hold it: lower case, and one `-` for each run of anything else.
+/// `value` converted to a DNS label: lower case, and one `-` for each run of other characters.
 fn label(value: &str) -> String {
     let mut label = String::new();
     for character in value.chars() {
@@ -210,7 +210,7 @@ mod tests {
         Template::parse(template).and_then(|template| template.resolve(sysfs))
     }
 
-    /// Goal: each source gives its value as a label. Method: a sysfs as an ARM board shows it.
+    /// Goal: each source gives its value as a label. Method: a sysfs of an ARM board.
     #[test]
     fn a_name_is_put_together_from_the_board() {
         let sysfs = tempfile::tempdir().unwrap();
@@ -238,7 +238,7 @@ mod tests {
         }
     }
 
-    /// Goal: a board of a careless maker gets no name that a thousand others have too.
+    /// Goal: a board without a serial number gets no name that a thousand others have too.
     #[test]
     fn a_serial_that_is_none_is_passed_over() {
         let sysfs = tempfile::tempdir().unwrap();
@@ -302,7 +302,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the board says, a name that comes out is a node name.
+        /// Whatever values the board has, a resulting name is a valid node name.
         #[test]
         fn every_name_is_a_label(value in "\\PC{0,80}") {
             let sysfs = tempfile::tempdir().unwrap();

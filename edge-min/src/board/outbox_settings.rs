@@ -18,7 +18,7 @@ const TELEMETRY_TTL_S: u64 = 7 * 24 * 3600;
 
 const KNOWN: &str = "known are outbox.quota-mib, and in [outbox.CLASS] quota-kib, ttl-s, durability, \
     and number for a class of your own";
-/// Classes that every outbox has; those of the config come after them.
+/// Classes that every outbox has; those of the config follow.
 const FIXED: usize = 3;
 
 pub(super) fn settings(table: &Table) -> Result<Settings, Wrong> {
@@ -95,7 +95,7 @@ fn class(name: &str, number: u8, quota_bytes: u64) -> Class {
     }
 }
 
-/// The number of a class of the config, which no other may have.
+/// The number of a class of the config, which no other class may have.
 fn own_number(table: &Table, key: &str, classes: &[Class]) -> Result<u8, Wrong> {
     let number = number(table, key, FIXED as u64..=CLASSES_MAX as u64 - 1, 0)?;
     let number = u8::try_from(number).unwrap_or(u8::MAX);

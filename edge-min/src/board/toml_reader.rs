@@ -1,5 +1,5 @@
-//! The reader of the agent's own files for people, the config and the board file: the part of TOML
-//! that a board needs. `key = value` with strings, integers, booleans and arrays of strings,
+//! Reader of the config and the board file, in the subset of TOML that
+//! a board needs: `key = value` with strings, integers, booleans and arrays of strings,
 //! `[tables]`, comments. It is tested against the `toml` crate, which would cost the agent 123 KB.
 
 use std::fs;
@@ -12,32 +12,32 @@ use edge_proto::sorted::SortedMap;
 /// Bytes of a config file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// A value.
+/// Value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Text.
+    /// String in quotes.
     Text(String),
-    /// Whole number.
+    /// Integer.
     Number(i64),
-    /// Truth.
+    /// `true` or `false`.
     Truth(bool),
-    /// List of texts.
+    /// Array of strings.
     List(Vec<String>),
 }
 
-/// A value with the line it stands on.
+/// A value with its line number.
 pub type Entry = (usize, Value);
 /// `table.key`, or `key` above the first table.
 pub type Table = SortedMap<String, Entry>;
 
-/// What is wrong with a config file.
+/// Error in a config or board file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file.
+    /// Path of the file.
     pub file: PathBuf,
-    /// Line from 1; 0 when it is about the whole file.
+    /// Line from 1; 0 if the error concerns the whole file.
     pub line: usize,
-    /// What, and what to do.
+    /// The error and its fix.
     pub reason: String,
 }
 
@@ -52,10 +52,10 @@ impl core::fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-/// Reads a file of the TOML subset as what `meaning` makes of it.
+/// Reads a file of the TOML subset and converts it with `meaning`.
 ///
 /// # Errors
-/// The first thing that is wrong, with its line.
+/// The first error, with its line.
 pub fn read<T>(
     file: &Path,
     meaning: impl FnOnce(&Table) -> Result<T, Wrong>,
@@ -78,7 +78,7 @@ pub fn read<T>(
         })
 }
 
-/// The text of a file, and no more than one byte of what is too much. A pipe would wait for a writer,
+/// The text of a file, at most one byte over the cap. Only regular files: a pipe would wait for a writer,
 /// and some devices never end.
 fn text_of(file: &Path) -> io::Result<String> {
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
@@ -275,7 +275,7 @@ fn parse_value(text: &str) -> Result<Value, &'static str> {
     }
 }
 
-/// The quoted text at the start, and what follows it.
+/// The quoted text at the start, and the rest.
 fn string(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.strip_prefix('"')?.char_indices();
@@ -302,8 +302,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Goal: a config that is no file neither waits nor fills the memory. Method: a pipe that nobody
-    /// writes to, a device that never ends, a directory, and a file that is too long.
+    /// Goal: a config path that is not a file neither waits nor fills the memory. Method: a pipe without a
+    /// writer, a device that never ends, a directory, and a file that is too long.
     #[test]
     fn what_is_no_file_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever this reader accepts, the real one accepts, and with the same values.
+        /// Whatever this reader accepts, the `toml` crate accepts, with the same values.
         #[test]
         fn what_is_accepted_means_the_same_to_the_toml_crate(
             lines in proptest::collection::vec(

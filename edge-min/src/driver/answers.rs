@@ -1,4 +1,4 @@
-//! What the driver answers to people and tools on the board.
+//! Answers of the driver to the command line and tools on the board.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ impl Driver {
         match request {
             Request::Status(reply) => {
                 let text = serde_json::to_string(&self.status()).unwrap_or_default();
-                // The client may be gone.
+                // The client may have disconnected.
                 reply.try_send(text + "\n").ok();
             }
             Request::LogFile {

@@ -1,4 +1,4 @@
-//! Makes the parts of the driver: opens the stored state, starts the workers.
+//! Creates the parts of the driver: opens the stored state, starts the workers.
 
 use std::path::Path;
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::worker::{self, Jobs, Watch};
 use crate::workload::reaper::Reaper;
 use crate::workload::runtime::Runtime;
 
-/// Makes the driver, and the receiving ends of its channels.
+/// Creates the driver, and the receiving ends of its channels.
 pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
     let (store, objects, damage) = Store::open(&config.state_dir, Path::new("/proc/self/exe"))
         .map_err(|error| failed("state-dir", &error))?;

@@ -1,5 +1,5 @@
 //! The targets of the link, one for each certificate that the node holds, and attempts to renew.
-//! Which one is used, and when to renew, the core decides.
+//! The core decides which one is used, and when to renew.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::link::identity::{self, Identity, Renewed};
 use crate::link::renew;
 use crate::link::{certificate, tls};
 
-/// Where to connect with each certificate.
+/// Connection target for each certificate.
 pub(super) struct Targets {
     new: Arc<Target>,
-    /// With the certificate before, as long as the core keeps it.
+    /// With the old certificate, as long as the core keeps it.
     old: Option<Arc<Target>>,
 }
 
@@ -51,7 +51,7 @@ impl Driver {
         Ok((Arc::new(target), life))
     }
 
-    /// The targets of an identity, and the lives of its new and its old certificate.
+    /// The targets of an identity, and the validity of its new and its old certificate.
     pub(super) fn targets(
         &self,
         identity: &Identity,
@@ -62,7 +62,7 @@ impl Driver {
         Ok((Targets { new, old }, life, old_life))
     }
 
-    /// Passes the time that can be relied on to the core.
+    /// Passes the reliable time to the core.
     pub(super) fn pass_time(&mut self) {
         let time = self.clock.reliable();
         self.agent.handle(self.now(), Input::Time(time));

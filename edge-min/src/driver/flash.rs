@@ -1,5 +1,5 @@
-//! The driver's look at the flash: what was written goes into the core's budget, and how worn the
-//! flash is when the core asks.
+//! Passes the counters of written bytes to the core's budget, and reads the wear of the
+//! flash when the core requests it.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub(super) fn status(budget: &Budget) -> status::Flash {
 }
 
 impl Driver {
-    /// To be called after every event: a write of ours is always followed by one.
+    /// Call it after every event: a write of ours is always followed by one.
     pub(super) fn watch_flash(&mut self) {
         let counters = medium::counters();
         self.agent.handle(self.now(), Input::Flash(counters));

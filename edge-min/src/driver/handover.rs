@@ -1,14 +1,14 @@
 //! The agent replaces itself, by SIGHUP: it executes the program at its path in the same process. The
-//! process keeps its number, its children and the signals that it has blocked; everything else is made
-//! anew, as after a crash, with which all that is on the board copes at any moment. What a crash would
-//! lose and an execve(2) need not is in [`Handover`], which travels in a memfd.
+//! process keeps its number, its children and its blocked signals; everything else is created
+//! again, as after a crash, which the state on the board permits at any moment. What a crash would
+//! lose and an execve(2) need not is in [`Handover`], which is passed in a memfd.
 //!
-//! Not handed over: connections of both sockets and of the link (their clients connect again), delays
-//! before restarts, counters of the flash (they begin anew with each agent). The lock on the folders is
-//! given up and taken again by the new agent; one that takes it in between adopts the pods.
+//! Not handed over: connections of both sockets and of the link (their clients reconnect), delays
+//! before restarts, counters of the flash (they start at 0 with each agent). The lock on the folders is
+//! released and taken again by the new agent; an agent that takes it in between adopts the pods.
 //!
-//! If the program cannot be executed (no such file, not for this machine, being written), the old agent
-//! runs on. It does not notice a program that starts and then fails.
+//! If the program cannot be executed (no such file, another architecture, being written), the old agent
+//! continues. It does not notice a program that starts and then fails.
 
 use std::env;
 use std::ffi::{CString, OsString};
@@ -27,42 +27,42 @@ use super::workers::RuntimeJob;
 
 /// Environment variable with the number of the descriptor.
 const VARIABLE: &str = "EDGE_MIN_HANDOVER";
-/// First line: what it is, and its version. Another version is not read.
+/// First line: format and version. Another version is ignored.
 const BEGIN: &str = "edge-min-handover 1";
-/// Last line: nothing is missing.
+/// Last line: the text is complete.
 const END: &str = "end";
-/// Bytes of a handover: a full board with orphans, under 120 bytes for each container. What is longer
-/// is not read.
+/// Bytes of a handover: a full board with orphans, under 120 bytes for each container. A longer one
+/// is ignored.
 const HANDOVER_BYTES_MAX: u64 = 512 * 1024;
-/// Time that jobs for containers get to end, so that no start is cut off; after it the hand-over
+/// Time for jobs for containers to end, so that no start is interrupted; then the hand-over
 /// proceeds. An image that is being unpacked may take longer, and is unpacked again.
 const JOBS_TIMEOUT_MS: u64 = 10_000;
-/// Pause between two looks at them.
+/// Interval of checking whether the jobs have ended.
 const JOBS_POLL_MS: u64 = 20;
 
-/// What the next agent in this process is told.
+/// State that the next agent in this process gets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Handover {
     /// The cloud's time, seconds since 1970, if it is known.
     pub(super) unix_s: Option<u64>,
-    /// Containers that ran, each with its first process. It may end while no agent can wait for it,
-    /// and its exit code is then still to be had. A number is valid in this process only: as long as
-    /// nobody waits for the child, no other process gets it.
+    /// Containers that ran, each with its first process. The process may end while no agent can wait for it,
+    /// and its exit code is then still available. A number is valid in this process only: until
+    /// the child is waited for, no other process gets it.
     pub(super) watched: Vec<(Uid, String, u32)>,
 }
 
 impl Handover {
-    /// What the agent before this one in the same process has left; `None` at an ordinary start. To be
-    /// called before there are children.
+    /// The state of the previous agent in the same process; `None` at an ordinary start. Call it
+    /// before there are children.
     pub(super) fn take() -> Option<Self> {
         let number = env::var(VARIABLE).ok()?;
-        // Made by a call, not inherited: closes by itself, and never twice.
+        // Opened here, not inherited: closes by itself, and only once.
         let text = File::open(["/proc/self/fd/", &number].concat()).and_then(|file| {
             let mut text = String::new();
             file.take(HANDOVER_BYTES_MAX).read_to_string(&mut text)?;
             Ok(text)
         });
-        // The inherited descriptor itself goes with the next program.
+        // The inherited descriptor itself is closed when the next program is executed.
         if let Err(error) = crate::sys::close_on_exec() {
             log::warn!("descriptors_stay_open error={error}");
         }
@@ -99,7 +99,7 @@ impl Handover {
         text + END + "\n"
     }
 
-    /// `None` for another version, another process, or anything that is not whole.
+    /// `None` for another version, another process, or an incomplete text.
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.strip_suffix('\n')?.lines();
         if lines.next()? != BEGIN || lines.next_back()? != END {
@@ -119,7 +119,7 @@ impl Handover {
         Some(Self { unix_s, watched })
     }
 
-    /// A descriptor with this, which a program that is executed inherits.
+    /// A descriptor with this text, which an executed program inherits.
     fn to_memfd(&self) -> io::Result<OwnedFd> {
         let mut file = File::from(memfd_create("edge-min-handover", MemfdFlags::empty())?);
         file.write_all(self.to_text().as_bytes())?;
@@ -128,20 +128,20 @@ impl Handover {
 }
 
 impl Driver {
-    /// The signal came.
+    /// SIGHUP was received.
     pub(super) fn want_hand_over(&mut self) {
         log::info!("hand_over_wanted");
         self.hand_over_by = self.now().checked_add(JOBS_TIMEOUT_MS);
     }
 
-    /// When to look again whether the jobs have ended.
+    /// When to check again whether the jobs have ended.
     pub(super) fn hand_over_deadline(&self) -> Option<u64> {
         self.hand_over_by?;
         self.now().checked_add(JOBS_POLL_MS)
     }
 
     /// Replaces the agent if that is wanted and no container is being started. `answers` are those of
-    /// the jobs. Returns only if nothing is replaced.
+    /// the jobs. Returns only if the agent is not replaced.
     pub(super) fn hand_over(&mut self, answers: &Receiver<Input>) {
         let Some(by) = self.hand_over_by else {
             return;
@@ -164,9 +164,9 @@ impl Driver {
         }
     }
 
-    /// Hands over a start, or new files of volumes, which must not pass a start: it writes them, too.
-    /// None begins while the agent is about to replace itself, since a start could be cut off. The next
-    /// agent does both anew.
+    /// Passes on a start, or new files of volumes, which must not overtake a start that also writes them.
+    /// None begins while the agent is about to replace itself, because a start could be interrupted. The next
+    /// agent repeats both.
     pub(super) fn push_start(&mut self, job: RuntimeJob) {
         if self.hand_over_by.is_some() {
             self.held_jobs.push(job);
@@ -176,10 +176,10 @@ impl Driver {
     }
 }
 
-/// Whether the agent may replace itself: no job is under way, or it is too late to wait for one, and no
-/// answer waits to be handled, since nobody would get it any more. The jobs are looked at first: a
+/// Whether the agent may replace itself: no job is in progress, or the time for them is over, and no
+/// answer waits to be handled, because it would be lost. The jobs are checked first: a
 /// worker sends its answer before its job counts as ended, so an answer that was not there when the
-/// jobs had ended never comes.
+/// jobs had ended does not arrive later.
 fn may_go<T>(idle: impl FnOnce() -> bool, late: bool, answers: &Receiver<T>) -> bool {
     (idle() || late) && answers.is_empty()
 }
@@ -187,7 +187,7 @@ fn may_go<T>(idle: impl FnOnce() -> bool, late: bool, answers: &Receiver<T>) -> 
 /// Executes the program that this process was started as, with its arguments.
 fn execute(handover: &Handover) -> io::Result<core::convert::Infallible> {
     let args: Vec<OsString> = env::args_os().collect();
-    // /proc/self/exe names what this process runs, not what has replaced it.
+    // /proc/self/exe names the program that this process runs, not the file that has replaced it.
     let program = match args.first() {
         Some(first) if first.as_bytes().contains(&b'/') => first.clone(),
         _ => env::current_exe()?.into_os_string(),
@@ -202,8 +202,8 @@ fn execute(handover: &Handover) -> io::Result<core::convert::Infallible> {
         .map(|(name, value)| [name, value].join("=".as_ref()))
         .map(string)
         .collect::<Result<Vec<_>, _>>()?;
-    // The last thing before, since a child of another thread would inherit it, too. It is closed again
-    // when the call returns.
+    // The last step before execve, because a child of another thread would inherit it, too. It is closed
+    // again when the call fails.
     let memfd = handover.to_memfd()?;
     let variable = [VARIABLE, "=", &memfd.as_raw_fd().to_string()].concat();
     variables.push(CString::new(variable)?);
@@ -228,8 +228,8 @@ mod tests {
         }
     }
 
-    /// Goal: no answer of a job is lost, however close to the hand-over it comes. Method: the answer is
-    /// sent while the jobs are being looked at, in time and late.
+    /// Goal: no answer of a job is lost, however close to the hand-over it arrives. Method: the answer is
+    /// sent while the jobs are being checked, in time and late.
     #[test]
     fn nothing_is_replaced_while_an_answer_waits() {
         let (done, answers) = async_channel::bounded(1);
@@ -251,8 +251,8 @@ mod tests {
         assert_eq!(handover().pid_of(Uid([2; 16]), "web"), None);
     }
 
-    /// Goal: what is damaged, of another version or of another process counts as nothing. Method: the
-    /// text cut at every length, and with each of these changed.
+    /// Goal: a damaged text, another version and another process are ignored. Method: the
+    /// text truncated at every length, and with each of these changed.
     #[test]
     fn what_is_not_whole_is_ignored() {
         let text = handover().to_text();

@@ -1,5 +1,5 @@
-//! Calls for logs over the link: each sends what its window allows and, when it follows, looks
-//! again after a while.
+//! Calls for logs over the link: each sends as much as its window allows and, when it follows, reads
+//! again after an interval.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::workload::logs;
 
 /// Bytes of one answer frame.
 const PIECE_BYTES: usize = 4096;
-/// How often a followed log is looked at, milliseconds.
+/// Interval of reading a followed log, milliseconds.
 const FOLLOW_MS: u64 = 500;
 
 struct Call {
@@ -21,11 +21,11 @@ struct Call {
     at: u64,
     follow: bool,
     window: u32,
-    /// All of an answer that is no log.
+    /// The whole answer, when it is not a log.
     answer: Vec<u8>,
-    /// Why there is none, with the code of the result.
+    /// Why there is no log, with the code of the result.
     refusal: Option<(u32, String)>,
-    /// The caller knows that the log is there.
+    /// The caller was informed that the log exists.
     begun: bool,
     look_at: u64,
 }
@@ -56,7 +56,7 @@ impl LogCalls {
     /// Reads a call's arguments.
     ///
     /// # Errors
-    /// For the caller: the code of the result, and the reason.
+    /// The code of the result, and the reason.
     pub fn request(method: u16, args: &[u8]) -> Result<LogsRequest, (u32, String)> {
         if method != METHOD_LOGS {
             let reason = "this agent does not know the call; upgrade it".to_owned();
@@ -65,7 +65,7 @@ impl LogCalls {
         LogsRequest::decode(args).map_err(|error| (CODE_ARGUMENTS, error.to_string()))
     }
 
-    /// Opens a call on a file, or with the reason why there is none.
+    /// Opens a call on a file, or with the reason why there is no file.
     pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), (u32, String)>) {
         let call = match file {
             Ok((file, request)) => {
@@ -87,7 +87,7 @@ impl LogCalls {
         self.calls.insert(id, call);
     }
 
-    /// Opens a call that is answered by these bytes alone.
+    /// Opens a call with this complete answer.
     pub fn answer(&mut self, id: u32, answer: Vec<u8>) {
         let call = Call {
             answer,
@@ -96,24 +96,24 @@ impl LogCalls {
         self.calls.insert(id, call);
     }
 
-    /// The caller takes so many bytes more.
+    /// The caller grants more bytes.
     pub fn window(&mut self, id: u32, bytes: u32) {
         if let Some(call) = self.calls.get_mut(&id) {
             call.window = call.window.saturating_add(bytes);
         }
     }
 
-    /// The call is over.
+    /// The call has ended.
     pub fn close(&mut self, id: u32) {
         self.calls.remove(&id);
     }
 
-    /// The session is over, and with it every call.
+    /// The session has ended, and with it every call.
     pub fn clear(&mut self) {
         self.calls.clear();
     }
 
-    /// When to look again.
+    /// When to read again.
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         self.calls
@@ -123,9 +123,9 @@ impl LogCalls {
             .min()
     }
 
-    /// The next data of a call that can go now, or its result. `is_over` says whether nothing more
-    /// will be written to a file: its container has ended for good, its pod is gone, or another has
-    /// taken its name.
+    /// The next data of a call that can be sent now, or its result. `is_over` says whether the
+    /// file is final: its container has ended for good, its pod is gone, or another has
+    /// the same name now.
     pub fn next(
         &mut self,
         now: u64,
@@ -160,7 +160,7 @@ impl LogCalls {
                     call.begun = true;
                     return Some(CallInput::Data { id, bytes, end }.into());
                 }
-                // Asked before the last look, so that nothing written meanwhile is lost.
+                // Asked before the last read, so that nothing written meanwhile is lost.
                 call.follow = !is_over(&call.request, &call.file);
                 call.look_at = if call.follow { now + FOLLOW_MS } else { now };
                 continue;
@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    /// All data that may go now, and the result if it goes.
+    /// All data that may be sent now, and the result if it is sent.
     fn drain(calls: &mut LogCalls, now: u64) -> (Vec<u8>, Option<(u32, String)>) {
         let mut all = Vec::new();
         while let Some(input) = calls.next(now, &|_, _| false) {
@@ -234,8 +234,8 @@ mod tests {
         assert_eq!(drain(&mut calls, FOLLOW_MS), (vec![b'b'], None));
     }
 
-    /// Goal: what a container says last is not lost when its end is noticed. Method: it writes
-    /// while the agent asks whether it is over. Before, the caller hears that there is a log.
+    /// Goal: the last output of a container is not lost when its end is noticed. Method: it writes
+    /// while the agent asks whether it is over. Before, the caller is informed that there is a log.
     #[test]
     fn a_followed_log_ends_with_its_container_and_with_its_last_words() {
         let dir = tempfile::tempdir().unwrap();

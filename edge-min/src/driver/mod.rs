@@ -1,6 +1,6 @@
-//! The loop: what happens on the board and on the link goes into the core and the session, what
-//! comes out is done. No policy here: no retry count, no ordering, no "if offline". Before the loop
-//! the parts are made (`build`) and what runs on the board is adopted (`recover`); after it comes only
+//! The loop: events of the board and of the link go into the core and the session, and their
+//! outputs are performed. No policy here: no retry count, no ordering, no "if offline". Before the loop
+//! the parts are created (`build`) and running containers are adopted (`recover`); after it comes only
 //! the next agent in the same process (`handover`).
 
 mod answers;
@@ -51,7 +51,7 @@ use handover::Handover;
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// One thing that happened.
+/// One event of the loop.
 enum Event {
     Link(LinkEvent),
     Store(StoreDone),
@@ -79,7 +79,7 @@ struct Driver {
     targets: Option<Targets>,
     link_events: Sender<LinkEvent>,
     in_sync: bool,
-    /// Spec hash of what runs.
+    /// Spec hash of each running container.
     running: SortedMap<(Uid, String), Hash16>,
     reaper: Reaper,
     runtime: Runtime,
@@ -88,28 +88,28 @@ struct Driver {
     log_calls: LogCalls,
     outbox_jobs: Jobs<outbox::Job>,
     watch: Watch,
-    /// When a job becomes late.
+    /// When a job exceeds its deadline.
     watch_at: Option<Instant>,
-    /// The outbox that the session knows.
+    /// The outbox that the session knows, by its id.
     incarnation: Incarnation,
     outbox_report: outbox::Shared,
-    /// When the agent replaces itself at the latest, see [`handover`].
+    /// Latest time at which the agent replaces itself, see [`handover`].
     hand_over_by: Option<u64>,
-    /// Held back until then: starts, and new files of volumes.
+    /// Delayed until then: starts, and new files of volumes.
     held_jobs: Vec<RuntimeJob>,
 }
 
 /// Runs the agent until the process is ended.
 ///
 /// # Errors
-/// What keeps it from starting, for a person.
+/// Why it cannot start, human-readable.
 pub fn run(config: Config) -> Result<(), String> {
-    // Without it exit codes of containers by runc are unknown, which is no reason to run none.
+    // Without it exit codes of containers by runc are unknown, but they still run.
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!("subreaper_failed error={}", error.desc());
     }
     let _alone = lock::take(&config.state_dir, &config.run_dir)?;
-    // Before there are threads.
+    // Before any thread is started.
     let before = Handover::take().unwrap_or_default();
     let (mut driver, events) = build::build(config)?;
     driver.recover(before);
@@ -154,7 +154,7 @@ pub fn run(config: Config) -> Result<(), String> {
     }))
 }
 
-/// Why the agent does not start, for a person.
+/// Why the agent does not start, human-readable.
 fn failed(what: &str, error: &dyn core::fmt::Display) -> String {
     [what, ": ", &error.to_string()].concat()
 }
@@ -168,7 +168,7 @@ struct Events {
 }
 
 impl Events {
-    /// The next thing that happens, at the latest at `deadline`.
+    /// The next event, at the latest at `deadline`.
     async fn next(
         &self,
         local: &Receiver<Request>,
@@ -359,7 +359,7 @@ impl Driver {
         self.agent.handle(self.now(), Input::Condition(condition));
     }
 
-    /// Does what the core and the session ask, until they ask nothing more.
+    /// Performs the outputs of the core and the session until there are none.
     fn settle(&mut self) {
         loop {
             self.store_jobs.flush();
@@ -392,7 +392,7 @@ impl Driver {
                 signal: Signal::Terminate,
                 ..
             } => self.reaper.terminate(uid, &container),
-            // Here and not by the worker, which may be busy with an image for minutes.
+            // Here and not in the worker, which may be busy with an image for minutes.
             Output::Signal {
                 uid,
                 container,

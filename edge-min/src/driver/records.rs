@@ -37,7 +37,7 @@ impl Driver {
                 };
                 self.session.handle(now, read);
             }
-            // Of an outbox that was given up meanwhile.
+            // Of an outbox that was replaced meanwhile.
             Done::Read { .. } => {}
             Done::Unwritable(reason) => {
                 if let Some(reason) = &reason {

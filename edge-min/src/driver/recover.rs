@@ -1,5 +1,5 @@
-//! What is on the board when the agent starts: containers that run on, what an earlier agent left
-//! half-done, and the identity.
+//! The state of the board when the agent starts: running containers, remains of an earlier
+//! agent, and the identity.
 
 use edge_core::{Discovered, Input};
 use edge_proto::key::Uid;
@@ -14,7 +14,7 @@ use crate::workload::runtime::Found;
 type Ended = ((Uid, String), Option<i32>);
 
 impl Driver {
-    /// Adopts what runs already. `before` is from the agent before this one in the same process.
+    /// Adopts what is running. `before` is from the previous agent in the same process.
     pub(super) fn recover(&mut self, before: Handover) {
         if let Some(unix_s) = before.unix_s {
             self.clock.confirm(unix_s);
@@ -54,7 +54,7 @@ impl Driver {
         } else if let Some(known) = before.pid_of(found.uid, &found.container)
             && let Some(code) = reaper::child_ended(known)
         {
-            // It ended while the agent replaced itself, and nobody has waited for it since.
+            // It ended while the agent replaced itself, and was not waited for since.
             pid = Some(known);
             self.running.insert(key.clone(), found.hash);
             ended.push((key, Some(code)));
@@ -67,7 +67,7 @@ impl Driver {
         }
     }
 
-    /// Starts the link, or the join. Without a link the agent still runs what it has.
+    /// Starts the link, or the join. Without a link the agent still runs its pods.
     pub(super) fn connect(&mut self) {
         match Identity::load(&self.config.state_dir) {
             Ok(Some(identity)) => {

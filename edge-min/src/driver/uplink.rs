@@ -1,4 +1,4 @@
-//! The driver's side of the link: its events into the session, what the session asks is done.
+//! The driver's side of the link: passes its events to the session, and performs the session's outputs.
 
 use std::path::PathBuf;
 
@@ -38,12 +38,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Why there is no link, for people: the agent goes on without one.
+    /// Why there is no link, human-readable; the agent continues without one.
     pub(super) fn unlinked(&mut self, reason: String) {
         self.uplink_input(UplinkInput::Unlinked(reason));
     }
 
-    /// The node has no identity: it joins by itself if the config has what that needs.
+    /// The node has no identity: it joins by itself if the config has all that this needs.
     pub(super) fn not_joined(&mut self) {
         match join::lacks(&self.config) {
             Some(reason) => self.unlinked(reason.to_owned()),
@@ -93,7 +93,7 @@ impl Driver {
         }
     }
 
-    /// What the core asks of the link and the certificates.
+    /// Performs the core's outputs for the link and the certificates.
     pub(super) fn perform_uplink(&mut self, output: UplinkOutput) {
         match output {
             UplinkOutput::Join => self.join(),
@@ -103,7 +103,7 @@ impl Driver {
                         to: targets.with(certificate),
                         will: self.session.will(),
                     };
-                    // The thread takes one at a time, and this is the only one that asks.
+                    // The thread takes one at a time, and only this sends them.
                     connects.try_send(connect).ok();
                 }
             }
@@ -125,7 +125,7 @@ impl Driver {
     pub(super) fn perform_session(&mut self, output: NodeOutput) {
         match output {
             NodeOutput::Link(LinkOutput::Send(frame)) => {
-                // A frame that does not fit is lost like one on the way: the session repeats.
+                // A frame that does not fit is lost like one in transit: the session repeats.
                 self.lanes.push(frame);
             }
             NodeOutput::State(StateOutput::Apply {
@@ -164,7 +164,7 @@ impl Driver {
             NodeOutput::State(StateOutput::InSync { desired, reported }) => {
                 self.in_sync = desired && reported;
                 if desired {
-                    // The cloud has sent again what was lost.
+                    // The cloud has sent the lost objects again.
                     self.store_jobs.push(StoreJob::Repair);
                     self.condition("StoreDamaged", false, "");
                     self.agent.handle(self.now(), Input::Confirmed);
@@ -183,14 +183,14 @@ impl Driver {
                 self.uplink_input(UplinkInput::PeerProblem(problem.to_string()));
             }
             NodeOutput::Records(output) => self.perform_records(output),
-            // Fetches and what an agent without them is not asked for.
+            // Fetches and other features that this agent does not use.
             _ => {}
         }
     }
 
     fn open_call(&mut self, CallOpen { id, method, args }: CallOpen) {
         if method == METHOD_RENEW {
-            // It asks which certificate is proven, and for a renewal when it sends no argument.
+            // The call reads which certificate is in use; without arguments it also requests a renewal.
             if args.is_empty() {
                 let wanted = Input::Certificate(CertificateInput::Wanted);
                 self.agent.handle(self.now(), wanted);
@@ -207,8 +207,8 @@ impl Driver {
         self.log_calls.open(id, file);
     }
 
-    /// Gives the link the frames whose turn it is, as long as it has room. The time of the next one
-    /// that is only kept back by a rate becomes [`Driver::send_at`].
+    /// Gives the link frames in the order of the lanes, as long as it accepts them. The time of the next
+    /// frame that only a rate delays becomes [`Driver::send_at`].
     pub(super) fn pump_lanes(&mut self) {
         let now = self.now();
         self.send_at = None;

@@ -1,5 +1,5 @@
-//! What the workers do: the store's thread, and the threads for containers and images. How, says
-//! [`crate::worker`].
+//! Work of the store's thread, and of the threads for containers and images. [`crate::worker`]
+//! has the model of a worker.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,39 +26,39 @@ use crate::workload::volume;
 /// Stack of a worker: JSON, tar and deflate in debug builds need the most.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// A job for the store.
+/// Job of the store's thread.
 pub enum StoreJob {
     /// Make these changes durable.
     Apply {
-        /// For the answer.
+        /// Returned in the answer.
         ticket: u32,
-        /// The changes.
+        /// New payload by key; `None` deletes.
         changes: Vec<(Key, Option<Payload>)>,
-        /// Epoch that goes with them.
+        /// Epoch to store with them.
         epoch: u64,
     },
     /// A large object is wanted.
     BlobWanted(Hash32, u32),
-    /// The cloud has confirmed the set: what damage left is to be written over.
+    /// The cloud has confirmed the set: damaged files are overwritten.
     Repair,
     /// Whether the flash budget of the day is used up.
     OverBudget(bool),
-    /// A piece of it.
+    /// A piece of the wanted object: hash, offset, bytes.
     Piece(Hash32, u32, Vec<u8>),
 }
 
-/// An answer of the store.
+/// Answer of the store's thread.
 pub enum StoreDone {
-    /// Durable.
+    /// The changes are durable.
     Applied {
-        /// The ticket.
+        /// As in the job.
         ticket: u32,
-        /// What holds now.
+        /// The objects as they are now.
         applied: Vec<Applied>,
     },
-    /// Bytes of the wanted object that are here.
+    /// Stored bytes of the wanted object.
     Have(Hash32, u32),
-    /// Pods that a change ends which is not durable yet, as the cloud sees them now.
+    /// Removed pods of a change that is not durable yet, as the cloud has them now.
     Ahead(Vec<(Key, Option<Vec<u8>>)>),
     /// A write failed and is retried; `None` when writes succeed again.
     Unwritable(Option<String>),
@@ -67,7 +67,7 @@ pub enum StoreDone {
 /// Starts the store's thread.
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn_store(
     store: Store,
     jobs: Receiver<StoreJob>,
@@ -85,24 +85,24 @@ pub fn spawn_store(
     worker::spawn("store", STACK_BYTES, move || thread.run(&jobs))
 }
 
-/// Does what [`WriteScheduler`] decides.
+/// Executes the decisions of [`WriteScheduler`].
 struct StoreThread {
     store: Store,
     scheduler: WriteScheduler,
     start: Instant,
-    /// Length of the large object that comes.
+    /// Length of the large object that is being received.
     wanted: u32,
     done: Sender<StoreDone>,
     watch: Thread,
 }
 
 impl StoreThread {
-    /// Until there are no more jobs, or nobody to answer to.
+    /// Runs until there are no more jobs, or the driver is gone.
     fn run(&mut self, jobs: &Receiver<StoreJob>) {
         if self.store.cache_behind() {
             self.schedule(scheduler::Input::Changed);
         }
-        // A job whose write failed: nothing else is done before it.
+        // A job whose write failed: no other job is done before it.
         let mut failed = None;
         loop {
             let job = if failed.is_some() {
@@ -168,7 +168,7 @@ impl StoreThread {
             .handle(u64::try_from(now).unwrap_or(u64::MAX), input);
     }
 
-    /// The answer, or why nothing has changed and the job has to be done again.
+    /// The answer, or why nothing has changed and the job has to be repeated.
     fn perform(&mut self, job: &StoreJob) -> io::Result<Option<StoreDone>> {
         let answer = match job {
             StoreJob::Apply {
@@ -220,7 +220,7 @@ impl StoreThread {
 }
 
 impl Driver {
-    /// Reports threads whose job is over its deadline. To be called after every event.
+    /// Reports threads whose job is over its deadline. Call it after every event.
     pub(super) fn watch_workers(&mut self) {
         let (changed, next) = self.watch.look();
         self.watch_at = next;
@@ -237,20 +237,20 @@ impl Driver {
 
 /// A job for containers.
 pub enum RuntimeJob {
-    /// Make the pod's directory.
+    /// Create the pod's directory.
     PreparePod {
-        /// Pod.
+        /// UID of the pod.
         uid: Uid,
-        /// Bytes of the space of its logs.
+        /// Size of the tmpfs of its logs.
         logs_bytes: u64,
     },
     /// Rewrite the files of volumes.
     UpdateConfig(Uid, Vec<Volume>),
-    /// Start a container, with its image when that was unpacked just now.
+    /// Start a container, with its image if it was just unpacked.
     Start(Box<ContainerSpec>, Option<Image>),
-    /// Clear a container.
+    /// Remove what a container left behind.
     Remove(Uid, String),
-    /// Clear a pod; these are the images of the pods that stay.
+    /// Remove what a pod left behind; contains the images of the pods that stay.
     RemovePod(Uid, Vec<String>),
 }
 
@@ -258,7 +258,7 @@ pub enum RuntimeJob {
 pub enum LongJob {
     /// Unpack the image of a container that starts then.
     Unpack(Box<ContainerSpec>),
-    /// Remove layers that none of these images uses, if room is short.
+    /// Remove layers that none of these images uses, if space is short.
     Collect(Vec<String>),
 }
 
@@ -273,7 +273,7 @@ pub struct Containers {
 /// Starts the threads for containers and images.
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn_containers(
     runtime: Runtime,
     images: Images,
@@ -431,7 +431,7 @@ fn spec<'a>(
         };
         let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
         if !mount.sub_path.is_empty() {
-            // A volume's name begins with no dot. Unmounted with the volumes of the pod.
+            // The name of a volume never begins with a dot. Unmounted with the volumes of the pod.
             let place = [".", &start.container, ".", &index.to_string()].concat();
             let place = runtime.volume_dir(start.uid, &place);
             let new_mode = match content {

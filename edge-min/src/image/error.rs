@@ -1,4 +1,4 @@
-//! Why a container gets no image, sorted by who has to act.
+//! Why a container gets no image, by the party that must act.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,16 +6,16 @@ use std::path::PathBuf;
 /// Why there is no image.
 #[derive(Debug)]
 pub enum ImageError {
-    /// Not in the preload folder.
+    /// Not in the preload folder: the operator must add it.
     Missing(String),
-    /// It is there, and wrong.
+    /// It is in the preload folder, and invalid.
     Invalid(String),
-    /// The file system.
+    /// Error of the file system at this path.
     Io(PathBuf, io::Error),
 }
 
 impl ImageError {
-    /// Kubernetes' reason.
+    /// The reason that Kubernetes uses.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {

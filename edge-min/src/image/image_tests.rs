@@ -1,4 +1,4 @@
-//! Tests of images as a whole: layouts that are made here, as directories and as tars.
+//! Tests of images as a whole: generated layouts, as directories and as tars.
 
 use super::*;
 use edge_core::limits::{LAYERS_UNUSED_MAX, MEDIUM_FREE_BYTES_MIN};
@@ -11,7 +11,7 @@ use std::time::Duration;
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// For [`child_unpacks`].
+/// Environment variable of [`child_unpacks`].
 const CHILD: &str = "EDGE_MIN_TEST_UNPACK_IN";
 
 /// Files of a layout.
@@ -111,7 +111,7 @@ fn simple() -> Made {
 
 struct Board {
     dir: tempfile::TempDir,
-    /// A medium of its own, which goes with the board whatever becomes of the test.
+    /// A medium of its own, unmounted with the board at the end of the test.
     medium: Option<PathBuf>,
 }
 
@@ -132,7 +132,7 @@ impl Board {
         Self { dir, medium: None }
     }
 
-    /// The state stands on a medium of `bytes`: how full that of the host is does not matter.
+    /// Puts the state on a medium of `bytes`, independent of the host's medium.
     fn on_medium(bytes: u64) -> Self {
         let mut board = Self::new();
         let state = board.dir.path().join("state");
@@ -164,8 +164,8 @@ fn ensure(images: &Images, reference: &str, in_use: &[String]) -> Result<Image, 
     Ok(image.expect("all of it is unpacked"))
 }
 
-/// Goal: only what has to be unpacked waits for the one thread that unpacks: an image that is missing
-/// or damaged is answered at once. Method: the quick look at each kind.
+/// Goal: only images to unpack wait for the one thread that unpacks: an image that is missing
+/// or damaged is answered at once. Method: the quick check of each kind.
 #[test]
 fn an_image_that_cannot_be_unpacked_is_known_without_unpacking() {
     let board = Board::new();
@@ -191,7 +191,7 @@ fn an_image_that_cannot_be_unpacked_is_known_without_unpacking() {
     assert!(images.ready("a:1").unwrap().is_some(), "it hides no other");
 }
 
-/// Goal: an unpacking ends with its job's time or when its pod goes, and leaves nothing behind. Method: a
+/// Goal: an unpacking ends at its job's deadline or when its pod leaves, and leaves nothing behind. Method: a
 /// job without any time, before and while a layer is read.
 #[test]
 fn an_unpacking_stops_with_its_job() {
@@ -204,7 +204,7 @@ fn an_unpacking_stops_with_its_job() {
     made.index(&[named(&image, "a:2")]);
     made.into_dir(&board.preload("y"));
     let stop = Stop::after(Duration::ZERO);
-    // In use: on a full disk of the host an unused layer would make room.
+    // In use: on a full disk of the host an unused layer would be removed for space.
     let in_use = ["a:1".to_owned()];
     let error = images.ensure("a:2", &in_use, &stop).unwrap_err();
     let error = error.to_string();
@@ -255,7 +255,7 @@ fn a_directory_and_a_tar_give_the_same_image() {
     }
 }
 
-/// Goal: whatever is wrong with a layout is refused, named with file and reason, and leaves
+/// Goal: every error in a layout is refused, with file and reason in the message, and leaves
 /// nothing behind. Method: one damage at a time, as directory and as tar.
 #[test]
 fn each_damage_is_named() {
@@ -339,7 +339,7 @@ fn each_damage_is_named() {
             assert!(text.contains("/preload/broken"), "{what}: {text}");
             assert!(text.contains(reason), "{what}: {text}");
             assert!(board.layers().is_empty());
-            // It hides no image of another layout.
+            // It does not hide an image of another layout.
             simple().into_dir(&board.preload("whole"));
             ensure(&board.images(), "a:1", &[]).unwrap();
         }
@@ -380,7 +380,7 @@ fn tars_that_are_no_layout_are_named() {
     assert!(foreign.contains("tar: "), "{foreign}");
     let cut = refused(&|path| {
         let bytes = fs::read(path).unwrap();
-        // In the middle of the index, which is the last but one.
+        // In the middle of the index, the last file but one.
         fs::write(path, &bytes[..bytes.len() - 1024 - 1024 - 400]).unwrap();
     });
     assert!(cut.contains("index.json"), "{cut}");
@@ -468,7 +468,7 @@ fn an_image_for_many_boards_gives_the_one_for_this_board() {
     let index = made.blob(INDEX, list.as_bytes());
     let few = format!("{{\"manifests\":[{}]}}", all[1]);
     let few = made.blob(INDEX, few.as_bytes());
-    // An index of indexes has no place in a layout.
+    // A layout must not contain an index of indexes.
     let nested =
         format!("{{\"manifests\":[{index},\"platform\":{{\"architecture\":\"amd64\"}}}}]}}");
     let nested = made.blob(INDEX, nested.as_bytes());
@@ -498,8 +498,8 @@ fn an_image_for_many_boards_gives_the_one_for_this_board() {
     }
 }
 
-/// Goal: layers go only when nothing can need them. Method: more unused layers than are kept,
-/// one desired, one mounted by nobody's pod.
+/// Goal: layers are removed only when nothing can need them. Method: more unused layers than are kept,
+/// one desired, one mounted without a pod.
 #[test]
 #[ignore = "needs root: mounts an overlay"]
 fn unused_layers_go_and_those_of_pods_and_containers_stay() {
@@ -514,7 +514,7 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     let running = ensure(&images, "running", &[]).unwrap().layers.remove(0);
     let in_use = ["desired".to_owned()];
     for number in 0..LAYERS_UNUSED_MAX + 8 {
-        // Names after every digest: folders made in the same tick go in the order of names.
+        // Names after every digest: folders made in the same tick are removed in the order of names.
         let name = format!("z{number:063x}");
         fs::create_dir_all(board.dir.path().join("state/layers").join(name).join("sub")).unwrap();
     }
@@ -535,7 +535,7 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     let kept = (desired.exists(), running.exists());
     let text = fs::read_to_string(root.join("f"));
     nix::mount::umount(&root).unwrap();
-    // The oldest beyond the cap; the one that is mounted counts and stays.
+    // The oldest beyond the cap; the mounted one counts and stays.
     assert_eq!(
         first.unwrap(),
         8,
@@ -553,8 +553,8 @@ fn unused_layers_go_and_those_of_pods_and_containers_stay() {
     assert!(desired.exists() && !running.exists());
 }
 
-/// Goal: a full medium costs unused layers and nothing else. Method: a medium of 40 MiB, of which
-/// 32 stay free whatever comes.
+/// Goal: a full medium loses only unused layers. Method: a medium of 40 MiB, of which
+/// 32 always stay free.
 #[test]
 #[ignore = "needs root: mounts a tmpfs"]
 fn a_full_medium_makes_room_and_keeps_its_reserve() {
@@ -572,17 +572,17 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     let images = board.images();
     let pods = |names: &[&str]| -> Vec<String> { names.iter().map(|n| (*n).into()).collect() };
     ensure(&images, "a", &pods(&["a"])).unwrap();
-    // A pod needs both: there is no room, and nothing goes.
+    // A pod needs both: there is no space, and nothing is removed.
     let full = ensure(&images, "b", &pods(&["a", "b"])).unwrap();
     assert_eq!((full.layers.len(), board.layers().len()), (1, 2));
     let error = ensure(&images, "c", &pods(&["a", "b", "c"])).unwrap_err();
     assert!(error.to_string().contains("bytes unpacked"), "{error}");
     assert_eq!(board.layers().len(), 2);
-    // No pod needs `a` and `b`: `a` goes, and `b` stays for the container that starts from it.
+    // No pod needs `a` and `b`: `a` is removed, and `b` stays for the container that starts from it.
     ensure(&images, "c", &pods(&["c"])).unwrap_err();
     assert_eq!(board.layers().len(), 1);
     drop(full);
-    // Now that goes too, and it is not enough.
+    // Now `b` is removed too, and it is not enough.
     ensure(&images, "c", &pods(&["c"])).unwrap_err();
     assert!(board.layers().is_empty());
     ensure(&images, "b", &pods(&["b"])).unwrap();
@@ -590,7 +590,7 @@ fn a_full_medium_makes_room_and_keeps_its_reserve() {
     assert!(images.space().unwrap().free >= MEDIUM_FREE_BYTES_MIN);
 }
 
-/// The child of the next test, and nothing without it: unpacks, then waits for its end.
+/// Child process of the next test; does nothing without the variable: unpacks, then waits for its end.
 #[test]
 fn child_unpacks() {
     let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else {
@@ -630,7 +630,7 @@ const CALLS: &str = "openat,mkdir,mkdirat,write,fsync,fdatasync,rename,renameat,
 /// whether it was killed, and the names of the calls that its unpacking thread made.
 fn unpacks_until(board: &Board, killed_at: Option<(&str, usize)>) -> (bool, Vec<String>) {
     let log = board.dir.path().join("strace");
-    // Test names begin behind the name of the crate.
+    // Test names begin after the name of the crate.
     let (_, child) = concat!(module_path!(), "::child_unpacks")
         .split_once("::")
         .unwrap();
@@ -669,8 +669,8 @@ fn unpacks_until(board: &Board, killed_at: Option<(&str, usize)>) -> (bool, Vec<
     (!status.success(), calls)
 }
 
-/// Goal: at whatever point the agent dies, a layer is there whole or not at all, and the next
-/// agent clears what is left. Method: a child process unpacks; SIGKILL at calls that go from the
+/// Goal: at whatever point the agent is killed, a layer is complete or absent, and the next
+/// agent removes the remains. Method: a child process unpacks; SIGKILL at calls spread from the
 /// first to the last.
 #[test]
 fn killed_at_any_point_a_layer_is_whole_or_not_there() {

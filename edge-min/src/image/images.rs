@@ -1,6 +1,6 @@
 //! Images from the OCI layouts in the preload folder: every byte checked against its digest,
-//! layers unpacked once into `STATE/layers/<digest>` and never half, and removed again when
-//! nothing uses them and room is short.
+//! layers unpacked once into `STATE/layers/<digest>` and never partly, and removed again when
+//! nothing uses them and space is short.
 
 use std::fs;
 use std::io;
@@ -21,13 +21,13 @@ use crate::paths;
 use crate::storage::{medium, tree};
 use crate::worker::Stop;
 
-/// Layouts of the preload folder that are looked at.
+/// Layouts of the preload folder that are searched.
 const LAYOUTS_MAX: usize = 256;
 
 /// Digests of layers that are about to be mounted: none of them is removed while this lives.
 pub type Pin = Arc<SortedSet<String>>;
 
-/// An image; `None` when some of it has to be unpacked.
+/// An image; `None` when a layer of it has to be unpacked.
 type Found = Result<Option<Image>, ImageError>;
 
 /// What a container needs of an image.
@@ -35,13 +35,13 @@ type Found = Result<Option<Image>, ImageError>;
 pub struct Image {
     /// Unpacked layers, lowest first.
     pub layers: Vec<PathBuf>,
-    /// Keeps them until they are mounted.
+    /// Prevents their removal until they are mounted.
     pub pin: Pin,
-    /// What it says about the process.
+    /// Its configuration of the process.
     pub config: ImageConfig,
 }
 
-/// The images of a board. Many threads may ask whether one is [`Self::ready`]; the rest is for one
+/// The images of a board. Many threads may call [`Self::ready`]; all other methods are for one
 /// thread, which unpacks and removes.
 pub struct Images {
     preload: PathBuf,
@@ -64,7 +64,7 @@ impl Images {
         })
     }
 
-    /// Clears what a power cut left half. It may take minutes on a slow medium.
+    /// Removes partly unpacked layers, for example after a power cut. It may take minutes on a slow medium.
     pub fn clear_remains(&self) {
         for entry in fs::read_dir(&self.layers).into_iter().flatten().flatten() {
             if entry
@@ -73,7 +73,7 @@ impl Images {
                 .ends_with(paths::TEMPORARY)
                 && let Err(error) = tree::remove(&entry.path())
             {
-                // It wastes room, and that is no reason to run no pods.
+                // It wastes space, but pods can still run.
                 log::warn!(
                     "layer_remains path={} error={error}",
                     entry.path().to_string_lossy()
@@ -82,11 +82,11 @@ impl Images {
         }
     }
 
-    /// The image under this reference, unpacked. `in_use` are the references of all desired pods:
-    /// their layers stay when room must be made.
+    /// Unpacks and returns the image with this reference. `in_use` are the references of all desired pods:
+    /// their layers stay when space must be freed.
     ///
     /// # Errors
-    /// See [`ImageError`]; nothing half-unpacked stays.
+    /// See [`ImageError`]; nothing partly unpacked stays.
     pub fn ensure(
         &self,
         reference: &str,
@@ -98,16 +98,16 @@ impl Images {
         })
     }
 
-    /// The image under this reference; `None` when some of it has to be unpacked, for which
-    /// [`Self::ensure`] is. Quick, whatever another thread unpacks.
+    /// The image with this reference; `None` when a layer has to be unpacked, see
+    /// [`Self::ensure`]. Quick, even while another thread unpacks.
     ///
     /// # Errors
-    /// See [`ImageError`]. A damaged layer shows when it is unpacked.
+    /// See [`ImageError`]. A damaged layer is only found when it is unpacked.
     pub fn ready(&self, reference: &str) -> Result<Option<Image>, ImageError> {
         self.find(reference, &|layout, manifest| self.there(layout, manifest))
     }
 
-    /// What `get` makes of the image in the first layout that has it. A damaged layout hides no image
+    /// Applies `get` to the image in the first layout that has it. A damaged layout does not hide an image
     /// of another.
     fn find(&self, reference: &str, get: &dyn Fn(&Layout, &Manifest) -> Found) -> Found {
         let mut problem = None;
@@ -234,7 +234,7 @@ impl Images {
         fs::set_permissions(temporary, fs::Permissions::from_mode(0o755))?;
         let bytes_max = self.space()?.for_unpacking().min(unpack::BYTES_MAX);
         Ok(match packing {
-            // Some tools write a layer as many members in a row.
+            // Some tools write a layer as several gzip members.
             Packing::Gzip => {
                 let plain = flate2::read::MultiGzDecoder::new(blob);
                 unpack::unpack(plain, temporary, bytes_max)
@@ -291,7 +291,7 @@ impl Images {
         let pinned = |pin: &Weak<SortedSet<String>>| {
             pin.upgrade().is_some_and(|layers| layers.contains(name))
         };
-        // Mounted also by a container that runs on, though its pod left the desired set.
+        // Mounted also by a container that still runs although its pod left the desired set.
         if pins.iter().any(pinned) || mounts::info()?.contains(name) {
             return Ok(false);
         }
@@ -299,8 +299,8 @@ impl Images {
         Ok(true)
     }
 
-    /// Layers of these images. One that is not in the preload folder any more has none: nothing
-    /// could start from them.
+    /// Layers of these images. An image that is not in the preload folder any more has none: no container
+    /// can start from it.
     fn layers_of(&self, references: &[String]) -> SortedSet<String> {
         let mut layers = SortedSet::new();
         for layout in self.layouts() {
@@ -323,7 +323,7 @@ impl Images {
     }
 }
 
-/// A layer that is read as long as its job may go on.
+/// Reader of a layer that fails when its job must end.
 struct Stopping<'s, R> {
     blob: R,
     stop: &'s Stop,

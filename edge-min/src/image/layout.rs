@@ -1,8 +1,8 @@
-//! An OCI image layout, a directory or a `.tar` of one that is read in place: index, manifests and
-//! configs as far as the agent needs them, and blobs that are checked against their digests.
+//! An OCI image layout, a directory or a `.tar` of one that is read in place: the fields of index,
+//! manifests and configs that the agent needs, and blobs that are checked against their digests.
 //!
 //! Never holds more than one document ([`JSON_BYTES_MAX`]) or one read of a blob in memory; a tar
-//! is searched anew for each name, so no table of it grows.
+//! is searched again for each name, so there is no table of its entries.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, SeekFrom};
@@ -18,7 +18,7 @@ use crate::image::error::ImageError;
 use crate::image::tar_entries::TarEntries;
 use crate::worker::Stop;
 
-/// Bytes of an index, manifest or config. What they become in memory may be ten times as much.
+/// Bytes of an index, manifest or config. Decoded, they may take ten times as much memory.
 const JSON_BYTES_MAX: u64 = 256 * 1024;
 /// Entries of a layout's tar.
 const TAR_ENTRIES_MAX: usize = 10_000;
@@ -27,7 +27,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Layers of an image: overlay's option string must stay below a page.
 const LAYERS_MAX: usize = 32;
 
-/// What names a blob and says what it is.
+/// Type, digest and size of a blob.
 #[derive(Debug, Deserialize)]
 pub struct Descriptor {
     #[serde(default, rename = "mediaType")]
@@ -50,27 +50,27 @@ struct Platform {
     variant: String,
 }
 
-/// A list of images: of a layout, or of one image for many boards.
+/// A list of images: of a layout, or of one image for several architectures.
 #[derive(Debug, Deserialize)]
 pub struct Index {
     #[serde(default)]
     manifests: Vec<Descriptor>,
 }
 
-/// What an image is made of.
+/// Blobs of an image.
 #[derive(Debug, Deserialize)]
 pub struct Manifest {
-    /// Its configuration.
+    /// Its config document.
     pub config: Descriptor,
     /// Its layers, lowest first.
     pub layers: Vec<Descriptor>,
 }
 
-/// How an image wants to be run.
+/// Default process of an image.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Config {
-    /// Entrypoint.
+    /// `ENTRYPOINT`; replaced by the Pod's `command`.
     pub entrypoint: Option<Vec<String>>,
     /// Default arguments.
     pub cmd: Option<Vec<String>>,
@@ -82,28 +82,28 @@ pub struct Config {
     pub user: String,
 }
 
-/// The document that holds a [`Config`].
+/// The document that contains a [`Config`].
 #[derive(Debug, Deserialize)]
 pub struct ConfigFile {
-    /// The part that matters here.
+    /// The only part that the agent reads.
     #[serde(default)]
     pub config: Config,
 }
 
-/// How a layer is packed.
+/// Compression of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// A tar.
+    /// An uncompressed tar.
     Plain,
-    /// A tar in gzip.
+    /// A tar compressed with gzip.
     Gzip,
 }
 
 impl Descriptor {
-    /// The digest in hex; a path component of this length and nothing else.
+    /// The digest in hex; safe as a path component, of fixed length.
     ///
     /// # Errors
-    /// It is not a SHA-256.
+    /// The digest is not a SHA-256.
     pub fn hex(&self) -> Result<&str, String> {
         let plain = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         self.digest
@@ -112,10 +112,10 @@ impl Descriptor {
             .ok_or_else(|| ["digest ", &clipped(&self.digest), " is not a sha256"].concat())
     }
 
-    /// How this layer is packed.
+    /// Compression of this layer.
     ///
     /// # Errors
-    /// In a way that is not supported.
+    /// The media type is not supported.
     pub fn packing(&self) -> Result<Packing, String> {
         let kind = self.media_type.as_str();
         if kind.ends_with("tar+gzip") || kind.ends_with("tar.gzip") {
@@ -143,8 +143,8 @@ impl Descriptor {
         kind.contains("image.index") || kind.contains("manifest.list")
     }
 
-    /// How well this image fits the board: 0 is best, `None` not at all. One that does not say
-    /// is taken at its word.
+    /// Rank of this image for the board: 0 is best, `None` is unusable. An image without a platform
+    /// is assumed to fit.
     fn fits(&self, arch: &str) -> Option<u8> {
         let Some(platform) = &self.platform else {
             return Some(9);
@@ -178,7 +178,7 @@ impl Descriptor {
     }
 }
 
-/// A name as Kubernetes completes it: registry, folder and tag.
+/// A name completed as by Kubernetes: registry, folder and tag.
 fn full_name(name: &str) -> String {
     let tagged = name
         .rsplit('/')
@@ -193,7 +193,7 @@ fn full_name(name: &str) -> String {
     [prefix, name, tag].concat()
 }
 
-/// Text of a stranger in a message.
+/// Untrusted text, truncated for a message.
 fn clipped(text: &str) -> String {
     text.chars()
         .filter(|one| !one.is_control())
@@ -208,17 +208,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout at this path, if it looks like one.
+    /// The layout at this path; `None` if it does not look like one.
     #[must_use]
     pub fn at(path: PathBuf) -> Option<Self> {
         let is_tar = path.extension().is_some_and(|kind| kind == "tar") && path.is_file();
         (is_tar || path.join("oci-layout").is_file()).then_some(Self { path, is_tar })
     }
 
-    /// The image of this name for this board (`arch` as Rust names it).
+    /// The image with this name for this board (`arch` as Rust names it).
     ///
     /// # Errors
-    /// The layout is wrong, or has the image for other boards only.
+    /// The layout is invalid, or has the image for other architectures only.
     pub fn find(&self, reference: &str, arch: &str) -> Result<Option<Manifest>, ImageError> {
         let bytes = self.document("index.json", None)?;
         let index: Index = self.parse("index.json", &bytes)?;
@@ -259,7 +259,7 @@ impl Layout {
     /// A document that has the digest and size of its descriptor.
     ///
     /// # Errors
-    /// It is missing, altered, too large or no such document.
+    /// It is missing, altered, too large or not such a document.
     pub fn verified<T: for<'a> Deserialize<'a>>(
         &self,
         descriptor: &Descriptor,
@@ -272,14 +272,14 @@ impl Layout {
     /// A layer's digest in hex, and how it is packed.
     ///
     /// # Errors
-    /// It is none that can be unpacked.
+    /// It cannot be unpacked.
     pub fn layer_of<'d>(&self, layer: &'d Descriptor) -> Result<(&'d str, Packing), ImageError> {
         let both = layer.hex().and_then(|hex| Ok((hex, layer.packing()?)));
         both.map_err(|reason| self.wrong(&reason))
     }
 
-    /// A layer, after a pass that checked its digest and size: nothing of an altered layer is
-    /// ever interpreted.
+    /// A layer, after a pass that checked its digest and size: no byte of an altered layer is
+    /// interpreted.
     ///
     /// # Errors
     /// It is missing or altered, or the job must end.
@@ -309,7 +309,7 @@ impl Layout {
         Ok(file.take(length))
     }
 
-    /// An error about something in this layout.
+    /// An error that names this layout.
     #[must_use]
     pub fn wrong(&self, reason: &str) -> ImageError {
         ImageError::Invalid([&self.path.to_string_lossy(), ": ", reason].concat())
@@ -372,7 +372,7 @@ impl Layout {
         }
     }
 
-    /// A file of the layout: opened where it begins, and its length.
+    /// A file of the layout: opened at its start, and its length.
     fn open(&self, name: &str) -> Result<(File, u64, u64), ImageError> {
         let path = match self.is_tar {
             true => self.path.clone(),
@@ -408,7 +408,7 @@ impl Layout {
     }
 }
 
-/// Where a file of a tar begins, and its length.
+/// Position of a file in a tar, and its length.
 fn member(tar: &File, name: &str) -> Result<(u64, u64), String> {
     let mut magic = [0; 2];
     let begins = std::os::unix::fs::FileExt::read_at(tar, &mut magic, 0);
@@ -436,14 +436,14 @@ fn member(tar: &File, name: &str) -> Result<(u64, u64), String> {
     found.ok_or_else(|| [name, " is missing: is it a tar of an OCI layout?"].concat())
 }
 
-/// The one for this board, or one that does not say what it is for.
+/// The one for this board, or one without a platform.
 fn best<'d>(all: &[&'d Descriptor], arch: &str) -> Option<&'d Descriptor> {
     let fitting = all.iter().filter_map(|one| Some((one.fits(arch)?, *one)));
     let best = fitting.min_by_key(|(rank, _)| *rank);
     best.map(|(_, one)| one)
 }
 
-/// The same in an index, where each says what it is for.
+/// The same in an index, where each has a platform.
 fn best_of_many<'d>(all: &[&'d Descriptor], arch: &str) -> Option<&'d Descriptor> {
     let saying: Vec<&Descriptor> = all
         .iter()

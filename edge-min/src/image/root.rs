@@ -1,5 +1,5 @@
-//! Directories below a root, reached by paths that an enemy wrote. `openat2` resolves them inside
-//! the root where the kernel has it (5.6), else a walk that follows no link by itself. Both give
+//! Directories below a root, reached by untrusted paths. `openat2` resolves them inside
+//! the root where the kernel has it (5.6), else a walk that never lets the kernel follow a link. Both give
 //! the same directory, or an error; neither ever leaves the root.
 
 use std::cell::Cell;
@@ -13,10 +13,10 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Links on one path, the kernel's own limit.
+/// Links on one path; the kernel's own limit.
 const LINKS_MAX: u32 = 40;
 
-/// A directory that nothing is reached outside of.
+/// A directory outside of which nothing is reached.
 pub(crate) struct Root {
     dir: OwnedFd,
     walks: Cell<bool>,
@@ -31,7 +31,7 @@ impl Root {
         })
     }
 
-    /// Never asks the kernel to resolve.
+    /// Never uses the kernel's path resolution.
     pub(crate) fn walking(self) -> Self {
         self.walks.set(true);
         self
@@ -43,7 +43,7 @@ impl Root {
         self.open_with(path, directory())
     }
 
-    /// Whatever is at `path`, a file too, as a descriptor that can only be named.
+    /// Whatever is at `path`, also a file, as an O_PATH descriptor.
     pub(crate) fn any(&self, path: &Path) -> io::Result<OwnedFd> {
         self.open_with(path, OFlags::PATH | OFlags::CLOEXEC)
     }
@@ -101,7 +101,7 @@ impl Root {
                         }
                         let target = match rustix::fs::readlinkat(&at, &part, Vec::new()) {
                             Ok(target) => OsString::from_vec(target.into_bytes()),
-                            // Not a link, so a file: at the end, it may be what is looked for.
+                            // Not a link, so a file: if it is the last component, it may be the target.
                             Err(Errno::INVAL) if ahead.is_empty() => {
                                 let flags = flags | OFlags::NOFOLLOW;
                                 let mode = Mode::empty();
@@ -136,8 +136,8 @@ fn open_real(at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(at, name, directory() | OFlags::NOFOLLOW, Mode::empty())
 }
 
-/// The names of a path, last one first. A path that ends in `/` or `/.` keeps a `.` there: what
-/// stands before it has to be a directory.
+/// The names of a path, last one first. A path that ends in `/` or `/.` keeps a `.` there: the
+/// component before it must be a directory.
 fn parts(path: &Path) -> Vec<OsString> {
     let bytes = path.as_os_str().as_bytes();
     let mut names = Vec::new();
@@ -151,15 +151,14 @@ fn parts(path: &Path) -> Vec<OsString> {
     names
 }
 
-/// Makes directories along `path`, with this mode where they are new, inside the root like all
-/// else.
+/// Creates directories along `path`, inside the root, with this mode where they are new.
 pub(crate) fn make_dirs(root: &Root, path: &Path, mode: u32) -> io::Result<()> {
     let mut done = PathBuf::new();
     for name in path {
         let at = root.dir(&done)?;
         match rustix::fs::mkdirat(&at, name, Mode::from(0o700)) {
             Ok(()) => {
-                // Whatever the umask is.
+                // Independent of the umask.
                 let mode = Mode::from_raw_mode(mode);
                 rustix::fs::fchmod(open_real(at.as_fd(), name)?, mode)?;
             }
@@ -171,7 +170,7 @@ pub(crate) fn make_dirs(root: &Root, path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The path without `.`, refused with `..`; an absolute one counts from the root.
+/// The path without `.`, refused with `..`; an absolute one is taken relative to the root.
 pub(crate) fn relative(path: &Path, depth_max: usize, bytes_max: usize) -> io::Result<PathBuf> {
     let mut plain = PathBuf::new();
     let mut depth = 0;
@@ -205,7 +204,7 @@ mod tests {
         Some((metadata.dev(), metadata.ino()))
     }
 
-    /// Found by the property below: a file is no directory, even with a dot behind it.
+    /// Found by the property below: a file is not a directory, even with a dot after it.
     #[test]
     fn a_dot_at_the_end_wants_a_directory() {
         let dir = tempfile::tempdir().unwrap();
@@ -223,7 +222,7 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: the walk is as safe as the kernel's own resolution. Method: any tangle of
+        /// Goal: the walk is as safe as the kernel's own resolution. Method: any combination of
         /// directories and links, any path; both must end in the same directory or both fail.
         #[test]
         fn the_walk_finds_what_the_kernel_finds(
@@ -237,7 +236,7 @@ mod tests {
             let root = dir.path().join("a/root");
             fs::create_dir_all(&root).unwrap();
             for (at, target) in made {
-                // Some cannot be made, because another is in the way.
+                // Some cannot be created, because another exists there.
                 match target {
                     Some(target) if target == "a" => fs::write(root.join(at), "file").ok(),
                     None => fs::create_dir_all(root.join(at)).ok(),

@@ -1,5 +1,5 @@
 //! The entries of a tar as plain data. The tar crate's usual iterator buffers long names and PAX
-//! records of whatever size they claim; this one takes its raw headers and reads the extensions
+//! records of any size that they claim; this one takes its raw headers and reads the extensions
 //! itself, with a cap. Memory is bounded by [`EXTENSION_BYTES_MAX`] and entries by the caller.
 
 use std::io::Read;
@@ -15,7 +15,7 @@ pub(super) struct TarEntry<'a, R: Read> {
     pub path: Vec<u8>,
     /// Target of a link, as written.
     pub link: Vec<u8>,
-    /// Kind.
+    /// File, directory, link or another type.
     pub kind: EntryType,
     /// Permission bits with set-user-id, set-group-id and sticky.
     pub mode: u32,
@@ -25,11 +25,11 @@ pub(super) struct TarEntry<'a, R: Read> {
     pub gid: u64,
     /// Seconds since 1970.
     pub mtime: i64,
-    /// Bytes of content.
+    /// Length of the content.
     pub size: u64,
-    /// Where the content begins in the tar.
+    /// Offset of the content in the tar.
     pub position: u64,
-    /// The content.
+    /// Reader of the content, at its start.
     pub content: Entry<'a, R>,
 }
 
@@ -70,7 +70,7 @@ impl<'a, R: Read> TarEntries<'a, R> {
                 EntryType::GNULongName => &mut extensions.name,
                 EntryType::GNULongLink => &mut extensions.link,
                 EntryType::XHeader => &mut extensions.pax,
-                // Of the archive as a whole; nothing that belongs to a file of a layer.
+                // Of the whole archive; not relevant to a file of a layer.
                 EntryType::XGlobalHeader => {
                     extension(&mut entry)?;
                     continue;
@@ -163,12 +163,12 @@ fn with_extensions<'a, R: Read>(
                 let seconds = text().split('.').next().unwrap_or_default();
                 whole.mtime = seconds.parse().unwrap_or(0);
             }
-            // Readers that disagree about sizes see different files: an old trick.
+            // Readers that use different sizes see different files: a known attack.
             b"size" if number()? != whole.size => {
                 return Err("tar: header and PAX record disagree about a size".to_owned());
             }
             key if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
-            // Extended attributes too: what they would grant, runc's no_new_privs takes away.
+            // Extended attributes too: runc's no_new_privs removes the rights that they would grant.
             _ => {}
         }
     }

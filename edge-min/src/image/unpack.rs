@@ -1,9 +1,9 @@
 //! One layer's tar into a directory, as hostile input: every path is resolved inside that
 //! directory ([`Root`]), links included, so nothing outside it can be reached. Whiteouts become
-//! overlay's own form. Device nodes are left out; set-user-id bits stay, for no user but root can
+//! overlay's own form. Device nodes are omitted; set-user-id bits stay, because only root can
 //! enter the folder of the layers, and runc starts every process with no_new_privs.
 //!
-//! Bound: [`ENTRIES_MAX`] entries and made directories, the caller's bytes, one entry's
+//! Bound: [`ENTRIES_MAX`] entries and created directories, the caller's bytes, one entry's
 //! extensions and 8 KiB of content in memory.
 
 use std::ffi::OsStr;
@@ -24,7 +24,7 @@ use super::root::{self, Root};
 use super::tar_entries::{TarEntries, TarEntry};
 use crate::storage::medium;
 
-/// Headers of a layer, and directories made for paths whose directories it does not name.
+/// Headers of a layer, plus directories created because the layer has no entry for them.
 const ENTRIES_MAX: usize = 100_000;
 /// Unpacked bytes of a layer: more would fill a board's flash.
 pub const BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
@@ -35,16 +35,16 @@ const DEPTH_MAX: usize = 256;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Unpacks at most `bytes_max` bytes of content into `target`; the error is for a person.
+/// Unpacks at most `bytes_max` bytes of content into `target`; the error is human-readable.
 ///
 /// # Errors
-/// What is wrong with the layer, and where; `target` is then to be thrown away.
+/// What is wrong with the layer, and where; the caller must then remove `target`.
 pub fn unpack(reader: impl Read, target: &Path, bytes_max: u64) -> Result<(), String> {
     let root = Root::open(target).map_err(|error| error.to_string())?;
     unpack_into(root, reader, bytes_max)
 }
 
-/// The same as on a kernel without `openat2`: tests compare both.
+/// As on a kernel without `openat2`: tests compare both.
 ///
 /// # Errors
 /// Those of [`unpack`].
@@ -124,7 +124,7 @@ impl Unpacking {
                 remove(&parent, name)?;
                 rustix::fs::mknodat(&parent, name, FileType::Fifo, Mode::from(0o600), 0)?;
             }
-            // They have no place in an image; runc makes those that a container needs.
+            // They do not belong into an image; runc creates those that a container needs.
             EntryType::Char | EntryType::Block => return Ok(()),
             _ => return Err(io::Error::other("an entry of an unknown kind")),
         }
@@ -159,7 +159,7 @@ impl Unpacking {
         )?)
     }
 
-    /// The parent directory of `path`, made where a layer does not name it.
+    /// The parent directory of `path`, created if the layer has no entry for it.
     fn parent(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let parent = path.parent().unwrap_or_else(|| Path::new(""));
         if let Ok(dir) = self.root.dir(parent) {
@@ -168,7 +168,7 @@ impl Unpacking {
         let mut done = PathBuf::new();
         let mut at = self.root.dir(&done)?;
         for name in parent {
-            // A link stays: where it leads is for the root to say.
+            // A link stays: the root resolves its target.
             let there = stat(&at, name)?;
             if there.is_none_or(|stat| is_whiteout(&stat)) {
                 self.directories_left = self
@@ -212,7 +212,7 @@ fn attributes(entry: &TarEntry<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -
     Ok(rustix::fs::utimensat(parent, name, &times, at)?)
 }
 
-/// The largest number stands for "as it is" in the kernel.
+/// The largest number means "unchanged" in the kernel.
 fn owner(id: u64) -> io::Result<u32> {
     u32::try_from(id)
         .ok()
@@ -228,7 +228,7 @@ fn stat(parent: &OwnedFd, name: &OsStr) -> io::Result<Option<Stat>> {
     }
 }
 
-/// No other device is ever made.
+/// No other device is ever created.
 fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
 }
@@ -237,8 +237,8 @@ fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// A directory that exists stays; anything else of that name goes. One that takes the place of a
-/// whiteout hides what the layers below have in it.
+/// A directory that exists stays; anything else with that name is removed. A directory that replaces a
+/// whiteout hides the content of the layers below.
 fn make_dir(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let there = stat(parent, name)?;
     if there.as_ref().is_some_and(is_dir) {
@@ -257,7 +257,7 @@ fn open_made_dir(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
 
-/// Hides what the layers below have in this directory.
+/// Hides the content of the layers below in this directory.
 fn opaque(dir: impl AsFd) -> io::Result<()> {
     let flags = XattrFlags::empty();
     Ok(rustix::fs::fsetxattr(
@@ -268,10 +268,10 @@ fn opaque(dir: impl AsFd) -> io::Result<()> {
     )?)
 }
 
-/// Hides a name of the layers below, and never what this layer has itself, whichever comes first.
+/// Hides a name of the layers below, but never an entry of this layer, whichever comes first.
 fn whiteout(parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
     if hidden.starts_with(WHITEOUT) {
-        // What aufs kept for itself.
+        // Names reserved by aufs.
         return Ok(());
     }
     if matches!(hidden, b"" | b"." | b"..") {
@@ -288,7 +288,7 @@ fn whiteout(parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Removes a file or link of that name; a directory that is in the way only when empty.
+/// Removes a file or link with that name; a directory only when it is empty.
 fn remove(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

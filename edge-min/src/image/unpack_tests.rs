@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::panic::Location;
 use tar::{Builder, Header};
 
-/// One header with its content, free to be as wrong as it likes.
+/// One header with its content; both may be invalid.
 #[derive(Clone)]
 struct Item {
     kind: EntryType,
@@ -30,7 +30,7 @@ fn file(path: &str, body: &str) -> Item {
     item(EntryType::Regular, path, "", body.as_bytes())
 }
 
-/// Its short name is a variable in most tests.
+/// Named with an underscore, because `dir` is a variable in most tests.
 fn dir_(path: &str) -> Item {
     Item {
         mode: 0o755,
@@ -191,7 +191,7 @@ fn paths_and_links_cannot_leave_the_root() {
     let (dir, result) = unpacked(&[file("/abs", "x")]);
     result.unwrap();
     assert!(dir.path().join("root/abs").exists());
-    // A link is no directory by itself, and a loop of links is an error.
+    // A link is not a directory by itself, and a loop of links is an error.
     let (_dir, result) = unpacked(&[link("a", "b"), link("b", "a"), file("a/f", "x")]);
     assert!(result.is_err());
     let (_dir, result) = unpacked(&[file("f", ""), file("f/g", "x")]);
@@ -249,8 +249,8 @@ fn extensions_are_bound_by_the_same_rules() {
     }
 }
 
-/// Goal: no size that a header claims costs memory. Method: the tar has no end, and the reader
-/// counts what is taken of it.
+/// Goal: a claimed size costs no memory. Method: the tar has no end, and the reader
+/// counts the bytes that are read.
 #[test]
 fn a_claimed_size_is_refused_before_it_is_read() {
     struct Counted<R>(R, u64);
@@ -288,7 +288,7 @@ fn caps_hold() {
     let dir = tempfile::tempdir().unwrap();
     let refused = unpack(plain.as_slice(), dir.path(), 5).unwrap_err();
     assert_eq!(refused, "more than 5 bytes unpacked");
-    // One header for ever: what an endless stream of tiny entries would be.
+    // One header repeated without end, as in an endless stream of tiny entries.
     struct Again(Vec<u8>, usize);
     impl Read for Again {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -379,7 +379,7 @@ fn whiteouts_take_overlay_s_form() {
     assert_eq!(fs::read_dir(dir.path().join("root")).unwrap().count(), 0);
 }
 
-/// Goal: a whiteout hides what is below its layer and nothing of it. Method: each order of a
+/// Goal: a whiteout hides the layers below and nothing of its own layer. Method: each order of a
 /// whiteout and an entry of its name.
 #[test]
 #[ignore = "needs root: whiteouts are device nodes"]

@@ -1,17 +1,17 @@
-//! When a certificate was issued and when it ends: the few DER elements of it that the agent reads
-//! itself (RFC 5280, section 4.1). rustls verifies; nothing here does.
+//! Times of issue and expiry of a certificate: the few DER elements that the agent reads
+//! itself (RFC 5280, section 4.1). rustls verifies certificates; this module does not.
 
 use edge_proto::enrol::issued_unix_s;
 
 const DAY_S: u64 = 24 * 3600;
 
-/// Issue and end, seconds since 1970. `None` when it is no certificate.
+/// Issue and expiry, seconds since 1970. `None` when it is not a certificate.
 #[must_use]
 pub fn life(der: &[u8]) -> Option<(u64, u64)> {
     let (_, certificate, _) = element(der)?;
     let (_, body, _) = element(certificate)?;
     let mut rest = body;
-    // Version, which may be missing, then serial number, algorithm and issuer.
+    // The version, which may be missing, then serial number, algorithm and issuer.
     if element(rest)?.0 == 0xa0 {
         rest = element(rest)?.2;
     }
@@ -20,7 +20,7 @@ pub fn life(der: &[u8]) -> Option<(u64, u64)> {
     }
     let (_, validity, _) = element(rest)?;
     let (tag, begin, rest) = element(validity)?;
-    // Before 1970 there is none of ours: it then tells nothing of the issue.
+    // A time before 1970 is not from our CA: it then does not determine the issue.
     let begin = time(tag, begin).unwrap_or(0);
     let (tag, end, _) = element(rest)?;
     let end = time(tag, end)?;
@@ -61,7 +61,7 @@ pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     days.checked_sub(719_468)
 }
 
-/// The first DER element: tag, content, and what follows it.
+/// The first DER element: tag, content, and the remaining bytes.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;

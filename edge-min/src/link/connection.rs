@@ -1,9 +1,9 @@
 //! The one connection to the cloud: MQTT 5 by rumqttc, on a thread of its own, frames in and
-//! frames out. It never decides when to connect (the driver asks), and it never trusts MQTT with
-//! delivery: everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
+//! frames out. The driver decides when to connect. Delivery does not rely on MQTT:
+//! everything is QoS 0 with a clean start, the session in `edge-proto` repeats.
 //!
-//! Bound: about [`UNSENT_BYTES_MAX`] wait for the socket, for rumqttc's queue knows no lanes; what
-//! comes after waits in the driver's.
+//! Bound: about [`UNSENT_BYTES_MAX`] wait for the socket, because rumqttc's queue has no lanes; further
+//! frames wait in the driver's lanes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,79 +25,79 @@ use rustls::ClientConfig;
 use crate::link::identity::{Identity, Renewed};
 use crate::link::tls::{self, NO_TLS};
 
-/// MQTT and topic around a frame: with the frame this stays under rumqttc's 10 KiB default.
+/// Overhead of MQTT and topic plus a frame: stays under rumqttc's 10 KiB default.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 /// rumqttc allocates 216 B for each of these; QoS 0 needs none.
 const INFLIGHT_MAX: u16 = 8;
-/// When they pass without an end.
+/// Reason of an attempt that exceeds the timeout.
 const UNANSWERED: &str = "no answer to TCP, TLS or MQTT within 90 s";
 /// Stack of the thread: TLS handshakes in release need under 100 KiB; debug builds more.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// How to connect.
+/// Settings that do not change with the certificate.
 #[derive(Clone)]
 pub struct LinkConfig {
     /// Node name, also the MQTT client id.
     pub node: String,
-    /// MQTT keepalive; a dead link is noticed within two.
+    /// MQTT keepalive; a dead link is noticed within two of them.
     pub keepalive: Duration,
 }
 
-/// Where to connect, and as whom. It changes with the certificate.
+/// Endpoint and TLS identity. It changes with the certificate.
 pub struct Target {
     /// Host of the cloud or broker.
     pub host: String,
-    /// Its port.
+    /// TCP port.
     pub port: u16,
-    /// Mutual TLS.
+    /// Configuration of mutual TLS.
     pub tls: Arc<ClientConfig>,
 }
 
-/// What the driver asks for: one connection attempt with this will.
+/// Request of the driver: one connection attempt with this will.
 pub struct Connect {
-    /// Where to.
+    /// Endpoint to connect to.
     pub to: Arc<Target>,
-    /// Frame that the broker publishes when this connection dies.
+    /// Frame that the broker publishes when this connection is lost.
     pub will: Vec<u8>,
 }
 
-/// What the thread tells.
+/// Events of the threads for link, join and renewal.
 pub enum LinkEvent {
-    /// Connected and subscribed; frames go through this client.
+    /// Connected and subscribed; frames are sent by this client.
     Up(LinkSender),
     /// The socket accepts frames again; only after [`LinkSender::is_writable`] returned false.
     Writable,
     /// One frame from the cloud.
     Frame(Vec<u8>),
-    /// The attempt or the connection ended, with the reason, and whether that is the certificate:
-    /// the other end refuses it.
+    /// The attempt or the connection ended, with the reason, and whether the other end has refused
+    /// the certificate.
     Down(String, bool),
     /// The node has joined: its identity, and the cloud's time.
     Joined(Box<(Identity, u64)>),
     /// An attempt to join failed, with the reason.
     NotJoined(String),
-    /// There is a new certificate.
+    /// A new certificate was issued and stored.
     Renewed(Box<Renewed>),
-    /// An attempt to renew the certificate failed, with the reason, and whether that is the
-    /// cloud's refusal.
+    /// An attempt to renew the certificate failed, with the reason, and whether the cloud has
+    /// refused.
     NotRenewed(String, bool),
 }
 
-/// Frames that the socket has taken, and whether the driver waits to hear of it.
+/// Number of frames that the socket has taken, and whether the driver waits for more.
 #[derive(Default)]
 struct Taken {
     frames: AtomicU32,
     awaited: AtomicBool,
 }
 
-/// Sends frames of one connection.
+/// Sends frames over one connection.
 pub struct LinkSender {
     client: Client,
     topic: String,
     taken: Arc<Taken>,
-    /// Bytes of each frame that was given away and of which it is not known that it was taken; the
-    /// first is number `heard`.
+    /// Bytes of each frame that was passed to rumqttc and not yet taken by the socket; the
+    /// first is number `first_given`.
     given: VecDeque<usize>,
     first_given: u32,
 }
@@ -108,7 +108,7 @@ impl LinkSender {
         if self.is_free() {
             return true;
         }
-        // Both in one order at both ends: either the thread sees this, or we see what it counted.
+        // Both ends use one order: either the thread sees this flag, or we see its count.
         self.taken.awaited.store(true, Ordering::SeqCst);
         let free = self.is_free();
         if free {
@@ -126,7 +126,7 @@ impl LinkSender {
             && self.given.iter().sum::<usize>() < UNSENT_BYTES_MAX
     }
 
-    /// Gives a frame to the socket. One that finds no room is lost like one on the way.
+    /// Passes a frame to the socket. If the queue is full it is lost like one in transit.
     pub fn send(&mut self, frame: Vec<u8>) {
         let bytes = frame.len();
         let sent = self
@@ -137,9 +137,9 @@ impl LinkSender {
         }
     }
 
-    /// Ends the connection in order.
+    /// Closes the connection gracefully.
     pub fn close(&self) {
-        // A connection that is gone already needs no goodbye.
+        // A closed connection needs no DISCONNECT.
         drop(self.client.try_disconnect());
     }
 }
@@ -158,10 +158,10 @@ pub fn topic_down(node: &str) -> String {
     format!("m1/d/{node}")
 }
 
-/// Starts the thread. It ends when `connects` closes.
+/// Starts the thread. It ends when `connects` is closed.
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn(
     config: LinkConfig,
     connects: Receiver<Connect>,
@@ -186,18 +186,18 @@ pub fn spawn(
 
 /// Why a connection ended.
 enum End {
-    /// This end has found a reason, or the connection was closed in order.
+    /// The agent has ended it, for this reason.
     Own(&'static str),
-    /// What rumqttc has met.
+    /// rumqttc's error.
     Failed(ConnectionError),
 }
 
-/// One connection from attempt to end.
+/// One connection, from the attempt to its end.
 fn session(config: &LinkConfig, connect: Connect, events: &Sender<LinkEvent>) -> End {
     let mut network = NetworkOptions::new();
     network.set_tcp_send_buffer_size(SEND_BUFFER_BYTES);
-    // Each frame is whole. To hold one back until the one before is acknowledged adds a round trip,
-    // which the pace of large objects would take for a queue.
+    // Each frame is complete. Nagle's algorithm would add a round trip,
+    // which the congestion window of large objects would take for a queue.
     network.set_tcp_nodelay(true);
     let mut options = MqttOptions::new(
         config.node.as_str(),
@@ -242,7 +242,7 @@ fn run(
 ) -> End {
     // A deadline of our own over all that rumqttc does: in v5 it waits for a full socket buffer as
     // long as TCP does, without a ping, and its own count of unanswered pings would end a link
-    // that is only busy. What counts is the last that was heard.
+    // that is only busy. The deadline counts from the last received packet.
     let mut timeout = Duration::from_millis(CONNECT_TIMEOUT_MS);
     let mut last_received = Instant::now();
     let mut pending = Some(sender);
@@ -255,7 +255,7 @@ fn run(
         };
         if matches!(event, MqttEvent::Incoming(_)) {
             connection.eventloop.state.await_pingresp = false;
-            // Until the link is up its whole opening has one deadline.
+            // Until the link is up, one deadline covers the whole opening.
             if pending.is_none() {
                 last_received = Instant::now();
             }
@@ -285,7 +285,7 @@ fn run(
                 LinkEvent::Frame(publish.payload.to_vec())
             }
             MqttEvent::Incoming(Packet::Disconnect(_)) => return End::Own("closed by the cloud"),
-            // After the flush: the kernel has it.
+            // After the flush: the kernel has the frame.
             MqttEvent::Outgoing(Outgoing::Publish(_)) => {
                 taken.frames.fetch_add(1, Ordering::SeqCst);
                 if !taken.awaited.swap(false, Ordering::SeqCst) {
@@ -303,7 +303,7 @@ fn run(
 }
 
 /// Whether this end's certificate was refused: by an alert of TLS, or by MQTT. A DISCONNECT with a text
-/// is about what this end has sent, see `docs/wire.md`.
+/// is about frames that this end has sent, see `docs/wire.md`.
 fn is_refusal(error: &ConnectionError) -> bool {
     let error = match error {
         ConnectionError::ConnectionRefused(code) => {
@@ -323,7 +323,7 @@ fn is_refusal(error: &ConnectionError) -> bool {
     tls::is_alert(error)
 }
 
-/// What a person can do something with.
+/// Maps an error to an actionable message.
 fn reason(error: &ConnectionError) -> String {
     match error {
         ConnectionError::Timeout(_) => UNANSWERED.to_owned(),
@@ -354,8 +354,8 @@ mod tests {
         })
     }
 
-    /// Goal: a refusal is told by what an error is, whatever its text. Method: each error that is one,
-    /// and others whose texts have the same words.
+    /// Goal: a refusal is recognized by the kind of error, not by its text. Method: each error that is a
+    /// refusal, and others whose texts have the same words.
     #[test]
     fn only_a_refused_certificate_is_a_refusal() {
         let not_authorized = DisconnectReasonCode::NotAuthorized;

@@ -22,7 +22,7 @@ const UTF8_STRING: u8 = 0x0c;
 const BIT_STRING: u8 = 0x03;
 const ATTRIBUTES: u8 = 0xa0;
 
-/// Makes a P-256 key, PKCS#8. `None` when the system's random source fails.
+/// Generates a P-256 key, PKCS#8. `None` when the system's random source fails.
 #[must_use]
 pub fn generate() -> Option<Vec<u8>> {
     let random = SystemRandom::new();
@@ -30,8 +30,8 @@ pub fn generate() -> Option<Vec<u8>> {
     Some(key.as_ref().to_vec())
 }
 
-/// Makes a request for `node`, signed by this key. `None` when it is not a key, or the system's
-/// random source fails.
+/// Creates a request for `node`, signed by this key. `None` when the key is invalid, or the
+/// system's random source fails.
 #[must_use]
 pub fn request(node: &str, key: &[u8]) -> Option<Vec<u8>> {
     let random = SystemRandom::new();
@@ -75,7 +75,7 @@ pub fn sign(key: &[u8], message: &[u8]) -> Option<Vec<u8>> {
     Some(signature.as_ref().to_vec())
 }
 
-/// One DER value. Contents here stay far below the 64 KiB that two length bytes can tell.
+/// One DER value. Contents here stay far below the 64 KiB that two length bytes can express.
 fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
     let [high, low] = u16::try_from(content.len())

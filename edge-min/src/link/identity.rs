@@ -1,8 +1,8 @@
-//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`,
-//! DER but for the last two, `ca2.crt` while the cloud has two CAs, and `broker`, in the wire's encoding, if there
-//! is one. Key and certificate change together: a new identity is made whole in `identity.new` and
-//! then renamed. A renewal leaves the old one in `identity.old` until the new one has proven good.
-//! The new key is in `identity.new` from the first request on.
+//! The node's identity on disk: `STATE/identity/{node.key,node.crt,ca.crt,cloud.url,node.name}`, DER except
+//! for the last two; `ca2.crt` while the cloud has two CAs; and `broker`, in the wire's encoding, if there
+//! is one. Key and certificate change together: a new identity is written completely in `identity.new` and
+//! then renamed. A renewal keeps the old one in `identity.old` until the new one has passed its trial. The
+//! new key is in `identity.new` from the first request on.
 
 use std::fs;
 use std::io;
@@ -19,15 +19,15 @@ use crate::storage::medium::{self, Durability, sync_dir};
 /// Bytes of one identity file; larger is refused before reading.
 const FILE_BYTES_MAX: u64 = 16 * 1024;
 
-/// What a join leaves behind.
+/// Result of a join or renewal, as it is stored.
 pub struct Identity {
     /// Node name, as the cloud accepted it.
     pub node: String,
     /// PKCS#8 private key. Never logged.
     pub key: Vec<u8>,
-    /// Certificate.
+    /// Certificate of the node, DER.
     pub certificate: Vec<u8>,
-    /// The CAs of the cloud, one or two, which are trusted unless the broker has its own.
+    /// CAs of the cloud, one or two; trusted unless the broker has its own.
     pub cas: Vec<Vec<u8>>,
     /// URL of the cloud that was joined; empty in an identity that is older than this field.
     pub cloud: String,
@@ -35,17 +35,17 @@ pub struct Identity {
     pub broker: Option<Broker>,
 }
 
-/// What a renewal brought: the new identity, stored, and the cloud's time.
+/// Result of a renewal: the new identity, stored, and the cloud's time.
 pub struct Renewed {
-    /// The new identity.
+    /// Stored in place of the old one.
     pub identity: Identity,
     /// The cloud's time, seconds since 1970.
     pub unix_s: u64,
 }
 
 impl Identity {
-    /// Where the link goes: to the broker that the join named, else to the cloud that was joined;
-    /// another one in the config moves it.
+    /// URL of the link: the broker that the join named, else the cloud that was joined;
+    /// another one in the config overrides it.
     #[must_use]
     pub fn link_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
         let moved = config.filter(|url| *url != self.cloud && !url.starts_with("https://"));
@@ -53,17 +53,17 @@ impl Identity {
         moved.or(broker).unwrap_or(&self.cloud)
     }
 
-    /// Where the certificate is renewed: at the cloud that was joined, or that the config names.
+    /// URL for renewals: the cloud that was joined, or that the config names.
     #[must_use]
     pub fn renewal_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
         match config {
-            // Behind a broker another mqtts:// moves the link only.
+            // Behind a broker another mqtts:// changes the link only.
             Some(url) if self.broker.is_none() || url.starts_with("https://") => url,
             _ => &self.cloud,
         }
     }
 
-    /// The CAs, DER, against which the other end of the link is checked.
+    /// CAs, DER, against which the other end of the link is checked.
     #[must_use]
     pub fn anchors(&self) -> &[Vec<u8>] {
         match &self.broker {
@@ -77,8 +77,8 @@ impl Identity {
     /// # Errors
     /// A file that is unreadable or over 16 KiB.
     pub fn load(state: &Path) -> io::Result<Option<Self>> {
-        // A power cut between the last two steps of a change leaves the new one, which is whole
-        // once its name is there.
+        // A power cut between the last two steps of a change leaves only the new one, which is complete
+        // if it contains its name.
         let dirs = [
             paths::identity(state),
             paths::identity_new(state),
@@ -90,7 +90,7 @@ impl Identity {
         }
     }
 
-    /// The identity before the last renewal, until the new one has proven good.
+    /// The identity before the last renewal, until the new one has passed its trial.
     #[must_use]
     pub fn load_old(state: &Path) -> Option<Self> {
         let dir = paths::identity_old(state);
@@ -146,13 +146,13 @@ impl Identity {
         self.replace(state, &mut || Ok(()))
     }
 
-    /// `step` is called before each change of the medium. A power cut there leaves the old or the
-    /// new identity, whole.
+    /// Calls `step` before each change of the medium. A power cut there leaves the old or the
+    /// new identity, complete.
     fn replace(&self, state: &Path, step: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         settle(state)?;
         let new = paths::identity_new(state);
         step()?;
-        // Not whole while it is written.
+        // Incomplete while it is written.
         remove_file(&new.join(paths::NODE_NAME))?;
         step()?;
         keep_key(state, &self.key)?;
@@ -160,14 +160,14 @@ impl Identity {
             return Err(io::Error::other("an identity without a CA"));
         };
         let broker = self.broker.as_ref().map(Broker::to_wire);
-        // One that a power cut has left from an earlier change would count.
+        // A file that a power cut left from an earlier change would be taken for one of this change.
         for (name, content) in [
             (paths::NODE_CERTIFICATE, Some(self.certificate.as_slice())),
             (paths::CA, Some(ca)),
             (paths::CA_SECOND, rest.first().map(Vec::as_slice)),
             (paths::CLOUD_URL, Some(self.cloud.as_bytes())),
             (paths::BROKER, broker.as_deref()),
-            // The name last: with it, all is there.
+            // The name last: it marks the identity as complete.
             (paths::NODE_NAME, Some(self.node.as_bytes())),
         ] {
             step()?;
@@ -188,12 +188,12 @@ impl Identity {
     }
 }
 
-/// Whether all of an identity is there.
+/// Whether an identity is complete.
 fn is_whole(dir: &Path) -> bool {
     dir.join(paths::NODE_NAME).exists()
 }
 
-/// Ends a change that was cut off at its end.
+/// Completes a change that was interrupted at its end.
 fn settle(state: &Path) -> io::Result<()> {
     let dir = paths::identity(state);
     let dirs = [paths::identity_new(state), paths::identity_old(state)];
@@ -207,7 +207,7 @@ fn settle(state: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The identity of the last renewal has proven good, or there was none before.
+/// The new certificate has passed its trial: deletes the identity before the renewal, if there is one.
 ///
 /// # Errors
 /// Those of the file system.
@@ -217,14 +217,14 @@ pub fn delete_old(state: &Path) -> io::Result<()> {
     remove(&old)
 }
 
-/// Goes back to the identity before the last renewal: the new one is refused. Durable when it
+/// Restores the identity before the last renewal, because the new one is refused. Durable when it
 /// returns.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn restore_old(state: &Path) -> io::Result<()> {
     if is_whole(&paths::identity_old(state)) {
-        // Then the old one is the first that is whole, whatever is cut off.
+        // After this the old one is the first complete one, wherever the rest is interrupted.
         remove_file(&paths::identity_new(state).join(paths::NODE_NAME))?;
         remove_file(&paths::identity(state).join(paths::NODE_NAME))?;
         settle(state)?;
@@ -232,7 +232,7 @@ pub fn restore_old(state: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The key of a join that was not answered, if there was one.
+/// The key of a join without an answer, if there was one.
 ///
 /// # Errors
 /// Those of the file system.
@@ -243,7 +243,7 @@ pub fn pending_key(state: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Keeps the key of a join; durable when it returns. Returns the folder of the new identity.
+/// Stores the key of a join; durable when it returns. Returns the folder of the new identity.
 ///
 /// # Errors
 /// Those of the file system.
@@ -290,7 +290,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Goal: what a join knew is there after a restart, and an identity of before is still one.
+    /// Goal: the joined cloud is known after a restart, and an identity without that file can be loaded.
     #[test]
     fn an_identity_remembers_the_cloud_that_it_joined() {
         let state = tempfile::tempdir().unwrap();
@@ -364,7 +364,7 @@ mod tests {
             // Only between the last two renames is the new one loaded already.
             let is_new = !paths::identity(state).exists();
             assert_eq!(number(state), if is_new { 1 } else { 2 }, "cut {cut}");
-            // The same key is at hand for the same request, unless it is in use already.
+            // The same key is available for the same request, unless it is in use already.
             if !is_new {
                 assert_eq!(pending_key(state).unwrap(), Some(vec![1, 1]), "cut {cut}");
             }
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(pending_key(state).unwrap(), None);
     }
 
-    /// Goal: the link goes to the broker that the join named, and trusts that broker's CA alone.
+    /// Goal: the link goes to the broker that the join named, and trusts that broker's CA only.
     #[test]
     fn an_identity_remembers_the_broker_until_the_config_moves_it() {
         let state = tempfile::tempdir().unwrap();
@@ -419,7 +419,7 @@ mod tests {
         }
         assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
         identity.broker = None;
-        // A join of before was cut off just before its end; this one has another key, or the same.
+        // An earlier join was interrupted just before its end; this one has another key, or the same.
         fs::rename(
             paths::identity(state.path()),
             paths::identity_new(state.path()),

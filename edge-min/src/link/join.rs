@@ -1,4 +1,4 @@
-//! Enrolment: one TLS connection, one request, one answer, bare or as HTTP. `docs/wire.md` has the
+//! Enrolment: one TLS connection, one request, one answer, bare or as HTTP. `docs/wire.md` specifies the
 //! bytes.
 
 use std::io::{self, Read as _, Write as _};
@@ -23,35 +23,35 @@ use crate::link::csr;
 use crate::link::identity::{self, Identity};
 use crate::link::tls::{self, NO_TLS};
 
-/// Patience with each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
+/// Timeout of each of connect, read and write: TCP + TLS at 30 % loss can take 70 s.
 const JOIN_TIMEOUT: Duration = Duration::from_millis(ENROL_TIMEOUT_MS);
-/// Patience with all that follows a connect: edge-cloud gives 90 s to TLS, and as much to the rest.
+/// Timeout of everything after the connect: edge-cloud allows 90 s for TLS, and as much for the rest.
 const EXCHANGE: Duration = Duration::from_secs(180);
 /// Stack of the thread that joins: a TLS handshake needs most of it in a debug build.
 pub(crate) const STACK_BYTES: usize = 512 * 1024;
 /// Bytes of the head of an HTTP answer.
 const HEAD_BYTES_MAX: usize = 2 * 1024;
 
-/// Why a join failed, for a person.
+/// Why a join failed, human-readable.
 #[derive(Debug)]
 pub enum JoinError {
-    /// The token's text is not one of a [`Token`].
+    /// The text is not a [`Token`].
     Token,
     /// The URL is neither `mqtts://HOST[:PORT]` nor `https://HOST[:PORT]`.
     Url,
-    /// Network or TLS.
+    /// Error of the network or of TLS, while doing this.
     Io(&'static str, io::Error),
-    /// TLS set-up.
+    /// The TLS configuration is invalid.
     Tls(rustls::Error),
     /// The system's random source failed.
     Random,
     /// The cloud's reason.
     Refused(String),
-    /// HTTP, but not a join's: the status line.
+    /// An HTTP answer that is not edge-cloud's: the status line.
     Http(String),
-    /// The answer is not one.
+    /// The answer cannot be decoded.
     Answer,
-    /// The certificate in the answer is over already.
+    /// The certificate in the answer has already expired.
     CloudClock,
 }
 
@@ -64,11 +64,11 @@ impl core::fmt::Display for JoinError {
             Self::Io(what, error) if tls::is_other_ca(error) => {
                 write!(f, "{what}: the server has another CA than the token: is it the cloud that made the token?")
             }
-            // rustls has a link to its manual for it.
+            // rustls' own text contains a link to its manual.
             Self::Io(what, error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 write!(f, "{what}: it closed the connection without an answer")
             }
-            // What a read says whose patience is over.
+            // The error of a read after its timeout.
             Self::Io(what, error) if error.kind() == io::ErrorKind::WouldBlock => {
                 write!(f, "{what}: no answer in time")
             }
@@ -90,7 +90,7 @@ impl core::error::Error for JoinError {}
 /// Joins as `node` and stores the identity below `state`. Returns it and the cloud's time.
 ///
 /// # Errors
-/// See [`JoinError`]; only the key is stored then, for the next try.
+/// See [`JoinError`]; then only the key is stored, for the next attempt.
 pub fn join(
     url: &str,
     token_text: &str,
@@ -124,7 +124,7 @@ pub fn join(
     Ok((identity, issued.unix_s))
 }
 
-/// What the cloud has given.
+/// Certificates and time that the cloud has issued.
 pub(crate) struct Issued {
     pub(crate) certificate: Vec<u8>,
     pub(crate) cas: Vec<Vec<u8>>,
@@ -188,7 +188,7 @@ pub(crate) fn exchange_tls(
     }
 }
 
-/// What the config lacks for a join by itself, if anything; then only `edge-min join` helps.
+/// The setting that the config lacks for a join without a command; then only `edge-min join` helps.
 #[must_use]
 pub const fn lacks(config: &Config) -> Option<&'static str> {
     match (&config.token_file, &config.cloud, &config.node) {
@@ -203,7 +203,7 @@ pub const fn lacks(config: &Config) -> Option<&'static str> {
 /// from its template. It sends [`LinkEvent::Joined`] or [`LinkEvent::NotJoined`].
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn(config: &Config, time: Clock, events: Sender<LinkEvent>) -> io::Result<()> {
     let (url, file) = (config.cloud.clone(), config.token_file.clone());
     let (template, state) = (config.node.clone(), config.state_dir.clone());
@@ -213,7 +213,7 @@ pub fn spawn(config: &Config, time: Clock, events: Sender<LinkEvent>) -> io::Res
         };
         let token = std::fs::read_to_string(&file)
             .map_err(|error| [&file.to_string_lossy(), ": ", &error.to_string()].concat())?;
-        // Anew each time: an interface may show up long after the agent has started.
+        // Resolved at each attempt: an interface may appear long after the agent has started.
         let node = template.resolve(Path::new(SYSFS))?;
         join(&url, &token, &node, &state, time).map_err(|error| error.to_string())
     };
@@ -225,16 +225,16 @@ pub fn spawn(config: &Config, time: Clock, events: Sender<LinkEvent>) -> io::Res
                 Ok(joined) => LinkEvent::Joined(Box::new(joined)),
                 Err(error) => LinkEvent::NotJoined(error),
             };
-            // The driver lives as long as the process.
+            // The driver runs as long as the process.
             events.send_blocking(result).ok();
         })
         .map(drop)
 }
 
-/// A key and its request. The key is on the medium before the request goes out: when the answer is
-/// lost, the next try has the same key, and the cloud repeats its answer instead of refusing.
+/// A key and its request. The key is stored on the medium before the request is sent: when the answer is
+/// lost, the next attempt has the same key, and the cloud repeats its answer instead of refusing.
 ///
-/// `old` is the key so far, which the new one must not be.
+/// `old` is the current key; the new one must differ.
 pub(crate) fn key_and_csr(
     node: &str,
     state: &Path,
@@ -253,7 +253,7 @@ pub(crate) fn key_and_csr(
     Ok((key, csr))
 }
 
-/// A connection with an end: one that sends a byte now and then would be waited for for ever.
+/// A connection with a total timeout: without it, a server that sends single bytes is awaited for ever.
 struct Bounded {
     stream: TcpStream,
     end: Instant,
@@ -265,7 +265,7 @@ impl Bounded {
         Self { stream, end }
     }
 
-    /// How long one read or write may take now.
+    /// Timeout of the next read or write.
     fn left(&self) -> io::Result<Option<Duration>> {
         match self.end.saturating_duration_since(Instant::now()) {
             Duration::ZERO => Err(io::ErrorKind::WouldBlock.into()),
@@ -360,8 +360,8 @@ fn exchange_http(
     Err(JoinError::Answer)
 }
 
-/// The body of an HTTP answer, once all of it is there. Anything but a 200 with its length is
-/// none of edge-cloud's.
+/// The body of an HTTP answer, once it is complete. An answer other than 200 with a length is
+/// not edge-cloud's.
 fn body(answer: &[u8]) -> Result<Option<&[u8]>, JoinError> {
     const END: &[u8] = b"\r\n\r\n";
     let Some(end) = answer.windows(END.len()).position(|bytes| bytes == END) else {
@@ -387,7 +387,7 @@ fn body(answer: &[u8]) -> Result<Option<&[u8]>, JoinError> {
 mod tests {
     use super::*;
 
-    /// Goal: a server that sends a byte now and then, and never the last one, is given up.
+    /// Goal: a server that sends single bytes, and never the last one, is given up.
     #[test]
     fn a_server_that_trickles_is_given_up() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

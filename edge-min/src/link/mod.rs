@@ -1,4 +1,4 @@
-//! The way to the cloud: the one connection, its TLS, and the identity that it needs, from the
+//! The uplink to the cloud: the one connection, its TLS, and the identity that it needs, from the
 //! join to each renewal.
 
 pub mod certificate;

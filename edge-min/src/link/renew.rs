@@ -1,5 +1,5 @@
 //! Renewal of the node's certificate: an enrolment with the old certificate and its key instead of a
-//! token, see `docs/wire.md`. When, `edge_core::renewal` decides.
+//! token, see `docs/wire.md`. `edge_core::renewal` decides when.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,11 +15,11 @@ use crate::link::identity::{Identity, Renewed};
 use crate::link::join::{self, JoinError, STACK_BYTES, exchange_tls};
 use crate::link::tls;
 
-/// Makes one attempt on a thread of its own, which then ends. It tells [`LinkEvent::Renewed`] or
+/// Makes one attempt on a thread of its own, which then ends. It sends [`LinkEvent::Renewed`] or
 /// [`LinkEvent::NotRenewed`].
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn(
     cloud: Option<String>,
     state: PathBuf,
@@ -37,7 +37,7 @@ pub fn spawn(
                     LinkEvent::NotRenewed(error.to_string(), refused)
                 }
             };
-            // The driver lives as long as the process.
+            // The driver runs as long as the process.
             events.send_blocking(result).ok();
         })
         .map(drop)

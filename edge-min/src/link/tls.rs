@@ -1,5 +1,5 @@
-//! TLS 1.3 by rustls and ring: the link's mutual configuration, and the join's, which knows only
-//! the hash of the CA. A wrong clock never keeps a board out: see [`Clockproof`].
+//! TLS 1.3 by rustls and ring: the link's mutual configuration, and the join's, which has only
+//! the hash of the CA. A wrong clock never locks a board out: see [`Clockproof`].
 
 use std::io;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::board::clock::Clock;
 use crate::link::certificate;
 use crate::link::identity::Identity;
 
-/// What to say of [`is_no_tls`].
+/// Message for [`is_no_tls`].
 pub const NO_TLS: &str = "the answer is not TLS: is there a proxy or a login page in between?";
 
-/// Whether a handshake failed on bytes that are no TLS at all. Later ones would be forged.
+/// Whether a handshake failed because the received bytes are not TLS. Later ones would be forged.
 #[must_use]
 pub fn is_no_tls(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -49,7 +49,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// Whether a join met a server of another CA than its token's.
+/// Whether a join reached a server with another CA than its token's.
 #[must_use]
 pub fn is_other_ca(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -75,10 +75,10 @@ impl TimeProvider for Clock {
 }
 
 /// The usual chain check against the CAs, with one exception: while the board's time is untrusted,
-/// a certificate that is "not yet valid" is judged at its own NotBefore. The end of what a server of
-/// the link has proven to be its own bounds the time that is believed over that link.
+/// a certificate that is "not yet valid" is checked at its own NotBefore. The expiry of the certificate whose
+/// key a server of the link has proven bounds the time that is accepted over that link.
 ///
-/// It calls the parts of rustls' own `WebPkiServerVerifier`, which would bring in the reader of
+/// It calls the parts of rustls' own `WebPkiServerVerifier`, which would add the reader of
 /// revocation lists: 12 KB that the agent never runs.
 struct Clockproof {
     roots: RootCertStore,
@@ -143,7 +143,7 @@ impl ServerCertVerifier for Clockproof {
         let algorithms = &self.provider.signature_verification_algorithms;
         let valid =
             rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)?;
-        // Not before: anybody can show a certificate.
+        // Only after the signature was checked: anybody can present a certificate.
         if self.link
             && let Some((_, not_after)) = certificate::life(certificate)
         {
@@ -160,7 +160,7 @@ impl ServerCertVerifier for Clockproof {
 }
 
 /// Checks the server of a join: a certificate of its chain must have the token's hash, and the chain
-/// must then hold against it as the one CA. During a rollover the server shows both of its CAs.
+/// must then be valid with it as the only CA. During a rollover the server sends both of its CAs.
 struct PinnedHash {
     ca_sha256: [u8; 32],
     provider: Arc<CryptoProvider>,
@@ -242,7 +242,7 @@ fn clockproof(
 }
 
 /// Configuration of the link: this node's certificate, the trusted CAs, ALPN `mqtt`. Keep it for the
-/// life of the process: it holds the resumption ticket, which halves a reconnect.
+/// lifetime of the process: it holds the resumption ticket, which halves a reconnect.
 ///
 /// # Errors
 /// A key or certificate that rustls refuses.
@@ -262,7 +262,7 @@ pub fn link_config(identity: &Identity, time: Clock) -> Result<Arc<ClientConfig>
     Ok(Arc::new(config))
 }
 
-/// Configuration of a renewal, by HTTPS or not: no client certificate, for it may have expired; the
+/// Configuration of a renewal, by HTTPS or not: no client certificate, because it may have expired; the
 /// CAs of the cloud, whoever has signed the broker's certificate.
 ///
 /// # Errors
@@ -370,7 +370,7 @@ mod tests {
             }
         }
 
-        /// A handshake of the link with who shows this certificate and has this key.
+        /// A handshake of the link with a server that has this certificate and key.
         fn meet(&self, clock: &Clock, (shown, key): &(Vec<u8>, KeyPair)) -> Result<(), Error> {
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
@@ -408,9 +408,9 @@ mod tests {
         matches!(met, Err(Error::InvalidCertificate(reason)) if expired(reason))
     }
 
-    /// Goal: a cloud whose clock is a year ahead does not shut a node out of a broker whose
-    /// certificate lives for 90 days; and when the broker has its next one and the first is over, who
-    /// stole the first is refused, for good. Method: real handshakes with certificates of a real CA.
+    /// Goal: a cloud whose clock is a year ahead does not lock a node out of a broker whose certificate is
+    /// valid for 90 days; and when the broker has its next one and the first has expired, the first stays
+    /// refused, also if its key was stolen. Method: real handshakes with certificates of a real CA.
     #[test]
     fn a_clock_a_year_ahead_shuts_no_broker_out_and_a_stolen_old_certificate_stays_refused() {
         let dir = tempfile::tempdir().unwrap();
@@ -423,7 +423,7 @@ mod tests {
         let clock = Clock::open(dir.path());
         assert_eq!(clock.floor(), START + 90 * DAY_S);
         pki.meet(&clock, &first).unwrap();
-        // The cloud's clock is right again, and 91 days have passed.
+        // The cloud's clock is correct again, and 91 days have passed.
         clock.confirm(START);
         pki.meet(&clock, &next).unwrap();
         clock.confirm(START + 91 * DAY_S);
@@ -433,8 +433,8 @@ mod tests {
         assert!(is_expired(&pki.meet(&again, &first)));
     }
 
-    /// Goal: who only shows a certificate, without its key, moves nothing. Method: a certificate that
-    /// ends later, with the key of another.
+    /// Goal: presenting a certificate without its key does not advance the floor. Method: a certificate that
+    /// expires later, with another key.
     #[test]
     fn a_certificate_without_its_key_does_not_move_what_is_believed() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `edge-min check`: what this board lacks, and how to repair it. Looks only; changes nothing.
+//! `edge-min check`: what this board lacks, and how to fix it. It only reads; it changes nothing.
 
 use std::fmt;
 use std::path::Path;
@@ -17,20 +17,20 @@ use crate::paths;
 const DISK_FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Free RAM below which workloads will not start reliably.
 const MEMORY_FREE_KIB_MIN: u64 = 32 * 1024;
-/// Seconds of validity left below which a certificate is worth a warning: 30 days.
+/// Remaining validity, seconds, below which a certificate causes a warning: 30 days.
 const CERTIFICATE_LEFT_S_MIN: u64 = 30 * 86_400;
-/// Seconds of a day.
+/// One day in seconds.
 const DAY_S: u64 = 86_400;
 /// `f_type` of tmpfs.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// 2024-01-01: a clock before it was never set.
 const CLOCK_UNIX_S_MIN: u64 = 1_704_067_200;
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be.
+    /// No problem.
     Ok,
     /// The agent works, but not everything does.
     Warning,
@@ -38,23 +38,23 @@ pub enum Verdict {
     Missing,
 }
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Serialize)]
 pub struct Finding {
     /// Name, stable for scripts.
     pub name: &'static str,
-    /// Verdict.
+    /// Severity: whether pods can run.
     pub verdict: Verdict,
-    /// What was seen.
+    /// The observed state.
     pub seen: String,
-    /// What to do; empty when all is well.
+    /// The fix; empty without a problem.
     pub fix: &'static str,
 }
 
-/// All findings.
+/// Results of all checks.
 #[derive(Serialize)]
 pub struct Report {
-    /// In the order of looking.
+    /// In the order of the checks.
     pub findings: Vec<Finding>,
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at the board as this config describes it; without one, at the default places.
+/// Checks the board that this config describes; without a config, the default folders.
 #[must_use]
 pub fn check(config: &Result<Config, String>) -> Report {
     let (state, run, runc) = match config {
@@ -190,7 +190,7 @@ fn check_config(config: &Result<Config, String>) -> Finding {
 
 fn check_kernel() -> Finding {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // Asked for with the own process: the answer is that of the kernel, whatever its number.
+    // Asked for the agent's own process: the kernel answers for itself, whatever its version.
     let own = Pid::from_raw(std::process::id().try_into().unwrap_or(0));
     let has = own.is_some_and(|own| pidfd_open(own, PidfdFlags::empty()).is_ok());
     let seen = if has {
@@ -221,7 +221,7 @@ fn check_run_dir(run: &Path) -> Finding {
     finding("run-dir", verdict, seen, fix)
 }
 
-/// The path, or its nearest ancestor that is there: nothing may stand before the first start.
+/// The path, or its nearest existing ancestor: nothing may exist before the first start.
 fn existing(path: &Path) -> &Path {
     let mut ancestors = path.ancestors();
     let found = ancestors.find(|path| path.exists());
@@ -353,7 +353,7 @@ fn check_certificate(identity: &std::io::Result<Option<Identity>>, now_s: u64) -
     finding("certificate", verdict, seen, fix)
 }
 
-/// `2026-11-26 01:39 UTC`, [`certificate::days_since_1970`] the other way round.
+/// `2026-11-26 01:39 UTC`, the inverse of [`certificate::days_since_1970`].
 fn date(unix_s: u64) -> String {
     let days = unix_s / DAY_S + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);

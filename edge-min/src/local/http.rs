@@ -1,5 +1,5 @@
-//! The head of a request, as far as the record API needs it. What it does not understand, it
-//! refuses: two readers that differ on where a request ends are a hole.
+//! The head of a request, as far as the record API needs it. It refuses whatever it does not
+//! understand: two readers that disagree on where a request ends are a security hole.
 
 /// Bytes of a request's head.
 pub const HEAD_BYTES_MAX: usize = 2048;
@@ -9,24 +9,24 @@ pub const HEAD_BYTES_MAX: usize = 2048;
 pub struct Head<'a> {
     /// For example `POST`.
     pub method: &'a str,
-    /// What follows the method, query included.
+    /// Request target, query included.
     pub target: &'a str,
-    /// Bytes of the body.
+    /// `Content-Length`; 0 without it.
     pub body_bytes: usize,
-    /// `Coalesce-Key`, or nothing.
+    /// `Coalesce-Key`, or empty.
     pub key: &'a str,
     /// `Edge-Time`, milliseconds since 1970.
     pub unix_ms: Option<u64>,
     /// The client waits for `100 Continue`.
     pub expects: bool,
-    /// No further request on this connection.
+    /// The client sends no further request on this connection.
     pub close: bool,
 }
 
-/// What stands at the start of some bytes.
+/// Content of the start of some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// A head, and its length.
+    /// A complete head, and its length.
     Whole(Head<'a>, usize),
     /// More bytes are needed.
     Partial,
@@ -36,7 +36,7 @@ pub enum Parsed<'a> {
 
 const BAD: &str = "400 Bad Request";
 
-/// Reads the head at the start of `bytes`.
+/// Parses the head at the start of `bytes`.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Parsed<'_> {
     let end = bytes

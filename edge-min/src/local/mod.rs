@@ -1,5 +1,5 @@
-//! What the agent offers to people and programs on the board itself: the API of workloads and the
-//! read API on unix sockets, and the commands that look at a board or reset it.
+//! Interfaces for people and programs on the board: the API of workloads and the
+//! read API on unix sockets, and the commands that check a board or reset it.
 
 pub mod check;
 pub mod http;

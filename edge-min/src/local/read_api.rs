@@ -23,24 +23,24 @@ pub const CONNECTIONS_MAX: usize = 4;
 const HEAD_BYTES_MAX: usize = 2048;
 /// A client that sends nothing for this long is dropped.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a followed log is looked at.
+/// Interval of reading a followed log.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
-/// Looks at a quiet log after which its container is asked for.
+/// Reads of a log without new output after which the state of its container is requested.
 const QUIET_LOOKS: u32 = 4;
 
-/// A question to the driver.
+/// Request to the driver.
 pub enum Request {
     /// The status as JSON.
     Status(Sender<String>),
     /// The file that holds a container's output.
     LogFile {
-        /// Namespace.
+        /// Namespace of the pod.
         namespace: String,
-        /// Pod.
+        /// Name of the pod.
         pod: String,
-        /// Container; `None` is the only one.
+        /// Name in the pod; `None` is the only one.
         container: Option<String>,
-        /// The path and whether the container has ended for good, or what is wrong.
+        /// The path and whether the container has ended for good, or an error.
         reply: Sender<Result<(PathBuf, bool), String>>,
     },
 }
@@ -64,11 +64,11 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
 pub async fn serve(listener: &UnixListener, requests: &Sender<Request>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: wait for some to come back.
+            // Out of descriptors: wait until some are closed.
             Timer::after(FOLLOW_INTERVAL).await;
             continue;
         };
-        // A client that went away is its own affair.
+        // A client that has disconnected needs no answer.
         drop(answer(stream, requests).await);
     }
 }
@@ -149,7 +149,7 @@ async fn reply(stream: &mut UnixStream, code: &str, body: &str) -> io::Result<()
     stream.write_all(body.as_bytes()).await
 }
 
-/// The log that a client asked for.
+/// The log that a client requested.
 struct Log<'a> {
     requests: &'a Sender<Request>,
     namespace: &'a str,
@@ -173,15 +173,15 @@ impl Log<'_> {
         receiver.recv().await.unwrap_or_else(|_| stops())
     }
 
-    /// Whether nothing more will be written to `file`: its container has ended for good, its pod
-    /// is gone, or another has taken its name.
+    /// Whether `file` is final: its container has ended for good, its pod
+    /// is gone, or another has the same name now.
     async fn is_over(&self, file: &Path) -> bool {
         !matches!(self.find().await, Ok((now, false)) if now == file)
     }
 }
 
-/// Returns after a while, or at once and with `true` when the client went away: it sends nothing,
-/// so all there is to read is its end. Without this a quiet log would hold its connection forever.
+/// Returns after an interval, or at once and with `true` when the client has disconnected: it sends nothing,
+/// so the only thing to read is its end. Without this a quiet log would hold its connection forever.
 async fn is_left(stream: &UnixStream) -> bool {
     let mut stream = stream.clone();
     let mut byte = [0; 1];
@@ -216,7 +216,7 @@ async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) 
             }
             quiet += 1;
             if quiet % QUIET_LOOKS == 0 {
-                // Before the last look, so that nothing written meanwhile is lost.
+                // Before the last read, so that nothing written meanwhile is lost.
                 over = log.is_over(file).await;
             }
             continue;

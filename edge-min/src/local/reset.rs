@@ -1,5 +1,5 @@
 //! `edge-min reset`: a board without identity and state, as before its first join. The containers
-//! end first: their root filesystems stand on what is wiped.
+//! are ended first: their root filesystems are in the folders that are wiped.
 
 use std::fs;
 use std::io;
@@ -13,9 +13,9 @@ use crate::storage::outbox::Store;
 use crate::storage::tree;
 use crate::workload::runtime::Runtime;
 
-/// Time that containers get to end by themselves. The desired set with their own is going.
+/// Grace period of containers. Their own is in the desired set, which is wiped.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often they are looked at meanwhile.
+/// Interval of checking them.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Containers that run.
@@ -27,8 +27,8 @@ pub fn running(config: &Config) -> Result<usize, String> {
     Ok(found.iter().filter(|one| one.process.is_some()).count())
 }
 
-/// How many records wait for the cloud, for a person. Opening the outbox repairs it at most, and nobody
-/// else has it open.
+/// Number of records that wait for the cloud, human-readable. Opening the outbox repairs it at most, and no
+/// other process has it open.
 #[must_use]
 pub fn unsent(config: &Config, _alone: &Lock) -> String {
     let dir = paths::outbox(&config.state_dir);
@@ -40,14 +40,14 @@ pub fn unsent(config: &Config, _alone: &Lock) -> String {
                     count += store.counters(class.config.number).held;
                 }
             }
-            // Also what cannot be read is wiped: it may be why the board is reset.
+            // Unreadable records are wiped, too: they may be the reason of the reset.
             Err(_) => return "unsent records that cannot be counted".to_owned(),
         }
     }
     [&count.to_string(), " unsent records"].concat()
 }
 
-/// Ends every container, then wipes identity and state. The lock says that no agent runs, which would
+/// Ends every container, then wipes identity and state. The lock guarantees that no agent runs, which would
 /// start them again.
 ///
 /// # Errors
@@ -82,7 +82,7 @@ pub fn reset(config: &Config, _alone: &Lock) -> Result<(), String> {
     for name in paths::RESET {
         remove(&config.state_dir.join(name))?;
     }
-    // A power cut brings nothing back.
+    // After a power cut nothing reappears.
     let synced = fs::File::open(&config.state_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
     synced.map_err(|error| ["sync: ", &error.to_string()].concat())
 }

@@ -1,4 +1,4 @@
-//! What `edge-min status` shows, as JSON and for people: both from this one struct.
+//! The content of `edge-min status`, as JSON and as text: both from this one struct.
 
 use std::fmt::{self, Write as _};
 
@@ -21,64 +21,64 @@ pub struct Status {
     pub desired_root: String,
     /// Root of the reported set, 32 hex digits.
     pub reported_root: String,
-    /// The clock was confirmed by the cloud or stands above the trusted floor.
+    /// The clock was confirmed by the cloud or is above the trusted floor.
     pub time_trusted: bool,
     /// The agent's time, seconds since 1970.
     pub unix_s: u64,
-    /// When the node's certificate ends, seconds since 1970; 0 before the join.
+    /// When the node's certificate expires, seconds since 1970; 0 before the join.
     pub certificate_not_after: u64,
     /// When it is to be renewed, seconds since 1970.
     pub certificate_renewal_unix_s: u64,
-    /// Why the last renewal failed; empty after one that did not.
+    /// Why the last renewal failed; empty after a success.
     pub certificate_error: String,
     /// Conditions that hold.
     pub conditions: Vec<Condition>,
-    /// Objects that were refused.
+    /// Objects that the node does not support.
     pub refused: Vec<Refused>,
-    /// Pods.
+    /// All pods on the board, with their status.
     pub pods: Vec<Pod>,
     /// The agent's own memory.
     pub memory: Memory,
-    /// What the agent has written to the flash, and how worn that is.
+    /// Bytes that the agent has written to the flash, and the flash's wear.
     pub flash: Flash,
-    /// Records that wait for the cloud, and what became of the others.
+    /// Counts of records that wait for the cloud, and of delivered and lost ones.
     pub outbox: Outbox,
 }
 
 /// The counters of the outbox.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Outbox {
-    /// Name of the outbox, 16 hex digits; a new one says that the one before is lost.
+    /// Id of the outbox, 16 hex digits; a new id means that the previous outbox is lost.
     pub incarnation: String,
-    /// By class.
+    /// One row for each class.
     pub classes: Vec<OutboxRow>,
 }
 
 /// A class of records: `appended` is the sum of delivered, held and the four of lost.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct OutboxRow {
-    /// Its name.
+    /// Name in the config.
     pub class: String,
     /// Records ever written.
     pub appended: u64,
-    /// Records that the cloud has.
+    /// Records that the cloud has acknowledged.
     pub delivered: u64,
     /// Records that wait.
     pub held: u64,
-    /// Records that were dropped for room.
+    /// Records that were dropped because of the quota.
     pub lost_quota: u64,
-    /// Records that grew too old.
+    /// Records that became too old.
     pub lost_expired: u64,
     /// Records that a newer one of the same key replaced.
     pub lost_superseded: u64,
-    /// Records that the medium lost.
+    /// Records that the medium has damaged.
     pub lost_damaged: u64,
     /// Bytes on the medium.
     pub bytes: u64,
 }
 
 impl Outbox {
-    /// From the outbox's own report; empty before its first.
+    /// Converts the outbox's own report; empty before the first one.
     #[must_use]
     pub fn new(
         report: &crate::storage::outbox::Report,
@@ -124,20 +124,20 @@ impl fmt::Display for Outbox {
     }
 }
 
-/// What the agent has written to the flash since its start; a day is 24 hours of its life.
+/// Bytes that the agent has written to the flash since its start; a day is 24 hours of its run time.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Flash {
     /// Budget of the board file for a day, bytes; null without one.
     pub budget_bytes_per_day: Option<u64>,
-    /// The day is over it, or will be at the pace of the last hours.
+    /// The day is over the budget, or will be at the rate of the last hours.
     pub at_risk: bool,
-    /// By subsystem.
+    /// One row for each subsystem.
     pub subsystems: Vec<FlashRow>,
-    /// eMMCs of the board that tell their wear.
+    /// eMMCs of the board that report their wear.
     pub wear: Vec<Wear>,
 }
 
-/// What a subsystem has written.
+/// Writes of a subsystem.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct FlashRow {
     /// `desired`, `objects`, `cache`, `identity`, `time`, `images` or `outbox`.
@@ -157,9 +157,9 @@ pub struct FlashRow {
 pub struct Wear {
     /// For example `mmcblk0`.
     pub device: String,
-    /// Life used, percent, rounded up to tens; above 100 it may fail any day. Null when not told.
+    /// Used lifetime, percent, rounded up to tens; above 100 it may fail any day. Null when not reported.
     pub used_percent: Option<u8>,
-    /// Reserved blocks: 1 normal, 2 four fifths are used, 3 nine tenths. Null when not told.
+    /// Reserved blocks: 1 normal, 2 four fifths are used, 3 nine tenths. Null when not reported.
     pub reserve: Option<u8>,
 }
 
@@ -200,7 +200,7 @@ impl fmt::Display for Flash {
 pub struct Condition {
     /// For example `StoreDamaged`.
     pub name: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
 }
 
@@ -209,45 +209,45 @@ pub struct Condition {
 pub struct Refused {
     /// `Kind/namespace/name`.
     pub key: String,
-    /// Why.
+    /// Human-readable text of its reason.
     pub reason: String,
 }
 
-/// A pod.
+/// Status of one pod.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Pod {
     /// UID, 32 hex digits.
     pub uid: String,
-    /// Namespace.
+    /// As in its manifest.
     pub namespace: String,
-    /// Name.
+    /// As in its manifest.
     pub name: String,
     /// Kubernetes' phase.
     pub phase: String,
-    /// Why it is as it is; empty when there is nothing to say.
+    /// Reason of the phase; empty when there is none.
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
     /// Restarts of all its containers.
     pub restarts: u32,
-    /// Containers.
+    /// In the order of the Pod.
     pub containers: Vec<Container>,
 }
 
-/// A container.
+/// Status of one container.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Container {
-    /// Name.
+    /// Name in the pod.
     pub name: String,
     /// `waiting`, `running` or `terminated`.
     pub state: String,
     /// Kubernetes' reason; empty when running.
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
     /// Process id while running.
     pub pid: Option<u32>,
-    /// Restarts.
+    /// Since the pod was assigned to this node.
     pub restarts: u32,
     /// Exit code of the last run that ended; null when none did or it is unknown.
     pub exit_code: Option<i32>,
@@ -282,7 +282,7 @@ impl Memory {
 }
 
 impl Status {
-    /// Fills in pods from what the core reports.
+    /// Adds a pod as the core reports it.
     pub fn add_pod(&mut self, status: &edge_proto::object::PodStatus) {
         use edge_proto::object::ContainerState;
         let containers = status.containers.iter().map(|container| {
@@ -329,7 +329,7 @@ impl Status {
         });
     }
 
-    /// The pods as a table.
+    /// The table of `edge-min pods`.
     #[must_use]
     pub fn pods_table(&self) -> String {
         if self.pods.is_empty() {
@@ -367,7 +367,7 @@ impl Status {
                 let of_pod = join_words(&pod.reason, &pod.message);
                 let why = match (own.as_str(), of_pod.is_empty()) {
                     (_, true) => own,
-                    // It waits for what its pod waits for.
+                    // It waits for the same object as its pod.
                     ("" | "ContainerCreating", false) => of_pod,
                     (own, false) => [own, "; ", &of_pod].concat(),
                 };
@@ -387,7 +387,7 @@ impl Status {
     }
 }
 
-/// A time as seen from now.
+/// A time relative to now.
 fn in_days(now: u64, unix_s: u64) -> String {
     const DAY_S: u64 = 24 * 3600;
     match unix_s.checked_sub(now) {
@@ -409,7 +409,7 @@ fn join_words(reason: &str, message: &str) -> String {
     }
 }
 
-/// Columns padded to their widest cell, two spaces apart.
+/// Pads columns to their widest cell, two spaces apart.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {

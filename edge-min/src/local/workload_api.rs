@@ -1,10 +1,10 @@
 //! The local API for workloads: HTTP/1.1 on the unix socket `RUN/api/edge.sock`, in a folder of its
 //! own that a pod mounts. [`CONNECTIONS_MAX`] connections at once; when one more waits, the one that
-//! is at rest for longest ends. A connection has at most [`PIPELINE_MAX`] requests without an answer,
-//! the rest waits in the socket.
+//! has been idle longest is closed. A connection has at most [`PIPELINE_MAX`] requests without an answer,
+//! further ones wait in the socket.
 //!
 //! `POST /v1/records/CLASS` stores the body as a record: 201 when it is durable, 202 when it will be
-//! soon. `GET /v1/records` answers the counters. `docs/outbox.md` has all of it.
+//! soon. `GET /v1/records` answers the counters. `docs/outbox.md` specifies all of it.
 
 use std::cell::Cell;
 use std::io;
@@ -32,27 +32,27 @@ use crate::storage::outbox::{self, Answer, Class, Job, Report, Shared};
 pub const CONNECTIONS_MAX: usize = 8;
 /// Requests of one connection that wait for the same answer from the medium.
 const PIPELINE_MAX: usize = 16;
-/// A client that has not finished a request this long after its first byte, or takes no answer, is
-/// dropped.
+/// Time after a request's first byte in which the client must complete it, and in which it must take the
+/// answer; otherwise the connection is closed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request is closed after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause when the system has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(250);
-/// A place without a connection.
+/// Value of a place without a connection.
 const FREE: u64 = 0;
-/// A place whose connection has a request.
+/// Value of a place whose connection has a request.
 const BUSY: u64 = u64::MAX;
 
-/// What each connection needs.
+/// Shared state of all connections.
 pub struct Api {
-    /// Classes of the outbox.
+    /// Classes of the outbox, by which paths are checked.
     pub classes: Vec<Class>,
-    /// The outbox.
+    /// To the thread of the outbox.
     pub jobs: Sender<Job>,
-    /// Its counters.
+    /// Newest report of the outbox.
     pub shared: Shared,
-    /// By place: [`FREE`], [`BUSY`], or since when a connection is at rest, as a number that grows.
+    /// By place: [`FREE`], [`BUSY`], or a number that grows with the time since which it is idle.
     pub places: [Cell<u64>; CONNECTIONS_MAX],
     /// How often a connection has become idle.
     idle_count: Cell<u64>,
@@ -72,7 +72,7 @@ impl Api {
     }
 }
 
-/// Listens; a socket left behind by a killed agent is replaced. Whoever sees the folder may write:
+/// Listens; a socket left behind by a killed agent is replaced. Every process that sees the folder may write:
 /// a container sees it when its pod mounts it.
 ///
 /// # Errors
@@ -98,7 +98,7 @@ pub async fn serve(listener: &UnixListener, api: &Api, place: &Cell<u64>) {
             continue;
         };
         place.set(BUSY);
-        // A client that went away is its own affair.
+        // A client that has disconnected needs no answer.
         connection(stream, listener, api, place).await.ok();
         place.set(FREE);
     }
@@ -129,7 +129,7 @@ async fn sleep(time: Duration) {
     Timer::after(time).await;
 }
 
-/// An answer, or where it comes from.
+/// An answer, or the channel from which it will come.
 enum Pending {
     Now(&'static str, String),
     Stored(Receiver<Answer>, usize),
@@ -210,7 +210,7 @@ async fn read(
     into: &mut Vec<u8>,
     end: impl Future<Output = ()>,
 ) -> io::Result<usize> {
-    // Never more than one request of the largest kind beyond what is waited for.
+    // At most one request of the largest kind beyond the expected bytes.
     let mut buffer = [0; 1024];
     let count = or(stream.read(&mut buffer), async {
         end.await;
@@ -306,7 +306,7 @@ fn text(message: &str) -> String {
     [message, "\n"].concat()
 }
 
-/// The counters as JSON. For each class `appended` is the sum of the others but `bytes`.
+/// The counters as JSON. For each class `appended` is the sum of the others except `bytes`.
 fn counters(report: &Report, classes: &[Class]) -> String {
     let rows = status::Outbox::new(report, classes);
     serde_json::to_string(&rows).unwrap_or_default() + "\n"

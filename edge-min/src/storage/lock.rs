@@ -1,5 +1,5 @@
 //! One agent for a state folder and a run folder: a second one would start a second copy of every
-//! pod, and a reset would wipe what the first one runs on.
+//! pod, and a reset would wipe the folders of a running agent.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -9,21 +9,21 @@ use std::time::Duration;
 
 use crate::paths;
 
-/// Tries, and the pause between two. A child that an earlier agent was about to start holds the lock
-/// until it has become another program.
+/// Attempts, and the delay between two. A child that an earlier agent was about to start holds the lock
+/// until it executes another program.
 const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Held as long as it lives, and by nobody after the process has ended, however it did.
+/// Held as long as this exists; the kernel releases it at the end of the process.
 pub struct Lock {
     _files: (File, Option<File>),
 }
 
-/// Takes both folders, which are made if they are missing. A state folder on a medium
-/// that takes no new file is not locked: its pods have to run all the same.
+/// Locks both folders, which are created if they are missing. A state folder on a medium
+/// that accepts no new file is not locked: its pods must run nevertheless.
 ///
 /// # Errors
-/// Another process has one of them, or it is not for this user; for a person.
+/// Another process has one of them, or this user may not open it; human-readable.
 pub fn take(state_dir: &Path, run_dir: &Path) -> Result<Lock, String> {
     let run = open(run_dir).map_err(|error| text(run_dir, &error.to_string()))?;
     lock(run_dir, &run)?;
@@ -52,7 +52,7 @@ pub fn take(state_dir: &Path, run_dir: &Path) -> Result<Lock, String> {
 
 fn open(folder: &Path) -> io::Result<File> {
     fs::create_dir_all(folder)?;
-    // Only root can open it: whoever can may lock it for ever.
+    // Only root can open it: any process that can may lock it for ever.
     let path = paths::lock(folder);
     match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => OpenOptions::new()

@@ -1,5 +1,5 @@
-//! The one place from which the agent writes to its state directory. Whoever writes says how
-//! durable it must be and for which subsystem it is, so that the flash that each costs is counted.
+//! The only code that writes to the state directory. The caller states how
+//! durable the write must be and for which subsystem it is, so that the flash wear of each is counted.
 //! The counters are in memory only: counting must cost no flash.
 
 use std::fs::{self, File};
@@ -17,29 +17,29 @@ use crate::paths;
 pub enum Durability {
     /// Nothing: it returns when bytes, name and directory are on the medium. Never shed.
     Must(Subsystem),
-    /// Take it away while it is young: it goes from memory to the medium within
+    /// A power cut soon after the write may lose it: it reaches the medium within
     /// [`edge_core::limits::CACHE_LATEST_MS`], by the agent's or the kernel's own timer. Waits for
-    /// the next day when the flash budget is used up, unless a write that must be rests on it.
+    /// the next day when the flash budget is used up, unless a write of class *must* depends on it.
     Soon(Subsystem),
-    /// Take it away: it is for the run directory, which is memory, and costs no flash.
+    /// A power cut loses it: it is for the run directory, which is memory, and costs no flash.
     Never,
 }
 
-/// Bytes of a block: the smallest that a write costs.
+/// Bytes of a block: the smallest write of the file system.
 const BLOCK_BYTES: u64 = 4096;
 /// Bytes and syncs of each subsystem since the start.
 static COUNTERS: [(AtomicU64, AtomicU64); Subsystem::ALL.len()] =
     [const { (AtomicU64::new(0), AtomicU64::new(0)) }; Subsystem::ALL.len()];
 
 /// Writes a whole file over an old one, if there is one. A reader, and a power cut, finds the old
-/// file or the new one; of the class *soon* a power cut may also leave an empty one, and of the
-/// class *never* none.
+/// file or the new one; with *soon* a power cut may also leave an empty one, and with
+/// *never* none.
 ///
 /// # Errors
-/// Those of the file system. The old file then still stands, or, if only its directory could not be
+/// Those of the file system. The old file still exists then, or, if only its directory could not be
 /// made durable, the new one.
 pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
-    // In memory there is nothing to lose that the run directory does not lose too.
+    // A power cut clears the whole run directory anyway.
     let new = match durability {
         Durability::Never => path.to_owned(),
         _ => path.with_extension(paths::TEMPORARY),
@@ -61,11 +61,11 @@ pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()
     }
 }
 
-/// Appends at `offset`, which is the file's end; returns where the end is now. A file of another
-/// length is left as it is, and its end returned.
+/// Appends at `offset`, which is the file's end; returns the new end. A file of another
+/// length is not changed, and its end is returned.
 ///
 /// # Errors
-/// Those of the file system; some of the bytes may then be there.
+/// Those of the file system; some of the bytes may have been written.
 pub fn append(path: &Path, offset: u64, bytes: &[u8], durability: Durability) -> io::Result<u64> {
     let mut file = open(path, fs::OpenOptions::new().append(true))?;
     let end = file.metadata()?.len();
@@ -80,7 +80,7 @@ pub fn append(path: &Path, offset: u64, bytes: &[u8], durability: Durability) ->
     Ok(end.saturating_add(bytes.len() as u64))
 }
 
-/// Makes a directory's names durable.
+/// Makes the names in a directory durable.
 ///
 /// # Errors
 /// Those of the file system.
@@ -91,14 +91,14 @@ pub fn sync_dir(dir: &Path, subsystem: Subsystem) -> io::Result<()> {
 /// Makes a file's bytes and length, or a directory's names, durable.
 ///
 /// # Errors
-/// Those of the file system. After one the bytes count as lost: they must be written again, for
-/// the kernel says it only once.
+/// Those of the file system. After an error the bytes count as lost: they must be written again, because
+/// the kernel reports a failed write-back only once.
 pub fn sync(file: &File, subsystem: Subsystem) -> io::Result<()> {
     count(subsystem, 0, 1);
     file.sync_all()
 }
 
-/// Makes a file's bytes durable, and of what is about it only the length.
+/// Makes a file's bytes durable, and of its metadata only the length.
 ///
 /// # Errors
 /// As [`sync`].
@@ -107,13 +107,13 @@ pub fn sync_data(file: &File, subsystem: Subsystem) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Counts a file of so many bytes that is written elsewhere, in whole blocks.
+/// Counts a file of so many bytes that other code writes, in whole blocks.
 pub fn count_file(subsystem: Subsystem, bytes: u64) {
     let blocks = bytes.checked_next_multiple_of(BLOCK_BYTES);
     count(subsystem, blocks.unwrap_or(bytes), 0);
 }
 
-/// Counts what was written elsewhere, for example by a child.
+/// Counts writes of other code, for example of a child process.
 pub fn count(subsystem: Subsystem, bytes: u64, syncs: u64) {
     if let Some((all_bytes, all_syncs)) = COUNTERS.get(subsystem as usize) {
         all_bytes.fetch_add(bytes, Relaxed);
@@ -121,7 +121,7 @@ pub fn count(subsystem: Subsystem, bytes: u64, syncs: u64) {
     }
 }
 
-/// What each subsystem has written since this process started.
+/// Writes of each subsystem since this process started.
 #[must_use]
 pub fn counters() -> Counters {
     let mut counters = Counters::default();
@@ -136,7 +136,7 @@ fn open(path: &Path, how: &mut fs::OpenOptions) -> io::Result<File> {
     how.create(true).mode(0o600).open(path)
 }
 
-/// Before the write: one that fails may have reached the medium.
+/// Called before the write: a failed one may have reached the medium.
 fn count_bytes(durability: Durability, bytes: usize) {
     if let Durability::Must(subsystem) | Durability::Soon(subsystem) = durability {
         count_file(subsystem, bytes as u64);
@@ -147,7 +147,7 @@ fn count_bytes(durability: Durability, bytes: usize) {
 mod tests {
     use super::*;
 
-    /// Goal: what is counted is what was written, in whole blocks, and memory costs nothing.
+    /// Goal: the counters match the writes, in whole blocks, and memory costs nothing.
     /// Method: a subsystem that no other test of this process writes for.
     #[test]
     fn each_class_counts_what_it_costs() {

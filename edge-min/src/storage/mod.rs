@@ -1,5 +1,5 @@
-//! The one place that writes to the medium: the desired set and its cache, the outbox, sealed
-//! secrets, the lock of the state folder, and what is known of the flash's wear.
+//! The only modules that write to the medium: the desired set and its cache, the outbox, sealed
+//! secrets, the lock of the state folder, and the wear of the flash.
 
 pub mod lock;
 pub mod medium;

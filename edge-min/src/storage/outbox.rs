@@ -1,8 +1,8 @@
-//! The outbox on the medium: segment files, and one small file with what must be known beside them.
-//! `edge-core` decides what is kept; one thread here writes, syncs and reads.
+//! The outbox on the medium: segment files, and one small file with the state of each class.
+//! `edge-core` decides which records are kept; one thread here writes, syncs and reads.
 //!
-//! Records that arrive while the medium syncs share the next sync. A record is answered as stored,
-//! and shown to the session, only after its sync. Memory holds one batch of new records and one
+//! Records that arrive while the medium syncs share the next sync. A record is acknowledged to its writer,
+//! and announced to the session, only after its sync. Memory holds one batch of new records and one
 //! piece of a segment, whatever the backlog.
 
 pub mod segment;
@@ -25,30 +25,30 @@ pub use store::Store;
 
 /// Stack of the thread.
 const STACK_BYTES: usize = 128 * 1024;
-/// Bytes of new records that one sync makes durable; more wait for the next.
+/// Bytes of new records that one sync makes durable; further ones wait for the next.
 const COMMIT_BYTES_MAX: usize = 64 * 1024;
 
 /// A class, as the config names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// Its name in the local API.
+    /// Name in the local API.
     pub name: String,
-    /// How it is kept.
+    /// Number, quota and time to live.
     pub config: ClassConfig,
     /// A record is answered only when it is durable.
     pub must: bool,
 }
 
-/// What the config says of the outbox.
+/// Settings of the outbox from the config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Bytes of all segments.
+    /// Highest sum of the bytes of all segments.
     pub quota_bytes: u64,
     /// By number, at most [`edge_proto::limits::CLASSES_MAX`].
     pub classes: Vec<Class>,
 }
 
-/// A job for the outbox.
+/// Job of the outbox's thread.
 pub enum Job {
     /// A new record.
     Append {
@@ -56,96 +56,96 @@ pub enum Job {
         class: u8,
         /// Answer only when it is durable.
         must: bool,
-        /// Its coalescing key, at most `segment::KEY_BYTES_MAX`.
+        /// Coalescing key, at most `segment::KEY_BYTES_MAX`.
         key: Vec<u8>,
-        /// When it was written, milliseconds since 1970.
+        /// Time of writing, milliseconds since 1970.
         unix_ms: u64,
         /// At most `RECORD_BYTES_MAX`.
         bytes: Vec<u8>,
-        /// For the answer.
+        /// Channel of the answer.
         reply: Sender<Answer>,
     },
-    /// The session wants entries.
+    /// The session requests entries.
     Read {
-        /// The outbox that it knows.
+        /// The outbox that the session knows.
         incarnation: Incarnation,
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The first number.
+        /// First number to read.
         from: u64,
-        /// Bytes of them at most.
+        /// Upper bound of their bytes.
         bytes_max: usize,
     },
-    /// The cloud has everything before `next`.
+    /// The cloud has acknowledged everything before `next`.
     Acked {
-        /// The outbox that it knows.
+        /// The outbox that the session knows.
         incarnation: Incarnation,
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The first number that it does not have.
+        /// First unacknowledged number.
         next: u64,
     },
-    /// The cloud knows numbers that were never given: begin anew with what is held.
+    /// The cloud knows numbers that were never assigned: create a new incarnation with the held records.
     Renew {
-        /// The outbox that it knows.
+        /// The outbox that the session knows.
         incarnation: Incarnation,
     },
 }
 
-/// The answer to a new record.
+/// Answer to a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Taken.
+    /// Accepted.
     Stored {
-        /// The outbox.
+        /// Id of the outbox.
         incarnation: Incarnation,
-        /// Its number.
+        /// Number of the record.
         sequence: u64,
     },
     /// More important records fill the quota.
     Full,
-    /// The medium cannot be written, and why.
+    /// The medium cannot be written, for this reason.
     Medium(&'static str),
 }
 
-/// What the outbox tells the driver.
+/// Event for the driver.
 pub enum Done {
-    /// Numbers that can be read.
+    /// These numbers can be read.
     Ready {
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The outbox.
+        /// Id of the outbox.
         incarnation: Incarnation,
-        /// The oldest.
+        /// Oldest number.
         held: u64,
-        /// The one that the next record gets.
+        /// Number of the next record.
         end: u64,
     },
     /// Answers `Read`.
     Read {
-        /// The outbox.
+        /// Id of the outbox.
         incarnation: Incarnation,
-        /// The class.
+        /// Below `CLASSES_MAX`.
         class: u8,
-        /// The first number.
+        /// First number.
         first: u64,
-        /// What stands there.
+        /// Entries from there on.
         entries: Vec<Entry>,
     },
-    /// It cannot be written, and why; `None` when it can again.
+    /// The medium cannot be written, for this reason; `None` when it can be written again.
     Unwritable(Option<String>),
 }
 
-/// How the outbox stands, for people and for the counters of the status.
+/// Counters of the outbox, for the status.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Name of the outbox.
+    /// Id of the outbox.
     pub incarnation: Incarnation,
     /// Number and counters of each class.
     pub classes: Vec<(u8, Counters)>,
 }
 
-/// The newest report; the outbox's thread writes it.
+/// The newest report; only the outbox's thread writes it.
 pub type Shared = Arc<Mutex<Report>>;
 
 /// A copy of the newest report.
@@ -166,10 +166,10 @@ pub fn unix_ms() -> u64 {
     })
 }
 
-/// Starts the outbox's thread, which first reads what is there.
+/// Starts the outbox's thread, which first reads the existing files.
 ///
 /// # Errors
-/// The system's, when no thread can be made.
+/// The system's, when no thread can be started.
 pub fn spawn(
     dir: PathBuf,
     settings: Settings,
@@ -181,7 +181,7 @@ pub fn spawn(
     let run = move || {
         let mut clock = Clock::start();
         let mut reported = String::new();
-        // Without a directory no record can be taken; the driver reports why.
+        // Without a directory no record can be accepted; the driver reports why.
         let store = loop {
             match Store::open(&dir, &settings) {
                 Ok(store) => break store,
@@ -217,7 +217,7 @@ pub fn spawn(
     worker::spawn("outbox", STACK_BYTES, run)
 }
 
-/// Refuses what comes until the medium is to be tried again. False when nothing can come any more.
+/// Refuses records until the medium is to be tried again. False when all senders are gone.
 fn refuse(
     jobs: &Receiver<Job>,
     until: Option<Instant>,
@@ -226,7 +226,7 @@ fn refuse(
 ) -> bool {
     loop {
         match worker::next(jobs, until, watch) {
-            // A writer may be gone.
+            // The writer may be gone.
             Some(Ok(Job::Append { reply, .. })) => drop(reply.try_send(Answer::Medium(reason))),
             Some(Ok(_)) => {}
             Some(Err(_)) => return false,
@@ -259,7 +259,7 @@ impl Clock {
     }
 }
 
-/// For whoever wrote the record; the log has the rest.
+/// Reason for the writer of a record; the log has the details.
 fn why(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the medium is full",
@@ -270,19 +270,19 @@ fn why(error: &io::Error) -> &'static str {
 
 type Replies = Vec<(Sender<Answer>, Answer)>;
 
-/// Does what [`SyncScheduler`] decides.
+/// Executes the decisions of [`SyncScheduler`].
 struct Thread {
     store: Store,
     clock: Clock,
     done: Sender<Done>,
     shared: Shared,
-    /// What was last announced of each class.
+    /// Last announcement of each class.
     ready: Vec<(u8, Incarnation, u64)>,
-    /// Answers that are given after the sync, and after the write. At most what
-    /// [`COMMIT_BYTES_MAX`] holds.
+    /// Answers that are sent after the sync, and after the write. At most as many as
+    /// [`COMMIT_BYTES_MAX`] allows.
     waiting_for_sync: Replies,
     waiting_for_write: Replies,
-    /// Why the last write failed that did.
+    /// Reason of the last failed write.
     failure: &'static str,
     watch: worker::Thread,
 }
@@ -302,7 +302,7 @@ impl Thread {
                 Some(Err(_)) => return,
                 None => {}
             }
-            // What came meanwhile shares the sync.
+            // Jobs that arrived meanwhile share the sync.
             while self.store.unwritten() < COMMIT_BYTES_MAX
                 && let Ok(job) = jobs.try_recv()
             {
@@ -329,7 +329,7 @@ impl Thread {
                 match (stored, must) {
                     (true, true) => self.waiting_for_sync.push((reply, answer)),
                     (true, false) => self.waiting_for_write.push((reply, answer)),
-                    // A writer may be gone.
+                    // The writer may be gone.
                     (false, _) => drop(reply.try_send(answer)),
                 }
             }
@@ -361,7 +361,7 @@ impl Thread {
                     self.write_failed(&error);
                 }
             }
-            // Of an outbox that was given up meanwhile.
+            // Of an outbox that was replaced meanwhile.
             Job::Read { .. } | Job::Acked { .. } | Job::Renew { .. } => {}
         }
     }
@@ -370,7 +370,7 @@ impl Thread {
         if self.clock.scheduler.refuses(self.clock.now()) {
             return Answer::Medium(self.failure);
         }
-        // Looked at once for each batch, which is smaller than what is left free.
+        // Checked once for each batch, which is smaller than the reserve.
         if self.store.unwritten() == 0
             && let Err(error) = self.store.is_writable()
         {
@@ -390,7 +390,7 @@ impl Thread {
         }
     }
 
-    /// Writes the batch, syncs it if it must be, answers, and reports to the driver. Fails when the
+    /// Writes the batch, syncs it if necessary, answers, and reports to the driver. Fails when the
     /// driver is gone.
     fn settle(&mut self) -> Result<(), ()> {
         let now = self.clock.now();
@@ -419,10 +419,10 @@ impl Thread {
             }
             Ok(()) => {}
         }
-        // The counters first: who writes and then reads them finds its record there.
+        // The counters first: a client that writes and then reads them finds its record.
         self.announce()?;
         for (reply, answer) in self.replies() {
-            // A writer may be gone.
+            // The writer may be gone.
             reply.try_send(answer).ok();
         }
         Ok(())
@@ -433,7 +433,7 @@ impl Thread {
         after_sync.chain(self.waiting_for_write.drain(..))
     }
 
-    /// What is not durable is lost, and its writers are answered so.
+    /// Records that are not durable are lost, and their writers get an error.
     fn fail(&mut self, error: &io::Error) {
         self.store.failed();
         for (reply, _) in self.replies() {

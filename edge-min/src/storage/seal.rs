@@ -1,4 +1,4 @@
-//! Secrets at rest: AES-256-GCM under the board's key file.
+//! Encryption of Secrets at rest: AES-256-GCM under the board's key file.
 
 use std::fs;
 use std::io;
@@ -13,24 +13,24 @@ use crate::storage::medium::{self, Durability};
 
 /// Bytes of the board key.
 const KEY_BYTES: usize = 32;
-/// First byte of what is sealed: version, nonce, ciphertext and tag.
+/// First byte of sealed data: the version of its format. Nonce, ciphertext and tag follow.
 const VERSION: u8 = 1;
 
 /// Seals and opens payloads.
 pub struct Sealer {
     key: LessSafeKey,
     random: SystemRandom,
-    /// The key's file and bytes while they could not be stored.
+    /// File and bytes of a key that could not be stored yet.
     unstored: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Sealer {
-    /// Loads the board key, or makes it at the first start.
+    /// Loads the board key, or generates it at the first start.
     ///
     /// # Errors
-    /// There are no random bytes. A key of the wrong size is put aside and one that cannot be read
-    /// is written over: it costs the Secrets, which the cloud sends again. That a new one cannot be
-    /// stored is no error, see [`Self::keep`].
+    /// There are no random bytes. A key of the wrong size is renamed and one that cannot be read
+    /// is overwritten: this loses the Secrets, which the cloud sends again. If a new one cannot be
+    /// stored, this is not an error, see [`Self::keep`].
     pub fn open(state: &Path) -> io::Result<Self> {
         let path = paths::board_key(state);
         let random = SystemRandom::new();
@@ -41,7 +41,7 @@ impl Sealer {
                 bytes
             }
             Ok(_) => {
-                // What it sealed is lost with it; the rest of the set is not, so the agent starts.
+                // All that it sealed is lost with it; the rest of the set is not, so the agent starts.
                 log::error!("board_key_damaged kept_as=board.key.bad");
                 if let Err(error) = fs::rename(&path, paths::board_key_bad(state)) {
                     log::warn!("board_key_not_kept error={error}");
@@ -68,8 +68,8 @@ impl Sealer {
         Ok(sealer)
     }
 
-    /// Stores a new key, if that has failed until now. To be called before anything is accepted:
-    /// what is sealed by a key that is nowhere is lost with the agent.
+    /// Stores a new key, if that has failed so far. Call it before anything is accepted:
+    /// Secrets sealed by an unstored key are lost when the agent ends.
     ///
     /// # Errors
     /// Those of the file system.
@@ -81,7 +81,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// Version, nonce, ciphertext and tag; opens only for the same `key` of an object. `None` when
+    /// Version, nonce, ciphertext and tag; can be opened only for the same `key` of an object. `None` when
     /// the system's random source fails.
     #[must_use]
     pub fn seal(&self, key: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
@@ -120,7 +120,7 @@ fn new_key(random: &SystemRandom) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What the tag covers besides the text.
+/// Additional data that the tag authenticates.
 fn bound_to(key: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([[VERSION].as_slice(), key].concat())
 }

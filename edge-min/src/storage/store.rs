@@ -1,13 +1,13 @@
 //! The last accepted desired set on the medium: one flat, checksummed file in two generations
 //! (`desired.a`, `desired.b`), and one file for each object over 4 KiB (`objects/`), kept as long as
-//! one of the two names it.
-//! With these alone every workload starts again, whatever the uplink and the clock do.
-//! The [`cache`] holds the same once more; it is asked only when these are damaged. An agent without the
-//! feature `state-cache` has none, and what is damaged then comes from the cloud again.
+//! one of the two refers to it.
+//! With these alone every workload starts again, whatever the state of the uplink and the clock.
+//! The [`cache`] holds a copy; it is read only when these are damaged. An agent without the
+//! feature `state-cache` has none, and damaged objects then come from the cloud again.
 //!
-//! A change is written whole (tmp, fsync, rename, fsync of the directory) over the older
-//! generation, so a power cut leaves the newer one. A damaged file is passed over, never fatal:
-//! the cloud sends again what is missing. Secrets are sealed, each for its own key.
+//! A change is written completely (tmp, fsync, rename, fsync of the directory) over the older
+//! generation, so a power cut leaves the newer one. A damaged file is skipped, never fatal:
+//! the cloud sends missing objects again. Secrets are sealed, each for its own key.
 
 use std::fs;
 use std::io;
@@ -34,18 +34,18 @@ pub mod cache;
 
 /// First bytes of a snapshot...
 const MAGIC: &[u8; 3] = b"EMD";
-/// ...and then what it is read by: the layout of this store, and the wire version that the payloads in it
-/// are encoded for. A store of others counts as damaged: the cloud sends the set again.
+/// ...and then the format: the layout of this store, and the wire version of the payloads
+/// in it. A store of other versions counts as damaged: the cloud sends the set again.
 const FORMAT: [u8; 2] = [b'2', WIRE_VERSION];
-/// Bytes of a snapshot: a full node inline, with room for keys.
+/// Bytes of a snapshot: a full node inline, plus space for keys.
 const SNAPSHOT_BYTES_MAX: u64 = 2 * NODE_BYTES_MAX as u64;
 /// Syncs of one write of the cache: sled's own at its end, ours, and those of two directories.
 const CACHE_SYNCS: u64 = 4;
 
-/// An applied change: the payload as it is now, why there is only a stub, or `None` for gone.
+/// An applied change: the present payload, the reason of a stub, or `None` for a deleted object.
 pub type Applied = (Key, Option<Result<Vec<u8>, Reason>>);
 
-/// How an object is kept.
+/// Storage of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Record {
     /// The payload; sealed for a Secret.
@@ -59,11 +59,11 @@ enum Record {
 /// An object as a new agent gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Key.
+    /// Key in the desired set.
     pub key: Key,
     /// Hash of the payload.
     pub hash: Hash16,
-    /// The payload, or why there is only a stub.
+    /// The payload, or the reason of a stub.
     pub payload: Result<Vec<u8>, Reason>,
 }
 
@@ -74,24 +74,24 @@ struct Snapshot {
     records: SortedMap<Key, Record>,
 }
 
-/// The store.
+/// Desired set of the node, and the files that hold it.
 pub struct Store {
     dir: PathBuf,
     sealer: Sealer,
     snapshot: Snapshot,
-    /// Files in `objects/` that the older generation on the medium names.
+    /// Files in `objects/` that the older generation on the medium refers to.
     older: SortedSet<String>,
     cache: Cache,
-    /// A file is damaged or missing, and stays so until the cloud has confirmed the set.
+    /// A file is damaged or missing, until the cloud has confirmed the set.
     damaged: bool,
 }
 
 impl Store {
-    /// Opens the store and returns what it holds, with the epoch, and a word on damage. `program`
-    /// is the agent's own binary, which the cache runs in.
+    /// Opens the store and returns its objects, with the epoch, and a description of damage. `program`
+    /// is the agent's own binary, which runs the cache.
     ///
     /// # Errors
-    /// Only when the directory or the board key cannot be made; damage is not an error.
+    /// Only when the directory or the board key cannot be created; damage is not an error.
     pub fn open(state: &Path, program: &Path) -> io::Result<(Self, Vec<Stored>, Option<String>)> {
         fs::create_dir_all(paths::objects(state))?;
         let sealer = Sealer::open(state)?;
@@ -115,7 +115,7 @@ impl Store {
                 Err(reason) => damage = Some([name, ": ", &reason].concat()),
             }
         }
-        // The first generation stands alone; later ones never do.
+        // Only the first generation exists alone; later ones exist in pairs.
         if let Some(name) = missing
             && newest.as_ref().is_some_and(|one| one.generation > 1)
         {
@@ -139,7 +139,7 @@ impl Store {
             });
             (objects, lost) = store.read_all();
         }
-        // Left out of the set, so that the roots differ and the cloud sends it again.
+        // Omitted from the set, so that the roots differ and the cloud sends it again.
         for key in lost {
             damage = Some([&key.to_string(), ": lost or altered"].concat());
             store.snapshot.records.remove(&key);
@@ -149,7 +149,7 @@ impl Store {
         Ok((store, objects, damage))
     }
 
-    /// Objects that can be read, and keys of those that cannot.
+    /// Readable objects, and keys of unreadable ones.
     fn read_all(&self) -> (Vec<Stored>, Vec<Key>) {
         let mut objects = Vec::with_capacity(self.snapshot.records.len());
         let mut lost = Vec::new();
@@ -166,8 +166,8 @@ impl Store {
         (objects, lost)
     }
 
-    /// Takes from the cache what the files lack, and says what that was: the whole set if it is
-    /// newer, else the objects that were lost.
+    /// Restores from the cache what the files lack, and returns what that was: the whole set if it is
+    /// newer, else the lost objects.
     fn recover(&mut self, loaded: Loaded, lost: &[Key]) -> Option<&'static str> {
         let none = self.snapshot.generation == 0;
         let newer = none || (loaded.complete && loaded.meta.generation > self.snapshot.generation);
@@ -194,9 +194,9 @@ impl Store {
         Some("the set")
     }
 
-    /// Writes both generations anew if one was damaged. Only for a set that the cloud has
-    /// confirmed: until then the damage must be seen by the next start too, because the set may be
-    /// older than what was accepted.
+    /// Rewrites both generations if one was damaged. Only for a set that the cloud has
+    /// confirmed: until then the next start must see the damage too, because the set may be
+    /// older than the accepted one.
     ///
     /// # Errors
     /// Those of the file system.
@@ -210,7 +210,7 @@ impl Store {
         Ok(())
     }
 
-    /// A record of the cache, where every payload is inline, as the snapshot has it.
+    /// Converts a record of the cache, where every payload is inline, to the form of the snapshot.
     fn uncached(&self, key: &Key, record: Record) -> Option<Record> {
         match record {
             Record::Inline(at_rest) if at_rest.len() > INLINE_BYTES_MAX => {
@@ -224,7 +224,7 @@ impl Store {
         }
     }
 
-    /// Whether the cache is not there, or holds another generation.
+    /// Whether the cache is missing, or holds another generation.
     #[must_use]
     pub fn cache_behind(&self) -> bool {
         let generation = self.snapshot.generation;
@@ -233,10 +233,10 @@ impl Store {
             && self.cache.generation() != Some(generation)
     }
 
-    /// Brings the cache up to the snapshot.
+    /// Updates the cache to the snapshot.
     ///
     /// # Errors
-    /// Why not; nothing depends on it.
+    /// Why it was not written; nothing depends on it.
     pub fn write_cache(&mut self) -> Result<(), String> {
         let meta = Meta {
             generation: self.snapshot.generation,
@@ -245,7 +245,7 @@ impl Store {
         let entries = || {
             let inline = |key, record: &Record| match record {
                 Record::Large(hash) => {
-                    // One that was lost or altered is missing here too; the cloud sends it again.
+                    // A lost or altered one is missing here too; the cloud sends it again.
                     drop(self.read(key, record)?);
                     let path = paths::objects(&self.dir).join(object_name(key, *hash));
                     fs::read(path).ok().map(Record::Inline)
@@ -269,10 +269,10 @@ impl Store {
         self.snapshot.epoch
     }
 
-    /// Makes the changes durable; returns what they hold, payloads read back for large ones.
+    /// Makes the changes durable; returns the payloads, those of large objects read back.
     ///
     /// # Errors
-    /// Those of the file system; then nothing has changed.
+    /// Those of the file system; nothing has changed then.
     pub fn apply(
         &mut self,
         changes: Vec<(Key, Option<Payload>)>,
@@ -316,7 +316,7 @@ impl Store {
         Ok(applied)
     }
 
-    /// Bytes of a large object that are here already. A whole one counts only if its hash fits.
+    /// Stored bytes of a large object. A complete one counts only if its hash matches.
     #[must_use]
     pub fn blob_have(&self, sha256: Hash32, length: u32) -> u32 {
         let path = self.blob_part(sha256);
@@ -331,7 +331,7 @@ impl Store {
         }
     }
 
-    /// Appends a piece of a large object; returns the bytes that are here now, 0 to start over.
+    /// Appends a piece of a large object; returns the bytes that are stored now, 0 to start over.
     ///
     /// # Errors
     /// Those of the file system.
@@ -363,7 +363,7 @@ impl Store {
         fs::read(self.blob_part(wanted)).is_ok_and(|bytes| sha256(&bytes) == wanted)
     }
 
-    /// Makes a whole received object durable under its name, sealed for a Secret.
+    /// Makes a complete received object durable under its name, sealed for a Secret.
     fn take_blob(
         &self,
         hash: Hash32,
@@ -441,7 +441,7 @@ impl Store {
         medium::write(&self.dir.join(name), &bytes, must)
     }
 
-    /// Removes objects that neither generation names. Parts stay: they are a download that goes on.
+    /// Removes objects that neither generation refers to. Parts stay: they are downloads in progress.
     fn sweep(&self) {
         let newer = object_names(&self.snapshot.records);
         for entry in fs::read_dir(paths::objects(&self.dir))
@@ -460,8 +460,8 @@ impl Store {
     }
 }
 
-/// File of a large object: its SHA-256, and for a Secret also the hash of the key it is sealed for,
-/// as objects of the same bytes are sealed apart.
+/// File of a large object: its SHA-256, and for a Secret also the hash of the key for which it is sealed,
+/// because equal bytes of different objects are sealed separately.
 fn object_name(key: &Key, hash: Hash32) -> String {
     if key.kind() != Kind::Secret {
         return hash.to_string();
@@ -564,7 +564,7 @@ mod tests {
         assert_eq!(load(dir.path()).1, 1);
     }
 
-    /// Goal: payloads of an older wire are never taken for ours. Method: the stamps of both generations
+    /// Goal: payloads of an older wire version are never used. Method: the versions of both generations
     /// as an older agent would have left them; then the set comes from the cloud again.
     #[test]
     fn a_store_of_another_version_counts_as_damaged_and_is_filled_again() {
@@ -653,7 +653,7 @@ mod tests {
         );
     }
 
-    /// Receives an object whole and names it under `key`.
+    /// Receives a complete object and puts it under `key`.
     fn put_large(store: &mut Store, key: &Key, bytes: &[u8], epoch: u64) {
         let len = u32::try_from(bytes.len()).unwrap();
         let sha256 = sha256(bytes);

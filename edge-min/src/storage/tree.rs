@@ -1,16 +1,16 @@
-//! Directory trees. Those that others have made are removed here: a container or an image may nest
-//! directories as deep as it likes, so nothing here recurses or holds a descriptor for each level.
+//! Directory trees. Trees of untrusted origin are removed here: a container or an image may nest
+//! directories to any depth, so nothing here recurses or holds a descriptor for each level.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Makes a directory that only root may enter: Secrets, and set-user-id programs of images, are
-/// below. One that exists is closed, if the medium can be written.
+/// Creates a directory that only root may enter: Secrets, and set-user-id programs of images, are
+/// below. The mode of an existing one is restricted, if the medium can be written.
 ///
 /// # Errors
-/// It cannot be made.
+/// It cannot be created.
 pub fn private(dir: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(dir)?;
@@ -24,10 +24,10 @@ pub fn private(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes `top` and all below it; one that is not there is removed already. Nothing is followed.
+/// Removes `top` and all below it; a missing one is success. Links are not followed.
 ///
 /// # Errors
-/// Those of the file system; what is left can be removed by calling again.
+/// Those of the file system; call again to remove what is left.
 pub fn remove(top: &Path) -> io::Result<()> {
     match fs::symlink_metadata(top) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -62,7 +62,7 @@ pub fn remove(top: &Path) -> io::Result<()> {
     }
 }
 
-/// A name in `top` that nobody has: the tree may hold names like ours, on purpose too.
+/// An unused name in `top`: the tree may contain names like ours, also on purpose.
 fn free_name(top: &Path, moved: &mut u64) -> PathBuf {
     loop {
         *moved += 1;
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// Goal: no depth of directories keeps a tree from going. Method: deeper than a path may be
+    /// Goal: trees of any depth can be removed. Method: deeper than a path may be
     /// long and than a process may hold descriptors, made from a directory descriptor.
     #[test]
     fn the_deepest_tree_goes_and_links_are_not_followed() {

@@ -1,4 +1,4 @@
-//! What the board's eMMCs say of their own wear, in sysfs. SD cards, NVMe and SATA disks have no
+//! Wear of the board's eMMCs, from sysfs. SD cards, NVMe and SATA disks have no
 //! such files, and neither have eMMCs before version 5.
 
 use std::fs;
@@ -12,7 +12,7 @@ const DEVICES_MAX: usize = 8;
 /// Bytes of a register's file that are read.
 const TEXT_BYTES_MAX: u64 = 64;
 
-/// The eMMCs that say something, by name.
+/// The eMMCs that report wear, by name.
 #[must_use]
 pub fn devices(sysfs: &Path) -> Vec<(String, Wear)> {
     let mut devices = Vec::new();
@@ -40,11 +40,11 @@ pub fn devices(sysfs: &Path) -> Vec<(String, Wear)> {
     devices
 }
 
-/// Empty for a file that is not there.
+/// Empty for a missing file.
 fn text(path: &Path) -> String {
     let mut text = String::new();
     if let Ok(file) = fs::File::open(path) {
-        // A part of it, or none, is parsed like any other text.
+        // A partial text, or none, is parsed like any other text.
         drop(file.take(TEXT_BYTES_MAX).read_to_string(&mut text));
     }
     text
@@ -54,7 +54,7 @@ fn text(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// Goal: an eMMC is found among what else a board has. Method: the tree as sysfs has it.
+    /// Goal: an eMMC is found among other devices of a board. Method: the tree as sysfs has it.
     #[test]
     fn only_emmcs_that_say_something_are_listed() {
         let sysfs = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! Cgroups of workloads: `edge-min/<pod uid>/<container>/<spec hash>`, in v2 where the board has
-//! it with controllers, else in each v1 hierarchy. The path is the truth about what runs: a child
+//! it with controllers, else in each v1 hierarchy. The path identifies a running container: a child
 //! enters it before exec, and a new agent finds it again.
 
 use std::fs;
@@ -15,27 +15,27 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::paths;
 
-/// Controllers that limits need.
+/// Controllers that resource limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Hierarchies of v1 that are used. `pids` first: discovery walks the first root. The freezer is
-/// v1's way to kill what forks as fast as it dies.
+/// Hierarchies of v1 that are used. `pids` first: discovery walks the first root. The freezer is needed
+/// in v1 to kill processes that fork faster than they are killed.
 const V1_CONTROLLERS: [&str; 4] = ["pids", "memory", "cpu", "freezer"];
-/// How long killed processes get to end. One that takes longer sits in the kernel, mostly on a
+/// Time for killed processes to end. One that takes longer is blocked in the kernel, mostly on a
 /// medium that does not answer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Processes signalled with one look at the cgroup, and descriptors held meanwhile.
+/// Processes signalled for one read of the cgroup, and descriptors held meanwhile.
 const KILL_CHUNK: usize = 256;
 /// Attempts to remove an empty cgroup, which is busy for a moment after its last process.
 const REMOVE_ATTEMPTS_MAX: u32 = 50;
-/// Pause between two of them, and before a killed process that has no descriptor is looked for
+/// Pause between two of them, and before a killed process without a descriptor is searched
 /// again.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// Read while cgroups are made, by us and by runc: the top one is not removed meanwhile.
+/// Read while cgroups are created, by us and by runc: the top one is not removed meanwhile.
 static STARTING: RwLock<()> = RwLock::new(());
 
-/// The hierarchies of this board.
+/// The cgroup hierarchies of this board.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     /// One root in v2; in v1 one for each controller that is mounted.
@@ -44,13 +44,13 @@ pub struct Cgroups {
     top: String,
 }
 
-/// To be held while a container starts, until its processes are in its cgroup.
+/// Hold it while a container starts, until its processes are in its cgroup.
 pub fn starting() -> RwLockReadGuard<'static, ()> {
     STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cgroups {
-    /// Looks at what is mounted; `top` is the first component of every workload cgroup, and the
+    /// Reads what is mounted; `top` is the first component of every workload cgroup, and the
     /// agent itself is never below it.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Cgroups {
         Path::new(&self.top).join(pod).join(container)
     }
 
-    /// Makes the cgroup with its limits; one that exists gets the limits anew.
+    /// Creates the cgroup with its limits; an existing one gets the new limits.
     ///
     /// # Errors
     /// Those of the kernel, with the file.
@@ -106,7 +106,8 @@ impl Cgroups {
                 "memory.max",
                 limits.memory_bytes.map(|bytes| bytes.to_string()),
             )?;
-            // As Kubernetes: half a container is worth nothing. Not there before Linux 4.19.
+            // As in Kubernetes: all processes of a container are killed together. Not available before
+            // Linux 4.19.
             for root in &self.roots {
                 drop(fs::write(root.join(path).join("memory.oom.group"), "1"));
             }
@@ -138,7 +139,7 @@ impl Cgroups {
         Err(io::Error::other([file, ": ", why].concat()))
     }
 
-    /// The files that a process writes its pid to, to enter the cgroup.
+    /// The files to which a process writes its pid to enter the cgroup.
     #[must_use]
     pub fn procs_files(&self, path: &Path) -> Vec<PathBuf> {
         self.roots
@@ -147,7 +148,7 @@ impl Cgroups {
             .collect()
     }
 
-    /// Workload cgroups that exist: (pod uid, container, spec hash), as their path says.
+    /// Existing cgroups of workloads: (pod uid, container, spec hash), from their paths.
     #[must_use]
     pub fn list(&self) -> Vec<(String, String, String)> {
         let mut found = Vec::new();
@@ -167,7 +168,7 @@ impl Cgroups {
     /// Kills every process in the cgroup and below, and waits until they have ended.
     ///
     /// # Errors
-    /// The processes that are still there after [`KILL_TIMEOUT`].
+    /// The processes that have not ended after [`KILL_TIMEOUT`].
     pub fn kill(&self, path: &Path) -> io::Result<()> {
         let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
@@ -211,7 +212,7 @@ impl Cgroups {
             let opened: Vec<(i32, OwnedFd)> = chunk.iter().filter_map(open).collect();
             if !at_once {
                 // A number that is still listed now belonged to a member when it was opened, or
-                // that one has ended and the descriptor signals nobody.
+                // that one has ended and the descriptor signals no process.
                 let members = self.pids(path);
                 for (_, fd) in opened.iter().filter(|(pid, _)| members.contains(pid)) {
                     pidfd_send_signal(fd, Signal::KILL).ok();
@@ -220,14 +221,14 @@ impl Cgroups {
             ending = opened.into_iter().map(|(_, fd)| fd).collect();
         }
         if !at_once {
-            // A frozen process of v1 dies only when it is thawed.
+            // A frozen process of v1 ends only when it is thawed.
             self.freeze(path, false);
         }
         ending
     }
 
-    /// Stops or resumes all below `path`, where the kernel can. Not waited for: what is not
-    /// stopped yet is met by the next round.
+    /// Stops or resumes all below `path`, where the kernel supports it. Does not wait: processes that are not
+    /// stopped yet are handled in the next round.
     fn freeze(&self, path: &Path, frozen: bool) {
         let (file, value) = match (self.v2, frozen) {
             (true, true) => ("cgroup.freeze", "1"),
@@ -238,7 +239,7 @@ impl Cgroups {
         for root in &self.roots {
             let file = root.join(path).join(file);
             if file.exists() {
-                // Gone in between: nothing is left to stop.
+                // Removed in between: nothing is left to stop.
                 drop(fs::write(file, value));
             }
         }
@@ -256,7 +257,7 @@ impl Cgroups {
         pids
     }
 
-    /// Whether the kernel's OOM killer struck in the cgroup.
+    /// Whether the kernel's OOM killer has killed a process of the cgroup.
     #[must_use]
     pub fn oom_killed(&self, path: &Path) -> bool {
         self.roots.iter().any(|root| {
@@ -272,11 +273,11 @@ impl Cgroups {
         })
     }
 
-    /// Removes the cgroup and its parents up to the top that are empty then. Processes must be
-    /// gone.
+    /// Removes the cgroup and its empty parents up to the top. Its processes must have
+    /// ended.
     ///
     /// # Errors
-    /// The cgroup that stays, and why.
+    /// The cgroup that could not be removed, and why.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         for root in &self.roots {
             remove_tree(&root.join(path))?;
@@ -306,10 +307,10 @@ fn v1_roots(mounts: &str) -> Vec<PathBuf> {
     roots
 }
 
-/// Enables the controllers for every cgroup on the way down to `path`. A cgroup with processes of
-/// its own cannot give controllers to its children, unless it is the root of all: that is why
+/// Enables the controllers for every cgroup on the path down to `path`. A cgroup with processes of
+/// its own cannot pass controllers to its children, unless it is the root of all: this is why
 /// workloads are never below the agent. Returns why a controller that the kernel has could not be
-/// enabled; a limit that needs it says so.
+/// enabled; a limit that needs it reports this.
 fn delegate(root: &Path, path: &Path) -> io::Result<Option<String>> {
     let mut refused = None;
     let mut at = root.to_owned();
@@ -338,7 +339,7 @@ fn delegate(root: &Path, path: &Path) -> io::Result<Option<String>> {
     Ok(refused)
 }
 
-/// Controllers that limits need, the kernel offers and nobody has enabled yet.
+/// Controllers that limits need, the kernel offers and that are not enabled yet.
 fn to_enable<'a>(offered: &'a str, enabled: &'a str) -> impl Iterator<Item = &'static str> + 'a {
     let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
     CONTROLLERS
@@ -350,7 +351,7 @@ fn wait_for_ends(ending: &[OwnedFd], deadline: Instant) {
     for fd in ending {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        // Interrupted or not, the caller looks again.
+        // Interrupted or not, the caller checks again.
         poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout).ok();
     }
 }
@@ -403,10 +404,10 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
 fn remove_parents(root: &Path, path: &Path) {
     let mut parents = path.ancestors().skip(1);
     if let Some(pod) = parents.next() {
-        // Not empty: another container of the pod is there.
+        // Not empty: another container of the pod uses it.
         drop(fs::remove_dir(root.join(pod)));
     }
-    // Somebody is about to make a cgroup in it.
+    // A cgroup is about to be created in it.
     let Ok(_alone) = STARTING.try_write() else {
         return;
     };
@@ -415,14 +416,14 @@ fn remove_parents(root: &Path, path: &Path) {
     }
 }
 
-/// Removes the cgroups at `path` and above that are empty, in every hierarchy of the board: runc
-/// makes them in all, and removes the lowest alone.
+/// Removes the empty cgroups at `path` and above, in every hierarchy of the board: runc
+/// creates them in all, and removes only the lowest.
 pub fn sweep(path: &Path) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     for line in mounts.lines() {
         let mut words = line.split(' ').skip(1);
         if let (Some(root), Some("cgroup" | "cgroup2")) = (words.next(), words.next()) {
-            // What is busy shows when the agent's own hierarchies are cleared.
+            // A busy cgroup is reported when the agent's own hierarchies are removed.
             drop(remove_tree(&Path::new(root).join(path)));
             remove_parents(Path::new(root), path);
         }
@@ -468,8 +469,8 @@ cgroup /sys/fs/cgroup/devices cgroup rw,devices 0 0
         assert!(enable("cpu memory pids", "memory pids cpu").is_empty());
     }
 
-    /// Goal: the way of a container's cgroup gets its controllers and its limits. Method: a tree
-    /// of plain files, for the values only; what the kernel makes of them is tested on a board.
+    /// Goal: a container's cgroup and its parents get their controllers and limits. Method: a tree
+    /// of plain files, for the values only; their effect in the kernel is tested on a board.
     #[test]
     fn limits_are_written_in_the_words_of_v2() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The end of a program that somebody waits for, of its job's time, or of the wish for it.
+//! Waits for programs, until their job's deadline or its cancellation.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -11,17 +11,17 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::worker::Stop;
 
-/// How long a killed program may take to end. One in uninterruptible sleep, on a medium that does not
-/// answer, does not; it is left, since a worker that waits for it would be lost as well.
+/// Time for a killed program to end. One in uninterruptible sleep, on a medium that does not
+/// answer, does not end; it is left behind, because a worker that waits for it would be blocked as well.
 const KILL_WAIT: Duration = Duration::from_secs(2);
-/// Between two looks at whether the job was cancelled.
+/// Interval of checking whether the job was cancelled.
 const CANCEL_PACE: Duration = Duration::from_secs(1);
 
-/// Waits for a program. One that hangs is killed: a pod fails, and the worker goes on. The program is
-/// killed after any other error too, so that none works on unnoticed.
+/// Waits for a program. One that hangs is killed: a pod fails, and the worker continues. The program is
+/// also killed after any other error, so that none continues unnoticed.
 ///
 /// # Errors
-/// `TimedOut` or cancelled, and those of the system.
+/// `TimedOut`, cancelled, or those of the system.
 pub(super) fn wait_within(child: &mut Child, stop: &Stop) -> io::Result<ExitStatus> {
     match ended(child, stop) {
         Ok(()) => child.wait(),
@@ -32,7 +32,7 @@ pub(super) fn wait_within(child: &mut Child, stop: &Stop) -> io::Result<ExitStat
     }
 }
 
-/// Kills a program and waits a little for its end.
+/// Kills a program and waits a short time for its end.
 ///
 /// # Errors
 /// Those of the system.
@@ -53,7 +53,7 @@ fn ended(child: &Child, stop: &Stop) -> io::Result<()> {
 /// ended.
 ///
 /// # Errors
-/// `TimedOut` or cancelled, and those of the system.
+/// `TimedOut`, cancelled, or those of the system.
 pub(super) fn readable(fd: BorrowedFd<'_>, stop: &Stop) -> io::Result<()> {
     loop {
         let wait = stop.left().min(CANCEL_PACE);
@@ -74,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a runc that hangs costs a failure and no worker. Method: a program that never ends.
+    /// Goal: a runc that hangs causes one failure and blocks no worker. Method: a program that never ends.
     #[test]
     fn a_program_that_hangs_is_ended_and_one_that_ends_is_not() {
         let run = |program: &str, argument: &str, limit: Duration| {

@@ -1,11 +1,11 @@
-//! Why a program could not be executed, for a person: the kernel's one word means several things.
+//! Why a program could not be executed, human-readable: one error code of the kernel has several causes.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Bytes at the start of a program that are looked at.
+/// Bytes at the start of a program that are read.
 const HEAD_BYTES: usize = 128;
 /// Longest name of an interpreter.
 const INTERPRETER_BYTES_MAX: usize = 256;
@@ -24,7 +24,7 @@ const MACHINES: [(u64, &str); 7] = [
     (243, "riscv"),
 ];
 
-/// What `error` means for `program`, started in `cwd` with this `PATH`.
+/// Explains `error` for `program`, started in `cwd` with this `PATH`.
 #[must_use]
 pub fn explain(error: &io::Error, program: &str, search: &str, cwd: &Path) -> String {
     let Some(file) = find(program, search, cwd) else {
@@ -48,7 +48,7 @@ pub fn explain(error: &io::Error, program: &str, search: &str, cwd: &Path) -> St
     [&name, ": ", &reason.unwrap_or_else(|| error.to_string())].concat()
 }
 
-/// The file that the kernel was asked for.
+/// The file that the kernel tried to execute.
 fn find(program: &str, search: &str, cwd: &Path) -> Option<PathBuf> {
     if program.contains('/') {
         return Some(cwd.join(program)).filter(|file| file.exists());
@@ -72,7 +72,7 @@ fn denied(file: &Path) -> Option<String> {
     Some("the container's user may not execute it, or not enter one of its directories".to_owned())
 }
 
-/// What kind of file it is, when the kernel does not know how to run it.
+/// The format of the file, when the kernel cannot execute it.
 fn format_of(file: &Path) -> String {
     let own = std::env::consts::ARCH;
     let head = head(file).unwrap_or_default();
@@ -145,7 +145,7 @@ fn head(file: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// The numbers of an ELF file, in its own width and order.
+/// Reader of the numbers of an ELF file, in its own width and order.
 #[derive(Clone, Copy)]
 struct Elf<'a> {
     bytes: &'a [u8],
@@ -178,7 +178,7 @@ mod tests {
     use std::process::Command;
 
     /// Why the kernel refuses a program that was just written. A process that another test forked
-    /// meanwhile has the file open, too, until it executes a program of its own.
+    /// meanwhile also has the file open until it executes a program of its own.
     fn refusal(program: &Path) -> io::Error {
         loop {
             let error = Command::new(program).spawn().unwrap_err();
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// Goal: each way in which the kernel refuses a program gets words that help. Method: files
+    /// Goal: each refusal of the kernel gets an explanation with a fix. Method: files
     /// that it refuses, really executed.
     #[test]
     fn each_refusal_of_the_kernel_is_explained() {
@@ -211,7 +211,7 @@ mod tests {
         let plain = file("plain", b"#!/bin/sh\n", 0o644);
         assert!(explained(&plain).contains("chmod +x"));
         assert!(explained(&dir.path().to_string_lossy()).contains("directory"));
-        // The header of a 64-bit program for a machine that is none.
+        // The header of a 64-bit program for a machine that does not exist.
         let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
         elf.resize(64, 0);
         (elf[16], elf[18]) = (2, 20);
@@ -238,7 +238,7 @@ mod tests {
         let error = refusal(&moved);
         let words = explain(&error, &moved.to_string_lossy(), "", Path::new("/"));
         assert!(words.contains("its interpreter /xib"), "{words}");
-        // Cut short at any place it is only less well explained.
+        // A truncated file only gets a less precise explanation.
         for length in [0, 3, 5, 20, 63, 100] {
             fs::write(&moved, &fs::read(&own).unwrap()[..length]).unwrap();
             assert_eq!(interpreter(&moved), None);

@@ -1,10 +1,10 @@
-//! Why a container did not start, sorted by whether that counts as a run.
+//! Failures of a start, sorted by whether they count as a run.
 
 use std::io;
 
 use edge_core::StartFailure;
 
-/// The board could not make the container. Whoever asks again may have better luck.
+/// The board could not create the container. A later attempt may succeed.
 pub(super) fn not_created(error: io::Error) -> StartFailure {
     StartFailure {
         reason: "CreateContainerError".to_owned(),
@@ -17,7 +17,7 @@ pub(super) fn because(what: &str, error: &io::Error) -> StartFailure {
     not_created(io::Error::other([what, ": ", &error.to_string()].concat()))
 }
 
-/// The container could not run its program.
+/// The program of the container could not be executed.
 pub(super) fn not_run(message: String) -> StartFailure {
     StartFailure {
         reason: "RunContainerError".to_owned(),

@@ -1,8 +1,8 @@
-//! `edge-min launch`: the last steps of a `process` container, in a process of its own with one
-//! thread, and [`hand_over`], the agent's end of it. Reads a [`Plan`] from stdin, enters the cgroup, leaves its state for a later agent,
-//! mounts, drops privileges and becomes the program. Nothing of the agent's own is passed on: not
-//! its session, signals, umask, descriptors, OOM score, groups or capabilities. Stdout is a pipe to the agent that closes on
-//! exec: what comes through it is why there was none.
+//! `edge-min launch`: the last steps of a `process` container, in a process of its own with one thread, and
+//! [`hand_over`], the agent's end of it. It reads a [`Plan`] from stdin, enters the cgroup, writes its
+//! state for a later agent, mounts, drops privileges and executes the program. The program inherits nothing
+//! of the agent's own: not its session, signals, umask, descriptors, OOM score, groups or capabilities.
+//! Stdout is a pipe to the agent that closes on exec: its content is the reason why there was no exec.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -30,17 +30,17 @@ use crate::workload::spec::Bind;
 
 /// Bytes of a plan: environment and arguments are the bulk.
 const PLAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Bytes of what it says of its failure; the rest is cut off.
+/// Bytes of the reason of its failure; the rest is truncated.
 const REASON_BYTES_MAX: usize = 512;
 /// Exit code when the program could not be started; as in a shell.
 const EXIT_NOT_STARTED: u8 = 127;
-/// Numbers of capabilities that the kernel's masks have room for.
+/// Number of capabilities in the kernel's masks.
 const CAPABILITIES_MAX: u32 = 64;
 
-/// Everything about the process.
+/// All settings of the process.
 #[derive(Serialize, Deserialize)]
 pub struct Plan {
-    /// Process of the agent.
+    /// Process id of the agent.
     pub agent: u32,
     /// Program and arguments.
     pub argv: Vec<String>,
@@ -52,13 +52,13 @@ pub struct Plan {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Capabilities as the kernel's bits: all that it can ever have.
+    /// Bounding set of capabilities, as the kernel's bits.
     pub granted: u64,
     /// Those of them that a user other than root gets too.
     pub for_users: u64,
-    /// It may gain more, by setuid programs.
+    /// It may gain further capabilities, by setuid programs.
     pub privileged: bool,
-    /// Files to write the own pid to.
+    /// Files of the cgroups to which it writes its own pid.
     pub procs_files: Vec<PathBuf>,
     /// Bind mounts.
     pub binds: Vec<Bind>,
@@ -68,14 +68,14 @@ pub struct Plan {
     pub state: PathBuf,
 }
 
-/// Gives the plan to `launch` and reads why it failed; nothing when it became the program.
+/// Sends the plan to `launch` and reads why it failed; empty when it executed the program.
 ///
 /// # Errors
-/// `TimedOut` or cancelled, and those of the system.
+/// `TimedOut`, cancelled, or those of the system.
 pub(super) fn hand_over(child: &mut Child, plan: &Plan, stop: &Stop) -> io::Result<String> {
     let plan = encode(plan);
     if let Some(mut stdin) = child.stdin.take() {
-        // All of it fits: one that never reads does not block the worker.
+        // It fits completely: a `launch` that never reads does not block the worker.
         let bytes = i32::try_from(plan.len()).unwrap_or(i32::MAX);
         fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(bytes))?;
         stdin.write_all(&plan)?;
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         Ok(never) => match never {},
         Err(reason) => reason,
     };
-    // The agent reads this; if it is gone, the exit code is all there is.
+    // The agent reads this; if it has ended, only the exit code is left.
     drop(io::stdout().write_all(reason.as_bytes()));
     ExitCode::from(EXIT_NOT_STARTED)
 }
@@ -127,7 +127,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
     }
     let start = crate::workload::reaper::start_time(pid).ok_or("no start time in /proc")?;
     let identity = [pid.to_string(), start.to_string()].join(" ");
-    // Opened while that is allowed; what it says is the last thing before exec.
+    // Opened while that is allowed; it is written as the last step before exec.
     let mut state = File::create(&plan.state).map_err(because("make the state"))?;
     nix::unistd::setsid()
         .map_err(io::Error::from)
@@ -161,7 +161,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
         )(error));
     }
     has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
-    // From here on it outlives its agent, and the next one finds it.
+    // From here on it outlives its agent, and the next agent finds it.
     let written = state.write_all(identity.as_bytes());
     written.map_err(because("write the state"))?;
     nix::sys::prctl::set_pdeathsig(None)
@@ -189,9 +189,9 @@ fn end_with(agent: u32) -> io::Result<()> {
     }
 }
 
-/// Fails if nobody can read any more what is written to this pipe.
+/// Fails if this pipe has no reader any more.
 fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
-    // POLLERR is reported without being asked for.
+    // POLLERR is reported in any case.
     let mut ready = [PollFd::new(pipe, PollFlags::empty())];
     match poll(&mut ready, PollTimeout::ZERO)? {
         0 => Ok(()),
@@ -205,7 +205,7 @@ fn reset_attributes() -> io::Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));
     fs::write("/proc/self/oom_score_adj", oom_score_adj().to_string())?;
-    // Cores fill the medium. A program may raise it.
+    // Core dumps would fill the medium. A program may raise the limit.
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
     setrlimit(Resource::RLIMIT_CORE, 0, hard)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -223,7 +223,7 @@ pub fn oom_score_adj() -> i32 {
         .max(OOM_SCORE_ADJ_MIN)
 }
 
-/// Becomes the plan's user with no right but those of the plan, for good.
+/// Changes to the plan's user, with the capabilities of the plan only, irrevocably.
 fn drop_privileges(plan: &Plan) -> io::Result<()> {
     let (granted, for_users) = (plan.granted, plan.for_users);
     let user = plan.uid.unwrap_or(0);
@@ -232,7 +232,7 @@ fn drop_privileges(plan: &Plan) -> io::Result<()> {
     setresgid(group, group, group)?;
     for number in 0..CAPABILITIES_MAX {
         let one = CapabilitySet::from_bits_retain(1 << number);
-        // A number that this kernel does not know is the end of the list.
+        // A number that this kernel does not know ends the list.
         let Ok(have) = thread::capability_is_in_bounding_set(one) else {
             break;
         };
@@ -268,7 +268,7 @@ fn drop_privileges(plan: &Plan) -> io::Result<()> {
     Ok(())
 }
 
-/// The pipe to the agent under a number that closes on exec.
+/// Duplicates the pipe to the agent to a number that closes on exec.
 fn keep_pipe() -> Result<OwnedFd, String> {
     io::stdout()
         .as_fd()
@@ -349,7 +349,7 @@ mod tests {
         }
     }
 
-    /// Goal: a launch that hangs, on a medium that does not answer, costs a failure and no worker.
+    /// Goal: a launch that hangs, on a medium that does not answer, causes one failure and blocks no worker.
     /// Method: a program that neither reads the plan, which is larger than a pipe, nor ends.
     #[test]
     fn a_launch_that_never_answers_fails_at_the_deadline() {

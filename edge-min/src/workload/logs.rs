@@ -1,5 +1,5 @@
 //! Output of containers: one O_APPEND file each on a sized tmpfs. The agent is not in the data
-//! path; it only keeps the tail by punching holes, and reads.
+//! path; it only truncates to the tail by punching holes, and reads.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,7 +11,7 @@ use nix::unistd::{Whence, lseek};
 
 /// Bytes of one read.
 const READ_BYTES: usize = 16 * 1024;
-/// Pages are freed whole.
+/// Granularity of punched holes.
 const PAGE_BYTES: u64 = 4096;
 
 /// Frees all but the last `keep` bytes of the file, in whole pages; the writer's offset stays.
@@ -35,7 +35,7 @@ pub fn trim(path: &Path, keep: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the last `tail` bytes that are still there begin, from a line's beginning on if one begins
+/// Start of the last `tail` bytes that still exist, rounded to the start of a line if there is one
 /// in the first 16 KiB of them.
 ///
 /// # Errors
@@ -55,7 +55,7 @@ pub fn start_of_tail(path: &Path, tail: u64) -> io::Result<u64> {
     let bytes = read_from(path, before)?;
     let newline = bytes.iter().position(|byte| *byte == b'\n');
     let start = newline.map(|index| at + index as u64);
-    // Rather a part of the last line than nothing.
+    // A part of the last line is better than nothing.
     Ok(start.filter(|start| *start < length).unwrap_or(at))
 }
 
@@ -87,7 +87,7 @@ mod tests {
             .unwrap();
         file.write_all(&vec![b'a'; 100_000]).unwrap();
         file.write_all(b"\nthe end\n").unwrap();
-        // A file system may give a file that grows more blocks than it needs.
+        // A file system may allocate more blocks than a growing file needs.
         let bytes = || file.metadata().unwrap().blocks() * 512;
         let before = bytes();
         trim(&path, 8192).unwrap();

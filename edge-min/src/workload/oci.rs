@@ -1,5 +1,5 @@
-//! runc's `config.json`, as data. Masked and read-only paths are those that Docker and containerd
-//! give by default.
+//! runc's `config.json`, as data. Masked and read-only paths are the defaults of Docker and
+//! containerd.
 
 use edge_proto::object::CAPABILITY_NAMES;
 use serde_json::{Value, json};
@@ -92,8 +92,8 @@ fn mounts(spec: &Spec<'_>) -> Vec<Value> {
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] }),
         json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
             "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] }),
-        // A new one: bound from the board, only the topmost mount would be read-only, and in those
-        // below a container of root could leave its cgroups and so its limits and devices.
+        // A new mount: with a bind mount from the board, only the topmost one would be read-only, and in
+        // those below, a container of root could leave its cgroups and so its limits and devices.
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
             "options": ["nosuid", "noexec", "nodev", "ro"] }),
         json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
@@ -115,7 +115,7 @@ fn mounts(spec: &Spec<'_>) -> Vec<Value> {
     mounts
 }
 
-/// Nothing but the devices that every container needs; runc adds null, zero, random and tty.
+/// Only the devices that every container needs; runc adds null, zero, random and tty.
 fn devices() -> Value {
     json!([
         { "allow": false, "access": "rwm" },

@@ -1,13 +1,13 @@
 //! Ends of processes. Containers: one epoll over the pidfds of all of them, which the executor
-//! watches as one descriptor. Children give their exit code; a container of an earlier agent only
-//! its end. Orphans: the agent is a subreaper, so what a workload leaves behind becomes its child
-//! and stays a zombie, charged to the pod, until it is waited for.
+//! watches as one descriptor. Children return their exit code; a container of an earlier agent only
+//! its end. Orphans: the agent is a subreaper, so the orphans of a workload become its children
+//! and stay zombies, charged to the pod, until they are waited for.
 //!
-//! Whose child is whose: orphans, and with them the first processes of runc's containers, are
-//! children of the main thread, because the kernel gives them to the first thread of a subreaper
-//! (`find_new_reaper`). What another thread forks (runc itself, `edge-min launch`) is that
+//! Parent threads: orphans, and with them the first processes of runc's containers, are
+//! children of the main thread, because the kernel assigns them to the first thread of a subreaper
+//! (`find_new_reaper`). A process that another thread forks (runc itself, `edge-min launch`) is that
 //! thread's child. So a wait with `__WNOTHREAD` on the main thread takes every orphan, and never
-//! the status that a `Command` of a worker waits for. This must therefore live on the main
+//! the status that a `Command` of a worker waits for. This must therefore run on the main
 //! thread, which may itself fork only what it waits for at once.
 
 use std::fs;
@@ -25,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// Ends of containers taken from the kernel at once.
 const EVENTS_MAX: usize = 32;
-/// Orphans reaped at once: a pod that forks without end must not hold up the driver.
+/// Orphans reaped at once: a pod that forks endlessly must not block the driver.
 const ORPHANS_MAX: u32 = 256;
 /// Key of the signal descriptor in the epoll; containers count up from 0.
 const SIGNALS: u64 = u64::MAX;
@@ -33,15 +33,15 @@ const SIGNALS: u64 = u64::MAX;
 /// A container's process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// Pod.
+    /// UID of the pod.
     pub uid: Uid,
-    /// Container.
+    /// Name in the pod.
     pub container: String,
-    /// Code, 128 + signal; `None` when it was not our child.
+    /// Exit code, or 128 + signal; `None` when it was not our child.
     pub code: Option<i32>,
 }
 
-/// A process held by a descriptor: its number alone may come to name another.
+/// A process held by a descriptor: its number alone may later refer to another.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -49,8 +49,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Holds the process that has this number now. Whether it is the one that was meant has to be
-    /// looked at afterwards.
+    /// Opens the process that has this number now. The caller must check afterwards whether it is the
+    /// intended one.
     ///
     /// # Errors
     /// No such process, or out of descriptors.
@@ -60,21 +60,21 @@ impl Process {
         Ok(Self { pid, fd })
     }
 
-    /// Its number.
+    /// Process id.
     #[must_use]
     pub const fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// SIGTERM to it, and to nobody else.
+    /// Sends SIGTERM to it, and to no other process.
     pub fn terminate(&self) {
         // It may have ended by itself.
         pidfd_send_signal(&self.fd, rustix::process::Signal::TERM).ok();
     }
 }
 
-/// First processes of containers that runc has made and that the reaper does not watch yet, with
-/// the code of those that have ended meanwhile. At most one for each start under way.
+/// First processes of containers that runc has created and that the reaper does not watch yet, with
+/// the code of those that have ended meanwhile. At most one for each start in progress.
 #[derive(Clone, Debug, Default)]
 pub struct StartingPids(Arc<Mutex<SortedMap<u32, Option<i32>>>>);
 
@@ -83,7 +83,7 @@ impl StartingPids {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before the process may run and end.
+    /// Call it before the process may run and end.
     pub fn announce(&self, pid: u32) {
         self.lock().insert(pid, None);
     }
@@ -112,7 +112,7 @@ pub struct Reaper {
 
 impl Reaper {
     /// Watches nothing yet. Blocks SIGCHLD and SIGHUP in this thread and those that it starts from now
-    /// on: a thread that does not block them would swallow them.
+    /// on: a thread that does not block them would consume them.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -135,7 +135,7 @@ impl Reaper {
         })
     }
 
-    /// Readable when [`Self::drain`] has something.
+    /// A descriptor that is readable when [`Self::drain`] has results.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -143,13 +143,13 @@ impl Reaper {
         self.epoll.0.as_fd().try_clone_to_owned()
     }
 
-    /// Watches a process that was started just now until it ends. It cannot be another one: only
+    /// Watches a process that was just started until it ends. It cannot be another one: only
     /// this reaper frees its number.
     ///
     /// # Errors
-    /// Its code when it has ended already; `None` when nothing can be known of it.
+    /// Its code when it has ended already; `None` when that is unknown.
     pub fn watch(&mut self, uid: Uid, container: &str, pid: u32) -> Result<(), Option<i32>> {
-        // The lock is gone before the branch.
+        // The lock is released before the branch.
         let ended = self.starting_pids.lock().remove(&pid).flatten();
         if ended.is_some() {
             return Err(ended);
@@ -158,7 +158,7 @@ impl Reaper {
         self.hold(uid, container, process).map_err(|_| None)
     }
 
-    /// Watches a process that is held already.
+    /// Watches a process that is already open.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -175,7 +175,7 @@ impl Reaper {
         Ok(())
     }
 
-    /// SIGTERM to a container's first process, if it is watched still.
+    /// Sends SIGTERM to a container's first process, if it is still watched.
     pub fn terminate(&self, uid: Uid, container: &str) {
         let mut all = self.watched.values();
         if let Some(watched) = all.find(|one| one.uid == uid && one.container == container) {
@@ -183,7 +183,7 @@ impl Reaper {
         }
     }
 
-    /// Whether SIGHUP has come since the last call.
+    /// Whether SIGHUP was received since the last call.
     pub fn take_hang_up(&mut self) -> bool {
         std::mem::take(&mut self.hang_up)
     }
@@ -196,7 +196,7 @@ impl Reaper {
             .collect()
     }
 
-    /// Ends since the last time. What is left over makes the descriptor readable again.
+    /// Ends since the last call. If there are more, the descriptor is readable again.
     pub fn drain(&mut self) -> Vec<Exit> {
         let mut exits = Vec::new();
         self.reap(&mut exits);
@@ -241,7 +241,7 @@ impl Reaper {
     }
 
     fn exit(&self, watched: Watched, code: Option<i32>) -> Exit {
-        // Closing the descriptor takes it out as well; this only makes it certain.
+        // Closing the descriptor removes it as well; this only makes it certain.
         self.epoll.delete(&watched.process.fd).ok();
         Exit {
             uid: watched.uid,
@@ -251,11 +251,11 @@ impl Reaper {
     }
 }
 
-/// Start time of a process in clock ticks since boot: with the pid it names one process for good.
+/// Start time of a process in clock ticks since boot: with the pid it identifies one process permanently.
 #[must_use]
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
-    // The second field is the name in brackets and may hold anything, even brackets.
+    // The second field is the name in brackets and may contain anything, even brackets.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
 }

@@ -1,5 +1,5 @@
 //! Pods and containers on the board, by runc or as plain processes. Synchronous: the threads of one
-//! pool share it. It decides nothing; `edge-core` says what to start, signal and remove.
+//! pool share it. It decides nothing; `edge-core` decides what to start, signal and remove.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
@@ -25,30 +25,30 @@ use crate::workload::reaper::{Process, StartingPids, start_time};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
 
-/// What statfs(2) calls a tmpfs.
+/// `f_type` of a tmpfs in statfs(2).
 const TMPFS_MAGIC: i128 = 0x0102_1994;
-/// Bytes of runc's own messages that go into a status.
+/// Bytes of runc's own messages that are copied into a status.
 const MESSAGE_BYTES_MAX: u64 = 512;
-/// `runc delete`: it touches nothing but runc's own folder and the kernel. One that takes longer hangs,
-/// and is tried again later.
+/// `runc delete`: it uses only runc's own folder and the kernel. One that takes longer hangs,
+/// and is retried later.
 const RUNC_CLEAR_TIMEOUT: Duration = Duration::from_secs(10);
 /// In runc's folder of a container, until `runc start`; runc's own.
 const RUNC_NOT_STARTED: &str = "exec.fifo";
 
-/// A container that is on the board.
+/// A container that exists on the board.
 #[derive(Debug)]
 pub struct Found {
-    /// Pod.
+    /// UID of the pod.
     pub uid: Uid,
-    /// Container.
+    /// Name in the pod.
     pub container: String,
-    /// Spec that it was started with.
+    /// Hash of the spec that it was started with.
     pub hash: Hash16,
-    /// Its process; `None` when only remains are there.
+    /// Its process; `None` when only remains exist.
     pub process: Option<Process>,
 }
 
-/// What is of use in the answer of `runc state`.
+/// The fields of `runc state` that are used.
 #[derive(serde::Deserialize)]
 struct RuncState {
     status: String,
@@ -77,7 +77,7 @@ impl Runtime {
         for dir in [paths::pods(run), paths::bundles(run), paths::runc(run)] {
             tree::private(&dir)?;
         }
-        // Only containers of runc need it, and the others run on a medium that cannot be written.
+        // Only containers of runc need it; plain processes run also on a medium that cannot be written.
         if let Err(error) = tree::private(&paths::writable_layers(state)) {
             log::warn!("no_writable_layers error={error}");
         }
@@ -91,13 +91,13 @@ impl Runtime {
         })
     }
 
-    /// What the reaper has to know of containers that are being started.
+    /// State that the reaper needs of containers that are being started.
     #[must_use]
     pub fn starting_pids(&self) -> StartingPids {
         self.starting_pids.clone()
     }
 
-    /// Makes the pod's directory with a space of so many bytes for its logs.
+    /// Creates the pod's directory with a tmpfs of so many bytes for its logs.
     ///
     /// # Errors
     /// Those of the file system.
@@ -119,8 +119,8 @@ impl Runtime {
         paths::volume(&self.run, uid, name)
     }
 
-    /// Directory of an emptyDir. It lies on a tmpfs apart, as large as that of the run directory: a
-    /// container that fills it must not keep others from starting.
+    /// Directory of an emptyDir. It is on a tmpfs of its own, as large as that of the run directory: a
+    /// container that fills it must not prevent others from starting.
     ///
     /// # Errors
     /// Those of the file system.
@@ -129,14 +129,14 @@ impl Runtime {
         let scratch = paths::scratch(&self.run);
         tree::private(&scratch)?;
         let medium = rustix::fs::statfs(&self.run)?;
-        // One that is on flash lies there.
+        // If the run directory is on flash, so is this directory.
         if i128::from(medium.f_type) == TMPFS_MAGIC {
             let block = u64::try_from(medium.f_bsize).unwrap_or(0);
             volume::tmpfs(&scratch, medium.f_blocks.saturating_mul(block))?;
             tree::private(&scratch)?;
         }
         let pod = paths::scratch_of(&self.run, uid);
-        // While it is there, no other pod's removal unmounts the folder.
+        // While it exists, the removal of another pod does not unmount the folder.
         fs::create_dir_all(&pod)?;
         Ok(pod.join(name))
     }
@@ -145,7 +145,7 @@ impl Runtime {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Clears what a pod left behind. Its containers must be removed.
+    /// Removes what a pod left behind. Its containers must be removed already.
     ///
     /// # Errors
     /// Those of the file system.
@@ -159,7 +159,7 @@ impl Runtime {
             volume::unmount(&entry.path());
         }
         volume::unmount(&paths::logs(&self.run, uid));
-        // Never what is the board's.
+        // Never a mount of the board itself.
         if let Some(mount) = volume::mount_below(&pod)? {
             let text = ["still mounted: ", &mount].concat();
             return Err(io::Error::other(text));
@@ -190,10 +190,10 @@ impl Runtime {
     /// Starts a container; returns its process.
     ///
     /// # Errors
-    /// With the message of runc or of the kernel. Only what the container itself has to answer for counts as a
-    /// run: its program, user, mounts.
+    /// With the message of runc or of the kernel. A failure counts as a run only if its cause is the container's
+    /// own: its program, user, mounts.
     pub fn start(&self, spec: &Spec<'_>, stop: &Stop) -> Result<u32, StartFailure> {
-        // It may have waited behind an image while its pod went.
+        // It may have waited behind an image while its pod left.
         stop.check().map_err(not_created)?;
         let _starting = cgroup::starting();
         let one = spec.resolved;
@@ -247,7 +247,7 @@ impl Runtime {
             Ok(reason) => not_run(reason),
             Err(error) => because("launch", &error),
         };
-        // It ended by itself, mostly.
+        // In most cases it has ended already.
         kill(&mut child).map_err(not_created)?;
         Err(failure)
     }
@@ -281,7 +281,7 @@ impl Runtime {
             .create(true)
             .open(log)
             .map_err(not_created)?;
-        // runc hands its stdio to the container, so its own messages need a file of their own.
+        // runc passes its stdio to the container, so its own messages need a file of their own.
         let messages = bundle.join(paths::RUNC_LOG);
         drop(fs::remove_file(&messages));
         let created = Command::new(&self.runc)
@@ -310,12 +310,12 @@ impl Runtime {
             .trim()
             .parse()
             .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
-        // From here on it may run and end, before anybody knows of it.
+        // From here on it may run and end before the driver knows of it.
         self.starting_pids.announce(pid);
         let failure = match self.runc(&["start", &id], stop) {
             Ok(started) if started.status.success() => return Ok(pid),
             Ok(started) => not_run(String::from_utf8_lossy(&started.stderr).trim().to_owned()),
-            // The container is there, and its program may have run already.
+            // The container exists, and its program may have run already.
             Err(error) => not_run(["runc start: ", &error.to_string()].concat()),
         };
         self.starting_pids.remove(pid);
@@ -329,7 +329,7 @@ impl Runtime {
         let (upper, work) = (rw.join(paths::UPPER), rw.join(paths::WORK));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
-        // The kernel wants the topmost layer first.
+        // The kernel expects the topmost layer first.
         let lower: Vec<String> = rootfs
             .layers
             .iter()
@@ -356,19 +356,19 @@ impl Runtime {
         .map_err(|error| io::Error::other(["mount overlay: ", error.desc()].concat()))
     }
 
-    /// SIGKILL to all processes of a container; their ends are not waited for.
+    /// Sends SIGKILL to all processes of a container; does not wait for their ends.
     pub fn kill(&self, uid: Uid, container: &str, hash: Hash16) {
         drop(self.cgroups.send_kill(&self.cgroup(uid, container, hash)));
     }
 
-    /// Whether the OOM killer struck in the container.
+    /// Whether the OOM killer has killed a process of the container.
     #[must_use]
     pub fn oom_killed(&self, uid: Uid, container: &str, hash: Hash16) -> bool {
         self.cgroups.oom_killed(&self.cgroup(uid, container, hash))
     }
 
-    /// Notes how a run ended, for an agent that comes after this one: in the run folder, so a boot
-    /// of the board forgets it.
+    /// Stores how a run ended, for a later agent: in the run folder, so a boot
+    /// of the board clears it.
     pub fn note_end(&self, uid: Uid, container: &str, hash: Hash16, code: Option<i32>, oom: bool) {
         let code = code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
         let note = [
@@ -378,13 +378,13 @@ impl Runtime {
         ]
         .join(" ");
         let file = self.end_file(uid, container);
-        // Lost, a later agent takes the end for unknown or runs the container again.
+        // If it is lost, a later agent takes the end for unknown or runs the container again.
         if let Err(error) = medium::write(&file, note.as_bytes(), Durability::Never) {
             log::warn!("end_not_noted pod={uid} container={container} error={error}");
         }
     }
 
-    /// What [`Self::note_end`] noted of the latest runs.
+    /// Ends that [`Self::note_end`] has stored for the latest runs.
     #[must_use]
     pub fn ends(&self) -> Vec<Input> {
         let mut ends = Vec::new();
@@ -402,11 +402,11 @@ impl Runtime {
         ends
     }
 
-    /// Clears what a container left behind, whatever state it is in; the log stays with the pod.
+    /// Removes what a container left behind, whatever its state; the log stays with the pod.
     ///
     /// # Errors
-    /// Processes that do not end, or those of runc and the file system. What is left can be
-    /// cleared again.
+    /// Processes that do not end, or those of runc and the file system. The call can be
+    /// repeated for the rest.
     pub fn remove(&self, uid: Uid, container: &str) -> io::Result<()> {
         let base = self.cgroups.path(&uid.to_string(), container);
         self.cgroups.kill(&base)?;
@@ -433,15 +433,15 @@ impl Runtime {
         self.cgroups.remove(&base)
     }
 
-    /// What an earlier agent left on the board, running or not.
+    /// Containers of an earlier agent on the board, running or not.
     #[must_use]
     pub fn discover(&self) -> Vec<Found> {
         let (found, _) = self.look_around();
         found
     }
 
-    /// Ends what has no run folder any more, and starts in whose middle an agent died: nothing
-    /// tells what it was, or it was no run, and no second one may run beside it.
+    /// Ends containers without a run folder, and starts that the end of an agent interrupted: it is unknown
+    /// what they were, or they were no run, and no second one may run beside them.
     pub fn clear_strays(&self) {
         let (_, strays) = self.look_around();
         for path in strays {
@@ -478,7 +478,7 @@ impl Runtime {
         (found, strays)
     }
 
-    /// The process is held first and looked at then: what was seen is true of what is held.
+    /// The process is opened first and checked then, so the check applies to the opened process.
     fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
         let id = container_id(uid, container);
         let process = if paths::runc_container(&self.run, &id).exists() {
@@ -496,9 +496,9 @@ impl Runtime {
         in_cgroup.contains(&pid).then_some(process)
     }
 
-    /// First process of a container of runc that runs. Without an answer of `runc state`, as on a board
-    /// under load, it is the one that runc has noted at its start: a container that is taken for remains
-    /// is killed.
+    /// First process of a running container of runc. Without an answer of `runc state`, as on a board
+    /// under load, it is the one that runc has stored at its start: a container that is taken for remains
+    /// would be killed.
     fn runc_pid(&self, id: &str) -> Option<u32> {
         // runc compares the start time itself.
         let answer = self.runc(&["state", id], &Stop::after(SHORT_TIMEOUT)).ok();
@@ -527,7 +527,7 @@ impl Runtime {
             .stderr(Stdio::piped())
             .spawn()
             .and_then(|mut runc| {
-                // What it prints fits into the pipes; if not, it hangs and is ended.
+                // Its output fits into the pipes; if not, it hangs and is killed.
                 wait_within(&mut runc, stop)?;
                 runc.wait_with_output()
             })
@@ -611,8 +611,8 @@ mod tests {
         Runtime::new(&config::load(&file).unwrap()).unwrap()
     }
 
-    /// Goal: a container whose state runc does not give is found by what runc has noted, and one that
-    /// does not run is not. Method: programs in runc's place, with and without a note.
+    /// Goal: a container whose state runc does not return is found by runc's stored state, and one that
+    /// does not run is not. Method: programs in runc's place, with and without a stored state.
     #[test]
     fn a_container_is_found_when_runc_does_not_answer() {
         let dir = tempfile::tempdir().unwrap();
@@ -623,7 +623,7 @@ mod tests {
         );
         fs::create_dir_all(&state).unwrap();
         fs::create_dir_all(&bundle).unwrap();
-        // One program for all answers: a file that was written just now may be open still in a child of
+        // One program for all answers: a file that was just written may still be open in a child of
         // another test, and cannot be executed then.
         runtime.runc = dir.path().join("runc");
         fs::write(&runtime.runc, "#!/bin/sh\n. \"${0%/*}/answer\"\n").unwrap();
@@ -645,7 +645,7 @@ mod tests {
         assert_eq!(pid(fails), None);
     }
 
-    /// Goal: a start that waited until nobody wants it any more makes nothing. Method: a job without
+    /// Goal: a start that waited until it is not wanted any more creates nothing. Method: a job without
     /// any time left.
     #[test]
     fn a_start_that_is_stopped_makes_nothing() {

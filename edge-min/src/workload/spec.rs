@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::images::Pin;
 
-/// Everything needed to start a container.
+/// Input of a start.
 pub struct Spec<'a> {
-    /// What the core resolved.
+    /// Spec from the core.
     pub resolved: &'a ContainerSpec,
-    /// The same merged with the image's configuration.
+    /// Process, merged with the image's configuration.
     pub process: Process,
     /// Image layers' merged root for runc; `None` is a plain process.
     pub rootfs: Option<Rootfs>,
@@ -23,11 +23,11 @@ pub struct Spec<'a> {
 pub struct Rootfs {
     /// Unpacked layers.
     pub layers: Vec<PathBuf>,
-    /// Keeps them until they are mounted.
+    /// Prevents their removal until they are mounted.
     pub pin: Pin,
 }
 
-/// A bind mount.
+/// One bind mount into a container.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Bind {
     /// Path on the board.

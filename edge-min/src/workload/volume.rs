@@ -1,5 +1,5 @@
 //! Volumes of a pod: directories below the pod's own, or host paths within the allow-list.
-//! ConfigMaps and Secrets are files behind a `..data` link that is switched by one rename, so a
+//! ConfigMaps and Secrets are files behind a `..data` link that is replaced by one rename, so a
 //! reader sees the old set or the new one, never a mixture.
 
 use std::fs;
@@ -20,10 +20,10 @@ use crate::image::root::{self, Root};
 use crate::mounts;
 use crate::paths;
 
-/// Makes the volume; returns the path to mount. A host path is mounted at `dir`.
+/// Prepares the volume; returns the path to mount. A host path is mounted at `dir`.
 ///
 /// # Errors
-/// For a person: what could not be made, or a host path outside the allow-list.
+/// Human-readable: what could not be created, or a host path outside the allow-list.
 pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<PathBuf, String> {
     let failed = |error: io::Error| [&dir.to_string_lossy(), ": ", &error.to_string()].concat();
     match content {
@@ -55,8 +55,8 @@ pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<Pat
 }
 
 /// Mounts a path of the board at `place`, if the board allows it. Links are followed as long as they
-/// lead to what is allowed; what is mounted then is what was looked at, by descriptor: containers may
-/// exchange any part of the path for a link meanwhile.
+/// lead to allowed paths; the mounted path is the checked one, by descriptor, because containers may
+/// replace any part of the path by a link meanwhile.
 fn host_path(path: &Path, create: bool, allowed: &[PathBuf], place: &Path) -> Result<(), String> {
     let named = path.to_string_lossy();
     let is_allowed = |path: &Path| allowed.iter().any(|allowed| path.starts_with(allowed));
@@ -93,7 +93,7 @@ fn host_path(path: &Path, create: bool, allowed: &[PathBuf], place: &Path) -> Re
         .map_err(failed)
 }
 
-/// Where a path leads that is not there yet: without links as far as it is there.
+/// Target of a path that does not exist yet: without links as far as it exists.
 fn missing(path: &Path) -> io::Result<PathBuf> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for there in path.ancestors().skip(1) {
@@ -105,7 +105,7 @@ fn missing(path: &Path) -> io::Result<PathBuf> {
     Err(last)
 }
 
-/// What is at an absolute path without links, as a descriptor that can only be named.
+/// The file at an absolute path without links, as an O_PATH descriptor.
 fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at = rustix::fs::open("/", flags, Mode::empty())?;
@@ -116,7 +116,7 @@ fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
         at = match rustix::fs::openat(&at, name, flags, Mode::empty()) {
             Err(Errno::NOENT) if create => {
                 match rustix::fs::mkdirat(&at, name, Mode::from(0o755)) {
-                    // Another pod with the same volume has just made it.
+                    // Another pod with the same volume has just created it.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
@@ -132,12 +132,12 @@ fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
     }
 }
 
-/// Mounts what is at `sub` inside a volume at `place`. It is resolved and mounted by descriptor:
-/// containers that have the volume may exchange any part of the path for a link meanwhile.
-/// `new_mode` is that of directories that are made when they are missing; `None` makes none.
+/// Mounts the file at `sub` inside a volume at `place`. It is resolved and mounted by descriptor, because
+/// containers that have the volume may replace any part of the path by a link meanwhile.
+/// `new_mode` is the mode of created directories; with `None` missing ones are not created.
 ///
 /// # Errors
-/// For a person: it is not there, leaves the volume, or cannot be mounted.
+/// Human-readable: it does not exist, leaves the volume, or cannot be mounted.
 pub fn sub_path(
     volume: &Path,
     sub: &str,
@@ -190,8 +190,8 @@ fn mount_at(found: &fs::File, place: &Path) -> io::Result<()> {
     Ok(make_private(place)?)
 }
 
-/// What is mounted below would otherwise be one with what the board has mounted there, if that is
-/// shared, as it is with systemd: gone here, it would be gone there.
+/// Without this, mounts below would be shared with the board's own mounts there, if those are
+/// shared, as with systemd: an unmount here would unmount them there.
 fn make_private(place: &Path) -> nix::Result<()> {
     let none: Option<&str> = None;
     mount(
@@ -203,17 +203,17 @@ fn make_private(place: &Path) -> nix::Result<()> {
     )
 }
 
-/// Takes away all that is mounted at `place`, with what is mounted below.
+/// Unmounts everything at `place` and below.
 pub(super) fn unmount(place: &Path) {
-    // Not mounted is the usual case after a reboot. An agent may have died before it made this
-    // private, and then nothing of the board's may go.
+    // Not mounted is the usual case after a reboot. An agent may have ended before it made this
+    // private, and then no mount of the board may be removed.
     while make_private(place).is_ok() && umount2(place, MntFlags::MNT_DETACH).is_ok() {}
 }
 
-/// Writes the files of a volume that is mounted already, switching all at once.
+/// Writes the files of a mounted volume, replacing all at once.
 ///
 /// # Errors
-/// Those of the file system; the old files then still stand.
+/// Those of the file system; the old files still exist then.
 pub fn write_files(dir: &Path, files: &Data, mode: u32) -> io::Result<()> {
     let old = fs::read_link(dir.join(paths::VOLUME_DATA)).ok();
     let [first, second] = paths::VOLUME_VERSIONS;
@@ -273,7 +273,7 @@ fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Mounts a tmpfs of `size` bytes unless one is there already.
+/// Mounts a tmpfs of `size` bytes unless one is mounted already.
 ///
 /// # Errors
 /// Those of the kernel.
@@ -293,7 +293,7 @@ pub fn tmpfs(dir: &Path, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Something that is mounted below this path, if anything is.
+/// The first mount below this path, if there is one.
 ///
 /// # Errors
 /// The kernel's list cannot be read.
@@ -335,8 +335,8 @@ mod tests {
         assert_eq!(read("a").as_deref(), Some("5"));
     }
 
-    /// Goal: a part of a volume is that part, whatever links the containers put there. Method:
-    /// parts that are there, that are not, and links out of the volume.
+    /// Goal: a part of a volume stays inside it, whatever links the containers create. Method:
+    /// existing parts, missing parts, and links out of the volume.
     #[test]
     #[ignore = "needs root: mounts"]
     fn a_part_of_a_volume_stays_inside_it() {
@@ -382,7 +382,7 @@ mod tests {
         assert!(!is_mount(&place));
     }
 
-    /// Goal: nothing but what the board allows is mounted as a host path. Method: the ways out of the
+    /// Goal: only paths that the board allows are mounted as a host path. Method: attempts to leave the
     /// list, and links that stay inside.
     #[test]
     #[ignore = "needs root: mounts"]
@@ -417,8 +417,8 @@ mod tests {
         assert!(host(&allowed[0].join("dangling"), true).is_err());
     }
 
-    /// Goal: a link that is put into a path after it was looked at is not followed. Method: the path
-    /// as it was looked at, and the link at each of its parts.
+    /// Goal: a link that is put into a path after its check is not followed. Method: the checked path,
+    /// and the link at each of its parts.
     #[test]
     fn a_link_that_comes_late_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
@@ -432,8 +432,8 @@ mod tests {
         assert!(!Path::new("/etc/new").exists());
     }
 
-    /// Goal: what the board has mounted inside a host path stays mounted there when the pod goes.
-    /// Method: a mount inside, shared with the rest of the system as systemd has all of them.
+    /// Goal: mounts of the board inside a host path stay when the pod is removed.
+    /// Method: a mount inside, shared with the rest of the system as systemd does.
     #[test]
     #[ignore = "needs root: mounts"]
     fn what_the_board_has_mounted_inside_stays() {

@@ -1,12 +1,12 @@
 //! Power cuts and failing writes, call by call. A workload runs the real code of the agent in a
-//! process of its own under `strace`, and says on its output what it would acknowledge.
+//! process of its own under `strace`, and prints what it would acknowledge.
 //!
 //! - [`record`] turns that into a list of operations, and [`replay`] cuts the power after each of
-//!   them: what was not synced is lost, torn or kept. Whatever was said before must be there.
+//!   them: what was not synced is lost, torn or kept. Everything acknowledged before must exist.
 //! - The same workloads run with one system call after the other failing, once with a full and once
-//!   with a broken medium: nothing is acknowledged that is not there, and they come to their end.
+//!   with a broken medium: nothing is acknowledged that does not exist, and they complete.
 //!
-//! A new workload is a function in [`workload`] and a check of what it leaves.
+//! A new workload is a function in [`workload`] and a check of the files that it leaves.
 #![cfg(test)]
 
 mod record;
@@ -65,7 +65,7 @@ fn recorded(workload: &Workload) -> Vec<Op> {
     ops
 }
 
-/// Goal: the recording is what happened. Method: with nothing lost, the replayed folder is the one
+/// Goal: the recording is complete. Method: with nothing lost, the replayed folder is the one
 /// that the process left, byte by byte.
 #[test]
 fn a_replay_without_loss_is_the_folder_itself() {
@@ -99,8 +99,8 @@ fn tree(top: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Goal: the model sees a missing sync. Method: a file is written as the agent writes it, with one
-/// of its syncs left out, and a cut is found that loses it; with both there is none.
+/// Goal: the model detects a missing sync. Method: a file is written as the agent writes it, with one
+/// of its syncs omitted, and a cut is found that loses it; with both there is none.
 #[test]
 fn a_missing_sync_is_found() {
     let whole = [
@@ -137,8 +137,8 @@ fn a_missing_sync_is_found() {
     assert!(!lost(&whole.iter().collect::<Vec<_>>()));
 }
 
-/// Goal: whenever the power is cut, all that was acknowledged is there, nothing else is, and the
-/// agent goes on. Method: every workload is cut after each of its system calls.
+/// Goal: whenever the power is cut, all that was acknowledged exists, nothing else does, and the
+/// agent continues. Method: every workload is cut after each of its system calls.
 #[test]
 fn nothing_acknowledged_is_lost_to_a_power_cut() {
     let seeds = if long() { 40 } else { 2 };
@@ -149,8 +149,8 @@ fn nothing_acknowledged_is_lost_to_a_power_cut() {
     }
 }
 
-/// Goal: a power cut of the cache's own process leaves a cache that gives back nothing wrong, and
-/// that is made whole by the next write. Method: cuts while it writes; the files go.
+/// Goal: after a power cut the cache returns nothing wrong, and is repaired
+/// by the next write. Method: cuts while its process writes; the store's files are removed.
 #[test]
 fn a_cut_cache_gives_back_only_what_was_accepted() {
     let ops = recorded(&workload::ALL[0]);
@@ -179,7 +179,7 @@ struct Failing {
 
 impl Failing {
     /// The `nth` of these calls to one of these files fails in each thread of the process, which
-    /// begins in an empty folder.
+    /// starts in an empty folder.
     fn start(
         workload: &Workload,
         calls: &str,
@@ -233,7 +233,7 @@ impl Failing {
         }
     }
 
-    /// What it said, and whether a call failed at all.
+    /// Its output, and whether a call failed at all.
     fn end(self, workload: &Workload) -> (Vec<String>, bool) {
         let output = self.child.wait_with_output().unwrap();
         let log = fs::read_to_string(self.log.path().join("log")).unwrap();
@@ -253,9 +253,9 @@ impl Failing {
     }
 }
 
-/// Goal: no failing call loses what was acknowledged, or stops the agent. Method: each call that
+/// Goal: no failing call loses acknowledged data, or stops the agent. Method: each call that
 /// writes to a workload's folder fails once, one after the other, until there is none left; then
-/// what is on the medium is looked at.
+/// the medium is checked.
 #[test]
 fn a_full_or_broken_medium_costs_nothing_that_was_acknowledged() {
     const CALLS: [&str; 8] = [
@@ -321,9 +321,9 @@ fn touched(workload: &Workload) -> BTreeSet<PathBuf> {
     files
 }
 
-/// Goal: no failing call loses a record that was acknowledged, stores one twice, puts the books
-/// out of balance, leaves a file behind or needs anybody's help. Method: each call of the outbox's
-/// thread fails once, and some several times in a row; the writer repeats what is refused.
+/// Goal: no failing call loses an acknowledged record, stores one twice, makes the counters
+/// inconsistent, leaves a file behind or needs an operator. Method: each call of the outbox's
+/// thread fails once, and some several times in a row; the writer repeats refused records.
 #[test]
 fn a_full_or_broken_medium_costs_the_outbox_nothing_that_was_acknowledged() {
     /// Processes at the same time: they wait five seconds after a failure.
@@ -343,7 +343,7 @@ fn a_full_or_broken_medium_costs_the_outbox_nothing_that_was_acknowledged() {
     for (calls, count) in CALLS {
         let mut nth = 1;
         while nth <= count {
-            // The first ones make the outbox.
+            // The first ones create the outbox.
             for error in ["ENOSPC", "EIO"] {
                 if long() || count < 3 || throw(&mut seed, 2) == 0 {
                     runs.push((calls, error, nth.to_string(), count < 3));
@@ -370,9 +370,9 @@ fn a_full_or_broken_medium_costs_the_outbox_nothing_that_was_acknowledged() {
     assert!(failed * 3 > runs.len() * 2, "{failed} of {}", runs.len());
 }
 
-/// Goal: an outbox that cannot be read for a moment is the same afterwards, with nobody's help: a
-/// new incarnation would send again what was delivered. Method: one call that opens or reads one of
-/// its files fails, one after the other, when it is started.
+/// Goal: an outbox that is unreadable for a moment is the same afterwards, without an operator: a
+/// new incarnation would send delivered records again. Method: one call that opens or reads one of
+/// its files fails, one after the other, at its start.
 #[test]
 fn an_outbox_that_cannot_be_read_for_a_moment_is_no_new_one() {
     let master = tempfile::tempdir().unwrap();
@@ -406,8 +406,8 @@ fn an_outbox_that_cannot_be_read_for_a_moment_is_no_new_one() {
     }
 }
 
-/// Goal: the agent's own thread says that it cannot write, acknowledges nothing meanwhile, and all
-/// of it in order afterwards. Method: three writes in a row fail; it tries every five seconds.
+/// Goal: the agent's own thread reports that it cannot write, acknowledges nothing meanwhile, and all
+/// of it in order afterwards. Method: three consecutive writes fail; it retries every five seconds.
 #[test]
 fn the_store_thread_tells_of_a_full_medium_and_recovers() {
     let files = ["desired.tmp"].into_iter().map(PathBuf::from).collect();
@@ -426,7 +426,7 @@ fn the_store_thread_tells_of_a_full_medium_and_recovers() {
         "applied 13",
         "end",
     ];
-    // The answer and the good news may come in any order.
+    // The answer and the report of success may come in any order.
     let mut sorted = (printed.clone(), wanted.to_vec());
     sorted.0.sort_unstable();
     sorted.1.sort_unstable();
@@ -434,8 +434,8 @@ fn the_store_thread_tells_of_a_full_medium_and_recovers() {
     assert_eq!(printed[..2], wanted[..2]);
 }
 
-/// Goal: a medium that cannot be read back keeps no agent from starting, alters nothing, and what
-/// is missing is told. Method: one call that reads a file of a whole store fails, one after the
+/// Goal: an unreadable medium does not stop the agent from starting, changes nothing, and missing
+/// data is reported. Method: one call that reads a file of a complete store fails, one after the
 /// other, when the store is opened.
 #[test]
 fn a_file_that_cannot_be_read_is_told_and_stops_nothing() {
@@ -458,7 +458,7 @@ fn a_file_that_cannot_be_read_is_told_and_stops_nothing() {
             if !failed {
                 break;
             }
-            // What a damaged file lacks may have come from the cache.
+            // Data that a damaged file lacks may have come from the cache.
             let told = printed[0].contains("damage told");
             let whole = printed[0].starts_with("whole true damage none");
             assert!(told || whole, "{calls} {nth}: {printed:?}");

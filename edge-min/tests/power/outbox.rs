@@ -1,4 +1,4 @@
-//! The outbox as a workload: records are money. Its own thread writes; a record is told as stored
+//! The outbox as a workload: records must not be lost. Its own thread writes; a record counts as acknowledged
 //! when the thread has answered so.
 
 use std::path::Path;
@@ -19,8 +19,8 @@ const QUOTA_BYTES: u64 = 1 << 19;
 /// After so many records the cloud has acknowledged those before so many; the second time that
 /// frees a segment.
 const ACKED: [(u64, u64); 2] = [(20, 11), (42, 36)];
-/// Time for any state of its thread, which waits for seconds after a failure; a busy host must reach it,
-/// too.
+/// Timeout for any state of its thread, which waits for seconds after a failure, also on a busy
+/// host.
 const STATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn record(number: u64) -> Vec<u8> {
@@ -74,7 +74,7 @@ impl Running {
         answer.recv_blocking().unwrap()
     }
 
-    /// What can be read, and whose it is; it is told at the start when there is something.
+    /// Readable numbers and their incarnation; announced at the start when there are any.
     fn ready(&self) -> Option<(Incarnation, u64, u64)> {
         let start = Instant::now();
         while start.elapsed() < STATE_TIMEOUT {
@@ -135,7 +135,7 @@ pub(super) fn run(dir: &Path) {
     let books = outbox::report(&running.shared).classes[0].1;
     let last = numbers[numbers.len() - 1];
     let delivered = numbers.iter().filter(|number| **number < acked).count();
-    // Each is one of the numbers that were used up in vain, or a record.
+    // Each is a number that was used up by a failure, or a record.
     let wanted = Counters {
         appended: last,
         delivered: delivered as u64,
@@ -147,7 +147,7 @@ pub(super) fn run(dir: &Path) {
     say("end");
 }
 
-/// Opens the outbox that [`run`] left, and says what can be read.
+/// Opens the outbox that [`run`] left, and prints what can be read.
 pub(super) fn reopen(dir: &Path) {
     let running = Running::start(dir);
     let (incarnation, held, end) = running.ready().unwrap();
@@ -156,7 +156,7 @@ pub(super) fn reopen(dir: &Path) {
     say("end");
 }
 
-/// Writes a record as a workload does: again until it is stored.
+/// Writes a record as a workload does: repeats until it is stored.
 fn insist(running: &Running, wanted: u64) -> (Incarnation, u64) {
     let start = Instant::now();
     let mut told = "";
@@ -179,7 +179,7 @@ fn insist(running: &Running, wanted: u64) -> (Incarnation, u64) {
     }
 }
 
-/// Waits until no trouble is left and only segments are there that hold what is not acknowledged.
+/// Waits until writes succeed and only segments with unacknowledged records exist.
 fn settle(running: &Running, dir: &Path, acked: u64) -> Result<(), String> {
     let start = Instant::now();
     let mut trouble = None;
@@ -227,7 +227,7 @@ pub(super) fn check(dir: &Path, printed: &[&str]) -> Result<(), String> {
     let last = stored.last().copied().unwrap_or(0);
     let acked = number(printed, "acked ").max(1);
     let refused = printed.iter().any(|line| line.starts_with("refused "));
-    // One that was on its way may be there, unacknowledged.
+    // One that was in flight may be stored, unacknowledged.
     let under_way = u64::from(printed.last() != Some(&"end")) * 2;
     let running = Running::start(dir);
     let mut next = 1;

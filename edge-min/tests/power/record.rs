@@ -1,4 +1,4 @@
-//! What a process and its children did to a folder, system call by system call, from `strace`.
+//! Operations of a process and its children on a folder, system call by system call, from `strace`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,12 +12,12 @@ const CALLS: &str = "trace=open,openat,creat,write,pwrite64,writev,pwritev,pwrit
 ftruncate,fallocate,copy_file_range,sendfile,rename,renameat,renameat2,link,linkat,symlink,symlinkat,\
 unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,sync_file_range,syncfs,sync,msync";
 
-/// One thing that was done; paths are relative to the folder, which itself is the empty path.
+/// One operation; paths are relative to the folder, which itself is the empty path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// A file came to be.
+    /// A file was created.
     Create(PathBuf),
-    /// A folder came to be.
+    /// A folder was created.
     MakeDir(PathBuf),
     /// Bytes at an offset.
     Write(PathBuf, u64, Vec<u8>),
@@ -25,13 +25,13 @@ pub(crate) enum Op {
     Truncate(PathBuf, u64),
     /// Another name in the same folder.
     Rename(PathBuf, PathBuf),
-    /// Two names in the same folder change what they stand for.
+    /// Two names in the same folder are exchanged.
     Exchange(PathBuf, PathBuf),
-    /// A file or an empty folder goes.
+    /// A file or an empty folder was removed.
     Remove(PathBuf),
     /// A file, or the names of a folder, are durable when this has returned.
     Sync(PathBuf),
-    /// The process told the world something: a line that begins with `@`, without it.
+    /// An acknowledgement: a line of the process that begins with `@`, without it.
     Printed(String),
 }
 
@@ -75,7 +75,7 @@ fn tail(text: &str) -> String {
 
 struct Parser {
     folder: PathBuf,
-    /// First halves of calls that another thread's call came between.
+    /// First halves of calls that were interrupted by a call of another thread.
     unfinished: HashMap<String, String>,
     /// Where the next `write` to a file goes; `None` is its end.
     positions: HashMap<PathBuf, Option<u64>>,
@@ -150,7 +150,7 @@ impl Parser {
                 let flags = args.get(4).copied().unwrap_or_default();
                 return self.renamed(self.at(args[0], args[1]), self.at(args[2], args[3]), flags);
             }
-            // Promises nothing for a power cut.
+            // Guarantees nothing for a power cut.
             "sync_file_range" => return,
             _ => {
                 let named = args
@@ -207,7 +207,7 @@ impl Parser {
         if flags.contains("RENAME_EXCHANGE") {
             return self.ops.push(Op::Exchange(from, to));
         }
-        // All below it moves with a folder.
+        // All files below it move with a folder.
         let lengths = &self.lengths;
         let below: Vec<PathBuf> = lengths
             .keys()
@@ -246,7 +246,7 @@ impl Parser {
         self.inside(&String::from_utf8_lossy(&unescaped(path)))
     }
 
-    /// A name in the folder of a descriptor, or one that stands for itself.
+    /// A name in the folder of a descriptor, or an absolute one.
     fn at(&self, fd: &str, name: &str) -> Option<PathBuf> {
         let (_, dir) = fd.strip_suffix('>')?.split_once('<')?;
         let dir = String::from_utf8_lossy(&unescaped(dir)).into_owned();
@@ -263,7 +263,7 @@ fn text(arg: &str) -> String {
     String::from_utf8_lossy(&bytes(arg)).into_owned()
 }
 
-/// All that stands in quotes.
+/// The bytes in quotes.
 fn bytes(arg: &str) -> Vec<u8> {
     arg.split('"')
         .skip(1)
@@ -272,7 +272,7 @@ fn bytes(arg: &str) -> Vec<u8> {
         .collect()
 }
 
-/// `\x2f\x74`, as `-xx` writes everything.
+/// `\x2f\x74`, as `-xx` prints everything.
 fn unescaped(text: &str) -> Vec<u8> {
     let hex = text.split("\\x").filter(|two| !two.is_empty());
     hex.map(|two| u8::from_str_radix(two, 16).unwrap_or(b'?'))

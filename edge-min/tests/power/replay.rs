@@ -1,12 +1,12 @@
-//! A folder as a power cut may leave it: built from a recording, with any choice of what was not
-//! synced lost, torn or kept.
+//! A folder as a power cut may leave it: built from a recording, with any choice of unsynced
+//! operations lost, torn or kept.
 //!
 //! The model is that of POSIX, which is stricter than ext4 with its one ordered journal:
 //! - Bytes of a file are safe once the file was synced after they were written. Others are kept or
 //!   lost block by block (4 KiB), or torn inside one at a sector (512 B), in no order. A lost block
 //!   before a kept one reads as zeros.
-//! - Names of a folder change in order, and are safe once that folder was synced: what is kept is a
-//!   beginning of the changes, chosen for each folder by itself. So a name may be there without its
+//! - Names of a folder change in order, and are safe once that folder was synced: a
+//!   prefix of the changes is kept, chosen for each folder by itself. So a name may exist without its
 //!   bytes, bytes without their name, and a rename may be lost. A rename within one folder is never
 //!   half done.
 //! - Syncing a file says nothing about its name, syncing a folder nothing about its files.
@@ -20,18 +20,18 @@ use super::record::Op;
 const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
 
-/// What becomes of that which was not synced.
+/// What a cut does to unsynced operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// All of it is kept: the process alone was killed.
+    /// All are kept: only the process was killed.
     None,
-    /// All of it is lost.
+    /// All are lost.
     All,
     /// Names are kept, bytes are lost.
     Bytes,
     /// Bytes are kept, names are lost.
     Names,
-    /// Each by the throw of a die with this seed.
+    /// Chosen at random for each, from this seed.
     Random(u64),
 }
 
@@ -68,7 +68,7 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// Takes in what happened next.
+    /// Applies the next operation.
     pub(crate) fn apply(&mut self, op: &Op) {
         match op {
             Op::Create(path) => self.add(path, Node::File(Vec::new(), 0)),
@@ -95,7 +95,7 @@ impl Disk {
             Op::Sync(path) => match self.find(path).map(|node| &mut self.nodes[node]) {
                 Some(Node::Folder(changes, safe)) => *safe = changes.len(),
                 Some(Node::File(pieces, safe)) => *safe = pieces.len(),
-                // One that is removed already.
+                // Already removed.
                 None => {}
             },
             Op::Printed(_) => {}
@@ -147,7 +147,7 @@ impl Disk {
     }
 
     fn write(&mut self, path: &Path, piece: Piece) {
-        // A file that is removed but open costs nobody anything.
+        // A file that is removed but still open has no effect.
         match self.find(path).map(|node| &mut self.nodes[node]) {
             Some(Node::File(pieces, _)) => pieces.push(piece),
             Some(Node::Folder(..)) => panic!("{path:?}: a folder"),
@@ -220,7 +220,7 @@ fn content(pieces: &[Piece], safe: usize, loss: Loss, die: &mut u64) -> Vec<u8> 
     content
 }
 
-/// A number below `bound`, from a seed that anyone can replay.
+/// A number below `bound`, from a seed that can be replayed.
 pub(crate) fn throw(seed: &mut u64, bound: usize) -> usize {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *seed;
@@ -229,8 +229,8 @@ pub(crate) fn throw(seed: &mut u64, bound: usize) -> usize {
     usize::try_from((z ^ (z >> 31)) % bound.max(1) as u64).unwrap()
 }
 
-/// Every beginning of a recording under every kind of loss, `seeds` of them random: `check` gets
-/// the folder and what the process had said until then.
+/// Every prefix of a recording under every kind of loss, `seeds` of them random: `check` gets
+/// the folder and the output of the process until then.
 pub(crate) fn every_cut(
     ops: &[Op],
     seeds: u64,
@@ -271,7 +271,7 @@ fn shown(op: &Op) -> String {
     }
 }
 
-/// In memory where there is some: nothing here needs a medium.
+/// In memory where possible: nothing here needs a medium.
 fn scratch() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");
     let base = if memory.is_dir() {

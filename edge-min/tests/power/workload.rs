@@ -1,5 +1,5 @@
-//! What runs under the recorder, and what must be there afterwards. A workload prints a line with
-//! `@` for what it would acknowledge, each in one write, and `@end` at its end; it goes on when a
+//! The recorded programs, and checks of the files afterwards. A workload prints a line with
+//! `@` for what it would acknowledge, each in one write, and `@end` at its end; it continues when a
 //! write fails, as the agent does.
 
 #[path = "outbox.rs"]
@@ -29,12 +29,12 @@ const PIECE: usize = 4096;
 /// Hashes instead of bytes, so that a failed comparison can be read.
 type Set = BTreeMap<Key, Hash32>;
 
-/// A workload.
+/// A program that writes to a folder, and the check of the result.
 pub(crate) struct Workload {
     pub(crate) name: &'static str,
-    /// Runs in an empty folder.
+    /// The program, in an empty folder.
     pub(crate) run: fn(&Path),
-    /// Whether a folder holds all that was said, and nothing else; and goes on from there.
+    /// Checks that a folder contains all that was acknowledged, and nothing else; then writes further.
     pub(crate) check: fn(&Path, &[&str]) -> Result<(), String>,
 }
 
@@ -56,21 +56,21 @@ pub(crate) const ALL: [Workload; 3] = [
     },
 ];
 
-/// The same accepts as of `ALL[0]`, through the agent's own thread: it tries every five seconds.
+/// The same accepts as of `ALL[0]`, by the agent's own thread: it retries every five seconds.
 pub(crate) const THREAD: Workload = Workload {
     name: "thread",
     run: run_thread,
     check: check_thread,
 };
 
-/// Opens a store that is there, and says what it found.
+/// Opens an existing store, and prints its content.
 pub(crate) const REOPEN: Workload = Workload {
     name: "reopen",
     run: run_reopen,
     check: |_, _| Ok(()),
 };
 
-/// Opens an outbox that is there, and says what it found.
+/// Opens an existing outbox, and prints its content.
 pub(crate) const REOPEN_OUTBOX: Workload = Workload {
     name: "reopen-outbox",
     run: outbox::reopen,
@@ -82,10 +82,10 @@ pub(crate) fn named(name: &str) -> &'static Workload {
     all.find(|one| one.name == name).unwrap()
 }
 
-/// In one write, past the capture of tests.
+/// Prints in one write, past the capture of tests.
 fn say(text: &str) {
     if std::env::var_os(NAME).is_none() {
-        // Not that process.
+        // This is not that process.
         return;
     }
     let line = ["\n@", text, "\n"].concat();
@@ -93,7 +93,7 @@ fn say(text: &str) {
     std::io::stdout().flush().unwrap();
 }
 
-/// Until it succeeds.
+/// Repeats until it succeeds.
 fn insist<T, E: std::fmt::Display>(mut write: impl FnMut() -> Result<T, E>) -> T {
     for _ in 1..TRIES {
         match write() {
@@ -104,7 +104,7 @@ fn insist<T, E: std::fmt::Display>(mut write: impl FnMut() -> Result<T, E>) -> T
     write().unwrap_or_else(|error| panic!("still fails: {error}"))
 }
 
-/// The largest number behind this word.
+/// The largest number after this word.
 fn number(printed: &[&str], word: &str) -> u64 {
     let numbers = printed
         .iter()
@@ -112,7 +112,7 @@ fn number(printed: &[&str], word: &str) -> u64 {
     numbers.max().unwrap_or(0)
 }
 
-/// The changes that make up an accept: small and large, open and sealed, and removals.
+/// The changes of an accept: small and large, open and sealed, and removals.
 fn changes(epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
     let key = |kind, name: &str| Key::Name(kind, "toll".into(), name.into());
     let bytes = |length: u64| {
@@ -147,7 +147,7 @@ fn changes(epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
     }
 }
 
-/// Hashes of what must be there after an accept.
+/// Hashes of the objects after an accept.
 fn set_of(epoch: u64) -> Set {
     let mut set = BTreeMap::new();
     for (key, bytes) in (1..=epoch).flat_map(changes) {
@@ -159,10 +159,10 @@ fn set_of(epoch: u64) -> Set {
     set
 }
 
-/// Accepts that the store's workload makes.
+/// Number of accepts of the store's workload.
 const EPOCHS: u64 = 13;
 
-/// Takes an accept as the agent does: large objects in pieces, from where they stopped.
+/// Stores an accept as the agent does: large objects in pieces, from where they stopped.
 fn accept(store: &mut Store, epoch: u64) -> std::io::Result<()> {
     let mut wanted = Vec::new();
     for (key, bytes) in changes(epoch) {
@@ -170,7 +170,7 @@ fn accept(store: &mut Store, epoch: u64) -> std::io::Result<()> {
             Some(bytes) if bytes.len() > PIECE => {
                 let (hash, len) = (sha256(&bytes), u32::try_from(bytes.len()).unwrap());
                 let mut have = store.blob_have(hash, len);
-                // Damage to what was there is found at the end, and it starts over.
+                // Damage to stored bytes is found at the end, and the transfer starts again.
                 for _ in 0..20 {
                     let at = have as usize;
                     if at == bytes.len() {
@@ -206,7 +206,7 @@ fn run_store(dir: &Path) {
     for epoch in 1..=EPOCHS {
         insist(|| accept(&mut store, epoch));
         say(&format!("accepted {epoch}"));
-        // The cache may fail: it is behind then.
+        // The cache may fail: it is then older than the set.
         if epoch % 5 == 0
             && let Err(error) = store.write_cache()
         {
@@ -294,7 +294,7 @@ fn check_thread(dir: &Path, printed: &[&str]) -> Result<(), String> {
     }
 }
 
-/// What the cache alone has is what was once accepted, and a damaged cache is no damage.
+/// A cache contains only accepted data, and a damaged cache is not an error.
 pub(crate) fn check_cache(dir: &Path) -> Result<(), String> {
     for name in ["desired.a", "desired.b"] {
         std::fs::remove_file(dir.join(name)).ok();
@@ -319,7 +319,7 @@ fn check_store(dir: &Path, printed: &[&str]) -> Result<(), String> {
     let accepted = number(printed, "accepted ");
     let (mut store, set, damage) = open(dir)?;
     let epoch = store.epoch();
-    // The one after it may be there before it is acknowledged.
+    // The following one may be stored before it is acknowledged.
     if epoch < accepted || epoch > accepted + 1 {
         return Err(format!(
             "epoch {epoch}, and {accepted} was acknowledged; {damage:?}"
@@ -331,7 +331,7 @@ fn check_store(dir: &Path, printed: &[&str]) -> Result<(), String> {
     if let Some(damage) = damage {
         return Err(format!("damage: {damage}"));
     }
-    // Goes on: two more, so that both generations are written over.
+    // Continues: two more, so that both generations are overwritten.
     for next in [epoch + 1, epoch + 2] {
         accept(&mut store, next).map_err(|error| error.to_string())?;
     }
@@ -368,7 +368,7 @@ fn run_identity(dir: &Path) {
         let identity = joined(nth);
         insist(|| identity::keep_key(dir, &identity.key));
         say(&format!("key {nth}"));
-        // The first is a join, the others renew it.
+        // The first is a join, the others are renewals.
         insist(|| match nth {
             1 => identity.save(dir),
             _ => identity.save_renewed(dir),
@@ -377,7 +377,7 @@ fn run_identity(dir: &Path) {
         let time = FLOOR + u64::from(nth) * DAY;
         let clock = Clock::open(dir);
         clock.server(u64::MAX);
-        // Tries once, and again when the cloud says the time the next time.
+        // One attempt each time that the cloud sends its time.
         for _ in 0..TRIES {
             clock.confirm(time);
         }
@@ -412,7 +412,7 @@ fn check_identity(dir: &Path, printed: &[&str]) -> Result<(), String> {
     if floor > 0 && Clock::open(dir).now().0 < floor {
         return Err(format!("the time is below {floor}"));
     }
-    // Goes on: a join on top of whatever is left.
+    // Continues: a join on top of the remaining files.
     let next = joined(9);
     next.save(dir)
         .map_err(|error| format!("does not go on: {error}"))?;

@@ -1,9 +1,9 @@
-//! The bytes of a segment: frames one after the other, each with its own checksum, so that what
-//! follows a damaged one is found again. `docs/outbox.md` specifies them.
+//! Bytes of a segment: items one after the other, each with its own checksum, so that the items
+//! after a damaged one can be found. `docs/outbox.md` specifies them.
 
 use edge_proto::limits::RECORD_BYTES_MAX;
 
-/// First byte of each frame: where to look for the next one after damage.
+/// First byte of each item: the next item after damage is searched by it.
 const MARKER: u8 = 0xe7;
 /// Marker, kind, length of the body, checksum over both and the body.
 const HEADER_BYTES: usize = 8;
@@ -14,42 +14,42 @@ pub const KEY_BYTES_MAX: usize = 64;
 /// Longest item.
 pub const ITEM_BYTES_MAX: usize =
     HEADER_BYTES + RECORD_FIXED_BYTES + KEY_BYTES_MAX + RECORD_BYTES_MAX;
-/// Shortest frame of a record.
+/// Shortest item of a record.
 pub const RECORD_BYTES_MIN: usize = HEADER_BYTES + RECORD_FIXED_BYTES;
 
 const KIND_RECORD: u8 = 0;
 const KIND_ACKED: u8 = 1;
 
-/// A frame.
+/// Content of one item of a segment file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SegmentItem<'a> {
     /// A record of a workload.
     Record {
-        /// Its number.
+        /// Number in the class.
         number: u64,
-        /// When it was written, milliseconds since 1970.
+        /// Time of writing, milliseconds since 1970.
         unix_ms: u64,
-        /// Its coalescing key, empty for none.
+        /// Coalescing key, empty for none.
         key: &'a [u8],
-        /// The record.
+        /// Payload of the record.
         bytes: &'a [u8],
     },
-    /// When this was written, everything before the number was acknowledged.
+    /// Everything before this number had been acknowledged when this was written.
     Acked(u64),
 }
 
-/// What stands at the start of some bytes.
+/// Content of the start of some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
     /// A valid item, and its length.
     Whole(SegmentItem<'a>, usize),
     /// Possibly a item, if more bytes follow.
     Short,
-    /// No frame.
+    /// Not a item.
     Bad,
 }
 
-/// Bytes that a record takes.
+/// Encoded length of a record.
 #[must_use]
 pub const fn record_bytes(key: &[u8], bytes: &[u8]) -> usize {
     RECORD_BYTES_MIN + key.len() + bytes.len()
@@ -66,7 +66,7 @@ pub fn put_record(out: &mut Vec<u8>, number: u64, unix_ms: u64, key: &[u8], byte
     );
 }
 
-/// Writes how far the cloud has acknowledged.
+/// Writes up to which number the cloud has acknowledged.
 pub fn put_acked(out: &mut Vec<u8>, next: u64) {
     put(out, KIND_ACKED, &[&next.to_le_bytes()]);
 }
@@ -84,7 +84,7 @@ fn put(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// Reads the frame at the start of `bytes`.
+/// Parses the item at the start of `bytes`.
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Parsed<'_> {
     let Some((&[marker, kind, low, high], rest)) = bytes.split_first_chunk::<4>() else {
@@ -130,19 +130,19 @@ fn item(kind: u8, body: &[u8]) -> Option<SegmentItem<'_>> {
     })
 }
 
-/// All whole frames of a segment, whatever stands between them.
+/// All valid items of a segment, whatever is between them.
 #[derive(Debug)]
 pub struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Start of the last whole frame.
+    /// Start of the last valid item.
     pub start: usize,
-    /// End of the last whole frame.
+    /// End of the last valid item.
     pub end: usize,
 }
 
 impl<'a> Scan<'a> {
-    /// From the start of `bytes`.
+    /// Begins at the start of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self {
@@ -166,7 +166,7 @@ impl<'a> Iterator for Scan<'a> {
                 self.end = self.at;
                 return Some(item);
             }
-            // A damaged length may point anywhere: the next marker may begin a frame.
+            // A damaged length may point anywhere: the next marker may begin a item.
             let skipped = rest.iter().skip(1).position(|byte| *byte == MARKER)?;
             self.at += 1 + skipped;
         }
@@ -220,7 +220,7 @@ mod tests {
         );
     }
 
-    /// Goal: a cut anywhere leaves every whole frame before it, and the end of the last one.
+    /// Goal: truncation anywhere leaves every complete item before it, and the end of the last one.
     #[test]
     fn a_torn_tail_leaves_what_is_whole() {
         let (bytes, ends) = segment();
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Goal: a damaged byte costs its own frame, no other.
+    /// Goal: a damaged byte loses its own item, no other.
     #[test]
     fn one_damaged_byte_loses_one_item() {
         let (bytes, ends) = segment();
@@ -244,7 +244,7 @@ mod tests {
             bent[place] ^= 0x55;
             let hit = ends.iter().filter(|end| **end <= place).count() as u64 + 1;
             let left = numbers(&bent);
-            // The acknowledgement before the tenth is a frame of its own.
+            // The acknowledgement before the tenth is a item of its own.
             assert!(left.len() >= 19, "byte {place}");
             assert!(
                 (1..=20)

@@ -1,4 +1,4 @@
-//! What must be known beside the segments: one small file of two slots, of which the older is written.
+//! State besides the segments: one small file of two slots, of which the older is overwritten.
 
 use std::fs;
 use std::io;
@@ -68,8 +68,8 @@ impl StateClass {
     }
 }
 
-/// The newer of the two slots that is whole. A file that cannot be read is no reason to give up the
-/// incarnation and send again what was delivered: only one that is not there, or damaged.
+/// The newer of the two valid slots. An unreadable file is an error, because a new
+/// incarnation would send delivered records again: only a missing or damaged file is replaced.
 pub(super) fn read_state(path: &Path) -> io::Result<Option<State>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

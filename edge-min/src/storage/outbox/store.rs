@@ -1,4 +1,4 @@
-//! The outbox's files.
+//! Files of the outbox.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -17,18 +17,18 @@ use super::{COMMIT_BYTES_MAX, Settings, unix_ms};
 use crate::paths;
 use crate::storage::medium::{self, Durability};
 
-/// Room on the medium under which no record is taken.
+/// Free space on the medium below which no record is accepted.
 const FREE_BYTES_MIN: u64 = 8 << 20;
-/// Bytes read of a segment at once; a frame always fits.
+/// Bytes read of a segment at once; a item always fits.
 const PIECE_BYTES: usize = 16 * 1024;
-/// Numbers acknowledged since it was last noted, before the next record notes it again.
+/// Acknowledged numbers since the last note, at which the next record writes the note again.
 const NOTE_ACKED: u64 = 64;
 const _: () = assert!(segment::ITEM_BYTES_MAX <= PIECE_BYTES);
 
-/// Time and bytes of a record; if it is not there, the next number of its segment that is.
+/// Time and bytes of a record; if it is missing, the next existing number of its segment.
 type Found = Result<(u64, Vec<u8>), Option<u64>>;
 
-/// A class on the medium.
+/// State of one class on the medium.
 pub(super) struct Writer {
     pub(super) class: u8,
     /// Difference between a number here and on the wire.
@@ -36,36 +36,36 @@ pub(super) struct Writer {
     /// The segment that is written to.
     segment: u64,
     file: Option<File>,
-    /// Frames that are not written yet.
+    /// Items that are not written yet.
     buffer: Vec<u8>,
-    /// Something is written that is not synced.
+    /// Written bytes are not synced.
     unsynced: bool,
-    /// How far the segments say that the cloud has acknowledged.
+    /// Acknowledged number according to the segments.
     noted: u64,
-    /// Where the session reads: segment, number, and where that one's frame begins or later.
+    /// Position of the session's next read: segment, number, and an offset at or before that number's item.
     reading: (u64, u64, u64),
 }
 
-/// The outbox's files. All numbers here are those of the files; on the wire each is less by its
-/// class's base, which moves when the outbox begins anew.
+/// The outbox's files. All numbers here are those of the files; on the wire each is lower by its
+/// class's base, which changes with each new incarnation.
 pub struct Store {
     dir: PathBuf,
     pub(super) outbox: Outbox,
     pub(super) incarnation: Incarnation,
     generation: u64,
     pub(super) writers: Vec<Writer>,
-    /// A segment was made since the directory was last synced.
+    /// A segment was created since the directory was last synced.
     new_names: bool,
-    /// What the core asked to save is not saved yet; nothing is deleted before.
+    /// A save that the core requested is not done yet; nothing is deleted before.
     unsaved: bool,
-    /// Segments that nobody needs and that are still there.
+    /// Segments to delete that still exist.
     deletes: Vec<(u8, u64)>,
-    /// Of classes that the config does not name any more: kept as they are.
+    /// State of classes that are not in the config any more: kept unchanged.
     others: Vec<StateClass>,
 }
 
 impl Store {
-    /// Reads what is there; makes it if there is nothing.
+    /// Reads the existing files; creates them if there are none.
     ///
     /// # Errors
     /// Those of the file system.
@@ -122,7 +122,7 @@ impl Store {
             writer.base = writer.base.min(held - 1);
         }
         if !known {
-            // The two slots are reserved at once: a full medium never keeps the counters out.
+            // Both slots are reserved at once: a full medium never prevents writing the counters.
             let path = paths::outbox_state(dir);
             let must = Durability::Must(Subsystem::Outbox);
             medium::write(&path, &vec![0; 2 * SLOT_BYTES], must)?;
@@ -134,16 +134,16 @@ impl Store {
         Ok(store)
     }
 
-    /// How a class stands.
+    /// Counters of a class.
     #[must_use]
     pub fn counters(&self, class: u8) -> Counters {
         self.outbox.counters(class)
     }
 
-    /// Stores one record of now, durably; returns its number.
+    /// Stores one record with the present time, durably; returns its number.
     ///
     /// # Errors
-    /// Those of the file system, or the class takes none.
+    /// Those of the file system, or the class accepts none.
     pub fn append_durably(&mut self, class: u8, bytes: &[u8]) -> io::Result<u64> {
         let number = self
             .append(class, &[], unix_ms(), bytes)?
@@ -154,7 +154,7 @@ impl Store {
         Ok(number)
     }
 
-    /// Segments by class and number. What is no segment is left alone.
+    /// Segments by class and number. Other files are ignored.
     fn segments(&self) -> io::Result<Vec<(u8, u64)>> {
         let mut segments = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
@@ -170,14 +170,14 @@ impl Store {
                 segments.push((class, first));
             }
         }
-        // Those of a class that the config does not name wait for it.
+        // Segments of a class that is not in the config are kept until it is again.
         segments.retain(|(class, _)| self.writers.iter().any(|writer| writer.class == *class));
         segments.sort_unstable();
         Ok(segments)
     }
 
-    /// Nobody knows what became of the numbers before the segments: the new incarnation begins
-    /// with what is there.
+    /// The fate of the numbers before the segments is unknown: the new incarnation begins
+    /// with the existing records.
     fn unknown(segments: &[(u8, u64)]) -> Vec<Saved> {
         let mut saved: Vec<Saved> = Vec::new();
         for (class, first) in segments.iter().filter(|(_, first)| *first > 0) {
@@ -196,7 +196,7 @@ impl Store {
         saved
     }
 
-    /// Tells the core what a segment holds; cuts the torn tail of the last one of a class.
+    /// Reports the content of a segment to the core; removes the torn tail of the last one of a class.
     fn recover(&mut self, class: u8, first: u64, last: bool) -> io::Result<()> {
         let path = self.path(class, first);
         let bytes = fs::read(&path)?;
@@ -242,7 +242,7 @@ impl Store {
         writer.map_or(0, |writer| writer.base)
     }
 
-    /// Begins a new incarnation with what is held.
+    /// Creates a new incarnation with the held records.
     pub(super) fn renew(&mut self) -> io::Result<()> {
         let random = ring::rand::SystemRandom::new();
         ring::rand::SecureRandom::fill(&random, &mut self.incarnation)
@@ -264,7 +264,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a record its number and its place in the batch.
+    /// Assigns a number to a record and adds it to the batch.
     pub(super) fn append(
         &mut self,
         class: u8,
@@ -308,7 +308,7 @@ impl Store {
         self.writers.iter_mut().try_for_each(Writer::write)
     }
 
-    /// Everything written becomes durable.
+    /// Makes all written records durable.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         for writer in &mut self.writers {
             writer.sync()?;
@@ -320,7 +320,7 @@ impl Store {
         Ok(())
     }
 
-    /// A write or sync failed: what the files hold from there on nobody knows.
+    /// A write or sync failed: the content of the files after the last sync is unknown.
     pub(super) fn failed(&mut self) {
         for writer in &mut self.writers {
             writer.buffer.clear();
@@ -331,12 +331,12 @@ impl Store {
         self.outbox.failed();
     }
 
-    /// Something that the core asked could not be done yet.
+    /// Whether an output of the core could not be performed yet.
     pub(super) fn is_behind(&self) -> bool {
         self.unsaved || !self.deletes.is_empty()
     }
 
-    /// Does what the core asks; what fails is done the next time.
+    /// Performs the outputs of the core; a failed one is repeated at the next call.
     pub(super) fn settle(&mut self) -> io::Result<()> {
         loop {
             if self.unsaved {
@@ -365,9 +365,9 @@ impl Store {
         }
     }
 
-    /// Writes what must be known beside the segments over the older of the two slots.
+    /// Writes the state of all classes over the older of the two slots.
     fn save(&mut self) -> io::Result<()> {
-        // After a failure the same slot again: the other one may be the only good one.
+        // After a failure the same slot again: the other one may be the only valid one.
         let generation = self.generation + 1;
         let saved = self.outbox.saved().into_iter();
         let classes = saved.map(|saved| StateClass::new(self.base(saved.class), saved));
@@ -442,7 +442,7 @@ impl Store {
         entries
     }
 
-    /// Time and bytes of a record; if it is not there, the next number of the segment that is.
+    /// Time and bytes of a record; if it is missing, the next existing number of the segment.
     fn record(
         &mut self,
         class: u8,
@@ -496,7 +496,7 @@ impl Store {
     }
 }
 
-/// The first record from `number` on that is whole behind the damage at `offset`, and its place.
+/// The first valid record from `number` on after the damage at `offset`, and its position.
 fn next_whole(path: &Path, offset: u64, number: u64) -> io::Result<Option<(u64, u64)>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -533,7 +533,7 @@ impl Piece {
             .unwrap_or_default()
     }
 
-    /// Reads the piece that begins there. False if it is the one that is here.
+    /// Reads the piece that begins there. False if it is already in memory.
     fn load(&mut self, path: &Path, segment: u64, offset: u64) -> io::Result<bool> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -1,11 +1,11 @@
-//! The state cache: the desired set once more, record by record, in sled. This is the only user of
-//! sled, and it runs in a process of its own (`edge-min state-cache`) that lives only while there
+//! The state cache: a copy of the desired set, record by record, in sled. This is the only user of
+//! sled, and it runs in a process of its own (`edge-min state-cache`) that runs only while there
 //! is something to write or to recover. So sled's panics, its memory and its seven threads that
 //! wake each second are never the agent's; docs/adr/0006-state-cache-process.md has the numbers.
 //!
-//! Both directions over the pipes are [`Frame`]s, each behind its length. An entry is cut into
+//! Both directions over the pipes are [`Message`]s, each after its length. An entry is divided into
 //! pieces of [`PIECE_BYTES`], each with a checksum of its own, since sled puts larger values into
-//! files that it never syncs; a `meta` record says how many pieces there are, because a truncated
+//! files that it never syncs; a `meta` record has the number of pieces, because a truncated
 //! database opens without an error and without records.
 
 use std::fs::{self, File};
@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::paths;
 
 /// Bytes of an entry in one value of the database. With its header a value stays under 1/64 of the
-/// segment size, the size up to which no value was seen to leave the log.
+/// segment size, up to which no value was observed to leave the log.
 const PIECE_BYTES: usize = 4000;
-/// sled's segment size; fixed for the life of a database.
+/// sled's segment size; fixed for the lifetime of a database.
 const SEGMENT_BYTES: usize = 256 * 1024;
 /// sled's page cache.
 const PAGES_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ const RUN_S_MAX: u32 = 20;
 /// Another process may hold the lock of the database for a moment after its end.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// Free bytes of the medium under which the cache is not written: it is the first to be shed.
+/// Free bytes of the medium below which the cache is not written: it is the least important file.
 const FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Bytes of one message: the largest object, sealed, with its key.
 const MESSAGE_BYTES_MAX: usize = CONFIG_BYTES_MAX + 4096;
@@ -44,17 +44,17 @@ const ENTRIES_MAX: usize = 2 * SET_OBJECTS_MAX;
 const TOTAL_BYTES_MAX: usize = 2 * NODE_BYTES_MAX;
 /// Exit code of a panic that unwinds, in builds where it does.
 const EXIT_PANIC: i32 = 101;
-/// Layout of the database, and the wire version of the payloads in it. One of others is put aside.
+/// Layout of the database, and the wire version of the payloads in it. A database of others is renamed.
 const FORMAT: [u8; 2] = [2, WIRE_VERSION];
-/// Key of the one record that is no piece; the others have 18 bytes.
+/// Key of the only record that is not a piece; the others have 18 bytes.
 const META: &[u8] = b"meta";
 
-/// What the cached set is.
+/// Version of the cached set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// Generation of the snapshot that it copies.
     pub generation: u64,
-    /// Its epoch.
+    /// Epoch stored with that generation.
     pub epoch: u64,
 }
 
@@ -63,15 +63,15 @@ pub struct Meta {
 enum Message {
     /// Key and record, opaque here.
     Entry(Vec<u8>, Vec<u8>),
-    /// The end of a set: what it is, and whether all of it came.
+    /// The end of a set: its version, and whether all of it was sent.
     Set(Meta, bool),
-    /// The set is on the medium; bytes that this wrote.
+    /// The set is on the medium; contains the number of written bytes.
     Stored(u64),
-    /// It failed; `true` when the database itself is damaged.
+    /// Failure; `true` when the database itself is damaged.
     Failed(bool, String),
 }
 
-/// `meta` of the database.
+/// The record `meta` of the database.
 #[derive(Serialize, Deserialize)]
 struct Record {
     format: [u8; 2],
@@ -81,15 +81,15 @@ struct Record {
 
 /// A set read back.
 pub struct Loaded {
-    /// What it is.
+    /// Version of the set.
     pub meta: Meta,
-    /// Nothing is missing.
+    /// No entry is missing.
     pub complete: bool,
-    /// Keys and records whose checksums fit.
+    /// Keys and records whose checksums match.
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// The agent's end: starts the process and talks to it.
+/// The agent's end: starts the process and exchanges messages with it.
 pub struct Cache {
     dir: PathBuf,
     program: PathBuf,
@@ -111,7 +111,7 @@ impl Cache {
         paths::cache_database(&self.dir).exists()
     }
 
-    /// Generation that the database holds, if it was written to its end.
+    /// Generation in the database, if it was written completely.
     #[must_use]
     pub fn generation(&self) -> Option<u64> {
         let text = fs::read_to_string(paths::cache_generation(&self.dir)).ok()?;
@@ -119,7 +119,7 @@ impl Cache {
     }
 
     /// Reads the set back. A database that cannot be read is tried once without sled's snapshots,
-    /// from which alone it may be damaged, and then put aside.
+    /// which may be its only damaged part, and then renamed.
     #[must_use]
     pub fn load(&self) -> Option<Loaded> {
         if !self.exists() {
@@ -140,11 +140,11 @@ impl Cache {
         None
     }
 
-    /// Writes the set, only what differs from what is there; returns the bytes that this wrote. A
-    /// damaged database is put aside and made anew.
+    /// Writes the set, only entries that differ from the stored ones; returns the number of written bytes. A
+    /// damaged database is renamed and created again.
     ///
     /// # Errors
-    /// Why it is not written; the cache may be lost, so there is nothing to undo.
+    /// Why it was not written; the cache may be lost, so nothing has to be undone.
     pub fn store(
         &self,
         meta: Meta,
@@ -222,18 +222,18 @@ impl Cache {
     }
 }
 
-/// Why the process did not do it.
+/// Why the process failed.
 enum Failure {
-    /// In its own words; `true` when the database is damaged.
+    /// With its own message; `true` when the database is damaged.
     Reported(bool, String),
     /// It ended, or sent invalid messages.
     Ended,
 }
 
-/// Whether the database is at fault for the end of the process: a panic or a hang of sled is, but
-/// not a kill, for example for want of memory.
+/// Whether the database is the cause of the end of the process: with a panic or a hang of sled it is, but
+/// not with a kill, for example by the OOM killer.
 fn end(mut child: Child) -> bool {
-    // One that has ended keeps its status; one that has not would never.
+    // A process that has ended keeps its status; one that has not would never end.
     child.kill().ok();
     child.wait().is_ok_and(|status| {
         let panicked = status.code() == Some(EXIT_PANIC);
@@ -286,7 +286,7 @@ fn read_message(pipe: &mut dyn Read) -> Result<Message, Failure> {
     postcard::from_bytes(&bytes).map_err(|_| Failure::Ended)
 }
 
-/// The process: `edge-min state-cache load|load-log|store DIR`, for the agent only.
+/// Main function of the process: `edge-min state-cache load|load-log|store DIR`, for the agent only.
 #[must_use]
 pub fn main() -> ExitCode {
     nix::unistd::alarm::set(RUN_S_MAX);
@@ -322,7 +322,7 @@ fn written() -> u64 {
 }
 
 fn failed(error: &sled::Error) -> Failure {
-    // A full or failing medium says nothing against the database.
+    // A full or failing medium does not mean that the database is damaged.
     Failure::Reported(!matches!(error, sled::Error::Io(_)), error.to_string())
 }
 
@@ -353,7 +353,7 @@ fn open(dir: &Path, with_snapshots: bool) -> Result<sled::Db, Failure> {
     let mut tries = LOCK_TRIES;
     loop {
         match config.open() {
-            // The kind of a lock that another process holds; what the system refuses has another.
+            // The kind of error if another process holds the lock; errors of the system have another kind.
             Err(sled::Error::Io(error)) if error.kind() == io::ErrorKind::Other && tries > 0 => {
                 tries -= 1;
                 std::thread::sleep(LOCK_PAUSE);
@@ -377,7 +377,7 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Message
     let mut pieces = 0;
     let mut entry = Pieces::default();
     for item in db.iter() {
-        // What was read until here is still good.
+        // Entries read so far are still valid.
         let Ok((key, value)) = item else { break };
         if key == META {
             continue;
@@ -390,7 +390,7 @@ fn load(dir: &Path, with_snapshots: bool, out: &mut dyn Write) -> Result<Message
     Ok(Message::Set(record.meta, pieces == record.pieces))
 }
 
-/// Pieces of the entry that is being put together.
+/// Pieces of the entry that is being assembled.
 #[derive(Default)]
 struct Pieces {
     id: Vec<u8>,
@@ -456,7 +456,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     for item in db.iter() {
         let (key, value) = item.map_err(|error| failed(&error))?;
         match wanted.get_mut(key.as_ref()) {
-            // It stands there. An empty value is none: each has its checksum.
+            // It is stored already. An empty value is never valid: each has its checksum.
             Some(new) if value == new.as_slice() => new.clear(),
             Some(_) => {}
             None => batch.remove(key),
@@ -467,7 +467,7 @@ fn store(dir: &Path, input: &mut dyn Read) -> Result<(), Failure> {
     }
     db.apply_batch(batch).map_err(|error| failed(&error))?;
     db.flush().map_err(|error| failed(&error))?;
-    // sled's flush calls sync_file_range, which promises nothing for a power cut.
+    // sled's flush calls sync_file_range, which guarantees nothing after a power cut.
     file.sync_data().map_err(io_failed)?;
     drop(db);
     let blobs = paths::cache_blobs(dir);
@@ -510,8 +510,8 @@ fn checked(value: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    /// Goal: payloads of another wire are never taken for ours. Method: a set that reads back, and
-    /// the same with the stamp that an older agent would have left.
+    /// Goal: payloads of another wire version are never used. Method: a set that reads back, and
+    /// the same with the version that an older agent would have left.
     #[test]
     fn a_set_of_another_wire_version_is_not_taken() {
         let dir = tempfile::tempdir().unwrap();

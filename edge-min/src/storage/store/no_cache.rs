@@ -1,23 +1,23 @@
-//! Stands for the state cache in an agent that is built without the feature `state-cache`: it is
+//! Replaces the state cache in an agent that is built without the feature `state-cache`: it is
 //! empty, and nothing is written to it.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-/// What the cached set is.
+/// Version of the cached set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
     /// Generation of the snapshot that it copies.
     pub generation: u64,
-    /// Its epoch.
+    /// Epoch stored with that generation.
     pub epoch: u64,
 }
 
 /// A set read back; there is never one.
 pub struct Loaded {
-    /// What it is.
+    /// Version of the set.
     pub meta: Meta,
-    /// Nothing is missing.
+    /// No entry is missing.
     pub complete: bool,
     /// Keys and records.
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
