@@ -1,5 +1,5 @@
 //! A board: the real agent, reconnect rule and session of a node, over a model of its store and its
-//! container runtime. What the shell of the agent does, `edge-min/src/driver/mod.rs`.
+//! container runtime. It replaces the shell in `edge-min/src/driver/mod.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ use crate::outbox::{Medium, Post};
 use crate::rng::Rng;
 use crate::world::START_UNIX_S;
 
-/// What the monotonic clock shows when the agent of a boot starts.
+/// Monotonic clock at the start of the agent after a boot.
 const UPTIME_MS: u64 = 5_000;
 /// Date of the agent's build, seconds since 1970.
 const BUILD_UNIX_S: u64 = START_UNIX_S - 86_400;
@@ -30,15 +30,15 @@ const ENDLESS: Validity = Validity {
     issued_unix_s: START_UNIX_S,
     not_after: START_UNIX_S + 100 * 365 * 86_400,
 };
-/// Pods that a node takes.
+/// Highest number of pods of a node.
 pub(crate) const PODS_MAX: u32 = 20;
 
-/// What of a node is on its medium.
+/// Content of a node's medium.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
     pub(crate) objects: BTreeMap<Key, Stored>,
     pub(crate) epoch: u64,
-    /// Large objects, as far as they have come.
+    /// Large objects, as far as they were received.
     pub(crate) blobs: BTreeMap<Hash32, Vec<u8>>,
     /// Pods that were durably deleted or terminating: none of them may ever start again.
     pub(crate) ended: BTreeSet<Uid>,
@@ -54,7 +54,7 @@ pub(crate) struct Stored {
 }
 
 impl Store {
-    /// How much of a large object is there; one that is whole and wrong counts as nothing.
+    /// Stored bytes of a large object; a complete one with a wrong hash counts as nothing.
     pub(crate) fn blob_bytes(&mut self, sha: Hash32, len: u32) -> u32 {
         let Some(blob) = self.blobs.get(&sha) else {
             return 0;
@@ -66,7 +66,7 @@ impl Store {
         u32::try_from(blob.len()).unwrap_or(u32::MAX)
     }
 
-    /// Makes `changes` durable; returns what the agent is told of them.
+    /// Makes `changes` durable; returns the input of the agent about them.
     pub(crate) fn apply(&mut self, changes: &Changes, epoch: u64) -> Vec<(Key, Option<Vec<u8>>)> {
         self.epoch = epoch;
         let mut applied = Vec::with_capacity(changes.len());
@@ -102,7 +102,7 @@ impl Store {
     }
 }
 
-/// A container that runs.
+/// A running container.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) pid: u32,
@@ -111,7 +111,7 @@ pub(crate) struct Run {
     pub(crate) spec: Hash16,
 }
 
-/// What a power cut or a kill of the agent takes away.
+/// State that a power cut or a kill of the agent loses.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) agent: Agent,
@@ -119,19 +119,19 @@ pub(crate) struct Machine {
     pub(crate) time: TrustedTime,
     /// When the store writes again.
     pub(crate) scheduler: WriteScheduler,
-    /// What was written to the flash since the agent's start.
+    /// Bytes written to the flash since the agent's start.
     pub(crate) written: Counters,
-    /// The cloud said a time last that is before the agent's build, and is not believed.
+    /// The last time of the cloud is before the agent's build, and was not accepted.
     pub(crate) misled: bool,
-    /// The other end has refused the certificate of the connection that is being made.
+    /// The other end has refused the certificate of the connection in progress.
     pub(crate) refused: bool,
-    /// Calls that it answers.
+    /// Calls that it answers, by id.
     pub(crate) calls: BTreeMap<u32, Writer>,
     /// Frames that wait for the socket.
     pub(crate) line: Line,
-    /// When the next of them may go.
+    /// When the next of them may be sent.
     pub(crate) send_at: Option<u64>,
-    /// Highest epoch that the session has shown.
+    /// Highest epoch that the session has reported.
     pub(crate) epoch: u64,
     pub(crate) in_sync: bool,
     /// Length of the large object that is being fetched.
@@ -140,7 +140,7 @@ pub(crate) struct Machine {
     pub(crate) post: Option<Post>,
 }
 
-/// A board's way to the broker.
+/// State of a board's connection to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conn {
     None,
@@ -148,26 +148,26 @@ pub(crate) enum Conn {
     Up(u32),
 }
 
-/// One direction of a line.
+/// One direction of a link.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Direction {
-    /// When the last byte that was given to it is sent, microseconds.
+    /// Time at which all given bytes are sent, microseconds.
     pub(crate) free_us: u64,
-    /// When the last frame arrives that nothing overtakes, milliseconds.
+    /// Arrival of the last frame that is not overtaken, milliseconds.
     pub(crate) last: u64,
-    /// Frames on the way.
+    /// Frames in flight.
     pub(crate) waiting: u32,
 }
 
-/// Name of a node.
+/// Name of the node with this number.
 pub(crate) fn name_of(node: u32) -> String {
     format!("gate-{node:06}")
 }
 
-/// A board.
+/// A board with its medium, machine and connection.
 #[derive(Debug)]
 pub(crate) struct Board {
-    /// Whose identity it has.
+    /// Number of the node whose identity it has.
     pub(crate) node: u32,
     pub(crate) rng: Rng,
     /// Counts starts of the agent.
@@ -176,33 +176,33 @@ pub(crate) struct Board {
     pub(crate) boot_id: u64,
     pub(crate) booted_at: u64,
     pub(crate) powered: bool,
-    /// It never comes back.
+    /// It never starts again.
     pub(crate) retired: bool,
     pub(crate) machine: Option<Box<Machine>>,
     pub(crate) store: Store,
     pub(crate) identity: Option<Identity>,
     /// Its identity is on its medium.
     pub(crate) joined: bool,
-    /// The certificate of the connection that is being made.
+    /// The certificate of the connection in progress.
     pub(crate) shown: Option<Certificate>,
     /// When its agent was started.
     pub(crate) started_at: u64,
-    /// Handed to the store and not yet durable.
+    /// Given to the store and not yet durable.
     pub(crate) applying: Option<(u32, Changes, u64)>,
     pub(crate) running: Vec<Run>,
-    /// Containers that ended and are not cleared.
+    /// Containers that ended and are not removed.
     pub(crate) remains: Vec<(Uid, String, Hash16)>,
     pub(crate) pids: u32,
     pub(crate) conn: Conn,
-    /// When the earliest planned `Wake` comes; `u64::MAX` is none.
+    /// Time of the earliest planned `Wake`; `u64::MAX` is none.
     pub(crate) wake_at: u64,
     pub(crate) asleep_until: u64,
-    /// All that it does takes so many times as long.
+    /// Factor by which all its actions take longer.
     pub(crate) slow: u64,
     pub(crate) compromised: bool,
-    /// Frames that a compromised board has seen.
+    /// Frames that a compromised board has recorded.
     pub(crate) seen: Vec<Vec<u8>>,
-    /// Seconds that its wall clock is ahead. Records get its time; the agent asks it nothing.
+    /// Seconds that its wall clock is ahead. Records get its time; the agent does not use it.
     pub(crate) ahead_s: i64,
     pub(crate) up: Direction,
     pub(crate) down: Direction,
@@ -223,7 +223,7 @@ impl Board {
             machine: None,
             store: Store::default(),
             identity: None,
-            // Some were prepared elsewhere.
+            // Some were joined before.
             joined: !node.is_multiple_of(4),
             shown: None,
             started_at: 0,
@@ -249,12 +249,12 @@ impl Board {
         now.saturating_sub(self.booted_at) + UPTIME_MS
     }
 
-    /// When the board's monotonic clock shows `local`.
+    /// Virtual time at which the board's monotonic clock shows `local`.
     const fn global(&self, local: u64) -> u64 {
         self.booted_at + local.saturating_sub(UPTIME_MS)
     }
 
-    /// When something is to be done without anything from outside.
+    /// Time of the next action without an event.
     pub(crate) fn deadline(&self) -> Option<u64> {
         let machine = self.machine.as_ref()?;
         let deadlines = [
@@ -281,8 +281,8 @@ impl Board {
         self.machine.as_ref().is_some_and(|machine| machine.in_sync)
     }
 
-    /// Takes power, with all that is not durable. What was handed to the store may be on the
-    /// medium although nobody was told.
+    /// Cuts the power, and loses all that is not durable. What was given to the store may be on the
+    /// medium although it was not acknowledged.
     pub(crate) fn cut_power(&mut self) {
         self.kill_agent();
         self.running.clear();
@@ -290,7 +290,7 @@ impl Board {
         self.powered = false;
     }
 
-    /// Ends the agent; containers run on.
+    /// Ends the agent; containers continue.
     pub(crate) fn kill_agent(&mut self) {
         if let Some(post) = self.machine.take().and_then(|machine| machine.post) {
             post.cut(&mut self.store.outbox, &mut self.rng);
@@ -302,7 +302,7 @@ impl Board {
         }
     }
 
-    /// What the agent finds on the board at its start.
+    /// The state of the board that the agent finds at its start.
     fn discovered(&self) -> AgentInput {
         let running = self.running.iter().map(|run| Discovered {
             uid: run.uid,
@@ -322,7 +322,7 @@ impl Board {
         }
     }
 
-    /// The session over what is on the medium.
+    /// The session over the content of the medium.
     fn session(&mut self) -> Node {
         let mut session = Node::new(
             NodeConfig {
@@ -342,7 +342,7 @@ impl Board {
         session
     }
 
-    /// Starts the agent over what is on the medium and on the board, as the shell does.
+    /// Starts the agent over the medium and the board, as the shell does.
     pub(crate) fn start_agent(
         &mut self,
         now: u64,
@@ -422,7 +422,7 @@ impl Board {
         }
     }
 
-    /// The core believes this time of the cloud.
+    /// The core accepts this time of the cloud.
     pub(crate) fn confirm_time(&mut self, now: u64, unix_s: u64) {
         let local = self.local(now);
         let Some(machine) = &mut self.machine else {

@@ -18,16 +18,16 @@ pub(crate) struct Connection {
     will: Vec<u8>,
 }
 
-/// The broker.
+/// Its connections, its TLS capacity and its certificate.
 #[derive(Debug)]
 pub(crate) struct Broker {
     pub(crate) up: bool,
     /// By node.
     pub(crate) connections: Vec<Option<Connection>>,
-    /// When the next connection can be opened, microseconds.
+    /// Time at which the next connection can be opened, microseconds.
     free_us: u64,
     conns: u32,
-    /// End of its certificate, seconds since 1970.
+    /// Expiry of its certificate, seconds since 1970.
     pub(crate) not_after_s: u64,
 }
 
@@ -47,14 +47,14 @@ impl Broker {
         self.conns
     }
 
-    /// Access control: a node writes under its own name only. The shard is the reader's to check.
+    /// Access control: a node may write under its own name only. The reader must check the shard.
     const fn may_write(connection: u32, topic: Topic) -> bool {
         topic.node == connection
     }
 }
 
 impl World {
-    /// A connection is asked for: TLS is done when it is its turn.
+    /// Requests a connection: it waits for the TLS handshakes before it.
     pub(crate) fn dial(&mut self, board: usize, conn: u32) {
         let node = self.boards[board].node;
         let options = &self.scenario.broker;
@@ -83,7 +83,7 @@ impl World {
         self.broker.free_us = slot + cost;
         let index = board as u32;
         if wait_ms > CONNECT_TIMEOUT_MS {
-            // The handshake is done for nobody.
+            // The handshake is done although the client is gone.
             self.plan(
                 CONNECT_TIMEOUT_MS,
                 Event::Dialled {
@@ -110,7 +110,7 @@ impl World {
             will,
         };
         if let Some(old) = self.broker.connections[node as usize].replace(connection) {
-            // The newest connection of an identity wins.
+            // The newest connection of an identity replaces the older.
             self.stats.takeovers += 1;
             self.close(node, &old);
         }
@@ -125,14 +125,14 @@ impl World {
         );
     }
 
-    /// The broker closes a connection: its will is published, and its board hears of it.
+    /// The broker closes a connection: its will is published, and its board is informed.
     fn close(&mut self, node: u32, connection: &Connection) {
         self.publish_will(node, connection);
         self.plan_broken(connection.board, connection.id, 0);
     }
 
-    /// A board hears, in `ms` and its delay, that its connection is over; behind a cut only when
-    /// that ends, or by the silence.
+    /// Plans that a board notices the end of its connection, after `ms` and its delay; while it is cut off
+    /// only when that ends, or by its timeout.
     fn plan_broken(&mut self, board: u32, conn: u32, ms: u64) {
         let node = self.boards[board as usize].node;
         let keepalive = self.scenario.broker.keepalive_s * 1000;
@@ -159,7 +159,7 @@ impl World {
         self.broker.connections[node as usize].take_if(|one| one.id == conn)
     }
 
-    /// The socket of a board was closed at its end, without a goodbye.
+    /// The socket of a board was closed at its end, without a DISCONNECT.
     pub(crate) fn socket_closed(&mut self, board: usize, conn: u32) {
         let node = self.boards[board].node;
         if self.is_cut(node) {
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// Nothing came from a board for one and a half keepalives, if that is still so.
+    /// Nothing was received from a board for one and a half keepalives, if that is still so.
     pub(crate) fn connection_expires(&mut self, node: u32, conn: u32) {
         let Some(connection) = &self.broker.connections[node as usize] else {
             return;
@@ -188,7 +188,7 @@ impl World {
         }
     }
 
-    /// A frame is there; whoever reads its shard gets it.
+    /// A frame has arrived; the replica that reads its shard gets it.
     pub(crate) fn frame_at_broker(&mut self, board: usize, conn: u32, packet: Packet) {
         self.boards[board].up.waiting = self.boards[board].up.waiting.saturating_sub(1);
         let node = self.boards[board].node;
@@ -229,7 +229,7 @@ impl World {
         }
     }
 
-    /// A frame for a node, from a replica that speaks under `epoch`.
+    /// A frame for a node, from a replica with `epoch`.
     pub(crate) fn publish_down(&mut self, node: u32, epoch: u64, bytes: Vec<u8>) {
         self.stats.frames_down += 1;
         if !self.broker.up {
@@ -265,7 +265,7 @@ impl World {
         }
     }
 
-    /// The broker stops; `down_ms` later it is back, and knows nobody.
+    /// The broker stops; `down_ms` later it is back, without any state.
     pub(crate) fn broker_restarts(&mut self, down_ms: u64) {
         if !self.broker.up {
             return;

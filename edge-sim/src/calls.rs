@@ -1,5 +1,5 @@
-//! Calls: somebody asks for a log through the session of a node, reads it, gives up on it, or waits
-//! in vain. The sessions are real; who reads and who writes is modelled after
+//! Calls: a client requests a log through the session of a node, reads it, cancels it, or times
+//! out. The sessions are real; reader and writer are modelled after
 //! `edge-cloud/src/sessions/call.rs` and `edge-min/src/driver/log_calls.rs`.
 
 use edge_proto::call::{CODE_OK, METHOD_LOGS};
@@ -14,17 +14,17 @@ const ANSWER_BYTES_MAX: u64 = 60_000;
 /// Slowest reader, milliseconds for a piece.
 const READ_MS: u64 = 400;
 
-/// Who reads an answer, at the cloud.
+/// The client that reads an answer, at the cloud.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader {
     total: u64,
     got: u64,
-    /// It gives up when it has so many bytes.
+    /// It cancels when it has so many bytes.
     enough: u64,
     heard: u64,
 }
 
-/// Who writes it, at the node.
+/// The log that a node sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Writer {
     total: u64,
@@ -32,13 +32,13 @@ pub(crate) struct Writer {
     window: u64,
 }
 
-/// The byte of an answer at this place.
+/// The byte of an answer at this offset.
 fn byte(id: u32, at: u64) -> u8 {
     (u64::from(id).wrapping_mul(31) + at * 7 + (at >> 8)) as u8
 }
 
 impl World {
-    /// Somebody asks for a log of this node, if it has a session.
+    /// A client requests a log of this node, if it has a session.
     pub(crate) fn begin_call(&mut self, node: u32) {
         let now = self.now;
         let total = self.rng.below(ANSWER_BYTES_MAX);
@@ -81,7 +81,7 @@ impl World {
         self.plan(CALL_TIMEOUT_MS, timeout);
     }
 
-    /// Whether the reader still waits: it gives up after a silence.
+    /// Whether the reader still waits: it cancels after a timeout without data.
     pub(crate) fn call_timeout(&mut self, replica: usize, node: u32, (serial, id): (u32, u32)) {
         let now = self.now;
         let life = self.replicas[replica].life;
@@ -110,12 +110,12 @@ impl World {
         self.plan(left_ms, timeout);
     }
 
-    /// Data is at the reader.
+    /// Data has arrived at the reader.
     pub(crate) fn call_data(&mut self, replica: usize, node: u32, id: u32, bytes: &[u8]) {
         let now = self.now;
         let life = self.replicas[replica].life;
         let session = self.replicas[replica].sessions[node as usize].as_mut();
-        // A reader that leaves tells so only after a moment.
+        // A reader that leaves cancels only after a delay.
         let Some((serial, reader)) =
             session.and_then(|session| Some((session.serial, session.calls.get_mut(&id)?)))
         else {
@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    /// The node has ended the call, so all of its answer is here.
+    /// The node has ended the call, so all of its answer has arrived.
     pub(crate) fn call_result(&mut self, replica: usize, node: u32, result: &CallResult) {
         let session = self.replicas[replica].sessions[node as usize].as_mut();
         let Some(Reader { total, got, .. }) =
@@ -157,7 +157,7 @@ impl World {
         }
     }
 
-    /// The reader takes so many bytes, or leaves, after a moment.
+    /// The reader takes so many bytes, or leaves, after a delay.
     fn later(
         &mut self,
         replica: usize,
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    /// The node is asked.
+    /// The node receives the call.
     pub(crate) fn call_requested(&mut self, board: usize, id: u32, args: &[u8]) {
         let total = args.try_into().map_or(0, u64::from_be_bytes);
         let writer = Writer {

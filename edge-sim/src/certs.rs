@@ -1,5 +1,5 @@
-//! Certificates of nodes. When to renew, which certificate to use and what time it is are decided by
-//! the agent's core; here are the medium that keeps them, the exchange with the enrolment service and
+//! Certificates of nodes. The agent's core decides when to renew, which certificate to use and what time it
+//! is; here are the medium that stores them, the exchange with the enrolment service and
 //! that service, modelled after `edge-cloud/src/identity/enrol.rs`.
 
 use edge_core::limits::ENROL_TIMEOUT_MS;
@@ -14,7 +14,7 @@ use crate::world::{START_UNIX_S, World};
 /// One-way delays of an enrolment: TCP, TLS, the request.
 const DELAYS: u64 = 5;
 
-/// A certificate.
+/// Serial number, key and validity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Certificate {
     pub(crate) serial: u64,
@@ -32,17 +32,17 @@ impl Certificate {
     }
 }
 
-/// What of it is on a board's medium.
+/// The part that is on a board's medium.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) new: Certificate,
-    /// The one before, until `new` has proven good.
+    /// The previous one, until `new` has passed its trial.
     pub(crate) old: Option<Certificate>,
     /// Key of a request whose answer may have been lost.
     next_key: Option<u64>,
 }
 
-/// What the registry has of a node.
+/// The registry's state of a node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Registered {
     current: Certificate,
@@ -55,7 +55,7 @@ impl Registered {
         self.current.serial == serial || pending
     }
 
-    /// The node has come with its pending certificate: the one before is refused from now on.
+    /// The node has connected with its pending certificate: the previous one is refused from now on.
     fn promote(&mut self, serial: u64) {
         if let Some(next) = self.pending.take_if(|one| one.serial == serial) {
             self.current = next;
@@ -63,10 +63,10 @@ impl Registered {
     }
 }
 
-/// What the enrolment service answers: the next certificate with its time, or whether it refuses.
+/// Answer of the enrolment service: the next certificate with its time, or whether it refuses.
 type Answer = Result<(Certificate, u64), bool>;
 
-/// An enrolment on its way.
+/// An enrolment in progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Enrolment {
     pub(crate) board: u32,
@@ -81,7 +81,7 @@ impl Board {
         Some(machine.time.reliable(self.local(now)))
     }
 
-    /// The certificate that a connection is made with.
+    /// The certificate for a connection.
     pub(crate) fn certificate(&self, with: Which) -> Option<Certificate> {
         let identity = self.identity?;
         let old = identity.old.filter(|_| with == Which::Old);
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// Whether the broker lets this certificate in: it has not ended, and is not replaced.
+    /// Whether the broker accepts this certificate: it has not expired, and was not replaced.
     pub(crate) fn admits_certificate(&mut self, node: u32, shown: Option<Certificate>) -> bool {
         let now_s = self.unix_s();
         let registered = self.records[node as usize].registered.as_mut();
@@ -152,8 +152,8 @@ impl World {
         listed
     }
 
-    /// One attempt to join. The registry repeats its answer to the same key, so one that is lost on its
-    /// way costs the attempt and nothing else.
+    /// One attempt to join. The registry repeats its answer to the same key, so a lost answer
+    /// costs only the attempt.
     pub(crate) fn ask_to_join(&mut self, index: usize) {
         let lost = !self.enrolment_is_open() || self.is_lost(index);
         self.stats.joins_failed += u64::from(lost);
@@ -185,14 +185,14 @@ impl World {
         }
     }
 
-    /// Whether an exchange with the enrolment service does not come to an end.
+    /// Whether an exchange with the enrolment service fails.
     fn is_lost(&mut self, index: usize) -> bool {
         let loss = self.scenario.faults.loss;
         let lost = self.is_faulty() && self.boards[index].rng.chance(loss);
         lost || self.is_cut(self.boards[index].node)
     }
 
-    /// A request is at the enrolment service of some replica.
+    /// A request has arrived at the enrolment service of some replica.
     pub(crate) fn enrol(&mut self, enrolment: Enrolment) {
         let index = enrolment.board as usize;
         let awake = |replica: &&usize| {
@@ -281,14 +281,14 @@ impl World {
         self.settle_board(index);
     }
 
-    /// Whether the clocks of all replicas are right, and one of them answers.
+    /// Whether the clocks of all replicas are correct, and one of them answers.
     fn enrolment_is_open(&self) -> bool {
         let open = |one: &crate::cloud::Replica| one.alive && !one.paused;
         self.replicas.iter().all(|one| one.ahead_s == 0) && self.replicas.iter().any(open)
     }
 
-    /// A session that was opened by a replica whose clock was behind goes on with that time, or
-    /// without any if it was not to be believed. The node then renews when its certificate is
+    /// A session that was opened by a replica whose clock was behind continues with that time, or
+    /// without any if it was not accepted. The node then renews when its certificate is
     /// refused, at its next connection.
     fn knows_the_time(&self, index: usize) -> bool {
         let board = &self.boards[index];
@@ -300,7 +300,7 @@ impl World {
         })
     }
 
-    /// No node that can be reached and knows the time goes on without a certificate.
+    /// No node that can be reached and knows the time continues without a certificate.
     pub(crate) fn check_certificate(&mut self, index: usize) {
         let board = &self.boards[index];
         let (Some(identity), Some(life_s)) = (board.identity, self.scenario.certificate_life_s)
@@ -326,7 +326,7 @@ impl World {
         }
     }
 
-    /// Why a node's certificate is not as it shall be.
+    /// Why a node's certificate is not in its final state.
     pub(crate) fn certificate_unsettled(&self, node: u32) -> Option<&'static str> {
         let identity = self.boards[node as usize].identity?;
         let registered = self.records[node as usize].registered?;

@@ -1,5 +1,5 @@
-//! What must always hold. Most is checked where it could break, for the node that was touched;
-//! the rest once a virtual second, a part of the fleet at a time.
+//! The invariants. Most are checked where they could be violated, for the node that was changed;
+//! the others once a virtual second, for a part of the fleet.
 
 use std::collections::BTreeSet;
 
@@ -16,19 +16,19 @@ use crate::controller::Record;
 use crate::event::Event;
 use crate::world::World;
 
-/// The whole fleet is looked over in so many seconds.
+/// The whole fleet is checked within so many seconds.
 const ROUND_S: usize = 30;
-/// Frames that were on their way when a node was revoked have arrived by then, milliseconds.
+/// Time after which frames in flight at a node's revocation have arrived, milliseconds.
 const UNDER_WAY_MS: u64 = 120_000;
 /// Events that may be planned for each node, besides those of the fleet.
 const PLANNED_PER_NODE: usize = 600;
 
-/// An invariant that does not hold.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Virtual time, milliseconds.
     pub at_ms: u64,
-    /// The node.
+    /// Number of the node that violates it.
     pub node: u32,
     /// What is wrong.
     pub what: String,
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    /// The epoch that a node has accepted never sinks, but with a lost store.
+    /// The epoch that a node has accepted never decreases, except with a lost store.
     pub(crate) fn check_epoch(&mut self, board: usize) {
         let one = &mut self.boards[board];
         let node = one.node;
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    /// `order`: epoch of the frame that was just taken, and the epoch accepted before it.
+    /// `order`: epoch of the frame that was just handled, and the epoch accepted before it.
     pub(crate) fn check_order(
         &mut self,
         board: usize,
@@ -107,7 +107,7 @@ impl World {
         self.check_cap(board, "writes of a board", waiting + 1, 1);
     }
 
-    /// A deleted pod never comes back, and no container runs twice.
+    /// A deleted pod never starts again, and no container runs twice.
     pub(crate) fn check_start(&mut self, board: usize, uid: Uid, container: &str) {
         let one = &self.boards[board];
         let node = one.node;
@@ -127,14 +127,14 @@ impl World {
         }
     }
 
-    /// The broker let a node in.
+    /// The broker admitted a node.
     pub(crate) fn check_admitted(&mut self, node: u32) {
         if self.records[node as usize].revoked.is_some() {
             self.fail(node, "a revoked node was let in".to_owned());
         }
     }
 
-    /// The cloud sends a revoked node nothing but that its session is over.
+    /// The cloud sends a revoked node only the end of its session.
     pub(crate) fn check_served(&mut self, node: u32, frame: &[u8]) {
         let revoked = self.records[node as usize].revoked;
         if revoked.is_some_and(|at| self.now > at + UNDER_WAY_MS)
@@ -144,7 +144,7 @@ impl World {
         }
     }
 
-    /// Nobody speaks for another node.
+    /// No client can send on behalf of another node.
     pub(crate) fn check_sender(&mut self, node: u32, from: u32) {
         if node != from {
             self.fail(
@@ -154,12 +154,12 @@ impl World {
         }
     }
 
-    /// Whether nothing is expected of a node.
+    /// Whether a node is exempt from the invariants.
     pub(crate) fn is_excused(&self, node: u32) -> bool {
         self.records[node as usize].revoked.is_some() || self.boards[node as usize].compromised
     }
 
-    /// After something that touched a node: whether both its ends say that the sets are equal.
+    /// After a change of a node: whether both its ends report that the sets are equal.
     pub(crate) fn refresh(&mut self, node: u32) {
         let session = self.owner_session(node);
         let converged = self.is_excused(node)
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// Nor one that still waits.
+    /// The same for frames that still wait.
     fn check_lines(&mut self, board: usize) {
         let kbit = self.scenario.link.bandwidth_kbit;
         let (now, one) = (self.now, &self.boards[board]);
@@ -229,7 +229,7 @@ impl World {
         self.plan(1000, Event::Second);
     }
 
-    /// With the faults the wrong clocks of the replicas end, too.
+    /// The wrong clocks of the replicas are corrected when the faults end.
     fn set_clocks(&mut self) {
         if !self.is_faulty() && self.replicas.iter().any(|one| one.ahead_s != 0) {
             for one in &mut self.replicas {
@@ -239,7 +239,7 @@ impl World {
         }
     }
 
-    /// A part of the fleet: caps, and whether a node starves.
+    /// Checks a part of the fleet: caps, and whether a node starves.
     fn look_over(&mut self) {
         let count = self.boards.len().div_ceil(ROUND_S);
         for _ in 0..count {
@@ -273,7 +273,7 @@ impl World {
         (0..self.records.len() as u32).all(|node| self.unsettled(node).is_none())
     }
 
-    /// Why a node is not as it shall be, by everything that both ends and the stores hold.
+    /// Why a node is not in its final state, from everything that both ends and the stores hold.
     fn unsettled(&self, node: u32) -> Option<String> {
         let board = &self.boards[node as usize];
         let record = &self.records[node as usize];
@@ -323,7 +323,7 @@ impl World {
     }
 }
 
-/// Which of the roots, at both ends and in the stores, is not as it shall be.
+/// Which of the roots, at both ends and in the stores, is not the final one.
 fn roots_unsettled(
     board: &Board,
     machine: &Machine,

@@ -1,8 +1,8 @@
 //! The replicas of the cloud end: the real session for each node of the shards that a replica
-//! owns, leases with epochs, and a store behind them all. What `edge-cloud/src/sessions` and
-//! `transport/broker.rs` do there.
+//! owns, leases with epochs, and a shared store. It replaces `edge-cloud/src/sessions` and
+//! `transport/broker.rs`.
 //!
-//! This file has a replica's life and its link to the broker; the rest is by noun in the folder.
+//! This file has a replica's start and end and its link to the broker; the folder has one file for each noun.
 
 mod leases;
 mod presence;
@@ -36,7 +36,7 @@ const REQUESTS_MAX: u64 = BROKER_FRAMES_MAX as u64;
 pub(crate) struct Session {
     pub(crate) cloud: Cloud,
     pub(crate) serial: u32,
-    /// Who reads the answers of calls.
+    /// Clients that read the answers of calls.
     pub(crate) calls: BTreeMap<u32, Reader>,
     pub(crate) last_call: u32,
     attached: bool,
@@ -47,31 +47,31 @@ pub(crate) struct Session {
     /// Frames that wait for a rate of the node's policy.
     pub(crate) line: Line,
     storing: Option<u32>,
-    /// What the replica knows of the sink: read when it took the shard, its own writes since then.
+    /// The replica's state of the sink: read when it took the shard, plus its own writes since then.
     pub(crate) marks: Marks,
-    /// When the sink has what was given to it.
+    /// When the sink has stored what was given to it.
     sunk_at: u64,
     heard: u64,
     asked: u32,
     wake_at: u64,
 }
 
-/// A replica.
+/// One process of the cloud.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) alive: bool,
     pub(crate) paused: bool,
-    /// Counts starts and ends.
+    /// Counts starts and ends; an event of an earlier count is stale.
     pub(crate) life: u32,
     /// Connected to the broker.
     pub(crate) linked: bool,
-    /// Epoch of each shard that it thinks it owns.
+    /// Epoch of each shard that it assumes to own.
     pub(crate) owned: Vec<Option<u64>>,
     /// By node.
     pub(crate) sessions: Vec<Option<Box<Session>>>,
     unasked: VecDeque<u32>,
     probing: bool,
-    /// What came while it was paused.
+    /// Events that arrived while it was paused.
     backlog: Vec<Event>,
     /// Changes of desired sets that it has not seen because it was paused.
     missed: BTreeSet<(u32, Key)>,
@@ -124,7 +124,7 @@ fn index(replica: usize) -> u8 {
     u8::try_from(replica).unwrap_or_default()
 }
 impl World {
-    /// Whether the event is for a replica that is gone or paused; a paused one gets it later.
+    /// Whether the event is for a replica that has ended or is paused; a paused one gets it later.
     pub(crate) fn passes_replica(&mut self, event: Event) -> Option<Event> {
         let (replica, life) = match &event {
             Event::ToCloud { replica, life, .. }
@@ -172,7 +172,7 @@ impl World {
         self.plan(spread, Event::Watch { replica, life });
     }
 
-    /// The process ends without a word.
+    /// The process ends without closing anything.
     pub(crate) fn replica_dies(&mut self, replica: usize, down_ms: u64) {
         let one = &mut self.replicas[replica];
         if !one.alive {
@@ -197,7 +197,7 @@ impl World {
         self.plan(down_ms, Event::Launch(index(replica)));
     }
 
-    /// The process stops; it goes on later and has noticed nothing.
+    /// The process stops; it continues later without being aware of it.
     pub(crate) fn replica_pauses(&mut self, replica: usize, ms: u64) {
         let one = &mut self.replicas[replica];
         if one.alive && !one.paused {
@@ -212,7 +212,7 @@ impl World {
         let one = &mut self.replicas[replica];
         if one.paused {
             one.paused = false;
-            // What waited comes first, and the lease is looked after only then.
+            // Waiting events come first, and the lease is checked only then.
             for event in std::mem::take(&mut one.backlog) {
                 let late = matches!(event, Event::Lease { .. });
                 self.plan(if late { 3_000 } else { 0 }, event);

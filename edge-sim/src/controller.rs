@@ -1,5 +1,5 @@
-//! What is desired of the nodes and what they have reported: the durable store behind the
-//! replicas, and the changes that people make in it.
+//! Desired and reported objects of the nodes: the durable store behind the
+//! replicas, and the changes that operators make in it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::scenario::Scenario;
 use crate::world::World;
 
 const NAMESPACE: &str = "toll";
-/// Pods that may be desired of one node: room for old ones that are ending.
+/// Pods that may be desired of one node: the rest is for old ones that are ending.
 const PODS_DESIRED_MAX: usize = PODS_MAX as usize / 2;
 /// Smallest rate of a policy, bits per second.
 const LINK_BITS_MIN: u64 = 30_000;
@@ -36,17 +36,17 @@ pub(crate) struct Record {
     pub(crate) shard: u8,
     pub(crate) desired: BTreeMap<Key, Arc<[u8]>>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
-    /// Epoch of the last write: a lower one is kept out.
+    /// Epoch of the last write: a lower one is refused.
     pub(crate) epoch: u64,
     pub(crate) revoked: Option<u64>,
-    /// When two boards were found to use the identity.
+    /// When two boards were detected with this identity.
     pub(crate) cloned: Option<u64>,
-    /// Both ends said last that both sets are equal; not counted among the unconverged.
+    /// Both ends reported last that both sets are equal; not counted among the unconverged.
     pub(crate) converged: bool,
     /// Boot ids that were reported, newest first.
     boots: [String; 2],
     made: u32,
-    /// What the registry has of its certificates; `None` where they do not end.
+    /// The registry's state of its certificates; `None` if certificates do not expire.
     pub(crate) registered: Option<Registered>,
     /// The sink's side of the stream lane.
     pub(crate) ledger: Ledger,
@@ -137,7 +137,7 @@ impl Record {
         policy.unwrap_or_default()
     }
 
-    /// What the node's policy allows on the way to it.
+    /// Limits of the node's policy for frames to it.
     pub(crate) fn limits_down(&self) -> Limits {
         self.policy().limits_down()
     }
@@ -198,7 +198,7 @@ impl World {
         pods.into_iter().nth(index)
     }
 
-    /// A pod is added, if there is room.
+    /// Adds a pod, if the cap allows it.
     pub(crate) fn create_pod(&mut self, node: u32) {
         let record = &mut self.records[node as usize];
         let held = record
@@ -212,7 +212,7 @@ impl World {
         }
     }
 
-    /// A pod gets another spec: under its UID, or as a new pod in the place of the old one.
+    /// Gives a pod another spec: under its UID, or as a new pod that replaces the old one.
     pub(crate) fn update_pod(&mut self, node: u32) {
         let Some(mut pod) = self.any_pod(node) else {
             return;
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// It stays desired as terminating until the node no longer reports it, as `placement` has it.
+    /// It stays desired as terminating until the node no longer reports it, as in `placement`.
     fn end_pod(&mut self, node: u32, pod: Pod) {
         let key = Key::pod(pod.uid);
         let reported = &self.records[node as usize].reported;
@@ -342,7 +342,7 @@ impl World {
 }
 
 impl Record {
-    /// As `Node::saw_boot` of edge-cloud: a boot id that comes back after another one is a second
+    /// As `Node::saw_boot` of edge-cloud: a boot id that is reported again after another one means a second
     /// board.
     fn saw_boot(&mut self, status: &[u8]) -> bool {
         let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);

@@ -1,4 +1,4 @@
-//! When and to whom something goes wrong: by the rates of the scenario, and by its steps.
+//! When and where faults happen: by the rates of the scenario, and by its steps.
 
 use edge_proto::frame::{Frame, SessionId, Set};
 use edge_proto::hash::Hash16;
@@ -9,7 +9,7 @@ use crate::rng::PerHour;
 use crate::scenario::{Act, Step};
 use crate::world::World;
 
-/// Pause after the faults in which a power cut or a twin of the scenario ends, milliseconds.
+/// Pause after the faults in which a power cut or a clone of the scenario ends, milliseconds.
 const MOMENT_MS: u64 = 3_000;
 
 /// A kind of fault or change that happens by chance.
@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    /// Rate of each, and how many there are.
+    /// Rate of each, and number of affected parts.
     fn rate(&self, kind: Kind) -> (PerHour, usize) {
         let faults = &self.scenario.faults;
         let workload = &self.scenario.workload;
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// Until when something may last that begins now: everything is whole when the faults end.
+    /// End of a fault that begins now: all faults end with the fault phase.
     fn span(&mut self, max_s: u64) -> u64 {
         let left = self.faults_until.saturating_sub(self.now);
         self.rng.between(1, (max_s * 1000).max(1)).min(left.max(1))

@@ -3,10 +3,10 @@
 //! an MQTT broker, stores, a container runtime, wall clocks), in virtual time.
 //!
 //! One process, one seed, one queue of events: the same seed gives the same run to the last byte.
-//! Nothing here decides what a node or the cloud does; the models only lose, delay and break
-//! things, and the invariants in `check` watch. `docs/simulation.md` tells how to use it.
+//! Nothing here decides for a node or the cloud; the models only lose, delay and break
+//! things, and the invariants in `check` are verified. `docs/simulation.md` describes its use.
 //!
-//! [`swarm`] is the other way round: real time, real sockets and TLS, against a real edge-cloud.
+//! [`swarm`] is the opposite: real time, real sockets and TLS, against a real edge-cloud.
 
 mod board;
 mod broker;

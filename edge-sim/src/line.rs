@@ -1,5 +1,5 @@
-//! One end of a node's link: the real lanes ([`edge_proto::lanes`]), and how long what is in them
-//! waits.
+//! One end of a node's link: the real lanes ([`edge_proto::lanes`]), and how long their frames
+//! wait.
 
 use std::collections::VecDeque;
 
@@ -8,10 +8,10 @@ use edge_proto::lanes::{LANE_BYTES_MAX, LANES, Lane, Lanes, Limits, SHARE_PERCEN
 
 use crate::world::World;
 
-/// Bytes between the lanes and the line: what the link hands ahead, and the socket's buffer
+/// Bytes between the lanes and the link: what the transport takes in advance, and the socket's buffer
 /// of the agent's link.
 pub(crate) const SOCKET_BYTES: u64 = UNSENT_BYTES_MAX as u64 + SEND_BUFFER_BYTES as u64;
-/// What a frame may wait over what its lane's share of the rate allows: bursts and rounding.
+/// Tolerance of a frame's wait over its lane's share of the rate: bursts and rounding.
 const SLACK_MS: u64 = 1_000;
 
 /// The lanes of one direction, at the end that sends.
@@ -19,7 +19,7 @@ const SLACK_MS: u64 = 1_000;
 pub(crate) struct Line {
     lanes: Lanes,
     limits: Limits,
-    /// When each frame was given to its lane.
+    /// When each frame was put into its lane.
     since: [VecDeque<u64>; LANES],
 }
 
@@ -31,7 +31,7 @@ impl Line {
         }
     }
 
-    /// Returns whether the frame's lane had room.
+    /// Returns whether the frame's lane took it.
     pub(crate) fn push(&mut self, now: u64, frame: Vec<u8>) -> bool {
         let lane = Lane::of(&frame);
         let taken = self.lanes.push(frame);
@@ -41,7 +41,7 @@ impl Line {
         taken
     }
 
-    /// The next frame that may go, its lane, and since when it was there.
+    /// The next frame that may be sent, its lane, and when it was put there.
     pub(crate) fn poll(&mut self, now: u64) -> Option<(Lane, u64, Vec<u8>)> {
         let frame = self.lanes.poll(now)?;
         let lane = Lane::of(&frame);
@@ -62,13 +62,13 @@ impl Line {
         self.lanes.deadline()
     }
 
-    /// What waits longest in each lane.
+    /// The oldest frame of each lane.
     pub(crate) fn oldest(&self) -> impl Iterator<Item = (Lane, u64)> {
         let oldest = Lane::ALL.into_iter().zip(&self.since);
         oldest.filter_map(|(lane, since)| Some((lane, *since.front()?)))
     }
 
-    /// Longest time that a frame of a lane may wait on a line of so many kbit/s: its whole lane is
+    /// Longest time that a frame of a lane may wait on a link of so many kbit/s: its whole lane is
     /// before it, and the lane gets no more than its share and its own rate. Control waits for the
     /// socket only.
     pub(crate) fn wait_ms_max(&self, lane: Lane, kbit_per_s: u64) -> u64 {
@@ -97,7 +97,7 @@ impl Line {
 }
 
 impl World {
-    /// As `Frames::pump`: what may go is given to the broker.
+    /// As `Frames::pump`: passes frames that may be sent to the broker.
     pub(crate) fn pump_down(&mut self, replica: usize, node: u32, epoch: u64) {
         let now = self.now;
         let kbit = self.scenario.link.bandwidth_kbit;

@@ -1,4 +1,4 @@
-//! `edge-sim`: runs scenarios and seeds, prints what came of them.
+//! `edge-sim`: runs scenarios and seeds, and prints the results.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,16 +22,16 @@ struct Cli {
 enum Command {
     /// Runs one scenario and prints its summary.
     Run {
-        /// Nodes; those of the scenario when absent.
+        /// Number of nodes; that of the scenario when absent.
         #[arg(long)]
         nodes: Option<u32>,
-        /// What chance does.
+        /// Seed of all random decisions.
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Scenario file, see edge-sim/scenarios.
         #[arg(long)]
         scenario: PathBuf,
-        /// Draws the run here.
+        /// Writes a diagram of the run to this file.
         #[arg(long)]
         svg: Option<PathBuf>,
         /// Prints the summary as JSON.
@@ -58,13 +58,13 @@ enum Command {
         /// Join token with a use for each node: edge-cloud token create --uses N.
         #[arg(long)]
         token: Option<String>,
-        /// Nodes.
+        /// Number of nodes.
         #[arg(long, default_value_t = 100)]
         nodes: u32,
         /// Folder of the nodes' identities, used again the next time.
         #[arg(long)]
         state: PathBuf,
-        /// Seconds of peace between connect and return.
+        /// Seconds between connect and return in which the swarm is left alone.
         #[arg(long, default_value_t = 120)]
         quiet: u64,
         /// MQTT keepalive, seconds.
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
 }
 
 fn say(text: &str) {
-    // A reader that is gone is no reason to fail.
+    // A reader that has closed the pipe is not an error.
     std::io::stdout().write_all(text.as_bytes()).ok();
 }
 

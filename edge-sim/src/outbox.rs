@@ -18,9 +18,9 @@ use crate::world::World;
 
 /// Classes that the simulated workloads write to.
 const CLASSES: [u8; 2] = [CLASS_TOLL, CLASS_TELEMETRY];
-/// Bytes of a record, its identity in front.
+/// Bytes of a record, which begins with its identity.
 const RECORD_BYTES: usize = 60;
-/// Bytes that a segment takes for it.
+/// Bytes that it takes in a segment.
 const FRAMED_BYTES: u64 = 80;
 
 /// A record in a segment file.
@@ -43,7 +43,7 @@ fn id_of(bytes: &[u8]) -> u64 {
         .map_or(0, |id| u64::from_be_bytes(*id))
 }
 
-/// What of an outbox is on the medium.
+/// The part of an outbox that is on the medium.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Medium {
     incarnation: Incarnation,
@@ -51,7 +51,7 @@ pub(crate) struct Medium {
     segments: BTreeMap<(u8, u64), Vec<Kept>>,
 }
 
-/// What a power cut takes away.
+/// The part that a power cut loses.
 #[derive(Debug)]
 pub(crate) struct Post {
     outbox: Outbox,
@@ -60,13 +60,13 @@ pub(crate) struct Post {
     unsynced: Vec<(u8, u64, Kept)>,
     /// Records of durability *must* are among them.
     waiting: bool,
-    /// A write is under way.
+    /// A write is in progress.
     writing: bool,
     deletes: Vec<(u8, u64)>,
 }
 
 impl Post {
-    /// Opens the outbox over what is on the medium, as an agent does at its start.
+    /// Opens the outbox over the medium, as an agent does at its start.
     pub(crate) fn open(medium: &mut Medium, quota: u64, rng: &mut Rng) -> Self {
         if medium.incarnation == Incarnation::default() {
             medium.incarnation = rng.draw().to_be_bytes();
@@ -107,7 +107,7 @@ impl Post {
         post
     }
 
-    /// What the session is told of each class.
+    /// Input of the session for each class.
     pub(crate) fn ready(&self, medium: &Medium) -> Vec<NodeRecordsInput> {
         let ready = |class| {
             let (held, end) = self.outbox.ready(class)?;
@@ -137,7 +137,7 @@ impl Post {
         true
     }
 
-    /// Does what the outbox asks. Deleting a file may come late.
+    /// Performs the outputs of the outbox. Deleting a file may be delayed.
     fn tidy(&mut self, medium: &mut Medium, rng: &mut Rng) {
         for key in std::mem::take(&mut self.deletes) {
             medium.segments.remove(&key);
@@ -156,7 +156,7 @@ impl Post {
         }
     }
 
-    /// Everything appended is on the medium.
+    /// Everything appended is durable.
     fn sync(&mut self, medium: &mut Medium, rng: &mut Rng) -> Vec<(u8, u64, u64)> {
         self.scheduler.synced();
         self.waiting = false;
@@ -171,7 +171,7 @@ impl Post {
         synced
     }
 
-    /// A write or a sync failed: a part of what was to be synced is there, from its start on.
+    /// A write or a sync failed: a prefix of what was to be synced is stored.
     fn fail(&mut self, local: u64, medium: &mut Medium, rng: &mut Rng) {
         self.scheduler.records_failed(local);
         self.waiting = false;
@@ -182,12 +182,12 @@ impl Post {
         self.tidy(medium, rng);
     }
 
-    /// When what is written is synced, by the board's monotonic clock.
+    /// When written records are synced, by the board's monotonic clock.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.scheduler.deadline(false).filter(|_| !self.writing)
     }
 
-    /// The power goes, or the agent: of what was not synced a part is there, from its start on.
+    /// The power is cut, or the agent ends: a prefix of the unsynced records is stored.
     pub(crate) fn cut(mut self, medium: &mut Medium, rng: &mut Rng) {
         let left = rng.index(self.unsynced.len() + 1);
         self.unsynced.truncate(left);
@@ -235,7 +235,7 @@ fn write(medium: &mut Medium, records: Vec<(u8, u64, Kept)>) {
     }
 }
 
-/// The sink's side of a node, and what was promised to its workloads.
+/// The sink's state of a node, and the records acknowledged to its workloads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     /// High-water mark of each stream, the oldest first; it commits with the records.
@@ -253,7 +253,7 @@ impl Ledger {
         self.streams.iter().copied().skip(skip)
     }
 
-    /// What a replica reads of the sink.
+    /// The marks that a replica reads from the sink.
     pub(crate) fn marks(&self) -> Marks {
         let streams = self.streams.iter();
         streams
@@ -279,7 +279,7 @@ impl Ledger {
         self.promised.len()
     }
 
-    /// The medium is lost, and with it what was promised: the sink hears of a new outbox.
+    /// The medium is lost, and with it acknowledged records: the sink is informed of a new outbox.
     pub(crate) fn medium_lost(&mut self) {
         self.promised.clear();
     }
@@ -288,7 +288,7 @@ impl Ledger {
 /// High-water mark of each stream: the sink has all records before it.
 pub(crate) type Marks = BTreeMap<(Incarnation, u8), u64>;
 
-/// Records on their way into the sink.
+/// Records that are being written into the sink.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) ticket: u32,
@@ -351,7 +351,7 @@ impl World {
         }
     }
 
-    /// The time to sync what is written may have come.
+    /// The time to sync written records may have come.
     pub(crate) fn run_outbox(&mut self, board: usize) {
         let one = &self.boards[board];
         let local = one.local(self.now);
@@ -361,8 +361,8 @@ impl World {
         }
     }
 
-    /// What was appended is written, unless that failed. It is durable once it is synced: only now the
-    /// workloads are told so.
+    /// The appended records are written, unless that failed. They are acknowledged to the workloads
+    /// when they are synced.
     pub(crate) fn records_written(&mut self, board: usize) {
         let fails = self.chance(board, self.scenario.faults.write_failure);
         let local = self.boards[board].local(self.now);
@@ -411,7 +411,7 @@ impl World {
         }
     }
 
-    /// The cloud has them: only what is durable at the sink may be deleted.
+    /// The cloud has acknowledged them: only records that are durable in the sink may be deleted.
     pub(crate) fn records_acked(&mut self, board: usize, class: u8, next: u64) {
         let one = &mut self.boards[board];
         let node = one.node;
@@ -432,8 +432,8 @@ impl World {
         }
     }
 
-    /// The sink has numbers that this outbox has never given: another board has a copy of it. It
-    /// begins anew, and what it held goes.
+    /// The sink has numbers that this outbox has never assigned: another board has a copy of it. A new
+    /// incarnation is created, and its held records are lost.
     pub(crate) fn records_ahead(&mut self, board: usize) {
         let quota = self.scenario.outbox_bytes;
         let one = &mut self.boards[board];
@@ -451,7 +451,7 @@ impl World {
         }
     }
 
-    /// The session hands records to the sink, which takes them in order.
+    /// The session passes records to the sink, which stores them in order.
     pub(crate) fn sink_records(&mut self, replica: usize, node: u32, batch: Batch) {
         let store_ms = self.scenario.cloud.store_ms;
         let now = self.now;
@@ -471,10 +471,10 @@ impl World {
         );
     }
 
-    /// Whether the sink takes a batch: records and high-water mark commit together, and only on
-    /// top of the marks that the replica knows. What is before them is left out, as in edge-cloud
-    /// (`Ledger::plan`): a session whose first batch failed does not hear that the one behind it
-    /// was taken, and gives that again.
+    /// Whether the sink accepts a batch: records and high-water mark commit together, and only on
+    /// top of the marks that the replica knows. Earlier records are skipped, as in edge-cloud
+    /// (`Ledger::plan`): a session whose first batch failed is not informed that the following one
+    /// was stored, and passes it again.
     pub(crate) fn commit(&mut self, replica: usize, node: u32, batch: &Batch) -> bool {
         let Some(session) = &mut self.replicas[replica].sessions[node as usize] else {
             return false;

@@ -1,4 +1,4 @@
-//! What will happen, in the order of time and, at one time, in the order in which it was planned.
+//! Planned events, in the order of time and, at one time, in the order in which they were planned.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

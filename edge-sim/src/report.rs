@@ -1,4 +1,4 @@
-//! What a run tells: a summary that is the same for the same seed, and figures over time.
+//! Results of a run: a summary that is the same for the same seed, and figures over time.
 
 use serde::Serialize;
 
@@ -122,7 +122,7 @@ impl Series {
         self.at(now).bytes_down += bytes as u64;
     }
 
-    /// The second before `now` is over.
+    /// The second before `now` has ended.
     pub(crate) fn sample(&mut self, now: u64) {
         let unconverged = u32::try_from(self.unconverged).unwrap_or(u32::MAX);
         self.at(now.saturating_sub(1)).unconverged = unconverged;

@@ -1,4 +1,4 @@
-//! What a run is made of: the fleet, the link, the cloud, the faults as rates, and what happens at
+//! The settings of a run: the fleet, the link, the cloud, the faults as rates, and events at
 //! fixed times. A scenario file is this in TOML; every key is optional.
 
 use serde::Deserialize;
@@ -20,39 +20,39 @@ pub struct Scenario {
     pub seconds: u64,
     /// Seconds after them in which everything has to converge.
     pub settle_seconds: u64,
-    /// Nodes start within so many seconds.
+    /// Nodes start at random within so many seconds.
     pub boot_spread_s: u64,
     /// A node that could be connected and is not for so many seconds is starved.
     pub starve_s: u64,
-    /// Nodes of a station.
+    /// Nodes that belong to one station.
     pub station_nodes: u32,
-    /// Provinces; stations are dealt to them in equal runs.
+    /// Provinces; stations are distributed to them evenly.
     pub provinces: u32,
     /// Pods that each node starts with.
     pub pods: u32,
     /// ConfigMaps that each node starts with; each pod mounts one.
     pub config_maps: u32,
-    /// Bytes of each class of an outbox. From 1 MiB on it is taken never to be full.
+    /// Bytes of each class of an outbox. From 1 MiB on it must never become full.
     pub outbox_bytes: u64,
     /// Bytes that a board may write to its flash in a day; without it there is no budget.
     pub flash_bytes_per_day: Option<u64>,
-    /// Life of the nodes' certificates, seconds. Without this they do not end.
+    /// Lifetime of the nodes' certificates, seconds. Without this they do not expire.
     pub certificate_life_s: Option<u64>,
-    /// What `NodePolicy` says of the spread of first attempts after a lost link, seconds.
+    /// `reconnect_spread_s` of the `NodePolicy`: spread of first attempts after a lost link, seconds.
     pub reconnect_spread_s: u32,
-    /// Part of ConfigMap contents that are too large for a change frame.
+    /// Share of ConfigMap contents that are too large for a change frame.
     pub large: Share,
-    /// The line of a node.
+    /// Link of a node.
     pub link: Link,
     /// The MQTT broker.
     pub broker: Broker,
     /// The cloud end.
     pub cloud: Cloud,
-    /// Changes of what is desired.
+    /// Changes of the desired state.
     pub workload: Workload,
-    /// What goes wrong, by chance.
+    /// Random faults.
     pub faults: Faults,
-    /// What happens at fixed times.
+    /// Events at fixed times.
     pub step: Vec<Step>,
 }
 
@@ -83,13 +83,13 @@ impl Default for Scenario {
     }
 }
 
-/// A node's line to the broker.
+/// A node's link to the broker.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Link {
     /// One way, milliseconds.
     pub delay_ms: u64,
-    /// Added to it at random, milliseconds.
+    /// Random addition to the delay, milliseconds.
     pub jitter_ms: u64,
     /// Kilobits a second, each way.
     pub bandwidth_kbit: u64,
@@ -105,11 +105,11 @@ impl Default for Link {
     }
 }
 
-/// The broker.
+/// Settings of the MQTT broker.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Broker {
-    /// Connections that it opens in a second; TLS handshakes cost.
+    /// Connections that it opens in a second; TLS handshakes take time.
     pub accept_per_s: u64,
     /// Connections that may wait to be opened; further ones are refused.
     pub accept_queue: u64,
@@ -130,19 +130,19 @@ impl Default for Broker {
     }
 }
 
-/// The cloud end.
+/// Settings of the cloud end.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cloud {
-    /// Replicas.
+    /// Number of replicas.
     pub replicas: usize,
-    /// Frames that one replica takes in a second.
+    /// Frames that one replica handles in a second.
     pub frames_per_s: u64,
-    /// Sessions that one replica opens in a second; the others are told when to come.
+    /// Sessions that one replica opens in a second; the others get a time to retry.
     pub admissions_per_s: u32,
     /// Seconds after which the shards of a silent replica go to another.
     pub lease_s: u64,
-    /// A silent node is asked for a sign of life after so many seconds.
+    /// Seconds after which a silent node is probed.
     pub silence_s: u64,
     /// A write to the cloud's store takes up to so many milliseconds.
     pub store_ms: u64,
@@ -175,17 +175,17 @@ pub struct Workload {
     pub config: PerHour,
     /// The rates in a node's policy change.
     pub policy: PerHour,
-    /// Somebody asks for a log.
+    /// A client requests a log.
     pub call: PerHour,
     /// A workload writes a record. Without this there is no outbox.
     pub record: Option<PerHour>,
 }
 
-/// What goes wrong, as rates. All zero: nothing.
+/// Faults as rates. All zero: no faults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Faults {
-    /// Frames lost on a line.
+    /// Frames lost on a link.
     pub loss: Share,
     /// Frames that arrive twice.
     pub duplication: Share,
@@ -203,27 +203,27 @@ pub struct Faults {
     pub broker_restart: PerHour,
     /// It is away for up to so many seconds.
     pub broker_down_s: u64,
-    /// Each replica dies.
+    /// Each replica crashes.
     pub replica_loss: PerHour,
     /// It is away for up to so many seconds.
     pub replica_down_s: u64,
-    /// Each replica stops, and goes on later as if nothing had happened.
+    /// Each replica stops, and continues later without being aware of it.
     pub replica_pause: PerHour,
     /// For up to so many seconds.
     pub replica_pause_s: u64,
-    /// Each node loses power; its store is what was durable.
+    /// Each node loses power, and all state that is not durable.
     pub power_cut: PerHour,
     /// For up to so many seconds.
     pub power_off_s: u64,
-    /// Each agent is killed and started again; its containers run on.
+    /// Each agent is killed and started again; its containers continue.
     pub agent_crash: PerHour,
-    /// Each node stops, and goes on later.
+    /// Each node stops, and continues later.
     pub stall: PerHour,
     /// For up to so many seconds.
     pub stall_s: u64,
     /// Slow nodes.
     pub slow: Share,
-    /// All that a slow node does takes so many times as long.
+    /// Factor by which the actions of a slow node take longer.
     pub slow_factor: u64,
     /// Each node's store is lost, with its power.
     pub store_wipe: PerHour,
@@ -241,13 +241,13 @@ pub struct Faults {
     pub start_failure: Share,
     /// Writes of a board's store that fail; they are retried.
     pub write_failure: Share,
-    /// Remains of containers that cannot be cleared at once.
+    /// Remains of containers that cannot be removed at once.
     pub remove_failure: Share,
     /// On each node a container ends.
     pub container_crash: PerHour,
     /// Containers that SIGTERM does not end.
     pub ignore_term: Share,
-    /// Batches that the sink does not take.
+    /// Batches that the sink refuses.
     pub sink_failure: Share,
     /// Each node is revoked.
     pub revoke: PerHour,
@@ -293,30 +293,30 @@ impl Default for Faults {
     }
 }
 
-/// One thing at a fixed time.
+/// One event at a fixed time.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Step {
     /// Seconds from the start.
     pub at_s: u64,
-    /// What.
+    /// Kind of event.
     pub act: Act,
-    /// To the first so many provinces only; 0 is the whole fleet.
+    /// Restricted to the first so many provinces; 0 is the whole fleet.
     #[serde(default)]
     pub provinces: u32,
-    /// To so many of those nodes.
+    /// Restricted to a random share of those nodes.
     #[serde(default = "all")]
     pub share: Share,
-    /// To this replica.
+    /// Index of the replica.
     #[serde(default)]
     pub replica: usize,
-    /// For so many seconds.
+    /// Duration, seconds.
     #[serde(default)]
     pub for_s: u64,
-    /// Spread over so many seconds.
+    /// Time over which the nodes are spread, seconds.
     #[serde(default)]
     pub over_s: u64,
-    /// By so many seconds.
+    /// Jump of the clock, seconds.
     #[serde(default)]
     pub by_s: i64,
 }
@@ -325,7 +325,7 @@ const fn all() -> Share {
     Share::ALL
 }
 
-/// What a [`Step`] does.
+/// Effect of a [`Step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Act {
@@ -335,9 +335,9 @@ pub enum Act {
     StoreWipe,
     /// The provinces are cut off for `for-s`.
     Partition,
-    /// The broker is away for `for-s`.
+    /// The broker is down for `for-s`.
     BrokerRestart,
-    /// `replica` is away for `for-s`.
+    /// `replica` is down for `for-s`.
     ReplicaLoss,
     /// `replica` stops for `for-s`.
     ReplicaPause,
@@ -347,7 +347,7 @@ pub enum Act {
     RollOut,
     /// Nodes are revoked.
     Revoke,
-    /// Nodes have a twin with their identity and a copy of their store, for `for-s`.
+    /// A second board with their identity and a copy of their store runs for `for-s`.
     Clone,
     /// The wall clocks of nodes jump by `by-s`.
     Clock,
@@ -357,7 +357,7 @@ impl Scenario {
     /// Reads a scenario file.
     ///
     /// # Errors
-    /// What is wrong in it, for a person.
+    /// What is wrong in it, human-readable.
     pub fn parse(text: &str) -> Result<Self, String> {
         let scenario: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         scenario.check()?;
@@ -365,7 +365,7 @@ impl Scenario {
     }
 
     /// # Errors
-    /// A number that makes no sense, for a person.
+    /// An invalid number, human-readable.
     pub fn check(&self) -> Result<(), String> {
         let positive = [
             ("station-nodes", u64::from(self.station_nodes)),

@@ -1,4 +1,4 @@
-//! Small fleets under random mixtures of all faults: the seed draws the scenario, too.
+//! Small fleets under random mixtures of all faults: the seed also determines the scenario.
 
 use crate::report::Outcome;
 use crate::rng::{PerHour, Rng, Share};
@@ -30,7 +30,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
         },
         ..Scenario::default()
     };
-    // Each fault is there in about half of the seeds, at a rate of its own.
+    // Each fault occurs in about half of the seeds, at a rate of its own.
     let mut rate = |max: u64| {
         let on = rng.below(2) == 0;
         let milli = rng.below(max * 1000);
@@ -78,7 +78,7 @@ pub fn mixed(nodes: u32, seed: u64) -> Scenario {
     scenario
 }
 
-/// Drawn last: what came before is the same for each seed as ever.
+/// Drawn last, so that earlier draws stay the same for each seed.
 fn draw_the_rest(scenario: &mut Scenario, rng: &mut Rng) {
     if rng.below(2) == 0 {
         scenario.certificate_life_s = Some(rng.between(600, 3_000));

@@ -1,5 +1,5 @@
-//! What the shell of an agent does on a board: events into the core and the session, and what they
-//! ask is done, after the time that it takes there.
+//! The shell of an agent on a board: passes events to the core and the session, and performs their
+//! outputs, after the time that it takes there.
 
 use std::sync::Arc;
 
@@ -21,11 +21,11 @@ use crate::world::World;
 
 /// Bytes around a frame: topic, MQTT, TLS record, TCP and IP.
 pub(crate) const PACKET_BYTES: usize = 100;
-/// Outputs that one input may have: an inventory's pages, and a few for each of 110 pods.
+/// Highest number of outputs of one input: an inventory's pages, and a few for each of 110 pods.
 const OUTPUTS_MAX: usize = 2_000;
 
 impl World {
-    /// Whether the event is not for a board that stalls; such a board gets it later.
+    /// Whether the event is not for a stalled board; such a board gets it later.
     pub(crate) fn passes_board(&mut self, event: Event) -> Option<Event> {
         let board = match &event {
             Event::Wake(board)
@@ -47,7 +47,7 @@ impl World {
         None
     }
 
-    /// Agent and link of a board start: after power came, or after the agent was killed.
+    /// Starts agent and link of a board: after power on, or after the agent was killed.
     pub(crate) fn board_starts(&mut self, board: usize, boot: u32) {
         let one = &mut self.boards[board];
         if one.retired || one.machine.is_some() || one.boot != boot {
@@ -59,7 +59,7 @@ impl World {
         self.settle_board(board);
     }
 
-    /// The board loses power and gets it back after `off_ms`.
+    /// The board loses power for `off_ms`.
     pub(crate) fn cut_power(&mut self, board: usize, off_ms: u64) {
         let one = &mut self.boards[board];
         if !one.powered || one.retired {
@@ -113,7 +113,7 @@ impl World {
         self.settle_board(board);
     }
 
-    /// A frame from the cloud is there. It was sent under `epoch`.
+    /// A frame from the cloud arrives. It was sent under `epoch`.
     pub(crate) fn frame_at_board(&mut self, board: usize, conn: u32, epoch: u64, bytes: Box<[u8]>) {
         let now = self.now;
         let one = &mut self.boards[board];
@@ -136,7 +136,7 @@ impl World {
         self.settle_after(board, Some((epoch, accepted)));
     }
 
-    /// A job of the shell is done.
+    /// A job of the shell has ended.
     pub(crate) fn board_answer(&mut self, board: usize, boot: u32, answer: Answer) {
         let now = self.now;
         let one = &mut self.boards[board];
@@ -205,12 +205,13 @@ impl World {
         self.settle_board(board);
     }
 
-    /// Does what agent and session ask, until they ask nothing more.
+    /// Performs the outputs of agent and session until there are none.
     pub(crate) fn settle_board(&mut self, board: usize) {
         self.settle_after(board, None);
     }
 
-    /// `order`: the epoch of the frame that was just taken, and what the node had accepted before.
+    /// `order`: the epoch of the frame that was just handled, and the epoch that the node had accepted
+    /// before.
     fn settle_after(&mut self, board: usize, order: Option<(u64, u64)>) {
         let mut outputs = 0;
         while let Some(machine) = &mut self.boards[board].machine {
@@ -345,7 +346,7 @@ impl World {
                 let worn = AgentInput::FlashWorn(String::new());
                 self.answer(board, 5, Answer::Agent(worn));
             }
-            // Files and logs are not modelled, and a start takes no time that could be saved.
+            // Files and logs are not modelled, and a start takes no time.
             AgentOutput::CancelStarts(_)
             | AgentOutput::UpdateConfig { .. }
             | AgentOutput::TrimLog { .. }
@@ -353,7 +354,7 @@ impl World {
         }
     }
 
-    /// One input to the agent; what it asks is done when the board settles.
+    /// One input to the agent; its outputs are performed when the board settles.
     pub(crate) fn agent_input(&mut self, board: usize, input: AgentInput) {
         let one = &mut self.boards[board];
         let local = one.local(self.now);
@@ -449,7 +450,7 @@ impl World {
         }
     }
 
-    /// As `pump_lanes` of the driver: what may go is given to the socket while that has room.
+    /// As `pump_lanes` of the driver: passes frames to the socket while that accepts them.
     fn pump_up(&mut self, board: usize) {
         let now = self.now;
         let kbit = self.scenario.link.bandwidth_kbit;

@@ -1,5 +1,5 @@
 //! The thread of a board's store, `StoreThread` in `edge-min/src/driver/workers.rs`, over a model of the
-//! medium. When a failed write is retried, and what takes effect before it is durable, the core decides.
+//! medium. The core decides when a failed write is retried, and what takes effect before it is durable.
 
 use edge_core::Input as AgentInput;
 use edge_core::flash::Subsystem;
@@ -8,7 +8,7 @@ use edge_proto::session::StateInput;
 
 use crate::world::World;
 
-/// What one write takes of the flash besides its payloads: file, directory and journal.
+/// Bytes that one write costs besides its payloads: file, directory and journal.
 const WRITE_BYTES: u64 = 12 << 10;
 
 impl World {
@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    /// Does what the scheduler asks.
+    /// Performs the outputs of the scheduler.
     pub(crate) fn run_store(&mut self, board: usize) {
         let one = &mut self.boards[board];
         let local = one.local(self.now);

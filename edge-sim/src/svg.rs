@@ -1,4 +1,4 @@
-//! The picture of a run: connects a second, bytes a second and unconverged nodes over time.
+//! The diagram of a run: connects a second, bytes a second and unconverged nodes over time.
 
 use crate::report::{Second, Series};
 

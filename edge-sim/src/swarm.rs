@@ -1,5 +1,5 @@
 //! A swarm of real nodes against a real edge-cloud: each has the agent's own identity, link and
-//! session, but runs no pods. It measures what only real sockets and real TLS can tell.
+//! session, but runs no pods. It measures what only real sockets and real TLS can show.
 //!
 //! Bound: [`NODES_MAX`] nodes, a thread each, as the agent's link has one.
 
@@ -26,16 +26,16 @@ use smol::future::or;
 
 use crate::rng::Rng;
 
-/// Most nodes of one swarm: their threads and sockets are this process's.
+/// Highest number of nodes of one swarm: their threads and sockets are this process's.
 pub const NODES_MAX: u32 = 20_000;
-/// Changes that nobody has counted yet: a node that has lived and gone twice is far ahead.
+/// Changes of presence that are not counted yet: a node that was live and gone twice is far ahead.
 const PRESENCE_MAX: usize = 4 * NODES_MAX as usize;
-/// Joins at once.
+/// Nodes that join at the same time, a thread each.
 const JOINS_AT_ONCE: u32 = 8;
 /// Descriptors that a node needs: its socket, and those of its event loop.
 const DESCRIPTORS_PER_NODE: u64 = 8;
 
-/// What a swarm is told.
+/// Settings of a swarm.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `mqtts://HOST[:PORT]` of edge-cloud's port, or `https://...` behind a broker.
@@ -46,7 +46,7 @@ pub struct Options {
     pub nodes: u32,
     /// Folder of identities, kept for the next time.
     pub state: PathBuf,
-    /// How long the swarm is left in peace between connect and return.
+    /// Time between connect and return in which the swarm is left alone.
     pub quiet: Duration,
     /// MQTT keepalive.
     pub keepalive: Duration,
@@ -56,22 +56,22 @@ pub struct Options {
     pub cloud_pids: Vec<u32>,
 }
 
-/// What came of one phase.
+/// Result of one phase.
 #[derive(Clone, Debug, Serialize)]
 pub struct Phase {
     /// `connect`, `quiet` or `return`.
     pub phase: &'static str,
-    /// Nodes with a live session at its end.
+    /// Nodes with a live session at the end of the phase.
     pub live: u32,
     /// Seconds until the last was live, or of quiet.
     pub seconds: f64,
     /// Sessions that became live in an average and in the busiest second.
     pub per_second: f64,
-    /// See above.
+    /// The same in the busiest second.
     pub per_second_peak: u32,
     /// Connection attempts.
     pub attempts: u32,
-    /// Links lost although nobody cut them.
+    /// Links lost although the swarm has not cut them.
     pub lost: u32,
     /// IP bytes of one node, both ways, from the counters of the loopback device; `None` when the
     /// cloud is not on this machine.
@@ -103,7 +103,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What all nodes count together.
+/// Counters of all nodes.
 #[derive(Default)]
 struct Counts {
     attempts: AtomicU32,
@@ -116,7 +116,7 @@ enum Presence {
     Gone,
 }
 
-/// Runs the swarm: joins who has no identity, connects all at once, leaves them in peace, cuts all
+/// Runs the swarm: joins nodes without an identity, connects all at once, waits, cuts all
 /// links at once, and waits until all are back. `report` gets each phase.
 ///
 /// # Errors
@@ -171,7 +171,7 @@ pub fn run(options: &Options, mut report: impl FnMut(&Phase)) -> Result<(), Stri
 
 /// Attempts, lost links and bytes so far.
 type Measured = (u32, u32, Option<u64>);
-/// When a phase began, and with what.
+/// Start of a phase, and the counters then.
 type Begin = (Instant, Measured);
 
 struct Swarm<'a> {
@@ -276,7 +276,7 @@ struct Node {
     link: Option<LinkSender>,
     start: Instant,
     connect_at: Option<u64>,
-    /// It was counted as live: a session that is opened anew in its place counts once.
+    /// It was counted as live: a session that replaces another counts once.
     live: bool,
 }
 
@@ -381,7 +381,7 @@ impl Node {
                         self.connect_at = None;
                         counts.attempts.fetch_add(1, Ordering::SeqCst);
                         let will = self.session.will();
-                        // The thread takes one at a time, and this is the only one that asks.
+                        // The thread takes one at a time, and only this sends them.
                         let to = Arc::clone(&self.to);
                         self.connects.try_send(Connect { to, will }).ok();
                     }
@@ -409,11 +409,11 @@ impl Node {
                         .handle(now, StateInput::Applied { ticket, refused });
                 }
                 NodeOutput::Blob(BlobOutput::Wanted { sha256, len }) => {
-                    // It runs nothing, so it says that it has what it is sent.
+                    // It runs nothing, so it acknowledges everything that it is sent.
                     self.session
                         .handle(now, BlobInput::Have { sha256, bytes: len });
                 }
-                // The receiver is there as long as the swarm runs.
+                // The receiver exists as long as the swarm runs.
                 NodeOutput::Link(LinkOutput::Live { .. }) if !self.live => {
                     self.live = true;
                     presence.try_send(Presence::Live).ok();
@@ -492,7 +492,7 @@ fn loopback_bytes(url: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// Anonymous memory: pages of the program's file do not grow with the nodes, and how much of them counts for
+/// Anonymous memory: pages of the program's file do not grow with the nodes, and their share of
 /// one process depends on how many others run the same file.
 fn cloud_kib(pids: &[u32]) -> Option<u64> {
     let anonymous = |pid: &u32| {

@@ -1,5 +1,5 @@
-//! A board's way to the broker: connections that are tried, that come up and that break, and what
-//! the agent's core asks about them and about the node's certificate.
+//! A board's connections to the broker: attempts, connections and losses, and the outputs of
+//! the agent's core for them and for the node's certificate.
 
 use edge_core::limits::CONNECT_TIMEOUT_MS;
 use edge_core::{Certificate, Input as AgentInput, UplinkInput, UplinkOutput};
@@ -65,12 +65,12 @@ impl World {
         }
     }
 
-    /// The answer to a connect is there.
+    /// The answer to a connect arrives.
     pub(crate) fn dialled(&mut self, board: usize, conn: u32, open: bool) {
         let now = self.now;
         let one = &mut self.boards[board];
         if one.conn != Conn::Trying(conn) {
-            // The agent is another by now, or has given up.
+            // The agent was replaced meanwhile, or has cancelled the attempt.
             if open {
                 self.socket_closed(board, conn);
             }
@@ -111,7 +111,7 @@ impl World {
         self.settle_board(board);
     }
 
-    /// The broker has shown its certificate and proven its key, which comes before the board's own.
+    /// The broker has presented its certificate and proven its key, before the board presents its own.
     pub(crate) fn server_proven(&mut self, board: usize) {
         let one = &mut self.boards[board];
         let local = one.local(self.now);
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// The board's connection has ended: the broker closed it, or nothing came for too long.
+    /// The board's connection has ended: the broker closed it, or nothing was received for too long.
     pub(crate) fn connection_broken(&mut self, board: usize, conn: u32, silence: bool) {
         let one = &self.boards[board];
         let still_silent = !silence || self.is_cut(one.node);
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    /// A cut begins: each end notices after its own silence, if the cut lasts so long.
+    /// A cut begins: each end notices after its own timeout, if the cut lasts so long.
     pub(crate) fn cut_begins(&mut self, board: usize) {
         if let Conn::Up(conn) = self.boards[board].conn {
             let keepalive = self.scenario.broker.keepalive_s * 1000;

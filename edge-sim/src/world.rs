@@ -1,4 +1,4 @@
-//! The fleet in virtual time: one queue of events, everything that they touch, and the loop.
+//! The fleet in virtual time: one queue of events, the state that they change, and the loop.
 
 use edge_proto::hash::sha256;
 
@@ -18,7 +18,7 @@ pub(crate) const SHARDS: usize = 256;
 /// Wall-clock time of the start, seconds since 1970.
 pub(crate) const START_UNIX_S: u64 = 1_800_000_000;
 
-/// A fleet.
+/// The whole simulated fleet, and its queue of events.
 pub struct World {
     pub(crate) scenario: Scenario,
     pub(crate) now: u64,
@@ -35,12 +35,12 @@ pub struct World {
     pub(crate) province_cut: Vec<u64>,
     /// Until when faults happen.
     pub(crate) faults_until: u64,
-    /// When something last happened that takes every node off.
+    /// When the last event happened that disconnects every node.
     pub(crate) disturbed_at: u64,
     pub(crate) stats: Stats,
     pub(crate) series: Series,
     pub(crate) violation: Option<Violation>,
-    /// The next board that is looked after, see `check`.
+    /// The next board to check, see `check`.
     pub(crate) cursor: usize,
     pub(crate) converged_at: Option<u64>,
     /// Certificates that were issued.
@@ -48,7 +48,7 @@ pub struct World {
 }
 
 impl World {
-    /// A fleet that has not started.
+    /// Before its first event.
     #[must_use]
     pub fn new(scenario: Scenario, seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -150,7 +150,7 @@ impl World {
         self.cut_until(node) > self.now
     }
 
-    /// When a frame of `bytes` arrives that is given to a line now: never, once or twice.
+    /// When a frame of `bytes` that is given to a link now arrives: never, once or twice.
     pub(crate) fn transmit(&mut self, board: usize, up: bool, bytes: usize) -> [Option<u64>; 2] {
         let faulty = self.is_faulty();
         let now = self.now;

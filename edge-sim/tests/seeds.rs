@@ -49,9 +49,9 @@ fn all_invariants_hold_under_random_mixtures_of_faults() {
         );
         whole.add(&stats);
     }
-    // A simulation in which nothing goes wrong proves nothing.
+    // A simulation without faults proves nothing.
     for (name, count) in whole.counts() {
-        // Twenty nodes need not fill a queue or an outbox, and no twin is drawn.
+        // Twenty nodes need not fill a queue or an outbox, and no clone is drawn.
         let rare = ["dropped", "records_lost", "twins", "twins_found"];
         let expected = !rare.contains(&name);
         assert!(count > 0 || !expected, "{name} never happened");

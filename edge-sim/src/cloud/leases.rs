@@ -12,10 +12,10 @@ use crate::event::Event;
 use crate::line::Line;
 use crate::world::{SHARDS, World};
 
-/// Shards that a replica with too many gives away at once.
+/// Shards that a replica with too many releases at once.
 const GIVEN_AT_ONCE: usize = 16;
 
-/// A shard as the leases tell it.
+/// Lease of a shard.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shard {
     pub(crate) owner: Option<usize>,
@@ -59,7 +59,7 @@ impl World {
                 _ => self.drop_shard(replica, shard),
             }
         }
-        // The watch on the store goes on, too.
+        // The watch on the store continues, too.
         for (node, key) in std::mem::take(&mut self.replicas[replica].missed) {
             self.show_desired(replica, node, &key);
         }
@@ -95,7 +95,7 @@ impl World {
             if self.records[node as usize].revoked.is_some() {
                 continue;
             }
-            // First it keeps the old owner out of the store, then it reads.
+            // First it locks the old owner out of the store, then it reads.
             self.records[node as usize].epoch = epoch;
             let session = self.open_session(replica, node, epoch, unix_s);
             self.replicas[replica].sessions[node as usize] = Some(Box::new(session));

@@ -1,5 +1,5 @@
-//! Which nodes are there: a replica asks all of them when it meets the broker, and those that are silent
-//! for long.
+//! Which nodes are connected: a replica probes all of them when it connects to the broker, and those that
+//! are silent for long.
 
 use edge_proto::frame::Frame;
 use edge_proto::limits::{
@@ -54,7 +54,7 @@ impl World {
         }
     }
 
-    /// As `Sessions::ask_silent`.
+    /// As `Sessions::probe_silent`.
     pub(crate) fn watch_silence(&mut self, replica: usize, life: u32) {
         let silence_ms = self.scenario.cloud.silence_s * 1000;
         let now = self.now;

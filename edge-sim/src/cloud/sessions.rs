@@ -1,4 +1,4 @@
-//! Frames into the session of a node at a replica, and what the session wants done.
+//! Passes frames to the session of a node at a replica, and performs its outputs.
 
 use edge_proto::frame::Frame;
 use edge_proto::rate_limiter::Reservation;
@@ -10,11 +10,11 @@ use super::{FRAME_MS, REQUESTS_MAX, index};
 use crate::event::{Event, Packet};
 use crate::world::World;
 
-/// Outputs that one input may have.
+/// Highest number of outputs of one input.
 const OUTPUTS_MAX: usize = 400;
 
 impl World {
-    /// When a frame that comes now is taken, in milliseconds; `None` when too many wait.
+    /// When a frame that arrives now is handled, in milliseconds; `None` when too many wait.
     pub(crate) fn take_place(&mut self, replica: usize) -> Option<u64> {
         let now_us = self.now * 1000;
         let cost = 1_000_000 / self.scenario.cloud.frames_per_s.min(1_000_000);
@@ -30,7 +30,7 @@ impl World {
     pub(crate) fn frame_at_replica(&mut self, replica: usize, packet: Packet) {
         let node = packet.topic.node;
         let record = &self.records[node as usize];
-        // Who is not known is not heard, and a topic must have the shard of its name.
+        // Frames of an unknown node are ignored, and a topic must have the shard of its name.
         if record.revoked.is_some() || record.shard != packet.topic.shard {
             return;
         }
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// As `Sessions::must_wait`: a `Hello` that opens a session may have to wait for its turn.
+    /// As `Sessions::must_wait`: a `Hello` that opens a session may have to wait for admission.
     fn must_wait(&mut self, replica: usize, packet: &Packet) -> bool {
         let node = packet.topic.node;
         let now = self.now;
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// One input to a session, and all that follows from it.
+    /// One input to a session, and all its consequences.
     pub(crate) fn session_input<'a>(
         &mut self,
         replica: usize,
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// A node is refused from now on, as `Sessions::end` does it.
+    /// A node is refused from now on, as by `Sessions::end`.
     pub(crate) fn end_sessions(&mut self, node: u32) {
         let shard = usize::from(self.records[node as usize].shard);
         for replica in 0..self.replicas.len() {

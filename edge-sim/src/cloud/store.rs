@@ -1,4 +1,4 @@
-//! What the replicas share: the store of desired and reported objects, which keeps an older epoch out, and
+//! Shared by the replicas: the store of desired and reported objects, which refuses an older epoch, and
 //! the sink of records.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::outbox::Batch;
 use crate::world::World;
 
 impl World {
-    /// A write of a replica has come to the store, which keeps an older epoch out.
+    /// A write of a replica arrives at the store, which refuses an older epoch.
     pub(crate) fn report_stored(
         &mut self,
         replica: usize,
@@ -42,7 +42,8 @@ impl World {
         self.drop_ended_pods(node);
     }
 
-    /// When the sink would have what comes now, with the life and the number of the session.
+    /// When the sink would have stored what is given now, with the count of starts and the number of the
+    /// session.
     pub(crate) fn sink_turn(
         &mut self,
         replica: usize,
@@ -83,7 +84,7 @@ impl World {
         self.session_input(replica, node, input);
     }
 
-    /// The desired set of a node has changed: every replica that is awake sees it.
+    /// The desired set of a node has changed: every replica that is not paused sees it.
     pub(crate) fn desired_changed(&mut self, node: u32, key: &Key) {
         for replica in 0..self.replicas.len() {
             let one = &mut self.replicas[replica];
