@@ -30,16 +30,16 @@ pub use view::{ContainerRow, NodeRow, PodRow, ProblemRow};
 
 /// Name of the socket in the data folder.
 pub const SOCKET: &str = "api.sock";
-/// Longest life of a join token: a year.
+/// Longest validity of a join token: a year.
 pub const TOKEN_TTL_S_MAX: u64 = 366 * 24 * 3600;
 /// Most uses of one join token.
 pub const TOKEN_USES_MAX: u32 = 1_000_000;
 
 /// Longest wait for the beginning of a node's answer, and for the whole of a reason: longer than the
-/// links wait for a silent node, whose error says more than ours.
+/// session waits for a silent node, whose error is more specific than ours.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the handlers share.
+/// State that the handlers share.
 struct App<N> {
     nodes: Arc<N>,
     status: watch::Receiver<Status>,
@@ -57,7 +57,7 @@ impl<N> Clone for App<N> {
 /// An error that a client gets as `{"error": ..}`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ApiError {
-    /// Reason, for a person.
+    /// Human-readable.
     pub error: String,
 }
 
@@ -80,8 +80,8 @@ pub struct TokenRequest {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetireRequest {
-    /// Nodes that depend on the old CA: they are revoked. With any other number of them nothing is
-    /// done. Absent: only if none does.
+    /// Number of nodes that depend on the old CA and are to be revoked. With any other number nothing is
+    /// done. Absent: only if no node depends on it.
     #[serde(default)]
     pub force: Option<usize>,
 }
@@ -93,19 +93,19 @@ pub struct TokenAnswer {
     pub token: String,
 }
 
-/// Query of the logs.
+/// Query parameters of `GET /v1/logs/...`.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogsQuery {
     /// Bytes from the end; 0 or absent is everything that the node keeps.
     #[serde(default)]
     pub tail: u32,
-    /// Goes on until the client hangs up.
+    /// Continue until the client disconnects.
     #[serde(default)]
     pub follow: bool,
 }
 
-/// What may be asked without changing or revealing anything but status.
+/// Routes that change nothing and reveal only status.
 fn read_only<N>() -> Router<App<N>>
 where
     N: NodeReports + EventLog + RecordReports + CaAdmin,
@@ -120,7 +120,7 @@ where
         .route("/metrics", get(metrics::<N>))
 }
 
-/// Everything.
+/// All routes.
 fn full<N>() -> Router<App<N>>
 where
     N: NodeReports + EventLog + RecordReports + CaAdmin + Calls + NodeAdmin,
@@ -308,7 +308,7 @@ async fn logs<N: NodeReports + Calls>(
         follow: query.follow,
     };
     let mut answer = app.nodes.call(&node, METHOD_LOGS, request.encode());
-    // Data, or word that the log is there; only then is the status known.
+    // Data, or the message that the log exists; only then is the status known.
     match tokio::time::timeout(ANSWER_TIMEOUT, answer.recv()).await {
         Ok(Some(Ok(first))) => Body::from_stream(follow(first, answer)).into_response(),
         // An empty log.
@@ -325,7 +325,7 @@ async fn logs<N: NodeReports + Calls>(
     }
 }
 
-/// The rest of an answer as it comes. Dropping it cancels the call.
+/// The remaining answer as it arrives. Dropping it cancels the call.
 fn follow(
     first: Bytes,
     answer: mpsc::Receiver<Result<Bytes, CallError>>,

@@ -2,9 +2,9 @@
 //! SHA-256 of the rest, then JSON with every file of [`FILES`] in base64. It holds the key of the CA
 //! and all Secrets, so it is for its owner only.
 //!
-//! What happened after the backup is lost, and a restore is made so that nothing dangerous follows:
-//! a used token stays used, no workload is touched, and nodes that joined later come back. What it
-//! cannot know it says: a node that was revoked later must be revoked again.
+//! Changes after the backup are lost, and a restore must not have dangerous consequences:
+//! a used token stays used, no workload is affected, and nodes that joined later are readmitted. What it
+//! cannot know it reports: a node that was revoked later must be revoked again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,19 +37,20 @@ const VERSION: &str = "1";
 pub const BACKUP_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// File that serve holds locked.
 pub const LOCK: &str = "lock";
-/// File that stands in the data folder while a restore is at work. One that was cut off is to be
+/// File that exists in the data folder during a restore. An interrupted restore must be
 /// repeated: serve does not start before.
 pub const RESTORING: &str = "restoring";
-/// A restored epoch is this far ahead of the clock. The epoch rises with each start and a server
-/// that was restarted often is ahead of the clock, too: nodes refuse a lower one than they know.
+/// A restored epoch is this far ahead of the clock. The epoch rises with each start, so a server that was
+/// restarted often may be ahead of the clock, too: nodes refuse an epoch lower than the highest one
+/// accepted.
 pub const EPOCH_LEAD_S: u64 = 24 * 3600;
 
-/// How far the sink of records was, by node; in the data folder it is a folder. Not so for sinks
-/// that keep it themselves, like files: those are not older after a restore.
+/// Progress of the sink of records, by node; in the data folder it is a folder. Omitted for sinks
+/// that store it themselves, like files: those are not older after a restore.
 const CURSORS: &str = "cursors.json";
-/// What is backed up, in this order: each file is replaced whole, and whatever happens between two
-/// of them is harmless. Once there are [`AUTHORITIES`], the two files of before mean nothing. A join between nodes and tokens leaves a spent token and an unknown node,
-/// which the grace of a restore lets in.
+/// Files of a backup, in this order: each file is replaced as a whole, and any event between two of them is
+/// harmless. With [`AUTHORITIES`] present, the two files of the first CA are ignored. A join between nodes
+/// and tokens leaves a used token and an unknown node, which the grace of a restore readmits.
 pub const FILES: [&str; 7] = [
     AUTHORITIES,
     CA_KEY,
@@ -60,13 +61,13 @@ pub const FILES: [&str; 7] = [
     PLACEMENT,
 ];
 
-/// Why there is no backup, or no restore. Nothing has changed then, unless it says so.
+/// Why a backup or a restore failed. Nothing has changed then, unless stated otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// No CA: this is not the folder of an edge-cloud.
     #[error("{}: holds no edge-cloud: there is no CA in it", .0.display())]
     NoData(PathBuf),
-    /// A restore was cut off.
+    /// A restore was interrupted.
     #[error("{}: a restore was cut off there: repeat it with --force", .0.display())]
     Unfinished(PathBuf),
     /// Not a backup, or of another version.
@@ -75,7 +76,7 @@ pub enum BackupError {
     /// The checksum is wrong.
     #[error("the backup is damaged: its SHA-256 is wrong")]
     Checksum,
-    /// Whole, but not what edge-cloud writes.
+    /// Valid checksum, but not written by edge-cloud.
     #[error("{0} in the backup is damaged: {1}")]
     Content(&'static str, String),
     /// Over [`BACKUP_BYTES_MAX`].
@@ -90,12 +91,12 @@ pub enum BackupError {
     /// The data folder is not empty.
     #[error("{}: the folder is not empty: --force replaces what is there", .0.display())]
     NotEmpty(PathBuf),
-    /// The file system.
+    /// Error of the file system.
     #[error("{what}: {source}")]
     File {
         /// What was attempted.
         what: String,
-        /// Why it failed.
+        /// Error of the system.
         source: io::Error,
     },
 }
@@ -109,7 +110,7 @@ fn at(what: impl ToString) -> impl FnOnce(io::Error) -> BackupError {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backup {
-    /// When it was begun, seconds since 1970.
+    /// Time of its start, seconds since 1970.
     pub unix_s: u64,
     /// Version of the edge-cloud that made it.
     pub edge_cloud: String,
@@ -204,7 +205,7 @@ impl Backup {
     }
 }
 
-/// Choices of a restore.
+/// Options of a restore.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Replaces what is in the data folder.
@@ -215,33 +216,33 @@ pub struct Options {
     pub grace_s: u64,
 }
 
-/// What a restore did.
+/// Result of a restore.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// When the backup was made, seconds since 1970.
     pub made_unix_s: u64,
     /// Nodes of the registry.
     pub nodes: usize,
-    /// Those of them that the folder knew and the backup did not.
+    /// Nodes that the folder had and the backup had not.
     pub nodes_kept: Vec<String>,
     /// Nodes that are revoked.
     pub revoked: Vec<String>,
-    /// Ids of tokens that still had uses and are void from now on.
+    /// Ids of tokens that had uses left and are invalid from now on.
     pub tokens_void: Vec<String>,
-    /// Tokens with uses left.
+    /// Number of tokens with uses left.
     pub tokens_valid: usize,
-    /// Until when nodes that are not known may come back, seconds since 1970; 0 is not at all.
+    /// Until when unknown nodes are readmitted, seconds since 1970; 0 is not at all.
     pub grace_until_unix_s: u64,
-    /// The folder's CAs stayed: their rollover went further than in the backup.
+    /// The folder's CAs were kept: their rollover was at a later step than in the backup.
     #[serde(default)]
     pub cas_kept: bool,
-    /// The folder knew every node that had joined after the backup.
+    /// The folder had every node that joined after the backup.
     pub all_known: bool,
-    /// Backup of what the folder held before.
+    /// Backup of the replaced content of the folder.
     pub replaced: Option<PathBuf>,
 }
 
-/// The parsed contents.
+/// The parsed files.
 struct Contents {
     cas: Authorities,
     state: State,
@@ -284,15 +285,15 @@ impl Contents {
         })
     }
 
-    /// Cut off anywhere, it leaves a folder from which [`Live`] takes nothing that is wrong: tokens are
-    /// there before the nodes, because those say how new the folder is.
+    /// Interrupted anywhere, it leaves a folder from which [`Live`] reads nothing wrong: tokens are
+    /// written before the nodes, because the file of nodes shows how new the folder is.
     fn write(&self, data: &Path) -> io::Result<()> {
         self.begin(data)?;
         replace(&data.join(TOKENS), &serde_json::to_vec(&self.tokens)?)?;
         replace(&data.join(NODES), &journal::whole(&self.state)?)?;
         let cursors = Cursors::open(data)?;
         for (node, ledger) in &self.cursors {
-            // What the folder knows is of the same sink, and further on or the same.
+            // The folder's ledgers are of the same sink, and newer or equal.
             let mut newest = ledger.clone();
             newest.merge(&cursors.load(node).unwrap_or_default().streams);
             cursors.save(node, &newest)?;
@@ -303,7 +304,7 @@ impl Contents {
         File::open(data)?.sync_all()
     }
 
-    /// Marks the folder and writes the CAs. Nodes and tokens of another edge-cloud go before.
+    /// Marks the folder and writes the CAs. Nodes and tokens of another edge-cloud are removed before.
     fn begin(&self, data: &Path) -> io::Result<()> {
         replace(&data.join(RESTORING), b"")?;
         if !self.is_of_ca(data) {
@@ -315,13 +316,13 @@ impl Contents {
         self.cas.write(data)
     }
 
-    /// Whether the folder is of the same edge-cloud: a CA is or was the same.
+    /// Whether the folder belongs to the same edge-cloud: it has or had a CA in common.
     fn is_of_ca(&self, data: &Path) -> bool {
         Authorities::peek(data).is_some_and(|live| live.is_related(&self.cas))
     }
 
-    /// A rollover goes forward only: if the folder's went further, its CAs stay. A retired CA would
-    /// come back otherwise, and a new one would be lost, with all nodes that have its certificates.
+    /// A rollover only goes forward: if the folder is at a later step, its CAs stay. Otherwise a retired CA
+    /// would be restored, and a new one would be lost, with all nodes that have its certificates.
     fn keep_further_cas(&mut self, data: &Path) -> bool {
         match Authorities::peek(data) {
             Some(live) if live.is_related(&self.cas) && live.is_further(&self.cas) => {
@@ -344,7 +345,7 @@ fn wrong<E: std::fmt::Display>(name: &'static str) -> impl FnOnce(E) -> BackupEr
     move |error| BackupError::Content(name, error.to_string())
 }
 
-/// Puts a backup into the data folder. A power cut leaves a folder that serve refuses, and the
+/// Writes a backup into the data folder. A power cut leaves a folder that serve refuses, and the
 /// restore can be repeated.
 ///
 /// # Errors
@@ -378,7 +379,7 @@ pub fn restore(
             before.write(&path)?;
             report.replaced = Some(path);
         }
-        // Of a mixture no backup is of use; what it still knows is not lost all the same.
+        // A backup of a partly restored folder is useless; its readable files are used nevertheless.
         Err(BackupError::NoData(_) | BackupError::Unfinished(_)) => {}
         Err(error) => return Err(error),
     }
@@ -403,14 +404,14 @@ pub fn restore(
     Ok(report)
 }
 
-/// Nothing but what a stopped or a failed run leaves behind.
+/// Whether the folder has only remains of a stopped or a failed run.
 fn is_empty(data: &Path) -> io::Result<bool> {
     for entry in std::fs::read_dir(data)? {
         let entry = entry?;
         let name = entry.file_name();
         let harmless = name == LOCK
             || name == SOCKET
-            // They may have been saved from the machine that is gone.
+            // They may have been copied from the lost machine.
             || name == records::RECORDS
             || (name == "ca" && std::fs::read_dir(entry.path())?.next().is_none());
         if !harmless {
@@ -420,16 +421,16 @@ fn is_empty(data: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What the folder knew until now, when it is of the same CA.
+/// State of the folder before the restore, if it has the same CA.
 struct Live {
     state: State,
     tokens: Tokens,
-    /// It is newer than the backup: it knows all that has happened since.
+    /// It is newer than the backup: it contains all changes since.
     newer: bool,
 }
 
 impl Live {
-    /// `None` also when a file is damaged: then nobody knows what has happened since.
+    /// `None` also when a file is damaged: then the changes since the backup are unknown.
     fn of(data: &Path, contents: &Contents) -> Option<Self> {
         if !contents.is_of_ca(data) {
             return None;
@@ -446,8 +447,8 @@ impl Live {
     }
 }
 
-/// A used token stays used. The folder knows what was used; without it nobody does, and every
-/// token of the backup is void unless the operator vouches for them.
+/// A used token stays used. Only the folder contains which ones were used; without it every
+/// token of the backup becomes invalid unless the operator keeps them.
 fn tokens(
     tokens: &mut Tokens,
     live: Option<&Live>,
@@ -481,7 +482,7 @@ fn tokens(
     *tokens = kept;
 }
 
-/// The nodes of both; of two certificates the newer one counts, and revoked stays revoked.
+/// The nodes of both; of two certificates the newer one counts, and a revoked node stays revoked.
 fn registry(
     state: &mut State,
     live: Option<&Live>,
@@ -512,9 +513,9 @@ fn registry(
     }
     state.epoch = state.epoch.max(unix_s).saturating_add(EPOCH_LEAD_S);
     state.grace = match live.filter(|live| live.newer) {
-        // Who joined after the backup is known; a grace that is open goes on.
+        // Nodes that joined after the backup are known; an open grace continues.
         Some(live) => live.state.grace_at(unix_s),
-        // A grace that was open when the backup was made goes on: its nodes may still be away.
+        // A grace that was open when the backup was made continues: its nodes may still be offline.
         None => {
             let open = state.grace_at(made);
             Some(Grace {

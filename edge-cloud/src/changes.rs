@@ -1,8 +1,8 @@
-//! Which nodes have changed: a set of names for each subscriber, so that whoever keeps up with the
-//! nodes looks at those that changed and at no others.
+//! Notices of changed nodes: a set of names for each subscriber, so that a reader of the
+//! nodes reads only those that changed.
 //!
-//! A notice carries no state. Who gets one reads the node anew, so any number of changes of a node
-//! between two looks are one name.
+//! A notice carries no state. The subscriber reads the node again, so any number of changes of a node
+//! between two reads are one name.
 //!
 //! Bound: for each subscriber, each name once.
 
@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-/// The end that gives notice.
+/// The sender of notices.
 #[derive(Default)]
 pub struct ChangeFeed {
     subscribers: Mutex<Vec<Weak<Pending>>>,
 }
 
-/// The end of one subscriber.
+/// The receiver of one subscriber.
 pub struct ChangeNotices {
     pending: Arc<Pending>,
 }
 
-/// What a subscriber has not taken yet.
+/// Names that a subscriber has not taken yet.
 #[derive(Default)]
 struct Pending {
     names: Mutex<BTreeSet<String>>,
@@ -36,7 +36,7 @@ impl Pending {
 }
 
 impl ChangeFeed {
-    /// Notices of all changes from now on. Subscribe first and read all nodes then: no change is
+    /// Notices of all changes from now on. Subscribe first and read all nodes then, so that no change is
     /// missed.
     pub fn subscribe(&self) -> ChangeNotices {
         let pending = Arc::new(Pending::default());
@@ -46,11 +46,11 @@ impl ChangeFeed {
         ChangeNotices { pending }
     }
 
-    /// The view of this node has changed, or the node has come or gone.
+    /// The view of this node has changed, or the node has joined or left.
     pub fn changed(&self, node: &str) {
         for pending in self.lock().iter().filter_map(Weak::upgrade) {
             let mut names = pending.names();
-            // Most changes are of a node that is in the set already: no copy of the name then.
+            // In most cases the name is already in the set: then it is not copied.
             if !names.contains(node) {
                 names.insert(node.to_owned());
                 drop(names);
@@ -88,7 +88,7 @@ mod tests {
         changes.take().into_iter().collect()
     }
 
-    /// Goal: each subscriber sees each changed node once, whatever the others have taken. Method: two
+    /// Goal: each subscriber gets each changed node once, whatever the others have taken. Method: two
     /// that take at different times, and one that is gone.
     #[tokio::test]
     async fn each_subscriber_is_given_each_changed_node_once() {
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(feed.lock().len(), 2);
     }
 
-    /// Goal: a change between a look and the wait is not missed, and none is made up.
+    /// Goal: a change between a read and the wait is not missed, and a wait without a change does not end.
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_with_a_change_and_not_without() {
         let feed = ChangeFeed::default();
@@ -119,7 +119,7 @@ mod tests {
         changes.changed().await;
         assert_eq!(names(&mut changes), ["a"]);
         let wait = std::time::Duration::from_secs(60);
-        // The notice of what was taken is still there.
+        // The permit of the taken change is still set.
         assert!(tokio::time::timeout(wait, changes.changed()).await.is_err());
         feed.changed("a");
         assert!(tokio::time::timeout(wait, changes.changed()).await.is_ok());

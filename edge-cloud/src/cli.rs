@@ -36,7 +36,7 @@ pub use self::args::Cli;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// The command succeeded.
     Done = 0,
     /// `check` or `problems` found something.
     Found = 1,

@@ -1,5 +1,5 @@
-//! The loop of edge-cloud: objects and node reports in, desired sets and status out. Each round
-//! redoes what has changed since the one before, and rounds follow each other until nothing does.
+//! The loop of edge-cloud: reads objects and node reports, writes desired sets and status. Each round
+//! recomputes what has changed since the previous one, until nothing changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,8 +15,8 @@ use crate::placement::{Changes, NodeState, Placer};
 use crate::saved::{Memory, Restored, Saved, Unsaved};
 use crate::source::{Source, SourceChanges, StatusChange, StatusSink};
 
-/// How long after a restore a pod waits that more than one node could run: a node notices the end of
-/// the old server within two keepalives of a minute, and tries again at least every two minutes.
+/// Time after a restore for which a pod waits that more than one node could run: a node notices the end of
+/// the old server within two keepalives of a minute, and reconnects at least every two minutes.
 pub const SETTLE: Duration = Duration::from_secs(300);
 
 /// Runs for ever; drop it to stop. `data` is the folder of [`Saved`].
@@ -67,21 +67,21 @@ pub async fn run<N: NodeReports + DesiredSets>(
     }
 }
 
-/// What the loop keeps.
+/// State of the loop.
 struct Controller {
     saved: Saved,
     store: ObjectStore,
     placer: Placer,
     restored: Restored,
-    /// Nodes of an earlier run that were not looked at yet.
+    /// Nodes of an earlier run that were not read yet.
     earlier: BTreeMap<String, NodeState>,
-    /// Last change of the store that the placer knows.
+    /// Last revision of the store that the placer has applied.
     revision: u64,
     /// Changes of the source that wait for its first object, see [`Restored::awaits_source`].
     awaited: BTreeMap<Id, Option<Object>>,
-    /// What is refused at the source.
+    /// Documents that the source refuses.
     problems: Vec<Problem>,
-    /// Nodes that have to be given their set.
+    /// Nodes whose set must be sent again.
     pending_sets: BTreeSet<String>,
     unsaved: Unsaved,
 }
@@ -106,7 +106,7 @@ impl Controller {
 
     /// The source has changed.
     fn apply(&mut self, changes: SourceChanges) {
-        // Without an object there is nothing that could be forgotten.
+        // Without an object the source may only be missing.
         if self.restored.awaits_source && (changes.has_objects || self.store.is_empty()) {
             self.restored.awaits_source = false;
             self.unsaved.source_read = true;
@@ -157,7 +157,7 @@ impl Controller {
         self.placer.node_changed(&self.store, name, state);
     }
 
-    /// [`SETTLE`] is over. What the source has does not matter to this: the nodes have reported.
+    /// [`SETTLE`] is over. The source does not matter here: the nodes have reported.
     fn settle(&mut self) {
         if self.restored.settling {
             self.restored.settling = false;
@@ -169,7 +169,7 @@ impl Controller {
     /// One round, saved.
     fn round(&mut self) -> Changes {
         let changed = self.store.changed_since(self.revision);
-        // Who is too far behind looks at everything, and at what it knows of objects that are gone.
+        // A reader that is too far behind reads everything, and all objects that it had and that are gone.
         let all = || {
             let there = self.store.iter().map(|(id, _)| id.clone());
             there.chain(self.placer.objects()).collect()
@@ -182,7 +182,7 @@ impl Controller {
         self.placer.round(&self.store);
         let changes = self.placer.take_changes();
         self.unsaved.pods.extend(&changes.pods);
-        // Saved before it is handed out: after a crash the same pods are asked for.
+        // Saved before it is sent: after a crash the same pods are desired.
         let saved = self
             .saved
             .store(&self.store, &self.placer, &self.restored, &mut self.unsaved);
@@ -192,14 +192,14 @@ impl Controller {
         changes
     }
 
-    /// Hands the sets out that have changed. A node of which it is not known what it runs is given
+    /// Sends the changed sets. A node whose running pods are unknown gets
     /// none until it has reported.
     fn give(&mut self, nodes: &impl DesiredSets, changes: &Changes) {
         self.pending_sets.extend(changes.nodes.iter().cloned());
         let unreported = &self.restored.unreported;
         for node in std::mem::take(&mut self.pending_sets) {
             if unreported.contains(&node) {
-                // One that is gone is named again when it reports.
+                // A node that has left is named again when it reports.
                 if self.placer.node(&node).is_some() {
                     self.pending_sets.insert(node);
                 }
@@ -221,9 +221,9 @@ fn forgotten() -> Problem {
     }
 }
 
-/// What is known of a node by its view and what was known before, and whether it reports for the
-/// first time since a restore. A node that has not reported since our start keeps the labels that it
-/// had; one that never has reported cannot be placed on and is given no set.
+/// State of a node from its view and from before, and whether it reports for the
+/// first time since a restore. A node that has not reported since our start keeps its previous labels;
+/// one that has never reported gets no pods and no set.
 fn observed(
     before: Option<&NodeState>,
     view: NodeView,
@@ -233,7 +233,7 @@ fn observed(
         return None;
     }
     let (state, is_news) = match (view.status, before) {
-        // Half a report would move or end the pods of the other half.
+        // An incomplete report would move or end the missing pods.
         (Some(_), Some(before)) if is_unreported && !view.heard => (before.clone(), false),
         (Some(_), None) if !view.heard => return None,
         (Some(status), _) => {

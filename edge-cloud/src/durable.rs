@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// How the name of a file begins that is not whole yet.
+/// Prefix of the name of an incomplete file.
 pub(crate) const TEMPORARY: &str = ".writing-";
 
 /// Replaces a file, mode 0600, so that a power cut leaves the old or the new one.
@@ -13,7 +13,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_with_mode(path, bytes, 0o600)
 }
 
-/// The same with another mode.
+/// Like [`replace`], with another mode.
 pub(crate) fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // A bare file name has an empty parent.
     let folder = path.parent().filter(|folder| *folder != Path::new(""));

@@ -1,9 +1,9 @@
-//! The latest events, for people: a bounded list with a number for the newest one.
+//! The latest events, for display: a bounded list, and the number of the newest one.
 //!
-//! Calls nothing of edge-cloud but [`crate::clock`]; anybody may add one. Its lock is the last in the
-//! order of locks: nothing is called while it is held.
+//! Calls nothing of edge-cloud except [`crate::clock`]; every module may add events. Its lock is the last
+//! in the order of locks: nothing is called while it is held.
 //!
-//! Bound: [`EVENTS_MAX`] events; the oldest makes room.
+//! Bound: [`EVENTS_MAX`] events; the oldest is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ use crate::nodes::{Event, EventLog};
 /// Events that are kept.
 pub const EVENTS_MAX: usize = 1_000;
 
-/// The list.
+/// The latest events, oldest first.
 pub struct Events {
     latest: Mutex<VecDeque<Event>>,
     /// Events so far.
@@ -33,7 +33,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Adds an event and logs it. `node` is empty when it is about no node, `reason` is one word.
+    /// Adds an event and logs it. `node` is empty when it concerns no node, `reason` is one word.
     pub fn add(&self, node: &str, reason: &str, message: &str) {
         log::info!("{}", line(node, reason, message));
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,14 +50,14 @@ impl Events {
         self.count.send_modify(|count| *count += 1);
     }
 
-    /// How many there were so far, now and from now on.
+    /// Number of events so far, now and from now on.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.count.subscribe()
     }
 }
 
-/// The event as a line of the log: the message in quotes, with what would end it or the line escaped.
+/// The event as a line of the log: the message in quotes, with quotes and line ends escaped.
 fn line(node: &str, reason: &str, message: &str) -> String {
     let reason = reason.to_lowercase();
     format!("{reason} node={node} message={message:?}")

@@ -1,8 +1,8 @@
-//! The nodes as one: what the controller and the API use, over [`crate::identity`], [`crate::sessions`],
+//! All nodes as the controller and the API use them, over [`crate::identity`], [`crate::sessions`],
 //! [`crate::records`] and [`crate::events`]. Has no state and no lock of its own.
 //!
-//! What only one of those does is passed on; what has to follow in another one stands here: a node that is
-//! deleted or revoked loses its session, and a broker is given its list.
+//! Operations of a single part are passed on; operations that concern several are here: a node that is
+//! deleted or revoked loses its session, and a broker gets its list.
 
 use std::io;
 use std::path::Path;
@@ -24,21 +24,21 @@ use crate::placement::Desired;
 use crate::records::{Records, View};
 use crate::sessions::Sessions;
 
-/// All nodes.
+/// All nodes of one edge-cloud.
 #[derive(Clone)]
 pub struct Fleet {
-    /// Who they are.
+    /// Certificates, tokens and registry.
     pub identity: Arc<Identity>,
-    /// Their sessions.
+    /// One for each node.
     pub sessions: Arc<Sessions>,
-    /// Their records.
+    /// From the sessions to the sink.
     pub records: Arc<Records>,
-    /// What happened.
+    /// Shared by all parts.
     pub events: Arc<Events>,
 }
 
 impl Fleet {
-    /// The nodes of what `data` holds. [`Records::run`] is the caller's.
+    /// Opens the nodes stored in `data`. The caller runs [`Records::run`].
     ///
     /// # Errors
     /// Those of the file system.

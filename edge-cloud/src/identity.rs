@@ -1,9 +1,9 @@
-//! Who a node is: the CAs, the tokens by which nodes join, the registry of those that have joined, the
-//! enrolment that gives them certificates, the rollover of the CA and the list of refused certificates.
+//! Identity of nodes: the CAs, the tokens by which nodes join, the registry of joined nodes, the
+//! enrolment that issues certificates, the rollover of the CA and the list of refused certificates.
 //!
-//! [`Identity`] owns all of that state. It calls [`crate::events`] and nothing else of edge-cloud that has
-//! state; [`crate::sessions`], [`crate::transport`] and [`crate::fleet`] call it. What follows for the links
-//! of a node, such as the end of the session of one that is revoked, is up to its callers.
+//! [`Identity`] owns all of that state. It calls [`crate::events`] and no other part of edge-cloud with
+//! state; [`crate::sessions`], [`crate::transport`] and [`crate::fleet`] call it. Its callers handle the
+//! consequences for links, such as the end of the session of a revoked node.
 //!
 //! Locks, in this order: one step of a rollover (`stepping`), the writing of the list (`listing`), then
 //! those of tokens, registry and events, each of which is held for one call only.
@@ -37,17 +37,17 @@ use crate::events::Events;
 pub use self::revocations::write_crl;
 pub use self::rollover::WAITING_SHOWN;
 
-/// What an edge-cloud behind an external broker has to know of it to say who its nodes are.
+/// Settings of an external broker that identity needs.
 #[derive(Clone, Debug)]
 pub struct ExternalBroker {
-    /// Given to each node that joins: where its link goes.
+    /// Sent to each node that joins: the target of its link.
     pub broker: edge_proto::enrol::Broker,
-    /// Where the list of refused certificates is kept for the broker. Without it no node is readmitted
-    /// after a restore, because nothing would keep the deleted ones out.
+    /// File of the list of refused certificates for the broker. Without it no node is readmitted
+    /// after a restore, because nothing would exclude deleted ones.
     pub crl: Option<PathBuf>,
 }
 
-/// Everything that says who a node is.
+/// All state that identifies nodes.
 pub struct Identity {
     data: PathBuf,
     registry: Registry,
@@ -65,7 +65,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads what `data` holds, takes the next epoch and writes the list of refused certificates.
+    /// Reads `data`, increments the epoch and writes the list of refused certificates.
     ///
     /// # Errors
     /// Those of the file system; a damaged file is one, too.
@@ -100,30 +100,30 @@ impl Identity {
         Ok(identity)
     }
 
-    /// The nodes that have joined.
+    /// Joined nodes.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// The CAs as they are now.
+    /// Present CAs.
     #[must_use]
     pub fn authorities(&self) -> Arc<Authorities> {
         Arc::clone(&self.authorities.borrow())
     }
 
-    /// The broker that carries the links, unless the embedded hub does.
+    /// The broker that carries the links; `None` with the embedded hub.
     #[must_use]
     pub const fn external_broker(&self) -> Option<&ExternalBroker> {
         self.broker.as_ref()
     }
 
-    /// Waits until there may be nodes whose certificate is to be renewed because the CAs have changed.
+    /// Waits until there may be nodes that must renew their certificate because the CAs have changed.
     pub(crate) async fn rotated(&self) {
         self.rotated.notified().await;
     }
 
-    /// Serves one enrolment, as HTTP or bare. Returns what it was; `None` when it was refused.
+    /// Serves one enrolment, as HTTP or bare. Returns its result; `None` when it was refused.
     ///
     /// # Errors
     /// Those of the connection.
@@ -155,10 +155,10 @@ impl Identity {
         Ok(enrolled)
     }
 
-    /// Forgets a node and its certificate. `false` when there is no such node.
+    /// Deletes a node and its certificate. `false` when there is no such node.
     ///
     /// # Errors
-    /// In words for a person: those of the file system.
+    /// Human-readable: those of the file system.
     pub fn delete(&self, node: &str) -> Result<bool, String> {
         self.tokens
             .forget(node)
@@ -170,16 +170,16 @@ impl Identity {
     /// Refuses the certificates of a node from now on. `false` when there is no such node.
     ///
     /// # Errors
-    /// In words for a person: those of the file system.
+    /// Human-readable: those of the file system.
     pub fn revoke(&self, node: &str) -> Result<bool, String> {
         let revoked = self.registry.revoke(node, unix_s());
         revoked.map_err(|error| error.to_string())
     }
 
-    /// Makes a join token for so many nodes that expires after `ttl_s` seconds.
+    /// Creates a join token for so many nodes that expires after `ttl_s` seconds.
     ///
     /// # Errors
-    /// In words for a person: too many tokens, or those of the file system.
+    /// Human-readable: too many tokens, or those of the file system.
     pub fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
         self.tokens
             .create(self.authorities().signer().der(), uses, ttl_s, unix_s())

@@ -1,9 +1,9 @@
-//! A file of one JSON value and behind it a line for each change since. So a change costs its own
+//! A file of one JSON value, followed by a line for each change since. So a change costs its own
 //! bytes and one sync, however large the value is; when the changes are longer than the value, the
-//! file is written anew.
+//! whole file is written again.
 //!
-//! What a power cut leaves of a last line was promised to nobody: a part of it, with zeros where
-//! blocks were not written yet. Any other damage is an error.
+//! The last line may be incomplete after a power cut, with zeros where
+//! blocks were not written; it was not acknowledged. Any other damage is an error.
 //!
 //! Bound: twice the value, or [`REWRITE_BYTES_MIN`] more than it if that is larger.
 
@@ -16,31 +16,31 @@ use serde::de::DeserializeOwned;
 
 use crate::durable::replace;
 
-/// Bytes of changes below which a file is never written anew.
+/// Bytes of changes below which the whole file is not written again.
 pub const REWRITE_BYTES_MIN: u64 = 1024 * 1024;
 
-/// How a file was left. A new one is written whole first.
+/// The file and its last known state. A new one is written as a whole first.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// Bytes of the file and, of these, of its value; `None`: it is to be written whole.
+    /// Bytes of the file and, of these, of its value; `None`: it must be written as a whole.
     bytes: Option<(u64, u64)>,
 }
 
 impl Journal {
-    /// The journal in this file, which is written whole before anything is added.
+    /// The journal in this file, which is written as a whole before anything is added.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self { path, bytes: None }
     }
 
-    /// Whether the file is there as it was left last.
+    /// Whether the file exists and is unchanged since its last write.
     #[must_use]
     pub const fn is_written(&self) -> bool {
         self.bytes.is_some()
     }
 
-    /// Writes the whole value, on the medium when this returns.
+    /// Writes the whole value, durable when this returns.
     ///
     /// # Errors
     /// Those of the file system; the next write is of the whole value again.
@@ -53,11 +53,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Adds the changes of one round, on the medium when this returns. `false`: the file is to be
-    /// written whole instead.
+    /// Adds the changes of one round, durable when this returns. `false`: the file must be
+    /// written as a whole instead.
     ///
     /// # Errors
-    /// None but of encoding: a file that cannot be added to, or is not as it was left, is written whole.
+    /// Only those of encoding: a file that cannot be appended to, or was changed, is written as a whole.
     pub fn append(&mut self, changes: &[impl Serialize]) -> io::Result<bool> {
         let mut line = serde_json::to_vec(changes)?;
         line.push(b'\n');
@@ -114,7 +114,7 @@ pub fn parse<V: DeserializeOwned, C: DeserializeOwned>(
     Ok(value)
 }
 
-/// Adds a line to a file of `bytes`, durably. One that failed may still be in the file after a power
+/// Adds a line to a file of `bytes`, durably. A failed one may still be in the file after a power
 /// cut, because its removal is not synced.
 fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(path)?;
@@ -123,7 +123,7 @@ fn append(path: &Path, bytes: u64, line: &[u8]) -> io::Result<()> {
     }
     let added = file.write_all(line).and_then(|()| file.sync_data());
     if added.is_err() {
-        // Should this fail, too, the file is longer than we know, and is replaced next time.
+        // If this fails, too, the file is longer than expected, and is replaced next time.
         drop(file.set_len(bytes));
     }
     added
@@ -154,7 +154,7 @@ mod tests {
         for cut in two.len()..all.len() {
             std::fs::write(&path, &all[..cut]).unwrap();
             assert_eq!(read(&path).unwrap(), [1, 2, 3], "{cut}");
-            // The file is not as it was left.
+            // The file was changed.
             assert!(!journal.append(&[5]).unwrap());
             journal.write(&[1, 2, 3, 5]).unwrap();
             assert_eq!(read(&path).unwrap(), [1, 2, 3, 5]);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use edge_cloud::cli::{Cli, Exit, run};
 
-/// Longest wait at the end for what cannot be cancelled: a read of a dead network file system may never
+/// Longest wait at the end for work that cannot be cancelled: a read of a dead network file system may never
 /// return.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -29,12 +29,12 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = error.exit() as u8;
             let error = error.to_string();
-            // What the kernel says when another user's files are meant.
+            // Added to the kernel's error for files of another user.
             let hint = match error.contains("(os error 13)") {
                 true => "; run it as the user whose data this is",
                 false => "",
             };
-            // With standard error closed there is nowhere left to write to.
+            // If standard error is closed, the message is lost.
             let _closed = writeln!(std::io::stderr(), "edge-cloud: {error}{hint}");
             ExitCode::from(code)
         }

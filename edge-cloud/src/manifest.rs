@@ -1,8 +1,8 @@
 //! Reads a folder of plain Kubernetes YAML (or JSON): Pod, ConfigMap, Secret, Deployment and
 //! DaemonSet, and our own NodePolicy, several documents a file.
 //!
-//! A document is accepted whole or refused with a [`Problem`] for each wrong field; the others
-//! still apply. Nothing is ever ignored silently: a field is supported, harmless
+//! A document is accepted as a whole or refused with a [`Problem`] for each wrong field; the others
+//! still apply. No field is ignored silently: a field is supported, harmless
 //! (`docs/pods.md`), or refused. Bounds: [`FILES_MAX`] files of [`FILE_BYTES_MAX`] bytes.
 
 mod config;
@@ -32,18 +32,18 @@ use reader::{Faults, Field, Object};
 pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Files of the folder that are read; more are a problem of the folder.
 pub const FILES_MAX: usize = 1000;
-/// Problems that are kept; the rest of a folder this broken is only counted.
+/// Problems that are kept; further ones are only counted.
 pub const PROBLEMS_MAX: usize = 1000;
 /// Documents of one file.
 pub const DOCUMENTS_MAX: usize = 1000;
-/// Bound of what a document costs the YAML parser: at each character that may end a token it looks
-/// at every bracket that is open, so 200 KB of `[` would keep it for minutes. A file of JSON as large
-/// as may be, nested 50 deep, is below.
+/// Bound of the parser's cost of a document: at each character that may end a token the parser checks
+/// every open bracket, so 200 KB of `[` would take minutes. A maximal file of JSON, nested 50 deep,
+/// is below.
 pub const PARSER_STEPS_MAX: usize = 200_000_000;
 /// Replicas of one Deployment.
 pub const REPLICAS_MAX: u32 = 1000;
 
-/// Kind of a document.
+/// Supported kinds of documents, with their `apiVersion`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DocumentKind {
     /// v1.
@@ -73,7 +73,7 @@ impl DocumentKind {
         })
     }
 
-    /// Kubernetes' word.
+    /// The name of the kind in Kubernetes.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -90,11 +90,11 @@ impl DocumentKind {
 /// Identity of an object in the manifests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Id {
-    /// Kind.
+    /// From `kind` and `apiVersion`.
     pub kind: DocumentKind,
-    /// Namespace.
+    /// From `metadata`; `default` without one.
     pub namespace: String,
-    /// Name.
+    /// From `metadata`.
     pub name: String,
 }
 
@@ -104,7 +104,7 @@ impl fmt::Display for Id {
     }
 }
 
-/// Where an object was read.
+/// Place of an object's document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
     /// Path below the folder.
@@ -113,17 +113,17 @@ pub struct Origin {
     pub document: usize,
 }
 
-/// Something in the folder that was refused.
+/// A refused document or field, or an unreadable file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Where.
+    /// Place of the document.
     #[serde(flatten)]
     pub origin: Origin,
     /// `Pod default/web`, when it could be read.
     pub object: Option<String>,
     /// Path of the field; empty for the document itself.
     pub path: String,
-    /// Why, for a person.
+    /// Human-readable.
     pub reason: String,
 }
 
@@ -160,14 +160,14 @@ pub enum Accepted {
     Policy(Box<Policy>),
 }
 
-/// What a folder holds.
+/// Content of a folder.
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
-    /// Accepted objects and where they stand.
+    /// Accepted objects and the places of their documents.
     pub objects: BTreeMap<Id, (Origin, Accepted)>,
     /// What was refused, at most [`PROBLEMS_MAX`].
     pub problems: Vec<Problem>,
-    /// Files that could not be read to the end: what stood in them is unknown.
+    /// Files that could not be read completely: their content is unknown.
     unread: BTreeSet<String>,
     /// Objects whose document was refused.
     refused: BTreeSet<Id>,
@@ -186,7 +186,7 @@ impl Manifests {
         manifests
     }
 
-    /// Takes in the documents of a file.
+    /// Adds the documents of a file.
     pub fn read_file(&mut self, name: &str, path: &Path) {
         match text_of(path) {
             Ok(text) => self.add_file(name, &text),
@@ -197,7 +197,7 @@ impl Manifests {
         }
     }
 
-    /// Takes in the documents of one file.
+    /// Adds the documents of one file.
     pub fn add_file(&mut self, file: &str, text: &str) {
         let mut number = 0;
         for (line, document) in documents(text) {
@@ -261,7 +261,7 @@ impl Manifests {
         }
     }
 
-    /// Whether a file could not be read to the end: what stood in it is unknown.
+    /// Whether a file could not be read completely: its content is unknown.
     #[must_use]
     pub fn is_unread(&self, file: &str) -> bool {
         self.unread.contains(file)
@@ -295,7 +295,7 @@ impl Manifests {
 
 /// Every `.yaml`, `.yml` and `.json` below `folder` by its path from there, or the one file that it is,
 /// and why some may be missing. Hidden files and folders are skipped: editors and Kubernetes' own
-/// volumes make them.
+/// volumes create them.
 #[must_use]
 pub fn files(folder: &Path) -> (BTreeMap<String, PathBuf>, Vec<Problem>) {
     let (mut files, mut faults) = (Vec::new(), Manifests::default());
@@ -347,7 +347,7 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resul
 fn text_of(path: &Path) -> Result<String, String> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    // Before it is opened: that of a pipe waits for a writer.
+    // Before it is opened: opening a pipe waits for a writer.
     let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if !metadata.is_file() {
         return Err("is not a file".to_owned());
@@ -362,8 +362,8 @@ fn text_of(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
 }
 
-/// At most how often the parser looks at an open bracket. Brackets in text are counted, too: to tell
-/// them apart would be parsing.
+/// Upper bound of the parser's checks of open brackets. Brackets in text are counted, too: distinguishing
+/// them would require parsing.
 fn parser_steps(document: &str) -> usize {
     let (mut open, mut steps) = (0_usize, 0_usize);
     for byte in document.bytes() {
@@ -380,7 +380,7 @@ fn parser_steps(document: &str) -> usize {
 
 /// The documents of a file and the line each begins at. YAML ends a document at a line that
 /// begins with `---` or `...`, even inside a quoted or block scalar, so lines are enough; and a
-/// document that does not parse does not take the next ones with it.
+/// document that does not parse does not affect the following ones.
 fn documents(text: &str) -> Vec<(usize, String)> {
     let mut documents = vec![(1, String::new())];
     for (index, line) in text.lines().enumerate() {
@@ -400,7 +400,7 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     documents
 }
 
-/// The words of the YAML reader, which counts the lines of a document, with the lines of the file.
+/// The message of the YAML reader, with line numbers of the file instead of the document.
 fn in_file(words: &str, first: usize) -> String {
     let mut parts = words.split(" at line ");
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -461,7 +461,7 @@ fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {
     (named.then_some(id), object)
 }
 
-/// Puts labels and namespace into a template and checks its size.
+/// Adds labels and namespace to a template and checks its size.
 fn finish(
     mut template: Template,
     metadata: &pod::Metadata,
@@ -471,7 +471,7 @@ fn finish(
     template.pod.namespace.clone_from(&metadata.namespace);
     template.pod.name.clone_from(&metadata.name);
     template.pod.labels = metadata.labels.clone().into_iter().collect();
-    // UID and the longest name are still to come.
+    // UID and the longest name are added later.
     if template.pod.encode().len() + 512 > POD_BYTES_MAX {
         at.refuse(key, format!("is larger than {POD_BYTES_MAX} bytes"));
     }

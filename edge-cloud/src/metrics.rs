@@ -1,4 +1,4 @@
-//! Prometheus metrics, computed when asked: nothing is counted that is not known anyway.
+//! Prometheus metrics, computed for each request from existing state; nothing is counted for them alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::records::View;
 use crate::records::ledger::Loss;
 use crate::source::Status;
 
-/// Of the OpenMetrics text.
+/// Content type of the OpenMetrics text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,7 +42,7 @@ struct LossLabel {
     reason: &'static str,
 }
 
-/// Numbered is delivered and lost together, for each node and class.
+/// `numbered` is delivered and lost together, for each node and class.
 fn records(registry: &mut Registry, view: &View) {
     let numbered = Family::<StreamLabel, Counter>::default();
     let delivered = Family::<StreamLabel, Counter>::default();
@@ -103,11 +103,11 @@ fn records(registry: &mut Registry, view: &View) {
     );
 }
 
-/// A certificate that ends in less than this is counted, seconds: 30 days. A node renews its own
-/// with a third of the life left, so in a fleet that is well only short lives are among them.
+/// Certificates that expire within this time are counted, seconds: 30 days. A node renews its own
+/// when a third of the validity is left, so in a healthy fleet only short ones are counted.
 const SOON_S: u64 = 30 * 24 * 3600;
 
-/// When certificates end: the nodes', but for those that are revoked, edge-cloud's own and its CAs';
+/// Expiry of certificates: the nodes', except revoked ones, edge-cloud's own and its CAs';
 /// and how many nodes a change of the CAs still waits for.
 fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_s: u64) {
     let mut gauge = |name, help, value: u64| {
@@ -154,7 +154,7 @@ fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_
 /// The metrics as text.
 ///
 /// # Errors
-/// None that a `String` gives; the encoder's signature.
+/// None that a `String` returns; required by the encoder's signature.
 pub fn text(
     views: &[NodeView],
     status: &Status,

@@ -1,6 +1,6 @@
-//! The nodes as the controller, the API and the metrics see them, whoever carries their links: the
-//! embedded hub or an external broker. One small trait for each kind of user, so that a test or a
-//! further consumer implements or asks for no more than it needs:
+//! The nodes as the controller, the API and the metrics see them, whether the embedded hub or an external
+//! broker carries their links. One small trait for each kind of user, so that a test or a
+//! further consumer implements or requires no more than it needs:
 //!
 //! | trait | for | what it does |
 //! |---|---|---|
@@ -23,7 +23,7 @@ use crate::changes::ChangeNotices;
 use crate::placement::Desired;
 use crate::records::View;
 
-/// One node.
+/// State of one node.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
     /// Name, from its certificate.
@@ -32,11 +32,11 @@ pub struct NodeView {
     pub connected: bool,
     /// Both sets are equal on both ends, as far as is known.
     pub in_sync: bool,
-    /// Its whole report was here since our start: what is not in `pods` does not run.
+    /// Its complete report was received since our start: a pod that is not in `pods` does not run.
     pub heard: bool,
-    /// It was given no set since our start, or since it joined, if that was later.
+    /// It got no set since our start, or since it joined, if that was later.
     pub awaits_set: bool,
-    /// Root of the set that we ask for, hex.
+    /// Root of the set that it is to have, hex.
     pub desired_root: String,
     /// Root of the set that the node reports, hex.
     pub reported_root: String,
@@ -44,7 +44,7 @@ pub struct NodeView {
     pub revoked: bool,
     /// Two boards use its identity.
     pub cloned: bool,
-    /// When its certificate ends, seconds since 1970; 0 is not known, as after a readmission by name.
+    /// When its certificate expires, seconds since 1970; 0 is not known, as after a readmission by name.
     pub certificate_not_after: u64,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
@@ -54,20 +54,20 @@ pub struct NodeView {
     pub pods: Vec<PodStatus>,
 }
 
-/// Something that happened, for a person.
+/// An event, for display.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Seconds since 1970.
     pub unix_s: u64,
-    /// Node; empty when it is not about one.
+    /// Node; empty when the event concerns none.
     pub node: String,
     /// One word: `Joined`, `Connected`, `Cloned`...
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
 }
 
-/// One CA of edge-cloud's.
+/// One CA of this edge-cloud.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaRow {
     /// Hex SHA-256 of its certificate.
@@ -76,62 +76,62 @@ pub struct CaRow {
     pub signs: bool,
     /// When it was made, seconds since 1970; 0 is not known.
     pub made_unix_s: u64,
-    /// When its certificate ends, seconds since 1970. In the JSON the unit is part of the name.
+    /// When its certificate expires, seconds since 1970. In the JSON the unit is part of the name.
     #[serde(rename = "not_after_unix_s")]
     pub not_after: u64,
-    /// Nodes, but for those that are revoked, with a certificate of it.
+    /// Nodes, except revoked ones, with a certificate of it.
     pub certificates: usize,
-    /// Those that accept what it has signed.
+    /// Nodes that accept certificates signed by it.
     pub trusting: usize,
 }
 
-/// A node for whose sake a rollover goes on.
+/// A node for which a rollover waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaWaiting {
-    /// Its name.
+    /// From its certificate.
     pub node: String,
-    /// A session is live, so it is asked.
+    /// A session is live, so it is asked to renew.
     pub connected: bool,
 }
 
-/// The CAs, and how far a rollover is.
+/// The CAs, and the progress of a rollover.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaView {
     /// `single`, `offered` or `signing`.
     pub phase: String,
     /// The CAs that are accepted, the one that signs first.
     pub cas: Vec<CaRow>,
-    /// When the certificate ends that edge-cloud shows to nodes, seconds since 1970.
+    /// Expiry of the certificate that edge-cloud sends to nodes, seconds since 1970.
     #[serde(rename = "server_not_after_unix_s")]
     pub server_not_after: u64,
     /// Nodes that are not revoked.
     pub nodes: usize,
-    /// Those of them that were cut off if the old CA was retired now.
+    /// Nodes that would be cut off if the old CA was retired now.
     pub depending: usize,
-    /// Those that have not come with what they are given now, the first ones.
+    /// The first nodes that have not connected with the present CAs.
     pub waiting: Vec<CaWaiting>,
-    /// How many there are.
+    /// Number of all of them.
     pub waiting_count: usize,
-    /// Until when nodes may come back after a restore, which are not counted; 0 is no grace.
+    /// Until when unknown nodes, which are not counted, are readmitted after a restore; 0 is no grace.
     pub grace_until_unix_s: u64,
-    /// CAs that are accepted no more, hex SHA-256.
+    /// CAs that are not accepted any more, hex SHA-256.
     pub retired: Vec<String>,
 }
 
-/// What retiring the old CA has done.
+/// Result of retiring the old CA.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaRetired {
-    /// It was retired now; there was nothing to retire otherwise.
+    /// It was retired now; otherwise there was nothing to retire.
     pub retired: bool,
     /// Nodes that are revoked by it.
     pub cut_off: Vec<String>,
-    /// Join tokens with uses left that are void by it.
+    /// Join tokens with uses left that became invalid.
     pub tokens_void: usize,
 }
 
-/// What the nodes report. A change of one node costs a reader of the reports that node only:
+/// Reports of the nodes. A change of one node costs a reader work for that node only:
 /// [`Self::subscribe`], then [`Self::views`] once, then [`Self::view`] of each name that
-/// [`ChangeNotices::take`] gives.
+/// [`ChangeNotices::take`] returns.
 pub trait NodeReports: Send + Sync + 'static {
     /// Notices of the nodes that change from now on.
     fn subscribe(&self) -> ChangeNotices;
@@ -139,21 +139,21 @@ pub trait NodeReports: Send + Sync + 'static {
     /// A node as it is now; `None` when there is none of this name any more.
     fn view(&self, node: &str) -> Option<NodeView>;
 
-    /// Every node that has joined. It costs all of them: for a start, and for what shows all.
+    /// Every node that has joined. Costs work for all of them: for the start, and for lists of all nodes.
     fn views(&self) -> Vec<NodeView>;
 }
 
-/// What the nodes shall hold.
+/// Writes the desired sets of nodes.
 pub trait DesiredSets: Send + Sync + 'static {
-    /// Makes `desired` the whole of what a node shall hold. A node that was never given a set is
-    /// sent nothing; one that is not known is left out.
+    /// Replaces the desired set of a node. A node that never had a set is
+    /// sent nothing before; an unknown node is ignored.
     fn set_desired(&self, node: &str, desired: &Desired);
 }
 
 /// Calls to nodes.
 pub trait Calls: Send + Sync + 'static {
-    /// Calls a node. The channel has the node's data, and ends with them when the result is good, with
-    /// an error when it is not, or when there is none; dropping it cancels the call. Empty bytes say
+    /// Calls a node. The channel has the node's data, and ends after them when the result is good, with
+    /// an error when it is not, or when there is none; dropping it cancels the call. Empty bytes mean
     /// that the call has begun.
     fn call(
         &self,
@@ -171,23 +171,23 @@ pub enum CallError {
     Node {
         /// See [`edge_proto::call`].
         code: u32,
-        /// For a person.
+        /// Human-readable.
         reason: String,
     },
-    /// The link broke, or the node does not answer.
+    /// The link was lost, or the node does not answer.
     #[error("{0}")]
     Link(String),
 }
 
-/// Who may be a node.
+/// Administration of nodes and tokens.
 pub trait NodeAdmin: Send + Sync + 'static {
-    /// Forgets a node and its certificate. `false` when there is no such node.
+    /// Deletes a node and its certificate. `false` when there is no such node.
     fn delete(&self, node: &str) -> impl Future<Output = Result<bool, String>> + Send;
 
     /// Refuses the node's certificate from now on, also on a live connection.
     fn revoke(&self, node: &str) -> impl Future<Output = Result<bool, String>> + Send;
 
-    /// Makes a join token for so many nodes that expires after `ttl_s` seconds.
+    /// Creates a join token for so many nodes that expires after `ttl_s` seconds.
     fn create_token(
         &self,
         uses: u32,
@@ -195,16 +195,16 @@ pub trait NodeAdmin: Send + Sync + 'static {
     ) -> impl Future<Output = Result<String, String>> + Send;
 }
 
-/// The CAs.
+/// Administration of the CAs.
 pub trait CaAdmin: Send + Sync + 'static {
-    /// The CAs, and how far a rollover is.
+    /// The CAs, and the progress of a rollover.
     fn cas(&self) -> CaView;
 
-    /// Begins a rollover of the CA. One that goes on already goes on.
+    /// Begins a rollover of the CA, unless one is in progress.
     fn rotate_ca(&self) -> impl Future<Output = Result<CaView, String>> + Send;
 
-    /// Ends the rollover: the old CA is accepted no more. It does so only if exactly `force` nodes
-    /// depend on it, and revokes those; without `force` only if none does, and none that is not known
+    /// Ends the rollover: the old CA is not accepted any more. Only if exactly `force` nodes
+    /// depend on it, which are revoked; without `force` only if none does, and no unknown node
     /// may.
     fn retire_ca(
         &self,
@@ -218,7 +218,7 @@ pub trait EventLog: Send + Sync + 'static {
     fn events(&self) -> Vec<Event>;
 }
 
-/// What became of the nodes' records.
+/// Reports about the nodes' records.
 pub trait RecordReports: Send + Sync + 'static {
     /// All streams, and the state of the sink.
     fn records(&self) -> View;

@@ -1,48 +1,48 @@
-//! The object store: what is desired, as objects, whatever source they come from. A source applies
-//! its changes; the controller asks which objects have changed since it last looked, so a change
-//! costs work for what it touches and not for everything that there is.
+//! The object store: desired objects, from any source. A source applies
+//! its changes; the controller reads which objects have changed since its last read, so a change
+//! costs work only for the objects that it touches.
 //!
 //! Bound: objects as many as the source admits (`manifest::FILES_MAX` files for the folder), and
-//! [`REMOVED_MAX`] removed ones whose names are kept for readers that are behind.
+//! the names of [`REMOVED_MAX`] removed ones for readers that are behind.
 
 use std::collections::BTreeMap;
 
 use crate::manifest::{Accepted, DocumentKind, Id, Manifests, Origin, Template};
 
-/// Removed objects that are remembered. A reader that is further behind reads everything anew.
+/// Names of removed objects that are kept. A reader that is further behind reads everything again.
 pub const REMOVED_MAX: usize = 10_000;
 
-/// An object, and where it was read.
+/// An object, and the place of its document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Where its source has it.
     pub origin: Origin,
-    /// What it says.
+    /// Accepted content of the document.
     pub content: Accepted,
 }
 
-/// All desired objects, and when each last changed.
+/// All desired objects, and the revision of the last change of each.
 #[derive(Debug, Default)]
 pub struct ObjectStore {
     objects: BTreeMap<Id, Object>,
     /// Revision of the last change of an object; removed ones included.
     revisions: BTreeMap<Id, u64>,
-    /// The same by revision.
+    /// The reverse index, by revision.
     changed: BTreeMap<u64, Id>,
     /// Counts changes.
     revision: u64,
-    /// Changes up to this revision may have been forgotten.
+    /// Changes up to this revision may have been dropped.
     forgotten: u64,
 }
 
 impl ObjectStore {
-    /// Puts an object in, or changes it. `false`: it was there as it is.
+    /// Adds or changes an object. `false`: it is unchanged.
     pub fn put(&mut self, id: &Id, object: &Object) -> bool {
         let before = self.objects.get(id);
         if before == Some(object) {
             return false;
         }
-        // Where it is read from is no change of what is desired, but is kept up to date.
+        // A new place of the document is not a change of desired state, but is stored.
         let moved = before.is_some_and(|before| before.content == object.content);
         self.objects.insert(id.clone(), object.clone());
         if !moved {
@@ -51,7 +51,7 @@ impl ObjectStore {
         !moved
     }
 
-    /// Takes an object out. `false`: it was not there.
+    /// Removes an object. `false`: it did not exist.
     pub fn remove(&mut self, id: &Id) -> bool {
         let removed = self.objects.remove(id).is_some();
         if removed {
@@ -61,7 +61,7 @@ impl ObjectStore {
         removed
     }
 
-    /// Makes the store hold what a source has read as a whole. Returns how many objects changed.
+    /// Replaces the content by what a source has read. Returns how many objects changed.
     pub fn apply(&mut self, manifests: &Manifests) -> usize {
         let gone: Vec<Id> = self
             .objects
@@ -87,7 +87,7 @@ impl ObjectStore {
         self.objects.get(id).map(|object| &object.content)
     }
 
-    /// The same, with where it stands.
+    /// Object with the place of its document.
     #[must_use]
     pub fn object(&self, id: &Id) -> Option<&Object> {
         self.objects.get(id)
@@ -138,8 +138,8 @@ impl ObjectStore {
         self.revision
     }
 
-    /// The objects that were put, changed or removed after this revision, each once; `None` when
-    /// that is too long ago, and everything is to be read anew.
+    /// The objects that were added, changed or removed after this revision, each once; `None` when
+    /// that is too long ago, and everything must be read again.
     #[must_use]
     pub fn changed_since(&self, revision: u64) -> Option<Vec<Id>> {
         (revision >= self.forgotten).then(|| {
@@ -159,7 +159,7 @@ impl ObjectStore {
         self.changed.insert(self.revision, id.clone());
     }
 
-    /// Forgets the oldest removed objects beyond the bound.
+    /// Drops the names of the oldest removed objects beyond the bound.
     fn forget(&mut self) {
         if self.revisions.len() <= self.objects.len() + REMOVED_MAX {
             return;

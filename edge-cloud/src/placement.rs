@@ -1,14 +1,14 @@
-//! Places pods on nodes and says what each node shall hold.
+//! Places pods on nodes and computes the desired set of each node.
 //!
-//! Names and UIDs derive from (owner, node, ordinal, spec), so a cloud restored from a backup asks
-//! for the very pods that run. A pod that runs on a node stays there as long as it may. A pod that
+//! Names and UIDs derive from (owner, node, ordinal, spec), so a cloud restored from a backup
+//! creates exactly the running pods. A pod that runs on a node stays there as long as it may. A pod that
 //! leaves the manifests stays desired as `terminating` until its node no longer reports it; a pod
 //! of the same name waits for it.
 //!
 //! Three steps, each pure and in a file of its own: [`claims`] expands owners into pods,
-//! [`scheduler`] chooses nodes, [`node_set`] makes the desired set of a node. [`placer`] keeps
-//! their results and redoes what a change touches; tests compare it with `reference`, which
-//! computes everything anew. Never does IO; bounds are the wire's, per node.
+//! [`scheduler`] chooses nodes, [`node_set`] creates the desired set of a node. [`placer`] keeps
+//! their results and recomputes what a change touches; tests compare it with `reference`, which
+//! always computes everything. Never does IO; bounds are the wire's, per node.
 
 mod claims;
 mod node_set;
@@ -31,22 +31,22 @@ use crate::manifest::{Id, Template};
 
 pub use placer::{Changes, Placer, Work};
 
-/// The objects that one node shall hold.
+/// Desired set of one node: payloads by key.
 pub type Desired = BTreeMap<Key, Arc<[u8]>>;
 
 /// (namespace, name) of a pod.
 pub type PodName = (String, String);
 
-/// What placement needs to know of a node.
+/// State of a node that placement needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeState {
     /// Labels from the node's own config; the implicit ones are added here.
     pub labels: BTreeMap<String, String>,
     /// `aarch64`, `arm` or `x86_64`.
     pub arch: String,
-    /// Pods that fit; 0 is not known.
+    /// Highest number of pods; 0 is not known.
     pub pods_max: u32,
-    /// A session is live. Nothing that another node could run is given to a node without.
+    /// A session is live. A node without one gets no pod that another node could run.
     #[serde(skip)]
     pub connected: bool,
     /// Pods that the node reports: UID to (namespace, name).
@@ -62,7 +62,7 @@ const OS: &str = "kubernetes.io/os";
 const ARCH: &str = "kubernetes.io/arch";
 
 impl NodeState {
-    /// Kubernetes' well-known labels come from what the node is, and win over its config.
+    /// Kubernetes' well-known labels are derived from the node, and override its config.
     fn label<'a>(&'a self, name: &'a str, key: &str) -> Option<&'a str> {
         match (key, self.arch.as_str()) {
             (HOSTNAME, _) => Some(name),
@@ -89,12 +89,12 @@ impl NodeState {
     }
 }
 
-/// A pod that is asked of a node.
+/// A pod in the desired set of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedPod {
-    /// Node.
+    /// Name of the node.
     pub node: String,
-    /// The pod as the node gets it.
+    /// The pod as it is sent to the node.
     pub pod: Pod,
 }
 
@@ -104,14 +104,14 @@ impl PlacedPod {
     }
 }
 
-/// A pod that is not asked of any node, or waits there.
+/// A pod without a node, or one that waits on its node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Unplaced {
     /// Document that the pod comes from.
     pub owner: Id,
     /// Name of the pod.
     pub name: String,
-    /// Why, for a person, as of the last attempt.
+    /// Human-readable reason, as of the last attempt.
     pub reason: String,
 }
 
@@ -121,14 +121,14 @@ impl fmt::Display for Unplaced {
     }
 }
 
-/// Owner and name of a pod, which tell it from all others that are asked for.
+/// Owner and name of a pod, which identify it among all claims.
 pub type ClaimName = (Arc<Id>, String);
 
-/// Where the pods are.
+/// All placed and unplaced pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// All pods that nodes shall hold, terminating ones included.
+    /// All pods in desired sets, terminating ones included.
     pub pods: BTreeMap<Uid, Arc<PlacedPod>>,
-    /// Pods that could not be placed or lack something.
+    /// Pods that could not be placed or lack an object.
     pub unplaced: BTreeMap<ClaimName, Unplaced>,
 }

@@ -1,13 +1,13 @@
 //! Records of the nodes: from their sessions, through a bounded queue, to one [`sink`], and the
-//! acknowledgement back. Nothing is acknowledged that the sink does not have on its medium, and
-//! nothing here ever waits while it holds the links.
+//! acknowledgement back. Only records that the sink has durably stored are acknowledged, and
+//! nothing here waits while it holds the lock of the sessions.
 //!
-//! Each record has a number in its stream (node, outbox, class). [`ledger`] says what a frame means
-//! for the ledger, a sink keeps data and ledger together as well as it can, and [`Records`] is between
-//! them: [`WRITERS`] tasks, each busy with one node at a time. A sink that is slow or away is only
-//! not answered for: nodes keep what is not acknowledged, and repeat it.
+//! Each record has a number in its stream (node, outbox, class). [`ledger`] applies a frame
+//! to the ledger, a sink keeps data and ledger consistent as well as it can, and [`Records`] connects
+//! them: [`WRITERS`] tasks, each busy with one node at a time. While a sink is slow or away its records are
+//! not acknowledged: nodes keep them, and repeat them.
 //!
-//! Bound: [`QUEUE_BYTES_MAX`] of records that wait, beyond which they are refused and come again.
+//! Bound: [`QUEUE_BYTES_MAX`] of waiting records, beyond which they are refused and sent again.
 
 pub mod cursors;
 pub mod files;
@@ -46,28 +46,28 @@ use self::target::Config;
 
 pub use view::{SinkRow, StreamRow, View};
 
-/// Nodes that are written for at once.
+/// Nodes whose records are written at the same time.
 pub const WRITERS: usize = 8;
 /// Folder of the files in the data folder when `--records` names no other sink.
 pub const RECORDS: &str = "records";
 /// Bytes of records that wait for the sink, of all nodes together.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of records that are given to the sink at once.
+/// Bytes of records that the sink gets at once.
 pub const PLAN_BYTES_MAX: usize = 64 * 1024;
 /// First wait after a failure, of one node; doubles up to [`WAIT_MAX`].
 const WAIT_MIN: Duration = Duration::from_millis(500);
 /// See [`WAIT_MIN`].
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// Losses of a stream become one event in this time.
+/// Losses of a stream within this time become one event.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of an entry's bookkeeping, counted beside its payload.
 const ENTRY_BYTES: usize = 64;
 
-/// What a session waits for.
+/// Records for which a session waits.
 #[derive(Debug)]
 struct Waiting {
     batch: Batch,
-    /// Of the session that it came by, see [`Records::attach`].
+    /// Number of the session, see [`Records::attach`].
     session: u64,
     ticket: u32,
     bytes: usize,
@@ -78,42 +78,42 @@ struct Waiting {
 pub struct Settled {
     /// Number of the session, see [`Records::attach`].
     pub session: u64,
-    /// What the session gave with the records.
+    /// Ticket of the session's output.
     pub ticket: u32,
-    /// On the sink's medium; otherwise it is to come again.
+    /// Durable in the sink; otherwise they must be sent again.
     pub durable: bool,
 }
 
 /// An event about a node: reason and text.
 pub type Notice = (&'static str, String);
 
-/// The sessions, as their records see them.
+/// The sessions, as far as records need them.
 pub trait RecordSessions: Send + Sync + 'static {
-    /// A node's ledger is there: its session may open.
+    /// A node's ledger was read: its session may open.
     fn ledger_read(&self, node: &str);
 
-    /// What became of a node's records: its session acknowledges, or asks for them again.
+    /// The result for a node's records: its session acknowledges, or requests them again.
     fn settle_records(&self, node: &str, settled: &[Settled], notices: Vec<Notice>);
 }
 
 #[derive(Debug, Default)]
 struct NodeRecords {
     reading: Reading,
-    /// `None` until it could be read.
+    /// `None` until it was read.
     ledger: Option<Ledger>,
     waiting: VecDeque<Waiting>,
     busy: bool,
     /// It has left the registry.
     gone: bool,
     failures: u32,
-    /// Why the last attempt failed, if it did.
+    /// Why the last attempt failed; `None` after a success.
     error: Option<String>,
-    /// Batches of the attempt that failed: the next one is of the same, under the same key.
+    /// Batches of the failed attempt: the next one has the same, with the same key.
     again: Option<usize>,
-    /// Records that came again and are not in the ledger yet, by outbox and class; at most
+    /// Records that were received again and are not in the ledger yet, by outbox and class; at most
     /// `STREAMS_MAX` of those.
     repeated: BTreeMap<(Incarnation, u8), u64>,
-    /// Losses without an event, and when there was the last event of losses.
+    /// Losses without an event, and the time of the last event of losses.
     unreported: BTreeMap<(u8, Loss), u64>,
     reported_at: Option<Instant>,
 }
@@ -121,7 +121,7 @@ struct NodeRecords {
 #[derive(Default)]
 struct State {
     nodes: BTreeMap<String, NodeRecords>,
-    /// Nodes whose ledgers are to be read.
+    /// Nodes whose ledgers must be read.
     unread: VecDeque<String>,
     /// Nodes that a writer may take, once each.
     ready: VecDeque<String>,
@@ -132,20 +132,20 @@ struct State {
     refused: u64,
     /// Nodes whose last attempt failed.
     failing: usize,
-    /// There is an event that says that some fail.
+    /// The failure of some was reported by an event.
     failing_reported: bool,
 }
 
-/// All records on their way.
+/// All records that wait for the sink.
 pub struct Records {
-    /// `None`: nobody takes records, and none is acknowledged.
+    /// `None`: no sink, and no record is acknowledged.
     sink: Option<Arc<Sink>>,
     state: Mutex<State>,
     wake: Notify,
     unread: Notify,
 }
 
-/// One node's records for a writer.
+/// Records of one node for a writer.
 struct Job {
     node: String,
     ledger: Option<Ledger>,
@@ -153,7 +153,7 @@ struct Job {
     repeated: u64,
 }
 
-/// What became of a job.
+/// Result of a job.
 struct Outcome {
     ledger: Ledger,
     plan: Plan,
@@ -162,7 +162,7 @@ struct Outcome {
 }
 
 impl Records {
-    /// For an edge-cloud that takes no records.
+    /// For an edge-cloud without a sink.
     #[must_use]
     pub fn none() -> Arc<Self> {
         Arc::new(Self {
@@ -173,10 +173,10 @@ impl Records {
         })
     }
 
-    /// Opens the sink. Within a tokio runtime, which some sinks need.
+    /// Opens the sink. Call it within a tokio runtime, which some sinks need.
     ///
     /// # Errors
-    /// What is wrong with the sink's name, a file or a folder.
+    /// An invalid name of the sink, or an error of a file or a folder.
     pub fn open(data: &Path, config: &Config) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             sink: Some(Arc::new(Sink::open(data, config)?)),
@@ -186,8 +186,8 @@ impl Records {
         }))
     }
 
-    /// A node has a new session, which learns where its streams stand. Returns the name by which
-    /// the session is known here, and whether its ledger is there: if not, the session must not
+    /// A node has a new session, which gets the positions of its streams. Returns the number by which
+    /// the session is known here, and whether its ledger is known: if not, the session must not
     /// open until [`RecordSessions::ledger_read`].
     pub(crate) fn attach(&self, node: &str, session: &mut Cloud) -> (u64, bool) {
         let mut state = self.lock();
@@ -207,7 +207,7 @@ impl Records {
         (id, has_ledger)
     }
 
-    /// A node has left the registry. What it has sent is still delivered.
+    /// A node has left the registry. Records that it has sent are still delivered.
     pub(crate) fn detach(&self, node: &str) {
         let mut state = self.lock();
         if let Some(known) = state.nodes.get_mut(node) {
@@ -216,10 +216,10 @@ impl Records {
         self.tidy(&mut state, node);
     }
 
-    /// Takes what a session gives. `false`: there is no room, it must come again.
+    /// Queues records of a session. `false`: the queue is full, they must be sent again.
     pub(crate) fn offer(&self, node: &str, session: u64, ticket: u32, batch: Batch) -> bool {
         if self.sink.is_none() {
-            // Kept by the node: its session is never answered.
+            // The node keeps them: its session is never answered.
             return true;
         }
         let bytes = batch.entries.iter().map(weight).sum::<usize>() + ENTRY_BYTES;
@@ -236,7 +236,7 @@ impl Records {
             ticket,
             bytes,
         });
-        // One that waits for its turn or for the end of a pause is in a list already.
+        // A node that waits or pauses is in a list already.
         if !known.busy && known.waiting.len() == 1 {
             state.ready.push_back(node.to_owned());
             self.wake.notify_one();
@@ -244,8 +244,8 @@ impl Records {
         true
     }
 
-    /// Records came again, and the session has dropped them. They are noted with the next write of
-    /// the node's.
+    /// Records were received again, and the session has dropped them. They are counted with the next write of
+    /// the node's records.
     pub(crate) fn repeated(&self, node: &str, incarnation: [u8; 8], class: u8, count: u64) {
         let mut state = self.lock();
         let Some(known) = state.nodes.get_mut(node) else {
@@ -281,7 +281,7 @@ impl Records {
         while writers.join_next().await.is_some() {}
     }
 
-    /// The next node whose turn it is.
+    /// The next node to write.
     async fn take(&self) -> Job {
         loop {
             let pause = {
@@ -348,7 +348,7 @@ impl Records {
         })
     }
 
-    /// Notes what became of a node's job: answers for its sessions, and events.
+    /// Stores the result of a node's job: answers for its sessions, and events.
     fn finish(
         &self,
         node: &str,
@@ -381,7 +381,7 @@ impl Records {
                         ));
                     }
                 }
-                // One that does not follow on comes again, with all of its stream behind it.
+                // A batch that does not follow is sent again, with all of its stream after it.
                 let taken = plan.taken.max(1);
                 for (index, one) in known
                     .waiting
@@ -424,7 +424,7 @@ impl Records {
         (settled, notices)
     }
 
-    /// Lets go of a node that has left and has nothing on its way.
+    /// Drops the state of a node that has left and has no waiting records.
     fn tidy(&self, state: &mut State, node: &str) {
         let idle = |known: &NodeRecords| known.gone && !known.busy && known.waiting.is_empty();
         if state.nodes.get(node).is_some_and(idle) {
@@ -469,7 +469,7 @@ impl State {
 }
 
 impl NodeRecords {
-    /// The oldest records that wait, of one stream and by one session.
+    /// The oldest waiting records, of one stream and by one session.
     fn batches(&self) -> Vec<Batch> {
         let Some(first) = self.waiting.front() else {
             return Vec::new();
@@ -494,7 +494,7 @@ impl NodeRecords {
             .collect()
     }
 
-    /// So many that came again are in the ledger now; more may have come meanwhile.
+    /// So many repeated records are in the ledger now; further ones may have arrived meanwhile.
     fn noted(&mut self, plan: &Plan, count: u64) {
         let of = (plan.incarnation, plan.class);
         if let Some(repeated) = self.repeated.get_mut(&of) {
@@ -508,7 +508,7 @@ impl NodeRecords {
     fn note(&mut self, plan: &Plan) {
         for item in &plan.items {
             if let Item::Lost { count, loss, .. } = item
-                // That is what its key is for.
+                // Coalescing keys exist for that.
                 && *loss != Loss::Superseded
             {
                 let unreported = self.unreported.entry((plan.class, *loss)).or_default();
@@ -542,7 +542,7 @@ impl NodeRecords {
     }
 }
 
-/// The event of an outbox that took another one's place.
+/// The event of an outbox that replaced another.
 fn replaced(plan: &Plan) -> Option<Notice> {
     let before = plan.follows.as_ref()?;
     let text = format!(

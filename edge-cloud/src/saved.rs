@@ -1,9 +1,9 @@
-//! What a restart must not forget: the last good objects and where pods were placed. Two journals
-//! in the data folder, for the owner only; losing them costs no workload as long as the nodes
-//! report. A round writes what it has changed and nothing else.
+//! State that must survive a restart: the last accepted objects and the placement of pods. Two journals
+//! in the data folder, for the owner only; if they are lost, no workload is affected as long as the nodes
+//! report. A round writes only what it has changed.
 //!
-//! A placement that cannot be read, as a whole or a pod of it, counts like one of a backup ([`Restored`]):
-//! what is missing may run, and must not be started on a second node. A missing file is a first start.
+//! A placement that cannot be read, completely or in a pod, counts like one of a backup ([`Restored`]):
+//! missing pods may run, and must not be started on a second node. A missing file means a first start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,7 +25,7 @@ pub const ACCEPTED: &str = "accepted.json";
 /// File with nodes and placed pods.
 pub const PLACEMENT: &str = "placement.json";
 
-/// Stands in for the UID that a template does not have yet; a Pod without one does not decode.
+/// Placeholder for the UID that a template does not have yet; a Pod without one does not decode.
 const NO_UID: Uid = Uid([0xff; 16]);
 
 #[derive(Serialize, Deserialize)]
@@ -44,7 +44,7 @@ struct SavedTemplate {
     replicas: Option<u32>,
 }
 
-/// A change of the objects.
+/// Line of the journal of objects.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ObjectChange {
@@ -52,7 +52,7 @@ enum ObjectChange {
     Remove(Id),
 }
 
-/// Nodes and pods as they are written.
+/// Nodes and pods in their stored form.
 #[derive(Default, Serialize, Deserialize)]
 struct SavedPlacement {
     nodes: BTreeMap<String, NodeState>,
@@ -80,32 +80,32 @@ enum PlacementChange {
     SourceRead,
 }
 
-/// What a restore from a backup leaves to be done: the saved placement is older than what runs, or has
-/// gaps.
+/// Pending consequences of a restore from a backup: the saved placement is older than the running pods, or
+/// has gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// Nodes that have not reported since; what they run is not known, so they are sent nothing.
+    /// Nodes that have not reported since; their running pods are unknown, so they are sent nothing.
     pub unreported: BTreeSet<String>,
     /// Nodes are still expected to report for the first time.
     pub settling: bool,
-    /// The source has not had an object since the restore, so the objects of the backup hold: an empty
-    /// or unreadable folder was rather forgotten than meant, and would end every pod.
+    /// The source has not had an object since the restore, so the objects of the backup stay: an empty
+    /// or unreadable folder is probably a mistake, and would end every pod.
     pub awaits_source: bool,
 }
 
-/// What an earlier run remembered.
+/// State of an earlier run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Nodes, as they last reported.
     pub nodes: BTreeMap<String, NodeState>,
-    /// Pods that were asked for.
+    /// Pods that were placed.
     pub pods: BTreeMap<Uid, PlacedPod>,
-    /// After a restore.
+    /// State of a restore.
     pub restored: Restored,
 }
 
 impl Memory {
-    /// What is left when the file is damaged.
+    /// Used when the file is damaged.
     fn lost() -> Self {
         let restored = Restored {
             settling: true,
@@ -129,7 +129,7 @@ impl Memory {
         for change in pods.chain(changes) {
             memory.make(change, &mut unreadable);
         }
-        // Last: what the file says of an earlier restore is no answer to this.
+        // Last: lines about an earlier restore do not apply to this one.
         memory.restored.settling |= !unreadable.is_empty();
         memory.restored.unreported.append(&mut unreadable);
         memory
@@ -144,7 +144,7 @@ impl Memory {
                 let pod = STANDARD.decode(pod).ok();
                 match pod.and_then(|pod| Pod::decode(&pod).ok()) {
                     Some(pod) => drop(self.pods.insert(pod.uid, PlacedPod { node, pod })),
-                    // Of a version whose objects had other bytes: its node reports whether it runs.
+                    // Of a version with another encoding: its node reports whether it runs.
                     None => {
                         log::error!("saved_pod_unreadable node={node}");
                         unreadable.insert(node);
@@ -164,14 +164,14 @@ impl Memory {
     }
 }
 
-/// Names of what has changed and is not written yet.
+/// Names of changes that are not written yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unsaved {
-    /// Objects.
+    /// Changed or removed.
     pub objects: BTreeSet<Id>,
-    /// Nodes, but for what they report.
+    /// Nodes, except for their reports.
     pub nodes: BTreeSet<String>,
-    /// Pods that nodes shall hold.
+    /// Pods in desired sets.
     pub pods: BTreeSet<Uid>,
     /// Nodes that were unreported.
     pub reported: BTreeSet<String>,
@@ -181,7 +181,7 @@ pub struct Unsaved {
     pub source_read: bool,
 }
 
-/// The data folder's files.
+/// Both journals.
 #[derive(Debug)]
 pub struct Saved {
     objects: Journal,
@@ -189,7 +189,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads what an earlier run left. The first [`Self::store`] writes both files anew.
+    /// Reads the state of an earlier run. The first [`Self::store`] rewrites both files.
     #[must_use]
     pub fn load(folder: &Path) -> (Self, Manifests, Memory) {
         let objects = read(&folder.join(ACCEPTED), objects, Objects::new);
@@ -203,10 +203,10 @@ impl Saved {
         (saved, manifests, memory)
     }
 
-    /// Writes what has changed since the last call, and forgets in `unsaved` what is written.
+    /// Writes the changes since the last call, and clears `unsaved`.
     ///
     /// # Errors
-    /// Those of the file system; the next call tries again.
+    /// Those of the file system; the next call repeats it.
     pub fn store(
         &mut self,
         store: &ObjectStore,
@@ -248,7 +248,7 @@ impl Saved {
     }
 }
 
-/// What a node reports is its own to remember, not ours.
+/// Reports are not saved: the node sends them again.
 fn without_reports(node: &NodeState) -> NodeState {
     NodeState {
         labels: node.labels.clone(),
@@ -288,7 +288,7 @@ fn changes(placer: &Placer, unsaved: &Unsaved) -> Vec<PlacementChange> {
     nodes.chain(pods).chain(restored).collect()
 }
 
-/// Adds the changes to a journal, or writes it whole.
+/// Adds the changes to a journal, or writes it as a whole.
 fn save<V: Serialize>(
     journal: &mut Journal,
     changes: &[impl Serialize],
@@ -336,18 +336,18 @@ fn memory(bytes: &[u8]) -> serde_json::Result<Memory> {
     Ok(Memory::read(saved, changes))
 }
 
-/// Checks the last good objects of a backup.
+/// Checks the last accepted objects of a backup.
 ///
 /// # Errors
-/// It is not what [`Saved`] writes.
+/// Not written by [`Saved`].
 pub(crate) fn check(accepted: &[u8]) -> serde_json::Result<()> {
     objects(accepted).map(drop)
 }
 
-/// Marks the placement of a backup as older than what runs.
+/// Marks the placement of a backup as older than the running pods.
 ///
 /// # Errors
-/// It is not what [`Saved`] writes.
+/// Not written by [`Saved`].
 pub(crate) fn restored(placement: &[u8]) -> serde_json::Result<Vec<u8>> {
     let memory = memory(placement)?;
     journal::whole(&SavedPlacement {
@@ -466,8 +466,8 @@ mod tests {
         Object { origin, content }
     }
 
-    /// Goal: a round in which nothing has changed costs no write, and a change is added. Method: the
-    /// files are taken away, and come back only for a change.
+    /// Goal: a round without a change costs no write, and a change is added. Method: the
+    /// files are removed, and are written only for a change.
     #[test]
     fn only_what_has_changed_is_written() {
         let folder = tempfile::tempdir().unwrap();
@@ -494,9 +494,9 @@ mod tests {
         assert_eq!(written(), [false, true]);
     }
 
-    /// Goal: pods that are missing from what was saved may run somewhere, and no line that was written
-    /// before says otherwise. Method: a pod that does not decode, alone and with the end of an earlier
-    /// restore behind it; a file that is damaged as a whole; and no file.
+    /// Goal: pods that are missing in the saved state may run somewhere, and no earlier line
+    /// contradicts this. Method: a pod that does not decode, alone and with the end of an earlier
+    /// restore after it; a file that is damaged completely; and no file.
     #[test]
     fn a_placement_with_gaps_waits_for_the_nodes() {
         let folder = tempfile::tempdir().unwrap();
@@ -522,8 +522,8 @@ mod tests {
         assert!(Saved::load(folder.path()).2.restored.settling);
     }
 
-    /// Goal: what is added to the files is read as what it was. Method: an object, a node and their pod
-    /// come, change and go, and after each step the files are read.
+    /// Goal: added lines are read as they were written. Method: an object, a node and their pod
+    /// are added, changed and removed, and after each step the files are read.
     #[test]
     fn what_was_added_is_read_again() {
         let folder = tempfile::tempdir().unwrap();

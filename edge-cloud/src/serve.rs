@@ -29,7 +29,7 @@ use crate::transport::tls::Port;
 use crate::{api, backup, controller};
 
 /// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
-/// ones can vanish in a tunnel without a word, and then no handshake would ever end.
+/// ones can be dropped silently in a tunnel, and then no handshake would complete.
 const SEGMENT_BYTES_MAX: u32 = 1_220;
 
 /// Runs the controller over a folder of manifests and the API, for ever.
@@ -63,7 +63,7 @@ pub struct Config {
     pub manifests: PathBuf,
     /// Where nodes connect, or only enrol when there is a broker.
     pub listen: SocketAddr,
-    /// Names and addresses under which nodes reach it: they stand in its certificate.
+    /// Names and addresses under which nodes reach it: they are in its certificate.
     pub names: Vec<String>,
     /// Where the read-only API and the metrics are served, if anywhere.
     pub http: Option<SocketAddr>,
@@ -73,14 +73,14 @@ pub struct Config {
     pub broker: Option<broker::Config>,
     /// Where the nodes' records go.
     pub records: target::Config,
-    /// How long nodes' certificates live.
+    /// Validity of nodes' certificates.
     pub lives: Lives,
 }
 
 /// Runs edge-cloud until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// What keeps it from starting, with the file or address.
+/// Why it cannot start, with the file or address.
 pub async fn run(config: Config) -> io::Result<()> {
     let at = |what: String| {
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
@@ -107,7 +107,7 @@ pub async fn run(config: Config) -> io::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(at(config.listen.to_string()))?;
-    // Before the first connection, which inherits it, and tells it to the other end.
+    // Before the first connection, which inherits it, and announces it to the other end.
     SockRef::from(&listener)
         .set_tcp_mss(SEGMENT_BYTES_MAX)
         .map_err(at("segment size".to_owned()))?;
@@ -159,7 +159,7 @@ pub async fn run(config: Config) -> io::Result<()> {
     }
 }
 
-/// Checks what edge-cloud needs to start, and clears what an earlier one left half done.
+/// Checks the preconditions of a start, and removes remains of an earlier run.
 fn prepare(data: &Path) -> io::Result<Authorities> {
     raise_descriptors();
     clear_remains(data);
@@ -178,10 +178,10 @@ fn prepare(data: &Path) -> io::Result<Authorities> {
     Ok(authorities)
 }
 
-/// The hub over these nodes, on a port that is reached under `names`.
+/// The hub for these nodes, on a port that is reached under `names`.
 ///
 /// # Errors
-/// The port's certificate cannot be made.
+/// The port's certificate cannot be created.
 pub fn hub(fleet: &Fleet, names: Vec<String>, admissions_per_s: u32) -> io::Result<Arc<Hub>> {
     let Fleet {
         identity,
@@ -195,7 +195,7 @@ pub fn hub(fleet: &Fleet, names: Vec<String>, admissions_per_s: u32) -> io::Resu
     Ok(Hub::new(port, identity, sessions, events, admissions_per_s))
 }
 
-/// A connection takes a descriptor, and many systems give a process 1024 unless it asks for more.
+/// A connection needs a descriptor, and many systems limit a process to 1024 by default.
 fn raise_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     let before = limit.current;
@@ -206,7 +206,7 @@ fn raise_descriptors() {
     }
 }
 
-/// Removes what writes of files left half when an edge-cloud was killed.
+/// Removes incomplete files of a killed edge-cloud.
 fn clear_remains(data: &Path) {
     for folder in [data.to_owned(), data.join("ca")] {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -220,7 +220,7 @@ fn clear_remains(data: &Path) {
     }
 }
 
-/// The registry is written before anything is placed: where it is missing all the same it was lost,
+/// The registry is written before anything is placed: if it is missing nevertheless it was lost,
 /// and an empty one would refuse every node.
 fn registry_is_there(data: &Path) -> io::Result<()> {
     if data.join(NODES).try_exists()? || !data.join(PLACEMENT).try_exists()? {
@@ -233,10 +233,10 @@ fn registry_is_there(data: &Path) -> io::Result<()> {
     )))
 }
 
-/// Takes the data folder, making it if need be. The file is the lock.
+/// Locks the data folder, and creates it if it is missing. The lock is on a file in it.
 ///
 /// # Errors
-/// Another edge-cloud has it; those of the file system.
+/// Another edge-cloud has locked it; those of the file system.
 pub fn lock(data: &Path) -> io::Result<File> {
     let at =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", data.display()));

@@ -1,13 +1,13 @@
-//! One session for each node, whatever carries its frames just now: a socket of [`crate::transport`]'s
-//! hub for each node, or the one connection to an external broker for all of them. What is said in a
-//! session `edge-proto` decides; decided here is what concerns more than one session of a node, or more
+//! One session for each node, whatever carries its frames: a socket of [`crate::transport`]'s
+//! hub for each node, or the one connection to an external broker for all of them. `edge-proto` decides
+//! within a session; decided here is what concerns more than one session of a node, or more
 //! than one node: whether a new connection replaces the live one, when a session may open, and when a
-//! node is probed, asked for a sign of life or asked to renew its certificate.
+//! node is probed or asked to renew its certificate.
 //!
 //! | file | duty |
 //! |---|---|
 //! | `node` | one node: its session, its connection, what it has reported |
-//! | `connect` | a connection of one node comes, gives frames and goes: the hub's side |
+//! | `connect` | the connection of one node opens, receives frames and closes: the hub's side |
 //! | `presence` | all nodes behind one connection, that of an external broker |
 //! | `desired` | the set that a node shall hold |
 //! | `call`, `records` | between a session and who reads a call or keeps records |
@@ -16,17 +16,17 @@
 //! | `unprobed` | which node is to be probed |
 //! | `replacement` | when a new connection may replace the live one of the same node |
 //!
-//! Called by [`crate::transport`] with frames, by [`crate::fleet`] for everybody else, and by
+//! Called by [`crate::transport`] with frames, by [`crate::fleet`] for all other modules, and by
 //! [`crate::records`] with acknowledgements. Calls [`crate::identity`], [`crate::records`] and
-//! [`crate::events`]. Frames leave by a [`Carrier`], which the transport hands in.
+//! [`crate::events`]. Frames are sent by a [`Carrier`], which the transport provides.
 //!
-//! All of this is behind one lock, for the work under it is short and of one node: each input goes to one
-//! session, and costs what that session does and a step in the order of deadlines. Under the lock the
+//! All of this is behind one lock, because the work under it is short and for one node: each input goes to
+//! one session, and costs what that session does and a step in the order of deadlines. Under the lock the
 //! registry, the records and the events are called, which have locks of their own and never call back; so
 //! the order is sessions, then registry, records or events.
 //!
-//! Bound: [`crate::identity::registry::NODES_MAX`] nodes; per node what `edge-proto::limits` allows for
-//! the two sets, and the session's own cap of calls. What waits for a connection is the carrier's.
+//! Bound: [`crate::identity::registry::NODES_MAX`] nodes; per node the caps of `edge-proto::limits` for
+//! the two sets, and the session's own cap of calls. The carrier bounds frames that wait for a connection.
 
 mod call;
 mod connect;
@@ -66,18 +66,18 @@ pub use self::connect::Refused;
 pub use self::node::Carrier;
 pub use self::renewals::{ASK_AGAIN_MS, ASK_INTERVAL, PROOF_AGAIN_MS, RENEWALS_AT_ONCE};
 
-/// Openings a second, TLS handshakes and sessions, unless the operator says otherwise: about a
-/// quarter of what one core can do, so that live links stay quick. 5,000 nodes are back in 25 s.
+/// Openings a second, TLS handshakes and sessions, unless the operator sets another number: about a
+/// quarter of the capacity of one core, so that live links are not delayed. 5,000 nodes reconnect in 25 s.
 pub const ADMISSIONS_PER_S: u32 = 200;
-/// Nodes whose timers run under one hold of the lock; frames get in between.
+/// Nodes whose timers run during one hold of the lock; frames are handled in between.
 const DUE_AT_ONCE: usize = 64;
-/// Longest sleep of the timers: none is so long.
+/// Longest sleep of the timers, longer than any of them.
 const TICK_MAX: Duration = Duration::from_secs(3600);
-/// Why an unknown node was let in.
+/// Why an unknown node was admitted.
 const READMITTED: &str =
     "it joined after the backup that was restored; revoke it if it must not be here";
 
-/// All sessions.
+/// Sessions of all nodes, and the timers for them.
 pub struct Sessions {
     identity: Arc<Identity>,
     events: Arc<Events>,
@@ -92,22 +92,22 @@ pub struct Sessions {
 }
 
 struct State {
-    /// In boxes: the map would keep nearly as much room again for nodes to come.
+    /// Boxed: otherwise the map would reserve nearly as much memory again for further nodes.
     nodes: BTreeMap<Arc<str>, Box<NodeSession>>,
     deadlines: Deadlines,
-    /// What [`Sessions::tick`] waits for; `None` is nothing.
+    /// Deadline for which [`Sessions::tick`] waits; `None` is none.
     waited_for: Option<u64>,
     /// Nodes that are to be probed, see [`presence`].
     unprobed: Unprobed,
-    /// When each node that is reached through a broker was last found not to be silent.
+    /// When each node that is reached through a broker was last found to be not silent.
     silences: Deadlines,
     /// When a node is to be asked to renew its certificate, see [`renewals`].
     renewals: Deadlines,
-    /// When it is to be asked with which certificate it has come.
+    /// When it is to be asked which certificate it uses.
     proofs: Deadlines,
-    /// Nodes that were looked at for those four, for tests that no more than the concerned ones are.
+    /// Number of nodes that were checked for those four; tests verify that it stays small.
     visited: u64,
-    /// Paces the openings of sessions.
+    /// Limits the rate of openings.
     openings: RateLimiter,
     connections: u64,
     calls: u32,
@@ -115,7 +115,7 @@ struct State {
 
 fn session(epoch: u64, now: u64) -> Cloud {
     let mut seed = [0; 8];
-    // Without randomness the nonces repeat after a restart, and an old frame could fit by chance.
+    // Without randomness the nonces repeat after a restart, and an old frame could match by chance.
     if SystemRandom::new().fill(&mut seed).is_err() {
         seed = unix_s().to_le_bytes();
     }
@@ -158,7 +158,7 @@ impl Sessions {
         sessions
     }
 
-    /// Opens so many sessions a second.
+    /// Sets the rate of openings per second.
     pub fn set_openings(&self, per_s: u32) {
         self.lock().openings = RateLimiter::new(per_s);
     }
@@ -197,8 +197,8 @@ impl Sessions {
         self.changes.changed(name);
     }
 
-    /// The node is refused from now on: its session ends, and its connection is closed. Whether it was
-    /// known here.
+    /// The node is refused from now on: its session ends, and its connection is closed. Returns whether it
+    /// was known here.
     pub fn end(&self, name: &str) -> bool {
         let mut state = self.lock();
         let known = state.nodes.contains_key(name);
@@ -209,7 +209,7 @@ impl Sessions {
         known
     }
 
-    /// The node has left the registry. Whether it was known here.
+    /// The node has left the registry. Returns whether it was known here.
     pub fn remove(&self, name: &str) -> bool {
         let mut state = self.lock();
         self.cut(&mut state, name);
@@ -244,7 +244,7 @@ impl Sessions {
         self.lock().nodes.get(name).is_some_and(|node| node.live)
     }
 
-    /// The epoch under which we speak to the nodes.
+    /// The epoch that is sent to all nodes.
     fn epoch(&self) -> u64 {
         self.identity.registry().epoch()
     }
@@ -275,7 +275,7 @@ impl Sessions {
         self.expect_probe(state, &name);
     }
 
-    /// One input to a node's session, and all that follows from it.
+    /// Passes one input to a node's session, and performs all its outputs.
     fn handle<'a>(&self, state: &mut State, name: &str, input: impl Into<CloudInput<'a>>) {
         let input = input.into();
         let now = self.now();
@@ -288,7 +288,7 @@ impl Sessions {
         {
             connection.carrier.tick(now);
         }
-        // Each time: the clock may have been set right since the session was made.
+        // Each time: the clock may have been corrected since the session was created.
         let clock = CloudInput::Clock { unix_s: unix_s() };
         node.session.handle(now, clock);
         node.session.handle(now, input);
@@ -317,7 +317,7 @@ impl Sessions {
         }
     }
 
-    /// Follows a node's deadline; whatever may have moved it calls this.
+    /// Updates a node's deadline; call it after whatever may have changed it.
     fn schedule(&self, state: &mut State, name: &str) {
         let Some(node) = state.nodes.get_mut(name) else {
             return;
@@ -347,7 +347,7 @@ impl State {
         true
     }
 
-    /// Takes a node's connection away.
+    /// Removes a node's connection.
     fn disconnect(&mut self, name: &str) -> Option<Connection> {
         let node = self.nodes.get_mut(name)?;
         self.silences.set(&node.name, &mut node.listened, None);

@@ -1,5 +1,5 @@
-//! Shards: by its name each node is in one of 256 parts of the fleet. The parts are a constant of the
-//! wire, since the topics upwards begin with them. Whoever owns a shard speaks to its nodes under an
+//! Shards: the name of a node determines one of 256 parts of the fleet. They are a constant of the
+//! wire, because the topics upwards begin with them. The owner of a shard sends to its nodes in an
 //! epoch, and a node refuses a lower one than it has accepted. One edge-cloud owns all shards from its
 //! start to its end, so it has one epoch, that of [`crate::identity::registry`] (docs/adr/0015).
 
@@ -31,7 +31,7 @@ impl fmt::Display for Shard {
 mod tests {
     use super::*;
 
-    /// Golden: an ACL at a broker and the nodes name the same shards.
+    /// Golden: an ACL at a broker and the nodes use the same shards.
     #[test]
     fn shards_never_change() {
         let shards = ["gate-7", "gate-8"].map(|node| Shard::of(node).to_string());

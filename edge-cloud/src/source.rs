@@ -1,4 +1,4 @@
-//! Where desired state comes from ([`Source`]) and where status goes ([`StatusSink`]): a folder and
+//! Source of desired state ([`Source`]) and destination of status ([`StatusSink`]): a folder and
 //! memory here, Kubernetes next.
 
 mod files;
@@ -16,57 +16,57 @@ use crate::placement::{Changes, Placement};
 
 pub use folder::Folder;
 
-/// Desired state.
+/// Provides desired objects.
 pub trait Source: Send + 'static {
-    /// Reads what has changed since the last call; at the first one against `store`, which has the
-    /// objects of an earlier run. What cannot be read now stays as it was.
+    /// Reads changes since the last call; at the first call compared with `store`, which has the
+    /// objects of an earlier run. Objects that cannot be read now stay unchanged.
     fn read(&mut self, store: &ObjectStore) -> impl Future<Output = SourceChanges> + Send;
 
-    /// Returns when `read` may give something new. Nothing that happened since the last `read`
-    /// began is missed, also when an earlier wait was given up.
+    /// Returns when `read` may return something new. No change since the last `read`
+    /// began is missed, also when an earlier wait was cancelled.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// What has changed at a source.
+/// Result of [`Source::read`].
 #[derive(Debug, Default)]
 pub struct SourceChanges {
-    /// Objects with what they are now; `None`: removed. Some may be as they were.
+    /// Objects with their new content; `None`: removed. Some may be unchanged.
     pub objects: Vec<(Id, Option<Object>)>,
-    /// All that is refused now.
+    /// Everything that is refused now.
     pub problems: Vec<Problem>,
-    /// Whether the source has a sound object at all.
+    /// Whether the source has any valid object.
     pub has_objects: bool,
 }
 
-/// Where it goes what became of the desired state and what the nodes report. A sink that shows all of
-/// it keeps what it is given; one that writes it elsewhere passes it on.
+/// Receives the status of desired objects and the reports of nodes. A sink that shows all of
+/// it keeps it; one that writes it elsewhere passes it on.
 pub trait StatusSink: Send + 'static {
-    /// A round is over: what has changed in it.
+    /// A round has ended, with these changes.
     fn placed(&mut self, change: StatusChange<'_>);
 
-    /// A node reports this from now on; `None`: it has left.
+    /// The new report of a node; `None`: it has left.
     fn reported(&mut self, node: &str, view: Option<&NodeView>);
 }
 
-/// What a round has changed of the status.
+/// Changes of the status in a round.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusChange<'a> {
-    /// All that was refused.
+    /// Everything that is refused.
     pub problems: &'a [Problem],
-    /// Accepted objects.
+    /// Number of accepted objects.
     pub objects: usize,
     /// All pods.
     pub placement: &'a Placement,
-    /// What is new of them.
+    /// Changed parts of it.
     pub changes: &'a Changes,
 }
 
-/// What became of the desired state.
+/// Status of desired objects.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
-    /// What was refused.
+    /// Everything that is refused.
     pub problems: Vec<Problem>,
-    /// Accepted objects.
+    /// Number of accepted objects.
     pub objects: usize,
     /// Where the pods are.
     pub placement: Placement,
@@ -93,8 +93,8 @@ impl Status {
     }
 }
 
-/// Status in memory, for the API: that of the folder, which has no place for a status of its own. What
-/// nodes report is not kept a second time: the API and the metrics read it from the sessions, where it is
+/// Status in memory, for the API: that of the folder, which cannot store a status itself. Reports of
+/// nodes are not stored a second time: the API and the metrics read them from the sessions, where they are
 /// newer.
 impl StatusSink for watch::Sender<Status> {
     fn placed(&mut self, change: StatusChange<'_>) {

@@ -1,4 +1,4 @@
-//! What the API and the CLI show: desired state beside what the nodes reported, never a hope.
+//! Rows of the API and the CLI: desired state beside the state that the nodes have reported.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::nodes::NodeView;
 use crate::placement::Placement;
 use crate::source::Status;
 
-/// A node.
+/// Row of `edge-cloud nodes`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeRow {
-    /// Name.
+    /// From its certificate.
     pub name: String,
     /// A session is live.
     pub connected: bool,
@@ -23,7 +23,7 @@ pub struct NodeRow {
     pub revoked: bool,
     /// Two boards use its identity.
     pub cloned: bool,
-    /// When its certificate ends, seconds since 1970; 0 is not known.
+    /// When its certificate expires, seconds since 1970; 0 is not known.
     #[serde(default, rename = "certificate_not_after_unix_s")]
     pub certificate_not_after: u64,
     /// Root of the desired set, hex.
@@ -34,11 +34,11 @@ pub struct NodeRow {
     pub changed_unix_s: u64,
     /// Version of the agent; empty until it has reported.
     pub agent: String,
-    /// Machine, kernel, board.
+    /// Machine architecture.
     pub arch: String,
     /// Kernel release.
     pub kernel: String,
-    /// Board file.
+    /// Name of its board file.
     pub board: String,
     /// Labels from its config.
     pub labels: BTreeMap<String, String>,
@@ -46,16 +46,16 @@ pub struct NodeRow {
     pub pods: usize,
     /// Conditions that hold, with their message.
     pub conditions: BTreeMap<String, String>,
-    /// Objects that it refused, with the reason.
+    /// Objects that it does not support, with the reason.
     pub refused: BTreeMap<String, String>,
 }
 
 /// A pod that is desired or reported.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodRow {
-    /// Namespace.
+    /// As in the manifest.
     pub namespace: String,
-    /// Name.
+    /// As in the manifest.
     pub name: String,
     /// UID, hex; empty when it is not placed.
     pub uid: String,
@@ -63,40 +63,40 @@ pub struct PodRow {
     pub node: String,
     /// As the node reported it; `Unplaced` or `Unreported` when no node did.
     pub phase: String,
-    /// Why, in a word.
+    /// Reason of the phase, one word.
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
     /// It is to be stopped.
     pub terminating: bool,
-    /// The node is connected, so this is what is so now.
+    /// The node is connected, so the row is up to date.
     pub current: bool,
     /// Restarts of all containers.
     pub restarts: u32,
-    /// Containers.
+    /// In the order of the Pod.
     pub containers: Vec<ContainerRow>,
 }
 
 /// A container of a pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerRow {
-    /// Name.
+    /// Name in the pod.
     pub name: String,
     /// `waiting`, `running`, `terminated`.
     pub state: String,
-    /// Why it is in this state.
+    /// Reason of the state.
     pub reason: String,
-    /// For a person.
+    /// Human-readable.
     pub message: String,
-    /// Process on the node.
+    /// Process id on the node.
     pub pid: Option<u32>,
-    /// Restarts.
+    /// Since the pod was assigned to the node.
     pub restarts: u32,
-    /// Exit code of the run that ended last.
+    /// Exit code of the last run that has ended.
     pub exit_code: Option<i32>,
 }
 
-/// Something that keeps desired state from being so.
+/// Reason why some desired state is not in effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProblemRow {
     /// File; empty for a pod that is not placed.
@@ -107,7 +107,7 @@ pub struct ProblemRow {
     pub object: Option<String>,
     /// Field.
     pub path: String,
-    /// Why, for a person.
+    /// Human-readable.
     pub reason: String,
 }
 
@@ -166,7 +166,7 @@ pub(super) fn pods(views: &[NodeView], placement: &Placement) -> Vec<PodRow> {
         row.terminating = placed.pod.terminating;
         rows.push(row);
     }
-    // Reported, and not asked for: its node has yet to hear or to act.
+    // Reported, and not desired: its node has not received the change or not acted yet.
     rows.extend(reported.into_values().map(|(view, status)| PodRow {
         terminating: true,
         ..row(view, status)

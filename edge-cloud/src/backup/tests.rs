@@ -68,7 +68,7 @@ impl Cloud {
         backup
     }
 
-    /// The backup on another machine.
+    /// Restores the backup on another machine.
     fn elsewhere(&self, backup: &Backup, options: Options) -> (Self, Report) {
         let folder = tempfile::tempdir().unwrap();
         let report = restore(backup, folder.path(), options, 2_000).unwrap();
@@ -87,7 +87,7 @@ fn a_token_does_not_come_back_to_life_on_another_machine() {
     assert_eq!(report.tokens_void, [cloud.token.0.as_str()]);
     assert_eq!(report.tokens_valid, 0);
     assert!(matches!(restored.spend(2_000), Err(TokenError::Invalid)));
-    // Who vouches for it gets what the backup knew.
+    // With --keep-tokens the tokens of the backup stay valid.
     let vouched = Options {
         keep_tokens: true,
         ..OPTIONS
@@ -113,13 +113,13 @@ fn the_folder_remembers_what_happened_after_the_backup() {
     assert!(cloud.registry().find("old").unwrap().revoked);
     cloud.spend(2_000).unwrap();
     assert!(matches!(cloud.spend(2_000), Err(TokenError::Used)));
-    // What was there before can be had back.
+    // The replaced content can be restored.
     let before = Backup::read(&report.replaced.unwrap()).unwrap();
     assert!(Contents::of(&before).unwrap().state.grace.is_none());
 }
 
-/// Goal: what the folder knew outlives a restore that is cut off. Method: the marker of a restore
-/// stands there, alone and after each of its steps.
+/// Goal: the folder's state survives an interrupted restore. Method: the marker of a restore
+/// exists, alone and after each of its steps.
 #[test]
 fn a_repeated_restore_remembers_what_the_folder_knew() {
     for cut in 0..3 {
@@ -131,7 +131,7 @@ fn a_repeated_restore_remembers_what_the_folder_knew() {
         cloud.registry().revoke("old", 1_200).unwrap();
         let first = Contents::of(&backup).unwrap();
         std::fs::write(cloud.path().join(RESTORING), b"").unwrap();
-        // As far as the restore came: the CA is the same, then its tokens, then its nodes.
+        // The progress of the restore: the CA is the same, then its tokens, then its nodes.
         let options = Options {
             keep_tokens: true,
             ..FORCE
@@ -182,7 +182,7 @@ fn changes_since_a_file_was_written_as_a_whole_are_in_the_backup() {
     assert!(memory.restored.settling && memory.restored.awaits_source);
 }
 
-/// Goal: a folder that is older than the backup vouches for nothing.
+/// Goal: a folder that is older than the backup is not used as a proof.
 #[test]
 fn a_folder_that_is_older_than_the_backup_does_not_know_what_came_after_it() {
     let cloud = Cloud::new();
@@ -285,7 +285,7 @@ fn a_damaged_or_a_foreign_file_is_refused() {
         Backup::parse(newer.as_bytes()),
         Err(BackupError::Format)
     ));
-    // Whole, but the key is another CA's.
+    // Valid, but the key is another CA's.
     let mut mixed = Backup::parse(text.as_bytes()).unwrap();
     let other = Cloud::new().backup();
     mixed
@@ -297,8 +297,8 @@ fn a_damaged_or_a_foreign_file_is_refused() {
     assert!(!folder.path().join(NODES).exists());
 }
 
-/// Goal: a rollover goes forward only, whatever is restored over it: a retired CA does not come back,
-/// and a new one is not lost while the folder knows it. Method: a backup from each step, over the folder
+/// Goal: a rollover only goes forward, whatever is restored over it: a retired CA is not restored,
+/// and a new one is not lost while the folder has it. Method: a backup from each step, over the folder
 /// at a later one, and on another machine.
 #[test]
 fn a_restore_takes_no_step_of_a_rollover_back() {
@@ -312,7 +312,7 @@ fn a_restore_takes_no_step_of_a_rollover_back() {
     let both = cas().given();
     let second = cloud.backup();
 
-    // While both are there, and then when the old one is retired.
+    // While both exist, and then when the old one is retired.
     let kept = restore(&first, path, FORCE, 2_000).unwrap();
     assert!(kept.cas_kept && kept.nodes == 1);
     assert_eq!(given(path), both);
@@ -323,12 +323,12 @@ fn a_restore_takes_no_step_of_a_rollover_back() {
         assert!(kept.cas_kept && kept.nodes == 1);
         assert_eq!(given(path), last);
     }
-    // Elsewhere nobody knows better than the backup.
+    // On another machine there is only the backup.
     for (backup, expected) in [(&first, &before), (&second, &both)] {
         let (restored, report) = cloud.elsewhere(backup, OPTIONS);
         assert!(!report.cas_kept);
         assert_eq!(given(restored.path()), *expected);
-        // And a newer backup goes over an older folder.
+        // A newer backup replaces an older folder.
         let report = restore(&second, restored.path(), FORCE, 2_300).unwrap();
         assert!(!report.cas_kept);
         assert_eq!(given(restored.path()), both);

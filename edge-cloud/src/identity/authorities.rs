@@ -1,14 +1,14 @@
 //! The CAs of one edge-cloud: one, and two while they are rolled over. A rollover goes forward only,
 //! in steps that are durable one by one:
 //!
-//! 1. *offered*: there is a second CA. Nodes that join are given both. Only behind an external broker
-//!    it stays so for a while, until the broker accepts clients of the new one.
-//! 2. *signing*: the new CA signs everything, edge-cloud's own certificate included. With that goes
-//!    a cross certificate, the new CA's key signed by the old one, so that a node which knows only the
+//! 1. *offered*: there is a second CA. Nodes that join get both. Only behind an external broker
+//!    this step lasts, until the broker accepts clients of the new one.
+//! 2. *signing*: the new CA signs everything, edge-cloud's own certificate included. It comes with
+//!    a cross certificate, the new CA's key signed by the old one, so that a node that has only the
 //!    old CA accepts it, too.
-//! 3. *retired*: the old CA is neither accepted nor handed out, and its key is gone.
+//! 3. *retired*: the old CA is neither accepted nor sent to nodes, and its key is deleted.
 //!
-//! Before the first rollover the CA is what [`Ca::open`] keeps. From then on all of them are one file,
+//! Before the first rollover the CA is stored by [`Ca::open`]. From then on all of them are in one file,
 //! so that each step is one replaced file.
 
 use std::io;
@@ -27,10 +27,10 @@ use crate::durable::replace;
 
 /// File with the CAs in the data folder, since the first rollover.
 pub const AUTHORITIES: &str = "ca/authorities.json";
-/// Retired CAs that are remembered; the oldest ones make room.
+/// Retired CAs that are stored; the oldest ones are dropped.
 pub const RETIRED_CAS_MAX: usize = 64;
 
-/// A CA that is accepted no more.
+/// A CA that is not accepted any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetiredCa {
     /// Hex SHA-256 of its certificate.
@@ -51,20 +51,20 @@ struct Stored {
     made_unix_s: u64,
 }
 
-/// The file.
+/// Content of the file.
 #[derive(Clone, Serialize, Deserialize)]
 struct State {
     /// One, or the old and the new one.
     cas: Vec<Stored>,
     /// The newest one signs.
     signs: bool,
-    /// Steps of rollovers so far: of two files with a CA in common, the one with more of them counts.
+    /// Steps of rollovers so far: of two files with a CA in common, the one with more steps is newer.
     steps: u64,
     #[serde(default)]
     retired: Vec<RetiredCa>,
 }
 
-/// How far a rollover is.
+/// Step of a rollover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// There is one CA.
@@ -76,7 +76,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// One word.
+    /// The name in the API, one word.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,7 +87,7 @@ impl Phase {
     }
 }
 
-/// The CAs that are accepted.
+/// All accepted CAs, and the state of their rollover.
 pub struct Authorities {
     state: State,
     old: Option<Arc<Ca>>,
@@ -115,7 +115,7 @@ impl From<Ca> for Authorities {
 }
 
 impl Authorities {
-    /// Reads the CAs in `data`, or makes the first one, if nothing there has ever had one.
+    /// Reads the CAs in `data`, or creates the first one if there never was one.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -128,8 +128,8 @@ impl Authorities {
         }
     }
 
-    /// The CA before the first rollover. It is older than the registry: where that is, a CA that is
-    /// missing was lost, and a new one would cut every node off.
+    /// The CA before the first rollover. It is older than the registry: if the registry exists, a missing
+    /// CA was lost, and a new one would cut every node off.
     fn first(data: &Path) -> Result<Self, CaError> {
         let is_there = |name: &str| {
             let path = data.join(name);
@@ -154,7 +154,7 @@ impl Authorities {
         opened.map_err(damaged(&data.join(CA_KEY).with_extension("{key,der}")))
     }
 
-    /// Removes a copy of the first CA that a rollover left when it was cut off right behind its step:
+    /// Removes a copy of the first CA that an interrupted rollover left behind:
     /// it is the key of a CA that may be retired.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl Authorities {
         Ok(())
     }
 
-    /// Those of `data`, if it has some that can be read; makes none.
+    /// Those of `data`, if they can be read; creates none.
     #[must_use]
     pub fn peek(data: &Path) -> Option<Self> {
         let read = |name| std::fs::read(data.join(name)).ok();
@@ -208,8 +208,8 @@ impl Authorities {
         })
     }
 
-    /// Writes them into `data`, in the form in which [`Self::open`] finds them, and nothing else
-    /// stays there.
+    /// Writes them into `data`, in the form that [`Self::open`] reads, and removes all other
+    /// forms.
     ///
     /// # Errors
     /// Those of the file system.
@@ -222,12 +222,12 @@ impl Authorities {
             return remove(&data.join(AUTHORITIES));
         }
         replace(&data.join(AUTHORITIES), &serde_json::to_vec(&self.state)?)?;
-        // A copy of a key that may be retired one day.
+        // A copy of a key that may be retired later.
         remove(&data.join(CA_KEY))?;
         remove(&data.join(CA_DER))
     }
 
-    /// Begins a rollover: a new CA beside the one there is. `signs`: it signs at once.
+    /// Begins a rollover: a new CA beside the present one. `signs`: it signs at once.
     ///
     /// # Errors
     /// See [`CaError`]; there are two already.
@@ -257,7 +257,7 @@ impl Authorities {
         Self::of(state)
     }
 
-    /// Ends a rollover: the old CA is accepted no more.
+    /// Ends a rollover: the old CA is not accepted any more.
     ///
     /// # Errors
     /// See [`CaError`]; there is no old one, or the new one does not sign yet.
@@ -275,7 +275,7 @@ impl Authorities {
         Self::of(state)
     }
 
-    /// How far a rollover is.
+    /// Present step of a rollover.
     #[must_use]
     pub const fn phase(&self) -> Phase {
         match (&self.old, self.state.signs) {
@@ -307,7 +307,7 @@ impl Authorities {
         Some(if self.state.signs { old } else { &self.newest })
     }
 
-    /// All that are accepted, the one that signs first.
+    /// All accepted ones, the signing one first.
     pub fn all(&self) -> impl Iterator<Item = &Ca> {
         std::iter::once(self.signer()).chain(self.other())
     }
@@ -318,8 +318,8 @@ impl Authorities {
         self.all().map(|ca| ca.der().clone()).collect()
     }
 
-    /// What a server shows after its certificate of [`Self::newest`], so that those accept it who know
-    /// the old CA only.
+    /// Certificate that a server sends after its certificate of [`Self::newest`], so that nodes with
+    /// only the old CA accept it.
     #[must_use]
     pub const fn cross(&self) -> Option<&CertificateDer<'static>> {
         self.cross.as_ref()
@@ -331,7 +331,7 @@ impl Authorities {
         self.cross.as_ref().filter(|_| self.state.signs)
     }
 
-    /// Hex SHA-256 of the one that signs, and of the other one or nothing: what a node is given now.
+    /// Hex SHA-256 of the signing one, and of the other one or empty: what a node gets now.
     #[must_use]
     pub fn given(&self) -> (String, String) {
         let other = self.other().map(Ca::sha256);
@@ -360,7 +360,7 @@ impl Authorities {
         })
     }
 
-    /// Whether both are of one edge-cloud: they have or had a CA in common.
+    /// Whether both belong to one edge-cloud: they have or had a CA in common.
     #[must_use]
     pub fn is_related(&self, other: &Self) -> bool {
         let all = |one: &Self| -> Vec<String> {
@@ -371,7 +371,7 @@ impl Authorities {
         all(self).iter().any(|sha256| others.contains(sha256))
     }
 
-    /// Whether the rollovers of this one went further.
+    /// Whether its rollovers are at a later step.
     #[must_use]
     pub const fn is_further(&self, other: &Self) -> bool {
         self.state.steps > other.state.steps
@@ -386,7 +386,7 @@ fn store(ca: &Ca, made_unix_s: u64) -> Stored {
     }
 }
 
-/// Names the file in what is wrong with its content.
+/// Adds the file to an error in its content.
 fn damaged(path: &Path) -> impl FnOnce(CaError) -> CaError {
     let path = path.display().to_string();
     |error| match error {
@@ -409,7 +409,7 @@ fn remove(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Goal: a rollover goes forward only, and each step is there after a restart.
+    /// Goal: a rollover only goes forward, and each step is kept across a restart.
     #[test]
     fn each_step_of_a_rollover_is_found_again() {
         let data = tempfile::tempdir().unwrap();
@@ -452,7 +452,7 @@ mod tests {
         assert!(!last.is_related(&Authorities::open(other.path()).unwrap()));
     }
 
-    /// Goal: a CA that is lost or damaged is an error that names its file, and never replaced by a new one that
+    /// Goal: a lost or damaged CA is an error that names its file, and never replaced by a new one that
     /// no node accepts.
     #[test]
     fn a_lost_ca_is_told_and_never_made_anew() {
@@ -483,14 +483,14 @@ mod tests {
         assert!(text(data.path()).starts_with(&format!("{} is damaged", path.display())));
         std::fs::remove_file(&path).unwrap();
         assert!(text(data.path()).starts_with(&format!("{} (before", path.display())));
-        // A power cut in the very first start.
+        // A power cut in the first start.
         let (data, _) = fresh();
         std::fs::remove_file(data.path().join(NODES)).unwrap();
         std::fs::remove_file(data.path().join(CA_DER)).unwrap();
         assert_eq!(text(data.path()).len(), 64);
     }
 
-    /// Goal: the old key does not outlive a rollover that was cut off right behind its step.
+    /// Goal: the old key does not survive a rollover that was interrupted after its step.
     #[test]
     fn the_copy_of_the_first_ca_goes_once_it_does_not_count() {
         let data = tempfile::tempdir().unwrap();

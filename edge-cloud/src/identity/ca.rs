@@ -1,4 +1,4 @@
-//! The certificate authority of an embedded edge-cloud: P-256, made at the first start in
+//! The certificate authority of an embedded edge-cloud: P-256, created at the first start in
 //! `DATA/ca`. It signs the server's certificate and one small client certificate per node.
 //!
 //! `NotBefore` is backdated: boards boot with their clock at 1970 or at a build date.
@@ -33,22 +33,22 @@ pub(crate) const CA_DER: &str = "ca/ca.der";
 /// Common name of the first CA.
 const FIRST: &str = "edge-cloud CA";
 
-/// Longest life of a node's certificate, and the default: a year.
+/// Longest validity of a node's certificate, and the default: a year.
 pub const NODE_LIFE_S: u64 = LIFETIME_S_DEFAULT;
 
-/// When the certificates end that edge-cloud makes for itself, its CA's included, seconds since 1970:
+/// Expiry of the certificates that edge-cloud creates for itself, its CA's included, seconds since 1970:
 /// the year 2100.
 pub const OWN_NOT_AFTER: u64 = 4_102_444_800;
 
-/// What can go wrong.
+/// Why a CA, or a certificate of it, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The file system.
+    /// Error of the file system.
     #[error("{what}: {source}")]
     File {
         /// What was attempted.
         what: String,
-        /// Why it failed.
+        /// Error of the system.
         source: io::Error,
     },
     /// A certificate, key or request does not parse, or its signature is wrong.
@@ -57,13 +57,13 @@ pub enum CaError {
     /// A request for a key of another kind.
     #[error("the key must be ECDSA on P-256, and the request signed with SHA-256")]
     Key,
-    /// Bytes behind the request.
+    /// Trailing bytes after the request.
     #[error("bytes are left over behind the certificate request")]
     Trailing,
-    /// The certificate of the CA is none, or of another key.
+    /// The CA's certificate is invalid, or of another key.
     #[error("key and certificate of the CA do not belong together")]
     Pair,
-    /// A file of the data folder is not what was written.
+    /// A file of the data folder has invalid content.
     #[error(
         "{path} is damaged ({why}): put a whole one back, or restore a backup (`edge-cloud restore --force`)"
     )]
@@ -73,14 +73,14 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
-    /// The CA is gone, and nodes rely on it.
+    /// The CA is lost, and nodes rely on it.
     #[error(
         "{0} is missing, and no new CA is made, because no node would accept it: put the file back, \
          or restore a backup (`edge-cloud restore --force`). To begin anew, move the whole data folder away, \
          and let every node join again"
     )]
     Missing(String),
-    /// The rollover of the CA is not at the step that this needs.
+    /// The rollover of the CA is not at the required step.
     #[error("the rollover of the CA is at another step")]
     Rollover,
     /// The CA is older than lists of refused certificates.
@@ -89,15 +89,15 @@ pub enum CaError {
          sign one: it cannot serve behind a broker with --broker-crl"
     )]
     NoList,
-    /// The system gives no random numbers.
+    /// The system's random source failed.
     #[error("no random numbers")]
     Random,
-    /// A stored serial number is none.
+    /// A stored serial number is invalid.
     #[error("the stored serial number is damaged")]
     Serial,
 }
 
-/// The authority, with its key in memory.
+/// A CA, with its key in memory.
 pub struct Ca {
     key: Vec<u8>,
     der: CertificateDer<'static>,
@@ -114,13 +114,13 @@ impl std::fmt::Debug for Ca {
 /// A new node certificate.
 #[derive(Clone, Debug)]
 pub struct Issued {
-    /// The certificate.
+    /// The certificate, DER.
     pub der: Vec<u8>,
     /// Its serial number, hex.
     pub serial: String,
 }
 
-/// A certificate request whose signature is right.
+/// A certificate request whose signature is valid.
 pub struct Request(CertificateSigningRequestParams);
 
 impl Request {
@@ -128,7 +128,7 @@ impl Request {
     ///
     /// # Errors
     /// [`CaError::Key`] for a key that is not ECDSA on P-256, [`CaError::Trailing`], and
-    /// [`CaError::Certificate`] for what is no request.
+    /// [`CaError::Certificate`] for invalid requests.
     pub fn read(csr: &[u8]) -> Result<Self, CaError> {
         let der = CertificateSigningRequestDer::from(csr);
         let request = match CertificateSigningRequestParams::from_der(&der) {
@@ -136,7 +136,7 @@ impl Request {
             request => request?,
         };
         let key = &request.public_key;
-        // The signature's algorithm does not tell the curve of the key; an uncompressed point does.
+        // The signature's algorithm does not determine the curve of the key; an uncompressed point does.
         let is_p256 = matches!(key.der_bytes(), [4, point @ ..] if point.len() == 64);
         if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || !is_p256 {
             return Err(CaError::Key);
@@ -171,8 +171,8 @@ fn der_length(bytes: &[u8]) -> Option<usize> {
 }
 
 impl Ca {
-    /// Reads the authority in `data`, or makes it. The key is durable before the certificate, so
-    /// that a power cut between the two only makes the certificate anew.
+    /// Reads the CA in `data`, or creates it. The key is durable before the certificate, so
+    /// that a power cut between the two only causes a new certificate.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -189,7 +189,7 @@ impl Ca {
         Self::check(&key, &der)
     }
 
-    /// A further authority with a name of its own: OpenSSL finds a CA and its list of refused
+    /// Creates a further CA with a name of its own: OpenSSL finds a CA and its list of refused
     /// certificates by the name.
     ///
     /// # Errors
@@ -201,10 +201,10 @@ impl Ca {
         Self::check(&key.serialize_der(), der.der())
     }
 
-    /// The authority of this key (PKCS#8) and certificate (DER).
+    /// The CA of this key (PKCS#8) and certificate (DER).
     ///
     /// # Errors
-    /// See [`CaError`]; above all, the two must belong together.
+    /// See [`CaError`]; in particular, the two must belong together.
     pub fn check(key: &[u8], der: &[u8]) -> Result<Self, CaError> {
         let pair = KeyPair::try_from(key)?;
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| CaError::Pair)?;
@@ -234,8 +234,8 @@ impl Ca {
         not_after(&self.der)
     }
 
-    /// A certificate of the key of `other` under its name, signed by this authority: who knows this
-    /// one only accepts what `other` has signed.
+    /// A certificate of the key of `other` with its name, signed by this CA: a client that has only
+    /// this one then accepts what `other` has signed.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -255,8 +255,8 @@ impl Ca {
         &self.der
     }
 
-    /// Issues a server certificate with a new key, for these host names and addresses. It is made
-    /// at each start and never stored, so it always fits the names.
+    /// Issues a server certificate with a new key, for these host names and addresses. It is created
+    /// at each start and never stored, so it always has the present names.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -268,8 +268,8 @@ impl Ca {
         self.own(params, "edge-cloud", ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// Issues a client certificate with a new key, for a user of an external broker that is no
-    /// node: `common` must not be a name that a node could have.
+    /// Issues a client certificate with a new key, for a user of an external broker that is not a
+    /// node: `common` must not be a possible name of a node.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -331,9 +331,9 @@ impl Ca {
         })
     }
 
-    /// The list of certificates that are refused before they expire, PEM: serial numbers in hex
-    /// with when each was retired. It says that it is valid for ever, because a broker would let
-    /// nobody in by a list that has run out.
+    /// The list of certificates that are refused before they expire, PEM: serial numbers in hex with the
+    /// time of their retirement. It never expires, because a broker with an expired list would refuse all
+    /// clients.
     ///
     /// # Errors
     /// See [`CaError`].
@@ -374,7 +374,7 @@ fn ca_params(common: &str) -> Result<CertificateParams, CaError> {
     params.distinguished_name = name(common);
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(OWN_NOT_AFTER);
-    // One below it: the next CA, during a rollover.
+    // Path length 1: the next CA is below it during a rollover.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
@@ -398,14 +398,14 @@ fn serial() -> Result<[u8; 16], CaError> {
     Ok(serial)
 }
 
-/// Random bytes; `None` when the system has none.
+/// Random bytes; `None` when the system's source failed.
 pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).ok()?;
     Some(bytes)
 }
 
-/// When a certificate ends, seconds since 1970; 0 when it is none.
+/// When a certificate expires, seconds since 1970; 0 when it is invalid.
 pub(crate) fn not_after(der: &[u8]) -> u64 {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         return 0;
@@ -461,7 +461,7 @@ fn read_or(
     }
 }
 
-/// The error for a file of the data folder that is not what was written there.
+/// The error for a file of the data folder with invalid content.
 pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> io::Error {
     let text = CaError::Damaged {
         path: path.display().to_string(),
@@ -476,8 +476,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a node's key is ECDSA on P-256 and nothing else, and a request says nothing behind its end.
-    /// Method: requests of rcgen with other keys, which are right in themselves.
+    /// Goal: only ECDSA keys on P-256 are accepted, and no trailing bytes after a request.
+    /// Method: requests of rcgen with other keys, which are valid otherwise.
     #[test]
     fn requests_for_other_keys_are_refused_in_words() {
         let request = |algorithm| {

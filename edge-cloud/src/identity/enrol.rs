@@ -1,5 +1,5 @@
 //! Enrolment: one length-capped request, one answer, close; all within [`DEADLINE`]. A node joins
-//! with a token, and gets each further certificate by the one before, see [`Lives`].
+//! with a token, and gets each further certificate by the previous one.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,15 +29,15 @@ use crate::hex::hex;
 /// Time for a whole enrolment after the TLS handshake: TCP at 30 % loss needs up to 70 s.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Bytes of an HTTP request that wait to be understood, its head above all.
+/// Bytes of an HTTP request that are buffered until it is parsed, mainly its head.
 const HTTP_BUFFER_BYTES_MAX: usize = 16 * 1024;
 
-/// Times of the nodes' certificates, seconds.
+/// Validity and grace of the nodes' certificates, seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lives {
     /// How long a new certificate lives; at most [`NODE_LIFE_S`].
     pub node_s: u64,
-    /// How long after its end one may still be renewed.
+    /// Time after its expiry in which a certificate may still be renewed.
     pub grace_s: u64,
 }
 
@@ -50,12 +50,12 @@ impl Default for Lives {
     }
 }
 
-/// What an enrolment was.
+/// Result of an enrolment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enrolled {
     /// This node has joined.
     Joined(String),
-    /// This node has a further certificate.
+    /// This node has got a further certificate.
     Renewed(String),
 }
 
@@ -68,7 +68,7 @@ enum Refusal {
     Token(#[from] TokenError),
     #[error("the certificate request is not valid: {0}")]
     Request(#[from] CaError),
-    /// Its certificate would have expired as soon as the clock is right.
+    /// Its certificate would have expired as soon as the clock is correct.
     #[error("the clock of edge-cloud is wrong: set it, and try again")]
     Clock,
     #[error("the node was joined to another cloud: join this one with a token")]
@@ -86,7 +86,7 @@ enum Refusal {
     TooLate { days: u64, grace: u64 },
 }
 
-/// Where nodes enrol: what an enrolment reads and writes.
+/// Enrols nodes: the state that an enrolment reads and writes.
 #[derive(Clone, Copy)]
 pub struct EnrolmentService<'a> {
     /// Sign the certificates.
@@ -95,17 +95,17 @@ pub struct EnrolmentService<'a> {
     pub tokens: &'a TokenStore,
     /// Keeps the nodes.
     pub registry: &'a Registry,
-    /// The external broker to which nodes are sent, if any.
+    /// External broker of the links, if there is one.
     pub broker: Option<&'a Broker>,
     /// How long certificates live.
     pub lives: Lives,
 }
 
 impl EnrolmentService<'_> {
-    /// Serves one enrolment. Returns what it was, or `None` when the node was refused.
+    /// Serves one enrolment. Returns its result, or `None` when the node was refused.
     ///
     /// # Errors
-    /// Those of the connection, a request that is not one, and the deadline.
+    /// Those of the connection, an invalid request, and the deadline.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         self,
         mut stream: S,
@@ -130,7 +130,7 @@ impl EnrolmentService<'_> {
     /// Serves one HTTP connection, which may enrol one node: `POST` of the request to [`HTTP_PATH`].
     ///
     /// # Errors
-    /// Those of the connection, and the deadline. A request that is not one gets its HTTP status.
+    /// Those of the connection, and the deadline. An invalid request gets its HTTP status.
     pub async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(
         self,
         stream: S,
@@ -173,7 +173,7 @@ impl EnrolmentService<'_> {
         self.answer(&body.to_bytes()).ok_or(StatusCode::BAD_REQUEST)
     }
 
-    /// The answer to a request, with what it was; `None` when it is no request.
+    /// The answer to a request, with its result; `None` when the request is invalid.
     fn answer(&self, bytes: &[u8]) -> Option<(Vec<u8>, Option<Enrolled>)> {
         let unix_s = unix_s();
         let result = match EnrolRequest::decode(bytes)? {
@@ -204,7 +204,7 @@ impl EnrolmentService<'_> {
     fn joined(&self, certificate: Vec<u8>, unix_s: u64) -> JoinAnswer {
         let ca = self.cas.signer().der().to_vec();
         match self.broker {
-            // Only then does it have to know the form with two.
+            // Only then must the node know the form with two.
             _ if self.cas.other().is_some() => self.issued(certificate, unix_s),
             None => JoinAnswer::Accepted {
                 certificate,
@@ -230,8 +230,8 @@ impl EnrolmentService<'_> {
         }
     }
 
-    /// A further certificate for who proves that it holds the key of the last one, also when that
-    /// has expired. All of the proof is checked before anything is written.
+    /// A further certificate for a node that proves that it holds the key of the last one, also when that
+    /// has expired. The whole proof is checked before anything is written.
     fn renew(&self, request: &RenewRequest, unix_s: u64) -> Result<(String, Vec<u8>), Refusal> {
         let Self { cas, registry, .. } = *self;
         let Lives { node_s, grace_s } = self.lives;
@@ -290,10 +290,10 @@ impl EnrolmentService<'_> {
         }
     }
 
-    /// The name and the request are checked before the token is spent; after a crash between that and
-    /// the registry only the same board gets in by the same use. A node that asks again with the key that it has joined
-    /// with did not get our answer: it gets the same certificate, and with the same token that
-    /// costs nothing.
+    /// The name and the request are checked before the token is used; after a crash between that and the
+    /// registry only the same board gets in with the same use. A node that sends the key with which it has
+    /// joined did not get our answer: it gets the same certificate, and with the same token that costs
+    /// nothing.
     fn join(&self, request: &JoinRequest, unix_s: u64) -> Result<Vec<u8>, Refusal> {
         let Self {
             cas,
@@ -308,7 +308,7 @@ impl EnrolmentService<'_> {
         let (id, secret) = (&request.token_id, &request.token_secret);
         let csr = ca::Request::read(&request.csr)?;
         let key_sha256 = csr.key_sha256();
-        // Of two joins at once with one key, the later one would be refused by the registry and give
+        // Of two concurrent joins with one key, the later one would be refused by the registry and give
         // back a use that the other one has taken.
         let _turn = tokens.turn();
         let known = registry.find(&request.node);
@@ -342,7 +342,7 @@ impl EnrolmentService<'_> {
             ..Enrolment::default()
         };
         if let Err(error) = registry.add(&request.node, enrolment) {
-            // A full disk: with its one use gone, this board could not try again.
+            // A full disk: without its one use, this board could not try again.
             tokens.give_back(id);
             return Err(error.into());
         }
@@ -381,7 +381,7 @@ mod tests {
         }
     }
 
-    /// Goal: no node joins with a certificate that has expired once the clock is right. Method: the
+    /// Goal: no node joins with a certificate that has expired once the clock is correct. Method: the
     /// clock of a machine without a battery.
     #[test]
     fn nobody_joins_while_the_clock_is_before_this_build() {
@@ -400,7 +400,7 @@ mod tests {
         assert!(matches!(refused, Err(Refusal::Request(_))));
     }
 
-    /// Goal: a token with one use lets one board in, also when that asks twice at the same moment.
+    /// Goal: a token with one use admits one board, also when that sends two concurrent requests.
     /// Method: two threads with the same request, many times.
     #[test]
     fn a_board_that_asks_twice_at_once_gives_no_use_back() {

@@ -1,4 +1,4 @@
-//! What a node's certificate says: whom it names, and when it was issued and ends.
+//! The content of a node's certificate: name, issue and expiry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use x509_parser::prelude::FromDer as _;
 
 use crate::hex::hex;
 
-/// Who is at the other end.
+/// Identity of the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Common name of the certificate.
@@ -26,7 +26,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Whom a certificate names; nothing of it is verified.
+    /// Reads a certificate; nothing of it is verified.
     #[must_use]
     pub fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
@@ -44,8 +44,8 @@ impl Peer {
     }
 }
 
-/// Verifies a node's certificate as TLS does, but for its end: as if it were the last second of its
-/// life. Returns whom it names, and its public key, an uncompressed point of P-256.
+/// Verifies a node's certificate as TLS does, except for its expiry: as if it were the last second of its
+/// validity. Returns its identity, and its public key, an uncompressed point of P-256.
 #[must_use]
 pub fn verify_expired(anchors: &[CertificateDer<'static>], der: &[u8]) -> Option<(Peer, Vec<u8>)> {
     let mut roots = RootCertStore::empty();

@@ -1,11 +1,11 @@
 //! The nodes that have joined, on disk, and the epoch of this edge-cloud.
 //!
 //! A certificate is accepted only while the registry lists its serial under its name: deleting or
-//! revoking a node needs no list of what is no longer valid. After a restore from a backup there is
-//! a [`Grace`]: nodes that joined after the backup are unknown, and come back by themselves.
+//! revoking a node needs no list of invalid certificates. After a restore from a backup there is
+//! a [`Grace`]: nodes that joined after the backup are unknown, and are readmitted.
 //!
-//! A node that renews its certificate has two of them until it has come with the new one: an answer
-//! that was lost locks nobody out.
+//! A node that renews its certificate has two of them until it has connected with the new one: a lost
+//! answer locks no node out.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,10 +27,10 @@ mod state;
 
 /// File with the nodes in the data folder.
 pub const NODES: &str = "nodes.json";
-/// Nodes of one edge-cloud.
+/// Highest number of nodes of one edge-cloud.
 pub const NODES_MAX: usize = 10_000;
 
-/// After a restore: a certificate that our CA issued after the backup was made is taken although
+/// After a restore: a certificate that our CA issued after the backup was made is accepted although
 /// the registry does not list it. One that was issued before and is not listed was deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grace {
@@ -40,7 +40,7 @@ pub struct Grace {
     pub until_unix_s: u64,
 }
 
-/// What becomes of a node that shows a certificate.
+/// Decision about a node that presents a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It is listed.
@@ -63,13 +63,13 @@ pub enum RegistryError {
     /// Not an RFC 1123 label.
     #[error("the name of a node must be an RFC 1123 label")]
     Name,
-    /// Its certificate is refused, so it is no proof.
+    /// Its certificate is refused, so it proves nothing.
     #[error(
         "its certificate is revoked, replaced or not known here: delete the node, and join again \
          with a token"
     )]
     NotKnown,
-    /// [`RENEW_INTERVAL_S`] is not over.
+    /// [`RENEW_INTERVAL_S`] has not passed.
     #[error("its last certificate is only {0} s old: ask again later")]
     TooSoon(u64),
     /// The file system.
@@ -104,7 +104,7 @@ impl Registry {
         Ok(Self { kept, refused })
     }
 
-    /// The epoch under which this edge-cloud speaks to every node: it owns all shards since its start.
+    /// The epoch in which this edge-cloud sends to every node: it owns all shards since its start.
     pub fn epoch(&self) -> u64 {
         self.read(|state| state.epoch)
     }
@@ -114,8 +114,8 @@ impl Registry {
         self.read(|state| state.nodes.clone())
     }
 
-    /// Every node as `each` sees it, without a copy of all. The registry is locked meanwhile: `each` must
-    /// not come back to it.
+    /// Calls `each` for every node, without a copy of all. The registry is locked meanwhile: `each` must
+    /// not call it.
     pub(crate) fn map<T>(&self, mut each: impl FnMut(&str, &Enrolment) -> Option<T>) -> Vec<T> {
         self.read(|state| {
             let nodes = state.nodes.iter();
@@ -128,12 +128,12 @@ impl Registry {
         self.read(|state| state.nodes.get(node).cloned())
     }
 
-    /// The grace, while it lasts.
+    /// The grace, until it ends.
     pub fn grace(&self, unix_s: u64) -> Option<Grace> {
         self.read(|state| state.grace_at(unix_s))
     }
 
-    /// Whether a node may come with this certificate. A node that is readmitted is durable when
+    /// Whether a node may connect with this certificate. A readmission is durable when
     /// this returns.
     ///
     /// # Errors
@@ -158,7 +158,7 @@ impl Registry {
                 return Ok(Vec::new());
             }
             match state.nodes.get(&peer.node) {
-                // Revoked stays revoked, and of two certificates the newer one counts.
+                // A revoked node stays revoked, and of two certificates the newer one counts.
                 Some(enrolment)
                     if enrolment.revoked || enrolment.joined_unix_s >= issued_unix_s =>
                 {
@@ -182,7 +182,7 @@ impl Registry {
         })
     }
 
-    /// The node has come with its pending certificate: the one before is refused from now on.
+    /// The node has connected with its pending certificate: the previous one is refused from now on.
     /// `false` when there is no such certificate any more.
     fn promote(&self, node: &str, serial: &str) -> Result<bool, RegistryError> {
         self.change(|state| {
@@ -198,10 +198,9 @@ impl Registry {
         })
     }
 
-    /// Gives a node its next certificate: that of `next`, or the one that was issued for the same
+    /// Issues a node's next certificate: `next`, or the one that was issued for the same
     /// key before, whose answer was lost. `peer` has proven that it holds the key of its current or
     /// its pending certificate, which may have expired. It is durable when this returns.
-    ///
     /// # Errors
     /// See [`RegistryError`].
     pub fn renew(
@@ -210,7 +209,7 @@ impl Registry {
         next: &Certificate,
         unix_s: u64,
     ) -> Result<Certificate, RegistryError> {
-        // Also promotes, and lets in who comes back after a restore.
+        // Also promotes, and readmits nodes after a restore.
         let unseen = |enrolment: Enrolment| enrolment.serial.is_empty() && !enrolment.revoked;
         if !self.find(&peer.node).is_some_and(unseen)
             && self.admit(peer, unix_s)? == Admission::Refused
@@ -224,14 +223,14 @@ impl Registry {
             let enrolment = enrolment.filter(|enrolment| !enrolment.revoked && !gone);
             let mut enrolment = enrolment.cloned().ok_or(RegistryError::NotKnown)?;
             if enrolment.serial.is_empty() {
-                // It was readmitted by its name, and this is the first that is seen of it.
+                // It was readmitted by its name, and this is its first certificate that we see.
                 enrolment.serial.clone_from(&peer.serial);
                 enrolment.joined_unix_s = peer.issued_unix_s;
                 enrolment.life_s = peer.expires_unix_s.saturating_sub(peer.issued_unix_s);
             } else if enrolment.serial != peer.serial {
                 return Err(RegistryError::NotKnown);
             }
-            // One that waited for half its life is no help any more.
+            // A certificate of which half the validity has passed is not issued again.
             let given = |one: &Certificate| {
                 one.ca_sha256 == next.ca_sha256 && one.other_ca_sha256 == next.other_ca_sha256
             };
@@ -247,7 +246,7 @@ impl Registry {
                 Some(pending) => pending.clone(),
                 None => enrolment.certificate(),
             };
-            // A clock that was set back does not count, and after a change of the CAs nobody waits.
+            // A clock that was set back is ignored, and after a change of the CAs no node waits.
             let age = unix_s.checked_sub(last.issued_unix_s);
             let age = age.filter(|_| last.ca_sha256.is_empty() || given(&last));
             if let Some(age) = age.filter(|age| *age < RENEW_INTERVAL_S.min(next.life_s / 20)) {
@@ -262,8 +261,8 @@ impl Registry {
         issued.ok_or(RegistryError::NotKnown)
     }
 
-    /// Whether a node of this name has joined and is not revoked: all that can be said when an
-    /// external broker has looked at the certificate.
+    /// Whether a node of this name has joined and is not revoked: the only check when an
+    /// external broker has verified the certificate.
     pub fn knows(&self, node: &str) -> bool {
         self.read(|state| {
             state
@@ -273,9 +272,9 @@ impl Registry {
         })
     }
 
-    /// Readmits a node by its name, see [`Grace`]: an external broker has looked at its
-    /// certificate. It may not have read the list of refused ones yet, so a name that has one is
-    /// not readmitted. `false` when it is not to be. It is durable when this returns.
+    /// Readmits a node by its name, see [`Grace`]: an external broker has verified its
+    /// certificate. It may not have read the list of refused ones yet, so a name with a refused one is
+    /// not readmitted, and `false` is returned. A readmission is durable when this returns.
     ///
     /// # Errors
     /// See [`RegistryError`]; the node is to be refused then.
@@ -297,12 +296,12 @@ impl Registry {
         })
     }
 
-    /// Serial numbers, hex, of the certificates that are refused, with when that began.
+    /// Serial numbers, hex, of the certificates that are refused, with the time of their refusal.
     pub fn retired(&self) -> Vec<(String, u64)> {
         self.read(State::listed)
     }
 
-    /// Told when more certificates are refused than before.
+    /// Notified when further certificates are refused.
     pub const fn refused(&self) -> &Notify {
         &self.refused
     }
@@ -327,7 +326,7 @@ impl Registry {
         .map(|_| ())
     }
 
-    /// Notes with which token a node has asked again for its certificate, and which CAs it was given
+    /// Stores with which token a node has requested its certificate again, and which CAs it got
     /// this time.
     ///
     /// # Errors
@@ -353,8 +352,8 @@ impl Registry {
         })
     }
 
-    /// Behind an external broker: the node says that its session lives with the certificate that ends
-    /// then. If that is its pending one, the one before is refused from now on. Whether it is.
+    /// Behind an external broker: the node reports that its session uses the certificate with this
+    /// expiry. If that is its pending one, the previous one is refused from now on, and `true` is returned.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -364,7 +363,7 @@ impl Registry {
         };
         let end = |one: &Certificate| one.issued_unix_s.saturating_add(one.life_s);
         match &enrolment.pending {
-            // Two that end in the same second cannot be told apart.
+            // Two with the same expiry cannot be distinguished.
             Some(next) if end(next) == not_after && enrolment.expires_unix_s() != not_after => {
                 self.promote(node, &next.serial)
             }
@@ -372,7 +371,7 @@ impl Registry {
         }
     }
 
-    /// Names of the nodes that are not revoked and have not come with what a node is given now.
+    /// Names of the nodes that are not revoked and have not connected with the present CAs.
     pub fn outdated(&self, given: &(String, String)) -> Vec<String> {
         self.read(|state| {
             let outdated = |(_, enrolment): &(&String, &Enrolment)| {
@@ -384,7 +383,7 @@ impl Registry {
     }
 
     /// Revokes every node that has no certificate of this CA, if there are exactly `expected` of them.
-    /// Returns their names; `Err` with them when there are more or less, and nothing has changed then.
+    /// Returns their names; `Err` with them when the number differs, and nothing has changed then.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -412,8 +411,8 @@ impl Registry {
         Ok(if fits { Ok(others) } else { Err(others) })
     }
 
-    /// Forgets a node. `false` when there is none of this name. During a [`Grace`] a name that is
-    /// not known is noted, so that it does not come back with a certificate of before.
+    /// Deletes a node. `false` when there is none of this name. During a [`Grace`] an unknown
+    /// name is stored, so that it is not readmitted with an earlier certificate.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -431,7 +430,7 @@ impl Registry {
             if grace {
                 steps.push(Step::Deleted(node.to_owned(), unix_s));
                 if state.deleted.len() >= NODES_MAX && !state.deleted.contains_key(node) {
-                    // Nobody comes back unseen because we have forgotten that it must not.
+                    // Without the list, deleted nodes could be readmitted.
                     steps.push(Step::EndGrace);
                 }
             }
@@ -439,8 +438,8 @@ impl Registry {
         })
     }
 
-    /// Refuses a node from now on. `false` when there is none of this name. During a [`Grace`] a
-    /// name that is not known is listed as revoked: its node may have joined after the backup.
+    /// Refuses a node from now on. `false` when there is none of this name. During a [`Grace`] an unknown
+    /// name is listed as revoked: its node may have joined after the backup.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -462,7 +461,7 @@ impl Registry {
         })
     }
 
-    /// A CA is accepted no more: its certificates need not be on the list of refused ones.
+    /// A CA is not accepted any more: its certificates need not be on the list of refused ones.
     ///
     /// # Errors
     /// See [`RegistryError`].
@@ -479,7 +478,7 @@ impl Registry {
         read(&self.lock().state)
     }
 
-    /// Makes the steps that `plan` names, durably. `false` when there are none.
+    /// Performs the steps of `plan`, durably. `false` when there are none.
     fn change(
         &self,
         plan: impl FnOnce(&State) -> Result<Vec<Step>, RegistryError>,

@@ -1,6 +1,6 @@
-//! The list of refused certificates that an external broker is given, because it cannot look into the
-//! registry. It is written again when certificates are refused: at once where a person asked for it, and
-//! at a pace where nodes replace theirs.
+//! The list of refused certificates for an external broker, which cannot read the
+//! registry. It is written again when certificates are refused: at once after a command, and
+//! at a limited rate when nodes replace theirs.
 
 use std::io;
 use std::path::Path;
@@ -13,25 +13,25 @@ use super::ca::{Ca, CaError};
 use crate::clock::unix_s;
 use crate::durable::replace_with_mode;
 
-/// The list is written at most once in this time when nodes replace their certificates: thousands do so
+/// Minimum time between two writes of the list when nodes replace their certificates: thousands do so
 /// together.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
-/// A list that could not be written is tried again after this.
+/// Delay before a failed write of the list is repeated.
 const LIST_RETRY: Duration = Duration::from_secs(60);
 
 impl Identity {
-    /// Writes the list, if a broker is given one.
+    /// Writes the list, if a broker needs one.
     pub(super) fn write_list(&self) -> io::Result<()> {
         let Some(path) = self.broker.as_ref().and_then(|broker| broker.crl.as_ref()) else {
             return Ok(());
         };
-        // Of two that write, the later one knows more.
+        // Of two concurrent writers, the later one has the newer list.
         let _listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         write_crl(path, &self.authorities(), self.registry.retired())
     }
 
-    /// The same. A failure is an event, and the list is tried again: `false` then. It waits for the
-    /// medium, so no caller may hold a lock that a link needs.
+    /// Like [`Self::write_list`]. A failure is an event, and the write is repeated: `false` then. It waits
+    /// for the medium, so no caller may hold a lock that a link needs.
     pub(crate) fn keep_list(&self) -> bool {
         let Err(error) = self.write_list() else {
             return true;
@@ -60,8 +60,8 @@ impl Identity {
     }
 }
 
-/// Replaces the lists of refused certificates, one of each CA: OpenSSL looks for that of the CA which
-/// has signed a certificate. Whose a serial number is, is not noted, so each list has all.
+/// Replaces the lists of refused certificates, one of each CA: OpenSSL uses the list of the CA that
+/// has signed a certificate. The CA of a serial number is not stored, so each list contains all.
 ///
 /// # Errors
 /// Those of the file system and of the CA.

@@ -1,5 +1,5 @@
-//! The steps of a rollover of the CA, and how far it is. What a step means, see
-//! [`super::authorities`]. Nodes are asked to follow by [`crate::sessions`].
+//! The steps of a rollover of the CA, and its progress. [`super::authorities`] explains the steps.
+//! [`crate::sessions`] asks nodes to renew.
 
 use std::sync::{Arc, PoisonError};
 
@@ -9,12 +9,12 @@ use super::ca::{Ca, CaError, OWN_NOT_AFTER};
 use crate::clock::{is_plausible, unix_s};
 use crate::nodes::{CaRetired, CaRow, CaView, CaWaiting};
 
-/// Names of waiting nodes that a person is shown.
+/// Names of waiting nodes that are shown.
 pub const WAITING_SHOWN: usize = 20;
 
 impl Identity {
-    /// Makes the next step, durably, and then everything that follows from the CAs. What fails then is an
-    /// event: the step is made.
+    /// Performs the next step, durably, and then everything that follows from the CAs. A later failure is an
+    /// event: the step is done.
     fn step(
         &self,
         step: impl FnOnce(&Authorities) -> Result<Authorities, CaError>,
@@ -31,10 +31,10 @@ impl Identity {
         Ok(next)
     }
 
-    /// Begins a rollover, unless one goes on.
+    /// Begins a rollover, unless one is in progress.
     ///
     /// # Errors
-    /// In words for a person.
+    /// Human-readable.
     pub fn rotate(&self) -> Result<(), String> {
         if self.authorities().phase() != Phase::Single {
             return Ok(());
@@ -56,10 +56,10 @@ impl Identity {
     }
 
     /// Ends a rollover. `cut_off` gets the names of the nodes that are revoked by it, as soon as they are
-    /// and whatever fails afterwards: their sessions are to be ended.
+    /// and whatever fails afterwards: the caller ends their sessions.
     ///
     /// # Errors
-    /// In words for a person.
+    /// Human-readable.
     pub fn retire(
         &self,
         force: Option<usize>,
@@ -98,8 +98,8 @@ impl Identity {
         self.keep_list();
         let tokens_void = self.tokens.void(&old).map_err(|error| error.to_string())?;
         self.step(|cas| cas.retire(unix_s()))?;
-        // The list for the broker is that of the CAs that are left, so this one's may go; but during a
-        // grace it also says which names do not come back.
+        // The list for the broker contains the certificates of the remaining CAs, so this CA's can be
+        // removed; but during a grace it also excludes deleted names from readmission.
         if self.registry.grace(unix_s()).is_none()
             && let Err(error) = self.registry.forget_ca(&old)
         {
@@ -115,7 +115,7 @@ impl Identity {
         })
     }
 
-    /// The broker accepts clients of the new CA: it signs from now on. Nothing if it does already.
+    /// The broker accepts clients of the new CA: it signs from now on. Does nothing if it does already.
     pub fn broker_accepts_new_ca(&self) {
         if self.authorities().phase() != Phase::Offered {
             return;
@@ -130,7 +130,7 @@ impl Identity {
         }
     }
 
-    /// Names of the nodes that are to renew their certificate, because the CAs have changed since.
+    /// Names of the nodes that must renew their certificate, because the CAs have changed since.
     pub(crate) fn outdated(&self) -> Vec<String> {
         let authorities = self.authorities();
         match authorities.ever_rotated() {
@@ -139,7 +139,7 @@ impl Identity {
         }
     }
 
-    /// The CAs, and how far a rollover is; `is_live` says of a node whether it has a session.
+    /// The CAs, and the progress of a rollover; `is_live` tells whether a node has a session.
     pub fn ca_view(&self, is_live: impl Fn(&str) -> bool) -> CaView {
         let cas = self.authorities();
         let enrolments = self.registry.nodes();
@@ -221,8 +221,8 @@ mod tests {
         Identity::open(data, ca, None, Lives::default(), events).unwrap()
     }
 
-    /// Goal: while nodes may come back after a restore, nobody can say that none depends on the old CA: it is
-    /// retired only by who says so.
+    /// Goal: while nodes may be readmitted after a restore, the nodes that depend on the old CA are not all
+    /// known: it is retired only on request with their number.
     #[test]
     fn a_grace_holds_up_the_retirement_of_a_ca() {
         let data = tempfile::tempdir().unwrap();
@@ -246,8 +246,8 @@ mod tests {
         assert_eq!(view().retired.len(), 1);
     }
 
-    /// Goal: rollovers do not fill the list of refused certificates; but while nodes may come back by their
-    /// names after a restore, it is what keeps the deleted ones out.
+    /// Goal: rollovers do not fill the list of refused certificates; but while nodes may be readmitted by
+    /// their names after a restore, the list is needed to exclude deleted ones.
     #[test]
     fn a_retired_ca_takes_its_refused_certificates_along_unless_there_is_a_grace() {
         for grace in [false, true] {

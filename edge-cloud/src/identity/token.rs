@@ -1,5 +1,5 @@
-//! Join tokens: id, secret (stored hashed), uses left, expiry. What a join has used is durable
-//! before the answer goes out, so a used token stays used over any crash.
+//! Join tokens: id, secret (stored hashed), uses left, expiry. The use of a join is durable
+//! before the answer is sent, so a used token stays used after any crash.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,10 +16,10 @@ use crate::hex::hex;
 
 /// File with the tokens in the data folder.
 pub const TOKENS: &str = "tokens.json";
-/// Tokens kept at once; expired ones make room.
+/// Tokens stored at once; expired ones are dropped.
 pub const TOKENS_MAX: usize = 1024;
 
-/// Why a token was not made or not taken.
+/// Why a token was not created or not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Unknown id or wrong secret; the answer does not say which.
@@ -28,13 +28,13 @@ pub enum TokenError {
     /// Too late.
     #[error("the token has expired")]
     Expired,
-    /// All its uses are gone.
+    /// It has no uses left.
     #[error("the token has no uses left")]
     Used,
-    /// [`TOKENS_MAX`] tokens are open.
+    /// [`TOKENS_MAX`] tokens are stored.
     #[error("there are {TOKENS_MAX} tokens already")]
     Full,
-    /// The system gives no random numbers.
+    /// The system's random source failed.
     #[error("no random numbers")]
     Random,
     /// The file system.
@@ -48,10 +48,10 @@ pub(crate) struct Token {
     secret_sha256: String,
     pub(crate) uses_left: u32,
     pub(crate) expires_unix_s: u64,
-    /// Whom the latest use was for; empty when that has ended, or was not noted.
+    /// Board of the latest use; empty when that has ended, or was not stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     last_for: String,
-    /// Hex SHA-256 of the CA that the token names; empty when that was not noted.
+    /// Hex SHA-256 of the CA that the token names; empty when that was not stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     ca_sha256: String,
 }
@@ -73,7 +73,7 @@ pub(crate) type Tokens = BTreeMap<String, Token>;
 pub struct TokenStore {
     path: PathBuf,
     tokens: Mutex<Tokens>,
-    /// See [`Self::turn`].
+    /// See [`Self::lock_joins`].
     joining: Mutex<()>,
 }
 
@@ -81,8 +81,8 @@ impl TokenStore {
     /// Reads the tokens in `data`.
     ///
     /// # Errors
-    /// Those of the file system; a damaged file is one, too: taking it for empty is safe, but a
-    /// person should know.
+    /// Those of the file system; a damaged file is one, too: treating it as empty would be safe, but an
+    /// operator should know.
     pub fn open(data: &Path) -> io::Result<Self> {
         let path = data.join(TOKENS);
         let tokens = match std::fs::read(&path) {
@@ -97,13 +97,13 @@ impl TokenStore {
         })
     }
 
-    /// Held from the look at the registry to the change of it: joins go one after the other, because
+    /// Held from the read of the registry to its change: joins are processed one after the other, because
     /// the token and the node are two files.
     pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
         self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a token, for `ca` (DER), and returns its text.
+    /// Creates a token, for `ca` (DER), and returns its text.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -148,8 +148,8 @@ impl TokenStore {
         self.spend_for(id, secret, unix_s, "", "")
     }
 
-    /// Takes one use for the board that wants this name for this key, unless the latest use was for it
-    /// as well: edge-cloud ended in the middle of its join, and it asks again.
+    /// Takes one use for the board that requests this name for this key, unless the latest use was for it
+    /// as well: edge-cloud ended in the middle of its join, and the board repeats it.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -179,7 +179,7 @@ impl TokenStore {
         })
     }
 
-    /// Forgets the tokens that name this CA: a board with one would not accept the server any more.
+    /// Deletes the tokens that name this CA: a board with one would not accept the server any more.
     /// Returns how many had uses left.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl TokenStore {
         Ok(void)
     }
 
-    /// A node is deleted: its board needs another use to come back.
+    /// A node is deleted: its board needs another use to join again.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -219,7 +219,7 @@ impl TokenStore {
         })
     }
 
-    /// Gives the use of a join that failed back.
+    /// Returns the use of a failed join.
     pub fn give_back(&self, id: &str) {
         let given = self.change(|tokens| {
             let token = tokens.get_mut(id).ok_or(TokenError::Invalid)?;
@@ -303,8 +303,8 @@ mod tests {
         store.spend(&id, &secret, 1000).unwrap();
     }
 
-    /// Goal: a join that a crash has cut costs one use, and gives none away. Method: the board asks
-    /// again after a restart; so do another name, another key, and the board of a deleted node.
+    /// Goal: a join that was interrupted by a crash costs one use, and gives none away. Method: the board
+    /// repeats it after a restart; so do another name, another key, and the board of a deleted node.
     #[test]
     fn a_board_that_asks_again_costs_no_second_use() {
         let folder = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use edge_proto::object::{ConfigMap, Data, Secret};
 use super::quantity::config_key;
 use super::reader::{Field, Object};
 
-/// Reads what is left of a ConfigMap and returns its payload.
+/// Reads the remaining fields of a ConfigMap and returns its payload.
 pub(super) fn config_map(object: &mut Object<'_>) -> Vec<u8> {
     let mut data = BTreeMap::new();
     plain(object.take("data"), &mut data);
@@ -28,7 +28,7 @@ pub(super) fn config_map(object: &mut Object<'_>) -> Vec<u8> {
     capped(object, ConfigMap { data }.encode())
 }
 
-/// Reads what is left of a Secret and returns its payload.
+/// Reads the remaining fields of a Secret and returns its payload.
 pub(super) fn secret(object: &mut Object<'_>) -> Vec<u8> {
     let mut data = BTreeMap::new();
     encoded(object.take("data"), &mut data);
@@ -39,7 +39,7 @@ pub(super) fn secret(object: &mut Object<'_>) -> Vec<u8> {
 }
 
 fn sorted(object: &Object<'_>, data: BTreeMap<String, Vec<u8>>) -> Data {
-    // Each of two maps may have as many; a node reads no more of both together.
+    // Each of two maps may have as many; a node accepts no more of both together.
     if data.len() > DATA_KEYS_MAX {
         object.refuse("data", format!("has more than {DATA_KEYS_MAX} keys in all"));
     }

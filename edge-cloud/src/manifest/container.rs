@@ -15,10 +15,10 @@ use super::volume;
 const IMAGE_BYTES_MAX: usize = 512;
 /// Ports that a container may list.
 const PORTS_MAX: usize = 64;
-/// Kubernetes has no field for a limit of processes; this key of `limits` is ours.
+/// Kubernetes has no limit of processes; this key of `limits` is our own.
 const PIDS: &str = "edge-min.io/pids";
 
-/// What the pod's `securityContext` sets for each container.
+/// Settings of the pod's `securityContext` for each container.
 #[derive(Debug, Default)]
 pub(super) struct Defaults {
     /// `runAsUser`.
@@ -242,7 +242,7 @@ fn resources(field: &Field<'_>) -> Resources {
         });
         limits.finish(&[]);
     }
-    // Requests serve a scheduler that weighs them; ours counts pods.
+    // Requests are for schedulers that use them; ours counts pods.
     if let Some(mut requests) = object.take("requests").and_then(|f| f.object()) {
         let cpu = amount(&mut requests, "cpu", cpu_millis);
         let memory = amount(&mut requests, "memory", units);
@@ -304,7 +304,7 @@ fn security(
         if container.privileged && runtime == RuntimeClass::Runc {
             context.refuse("privileged", "is supported for a process only");
         }
-        // No container gains privileges after its start, so that asking for it changes nothing.
+        // No container gains privileges after its start, so the field changes nothing.
         let escalation = context.take("allowPrivilegeEscalation");
         if let Some(field) = escalation
             && field.boolean() == Some(false)
@@ -343,7 +343,7 @@ fn capabilities(lists: &mut Object<'_>, key: &str) -> u64 {
     bits
 }
 
-/// Ports say what a container listens on; on the node's own network that changes nothing, as
+/// Ports are informative; on the node's own network they change nothing, as
 /// long as no port is to be mapped.
 fn ports(object: &mut Object<'_>) {
     let items = object

@@ -1,5 +1,5 @@
-//! `$(NAME)` in command, args and env values, as Kubernetes expands it: `$$` is a `$`, and a name
-//! that is not defined stays as it is (so `$(date)` reaches the shell).
+//! `$(NAME)` in command, args and env values, as Kubernetes expands it: `$$` is a `$`, and an undefined
+//! name stays as it is (so `$(date)` reaches the shell).
 
 use edge_proto::limits::POD_BYTES_MAX;
 use edge_proto::object::{EnvValue, EnvVar};
@@ -9,7 +9,7 @@ use edge_proto::object::{EnvValue, EnvVar};
 pub(super) enum ExpandError {
     /// The value of this variable is not known here.
     Unknown(String),
-    /// The result is larger than a whole Pod may be: variables that double each other.
+    /// The result is larger than a Pod may be: variables that double each other.
     TooLarge,
 }
 
@@ -26,7 +26,7 @@ impl std::fmt::Display for ExpandError {
     }
 }
 
-/// `text` with the variables of `env` put in. Variables of `envFrom` are not looked up.
+/// Replaces the variables of `env` in `text`. Variables of `envFrom` are not looked up.
 ///
 /// # Errors
 /// See [`ExpandError`].

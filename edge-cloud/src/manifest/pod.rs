@@ -1,4 +1,4 @@
-//! Pod specs: Kubernetes' fields to [`edge_proto::object::Pod`]. `docs/pods.md` lists every field.
+//! Pod specs: converts Kubernetes' fields to [`edge_proto::object::Pod`]. `docs/pods.md` lists every field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +10,18 @@ use super::quantity::{label_key, label_name, label_value, subdomain_name};
 use super::reader::{Field, Object};
 use super::volume;
 
-/// A pod without its identity, and where it may run.
+/// A pod without its identity, and the nodes that may run it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Template {
     /// UID, namespace and name are filled in when it is placed.
     pub pod: Pod,
-    /// Runs on this node.
+    /// Only this node may run it.
     pub node: Option<String>,
-    /// Runs on nodes with these labels.
+    /// Only nodes with these labels may run it.
     pub selector: BTreeMap<String, String>,
 }
 
-/// Why a known field is refused, where "is not supported" would not help.
+/// Why a known field is refused, where "is not supported" would not be enough.
 const REASONS: &[(&str, &str)] = &[
     (
         "affinity",
@@ -90,7 +90,7 @@ pub(super) fn spec(field: &Field<'_>) -> Option<Template> {
     Some(template)
 }
 
-/// Fields whose absence changes nothing on a node.
+/// Fields that change nothing on a node.
 fn harmless(spec: &mut Object<'_>) {
     spec.harmless(&[
         "schedulerName",
@@ -189,18 +189,18 @@ pub(super) fn labels(field: &Field<'_>) -> BTreeMap<String, String> {
     labels
 }
 
-/// What `metadata` says.
+/// Content of `metadata`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Metadata {
     /// `default` when absent.
     pub namespace: String,
     /// Empty when a template has none.
     pub name: String,
-    /// Labels.
+    /// At most `LABELS_MAX`.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Reads `metadata`; in a template the name is not required and changes nothing.
+/// Reads `metadata`; in a template the name is not required and has no effect.
 pub(super) fn metadata(document: &mut Object<'_>, template: bool) -> Metadata {
     let mut metadata = Metadata {
         namespace: "default".to_owned(),

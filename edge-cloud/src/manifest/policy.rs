@@ -1,4 +1,4 @@
-//! NodePolicies: what a node may do with its link.
+//! NodePolicies: limits and settings of a node's link.
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use super::pod::labels;
 use super::quantity::{label_name, units};
 use super::reader::{Field, Object};
 
-/// Lowest rate: at less a frame would take seconds, and a session would never open.
+/// Lowest rate: with less a frame would take seconds, and a session would never open.
 const BITS_PER_S_MIN: u64 = 8_000;
 /// Highest rate.
 const BITS_PER_S_MAX: u64 = 10_000_000_000;
-/// Longest spread of reconnects, seconds: what the agent keeps to.
+/// Longest spread of reconnects, seconds: the maximum of the agent.
 const SPREAD_S_MAX: u32 = 600;
-/// Lanes as an operator names them. Control has no limit.
+/// Names of lanes in the manifest. Control has no limit.
 const LANES: &[(&str, Lane)] = &[
     ("state", Lane::State),
     ("tolls", Lane::Toll),
@@ -24,14 +24,14 @@ const LANES: &[(&str, Lane)] = &[
     ("blobs", Lane::Blob),
 ];
 
-/// A policy and the nodes that it is for.
+/// A policy and the nodes to which it applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// This node.
+    /// Applies to this node only.
     pub node: Option<String>,
-    /// Nodes with these labels.
+    /// Applies to nodes with these labels.
     pub selector: BTreeMap<String, String>,
-    /// What the node gets.
+    /// Payload for the node.
     pub policy: NodePolicy,
 }
 

@@ -4,7 +4,7 @@
 const QUANTITY_BYTES_MAX: usize = 32;
 
 /// Value of a quantity in units of 10^-`places`, rounded up as Kubernetes does. `None` when it is
-/// not a quantity, is negative or does not fit.
+/// not a quantity, is negative or too large.
 fn scaled(text: &str, places: u32) -> Option<u64> {
     if text.len() > QUANTITY_BYTES_MAX {
         return None;
@@ -26,7 +26,7 @@ fn scaled(text: &str, places: u32) -> Option<u64> {
     let value = if exponent >= 0 {
         value.checked_mul(power?)?
     } else {
-        // A power that does not fit divides every value that does to less than one.
+        // A power that does not fit would divide every possible value to less than one.
         power.map_or(u128::from(value > 0), |power| value.div_ceil(power))
     };
     u64::try_from(value).ok()
@@ -73,10 +73,10 @@ pub(super) fn units(text: &str) -> Option<u64> {
     scaled(text, 0)
 }
 
-/// An RFC 1123 label: what names containers, volumes, namespaces and nodes.
+/// An RFC 1123 label: for names of containers, volumes, namespaces and nodes.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn label_name(text: &str) -> Result<(), &'static str> {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     if !text.is_empty()
@@ -91,10 +91,10 @@ pub(super) fn label_name(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// An RFC 1123 subdomain: what names objects.
+/// An RFC 1123 subdomain: for names of objects.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn subdomain_name(text: &str) -> Result<(), &'static str> {
     let part = |part: &str| {
         !part.is_empty()
@@ -127,7 +127,7 @@ fn qualified(text: &str) -> bool {
 /// A label's key: an optional subdomain and `/`, then a name.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn label_key(text: &str) -> Result<(), &'static str> {
     let (prefix, name) = text
         .split_once('/')
@@ -144,7 +144,7 @@ pub(super) fn label_key(text: &str) -> Result<(), &'static str> {
 /// A label's value.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn label_value(text: &str) -> Result<(), &'static str> {
     if text.is_empty() || qualified(text) {
         Ok(())
@@ -156,7 +156,7 @@ pub(super) fn label_value(text: &str) -> Result<(), &'static str> {
 /// A key of a ConfigMap or Secret, which becomes a file name.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn config_key(text: &str) -> Result<(), &'static str> {
     let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
     if !text.is_empty()
@@ -174,7 +174,7 @@ pub(super) fn config_key(text: &str) -> Result<(), &'static str> {
 /// Name of an environment variable.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn env_name(text: &str) -> Result<(), &'static str> {
     if !text.is_empty()
         && text.len() <= 253
@@ -189,7 +189,7 @@ pub(super) fn env_name(text: &str) -> Result<(), &'static str> {
 /// An absolute path.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn absolute_path(text: &str) -> Result<(), &'static str> {
     if text.starts_with('/') && text.len() <= 1024 && !text.split('/').any(|part| part == "..") {
         Ok(())
@@ -198,10 +198,10 @@ pub(super) fn absolute_path(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// A relative path that stays where it is put.
+/// A relative path that does not leave its start.
 ///
 /// # Errors
-/// The rule that is broken.
+/// The violated rule.
 pub(super) fn relative_path(text: &str) -> Result<(), &'static str> {
     if !text.is_empty()
         && !text.starts_with('/')

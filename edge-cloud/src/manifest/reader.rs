@@ -1,7 +1,7 @@
-//! Reads a YAML value field by field and remembers where it is.
+//! Reads a YAML value field by field and keeps the path of each.
 //!
-//! Every field must be taken, named harmless or named refused: [`Object::finish`] turns whatever
-//! is left into a fault, so nothing in a manifest is ever ignored silently. `null` is absent, as
+//! Every field must be taken, declared harmless or refused: [`Object::finish`] turns every remaining
+//! field into a fault, so no field of a manifest is ignored silently. `null` counts as absent, as
 //! in Kubernetes.
 
 use std::cell::RefCell;
@@ -9,18 +9,19 @@ use std::collections::BTreeMap;
 
 use serde_norway::Value;
 
-/// Faults that one document may list; the rest is not repeated to a person.
+/// Faults that one document may list; further ones are dropped.
 pub(super) const FAULTS_MAX: usize = 64;
 
-/// Maps that say nothing when they are empty; others are refused by Kubernetes, or mean something.
+/// Maps that have no meaning when they are empty; other empty maps are refused by Kubernetes, or have a
+/// meaning.
 const EMPTY_MAPS: [&str; 3] = ["affinity", "dnsConfig", "lifecycle"];
 
-/// One wrong place in a document.
+/// An error in a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// `spec.containers[0].image`; empty for the document itself.
     pub(super) path: String,
-    /// Why, for a person.
+    /// Human-readable.
     pub(super) reason: String,
 }
 
@@ -40,7 +41,7 @@ impl Faults {
         }
     }
 
-    /// Whether the document is sound so far.
+    /// Whether no fault was found so far.
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
@@ -53,13 +54,13 @@ impl Faults {
     }
 }
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Field<'a> {
     value: &'a Value,
     /// Path of the field in its document.
     pub(super) path: String,
-    /// Where refusals go.
+    /// Collects refusals.
     pub(super) faults: &'a Faults,
 }
 
@@ -99,7 +100,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A string of which `valid` says what is wrong.
+    /// A string; `valid` returns what is wrong with it.
     pub(super) fn checked(
         &self,
         valid: impl Fn(&str) -> Result<(), &'static str>,
@@ -114,7 +115,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A boolean.
+    /// `true` or `false`; any other value is a fault.
     #[must_use]
     pub(super) fn boolean(&self) -> Option<bool> {
         match self.value {
@@ -173,7 +174,7 @@ impl<'a> Field<'a> {
         })
     }
 
-    /// A map with keys of the author's choice, at most `count_max`.
+    /// A map with arbitrary keys, at most `count_max`.
     #[must_use]
     pub(super) fn entries(&self, count_max: usize) -> Option<Vec<(&'a str, Self)>> {
         let Value::Mapping(map) = self.value else {
@@ -205,7 +206,7 @@ impl<'a> Field<'a> {
 }
 
 fn join(path: &str, key: &str) -> String {
-    // A key of any length may stand in a file; a path is for a person.
+    // A key in a file may have any length; the path is for display.
     let key: String = key.chars().take(80).collect();
     if path.is_empty() {
         key
@@ -228,12 +229,12 @@ impl<'a> Object<'a> {
         self.rest.remove(key)
     }
 
-    /// Takes a text that may be empty, which says as much as its absence, as in Kubernetes.
+    /// Takes a text; an empty one counts as absent, as in Kubernetes.
     pub(super) fn take_text(&mut self, key: &str) -> Option<Field<'a>> {
         self.take(key).filter(|field| !field.is_empty_text())
     }
 
-    /// Takes a field that must be there.
+    /// Takes a mandatory field.
     pub(super) fn require(&mut self, key: &str) -> Option<Field<'a>> {
         let field = self.take(key);
         if field.is_none() {
@@ -254,14 +255,14 @@ impl<'a> Object<'a> {
         self.faults.add(&join(&self.path, key), reason);
     }
 
-    /// Drops fields whose absence changes nothing on a node.
+    /// Drops fields that change nothing on a node.
     pub(super) fn harmless(&mut self, keys: &[&str]) {
         for key in keys {
             self.take(key);
         }
     }
 
-    /// Drops booleans that say what is the case anyway, and refuses the other value.
+    /// Drops booleans with the only supported value, and refuses the other value.
     pub(super) fn only(&mut self, key: &str, wanted: bool, reason: &str) {
         if let Some(field) = self.take(key)
             && field.boolean().is_some_and(|value| value != wanted)
@@ -270,7 +271,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Drops a number that says what is the case anyway, and refuses every other.
+    /// Drops a number with the only supported value, and refuses every other.
     pub(super) fn only_zero(&mut self, key: &str, reason: &str) {
         if let Some(field) = self.take(key)
             && field.value.as_u64() != Some(0)
@@ -279,7 +280,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Drops a text that says what is the case anyway, and refuses every other.
+    /// Drops a text with a supported value, and refuses every other.
     pub(super) fn only_text(&mut self, key: &str, wanted: &[&str], reason: &str) {
         if let Some(field) = self.take_text(key)
             && field.text().is_some_and(|value| !wanted.contains(&value))
@@ -288,8 +289,8 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Every field that is left is refused: with the reason given for it, or as not supported. An
-    /// empty text or list says nothing in Kubernetes either, and nor do some empty maps.
+    /// Refuses every remaining field: with the reason given for it, or as not supported. An
+    /// empty text or list has no meaning in Kubernetes, and neither have some empty maps.
     pub(super) fn finish(self, reasons: &[(&str, &str)]) {
         for (key, field) in &self.rest {
             let empty = match field.value {

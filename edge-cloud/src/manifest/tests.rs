@@ -276,8 +276,8 @@ fn each_refusal_names_its_field() {
     }
 }
 
-/// Goal: what says nothing in Kubernetes says nothing here; charts are full of it. Method: a pod with
-/// all of it is the pod without.
+/// Goal: values without a meaning in Kubernetes have none here; charts contain many. Method: a pod with
+/// all of them equals the pod without.
 #[test]
 fn what_is_empty_is_absent() {
     let spec = "  initContainers: []\n  hostAliases: []\n  affinity: {}\n  dnsConfig: {}\n  \
@@ -310,7 +310,7 @@ fn a_broken_document_names_the_lines_of_its_file() {
     );
 }
 
-/// Goal: what no node would read is refused here. Method: two maps that are each within the cap.
+/// Goal: objects that no node would accept are refused here. Method: two maps that are each within the cap.
 #[test]
 fn the_keys_of_two_maps_are_counted_together() {
     use edge_proto::limits::DATA_KEYS_MAX;
@@ -388,7 +388,7 @@ proptest! {
         read(&text);
     }
 
-    /// Lines of a good file, cut, doubled and in any order.
+    /// Lines of a valid file, truncated, repeated and in any order.
     #[test]
     fn a_scrambled_file_never_panics(
         picks in proptest::collection::vec((0usize..80, 0usize..60), 0..80),
@@ -404,8 +404,8 @@ proptest! {
     }
 }
 
-/// Goal: nothing in the folder holds up all the rest. Method: a pipe that nobody writes to, a device
-/// that never ends, a circle of links, and brackets that cost the parser minutes, beside a sound file.
+/// Goal: no file in the folder blocks the others. Method: a pipe without a writer, a device
+/// that never ends, a circle of links, and brackets that cost the parser minutes, beside a valid file.
 #[test]
 fn what_is_no_file_or_never_ends_hides_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
@@ -439,8 +439,8 @@ fn what_is_no_file_or_never_ends_hides_nothing_else() {
     assert_eq!(manifests.objects.len(), read(GOOD).objects.len());
 }
 
-/// Goal: no sound file counts as too nested. Method: the largest ConfigMap of colours, whose brackets
-/// never close, and JSON as deep as the parser takes.
+/// Goal: no valid file counts as too deeply nested. Method: the largest ConfigMap of colours, whose brackets
+/// never close, and JSON as deep as the parser accepts.
 #[test]
 fn brackets_of_sound_documents_are_few_enough() {
     let script = "  printf '\\033[31m lane: %s, \\033[0m'\n".repeat(2_000);

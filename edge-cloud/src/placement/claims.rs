@@ -1,5 +1,5 @@
-//! Expands owners into pods: a Pod asks for itself, a Deployment for its replicas by ordinal, a
-//! DaemonSet for one pod on each node that it matches. A [`Claim`] is such a pod before it has a
+//! Expands owners into pods: a Pod is one claim, a Deployment has one for each replica by ordinal, a
+//! DaemonSet one for each node that it matches. A [`Claim`] is such a pod before it has a
 //! node.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use edge_proto::object::Pod;
 use super::{NodeState, PodName};
 use crate::manifest::{Accepted, DocumentKind, Id, Template};
 
-/// A pod that an owner asks for. Their order is that in which nodes are chosen: by owner, then
+/// A pod that an owner requires. Nodes are chosen in this order: by owner, then
 /// ordinal or node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claim {
     pub(super) owner: Arc<Id>,
     pub(super) ordinal: u32,
-    /// Of a DaemonSet: it exists for this node only.
+    /// For a DaemonSet: the only node of this claim.
     pub(super) only: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Claim {
         Uid(uid)
     }
 
-    /// The pod as `node` gets it.
+    /// The pod as it is sent to `node`.
     pub(super) fn pod(&self, template: &Template, node: &str) -> Pod {
         Pod {
             uid: self.uid(template, node),
@@ -83,7 +83,7 @@ impl Claim {
         self.only.as_deref().is_none_or(|only| only == name) && node.matches(name, template)
     }
 
-    /// The only node that may run it, if it names one.
+    /// The only node that may run it, if the manifest names one.
     pub(super) fn fixed<'a>(&'a self, template: &'a Template) -> Option<&'a str> {
         self.only.as_deref().or(template.node.as_deref())
     }

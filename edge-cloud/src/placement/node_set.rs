@@ -1,5 +1,5 @@
 //! The desired set of one node: its policy, its pods, and the ConfigMaps and Secrets that they
-//! name, within the caps of the wire.
+//! need, within the caps of the wire.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use super::{Desired, NodeState};
 use crate::manifest::{Accepted, DocumentKind, Id};
 use crate::objects::ObjectStore;
 
-/// Pods of one node when the node does not say how many fit.
+/// Pods of one node when the node does not report its limit.
 const PODS_MAX: usize = 110;
 
-/// Objects for one node.
+/// Objects for one node, while they are collected.
 #[derive(Debug, Default)]
 pub(super) struct NodeSet {
     objects: Desired,
-    /// ConfigMaps and Secrets that its pods name, there or not.
+    /// ConfigMaps and Secrets that its pods need, whether they exist or not.
     configs: BTreeSet<Id>,
     bytes: usize,
     pods: usize,
@@ -41,9 +41,9 @@ impl NodeSet {
         &self.objects
     }
 
-    /// Adds the policy for the node of this name, if there is one: one that names the node goes
-    /// before one that names labels, and that before one for all; then the first by name. Compares the
-    /// node with each policy there is.
+    /// Adds the policy for the node of this name, if there is one: one that names the node
+    /// precedes one that selects labels, and that precedes one for all; then the first by name. Compares the
+    /// node with each policy.
     pub(super) fn add_policy(&mut self, store: &ObjectStore, name: &str, node: &NodeState) {
         let policies = store.of_kind(DocumentKind::NodePolicy);
         let policies = policies.filter_map(|(_, object)| match object {
@@ -56,17 +56,17 @@ impl NodeSet {
         if let Some(policy) = chosen {
             let payload: Arc<[u8]> = policy.policy.encode().into();
             self.bytes += payload.len();
-            // Always the same key: a change of policy is one of its payload.
+            // Always the same key: a change of policy changes its payload.
             let key = Key::Name(Kind::NodePolicy, String::new(), "node".to_owned());
             self.objects.insert(key, payload);
         }
     }
 
-    /// Adds a pod with the ConfigMaps and Secrets that it names, whole or not at all. Returns what
+    /// Adds a pod with the ConfigMaps and Secrets that it needs, completely or not at all. Returns what
     /// the pod will wait for. `pods_max` is the node's own cap; 0 is not known.
     ///
     /// # Errors
-    /// Which cap of the node would be passed.
+    /// Which cap of the node would be exceeded.
     pub(super) fn add(
         &mut self,
         store: &ObjectStore,
@@ -112,7 +112,7 @@ impl NodeSet {
     /// Whether one more pod is within the node's own cap.
     ///
     /// # Errors
-    /// It is not; what the cap is.
+    /// It is not; contains the cap.
     pub(super) fn room(&self, pods_max: u32) -> Result<(), String> {
         let pods_max = match pods_max {
             0 => PODS_MAX,
@@ -124,13 +124,13 @@ impl NodeSet {
         }
     }
 
-    /// A pod that is in the set, or belongs there and does not fit: see [`Self::configs`].
+    /// A pod that is in the set, or does not fit although it belongs there: see [`Self::configs`].
     pub(super) fn watch(&mut self, pod: &Pod) {
         self.configs.extend(configs(pod).map(|(id, _)| id));
     }
 }
 
-/// Every ConfigMap and Secret that a pod names, and whether it may be missing.
+/// Every ConfigMap and Secret that a pod needs, and whether it may be missing.
 pub(super) fn configs(pod: &Pod) -> impl Iterator<Item = (Id, bool)> {
     let volumes = pod
         .volumes

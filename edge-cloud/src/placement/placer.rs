@@ -1,15 +1,15 @@
-//! Keeps a placement up to date with work for what a change touches and for nothing else.
+//! Updates a placement with work for what a change touches and for nothing else.
 //!
-//! Changes come in by [`Placer::object_changed`] and [`Placer::node_changed`], which only note what
-//! they touch: names of pods, and nodes whose set is to be made anew. [`Placer::round`] then
+//! Changes are passed to [`Placer::object_changed`] and [`Placer::node_changed`], which only mark what
+//! they touch: names of pods, and nodes whose set is to be computed again. [`Placer::round`] then
 //!
 //! 1. resolves each touched name: which of its claims holds it, on which node that pod runs, and
-//!    which older pods of the name have to end;
-//! 2. makes the sets of the touched nodes anew;
+//!    which older pods of the name must end;
+//! 2. computes the sets of the touched nodes;
 //! 3. chooses nodes for the pods that have none, and for those waiting ones that [`Waiting`] finds by
 //!    what was touched.
 //!
-//! What a round changes may touch names again, so it is called until [`Placer::is_settled`].
+//! The changes of a round may touch names again, so it is called until [`Placer::is_settled`].
 //!
 //! Bound: memory in proportion to claims, nodes and what they report.
 
@@ -29,23 +29,23 @@ use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplac
 use crate::manifest::{Accepted, DocumentKind, Id};
 use crate::objects::ObjectStore;
 
-/// What rounds cost, for tests that a change costs no more than what it touches.
+/// Cost of rounds, for tests that a change costs no more than what it touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Sets of nodes that were made.
+    /// Sets of nodes that were computed.
     pub sets: u64,
     /// Names of pods that were resolved.
     pub names: u64,
-    /// Nodes that were looked at for a pod without one.
+    /// Nodes that were checked for a pod without one.
     pub visited: u64,
-    /// Waiting pods that were tried again.
+    /// Waiting pods that were retried.
     pub retried: u64,
 }
 
-/// What has changed since [`Placer::take_changes`] was called last.
+/// Changes since the last call of [`Placer::take_changes`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Pods that are in [`Placement::pods`], or no longer.
+    /// Pods that were added to or removed from [`Placement::pods`].
     pub pods: BTreeSet<Uid>,
     /// The same for [`Placement::unplaced`].
     pub unplaced: BTreeSet<ClaimName>,
@@ -53,18 +53,18 @@ pub struct Changes {
     pub nodes: BTreeSet<String>,
 }
 
-/// What is known of one name of a pod.
+/// State of one name of a pod.
 #[derive(Debug, Default)]
 struct NameState {
-    /// Owners that ask for a pod of this name; one of them gets it.
+    /// Owners that require a pod of this name; one of them gets it.
     claims: BTreeSet<Claim>,
     /// Nodes that report a pod of this name.
     reported: BTreeSet<(String, Uid)>,
-    /// Pods of this name that nodes shall hold; all but one are terminating.
+    /// Pods of this name in desired sets; all but one are terminating.
     pods: BTreeSet<Uid>,
     /// The claim that holds the name.
     holder: Option<Claim>,
-    /// Where its pod runs, or is asked for.
+    /// Node where its pod runs, or is desired.
     assigned: Option<(String, Uid)>,
 }
 
@@ -74,17 +74,17 @@ impl NameState {
     }
 }
 
-/// See the module.
+/// See the description of the module.
 #[derive(Debug, Default)]
 pub struct Placer {
     nodes: NodeTable,
     names: BTreeMap<PodName, NameState>,
     owners: BTreeMap<Arc<Id>, BTreeSet<Claim>>,
-    /// Nodes with a pod that names a ConfigMap or Secret.
+    /// Nodes with a pod that needs a ConfigMap or Secret.
     users: BTreeMap<Id, BTreeSet<String>>,
-    /// Whom a policy is for, as it was when its nodes were last touched.
+    /// Nodes of a policy, as when its nodes were last touched.
     policies: BTreeMap<Id, (Option<String>, BTreeMap<String, String>)>,
-    /// Pods that found no node.
+    /// Pods without a node.
     waiting: Waiting,
     /// Pods that wait until every node has reported after a restore.
     held: BTreeSet<PodName>,
@@ -97,8 +97,8 @@ pub struct Placer {
 }
 
 impl Placer {
-    /// Begins with the pods that an earlier run has asked for. As long as that is older than what the
-    /// nodes run, `settled` is false: a pod that could go to more than one node then waits, because
+    /// Starts with the pods that an earlier run has placed. As long as these are older than the running
+    /// pods, `settled` is false: a pod that could be placed on several nodes then waits, because
     /// one of them may run it.
     #[must_use]
     pub fn new(before: BTreeMap<Uid, PlacedPod>, settled: bool) -> Self {
@@ -126,37 +126,37 @@ impl Placer {
         &self.placement
     }
 
-    /// What a node shall hold; `None` for a node that is not known.
+    /// Desired set of a node; `None` for an unknown node.
     #[must_use]
     pub fn desired(&self, node: &str) -> Option<&Desired> {
         self.nodes.get(node).map(|entry| entry.set.objects())
     }
 
-    /// A node as it was given last.
+    /// Last given state of a node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeState> {
         self.nodes.get(name).map(|entry| &entry.state)
     }
 
-    /// Every node, as it was given last.
+    /// Every node, with its last given state.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeState)> {
         self.nodes.iter().map(|(name, entry)| (name, &entry.state))
     }
 
-    /// Every object that it knows something of.
+    /// Every object with state here.
     pub fn objects(&self) -> impl Iterator<Item = Id> {
         let owners = self.owners.keys().map(|owner| Id::clone(owner));
         let policies = self.policies.keys().cloned();
         owners.chain(policies).chain(self.users.keys().cloned())
     }
 
-    /// What all rounds have cost.
+    /// Cost of all rounds.
     #[must_use]
     pub const fn work(&self) -> Work {
         self.work
     }
 
-    /// What has changed since the last call.
+    /// Changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
     }
@@ -169,13 +169,13 @@ impl Placer {
             && !self.waiting.has_touched()
     }
 
-    /// Every node has reported that is going to, see [`Self::new`].
+    /// Every expected node has reported, see [`Self::new`].
     pub fn settle(&mut self) {
         self.settled = true;
         self.touched_names.append(&mut self.held);
     }
 
-    /// An object was put, changed or removed.
+    /// An object was added, changed or removed.
     pub fn object_changed(&mut self, store: &ObjectStore, id: &Id) {
         match id.kind {
             DocumentKind::ConfigMap | DocumentKind::Secret => {
@@ -236,7 +236,7 @@ impl Placer {
         self.touched_names.insert(name);
     }
 
-    /// A node is this from now on; `None`: it has left.
+    /// Sets the state of a node; `None`: it has left.
     pub fn node_changed(&mut self, store: &ObjectStore, name: &str, state: Option<NodeState>) {
         let before = self.nodes.get(name).map(|entry| &entry.state);
         if before == state.as_ref() {
@@ -250,7 +250,7 @@ impl Placer {
         let other_room =
             before.map(|node| node.pods_max) != state.as_ref().map(|node| node.pods_max);
         if is_other || has_other_caps {
-            // What waits for the labels that it had may wait for another reason now.
+            // Pods that wait for its former labels may now wait for another reason.
             for node in before.into_iter().chain(state.as_ref()) {
                 self.waiting.node_changed(name, node);
             }
@@ -299,7 +299,7 @@ impl Placer {
         }
     }
 
-    /// Notes what a node reports otherwise than before.
+    /// Applies changes of a node's reports.
     fn reports_changed(&mut self, node: &str, state: Option<&NodeState>) {
         let none = BTreeMap::new();
         let entry = self.nodes.get(node);
@@ -326,15 +326,15 @@ impl Placer {
                 names.reported.remove(&at);
             }
             self.touched_names.insert(name.clone());
-            // A node may report a pod under another name than we gave it.
+            // A node may report a pod with another name than the desired one.
             let placed = self.placement.pods.get(uid);
             self.touched_names
                 .extend(placed.map(|placed| placed.name()));
         }
     }
 
-    /// Gives and takes the pods of DaemonSets on a node that has joined or left, or has other labels.
-    /// This compares the node with each DaemonSet there is, at these changes of a node and no others.
+    /// Adds and removes the pods of DaemonSets on a node that has joined or left, or has other labels.
+    /// This compares the node with each DaemonSet, only at these changes of a node.
     fn daemons_changed(&mut self, store: &ObjectStore, node: &str, state: Option<&NodeState>) {
         for (id, _) in store.of_kind(DocumentKind::DaemonSet) {
             let Some((owner, mut claims)) = self.owners.remove_entry(id) else {
@@ -354,7 +354,7 @@ impl Placer {
         }
     }
 
-    /// A node shall hold a pod.
+    /// Adds a pod to the desired set of a node.
     fn hold(&mut self, name: &PodName, node: &str, pod: Pod) {
         let uid = pod.uid;
         let placed = self.placement.pods.get(&uid);
@@ -372,7 +372,7 @@ impl Placer {
         self.placement.pods.insert(placed.pod.uid, Arc::new(placed));
     }
 
-    /// A pod has no room on its node any more.
+    /// A pod does not fit on its node any more.
     fn drop_pod(&mut self, name: &PodName, uid: Uid) {
         if self.placement.pods.remove(&uid).is_some() {
             self.changes.pods.insert(uid);
@@ -383,7 +383,7 @@ impl Placer {
         }
     }
 
-    /// Says why a pod is not placed or what it waits for; `None`: nothing is wrong.
+    /// Stores why a pod is not placed or what it waits for; `None`: there is no reason.
     fn explain(&mut self, claim: &Claim, name: &str, reason: Option<String>) {
         let key = (Arc::clone(&claim.owner), name.to_owned());
         let before = self.placement.unplaced.get(&key).map(|one| &one.reason);
@@ -413,7 +413,7 @@ impl Placer {
         }
     }
 
-    /// A node no longer names those of `before` that its set has not.
+    /// A node no longer needs those of `before` that are not in its set.
     fn unuse_left(&mut self, node: &str, before: &BTreeSet<Id>) {
         let now = self.nodes.get(node).map(|entry| entry.set.configs());
         let left: BTreeSet<Id> = before

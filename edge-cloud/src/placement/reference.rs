@@ -1,5 +1,5 @@
-//! The reference: computes everything anew, as plainly as it can be said. Tests hold the
-//! [`Placer`](super::Placer) against it.
+//! The reference: computes everything, as simply as possible. Tests compare the
+//! [`Placer`](super::Placer) with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplac
 use crate::manifest::Template;
 use crate::objects::ObjectStore;
 
-/// What each node shall hold, every one that was given.
+/// Desired set of each node.
 type Sets = BTreeMap<String, Desired>;
 
-/// Places everything anew. `before` is the result of the last call, or what was saved of it; see
+/// Places everything. `before` is the result of the last call, or its saved part; see
 /// [`Placer::new`](super::Placer::new) for `settled`.
 ///
 /// Long because it is one rule after the other, in the order in which they count.
@@ -38,7 +38,7 @@ pub(super) fn place(
     }
     let mut pods = BTreeMap::new();
 
-    // Where each wanted pod runs now: a report counts more than our memory.
+    // The node where each wanted pod runs now: a report overrides our own state.
     let current = |claim: &Claim| {
         let template = template(claim);
         let candidates = || {
@@ -70,7 +70,7 @@ pub(super) fn place(
         })
         .collect();
 
-    // What leaves: desired before and still reported.
+    // Pods to end: desired before and still reported.
     for (uid, placed) in before {
         let is_kept = kept.contains(&(placed.name(), *uid));
         let Some(node) = nodes.get(&placed.node).filter(|_| !is_kept) else {
@@ -81,7 +81,7 @@ pub(super) fn place(
                 terminating: true,
                 ..placed.pod.clone()
             };
-            // It was within the caps when it was asked for, and comes first.
+            // It was within the caps when it was placed, and precedes others.
             let set = sets.get_mut(placed.node.as_str()).unwrap();
             let _fits = set.add(store, node.pods_max, &pod);
             let node = placed.node.clone();
@@ -139,7 +139,7 @@ fn explain(unplaced: &mut BTreeMap<ClaimName, Unplaced>, claim: &Claim, reason: 
     unplaced.insert((Arc::clone(&claim.owner), name), one);
 }
 
-/// Puts a pod on its current node or on the connected node with the fewest pods that takes it.
+/// Places a pod on its current node or on the connected node with the fewest pods that accepts it.
 fn choose(
     store: &ObjectStore,
     claim: &Claim,
@@ -187,8 +187,8 @@ fn choose(
     Err(reason)
 }
 
-/// All pods that are asked for; explains those whose name another document has taken. Of two the one
-/// that is placed already holds: a new manifest must not end what runs.
+/// All required pods; explains those whose name another document has. Of two claims the
+/// already placed one holds it: a new manifest must not end a running pod.
 fn wanted(
     store: &ObjectStore,
     nodes: &BTreeMap<String, NodeState>,

@@ -1,7 +1,7 @@
-//! The nodes, and which of them gets a pod that has none yet: the connected node with the fewest
-//! pods that may run it and has room, then by name. One that is away may be so for good.
+//! The nodes, and the choice of a node for a pod without one: the connected node with the fewest
+//! pods that may run it and has space, then by name. A node that is offline may be so permanently.
 //!
-//! Nodes are indexed by label and by load, so that a choice looks at few of them.
+//! Nodes are indexed by label and by load, so that a choice checks few of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,21 +15,21 @@ use crate::manifest::Template;
 use crate::objects::ObjectStore;
 
 /// Nodes with a label are sorted for a choice if they are at most one in so many; otherwise all are
-/// looked at in the order of their load, and the first fits soon.
+/// checked in the order of their load, and the first fits soon.
 const FEW: usize = 8;
 
-/// A node and what it is asked for.
+/// A node and its desired pods.
 #[derive(Debug, Default)]
 pub(super) struct NodeEntry {
     pub(super) state: NodeState,
     pub(super) set: NodeSet,
-    /// Pods that have to end.
+    /// Pods that must end.
     pub(super) terminating: BTreeSet<Uid>,
-    /// Names whose pod is here, or would be if it had room.
+    /// Names whose pod is here, or would be if it fitted.
     pub(super) assigned: BTreeSet<PodName>,
-    /// Some of those have no room.
+    /// Some of those do not fit.
     pub(super) is_over: bool,
-    /// Its set was made.
+    /// Its set was computed.
     pub(super) is_made: bool,
 }
 
@@ -41,12 +41,12 @@ pub(super) struct NodeTable {
     load: BTreeSet<(usize, String)>,
 }
 
-/// Where a pod goes.
+/// Result of a choice.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) node: String,
     pub(super) pod: Pod,
-    /// What it waits for there.
+    /// What it waits for on that node.
     pub(super) note: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl NodeTable {
             .map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// Puts a node in, or changes what it is.
+    /// Adds a node, or changes its state.
     pub(super) fn put(&mut self, name: &str, state: NodeState) {
         if let Some(entry) = self.nodes.get_mut(name) {
             let old = std::mem::replace(&mut entry.state, state);
@@ -93,7 +93,7 @@ impl NodeTable {
         Some(entry)
     }
 
-    /// Gives a node its set. Returns the one before.
+    /// Sets the set of a node. Returns the previous one.
     pub(super) fn set(&mut self, name: &str, set: NodeSet) -> Option<NodeSet> {
         let entry = self.nodes.get_mut(name)?;
         let pods = set.pods();
@@ -129,7 +129,7 @@ impl NodeTable {
         }
     }
 
-    /// The label of a selector that the fewest nodes have; `None`: it asks for none.
+    /// The label of a selector that the fewest nodes have; `None` for an empty selector.
     pub(super) fn rarest<'a>(
         &self,
         selector: &'a BTreeMap<String, String>,
@@ -188,11 +188,11 @@ impl NodeTable {
         Some(few.into_iter().map(|(_, name)| name).collect())
     }
 
-    /// Chooses the node of a pod that has none, and puts it in that node's set. `visited` counts the
-    /// nodes that were looked at.
+    /// Chooses the node of a pod without one, and adds the pod to that node's set. `visited` counts the
+    /// checked nodes.
     ///
     /// # Errors
-    /// Why there is none, for a person.
+    /// Why there is none, human-readable.
     pub(super) fn choose(
         &mut self,
         store: &ObjectStore,
@@ -238,7 +238,7 @@ impl NodeTable {
         Err(full.unwrap_or_else(|| self.without_node(template, is_allowed)))
     }
 
-    /// Why no node was even tried.
+    /// Why no node was tried.
     fn without_node(&self, template: &Template, is_allowed: bool) -> String {
         match &template.node {
             Some(node) if !self.nodes.contains_key(node) => {

@@ -1,4 +1,4 @@
-//! What placement decides, on examples; the incremental one and the reference agree on each.
+//! Decisions of placement, on examples; the incremental one and the reference agree on each.
 
 use edge_proto::key::Kind;
 
@@ -71,7 +71,7 @@ fn nodes(names: &[&str]) -> BTreeMap<String, NodeState> {
     names.iter().map(node).collect()
 }
 
-/// The nodes report exactly what is asked of them.
+/// The nodes report exactly their desired pods.
 fn report(nodes: &mut BTreeMap<String, NodeState>, placement: &Result) {
     for (name, node) in nodes {
         node.reported = placement
@@ -103,8 +103,8 @@ fn lines(placement: &Result) -> Vec<String> {
     lines
 }
 
-/// Goal: a board that is away gets nothing that another could run, and loses nothing. Method: two
-/// replicas and a DaemonSet while one node of two is away, then the other.
+/// Goal: an offline board gets no pod that another could run, and loses none. Method: two
+/// replicas and a DaemonSet while one node of two is offline, then the other.
 #[test]
 fn a_node_that_is_away_is_given_nothing_new_and_keeps_what_it_has() {
     let web = |replicas: u32| {
@@ -138,8 +138,8 @@ fn a_node_that_is_away_is_given_nothing_new_and_keeps_what_it_has() {
     );
 }
 
-/// Goal: a new document cannot take the name of a pod that runs. Method: a Pod, which comes first by
-/// its kind, called as the pod of a Deployment that is placed, and both at once.
+/// Goal: a new document cannot take the name of a running pod. Method: a Pod, which comes first by
+/// its kind, named as the pod of a Deployment that is placed, and both at once.
 #[test]
 fn of_two_pods_with_one_name_the_placed_one_holds() {
     let web = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  \
@@ -246,7 +246,7 @@ fn pods_go_where_they_may_with_what_they_name() {
     }
 }
 
-/// Golden: a cloud of a later version must ask for the same pods, or all of them restart.
+/// Golden: a cloud of a later version must create the same pods, or all of them restart.
 #[test]
 fn uids_never_change() {
     let placement = place(&manifests(POD), &nodes(&["a1"]), &BTreeMap::new(), true);
@@ -266,12 +266,12 @@ fn replicas_stay_when_nodes_come_and_memory_is_lost() {
     for uid in first.pods.keys() {
         assert_eq!(second.pods[uid].node, "b1");
     }
-    // Remembered but not reported yet holds as well.
+    // A pod that is stored but not reported yet holds its name as well.
     let third = place(&manifests, &nodes(&["a1", "b1"]), &second.pods, true);
     assert_eq!(third.pods, second.pods);
 }
 
-/// After a restore the memory is old: replica 1 went to b1 after the backup was made.
+/// After a restore the stored placement is old: replica 1 went to b1 after the backup was made.
 #[test]
 fn until_settled_a_pod_with_a_choice_waits_and_one_without_does_not() {
     let text = format!("{SETS}---{}", POD.replace("spec:", "spec:\n  nodeName: a1"));
@@ -362,7 +362,7 @@ fn what_cannot_be_placed_says_why() {
     assert!(reason(SETS, &full).contains("pod web-3: node b1 is full"));
 }
 
-/// Goal: a node has one policy, the most particular one, under one key. Method: policies that fit
+/// Goal: a node has one policy, the most specific one, under one key. Method: policies that fit
 /// all, some and one of three nodes.
 #[test]
 fn the_most_particular_policy_is_the_one() {

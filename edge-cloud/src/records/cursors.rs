@@ -1,5 +1,5 @@
 //! The ledgers of a sink that keeps none itself: one small file for each node in `DATA/cursors`,
-//! replaced and synced after the sink has confirmed. What was confirmed and is not noted yet is
+//! replaced and synced after the sink has confirmed. Confirmed records that are not stored here yet are
 //! given to the sink again: at least once.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::durable::replace;
 
 /// Folder in the data folder.
 pub const CURSORS: &str = "cursors";
-/// Bytes of a file that is read: more than 16 streams of 4 outboxes take.
+/// Bytes of a file: more than 16 streams of 4 outboxes need.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// The folder.
@@ -21,7 +21,7 @@ pub struct Cursors {
 }
 
 impl Cursors {
-    /// In this data folder.
+    /// Opens the folder in this data folder.
     ///
     /// # Errors
     /// Those of the file system.
@@ -40,7 +40,7 @@ impl Cursors {
         read(&self.path(node))
     }
 
-    /// Replaces a node's ledger, on the medium when this returns.
+    /// Replaces a node's ledger, durable when this returns.
     ///
     /// # Errors
     /// Those of the file system.
@@ -96,7 +96,7 @@ pub(crate) fn all(data: &Path) -> io::Result<BTreeMap<String, Ledger>> {
     Ok(ledgers)
 }
 
-/// Forgets all ledgers of a data folder.
+/// Deletes all ledgers of a data folder.
 ///
 /// # Errors
 /// Those of the file system.

@@ -2,11 +2,11 @@
 //! [`super::mark`]s. The day is that of the arrival, UTC.
 //!
 //! Effectively once: the high-water mark is in the same write as the records, that write is synced
-//! before anything is acknowledged, and at the start whatever is behind the last good mark is cut
-//! off and put aside. So the files hold each record once, whatever was killed in between.
+//! before anything is acknowledged, and at the start all bytes after the last valid mark are moved to another
+//! file. So the files contain each record once, whatever was killed in between.
 //!
-//! The first mark of a file holds the ledger of all classes: every folder of a day but the newest
-//! may be taken away at any time. One writer at a time for each node, and one edge-cloud for `DIR`.
+//! The first mark of a file contains the ledger of all classes: every folder of a day except the newest
+//! may be removed at any time. One writer at a time for each node, and one edge-cloud for `DIR`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,9 +22,9 @@ use super::mark::{self, LINES_BYTES_MAX, MARK_BYTES_MAX, WINDOW_BYTES};
 
 /// Ending of a record file.
 const ENDING: &str = "jsonl";
-/// What is first read of the end of a file: most often the last write is in it.
+/// Bytes that are read first from the end of a file: in most cases they contain the last write.
 const GLANCE_BYTES: usize = 8 * 1024;
-/// Days are written as numbers of this form only until the year 9999.
+/// The year has four digits only until 9999.
 const DAY_MAX: u64 = 2_932_896;
 
 /// A folder of record files.
@@ -35,29 +35,29 @@ pub struct Files {
     _lock: File,
 }
 
-/// Where a node's next records go.
+/// Position of a node's next records.
 #[derive(Debug, Default)]
 struct Place {
-    /// Days since 1970; never goes back.
+    /// Days since 1970; never decreases.
     day: u64,
-    /// Good bytes of the files of this day, by class; 0 is a file that we have just made.
+    /// Valid bytes of the files of this day, by class; 0 for a file that was just created.
     good: BTreeMap<u8, u64>,
 }
 
-/// What a start has found.
+/// Result of reading a node's files at the start.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The node's ledger.
     pub ledger: Ledger,
-    /// Files whose end was cut off, and how many bytes of it.
+    /// Files whose end was removed, and its bytes.
     pub cut: Vec<(PathBuf, u64)>,
 }
 
 impl Files {
-    /// Takes the folder, making it if need be.
+    /// Locks the folder, and creates it if it is missing.
     ///
     /// # Errors
-    /// Another edge-cloud has it; those of the file system.
+    /// Another edge-cloud has locked it; those of the file system.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let at = |error: io::Error| named(dir, &error);
         fs::create_dir_all(dir).map_err(at)?;
@@ -71,7 +71,7 @@ impl Files {
         })
     }
 
-    /// Reads where a node's streams stand, and cuts off what no mark closes.
+    /// Reads the positions of a node's streams, and removes bytes that no mark covers.
     ///
     /// # Errors
     /// Those of the file system, with the file.
@@ -102,10 +102,10 @@ impl Files {
         Ok(found)
     }
 
-    /// Appends a plan, on the medium when this returns. `ledger` is that before it.
+    /// Appends a plan, durable when this returns. `ledger` is the ledger before it.
     ///
     /// # Errors
-    /// Those of the file system, with the file. Nothing of the plan counts then.
+    /// Those of the file system, with the file. Then no part of the plan counts.
     pub fn append(&self, node: &str, ledger: &Ledger, plan: &Plan, unix_s: u64) -> io::Result<()> {
         let place = Arc::clone(self.places().entry(node.to_owned()).or_default());
         let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +134,7 @@ impl Files {
         let fresh = good == 0;
         let mut out = Vec::new();
         if known < good {
-            // Somebody has shortened it. The ledger is whole in memory, and goes on from there.
+            // Another program has truncated it. The ledger is complete in memory, and continues from there.
             log::warn!(
                 "record_file_shortened file={} from={good} to={known}",
                 path.display()
@@ -142,7 +142,7 @@ impl Files {
             good = known;
             out.push(b'\n');
         } else {
-            // Of a write that failed.
+            // From a failed write.
             file.set_len(good)?;
         }
         if fresh || !out.is_empty() {
@@ -153,7 +153,7 @@ impl Files {
         let lane = stream.outbox_mut(plan.incarnation);
         lane.duplicates = lane.duplicates.saturating_add(plan.duplicates);
         let mut items = plan.items.iter().peekable();
-        // No write is larger than what a start looks for behind the last good mark.
+        // No write is larger than the window that a start searches after the last valid mark.
         loop {
             let head = out.len();
             let stream = after.streams.entry(plan.class).or_default();
@@ -182,7 +182,7 @@ impl Files {
         Ok(())
     }
 
-    /// A new file is only there when its folder says so, and so on up.
+    /// A new file is durable only when its folder is synced, and so on upwards.
     fn sync_folders(&self, path: &Path) -> io::Result<()> {
         for folder in path.ancestors().skip(1) {
             File::open(folder)?.sync_all()?;
@@ -197,7 +197,7 @@ impl Files {
         self.dir.join(node).join(day_name(day))
     }
 
-    /// The days that a node has folders of, ascending.
+    /// The days for which a node has folders, ascending.
     fn days(&self, node: &str) -> io::Result<Vec<u64>> {
         let folder = self.dir.join(node);
         let entries = match fs::read_dir(&folder) {
@@ -217,7 +217,7 @@ impl Files {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets where a node's next records go; [`Self::load`] finds it again.
+    /// Drops the position of a node's next records; [`Self::load`] determines it again.
     pub fn forget(&self, node: &str) {
         self.places().remove(node);
     }
@@ -232,7 +232,7 @@ fn class_of_file(path: &Path) -> Option<u8> {
     class_of(path.file_stem()?.to_str()?).filter(|_| fits)
 }
 
-/// Opens the file of a class for writing, making it if it is not there.
+/// Opens the file of a class for writing, and creates it if it is missing.
 fn open(place: &mut Place, path: &Path, class: u8) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -245,7 +245,7 @@ fn open(place: &mut Place, path: &Path, class: u8) -> io::Result<File> {
             Ok(file)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // One that the start has not seen is not ours to overwrite.
+            // A file that was not there at the start must not be overwritten.
             if let Entry::Vacant(unseen) = place.good.entry(class) {
                 let good = recover(path, &mut Found::default())?;
                 unseen.insert(good.unwrap_or_default());
@@ -256,8 +256,8 @@ fn open(place: &mut Place, path: &Path, class: u8) -> io::Result<File> {
     }
 }
 
-/// Finds the last good mark, merges its ledger and cuts off what is behind it. Returns the good
-/// bytes, `None` if there is no good mark: then nothing of the file was ever acknowledged.
+/// Finds the last valid mark, merges its ledger and removes the bytes after it. Returns the valid
+/// bytes, `None` if there is no valid mark: then nothing of the file was ever acknowledged.
 fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let len = file.metadata()?.len();
@@ -286,12 +286,12 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
         found.cut.push((path.to_owned(), len - end));
         file.set_len(end)?;
     }
-    // What a killed process has written is only in memory yet, and is acknowledged from now on.
+    // Bytes written by a killed process may be in memory only, and count as acknowledged from now on.
     file.sync_all()?;
     Ok(good)
 }
 
-/// What is cut off was never acknowledged, unless the medium has damaged it: a person may look.
+/// Removed bytes were never acknowledged, unless the medium has damaged them: they are kept for analysis.
 fn put_aside(file: &mut File, path: &Path, start: u64) -> io::Result<()> {
     let mut copy = OpenOptions::new()
         .create(true)
@@ -311,7 +311,7 @@ fn read(file: &mut File, start: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
 
 /// `YYYY-MM-DD` of a number of days since 1970.
 fn day_name(days: u64) -> String {
-    // Of Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is last.
+    // From Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is last.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =
@@ -341,7 +341,7 @@ fn day_of(name: &str) -> Option<u64> {
     let (era, year) = (year / 400, year % 400);
     let days = era.checked_mul(146_097)? + year * 365 + year / 4 - year / 100 + day_of_year;
     let days = days.checked_sub(719_468).filter(|days| *days <= DAY_MAX)?;
-    // What does not come back the same is none of ours.
+    // A name that does not convert back is not ours.
     (day_name(days) == name).then_some(days)
 }
 

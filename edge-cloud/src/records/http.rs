@@ -1,9 +1,9 @@
 //! Records to an HTTP server: a POST of lines for each plan, with the header `Idempotency-Key`. Any
-//! 2xx means that the server has them on its medium.
+//! 2xx confirms that the server has stored them durably.
 //!
-//! At least once, with a key: the same key is the same records, and a POST whose answer was lost
-//! comes again under it. After a crash of edge-cloud the cut between two POSTs may be another one;
-//! a server that notes the highest `seq` of each node, incarnation and class takes each record once.
+//! At least once, with a key: the same key means the same records, and a POST whose answer was lost
+//! is repeated with it. After a crash of edge-cloud the records may be divided differently into POSTs;
+//! a server that stores the highest `seq` of each node, incarnation and class accepts each record once.
 //!
 //! Bound: [`ANSWER`] for an answer, [`BODY_BYTES_MAX`] of it are read, and as many connections as
 //! there are writers.
@@ -26,19 +26,19 @@ use super::ledger::Plan;
 use super::line;
 use super::target::{Config, Server};
 
-/// Timeout of a connection and an answer together.
+/// Timeout of connecting and the answer together.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Of an answer's body, which says nothing to us.
+/// Bytes of an answer's body that are read; its content is not used.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 type Sender = SendRequest<Full<Bytes>>;
 
-/// A server.
+/// Client of one HTTP server.
 pub(super) struct Http {
     server: Server,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     auth: Option<HeaderValue>,
-    /// Connections that wait; at most as many as there are writers.
+    /// Idle connections; at most as many as there are writers.
     idle: Mutex<Vec<Sender>>,
 }
 
@@ -83,7 +83,7 @@ impl Http {
             .send_request(self.request(node, plan, body.clone())?)
             .await;
         if response.is_err() && reused {
-            // The server may have closed it while nobody looked; the key makes a repeat harmless.
+            // The server may have closed it meanwhile; the key makes a repeat harmless.
             sender = self.connect().await.map_err(|error| error.to_string())?;
             response = sender.send_request(self.request(node, plan, body)?).await;
         }

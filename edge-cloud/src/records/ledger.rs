@@ -1,6 +1,6 @@
-//! Where every stream of a node stands: the next number that is not accounted for, what was
-//! delivered, what was lost and why. No IO: a [`Sink`](super::sink::Sink) makes it durable together
-//! with the records.
+//! Position of every stream of a node: the next number that is not accounted for, the count of delivered
+//! records, and of lost ones by reason. No IO: a [`Sink`](super::sink::Sink) makes it durable together with
+//! the records.
 //!
 //! The ledger balances by construction, and [`Outbox::balances`] checks it: of the numbers before
 //! `next` each is either delivered or lost for one reason.
@@ -21,15 +21,15 @@ pub use super::stream::{
     Incarnation, Item, OUTBOXES_MAX, Outbox, Stream, class_name, class_of, classes,
 };
 
-/// All streams of one node, by class.
+/// Counters of all streams of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// The streams.
+    /// By class, below `CLASSES_MAX`.
     pub streams: BTreeMap<u8, Stream>,
 }
 
 impl Ledger {
-    /// Takes what another copy of the same ledger has that is further on. Numbers only ever grow.
+    /// Takes the positions of another copy of the same ledger where they are higher. Numbers only ever grow.
     pub fn merge(&mut self, other: &BTreeMap<u8, Stream>) {
         let classes = other
             .iter()
@@ -42,8 +42,8 @@ impl Ledger {
         }
     }
 
-    /// What the entries of `batches`, all of one outbox and class, mean for this ledger. The
-    /// batches are a prefix of what is given: one that does not follow on ends it.
+    /// Plan for the entries of `batches`, all of one outbox and class. The
+    /// batches are a prefix of what is given: one that does not follow ends it.
     #[must_use]
     pub fn plan(&self, batches: &[Batch]) -> Plan {
         let (incarnation, class) = batches.first().map_or((Incarnation([0; 8]), 0), |batch| {
@@ -75,7 +75,7 @@ impl Ledger {
         plan
     }
 
-    /// The ledger once the sink has the plan.
+    /// Updates the ledger after the sink has stored the plan.
     pub fn apply(&mut self, plan: &Plan) {
         let outbox = self
             .streams

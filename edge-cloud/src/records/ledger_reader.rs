@@ -1,34 +1,34 @@
-//! Reading of the nodes' ledgers, after the start and beside everything else: a medium that takes a
-//! second for them, or ten thousand nodes, must not hold up the links. A node's session opens once
-//! its ledger is read, or could not be: before, it could not tell a record that is known from one of
-//! an outbox that went back in time. A node that waits for it is read next.
+//! Reads the nodes' ledgers, after the start and concurrently with all other work: a medium that takes a
+//! second for them, or ten thousand nodes, must not delay the links. A node's session opens when
+//! its ledger was read, or could not be: before, it could not distinguish a known record from one of
+//! an outbox that was restored to an earlier state. A node that waits for its ledger is read next.
 //!
-//! Bound: [`READERS`] reads at once, and two places in the line for each node.
+//! Bound: [`READERS`] reads at once, and two places in the queue for each node.
 
 use std::sync::Arc;
 
 use super::sink::blocking;
 use super::{RecordSessions, Records, State, log_cut};
 
-/// Nodes whose ledgers are read at once.
+/// Ledgers that are read at the same time.
 pub const READERS: usize = 8;
 
-/// How far a node's ledger is known.
+/// State of a node's ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Nobody has asked for it.
+    /// Not requested.
     #[default]
     Unknown,
-    /// It waits to be read; whether its node waits for it.
+    /// Waits to be read; contains whether its node waits for it.
     Wanted(bool),
     /// It is being read.
     Running,
-    /// It was read, or could not be: then a writer tries again, and nothing is taken before.
+    /// It was read, or could not be: then a writer retries, and no record is accepted before.
     Read,
 }
 
 impl Records {
-    /// Whether a node's ledger is known; if not, it will be, and [`RecordSessions::ledger_read`] is told.
+    /// Whether a node's ledger is known; if not, it is read, and [`RecordSessions::ledger_read`] is called.
     pub(super) fn has_ledger(&self, state: &mut State, node: &str) -> bool {
         let known = state.nodes.entry(node.to_owned()).or_default();
         if known.reading == Reading::Unknown {

@@ -5,7 +5,7 @@
 //! {"node":"gate-7","class":"toll","incarnation":"0011223344556677","seq":18,"count":3,"lost":"quota"}
 //! ```
 //!
-//! A payload that is no plain text has `base64` instead of `text`.
+//! A payload that is not plain text has `base64` instead of `text`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -69,7 +69,7 @@ pub fn write(out: &mut Vec<u8>, node: &str, incarnation: Incarnation, class: u8,
             line.lost = Some(*loss);
         }
     }
-    // Of these types into a Vec it cannot fail.
+    // With these types into a Vec it cannot fail.
     if serde_json::to_writer(&mut *out, &line).is_ok() {
         out.push(b'\n');
     }

@@ -1,9 +1,9 @@
-//! What never came, and why; and the counts that must be equal to what was numbered.
+//! Reasons why records were not delivered, and counts that must add up to the assigned numbers.
 
 use edge_proto::frame::GapReason;
 use serde::{Deserialize, Serialize};
 
-/// Why a record never came.
+/// Why a record was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Loss {
@@ -11,12 +11,12 @@ pub enum Loss {
     Quota,
     /// It grew older than its class allows.
     Expired,
-    /// A newer one with the same key took its place.
+    /// A newer one with the same key replaced it.
     Superseded,
-    /// The node's medium gave it back damaged.
+    /// The node's medium returned it damaged.
     Damaged,
-    /// It was acknowledged to the node, and nobody here knows of it: the cloud was restored from
-    /// an older backup, or its files were taken away.
+    /// It was acknowledged to the node, and this cloud does not have it: the cloud was restored from
+    /// an older backup, or its files were removed.
     Forgotten,
 }
 
@@ -54,7 +54,7 @@ impl From<GapReason> for Loss {
     }
 }
 
-/// How many were lost, by reason.
+/// Count of lost records, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lost {
@@ -121,10 +121,10 @@ pub struct Totals {
     pub numbered: u64,
     /// Records that the sink has.
     pub delivered: u64,
-    /// Records that came again and were dropped. Not a part of the equation.
+    /// Records that were received again and dropped. Not a part of the equation.
     #[serde(skip_serializing_if = "is_zero")]
     pub duplicates: u64,
-    /// Records that never came.
+    /// Records that were not delivered.
     pub lost: Lost,
     /// Outboxes that these are counts of.
     #[serde(skip_serializing_if = "is_zero")]

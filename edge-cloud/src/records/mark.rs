@@ -1,15 +1,15 @@
-//! Marks: the lines of a record file that say how far it is good. A mark closes the lines before it
-//! and holds the node's ledger after them, so data and high-water mark are one write:
+//! Marks: the lines of a record file up to which it is valid. A mark covers the lines before it
+//! and contains the node's ledger after them, so data and high-water mark are one write:
 //!
 //! ```json
 //! {"mark":{"bytes":130,"streams":{"0":{"outboxes":[{"incarnation":"..","next":18,..}]}}},"crc32":"89abcdef"}
 //! ```
 //!
-//! `bytes` are those of the lines before, back to the mark before; the CRC is over them and over the
-//! mark up to its own field. What is after the last good mark was never acknowledged: a write that a
+//! `bytes` is the length of the lines since the previous mark; the CRC covers them and the
+//! mark up to its own field. Bytes after the last valid mark were never acknowledged: a write that a
 //! power cut has torn, or of a process that was killed.
 //!
-//! Bound: the caller's window; nothing of it is trusted.
+//! Bound: the caller's window; its content is untrusted.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use super::ledger::Stream;
 pub const LINES_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of one mark: 16 streams of 4 outboxes at most, each below 256 bytes, and totals.
 pub const MARK_BYTES_MAX: usize = 32 * 1024;
-/// From the end of a file the last good mark begins within so many bytes: one write may be torn.
+/// The last valid mark begins within so many bytes from the end of a file: one write may be torn.
 pub const WINDOW_BYTES: usize = 2 * (LINES_BYTES_MAX + MARK_BYTES_MAX);
 
 const HEAD: &[u8] = b"{\"mark\":";
@@ -30,21 +30,21 @@ const END: &[u8] = b"\"}\n";
 /// Of the SUM's hex digits and what is around them.
 const FOOT_BYTES: usize = SUM.len() + 8 + END.len();
 
-/// What a mark says.
+/// Content of a mark.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Bytes of the lines that it closes.
+    /// Bytes of the lines that it covers.
     pub bytes: usize,
-    /// Ledgers of the streams that are known to have changed; all of them in the first of a file.
+    /// Ledgers of the streams that have changed; all of them in the first mark of a file.
     pub streams: BTreeMap<u8, Stream>,
 }
 
-/// Closes `lines`, of which the last `fresh` bytes are new.
+/// Adds a mark to `lines`, of which the last `fresh` bytes are new.
 pub fn close(lines: &mut Vec<u8>, fresh: usize, streams: BTreeMap<u8, Stream>) {
     let start = lines.len().saturating_sub(fresh);
     let bytes = fresh;
     lines.extend(HEAD);
-    // Of these types into a Vec it cannot fail.
+    // With these types into a Vec it cannot fail.
     serde_json::to_writer(&mut *lines, &Mark { bytes, streams }).unwrap_or_default();
     let sum = crc32fast::hash(lines.get(start..).unwrap_or_default());
     lines.extend(SUM);
@@ -52,7 +52,7 @@ pub fn close(lines: &mut Vec<u8>, fresh: usize, streams: BTreeMap<u8, Stream>) {
     lines.extend(END);
 }
 
-/// The last good mark of `tail`, and how many bytes of the tail are good with it.
+/// The last valid mark of `tail`, and how many bytes of the tail are valid with it.
 #[must_use]
 pub fn last(tail: &[u8]) -> Option<(usize, Mark)> {
     let mut end = tail.len();
@@ -71,7 +71,7 @@ pub fn last(tail: &[u8]) -> Option<(usize, Mark)> {
     }
 }
 
-/// The mark at the start of a file, if there is a good one.
+/// The mark at the start of a file, if it is valid.
 #[must_use]
 pub fn first(head: &[u8]) -> Option<(usize, Mark)> {
     let end = head.iter().position(|byte| *byte == b'\n')? + 1;
@@ -197,7 +197,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_harm(head in any::<Vec<u8>>(), junk in any::<Vec<u8>>()) {
             let _none = (last(&head), first(&head));
-            // Whatever a torn write leaves behind good ones, they are found.
+            // Whatever a torn write leaves after valid marks, they are found.
             let (mut bytes, ends) = file(2);
             bytes.extend(junk);
             prop_assert_eq!(last(&bytes).map(|(end, _)| end), ends.last().copied());

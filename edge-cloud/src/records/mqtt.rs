@@ -1,12 +1,12 @@
 //! Records to an MQTT broker: `TOPIC/NODE/CLASS` with QoS 1, the payload as it was written, and user
-//! properties that say which record it is. A loss is a JSON line on `TOPIC/NODE/CLASS/lost`.
+//! properties that identify the record. A loss is a JSON line on `TOPIC/NODE/CLASS/lost`.
 //!
-//! At least once: a broker's PUBACK is the confirmation, and a message whose PUBACK was lost comes
-//! again. The property `key` is the same then. A broker that has no subscriber for a message throws
-//! it away and says so, which is no confirmation: the records stay where they are.
+//! At least once: a broker's PUBACK is the confirmation, and a message whose PUBACK was lost is
+//! sent again, with the same property `key`. A broker that has no subscriber for a message drops
+//! it and reports that, which is not a confirmation: the nodes keep the records.
 //!
-//! Bound: [`INFLIGHT_MAX`] messages on the way; each connection is a new client of rumqttc's,
-//! because an old one carries its requests over.
+//! Bound: [`INFLIGHT_MAX`] messages in flight; each connection is a new client of rumqttc's,
+//! because an old one keeps its requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,7 +28,7 @@ use super::target::{Config, Server};
 const INFLIGHT_MAX: u16 = 64;
 /// Plans that wait for the connection: one for each writer.
 const PLANS_MAX: usize = super::WRITERS;
-/// A broker that is gone is noticed within two.
+/// A lost broker is noticed within two of them.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Timeout of TCP, TLS and CONNACK together.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -39,7 +39,7 @@ const PACKET_BYTES_MAX: u32 = 64 * 1024;
 
 type Answer = oneshot::Sender<Result<(), String>>;
 
-/// One plan and who waits for it.
+/// A plan with the channel for its result.
 struct Job {
     messages: Vec<Message>,
     done: Answer,
@@ -51,7 +51,7 @@ struct Message {
     properties: PublishProperties,
 }
 
-/// A broker.
+/// Client of one broker.
 pub(super) struct Mqtt {
     topic: String,
     jobs: mpsc::Sender<Job>,
@@ -136,7 +136,7 @@ impl Mqtt {
     }
 }
 
-/// A broker ends the older of two connections with the same one.
+/// Unique: a broker ends the older of two connections with the same one.
 fn client_id() -> String {
     use ring::rand::SecureRandom as _;
     let mut id = [0; 8];
@@ -146,7 +146,7 @@ fn client_id() -> String {
     format!("edge-cloud-records-{}", crate::hex::hex(&id))
 }
 
-/// Keeps a connection until nobody can ask any more. While there is none, whoever asks is told so
+/// Keeps a connection until all senders of jobs are gone. While there is none, jobs fail
 /// at once: the writers have a timeout of their own.
 async fn keep(options: MqttOptions, mut jobs: mpsc::Receiver<Job>) {
     loop {
@@ -157,7 +157,7 @@ async fn keep(options: MqttOptions, mut jobs: mpsc::Receiver<Job>) {
         why.insert_str(0, "broker: ");
         let refuse = async {
             while let Some(job) = jobs.recv().await {
-                // One that waits no longer needs no answer.
+                // The writer may have stopped waiting.
                 job.done.send(Err(why.clone())).unwrap_or_default();
             }
         };
@@ -165,19 +165,19 @@ async fn keep(options: MqttOptions, mut jobs: mpsc::Receiver<Job>) {
     }
 }
 
-/// One connection; returns why it ended. What it has not confirmed has failed.
+/// One connection; returns why it ended. Unconfirmed messages have failed.
 async fn connection(options: &MqttOptions, jobs: &mut mpsc::Receiver<Job>) -> String {
     let (client, mut events) = AsyncClient::new(options.clone(), usize::from(INFLIGHT_MAX));
     let flight = Flight::default();
     let up = Semaphore::new(0);
-    // rumqttc's poll is never cancelled but with the whole connection.
+    // rumqttc's poll is cancelled only with the whole connection.
     tokio::select! {
         why = receive(&mut events, &flight, &up) => why,
         () = feed(&client, jobs, &flight, &up) => "nobody asks any more".to_owned(),
     }
 }
 
-/// Messages on their way.
+/// Messages in flight.
 #[derive(Default)]
 struct Flight {
     state: Mutex<State>,
@@ -191,7 +191,7 @@ struct State {
     sent: HashMap<u16, Arc<Waiting>>,
 }
 
-/// Who waits for the messages of a job.
+/// Counter of the unconfirmed messages of a job.
 struct Waiting {
     state: Mutex<(usize, Option<Answer>)>,
 }
@@ -203,7 +203,7 @@ impl Waiting {
         if (result.is_err() || state.0 == 0)
             && let Some(done) = state.1.take()
         {
-            // One that waits no longer needs no answer.
+            // The writer may have stopped waiting.
             done.send(result).unwrap_or_default();
         }
     }
@@ -236,7 +236,7 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
                     state.sent.insert(pkid, waiting);
                 }
             }),
-            // Packet ids have met, which in-order brokers rule out: start anew.
+            // A packet id is used twice, which in-order brokers exclude: connect again.
             Event::Outgoing(Outgoing::AwaitAck(_)) => {
                 return "acknowledges out of order".to_owned();
             }
@@ -262,7 +262,7 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
     }
 }
 
-/// Hands messages to the client as there is room; returns when nobody can ask any more.
+/// Passes messages to the client when it accepts them; returns when all senders of jobs are gone.
 async fn feed(
     client: &AsyncClient,
     jobs: &mut mpsc::Receiver<Job>,
@@ -270,7 +270,7 @@ async fn feed(
     room: &Semaphore,
 ) {
     loop {
-        // Not before the connection is up: what waits here then is told why it is not.
+        // Not before the connection is up: jobs that wait here then fail with the reason.
         let Ok(permit) = room.acquire().await else {
             return;
         };

@@ -1,14 +1,14 @@
 //! Records to NATS JetStream: the subject `SUBJECT.NODE.CLASS`, a message for each record and each
-//! loss, with headers that say which. The stream that takes `SUBJECT.>` is the operator's; without
+//! loss, with headers that identify it. The operator provides the stream for `SUBJECT.>`; without
 //! one nothing is acknowledged.
 //!
-//! Effectively once for as long as the stream keeps the newest message of each subject: that message
-//! is the high-water mark, with the stream's ledger as it is after it in a header. Each publish names the
-//! one before it (`Nats-Expected-Last-Subject-Sequence`), so that a copy which was under way for long
-//! is refused, and after a start or a failure the ledger is taken from the newest message. Where the stream does not keep it, as a work queue
-//! does, `Nats-Msg-Id` drops copies within the stream's duplicate window: at least once beyond it.
+//! Effectively once for as long as the stream keeps the newest message of each subject: that message is the
+//! high-water mark, with the stream's ledger after it in a header. Each publish names the previous one
+//! (`Nats-Expected-Last-Subject-Sequence`), so that a copy that was delayed is refused, and after a start
+//! or a failure the ledger is read from the newest message. Where the stream does not keep it, as a work
+//! queue does, `Nats-Msg-Id` drops copies within the stream's duplicate window: at least once beyond it.
 //!
-//! Bound: one message of a node and class on the way; [`ANSWER`] for its confirmation.
+//! Bound: one message of a node and class in flight; [`ANSWER`] for its confirmation.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +33,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Header with the ledger of the stream after a message.
 const LEDGER: &str = "Edge-Ledger";
 
-/// A JetStream.
+/// Client of one JetStream.
 pub(super) struct Nats {
     url: String,
     subject: String,
@@ -41,9 +41,9 @@ pub(super) struct Nats {
     context: OnceCell<Context>,
     /// Sequence number in the stream of the newest message of a subject, where we know it.
     known: Mutex<BTreeMap<String, u64>>,
-    /// What the connection last failed of, while there is none.
+    /// Last error of the connection, while there is none.
     trouble: Arc<Mutex<Option<String>>>,
-    /// Why the stream may lose what it has confirmed, once we have seen it.
+    /// Why the stream may lose confirmed messages, once it was checked.
     warning: OnceLock<Option<String>>,
 }
 
@@ -102,11 +102,11 @@ impl Nats {
             Ok::<_, String>(context)
         };
         let context = self.context.get_or_try_init(|| connect).await?;
-        // Who asks without a connection waits for an answer that cannot come.
+        // A request without a connection would wait for an answer that cannot come.
         self.trouble().map_or(Ok(context), Err)
     }
 
-    /// Why there is no connection; `None` if there is one, or nobody has said why.
+    /// Why there is no connection; `None` if there is one, or the reason is unknown.
     fn trouble(&self) -> Option<String> {
         let context = self.context.get()?;
         let connected = context.client().connection_state() == State::Connected;
@@ -118,7 +118,7 @@ impl Nats {
         self.warning.get().cloned().flatten()
     }
 
-    /// The ledger of a stream as its newest message has them, if we do not know that message.
+    /// The ledger of a stream from its newest message, if we do not know that message.
     pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
         let subject = self.subject_of(node, class);
         if self.known().contains_key(&subject) {
@@ -146,7 +146,7 @@ impl Nats {
         plan: &Plan,
     ) -> Result<(), String> {
         let subject = self.subject_of(node, plan.class);
-        // Whatever comes of it if this is cut off, the newest message will tell.
+        // If this is interrupted, the newest message shows the result.
         let last = self.known().remove(&subject).unwrap_or_default();
         let sent = self.publish(&subject, node, (ledger, plan), last).await;
         let last = sent.map_err(|error| self.trouble().unwrap_or(error))?;
@@ -193,7 +193,7 @@ impl Nats {
     }
 }
 
-/// What a stream's settings say against it. Whether its server syncs is not among them.
+/// Settings of a stream that may lose messages. Whether its server syncs is not among them.
 fn weakness(stream: &stream::Config) -> Option<String> {
     let name = &stream.name;
     if stream.storage == StorageType::Memory {
@@ -259,7 +259,7 @@ fn message(
     add("Edge-Class", &class);
     add("Edge-Incarnation", &incarnation);
     add("Edge-Seq", &seq.to_string());
-    // Of these types it cannot fail.
+    // With these types it cannot fail.
     add(LEDGER, &serde_json::to_string(ledger).unwrap_or_default());
     match item {
         Item::Record { unix_ms, bytes, .. } => {

@@ -1,16 +1,16 @@
-//! What the entries of a frame mean: those that the sink lacks, without holes.
+//! Plans: the entries of a frame that the sink lacks, without holes.
 
 use edge_proto::frame::Entry;
 
 use super::loss::Loss;
 use super::stream::{Incarnation, Item, Outbox, class_name};
 
-/// Records as they come out of a node's session.
+/// Records as output by a node's session.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Their outbox.
+    /// Id of their outbox.
     pub incarnation: Incarnation,
-    /// Their class.
+    /// Below `CLASSES_MAX`.
     pub class: u8,
     /// Number of the first entry.
     pub first: u64,
@@ -20,12 +20,12 @@ pub struct Batch {
     pub entries: Vec<Entry>,
 }
 
-/// What is to be given to the sink, and what it will mean.
+/// Items for the sink, and their effect on the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The outbox.
+    /// Id of the outbox.
     pub incarnation: Incarnation,
-    /// The class.
+    /// Below `CLASSES_MAX`.
     pub class: u8,
     /// Number of the first item.
     pub first: u64,
@@ -35,11 +35,11 @@ pub struct Plan {
     pub duplicates: u64,
     /// What the sink lacks, without holes.
     pub items: Vec<Item>,
-    /// Batches that this is of.
+    /// Number of batches that this covers.
     pub taken: usize,
     /// The outbox was not known.
     pub is_new: bool,
-    /// The outbox that this one takes the place of.
+    /// The outbox that this one replaces.
     pub follows: Option<Outbox>,
 }
 
@@ -62,7 +62,7 @@ impl Plan {
                     if at < outbox.next {
                         self.duplicates += 1;
                     } else if at == u64::MAX {
-                        // No outbox comes so far, and there is no number after it.
+                        // No outbox reaches this number, and there is none after it.
                         return false;
                     } else {
                         let item = Item::Record {
@@ -94,13 +94,13 @@ impl Plan {
         self.items.push(item);
     }
 
-    /// Nothing that the ledger does not have already.
+    /// Whether it has only numbers that the ledger already contains.
     #[must_use]
     pub const fn is_known(&self) -> bool {
         self.items.is_empty() && !self.is_new
     }
 
-    /// Names these records for a sink that keeps no ledger: the same name, the same records.
+    /// Identifies these records for a sink that keeps no ledger: equal keys mean equal records.
     #[must_use]
     pub fn key(&self, node: &str) -> String {
         let (class, last) = (class_name(self.class), self.next.saturating_sub(1));

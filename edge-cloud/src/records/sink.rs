@@ -1,4 +1,4 @@
-//! Where records go, behind one face. A new kind is a variant here and a form in
+//! All kinds of sinks behind one type. A new kind is a variant here and in
 //! [`Target`].
 
 use std::io;
@@ -16,7 +16,7 @@ use super::stdout;
 use super::target::{Config, Protocol, Target};
 use crate::clock::unix_s;
 
-/// A kind of sink.
+/// Implementation of a sink.
 enum Kind {
     Files(Arc<Files>),
     Stdout,
@@ -25,12 +25,12 @@ enum Kind {
     Nats(Box<Nats>),
 }
 
-/// Takes records and remembers how far it has them.
+/// Stores records and its position in each stream.
 pub(super) struct Sink {
     kind: Kind,
-    /// The ledgers of a kind that keeps none.
+    /// The ledgers of kinds that keep none.
     cursors: Cursors,
-    /// As it was named.
+    /// As in `--records`.
     pub(super) target: String,
 }
 
@@ -58,7 +58,7 @@ impl Sink {
         })
     }
 
-    /// What may happen to a record whose delivery was cut off.
+    /// What may happen to a record whose delivery was interrupted.
     pub(super) const fn guarantee(&self) -> &'static str {
         match self.kind {
             Kind::Files(_) => "effectively once",
@@ -70,7 +70,7 @@ impl Sink {
         }
     }
 
-    /// Where a node's streams stand. Blocks.
+    /// Reads the positions of a node's streams. Blocks.
     pub(super) fn load(&self, node: &str) -> io::Result<Found> {
         match &self.kind {
             Kind::Files(files) => files.load(node),
@@ -88,7 +88,7 @@ impl Sink {
         }
     }
 
-    /// What the sink knows better than we, before a plan is made.
+    /// State that only the sink has, read before a plan is made.
     pub(super) async fn recover(&self, node: &str, class: u8) -> Result<Option<Stream>, String> {
         match &self.kind {
             Kind::Nats(nats) => {
@@ -99,7 +99,7 @@ impl Sink {
         }
     }
 
-    /// Why the sink may lose what it has confirmed, if it says so itself.
+    /// Why the sink may lose confirmed records, if it reports that.
     pub(super) fn warning(&self) -> Option<String> {
         match &self.kind {
             Kind::Nats(nats) => nats.warning(),
@@ -107,13 +107,13 @@ impl Sink {
         }
     }
 
-    /// An error that names the sink, and what to look at.
+    /// An error that names the sink, with a hint.
     fn named(&self, error: &str) -> String {
         format!("{}: {error}{}", self.target, hint(&self.target, error))
     }
 
-    /// Gives a plan to the sink. It has it on its medium when this returns, and the ledger after it
-    /// are on ours.
+    /// Gives a plan to the sink. When this returns it is durable there, and so is the ledger after it
+    /// here.
     pub(super) async fn deliver(
         &self,
         node: &str,
@@ -152,7 +152,7 @@ impl Sink {
     }
 }
 
-/// What to look at after an error, by what the libraries say: their errors share no type.
+/// A hint for an error, by the text of the library: the errors share no type.
 fn hint(target: &str, error: &str) -> &'static str {
     let error = error.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
@@ -168,7 +168,7 @@ fn hint(target: &str, error: &str) -> &'static str {
     ]) {
         "; the server wants another certificate of ours: --records-cert and --records-key"
     } else if target.starts_with("natss:") && says(&["io error", "tls error"]) {
-        // All that async-nats says, also of a certificate that it does not trust.
+        // The only error of async-nats, also for an untrusted certificate.
         "; is the server there, and does --records-ca have its CA? The server's log says more"
     } else if says(&[
         "401",
@@ -184,7 +184,7 @@ fn hint(target: &str, error: &str) -> &'static str {
     }
 }
 
-/// Work that waits for a medium.
+/// Runs work that waits for a medium on a thread for that.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, String> {

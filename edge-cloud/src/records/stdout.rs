@@ -1,12 +1,12 @@
-//! Records as lines on standard output, for trials and for a supervisor that takes them from
-//! there. At least once: a pipe has what was written, and nobody says what became of it.
+//! Records as lines on standard output, for trials and for a supervisor that reads them from
+//! there. At least once: records count as delivered when they are written to the pipe.
 
 use std::io::{self, Write as _};
 
 use super::ledger::Plan;
 use super::line;
 
-/// Writes a plan. Blocks for as long as nobody reads.
+/// Writes a plan. Blocks while the pipe is full.
 ///
 /// # Errors
 /// Those of standard output.

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::loss::{Loss, Lost, Totals, is_zero};
 
-/// Outboxes of a stream that are told apart, newest first. An older one is only a part of the
-/// totals; should it come back, it counts as a new one.
+/// Outboxes of a stream that are distinguished, newest first. An older one is only a part of the
+/// totals; if it appears again, it counts as a new one.
 pub const OUTBOXES_MAX: usize = 4;
 
-/// Random name of an outbox: a node that lost its disk has another one.
+/// Random id of an outbox: a node that lost its disk has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Incarnation(pub [u8; 8]);
 
@@ -55,19 +55,19 @@ pub fn classes() -> impl Iterator<Item = u8> {
     (0..=u8::MAX).take(CLASSES_MAX)
 }
 
-/// One thing for the sink.
+/// One delivery to the sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// A record.
+    /// One record of a workload.
     Record {
-        /// Its number.
+        /// Number in its stream.
         seq: u64,
         /// The node's clock when the record was made, milliseconds since 1970.
         unix_ms: u64,
-        /// Its payload.
+        /// Payload of the record.
         bytes: Vec<u8>,
     },
-    /// Records that never come.
+    /// Numbers without a record.
     Lost {
         /// Number of the first one.
         first: u64,
@@ -81,17 +81,17 @@ pub enum Item {
 /// One outbox of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outbox {
-    /// Its name.
+    /// Random id.
     pub incarnation: Incarnation,
     /// Lowest number that is not accounted for; numbers begin at 1.
     pub next: u64,
     /// Records that the sink has.
     #[serde(default)]
     pub delivered: u64,
-    /// Records that came again and were dropped.
+    /// Records that were received again and dropped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub duplicates: u64,
-    /// Records that never came.
+    /// Records that were not delivered.
     #[serde(default)]
     pub lost: Lost,
 }
@@ -131,7 +131,7 @@ impl Outbox {
         self.totals().balances()
     }
 
-    /// Takes an item that follows on.
+    /// Applies an item that follows.
     pub fn apply(&mut self, item: &Item) {
         match item {
             Item::Record { .. } => {
@@ -172,7 +172,7 @@ impl Stream {
         totals
     }
 
-    /// The outbox, which is the newest from now on when it is not known yet.
+    /// The outbox; an unknown one is added as the newest.
     pub fn outbox_mut(&mut self, incarnation: Incarnation) -> &mut Outbox {
         let known = |outbox: &Outbox| outbox.incarnation == incarnation;
         let at = self.outboxes.iter().position(known).unwrap_or_else(|| {

@@ -1,4 +1,4 @@
-//! Where records go: the `--records` argument, and what belongs to a connection.
+//! Destination of records: the `--records` argument, and the settings of its connection.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 /// Bytes of a file with credentials.
 const AUTH_BYTES_MAX: u64 = 16 * 1024;
 
-/// What `edge-cloud serve` is told of the sink.
+/// Settings of the sink.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// `files:DIR`, `stdout`, or a URL of `http`, `https`, `mqtt`, `mqtts`, `nats` or `natss`;
@@ -21,26 +21,26 @@ pub struct Config {
     pub ca: Option<PathBuf>,
     /// PEM with our client certificate, and its key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// File with what we identify ourselves with: a bearer token (HTTP), `USER:PASSWORD` (MQTT,
+    /// File with our credentials: a bearer token (HTTP), `USER:PASSWORD` (MQTT,
     /// NATS) or a NATS credentials file.
     pub auth: Option<PathBuf>,
 }
 
-/// Which kind of server.
+/// Protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// `http`, `https`.
+    /// `http`, or `https` with TLS.
     Http,
-    /// `mqtt`, `mqtts`.
+    /// `mqtt`, or `mqtts` with TLS.
     Mqtt,
-    /// `nats`, `natss`.
+    /// `nats`, or `natss` with TLS.
     Nats,
 }
 
 /// A parsed URL: `SCHEME://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// What it speaks.
+    /// From the scheme.
     pub protocol: Protocol,
     /// Over TLS.
     pub tls: bool,
@@ -52,22 +52,22 @@ pub struct Server {
     pub path: String,
 }
 
-/// Where records go.
+/// Parsed destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// To files below this folder.
     Files(PathBuf),
     /// To standard output.
     Stdout,
-    /// To a server.
+    /// A server with its protocol.
     Server(Server),
 }
 
 impl Target {
-    /// Reads a `--records`.
+    /// Parses a value of `--records`.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why it is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text == "stdout" {
             return Ok(Self::Stdout);
@@ -102,7 +102,7 @@ impl Target {
         if host.is_empty() || !host.chars().all(fits) || !path.chars().all(fits) {
             return Err(forms.to_owned());
         }
-        // A node's topic or subject is below it, and no wildcard may be in that.
+        // A node's topic or subject is below it, and it must not contain a wildcard.
         let named = |mark: char| {
             let part = |part: &str| !part.is_empty() && !part.contains(['+', '#', '*', '>']);
             path.split(mark).all(part)
@@ -137,7 +137,7 @@ impl Server {
 }
 
 impl Config {
-    /// What we identify ourselves with.
+    /// Reads our credentials.
     ///
     /// # Errors
     /// Those of the file, with its name.
@@ -153,10 +153,10 @@ impl Config {
         Ok(Some(text.trim().to_owned()))
     }
 
-    /// How we speak TLS.
+    /// TLS configuration of the connection.
     ///
     /// # Errors
-    /// What is wrong with a file, with its name.
+    /// An error in a file, with its name.
     pub fn tls(&self) -> io::Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         match &self.ca {
@@ -165,7 +165,7 @@ impl Config {
                     roots.add(anchor).map_err(|error| named(path, error))?;
                 }
             }
-            // One that cannot be parsed is not trusted, and that is all.
+            // A certificate that cannot be parsed is not trusted.
             None => {
                 let system = rustls_native_certs::load_native_certs();
                 roots.add_parsable_certificates(system.certs);

@@ -1,4 +1,4 @@
-//! What is shown of the records: one row for each stream, and one for the sink.
+//! Rows about records for the API: one for each stream, and one for the sink.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,23 +6,23 @@ use super::ledger::{Incarnation, Lost, Stream, class_name};
 use super::ledger_reader::Reading;
 use super::{Records, State};
 
-/// The sink.
+/// State of the sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkRow {
-    /// As `--records` names it; empty when nobody takes records.
+    /// As in `--records`; empty without a sink.
     pub target: String,
-    /// What may happen to a record whose delivery was cut off.
+    /// What may happen to a record whose delivery was interrupted.
     pub guarantee: String,
-    /// Why it fails, for one of the nodes for which it does.
+    /// Why it fails, for one of the affected nodes.
     pub error: Option<String>,
-    /// Why it may lose what it has confirmed, if it says so itself.
+    /// Why it may lose confirmed records, if it reports that.
     #[serde(default)]
     pub warning: Option<String>,
     /// Nodes for which it fails.
     pub failing: usize,
     /// Attempts that failed since the start.
     pub failures: u64,
-    /// Batches that were sent back for want of room since the start.
+    /// Batches that were refused because the queue was full, since the start.
     pub refused: u64,
     /// Bytes of records that wait for it.
     pub waiting_bytes: usize,
@@ -34,11 +34,11 @@ pub struct SinkRow {
 /// A stream: one class of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamRow {
-    /// Node.
+    /// Name of the node.
     pub node: String,
     /// Name of the class.
     pub class: String,
-    /// Its outbox, the newest one.
+    /// Id of its newest outbox.
     pub incarnation: Incarnation,
     /// Lowest number of that outbox that is not accounted for.
     pub next: u64,
@@ -48,27 +48,27 @@ pub struct StreamRow {
     pub numbered: u64,
     /// Records that the sink has.
     pub delivered: u64,
-    /// Records that came again and were dropped.
+    /// Records that were received again and dropped.
     pub duplicates: u64,
-    /// Records that never came, by reason.
+    /// Records that were not delivered, by reason.
     pub lost: Lost,
-    /// All of them together.
+    /// Sum of these.
     pub lost_total: u64,
     /// The equation holds, for each outbox by itself.
     pub balanced: bool,
 }
 
-/// All that is shown.
+/// Answer of the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// The sink.
+    /// Kind and state of the sink.
     pub sink: SinkRow,
     /// By node and class.
     pub streams: Vec<StreamRow>,
 }
 
 impl Records {
-    /// What is known now.
+    /// The present state.
     #[must_use]
     pub fn view(&self) -> View {
         let state = self.lock();

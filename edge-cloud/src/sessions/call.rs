@@ -1,4 +1,4 @@
-//! Calls through the link: from the session to whoever reads the answer.
+//! Calls over the link: from the session to the reader of the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,26 +13,26 @@ use super::Sessions;
 use crate::nodes::{CallError, Calls};
 
 /// Pieces of a call's data on the way to its reader: many more than its window holds, unless a node sends
-/// single bytes to a reader that stands still.
+/// single bytes to a reader that does not read.
 const PIECES_MAX: usize = 256;
 /// Open calls of a node beyond which a user's call is refused: the last one is for edge-cloud's own
 /// [`METHOD_RENEW`], so that followed logs, which may be open for months, do not delay a rollover.
 const USER_CALLS_MAX: usize = CALLS_MAX - 1;
-/// A call whose node says nothing at all for this long has failed, and so has one that has begun to
-/// answer, if the answer has an end.
+/// A call fails if its node sends nothing for this long before the answer has begun, and also
+/// afterwards if the answer is finite.
 const CALL_TIMEOUT: Duration = Duration::from_millis(CALL_TIMEOUT_MS);
 
 /// A piece of an answer, or why there are no more.
 type Piece = Result<Bytes, CallError>;
 
-/// What happened to a call, for its reader.
+/// Event of a call, for its reader.
 pub(super) enum CallEvent {
     Bytes(Bytes),
     End,
     Failed(CallError),
 }
 
-/// The link's part in the end of a call.
+/// End of a call because of the link.
 pub(super) fn broken(why: &str) -> CallEvent {
     CallEvent::Failed(CallError::Link(why.to_owned()))
 }
@@ -70,9 +70,9 @@ impl Calls for Arc<Sessions> {
     }
 }
 
-/// Passes a call's pieces on as they are read, which gives the node its credit. An answer without
-/// an end is an error: the link broke, or the node went silent. `follows` is an answer that may be
-/// silent for as long as it likes once it has begun.
+/// Passes a call's pieces on as they are read, which grants credit to the node. An answer that stops before
+/// its end is an error: the link was lost, or the node is silent. `follows` marks an answer that may be
+/// silent for any time after it has begun.
 async fn relay(
     sessions: Arc<Sessions>,
     name: String,
@@ -95,7 +95,7 @@ async fn relay(
             Some(CallEvent::Bytes(bytes)) => bytes,
             Some(CallEvent::End) => return,
             Some(CallEvent::Failed(error)) => {
-                // A reader that is gone needs no reason.
+                // The reader may be gone.
                 let _gone = answer.send(Err(error)).await;
                 break;
             }

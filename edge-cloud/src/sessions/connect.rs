@@ -1,6 +1,6 @@
-//! The connection of one node: it comes, gives frames, and goes. Its certificate was verified by the
-//! transport, and whether the registry still admits it is asked here, under the lock: a revocation is in
-//! the registry before it takes the lock to end the link.
+//! The connection of one node: it opens, receives frames, and closes. The transport has verified its
+//! certificate; whether the registry still admits it is checked here, under the lock: a revocation is
+//! stored in the registry before it takes the lock to end the link.
 
 use edge_proto::frame::{Frame, FrameError};
 use edge_proto::session::{CloudInput, LinkInput};
@@ -12,7 +12,7 @@ use crate::clock::unix_s;
 use crate::identity::peer::Peer;
 use crate::identity::registry::Admission;
 
-/// A node whose ledger of records is still being read asks again after this, milliseconds.
+/// A node whose ledger of records is still being read retries after this, milliseconds.
 const LEDGER_WAIT_MS: u64 = 500;
 
 /// Why a node gets no link.
@@ -20,13 +20,13 @@ const LEDGER_WAIT_MS: u64 = 500;
 pub enum Refused {
     /// Its certificate is not admitted.
     ForGood,
-    /// It may try again: another connection has its place, or the registry cannot be written.
+    /// It may try again: another connection replaces it, or the registry cannot be written.
     ForNow,
 }
 
 impl Sessions {
-    /// A node's connection is open: frames for it go to `carrier`, and when that is dropped, the
-    /// connection is to be closed. Returns the number of the connection.
+    /// A node's connection has opened: its frames are sent by `carrier`, which is dropped to close the
+    /// connection. Returns the number of the connection.
     ///
     /// # Errors
     /// The connection is to be refused.
@@ -102,14 +102,14 @@ impl Sessions {
         }
     }
 
-    /// A frame from a node's connection.
+    /// Handles a frame from a node's connection.
     pub fn frame(&self, name: &str, id: u64, frame: &[u8]) {
         let mut state = self.lock();
-        // A connection that was replaced may still have frames in its buffer.
+        // A replaced connection may still have frames in its buffer.
         let current =
             |node: &&mut Box<NodeSession>| node.connection.as_ref().is_some_and(|one| one.id == id);
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
-            // Anything else may have been on its way for long, over a link that is broken since.
+            // Any other frame may have been delayed on a link that is broken since.
             if node.replacements.waits() && is_hello(frame) {
                 node.replacements.heard();
             }
@@ -119,7 +119,7 @@ impl Sessions {
         }
     }
 
-    /// Whether a `Hello` has to wait; its node gets a `RetryAfter`. One whose session is live here
+    /// Whether a `Hello` must wait; its node gets a `RetryAfter`. A node with a live session here
     /// does not wait: it only answers a `Probe`.
     pub(super) fn must_wait(&self, state: &mut State, name: &str, frame: &[u8]) -> bool {
         let now = self.now();
@@ -145,7 +145,7 @@ impl Sessions {
         true
     }
 
-    /// A node's connection is closed. A late close of an old one changes nothing.
+    /// A node's connection has closed. A late close of an old one changes nothing.
     pub fn disconnect(&self, name: &str, id: u64) {
         let mut state = self.lock();
         let Some(node) = state.nodes.get_mut(name) else {
@@ -160,7 +160,7 @@ impl Sessions {
     }
 }
 
-/// Whether a frame is a `Hello`. One of a version that is not read counts: its node is there, and gets the
+/// Whether a frame is a `Hello`. One of an unsupported version counts: its node is connected, and gets the
 /// refusal with the reason.
 pub(super) fn is_hello(frame: &[u8]) -> bool {
     matches!(
@@ -170,7 +170,7 @@ pub(super) fn is_hello(frame: &[u8]) -> bool {
 }
 
 impl NodeSession {
-    /// A new way of frames; returns the connection whose place it takes.
+    /// Sets the carrier of a node; returns the connection that it replaces.
     pub(super) fn attach(
         &mut self,
         now: u64,

@@ -1,4 +1,4 @@
-//! When which node's timers are due. A change of one node's deadline costs the logarithm of the number
+//! Deadlines of all nodes' timers. A change of one node's deadline costs the logarithm of the number
 //! of nodes, and the next deadline of all is the first element.
 //!
 //! Bound: one entry for each node.
@@ -13,7 +13,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Moves a node's deadline. `scheduled` is the node's own note of where it stands in the order, so
+    /// Sets a node's deadline. `scheduled` is the node's own copy of its position in the order, so
     /// that nothing has to be searched.
     pub(super) fn set(
         &mut self,
@@ -38,8 +38,8 @@ impl Deadlines {
         self.order.first().map(|(at, _)| *at)
     }
 
-    /// Up to `count` nodes whose deadline is reached, the longest overdue first. They stay in the order
-    /// until their deadline is set anew.
+    /// Up to `count` nodes whose deadline has passed, the longest overdue first. They stay in the order
+    /// until their deadline is set again.
     pub(super) fn due(&self, now: u64, count: usize) -> Vec<Arc<str>> {
         let due = self.order.iter().take_while(|(at, _)| *at <= now);
         due.take(count).map(|(_, node)| Arc::clone(node)).collect()
@@ -50,8 +50,8 @@ impl Deadlines {
 mod tests {
     use super::*;
 
-    /// Goal: the order holds each node once, at its last deadline. Method: random moves of a few nodes,
-    /// against a plain table.
+    /// Goal: the order contains each node once, at its last deadline. Method: random moves of a few nodes,
+    /// compared with a plain table.
     #[test]
     fn each_node_stands_once_and_at_its_last_deadline() {
         let names: Vec<Arc<str>> = (0..7).map(|n| format!("gate-{n}").into()).collect();

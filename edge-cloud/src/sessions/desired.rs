@@ -1,4 +1,4 @@
-//! The set that a node shall hold: from the controller into the node's session.
+//! The desired set of a node: from the controller into the node's session.
 
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ impl DesiredSets for Sessions {
 }
 
 impl Sessions {
-    /// The first set since our start. The session so far knew an empty one, and may be about to send that:
-    /// it is made anew.
+    /// The first set since our start. The session so far has an empty one, and may be about to send that:
+    /// it is created again.
     fn first_set(&self, state: &mut State, name: &str, desired: &Desired) {
         let now = self.now();
         let Some(node) = state.nodes.get_mut(name) else {

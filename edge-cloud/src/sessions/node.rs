@@ -1,4 +1,4 @@
-//! One node: its session, the connection that carries it just now, and what it has reported.
+//! One node: its session, its present connection, and its reports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,26 +27,26 @@ const PROBLEM_MS: u64 = 60_000;
 
 /// A node's connection as its session sees it.
 pub(super) struct Connection {
-    /// Tells it from earlier connections of the node.
+    /// Distinguishes it from earlier connections of the node.
     pub(super) id: u64,
     pub(super) carrier: Box<dyn Carrier>,
-    /// When the last frame came through it, behind a broker.
+    /// When the last frame was received through it, behind a broker.
     pub(super) heard: u64,
-    /// Signs of life that were asked for since then, behind a broker.
+    /// Probes sent since then, behind a broker.
     pub(super) asked: u32,
 }
 
-/// The way of frames to one node, which is the transport's. Dropping it closes the node's connection.
+/// Sends frames to one node; implemented by the transport. Dropping it closes the node's connection.
 ///
-/// It may drop a frame as the line may: the session repeats what is not answered.
+/// It may drop a frame as the network may: the session repeats unanswered ones.
 pub trait Carrier: Send {
     /// Takes a frame. Never waits.
     fn send(&mut self, now: u64, frame: Vec<u8>);
 
-    /// Rates from now on.
+    /// Sets the rates from now on.
     fn set_limits(&mut self, now: u64, limits: &Limits);
 
-    /// The deadline is reached: hands over what may go now.
+    /// The deadline has passed: sends the frames that may be sent now.
     fn tick(&mut self, now: u64);
 
     /// When [`Self::tick`] is to be called, if frames wait here for their rate.
@@ -57,22 +57,22 @@ pub(super) struct NodeSession {
     /// Its name, shared with [`super::deadlines`].
     pub(super) name: Arc<str>,
     pub(super) session: Cloud,
-    /// Number of the session for the records that come by it, see [`crate::records::Records::attach`].
+    /// Number of the session for its records, see [`crate::records::Records::attach`].
     pub(super) stream: u64,
     /// The ledger of its records is known; no session opens before.
     pub(super) has_ledger: bool,
     pub(super) connection: Option<Connection>,
-    /// What the node's policy allows on the way to it.
+    /// Limits of the node's policy for frames to it.
     pub(super) limits: Limits,
-    /// `None` until the controller has given a set. Nothing of the desired set is sent before: an
-    /// empty set would stop every pod of a node that we have merely forgotten.
+    /// `None` until the controller has set it. Nothing of the desired set is sent before: an
+    /// empty set would stop every pod of a node whose state we have lost.
     pub(super) desired: Option<Desired>,
     pub(super) reported: BTreeMap<Key, Vec<u8>>,
     pub(super) live: bool,
     /// When it may open a session.
     pub(super) reservation: Reservation,
     pub(super) in_sync: bool,
-    /// The whole reported set was here once since our start.
+    /// The complete reported set was received since our start.
     pub(super) heard: bool,
     /// Boot ids that the node has reported, newest first.
     pub(super) boots: [String; 2],
@@ -80,21 +80,21 @@ pub(super) struct NodeSession {
     pub(super) replacements: Replacements,
     pub(super) calls: BTreeMap<u32, mpsc::Sender<CallEvent>>,
     pub(super) problems: Problems,
-    /// Where its timers stand in [`super::State::deadlines`].
+    /// Position of its timers in [`super::State::deadlines`].
     pub(super) scheduled: Option<u64>,
-    /// Where it stands in [`super::State::silences`].
+    /// Position in [`super::State::silences`].
     pub(super) listened: Option<u64>,
-    /// Where it stands in [`super::State::renewals`].
+    /// Position in [`super::State::renewals`].
     pub(super) renewal_due: Option<u64>,
-    /// Where it stands in [`super::State::proofs`].
+    /// Position in [`super::State::proofs`].
     pub(super) proof_due: Option<u64>,
 }
 
-/// Frames of a node that do not decode or do not fit. One event in [`PROBLEM_MS`]: a node that sends
-/// nothing else must not fill the log, nor push the events of all others out.
+/// Invalid frames of a node. One event in [`PROBLEM_MS`]: a node that sends
+/// nothing else must not fill the log, nor displace the events of all others.
 #[derive(Default)]
 pub(super) struct Problems {
-    /// When the last event of one was made.
+    /// Time of the last event.
     reported: Option<u64>,
     /// Problems since then.
     unreported: u64,
@@ -116,7 +116,7 @@ impl Problems {
 }
 
 impl NodeSession {
-    /// One that has no connection and was given no set.
+    /// A node without a connection and without a set.
     pub(super) fn new(name: Arc<str>, session: Cloud, (stream, has_ledger): (u64, bool)) -> Self {
         Self {
             name,
@@ -143,14 +143,14 @@ impl NodeSession {
         }
     }
 
-    /// When something is to be done without an input.
+    /// When to act without an input.
     pub(super) fn deadline(&self) -> Option<u64> {
         let carrier = self.connection.as_ref();
         let carrier = carrier.and_then(|one| one.carrier.deadline());
         self.session.deadline().into_iter().chain(carrier).min()
     }
 
-    /// The policy in the node's set holds from now on.
+    /// Applies the policy in the node's set from now on.
     pub(super) fn limit(&mut self, now: u64) {
         let policies = self.desired.iter().flatten();
         let mut policies = policies.filter(|(key, _)| key.kind() == Kind::NodePolicy);
@@ -168,14 +168,14 @@ impl NodeSession {
         }
     }
 
-    /// A frame for the node that is none of its session's.
+    /// Sends a frame to the node that is not of its session.
     pub(super) fn send(&mut self, now: u64, frame: &Frame) {
         if let Some(connection) = &mut self.connection {
             connection.carrier.send(now, frame.encode());
         }
     }
 
-    /// Does what the session asks; true when the node's view has changed.
+    /// Performs the session's outputs; true when the node's view has changed.
     pub(super) fn perform(
         &mut self,
         now: u64,
@@ -228,7 +228,7 @@ impl NodeSession {
                 self.end_call(id, "the node is not connected, or its answer broke off");
                 false
             }
-            // A node may fetch what is in its set, and nothing else goes either way.
+            // A node may fetch objects of its set; other transfers are not supported.
             CloudOutput::Blob(BlobOutput::Wanted { sha256, .. }) => {
                 let bytes = 0;
                 self.session.handle(now, BlobInput::Have { sha256, bytes });
@@ -256,7 +256,7 @@ impl NodeSession {
         }
     }
 
-    /// Takes changes of the reported set.
+    /// Applies changes of the reported set.
     fn apply(
         &mut self,
         now: u64,
@@ -274,7 +274,7 @@ impl NodeSession {
                     }
                     self.reported.insert(key, bytes);
                 }
-                // No status is that large; what a node sends beyond is not kept.
+                // No valid status is that large; it is not kept.
                 _ => drop(self.reported.remove(&key)),
             }
         }
@@ -283,7 +283,7 @@ impl NodeSession {
             .handle(now, StateInput::Applied { ticket, refused });
     }
 
-    /// The session is over, and its calls with it.
+    /// The session has ended, and its calls with it.
     fn down(&mut self) {
         self.live = false;
         self.in_sync = false;
@@ -291,46 +291,46 @@ impl NodeSession {
         self.end_calls("the link to the node broke");
     }
 
-    /// All calls end without a result: their session is over.
+    /// Ends all calls without a result: their session has ended.
     pub(super) fn end_calls(&mut self, why: &str) {
         for id in self.calls.keys().copied().collect::<Vec<_>>() {
             self.end_call(id, why);
         }
     }
 
-    /// A call ends without a result.
+    /// Ends a call without a result.
     fn end_call(&mut self, id: u32, why: &str) {
         if let Some(reader) = self.calls.remove(&id) {
             let _gone = reader.try_send(broken(why));
         }
     }
 
-    /// A call ends with a result.
+    /// Ends a call with a result.
     fn call_result(&mut self, CallResult { id, code, reason }: CallResult) {
         if let Some(reader) = self.calls.remove(&id) {
             let result = match code {
                 CODE_OK => CallEvent::End,
                 code => CallEvent::Failed(CallError::Node { code, reason }),
             };
-            // One that has no room has seen less than all, and finds no end.
+            // A reader with a full channel has not received everything, and finds no end.
             let _gone = reader.try_send(result);
         }
     }
 
-    /// Passes data of a call on.
+    /// Passes on data of a call.
     fn call_data(&mut self, now: u64, id: u32, bytes: Vec<u8>) {
         let Some(reader) = self.calls.get(&id) else {
             return;
         };
-        // A reader that stands still while a node sends single bytes: its call ends.
+        // The reader does not read while a node sends single bytes: its call ends.
         if reader.try_send(CallEvent::Bytes(bytes.into())).is_err() {
             self.calls.remove(&id);
             self.session.handle(now, CallInput::Cancel { id });
         }
     }
 
-    /// A boot id that comes back after another one is a second board, for a reboot makes a new
-    /// one. Behind a broker nothing else tells two boards from one that reconnects.
+    /// A boot id that is reported again after another one means a second board, because a reboot creates a
+    /// new one. Behind a broker nothing else distinguishes two boards from one that reconnects.
     pub(super) fn saw_boot(&mut self, now: u64, status: &[u8]) -> bool {
         let boot = NodeStatus::decode(status).map_or_else(|_| String::new(), |new| new.boot_id);
         let [newest, other] = &mut self.boots;

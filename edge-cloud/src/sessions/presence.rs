@@ -1,5 +1,5 @@
-//! All nodes behind one connection, that of an external broker, which says nothing of who is there. So a
-//! node counts as connected by its session alone: each is asked once the broker is up, and again when it
+//! All nodes behind one connection to an external broker, which does not report who is connected. So a
+//! node counts as connected by its session alone: each is probed when the broker is up, and again when it
 //! was silent for long.
 
 use edge_proto::session::{CloudInput, LinkInput};
@@ -9,7 +9,7 @@ use super::node::Carrier;
 use super::{READMITTED, Sessions, State};
 use crate::clock::unix_s;
 
-/// Makes the way of frames to a node of this name.
+/// Creates the carrier for a node of this name.
 pub(crate) type Carriers<'a> = &'a dyn Fn(&str) -> Box<dyn Carrier>;
 
 impl Sessions {
@@ -23,7 +23,7 @@ impl Sessions {
         self.unprobed.notify_one();
     }
 
-    /// Asks up to `count` nodes that were not asked since the broker came up, those without a
+    /// Probes up to `count` nodes that were not probed since the broker came up, those without a
     /// desired set only if `unplaced`. `false` when there are none left.
     #[must_use]
     pub(crate) fn probe(&self, count: usize, unplaced: bool, carriers: Carriers<'_>) -> bool {
@@ -33,7 +33,7 @@ impl Sessions {
                 return false;
             };
             state.visited += 1;
-            // One that is revoked is asked when it joins anew.
+            // A revoked one is probed when it joins again.
             if self.identity.registry().knows(&name) {
                 self.reach(&mut state, &name, LinkInput::TransportUp.into(), carriers);
             }
@@ -41,7 +41,7 @@ impl Sessions {
         true
     }
 
-    /// The node is to be probed, unless the hub carries the links or it can be reached already.
+    /// The node is to be probed, unless the hub carries the links or the node can be reached already.
     pub(super) fn expect_probe(&self, state: &mut State, name: &str) {
         if self.identity.external_broker().is_some()
             && let Some(node) = state.nodes.get(name)
@@ -65,8 +65,8 @@ impl Sessions {
         }
     }
 
-    /// A frame that came by the broker, under the name that the broker's access control has let
-    /// it use. What a node sends that has not joined, or is revoked, is dropped.
+    /// Handles a frame from the broker, with the name that the broker's access control has permitted.
+    /// Frames of a node that has not joined, or is revoked, are dropped.
     pub(crate) fn frame_from_broker(&self, name: &str, frame: &[u8], carriers: Carriers<'_>) {
         let mut state = self.lock();
         let known = self.identity.registry().knows(name);
@@ -92,8 +92,8 @@ impl Sessions {
         }
     }
 
-    /// Whether a node that is not known comes back after a restore. That is safe only if the broker
-    /// has the list of those that must not.
+    /// Whether an unknown node is readmitted after a restore. That is safe only if the broker
+    /// has the list of those that must not be.
     fn readmits(&self, state: &mut State, name: &str) -> bool {
         let broker = self.identity.external_broker();
         let listed = broker.is_some_and(|broker| broker.crl.is_some());
@@ -115,9 +115,9 @@ impl Sessions {
         }
     }
 
-    /// Asks up to `count` nodes for a sign of life that have a live session and were silent for
-    /// `silence_ms`. One that has not answered `asks` times is not connected: its will was lost. A node
-    /// that is not silent is looked at once in `silence_ms`; the caller paces the rest.
+    /// Probes up to `count` nodes that have a live session and were silent for
+    /// `silence_ms`. One that has not answered `probes` probes is not connected: its will was lost. A node
+    /// that is not silent is checked once in `silence_ms`; the caller limits the rate of the rest.
     pub(crate) fn ask_silent(&self, silence_ms: u64, asks: u32, count: usize) {
         let now = self.now();
         let Some(limit) = now.checked_sub(silence_ms) else {
@@ -126,7 +126,7 @@ impl Sessions {
         let mut state = self.lock();
         let mut left = count;
         while left > 0 {
-            // Each is moved behind the limit.
+            // Each gets a deadline after the limit.
             let due = state.silences.due(limit, left);
             if due.is_empty() {
                 break;
@@ -137,7 +137,7 @@ impl Sessions {
         }
     }
 
-    /// Looks whether a node was silent since `limit`, and asks it or gives it up then.
+    /// Checks whether a node was silent since `limit`, and probes it or gives it up.
     fn listen(&self, state: &mut State, name: &str, (now, limit): (u64, u64), asks: u32) -> bool {
         state.visited += 1;
         let Some(node) = state.nodes.get_mut(name) else {
@@ -147,7 +147,7 @@ impl Sessions {
             // Its opening has timers of its own.
             Some(_) if !node.live => (now, None),
             Some(connection) if connection.heard > limit => (connection.heard, None),
-            // Once more in the next round, behind those that wait longer.
+            // Again in the next round, after those that wait longer.
             Some(connection) => (limit + 1, Some(&mut connection.asked)),
             None => return false,
         };
@@ -170,7 +170,7 @@ impl Sessions {
         true
     }
 
-    /// The connection to the broker is gone, and with it all that was known of presence.
+    /// The connection to the broker is lost, and with it the presence of all nodes.
     pub(crate) fn all_disconnected(&self) {
         let mut state = self.lock();
         let names: Vec<_> = state.nodes.keys().cloned().collect();

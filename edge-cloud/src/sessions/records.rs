@@ -8,7 +8,7 @@ use crate::records::ledger::{Batch, Incarnation};
 use crate::records::{Notice, RecordSessions, Records, Settled};
 
 impl NodeSession {
-    /// Hands records to the sink.
+    /// Passes records to the sink.
     pub(super) fn take_records(&mut self, now: u64, output: RecordsOutput, records: &Records) {
         let RecordsOutput {
             ticket,
@@ -44,7 +44,7 @@ impl RecordSessions for Sessions {
     fn settle_records(&self, name: &str, settled: &[Settled], notices: Vec<Notice>) {
         let mut state = self.lock();
         for one in settled {
-            // A session that is over has forgotten its tickets, and the next one has its own.
+            // An ended session has lost its tickets, and the next one has its own.
             let current = state.nodes.get(name).map(|node| node.stream);
             if current == Some(one.session) {
                 let ticket = one.ticket;
@@ -57,7 +57,7 @@ impl RecordSessions for Sessions {
         }
         drop(state);
         for (reason, text) in notices {
-            // A sink that fails does so for everybody.
+            // A failing sink fails for all nodes.
             let whose = if reason.starts_with("Records") && reason != "RecordsLost" {
                 ""
             } else {

@@ -1,5 +1,5 @@
-//! Asks nodes for what a rollover of the CA needs of them: to renew their certificate, and behind a
-//! broker, which looks at the certificates, with which one they have come.
+//! Asks nodes for the actions that a rollover of the CA needs: to renew their certificate, and behind a
+//! broker, which verifies the certificates, to report which one they use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +19,19 @@ pub const RENEWALS_AT_ONCE: usize = 20;
 pub const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that was asked and has not renewed is asked again after this, milliseconds: ten minutes.
 pub const ASK_AGAIN_MS: u64 = 600_000;
-/// A node that has renewed behind a broker is asked again after this with which certificate it has come,
-/// milliseconds: an agent of before does not say.
+/// A node that has renewed behind a broker is asked again after this which certificate it uses,
+/// milliseconds: an older agent does not report it.
 pub const PROOF_AGAIN_MS: u64 = 60_000;
 /// Bytes of that answer.
 const PROOF_BYTES: usize = 8;
 
 impl Sessions {
-    /// Asks nodes, for ever, when they are connected.
+    /// Asks connected nodes, for ever.
     pub async fn keep_current(self: &Arc<Self>) {
         loop {
             for name in self.due_renewals() {
                 let mut answer = self.call(&name, METHOD_RENEW, Vec::new());
-                // Whoever does not answer is asked again.
+                // A node that does not answer is asked again.
                 tokio::spawn(async move { while answer.recv().await.is_some() {} });
             }
             for name in self.due(Ask::Proof, |node| node.pending.is_some()) {
@@ -54,12 +54,12 @@ impl Sessions {
         }
     }
 
-    /// Before the first rollover every node has what a node is given.
+    /// Before the first rollover every node has the present certificates.
     fn may_ask_renewals(&self) -> bool {
         self.identity.authorities().ever_rotated()
     }
 
-    /// A node has a new session or a further certificate: it is found out soon whether to ask it.
+    /// A node has a new session or a further certificate: checks soon whether to ask it.
     pub(super) fn ask_soon(&self, state: &mut State, name: &str) {
         let now = self.now();
         let is_asked = |node: &NodeSession| node.renewal_due.is_some();
@@ -72,7 +72,7 @@ impl Sessions {
         }
     }
 
-    /// The CAs have changed, and with them what every node is given.
+    /// The CAs have changed, and with them the certificates that nodes get.
     pub(super) fn ask_all(&self) {
         let mut state = self.lock();
         let names: Vec<_> = state.nodes.keys().cloned().collect();
@@ -81,7 +81,7 @@ impl Sessions {
         }
     }
 
-    /// Those that are to be asked now to renew.
+    /// Nodes that are to be asked now to renew.
     pub(super) fn due_renewals(&self) -> Vec<Arc<str>> {
         let authorities = self.identity.authorities();
         if authorities.phase() == Phase::Offered {
@@ -91,8 +91,8 @@ impl Sessions {
         self.due(Ask::Renewal, |node| !node.has(&given))
     }
 
-    /// Up to [`RENEWALS_AT_ONCE`] nodes that are to be asked now. Looks at those that are due and at no
-    /// others; one that is not `concerned` is not due again before [`Self::ask_soon`].
+    /// Up to [`RENEWALS_AT_ONCE`] nodes that are to be asked now. Checks only those that are due;
+    /// one that is not `concerned` is not due again before [`Self::ask_soon`].
     fn due(&self, ask: Ask, concerned: impl Fn(&Enrolment) -> bool) -> Vec<Arc<str>> {
         let now = self.now();
         let mut state = self.lock();
@@ -112,7 +112,7 @@ impl Sessions {
         asked
     }
 
-    /// A node has answered with which certificate it has come.
+    /// A node has answered which certificate it uses.
     fn proven(&self, name: &str, answer: &[u8]) {
         let Ok(end) = answer.try_into().map(u64::from_le_bytes) else {
             return;
@@ -123,12 +123,12 @@ impl Sessions {
     }
 }
 
-/// What a node is asked for.
+/// Request to a node.
 #[derive(Clone, Copy)]
 enum Ask {
     /// To renew its certificate.
     Renewal,
-    /// With which certificate it has come.
+    /// To report which certificate it uses.
     Proof,
 }
 

@@ -1,31 +1,31 @@
 //! When a new connection may replace the live one of the same node, and when two boards share an
 //! identity.
 //!
-//! A board whose link broke comes back before we notice: at first, the newest connection replaces the
+//! A board whose link was lost reconnects before we notice: at first, the newest connection replaces the
 //! live one at once. Two boards with one certificate would then end each other's connection for ever. So
 //! after [`REPLACEMENTS_MAX`] replacements in [`WINDOW_MS`] a new connection is refused until the live
-//! one was asked for a sign of life: if it is silent it is replaced, an answer proves a clone.
+//! one was probed: if it is silent it is replaced, an answer proves a clone.
 //! Never does IO, never reads a clock.
 
-/// Replacements without a question in [`WINDOW_MS`]: a board that loses power again and again has as
+/// Replacements without a probe in [`WINDOW_MS`]: a board that loses power repeatedly has as
 /// many.
 pub const REPLACEMENTS_MAX: usize = 3;
-/// Replacements older than this are forgotten.
+/// Replacements older than this are dropped.
 pub const WINDOW_MS: u64 = 300_000;
-/// Longest wait for the sign of life: many round trips at 30 % loss.
+/// Longest wait for the answer to the probe: many round trips at 30 % loss.
 pub const ANSWER_TIMEOUT_MS: u64 = 10_000;
 /// An identity counts as cloned for this long after the last proof. A refused board tries again
 /// at least every ten minutes.
 pub const CLONED_MS: u64 = 3_600_000;
 
-/// What becomes of a new connection.
+/// Decision about a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The live connection is closed for it.
+    /// The live connection is closed and replaced.
     Replaces,
     /// It is refused and may try again.
     Refused {
-        /// Ask the live connection for a sign of life.
+        /// Probe the live connection.
         ask: bool,
         /// The first proof of a clone since the last quiet time.
         proven: bool,
@@ -36,9 +36,9 @@ pub enum Decision {
 #[derive(Debug, Default)]
 pub struct Replacements {
     at: Vec<u64>,
-    /// When the live connection was asked for a sign of life.
+    /// When the live connection was probed.
     asked: Option<u64>,
-    /// It has given one since.
+    /// It has answered since.
     answered: bool,
     proof: Option<u64>,
 }
@@ -70,7 +70,7 @@ impl Replacements {
         }
     }
 
-    /// Two boards were seen by other means. Whether that is news.
+    /// Two boards were detected in another way. Returns whether this is new.
     pub fn prove(&mut self, now: u64) -> bool {
         let proven = !self.cloned(now);
         self.proof = Some(now);
@@ -83,7 +83,7 @@ impl Replacements {
         Decision::Refused { ask: true, proven }
     }
 
-    /// The live connection was asked for a sign of life and has given none yet.
+    /// Whether the live connection was probed and has not answered yet.
     #[must_use]
     pub const fn waits(&self) -> bool {
         self.asked.is_some() && !self.answered
@@ -94,7 +94,7 @@ impl Replacements {
         self.answered = true;
     }
 
-    /// The live connection has ended by itself: the next one is welcome.
+    /// The live connection has ended by itself: the next one is accepted.
     pub const fn vacant(&mut self) {
         self.asked = None;
     }
@@ -145,14 +145,14 @@ mod tests {
         assert_eq!(replacements.new_connection(3_000), asks(false));
         replacements.heard();
         assert_eq!(replacements.new_connection(3_000), asks(true));
-        // The window of replacements is long over, and still it is refused.
+        // The window of replacements is over, and the connection is still refused.
         for now in (600_000..6_000_000).step_by(600_000) {
             replacements.heard();
             assert_eq!(replacements.new_connection(now), asks(false), "{now}");
             assert!(replacements.cloned(now));
         }
         replacements.heard();
-        // The live board is switched off without a word.
+        // The live board is switched off without closing its connection.
         assert_eq!(replacements.new_connection(6_000_000), asks(false));
         assert_eq!(replacements.new_connection(6_005_000), WAITS);
         assert_eq!(replacements.new_connection(6_010_000), Decision::Replaces);
@@ -166,7 +166,7 @@ mod tests {
             assert_eq!(replacements.new_connection(now), Decision::Replaces);
             replacements.heard();
         }
-        // The question of then proves nothing now.
+        // The earlier probe proves nothing now.
         assert_eq!(replacements.new_connection(430_000), asks(false));
         assert!(!replacements.cloned(430_000));
     }

@@ -41,12 +41,12 @@ fn open_behind_broker(data: &Path) -> Arc<Sessions> {
     Sessions::new(identity.unwrap(), events, Records::none())
 }
 
-/// Time goes by.
+/// Advances virtual time.
 fn advance(sessions: &mut Arc<Sessions>, ms: u64) {
     Arc::get_mut(sessions).unwrap().start -= Duration::from_millis(ms);
 }
 
-/// What a node's connection was handed.
+/// Input of a node's carrier.
 #[derive(Debug, PartialEq)]
 enum Handed {
     Frame(Vec<u8>),
@@ -54,7 +54,7 @@ enum Handed {
     Ticked(u64),
 }
 
-/// Notes what it is handed; a frame waits until its deadline.
+/// Records its inputs; a frame waits until its deadline.
 struct Line {
     to: mpsc::Sender<Handed>,
     deadline: Option<u64>,
@@ -99,7 +99,7 @@ fn frames(handed: &mpsc::Receiver<Handed>) -> Vec<Frame> {
     frames.collect()
 }
 
-/// What a node says first.
+/// The first frame of a node.
 fn hello() -> Vec<u8> {
     Frame::Hello {
         n: [1; 8],
@@ -130,7 +130,7 @@ fn join(sessions: &Sessions, node: &str) -> Peer {
 }
 
 /// Goal: a node that is revoked or deleted while it connects gets no link. Method: the connection
-/// has begun when the registry changes, and goes on when that is over.
+/// has begun when the registry changes, and continues afterwards.
 #[test]
 fn a_node_that_is_refused_while_it_connects_gets_no_link() {
     let data = tempfile::tempdir().unwrap();
@@ -163,9 +163,9 @@ fn a_node_that_is_refused_while_it_connects_gets_no_link() {
     }
 }
 
-/// Goal: a lone board on a bad line is no clone. Method: what still comes through its old connection
-/// was sent before the question; only the `Hello` of an answer counts, also one of a wire version that is
-/// not read.
+/// Goal: a single board on a bad network is not a clone. Method: frames that still arrive through its old
+/// connection were sent before the probe; only the `Hello` of an answer counts, also one of an unsupported
+/// wire version.
 #[test]
 fn only_an_answer_proves_a_clone() {
     let mut newer = hello();
@@ -200,9 +200,9 @@ fn proves_a_clone(answer: &[u8]) {
     assert!(cloned());
 }
 
-/// Goal: when many open a session at once, each is given its own time, in the order of asking, and is
-/// let in then; a live one is never made to wait. Method: one opening a second, ten nodes that ask; time
-/// passes only where the test says so.
+/// Goal: when many open a session at once, each gets its own time, in the order of requests, and is
+/// admitted then; a live one never waits. Method: one opening a second, ten nodes that request; time
+/// passes only where the test advances it.
 #[tokio::test(start_paused = true)]
 async fn openings_at_once_get_turns_one_after_the_other() {
     let data = tempfile::tempdir().unwrap();
@@ -233,15 +233,15 @@ async fn openings_at_once_get_turns_one_after_the_other() {
     };
     let waits: Vec<u64> = (0..10).map(ask).collect();
     assert!(waits.iter().copied().eq((0..10).map(|turn| turn * 1_000)));
-    // Asking again neither loses the turn nor takes another.
+    // A repeated request neither loses its reservation nor takes another.
     tokio::time::advance(Duration::from_millis(900)).await;
     assert_eq!([ask(0), ask(9), ask(1)], [0, 8_100, 100]);
     tokio::time::advance(Duration::from_millis(100)).await;
     assert_eq!([ask(1), ask(2)], [0, 1_000]);
 }
 
-/// Goal: a node that joins again while it is deleted is there. Method: the registry knows it already
-/// when the sessions forget it.
+/// Goal: a node that joins again while it is deleted is kept. Method: the registry has it already
+/// when the sessions remove it.
 #[test]
 fn a_node_that_joins_again_while_it_is_deleted_is_there() {
     let data = tempfile::tempdir().unwrap();
@@ -265,8 +265,8 @@ fn a_node_that_joins_again_while_it_is_deleted_is_there() {
     assert!(sessions.view("gate").is_none());
 }
 
-/// Goal: the reader of a call learns that its session is over. Method: the first desired set makes
-/// the session anew while a call is open.
+/// Goal: the reader of a call is informed that its session has ended. Method: the first desired set creates
+/// the session again while a call is open.
 #[test]
 fn a_first_set_ends_the_calls_of_the_session_before() {
     let data = tempfile::tempdir().unwrap();
@@ -282,7 +282,7 @@ fn a_first_set_ends_the_calls_of_the_session_before() {
     assert!(sessions.lock().nodes["gate"].calls.is_empty());
 }
 
-/// Goal: a policy holds as soon as it is in the node's set, and no longer than that. Method: the
+/// Goal: a policy applies as soon as it is in the node's set, and no longer than that. Method: the
 /// connection stays.
 #[test]
 fn a_policy_reaches_the_connection_that_is_there() {
@@ -314,7 +314,7 @@ fn a_policy_reaches_the_connection_that_is_there() {
         ..Limits::NONE
     };
     assert_eq!(limits(), std::slice::from_ref(&limited));
-    // A connection that comes later has it from the start.
+    // A later connection has it from the start.
     let (_, later) = connect(&sessions, &peer).unwrap();
     assert_eq!(later.try_iter().next(), Some(Handed::Limits(limited)));
     sessions.set_desired("gate", &set);
@@ -326,8 +326,8 @@ fn a_policy_reaches_the_connection_that_is_there() {
     assert_eq!(last.count(), 1);
 }
 
-/// Goal: what waits for its rate at an external broker goes when its time has come, and an event of one node
-/// leaves the deadlines of the others alone. Method: a line that holds something back for 50 ms,
+/// Goal: frames that wait for their rate at an external broker are sent at their time, and an event of one
+/// node does not change the deadlines of the others. Method: a carrier that delays a frame for 50 ms,
 /// beside a node that sends all the time, in virtual time.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_of_a_connection_is_kept() {
@@ -366,7 +366,7 @@ async fn a_deadline_of_a_connection_is_kept() {
     }
 }
 
-/// Nodes that were looked at since the last call.
+/// Nodes that were checked since the last call.
 fn visited(sessions: &Sessions) -> u64 {
     std::mem::take(&mut sessions.lock().visited)
 }
@@ -381,8 +381,8 @@ fn joined(sessions: &Sessions, count: usize) -> Vec<String> {
     names
 }
 
-/// Goal: a first set costs a probe of that node only, and each node is probed once after the broker came
-/// up. Method: the nodes that are looked at and those that are reached are counted.
+/// Goal: a first set causes a probe of that node only, and each node is probed once after the broker came
+/// up. Method: the checked nodes and the reached ones are counted.
 #[test]
 fn a_node_is_probed_without_a_look_at_the_others() {
     let data = tempfile::tempdir().unwrap();
@@ -420,8 +420,8 @@ fn a_node_is_probed_without_a_look_at_the_others() {
     assert_eq!(visited(&sessions), 59);
 }
 
-/// Goal: a round that looks for silent nodes looks at those that may be silent, and asks them as often as
-/// it is to. Method: of many nodes one is silent while the others send.
+/// Goal: a round that looks for silent nodes checks those that may be silent, and probes them as often as
+/// it should. Method: of many nodes one is silent while the others send.
 #[test]
 fn a_silent_node_is_asked_without_a_look_at_the_others() {
     const SILENCE_MS: u64 = 60_000;
@@ -477,7 +477,7 @@ fn a_silent_node_is_asked_without_a_look_at_the_others() {
     assert!(!sessions.is_live("gate-7"));
     assert_eq!(round(&mut sessions, 1_000), 1, "its opening has begun");
     assert_eq!(round(&mut sessions, 1_000), 0);
-    // All of them, no more at once than was said.
+    // All of them, at most the given number at once.
     assert_eq!(round(&mut sessions, 2 * SILENCE_MS), 20);
     let asked = |sessions: &Sessions| {
         let state = sessions.lock();
@@ -490,8 +490,8 @@ fn a_silent_node_is_asked_without_a_look_at_the_others() {
     assert_eq!(asked(&sessions), 29 - 11, "those that waited longer first");
 }
 
-/// Goal: during a rollover a round looks at the nodes that are due, and a node is asked again neither too
-/// soon nor because it comes again. Method: two of many nodes are connected.
+/// Goal: during a rollover a round checks the nodes that are due, and a node is asked again neither too
+/// soon nor because it reconnects. Method: two of many nodes are connected.
 #[test]
 fn a_renewal_is_asked_for_without_a_look_at_the_others() {
     let data = tempfile::tempdir().unwrap();

@@ -1,21 +1,21 @@
-//! Nodes behind an external broker that were not asked for their state since the broker came up.
+//! Nodes behind an external broker that were not probed since the broker came up.
 //!
-//! Bound: each node once. What a name costs does not depend on how many others there are.
+//! Bound: each node once. The cost of a name does not depend on the number of others.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// See the module.
+/// See the description of the module.
 #[derive(Default)]
 pub(super) struct Unprobed {
-    /// Those that have a desired set, which are asked first: the others would be asked again when they
+    /// Those with a desired set, which are probed first: the others would be probed again when they
     /// get theirs.
     placed: BTreeSet<Arc<str>>,
     unplaced: BTreeSet<Arc<str>>,
 }
 
 impl Unprobed {
-    /// A node has no connection any more, or not yet, or has got its first set without one.
+    /// A node lost its connection, has none yet, or got its first set without one.
     pub(super) fn insert(&mut self, name: &Arc<str>, is_placed: bool) {
         self.remove(name);
         match is_placed {
@@ -31,7 +31,7 @@ impl Unprobed {
         }
     }
 
-    /// The next one to ask; one without a desired set only if `unplaced`.
+    /// The next one to probe; one without a desired set only if `unplaced`.
     pub(super) fn pop(&mut self, unplaced: bool) -> Option<Arc<str>> {
         let next = self.placed.pop_first();
         match unplaced {

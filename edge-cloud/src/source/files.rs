@@ -1,9 +1,9 @@
-//! What a folder of manifests holds, file by file. A file is read again only when it has changed, so
-//! one changed file costs its own documents and one look at each of the others.
+//! Content of a folder of manifests, file by file. A file is read again only when it has changed, so
+//! one changed file costs its own documents and one stat of each of the others.
 //!
-//! Of two documents of one object that of the first file holds. An object whose document is refused
-//! or unreadable stays in force as it was: a slip of the pen must not stop a workload. Only what is
-//! gone from sound files is removed. Bounds are those of [`crate::manifest`].
+//! Of two documents of one object that of the first file counts. An object whose document is refused
+//! or unreadable stays unchanged: a mistake in a manifest must not stop a workload. Only objects that are
+//! missing in valid files are removed. Bounds are those of [`crate::manifest`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -14,11 +14,11 @@ use super::SourceChanges;
 use crate::manifest::{self, Id, Manifests, Origin, PROBLEMS_MAX, Problem};
 use crate::objects::Object;
 
-/// A file that was changed so short a time before it was read may change again within the same tick
+/// A file that was changed so shortly before it was read may change again within the same tick
 /// of its file system's clock: it is read again next time.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Tells a file from the same one later: inode, size, the modification time, and the time of the last
+/// Identifies a version of a file: inode, size, the modification time, and the time of the last
 /// change of the inode, which no program can set. Tools that keep modification times (`rsync -t`, a
 /// reproducible tar) would otherwise hide a change that keeps the size.
 type Stamp = (u64, u64, SystemTime, (i64, i64));
@@ -30,20 +30,20 @@ struct ReadFile {
     manifests: Manifests,
 }
 
-/// All files as they were read last.
+/// State of all files at the last read.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     files: BTreeMap<String, ReadFile>,
-    /// Files with a sound document of an object.
+    /// Files with a valid document of an object.
     holders: BTreeMap<Id, BTreeSet<String>>,
-    /// Objects with more than one.
+    /// Objects with documents in several files.
     doubled: BTreeSet<Id>,
-    /// Objects in force of which no sound document is left, and where they stood.
+    /// Active objects without a valid document, and their former places.
     kept: BTreeMap<Id, Origin>,
 }
 
 impl Files {
-    /// Knows only which objects are in force, of an earlier run.
+    /// Has only the active objects of an earlier run.
     pub(super) fn new(in_force: impl Iterator<Item = (Id, Origin)>) -> Self {
         Self {
             kept: in_force.collect(),
@@ -51,7 +51,7 @@ impl Files {
         }
     }
 
-    /// Looks at the folder, and reads what has changed.
+    /// Reads the changed files of the folder.
     pub(super) fn read(&mut self, folder: &Path) -> SourceChanges {
         let (found, faults) = manifest::files(folder);
         let mut touched: BTreeSet<Id> = self.kept.keys().cloned().collect();
@@ -72,7 +72,7 @@ impl Files {
             };
             file.manifests.read_file(&name, &path);
             if file.manifests.is_unread(&name) {
-                // What kept it from being read may pass and leave the stamp as it is.
+                // Its error may disappear without a change of the stamp.
                 file.stamp = None;
             }
             self.take(name, file, &mut touched);
@@ -84,14 +84,14 @@ impl Files {
         }
     }
 
-    /// Takes the objects of a file out, for the time being.
+    /// Removes the objects of a file for now.
     fn forget(&mut self, name: &str, touched: &mut BTreeSet<Id>) {
         let Some(file) = self.files.remove(name) else {
             return;
         };
         for (id, (origin, _)) in file.manifests.objects {
             if let Some(holders) = self.holders.get_mut(&id) {
-                // Its object was the one in force if it came first, and no file before it in this look was.
+                // Its object was active if it was the first, and no earlier file of this read had it.
                 if holders.first().is_some_and(|first| first == name) {
                     self.kept.entry(id.clone()).or_insert(origin);
                 }
@@ -113,7 +113,7 @@ impl Files {
         self.files.insert(name, file);
     }
 
-    /// What has become of the touched objects.
+    /// Determines the new state of the touched objects.
     fn settle(&mut self, touched: BTreeSet<Id>, lost: bool) -> Vec<(Id, Option<Object>)> {
         let mut changes = Vec::new();
         for id in touched {
@@ -141,7 +141,7 @@ impl Files {
         Some(Object { origin, content })
     }
 
-    /// Whether an object may be meant to be there although no sound document has it.
+    /// Whether an object may be intended although it has no valid document.
     fn is_unclear(&self, id: &Id, origin: &Origin) -> bool {
         let stood = self.files.get(&origin.file);
         stood.is_some_and(|file| file.manifests.is_unread(&origin.file))
@@ -210,7 +210,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((file.ino(), file.len(), file.modified().ok()?, changed))
 }
 
-/// Whether a file may still be changing; so it is as well when the clock was set back.
+/// Whether a file may still be changing; also when the clock was set back.
 fn is_fresh(changed: SystemTime) -> bool {
     SystemTime::now()
         .duration_since(changed)
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::objects::ObjectStore;
 
-    /// A folder, its files as they were read, and the objects in force.
+    /// A folder, the state of its files, and the active objects.
     struct Place {
         folder: tempfile::TempDir,
         files: Files,
@@ -242,7 +242,7 @@ mod tests {
             }
         }
 
-        /// Writes a file that nobody has changed for a while.
+        /// Writes a file with an old modification time.
         fn write(&self, name: &str, text: &str) {
             let path = self.folder.path().join(name);
             fs::write(&path, text).unwrap();
@@ -251,7 +251,7 @@ mod tests {
             file.set_times(times).unwrap();
         }
 
-        /// How many changes a look gives.
+        /// Number of changes of one read.
         fn read(&mut self) -> usize {
             let changes = self.files.read(self.folder.path());
             for (id, object) in &changes.objects {
@@ -297,17 +297,17 @@ mod tests {
         fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
         assert_eq!(place.read(), 2);
         assert_eq!(names(&place), ["c"]);
-        // A file that was changed just now is read again, for it may change within the same tick.
+        // A file that was just changed is read again, because it may change within the same tick.
         let path = place.folder.path().join("b.yaml");
         fs::write(&path, config("c", "fresh")).unwrap();
         let file = File::options().append(true).open(&path).unwrap();
-        // Ahead of us, so that this host may be as slow as it likes.
+        // In the future, independent of the speed of this host.
         let times = FileTimes::new().set_modified(SystemTime::now() + 1_000 * FRESH);
         file.set_times(times).unwrap();
         assert_eq!((place.read(), place.read()), (1, 1));
     }
 
-    /// Goal: a change that keeps inode, size and modification time is seen.
+    /// Goal: a change that keeps inode, size and modification time is noticed.
     #[test]
     fn a_change_under_the_same_modification_time_is_read() {
         let mut place = Place::new();
@@ -329,7 +329,7 @@ mod tests {
             .iter()
             .map(|(_, object)| object.clone())
             .collect::<Vec<_>>();
-        // The clock of the inode ticks every few milliseconds: write until it has.
+        // The clock of the inode ticks every few milliseconds: write until it has changed.
         let changed = |place: &Place| stamp(&place.folder.path().join("a.yaml"));
         let stamp_before = changed(&place);
         while changed(&place) == stamp_before {
@@ -344,7 +344,8 @@ mod tests {
         assert_ne!(before, after);
     }
 
-    /// Goal: of two files that lose an object in one look, the broken one decides, whose document was in force.
+    /// Goal: of two files that lose an object in one read, the invalid one decides, whose document was
+    /// active.
     #[test]
     fn an_object_of_a_broken_file_stays_although_its_double_goes() {
         let mut place = Place::new();
@@ -377,11 +378,11 @@ mod tests {
                 "{:?}",
                 place.problems
             );
-            // It holds for as long as the document is wrong.
+            // It stays as long as the document is invalid.
             place.read();
             assert_eq!(place.objects(), before);
         }
-        // Another file may be sound meanwhile.
+        // Another file may be valid meanwhile.
         place.write("b.yaml", &config("b", "other"));
         place.read();
         assert_ne!(place.objects(), before);
@@ -412,7 +413,7 @@ mod tests {
         assert_eq!(place.problems, []);
     }
 
-    /// Goal: objects of an earlier run end only if the folder is sound without them. Method: a folder
+    /// Goal: objects of an earlier run are removed only if the folder is valid without them. Method: a folder
     /// that cannot be read, and then one without the object.
     #[test]
     fn objects_of_an_earlier_run_hold_until_the_folder_is_read() {

@@ -1,4 +1,4 @@
-//! A folder of manifests, watched for changes and looked at now and then.
+//! A folder of manifests, watched for changes and scanned at an interval.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use crate::objects::ObjectStore;
 
 /// Quiet time after a change: an editor or `cp` writes a file in several steps.
 const QUIET: Duration = Duration::from_millis(100);
-/// A folder that never rests is read this often.
+/// A folder that changes all the time is read at this interval.
 const QUIET_MAX: Duration = Duration::from_secs(2);
-/// Without any event: network file systems do not send them.
+/// Interval of reads without any event: network file systems do not send them.
 const RESCAN: Duration = Duration::from_secs(30);
 
-/// A folder of manifests.
+/// Source that reads a folder of manifests.
 pub struct Folder {
     path: PathBuf,
-    /// What it held at the last look; `None` before the first one.
+    /// Its state at the last read; `None` before the first one.
     files: Option<Files>,
     touched: Arc<Notify>,
-    /// Something changed, and is read at the latest now: a caller that gives up waiting must not
-    /// make us forget it.
+    /// Something has changed, and is read at the latest now. Stored here, so that a cancelled wait does not
+    /// lose it.
     due: Option<Instant>,
-    /// The next read without any event, for the same reason kept here.
+    /// The next read without any event, stored here for the same reason.
     rescan: Instant,
-    /// Kept for its thread; `None` when the system gives no watch, then only the rescan works.
+    /// Kept for its thread; `None` when the system provides no watch, then only the rescan works.
     _watcher: Option<notify::RecommendedWatcher>,
 }
 
@@ -41,7 +41,7 @@ impl Folder {
         let touched = Arc::new(Notify::new());
         let notify = Arc::clone(&touched);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading a file is an event, too: our own must not wake us.
+            // Reading a file is an event, too: our own reads must not wake us.
             if !event.is_ok_and(|event| event.kind.is_access()) {
                 notify.notify_one();
             }
@@ -115,8 +115,8 @@ impl Source for Folder {
 mod tests {
     use super::*;
 
-    /// Goal: a wait that is given up forgets nothing. Method: give up as soon as the change is
-    /// seen, and wait again; virtual time stands in for the quiet time.
+    /// Goal: a cancelled wait loses nothing. Method: cancel as soon as the change is
+    /// noticed, and wait again; virtual time replaces the quiet time.
     #[tokio::test(start_paused = true)]
     async fn a_change_is_not_forgotten_when_a_wait_is_given_up() {
         let folder = tempfile::tempdir().unwrap();
@@ -129,8 +129,8 @@ mod tests {
         assert!(start.elapsed() < QUIET_MAX, "only the rescan found it");
     }
 
-    /// Goal: a folder whose file system sends no events is read all the same, however often the wait
-    /// is given up. Method: virtual time; nothing touches the folder.
+    /// Goal: a folder whose file system sends no events is read nevertheless, however often the wait
+    /// is cancelled. Method: virtual time; the folder does not change.
     #[tokio::test(start_paused = true)]
     async fn the_rescan_comes_although_each_wait_is_given_up() {
         let folder = tempfile::tempdir().unwrap();

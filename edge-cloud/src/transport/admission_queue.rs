@@ -1,10 +1,10 @@
 //! The queue of connections before TLS: a fixed number is admitted a second, the others wait, one
-//! queue for each network. The networks are served round robin, so whoever opens more connections
-//! than all nodes together waits behind itself, and a node of another network is next but one.
+//! queue for each network. The networks are served round robin, so a network that opens more connections
+//! than all nodes together only delays itself, and a node of another network is next but one.
 //!
 //! Bound: as many wait as can be admitted within [`WAIT_MS_MAX`]. When all of these places are taken,
 //! the longest queue loses its newest connection to a network whose queue stays shorter than that; when
-//! no queue is longer by two, the newcomer is refused. No queue is ever empty.
+//! no queue is longer by two, the new connection is refused. No queue is ever empty.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,10 +12,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use edge_proto::rate_limiter::RateLimiter;
 
 /// Longest wait of a connection before it is admitted, milliseconds: a further one is closed, and
-/// its node comes back later, each time after a longer and random delay.
+/// its node retries later, each time after a longer and random delay.
 pub const WAIT_MS_MAX: u64 = 5_000;
 
-/// The queues; `T` stands for a connection, and is dropped when that is refused.
+/// The queues; `T` is a connection, and is dropped when that is refused.
 pub struct AdmissionQueue<T> {
     rate: RateLimiter,
     places: usize,
@@ -28,7 +28,7 @@ pub struct AdmissionQueue<T> {
 }
 
 impl<T> AdmissionQueue<T> {
-    /// Admits so many connections a second.
+    /// Admits this many connections a second.
     #[must_use]
     pub fn new(per_s: u32) -> Self {
         let places = u64::from(per_s.max(1)) * WAIT_MS_MAX / 1_000;
@@ -42,7 +42,7 @@ impl<T> AdmissionQueue<T> {
         }
     }
 
-    /// One more waits. Ask [`Self::next`] afterwards: it may be admitted at once.
+    /// Adds a connection. Call [`Self::next`] afterwards: it may be admitted at once.
     pub fn enter(&mut self, now: u64, address: IpAddr, connection: T) {
         let network = network(address);
         if self.waiting >= self.places {
@@ -66,7 +66,7 @@ impl<T> AdmissionQueue<T> {
         self.waiting += 1;
     }
 
-    /// The connection that is admitted now, if any.
+    /// The connection that is admitted now, if there is one.
     pub fn next(&mut self, now: u64) -> Option<T> {
         while self.waiting > 0 && self.rate.wait_ms(now) == 0 {
             let network = self.order.pop_front()?;
@@ -93,19 +93,19 @@ impl<T> AdmissionQueue<T> {
         None
     }
 
-    /// When [`Self::next`] is to be asked again, in milliseconds from now; `None` when none waits.
+    /// When to call [`Self::next`] again, in milliseconds from now; `None` when none waits.
     #[must_use]
     pub fn wait_ms(&self, now: u64) -> Option<u64> {
         (self.waiting > 0).then(|| self.rate.wait_ms(now))
     }
 
-    /// How many were refused since this was last asked.
+    /// Number of refused connections since the last call.
     pub fn take_refused(&mut self) -> u64 {
         std::mem::take(&mut self.refused)
     }
 }
 
-/// Addresses that count as one: a customer of IPv6 has a whole /64.
+/// The network of an address: a customer of IPv6 has a whole /64.
 #[must_use]
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -125,8 +125,9 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Goal: a flood from one address costs a node of another one at most one admission. Method: 10 a
-    /// second, 1,000 connections a second from one address for a minute, and now and then a node.
+    /// Goal: many connections from one address delay a node of another one by at most one admission.
+    /// Method: 10 a second, 1,000 connections a second from one address for a minute, and occasionally a
+    /// node.
     #[test]
     fn a_flood_from_one_address_does_not_delay_another() {
         let (mut queue, mut served) = (AdmissionQueue::new(10), Vec::new());
@@ -149,7 +150,7 @@ mod tests {
             .collect();
         assert_eq!(nodes.len(), 20);
         assert!(nodes.iter().all(|waited| *waited <= 200), "{nodes:?}");
-        // The flood is admitted, too, as far as there is room, and its first come first.
+        // The many are admitted, too, as far as there is capacity, in their order.
         assert!(
             (590..=620).contains(&served.len()),
             "{} admitted",
@@ -159,7 +160,7 @@ mod tests {
         assert_eq!(queue.take_refused(), 0);
     }
 
-    /// Goal: many networks of a few nodes each are all served in the order in which they came.
+    /// Goal: many networks of a few nodes each are all served in the order of their arrival.
     #[test]
     fn a_mass_return_is_admitted_in_order_and_nobody_is_refused() {
         let mut queue = AdmissionQueue::new(100);
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(queue.take_refused(), 0);
     }
 
-    /// Goal: a flood from very many networks takes no place and fills no memory. Method: a thousand
+    /// Goal: connections from very many networks displace none and use bounded memory. Method: a thousand
     /// of them for each admission, with the places taken by nodes of the highest addresses.
     #[test]
     fn a_flood_from_many_networks_takes_no_place_that_is_taken() {
@@ -200,7 +201,8 @@ mod tests {
         assert!(nodes.iter().all(|n| served.contains(n)), "{served:?}");
     }
 
-    /// Goal: who waited too long is refused, and costs no admission. Method: nobody asked for a while.
+    /// Goal: a connection that waited too long is refused, and uses no admission. Method: no call for a
+    /// while.
     #[test]
     fn nobody_is_admitted_after_the_longest_wait() {
         let mut queue = AdmissionQueue::new(1);

@@ -1,10 +1,10 @@
 //! edge-cloud as a client of an external MQTT broker: one connection carries the frames of all
-//! nodes. Who a node is comes from the topic, which the broker's access control ties to the
+//! nodes. The topic identifies the node; the broker's access control ties it to the
 //! node's certificate; [`files`] writes that configuration for mosquitto.
 //!
-//! Nothing is trusted to the broker: QoS 0 and a clean start, and after each connect every node is
+//! No delivery relies on the broker: QoS 0 and a clean start, and after each connect every node is
 //! probed, at [`PROBES_AT_ONCE`] per [`PROBE_INTERVAL_MS`]. Each connection is a new client, because
-//! rumqttc would carry old requests and a stuck state over.
+//! rumqttc would keep old requests and a blocked state.
 //!
 //! Bound: [`BROKER_FRAMES_MAX`] frames wait for the socket; further ones are dropped and repeated by
 //! their session.
@@ -40,41 +40,41 @@ use crate::identity::{ExternalBroker, Identity};
 use crate::sessions::{Carrier, Sessions};
 use crate::shards::Shard;
 
-/// The user that edge-cloud is at the broker, the common name of its certificate. No node can have
+/// The user name of edge-cloud at the broker, the common name of its certificate. No node can have
 /// it: a node's name has no dot.
 pub const USER: &str = "edge-cloud.controller";
-/// Who tries whether the broker accepts clients of a new CA. It may do nothing there.
+/// User name for checking whether the broker accepts clients of a new CA. It has no rights there.
 const TRIAL: &str = "edge-cloud.trial";
-/// Time between two such tries.
+/// Time between two such checks.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(2);
-/// Time for the controller to give each node its set, before those without one are probed, too.
+/// Time for the controller to set each node's desired set, before those without one are probed, too.
 pub const UNPLACED: Duration = Duration::from_secs(2);
-/// Silent nodes are looked for this many times in the allowed silence.
+/// Silent nodes are searched this many times in the allowed silence.
 const ASK_PARTS: u32 = 30;
-/// But not more often than this.
+/// Lower bound of the interval of that search.
 const ASK_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Bytes of all trust anchors of the broker together; they travel in each join answer.
+/// Bytes of all trust anchors of the broker together; they are part of each join answer.
 pub const ANCHORS_BYTES_MAX: usize = 4 * 1024;
 const _: () = assert!(ANCHORS_BYTES_MAX + 3 * 1024 < ENROL_BYTES_MAX);
 
-/// What all nodes send.
+/// Topics of all nodes.
 const FILTER_UP: &str = "m1/u/+/+";
-/// Bytes of one MQTT packet: a frame with its topic. The broker keeps larger ones from us.
+/// Bytes of one MQTT packet: a frame with its topic. The broker does not send us larger ones.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
-/// rumqttc allocates room for each; QoS 0 needs none.
+/// rumqttc allocates memory for each; QoS 0 needs none.
 const INFLIGHT_MAX: u16 = 8;
-/// A broker that is gone is noticed within two.
+/// A lost broker is noticed within two of them.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest time of TCP, TLS and CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// First and longest wait before a new connection.
 const WAIT_MIN: Duration = Duration::from_millis(BROKER_RETRY_MS_MIN);
 const WAIT_MAX: Duration = Duration::from_millis(BROKER_RETRY_MS_MAX);
-/// A connection that lived so long starts the waits anew.
+/// A connection of this length resets the waits.
 const GOOD: Duration = Duration::from_secs(60);
 
-/// The settings of the broker.
+/// Settings of the broker.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `mqtts://HOST[:PORT]`, as edge-cloud and the nodes reach it.
@@ -83,13 +83,13 @@ pub struct Config {
     pub ca: Option<PathBuf>,
     /// PEM with edge-cloud's client certificate and its key; `None`: issued at each start.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Where the list of refused certificates is kept for the broker.
+    /// File of the list of refused certificates for the broker.
     pub crl: Option<PathBuf>,
-    /// A node that is silent for so long is asked for a sign of life, see [`SILENCE_PROBES_MAX`].
+    /// A node that is silent for so long is probed, see [`SILENCE_PROBES_MAX`].
     pub silence: Duration,
 }
 
-/// A broker, ready to connect to.
+/// A broker with all that is needed to connect.
 pub struct Broker {
     endpoint: Endpoint,
     /// The CAs of its certificate; empty: edge-cloud's own.
@@ -100,10 +100,10 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Reads the files. Returns the broker, and what a joining node has to know of it.
+    /// Reads the files. Returns the broker, and its settings for joining nodes.
     ///
     /// # Errors
-    /// What is wrong with the URL or a file.
+    /// An error in the URL or a file.
     pub fn open(config: &Config, cas: &Authorities) -> io::Result<(Self, ExternalBroker)> {
         let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
         let endpoint = Endpoint::parse(&config.url)
@@ -137,13 +137,13 @@ impl Broker {
             identity,
             silence: config.silence,
         };
-        // What is wrong with the files shows at the start.
+        // Errors in the files are reported at the start.
         broker.tls(cas, None).map_err(io::Error::other)?;
         Ok((broker, external))
     }
 
-    /// TLS with the CAs that are accepted now, as [`USER`]; or with `ca` alone, as whom it has signed:
-    /// a broker that shows a certificate of the old CA would be lost with that.
+    /// TLS with the CAs that are accepted now, as [`USER`]; or with `ca` alone, as a client that it has
+    /// signed: a broker with a certificate of the old CA would become unreachable without that CA.
     fn tls(&self, cas: &Authorities, ca: Option<&Ca>) -> Result<ClientConfig, TlsError> {
         let own = ca.map_or_else(|| cas.ders(), |ca| vec![ca.der().clone()]);
         let anchors = match self.anchors.is_empty() {
@@ -199,7 +199,7 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     Ok(found)
 }
 
-/// The way of one node's frames: to the broker's socket, as far as the node's rates allow. Without a rate
+/// Carrier of one node's frames: to the broker's socket, as far as the node's rates allow. Without a rate
 /// nothing waits here.
 struct BrokerCarrier {
     client: AsyncClient,
@@ -229,7 +229,7 @@ impl Carrier for BrokerCarrier {
         self.lanes.set_limits(now, limits);
     }
 
-    /// Hands frames to the socket; one is lost when [`BROKER_FRAMES_MAX`] wait for that already.
+    /// Passes frames to the socket; a frame is lost when [`BROKER_FRAMES_MAX`] wait for it already.
     fn tick(&mut self, now: u64) {
         while let Some(frame) = self.lanes.poll(now) {
             let topic = self.topic.clone();
@@ -247,15 +247,15 @@ impl Carrier for BrokerCarrier {
     }
 }
 
-/// edge-cloud's end of the broker: for whom the connection is kept.
+/// The connection to the broker, with all that uses it.
 pub struct Client {
-    /// The broker.
+    /// The broker to connect to.
     pub broker: Broker,
-    /// Signs edge-cloud's certificate, and says who is a node.
+    /// Signs edge-cloud's certificate, and identifies nodes.
     pub identity: Arc<Identity>,
-    /// Take the frames of all nodes.
+    /// Handle the frames of all nodes.
     pub sessions: Arc<Sessions>,
-    /// Says when the broker comes and goes.
+    /// Receives when the broker connects and disconnects.
     pub events: Arc<Events>,
 }
 
@@ -283,7 +283,7 @@ impl Client {
         };
         let (client, mut events) =
             AsyncClient::new(self.broker.options(USER, tls), BROKER_FRAMES_MAX);
-        // Set once frames can come.
+        // Set once frames can be received.
         let is_up = AtomicBool::new(false);
         let reason = tokio::select! {
             never = self.try_new_ca() => match never {},
@@ -298,7 +298,7 @@ impl Client {
         reason
     }
 
-    /// Never cancelled but with the whole connection: half a connect of rumqttc's would start anew.
+    /// Cancelled only with the whole connection: half a connect of rumqttc's would start again.
     async fn receive(
         &self,
         events: &mut EventLoop,
@@ -306,7 +306,7 @@ impl Client {
         is_up: &AtomicBool,
     ) -> String {
         // rumqttc has no flush deadline, but pings make an event per keepalive: silence over two
-        // means that its loop is stuck.
+        // means that its loop is blocked.
         let mut timeout = CONNECT_TIMEOUT + Duration::from_secs(5);
         let carriers = |node: &str| Box::new(BrokerCarrier::new(client.clone(), node)) as _;
         loop {
@@ -332,7 +332,7 @@ impl Client {
                     self.events.add("", "BrokerConnected", text);
                     self.sessions.probe_all();
                 }
-                // A retained message is none of a node's: it is old, and nobody may make one.
+                // A retained message is never a node's: it is old, and no node may create one.
                 Event::Incoming(Packet::Publish(publish))
                     if !publish.retain && is_up.load(Ordering::Relaxed) =>
                 {
@@ -350,8 +350,8 @@ impl Client {
         }
     }
 
-    /// While a new CA is offered: tries whether the broker lets in a client of it, and is one itself unless
-    /// it has a CA of its own, so that no node renews its certificate before.
+    /// While a new CA is offered: checks whether the broker accepts a client of it, and sends a certificate
+    /// of it unless the broker has a CA of its own, so that no node renews its certificate before.
     async fn try_new_ca(&self) -> Infallible {
         loop {
             let cas = self.identity.authorities();
@@ -378,7 +378,7 @@ impl Client {
         }
     }
 
-    /// Asks all nodes, paced, once the frames of their answers can come.
+    /// Probes all nodes, at a limited rate, once the frames of their answers can be received.
     async fn probe(&self, client: &AsyncClient, is_up: &AtomicBool) -> Infallible {
         let carriers = |node: &str| Box::new(BrokerCarrier::new(client.clone(), node)) as _;
         loop {
@@ -386,7 +386,7 @@ impl Client {
             if !is_up.load(Ordering::Relaxed) {
                 continue;
             }
-            // A node whose set is not known yet would be asked again when it is.
+            // A node whose set is not known yet would be probed again when it is.
             for unplaced in [false, true] {
                 while self.sessions.probe(PROBES_AT_ONCE, unplaced, &carriers) {
                     tokio::time::sleep(Duration::from_millis(PROBE_INTERVAL_MS)).await;
@@ -396,7 +396,7 @@ impl Client {
         }
     }
 
-    /// Asks silent nodes for a sign of life: a broker that is a cluster can lose a will without
+    /// Probes silent nodes: a broker that is a cluster can lose a will without
     /// losing us.
     async fn ask_silent(&self) -> Infallible {
         let silence = self.broker.silence;
@@ -410,7 +410,7 @@ impl Client {
     }
 }
 
-/// The node that a topic is for, if the topic is one: its shard must be that of the name.
+/// The node of a topic, if the topic is valid: its shard must be that of the name.
 fn node_of(topic: &str) -> Option<&str> {
     let (shard, node) = topic.strip_prefix("m1/u/")?.split_once('/')?;
     (shard == Shard::of(node).to_string()).then_some(node)

@@ -1,6 +1,6 @@
 //! The one port of an embedded edge-cloud: TLS, then by ALPN either one enrolment or MQTT 5 for
-//! one node. Behind an external broker it is for enrolment only, bare or by HTTPS. Who a node is
-//! comes from its certificate and nowhere else.
+//! one node. Behind an external broker it is for enrolment only, bare or by HTTPS. Only the
+//! certificate identifies a node.
 
 mod admission;
 mod mqtt;
@@ -29,19 +29,19 @@ use crate::identity::enrol::Enrolled;
 use crate::identity::peer::Peer;
 use crate::sessions::Sessions;
 
-/// Connections at once, those that still shake hands included.
+/// Connections at once, including those in a handshake.
 const CONNECTIONS_MAX: usize = 8_192;
-/// Those of them that have shown no certificate of ours yet, enrolments included: however many come,
-/// there is room for nodes. With all of them taken, a further one takes the place of another.
+/// Those of them that have not presented a certificate of ours yet, enrolments included: however many there
+/// are, there is capacity for nodes. When all are taken, a further one replaces another.
 const UNAUTHENTICATED_MAX: usize = 2_048;
 const _: () = assert!(UNAUTHENTICATED_MAX < CONNECTIONS_MAX);
 /// Longest time of TLS, of an enrolment, from TLS to CONNECT, and from CONNACK to SUBSCRIBE: TCP and TLS
 /// took 70 s at 30 % loss.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(90);
-/// Bytes not yet sent beyond which the kernel takes no more of a connection: a queue in there would
-/// know no lanes either.
+/// Unsent bytes beyond which the kernel accepts no more of a connection: a queue there would have
+/// no lanes either.
 const UNSENT_BYTES_MAX: u32 = 4 * 1024;
-/// The port, and whom its connections are handed to.
+/// The port, and the receivers of its connections.
 pub struct Hub {
     port: Arc<Port>,
     identity: Arc<Identity>,
@@ -50,7 +50,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub that admits so many connections a second.
+    /// A hub that admits this many connections a second.
     #[must_use]
     pub fn new(
         port: Arc<Port>,
@@ -67,14 +67,14 @@ impl Hub {
         })
     }
 
-    /// Accepts connections, for ever; each with the configuration of just then.
+    /// Accepts connections, for ever; each with the present configuration.
     pub async fn serve(self: &Arc<Self>, listener: TcpListener) {
-        // What is accepted inherits it. Without it a frame only waits longer.
+        // Accepted sockets inherit it. Without it a frame only waits longer.
         if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
             log::warn!("notsent_lowat_failed error={error}");
         }
-        // On a line that loses packets at random, others take each loss for a queue and come to a stand.
-        // A kernel that does not offer it keeps its own.
+        // On a link that loses packets at random, other algorithms take each loss for a queue and slow down.
+        // A kernel without it keeps its own.
         if let Err(error) = SockRef::from(&listener).set_tcp_congestion(b"bbr") {
             log::info!("no_bbr error={error}");
         }
@@ -94,7 +94,7 @@ impl Hub {
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of descriptors: wait for some to come back.
+                    // Out of descriptors: wait until some are closed.
                     log::warn!("accept_failed error={error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -106,8 +106,8 @@ impl Hub {
             tokio::spawn(async move {
                 let opened = hub.connection(stream, admitted, place).await;
                 match opened {
-                    // In a task of its own: this one has room for a handshake and an enrolment, and a
-                    // link that may last for months would keep that.
+                    // In a task of its own: this one has memory for a handshake and an enrolment, which a
+                    // link of several months would keep.
                     Ok(Some((stream, peer))) => {
                         let link = Box::new(Mqtt::new(stream, &peer.node));
                         tokio::spawn(hub.link(link, peer, permit));
@@ -125,7 +125,7 @@ impl Hub {
         admitted: oneshot::Receiver<()>,
         place: Place,
     ) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
-        // Frames are few and whole: waiting for more would only add a delay.
+        // Frames are few and complete: Nagle's algorithm would only add a delay.
         stream.set_nodelay(true)?;
         tokio::select! {
             opened = self.open(stream, admitted) => opened,
@@ -146,7 +146,7 @@ impl Hub {
         drop(permit);
     }
 
-    /// All that a connection does before it has shown a certificate, a whole enrolment included.
+    /// Everything before a connection has presented a certificate, a whole enrolment included.
     async fn open(
         &self,
         stream: TcpStream,
@@ -160,7 +160,7 @@ impl Hub {
         let (_, session) = stream.get_ref();
         let joins = session.alpn_protocol() == Some(ALPN_JOIN);
         if joins || self.identity.external_broker().is_some() {
-            // In a box: a link does without it, and there are more of those.
+            // Boxed: a link does not need it, and there are more of those.
             let enrolled = Box::pin(self.identity.enrol(stream, !joins)).await?;
             if let Some(Enrolled::Joined(node) | Enrolled::Renewed(node)) = enrolled {
                 self.sessions.joined(&node);

@@ -1,5 +1,5 @@
-//! The one TLS port: TLS 1.3, a client certificate of our CA if one is shown. Whether it must be
-//! shown depends on the ALPN protocol, which the caller checks with [`peer`].
+//! The one TLS port: TLS 1.3, a client certificate of our CA if one is presented. Whether it is
+//! required depends on the ALPN protocol, which the caller checks with [`peer`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,13 +21,13 @@ use crate::identity::registry::NODES_MAX;
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The server's certificate cannot be made.
+    /// The server's certificate cannot be created.
     #[error(transparent)]
     Ca(#[from] CaError),
-    /// rustls does not take it.
+    /// rustls refuses it.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
-    /// The CA cannot verify clients.
+    /// No verifier can be built from the CA.
     #[error("client verifier: {0}")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
@@ -35,7 +35,7 @@ pub enum TlsError {
 /// The server's certificate, with and without its CA.
 #[derive(Debug)]
 struct Chain {
-    /// For nodes, which hold the CA, or during a rollover perhaps the old one only.
+    /// For nodes, which have the CA, or during a rollover possibly the old one only.
     short: Arc<CertifiedKey>,
     /// For a joining board, which knows only the hash of a CA.
     long: Arc<CertifiedKey>,
@@ -50,7 +50,7 @@ impl ResolvesServerCert for Chain {
     }
 }
 
-/// Certificates as TLS shows them, the server's own first.
+/// Certificates in the order of TLS, the server's own first.
 type Certificates = Vec<CertificateDer<'static>>;
 
 /// The chains for nodes and for joining boards, and their key.
@@ -69,7 +69,7 @@ fn chains(
     Ok((short, long, key))
 }
 
-/// The configuration for a server that is reached under `names`, with room to resume the sessions
+/// The configuration for a server that is reached under `names`, with a cache to resume the sessions
 /// of so many nodes: twice that many are kept, in memory. One ticket per handshake and a stateful
 /// cache make a reconnect half as large.
 ///
@@ -105,8 +105,8 @@ pub fn server_config(
     Ok(config)
 }
 
-/// The configuration for enrolment alone, for a server behind an external broker: nobody shows a
-/// certificate, and everybody gets the CA with the server's own.
+/// The configuration for enrolment alone, for a server behind an external broker: no client presents a
+/// certificate, and every client gets the CA with the server's own.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -122,13 +122,13 @@ pub fn enrol_config(cas: &Authorities, names: &[String]) -> Result<ServerConfig,
     Ok(config)
 }
 
-/// What the port shows and whom it lets in. It is made anew after each change of the CAs, and with it
-/// goes every session that could be resumed: that would be without a look at the certificate.
+/// The port's certificate and the accepted CAs. It is created again after each change of the CAs, and with it
+/// every resumable session is dropped: resumption would not check the certificate.
 pub struct Port {
     names: Vec<String>,
     identity: Arc<Identity>,
     events: Arc<Events>,
-    /// With the CAs that it was made for.
+    /// With the CAs for which it was created.
     made: Mutex<(Arc<Authorities>, Arc<ServerConfig>)>,
 }
 
@@ -164,7 +164,7 @@ impl Port {
         }))
     }
 
-    /// The configuration for a connection that comes now.
+    /// The configuration for a new connection.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +185,7 @@ impl Port {
 }
 
 /// The peer's identity; `None` without a certificate, or once it has expired: a resumed session
-/// does not verify it again, so its end is checked here.
+/// does not verify it again, so its expiry is checked here.
 #[must_use]
 pub fn peer(connection: &ServerConnection, unix_s: u64) -> Option<Peer> {
     let der = connection.peer_certificates()?.first()?;
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a node that knows this CA only, and a board whose token names it, accept the server.
+    /// Whether a node that has only this CA, and a board whose token names it, accept the server.
     fn accepts(cas: &Authorities, ca: &CertificateDer<'static>) -> bool {
         let (short, long, _) = chains(cas, &["cloud".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
@@ -223,8 +223,8 @@ mod tests {
         joins
     }
 
-    /// Goal: who knows only one of the two CAs accepts the server, whichever it is. Method: webpki, by
-    /// which the agent verifies, over the chains that are shown to nodes and to joining boards.
+    /// Goal: a client that has only one of the two CAs accepts the server, whichever it is. Method: webpki,
+    /// which the agent uses, with the chains that are sent to nodes and to joining boards.
     #[test]
     fn the_server_is_accepted_by_either_ca_until_the_old_one_is_retired() {
         let data = tempfile::tempdir().unwrap();

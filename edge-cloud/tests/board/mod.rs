@@ -381,7 +381,7 @@ impl Client {
 pub(crate) enum Answers {
     /// At once and whole.
     Whole,
-    /// Never.
+    /// It is not answered.
     Never,
     /// With a first piece, and then never again.
     Half,

@@ -1,11 +1,11 @@
-//! What the registry holds of one node: the certificate that it has come with, and the next one.
+//! State of one node in the registry: its certificate, and the next one.
 
 use serde::{Deserialize, Serialize};
 
 use super::state::{Retired, Step};
 use crate::identity::ca::NODE_LIFE_S;
 
-/// A certificate as it was issued.
+/// An issued certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
     /// Serial number, hex.
@@ -18,21 +18,21 @@ pub struct Certificate {
     pub life_s: u64,
     /// Hex SHA-256 of the CA that signed it.
     pub ca_sha256: String,
-    /// Hex SHA-256 of the other CA that was given with it; empty when there was none.
+    /// Hex SHA-256 of the other CA that was sent with it; empty when there was none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub other_ca_sha256: String,
 }
 
-/// One node.
+/// State of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolment {
     /// Serial number of its certificate, hex.
     pub serial: String,
-    /// Refused from now on.
+    /// It is refused.
     pub revoked: bool,
     /// When its certificate was issued, seconds since 1970.
     pub joined_unix_s: u64,
-    /// Hex SHA-256 of its public key; empty when it was not seen.
+    /// Hex SHA-256 of its public key; empty when it is not known.
     #[serde(default)]
     pub key_sha256: String,
     /// Token that it joined with.
@@ -41,13 +41,13 @@ pub struct Enrolment {
     /// How long its certificate lives, seconds; 0 is [`NODE_LIFE_S`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub life_s: u64,
-    /// Hex SHA-256 of the CA that signed its certificate; empty when it was not noted.
+    /// Hex SHA-256 of the CA that signed its certificate; empty when it was not stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ca_sha256: String,
-    /// Hex SHA-256 of the other CA that was given with it; empty when there was none.
+    /// Hex SHA-256 of the other CA that was sent with it; empty when there was none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub other_ca_sha256: String,
-    /// The next certificate, until the node has come with it. Both are valid so long.
+    /// The next certificate, until the node has connected with it. Until then both are valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Certificate>,
 }
@@ -58,7 +58,7 @@ const fn is_zero(number: &u64) -> bool {
 }
 
 impl Enrolment {
-    /// The certificate that the node has come with.
+    /// The certificate with which the node last connected.
     #[must_use]
     pub fn certificate(&self) -> Certificate {
         let life_s = match self.life_s {
@@ -83,14 +83,14 @@ impl Enrolment {
         issued.saturating_add(certificate.life_s)
     }
 
-    /// The same; `None` for a node that came back by its name, so that its certificate was not seen.
+    /// The same; `None` for a node that was readmitted by its name, so that its certificate is unknown.
     #[must_use]
     pub fn known_not_after(&self) -> Option<u64> {
         (!self.serial.is_empty()).then(|| self.expires_unix_s())
     }
 
-    /// Whether it has come with what a node is given now: a certificate of this CA, and the other CA
-    /// beside it or none.
+    /// Whether it has connected with the present CAs: a certificate of this CA, and the same other CA
+    /// or none.
     #[must_use]
     pub fn has(&self, (ca, other): &(String, String)) -> bool {
         self.ca_sha256 == *ca && self.other_ca_sha256 == *other

@@ -1,5 +1,5 @@
-//! What the registry holds, and its file: a [`Journal`] with a line for the steps of each change. So a
-//! change costs its own bytes, however many nodes there are, and ten thousand that come back after a
+//! Content of the registry, and its file: a [`Journal`] with a line for the steps of each change. So a
+//! change costs its own bytes, however many nodes there are, and ten thousand that are readmitted after a
 //! restore do not each rewrite the file.
 
 use std::collections::BTreeMap;
@@ -12,23 +12,23 @@ use super::{Enrolment, Grace};
 use crate::identity::ca::{NODE_LIFE_S, damaged};
 use crate::journal::{self, Journal};
 
-/// Certificates that are refused before they expire. The oldest ones make room, which matters only
-/// behind an external broker, and there only with more than this many in a certificate's life.
+/// Certificates that are refused before they expire. The oldest ones are dropped, which matters only
+/// behind an external broker, and there only with more than this many within a certificate's validity.
 pub const RETIRED_MAX: usize = 50_000;
-/// Hex digits of a CA's SHA-256 that tell it from the others.
+/// Hex digits of a CA's SHA-256 that identify it.
 const CA_DIGITS: usize = 16;
 
-/// A certificate that was revoked, or whose node was deleted: an external broker cannot look into
-/// the registry, so it is given a list of what is no longer valid.
+/// A certificate that was revoked, or whose node was deleted. An external broker cannot read
+/// the registry, so it gets a list of these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retired {
-    /// Empty when it was not seen.
+    /// Empty when it is not known.
     pub(super) serial: String,
     unix_s: u64,
-    /// Whose it was; empty when that was not noted.
+    /// Name of its node; empty when that was not stored.
     #[serde(default)]
     pub(super) node: String,
-    /// Start of the SHA-256 of its CA; empty when that was not noted.
+    /// Start of the SHA-256 of its CA; empty when that was not stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     ca: String,
 }
@@ -56,33 +56,33 @@ fn start(ca_sha256: &str) -> &str {
     ca_sha256.get(..CA_DIGITS).unwrap_or(ca_sha256)
 }
 
-/// A step of a change; all steps of one change are made or none.
+/// A step of a change; either all steps of a change are performed or none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Step {
-    /// The node is this from now on.
+    /// Sets a node.
     Put(String, Box<Enrolment>),
-    /// The node is not known any more.
+    /// Removes a node.
     Remove(String),
-    /// The certificate is refused from now on.
+    /// Refuses a certificate from now on.
     Retire(Retired),
-    /// The CA with this SHA-256 is accepted no more, so nobody has to know which of its
-    /// certificates are refused.
+    /// The CA with this SHA-256 is not accepted any more, so its refused certificates need
+    /// not be listed.
     ForgetCa(String),
-    /// The node was deleted at this time, seconds since 1970.
+    /// Stores that the node was deleted at this time, seconds since 1970.
     Deleted(String, u64),
     /// No node comes back any more.
     EndGrace,
 }
 
-/// All that the registry holds.
+/// Content of the registry.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) epoch: u64,
     pub(crate) nodes: BTreeMap<String, Enrolment>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) grace: Option<Grace>,
-    /// When nodes were deleted during the grace: without this they would come back.
+    /// When nodes were deleted during the grace: without this they would be readmitted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) deleted: BTreeMap<String, u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -102,7 +102,7 @@ impl State {
         self.grace.filter(|grace| unix_s < grace.until_unix_s)
     }
 
-    /// Serial numbers, hex, of the certificates that are refused, with when that began.
+    /// Serial numbers, hex, of the certificates that are refused, with the time of their refusal.
     pub(super) fn listed(&self) -> Vec<(String, u64)> {
         self.retired.iter().filter_map(Retired::listed).collect()
     }
@@ -125,7 +125,7 @@ impl State {
 
     fn retire(&mut self, retired: Retired) {
         let known = |one: &Retired| match retired.serial.as_str() {
-            // A node that was readmitted by its name has none that we know.
+            // A node that was readmitted by its name has no known serial number.
             "" => one.node == retired.node,
             serial => one.serial == serial,
         };
@@ -148,7 +148,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Writes the file anew.
+    /// Writes the whole file.
     pub(super) fn new(path: &Path, state: State) -> io::Result<Self> {
         let mut journal = Journal::new(path.to_owned());
         journal.write(&state)?;

@@ -30,7 +30,7 @@ fn next(serial: &str, key: &str, issued_unix_s: u64) -> Certificate {
     }
 }
 
-/// Goal: whatever answer is lost, the node has a certificate that is valid; and each serial
+/// Goal: whatever answer is lost, the node has a valid certificate; and each serial
 /// that is not valid any more is on the list for the broker.
 #[test]
 fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
@@ -47,7 +47,7 @@ fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
         admits(&registry, "a", "01"),
         "it may go on with the old one"
     );
-    // The key was lost, too. Not at once, and then the one that was never used is gone.
+    // The key was lost, too. Not at once, and then the one that was never used is dropped.
     let other = next("04", "k4", 1_100);
     let soon = registry.renew(&old, &other, 1_100);
     assert!(matches!(soon, Err(RegistryError::TooSoon(100))), "{soon:?}");
@@ -66,7 +66,7 @@ fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
     assert_eq!(enrolment.certificate(), other);
     let retired: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
     assert_eq!(retired, ["02", "01"]);
-    // Behind a broker nobody sees which one it comes with, but the next proof.
+    // Behind a broker the used certificate is not visible until the next proof.
     let third = next("06", "k6", 9_000);
     registry
         .renew(&peer("a", "04", 1_600), &third, 9_000)
@@ -90,7 +90,7 @@ fn two_certificates_are_valid_until_the_node_has_come_with_the_new_one() {
     }
 }
 
-/// Goal: a node that a restore has readmitted by its name alone can renew, once it is seen.
+/// Goal: a node that a restore has readmitted by its name alone can renew, once its certificate is known.
 #[test]
 fn a_node_that_came_back_by_its_name_renews() {
     let folder = tempfile::tempdir().unwrap();
@@ -111,7 +111,7 @@ fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
     registry.admit(&peer(node, serial, 50), 1_000).unwrap() == Admission::Known
 }
 
-/// A registry as a restore leaves it: the backup was made at 100, the grace lasts until 2000.
+/// A registry after a restore: the backup was made at 100, the grace lasts until 2000.
 fn restored(folder: &Path) -> Registry {
     let mut old = enrolment("01");
     old.joined_unix_s = 40;
@@ -143,7 +143,7 @@ fn after_a_restore_nodes_that_joined_after_the_backup_come_back_for_good() {
     let registry = Registry::open(folder.path(), 1_001).unwrap();
     let admit = |peer, unix_s| registry.admit(&peer, unix_s).unwrap();
     assert_eq!(admit(peer("new", "03", 100), 3_000), Admission::Known);
-    // The newer of two certificates counts, whoever comes first.
+    // The newer of two certificates counts, whichever connects first.
     assert_eq!(admit(peer("old", "04", 200), 1_002), Admission::Readmitted);
     assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
     assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
@@ -170,7 +170,7 @@ fn the_grace_is_for_nobody_else() {
     assert!(registry.admit(&peer("a/b", "0c", 200), 1_000).is_err());
 }
 
-/// Goal: a board that joined after the backup and was stolen can be shut out before it shows up.
+/// Goal: a board that joined after the backup and was stolen can be excluded before it connects.
 #[test]
 fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
     let folder = tempfile::tempdir().unwrap();
@@ -188,7 +188,7 @@ fn during_the_grace_a_node_that_is_not_known_can_be_revoked_and_deleted() {
         assert!(!registry.readmit(name, 1_002).unwrap(), "{name}");
     }
     assert!(registry.retired().is_empty(), "their serials are not known");
-    // A new join is no return, and what was revoked has to be deleted first.
+    // A new join is not a readmission, and a revoked node has to be deleted first.
     registry.add("gone", enrolment("0e")).unwrap();
     assert!(registry.add("stolen", enrolment("0f")).is_err());
     assert!(registry.delete("stolen", 1_003).unwrap());
@@ -268,8 +268,8 @@ fn names_are_labels() {
     }
 }
 
-/// Goal: nobody is cut off by a number that was right before, and a wrong number changes nothing, also
-/// when nobody is left to be cut off.
+/// Goal: no node is revoked by an outdated number, and a wrong number changes nothing, also
+/// when no node is left to be revoked.
 #[test]
 fn nodes_of_another_ca_are_revoked_by_their_exact_number_only() {
     let folder = tempfile::tempdir().unwrap();
@@ -294,7 +294,8 @@ fn nodes_of_another_ca_are_revoked_by_their_exact_number_only() {
     assert_eq!(registry.revoke_others("new", 0).unwrap(), Ok(vec![]));
 }
 
-/// Goal: thousands that come at once do not each write all. Method: what one change adds to the file.
+/// Goal: thousands of concurrent changes do not each write everything. Method: the bytes that one change
+/// adds to the file.
 #[test]
 fn a_change_costs_its_own_bytes() {
     let folder = tempfile::tempdir().unwrap();
@@ -308,7 +309,7 @@ fn a_change_costs_its_own_bytes() {
     let after = std::fs::read(&path).unwrap();
     assert_eq!(after[..before.len()], before);
     assert!((1..500).contains(&(after.len() - before.len())));
-    // A start writes it whole, and so does a file that has grown.
+    // A start writes it as a whole, and so does a file that has grown.
     let registry = Registry::open(folder.path(), 0).unwrap();
     let whole = std::fs::metadata(&path).unwrap().len();
     assert!(whole < before.len() as u64);
@@ -326,7 +327,7 @@ fn a_change_costs_its_own_bytes() {
     assert_eq!(registry.find("gate-8").unwrap().ca_sha256, last);
 }
 
-/// Goal: a power cut leaves all of a change or nothing of it, and damage is no power cut.
+/// Goal: a power cut leaves all of a change or nothing of it, and other damage is an error.
 #[test]
 fn what_a_power_cut_left_of_the_last_change_is_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -337,7 +338,7 @@ fn what_a_power_cut_left_of_the_last_change_is_nothing() {
     registry.revoke("a", 0).unwrap();
     let after = std::fs::read(&path).unwrap();
     for cut in before.len()..after.len() {
-        // The end is missing, or was not written, or the end is there and what is before is not.
+        // The end is missing, or was not written, or the end is there and the bytes before are not.
         let holes = [
             &before[..],
             &vec![0; cut + 1 - before.len()],
@@ -358,7 +359,7 @@ fn what_a_power_cut_left_of_the_last_change_is_nothing() {
         std::fs::write(&path, empty).unwrap();
         assert!(Registry::open(folder.path(), 0).is_err());
     }
-    // As it was written before there were changes, and as a person would.
+    // As written before there were changes, and as an operator would.
     for text in [
         "{\"epoch\":1,\"nodes\":{}}",
         "{\n\"epoch\": 1,\n\"nodes\": {}\n}\n",
@@ -368,7 +369,7 @@ fn what_a_power_cut_left_of_the_last_change_is_nothing() {
     }
 }
 
-/// Goal: whatever becomes of the file, the next change makes it whole.
+/// Goal: whatever happens to the file, the next change repairs it.
 #[test]
 fn a_file_that_is_not_as_it_was_left_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -390,7 +391,7 @@ fn a_file_that_is_not_as_it_was_left_is_replaced() {
         let state = load(&path).unwrap();
         assert_eq!(state.nodes, registry.nodes());
     }
-    // Nothing is true that is not on the medium.
+    // Nothing counts that is not on the medium.
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert!(registry.add("c", enrolment("03")).is_err());

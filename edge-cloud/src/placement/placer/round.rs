@@ -1,4 +1,4 @@
-//! One round: what was touched is done anew, see [`super`].
+//! One round: recomputes what was touched, see [`super`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use crate::placement::{PlacedPod, PodName};
 
 /// A pod that has no node yet.
 struct New {
-    /// Its place among the others: those whose name was placed before go first.
+    /// Its position: pods whose name was placed before precede the others.
     order: (bool, Claim),
     name: PodName,
 }
 
-/// What one round knows beside the state.
+/// State of one round.
 #[derive(Default)]
 struct Round {
-    /// Whether the name's holder comes behind those that were placed before, for resolved names.
+    /// Whether the name's holder follows those that were placed before, for resolved names.
     late: BTreeMap<PodName, bool>,
-    /// Pods for the sets that are made.
+    /// Pods for the sets that are computed.
     pods: BTreeMap<Uid, Pod>,
     new: Vec<New>,
-    /// The last pod that found no node, and why.
+    /// The last pod without a node, and why.
     failed: Option<(Claim, String)>,
 }
 
 impl Placer {
-    /// Redoes what was touched.
+    /// Recomputes what was touched.
     pub fn round(&mut self, store: &ObjectStore) {
         let mut round = Round::default();
         for name in std::mem::take(&mut self.touched_names) {
@@ -54,7 +54,7 @@ impl Placer {
         }
     }
 
-    /// Finds out who holds a name, where its pod is, and what has to end.
+    /// Determines the holder of a name, the node of its pod, and the pods that must end.
     fn resolve(&mut self, store: &ObjectStore, name: &PodName, round: &mut Round) {
         self.work.names += 1;
         self.waiting.remove(name);
@@ -100,8 +100,8 @@ impl Placer {
         }
     }
 
-    /// The claim that gets a name, and whether it was not placed before. Of two the one that is placed
-    /// already holds: a new manifest must not end what runs.
+    /// The claim that gets a name, and whether it was not placed before. Of two claims the already placed
+    /// one holds it: a new manifest must not end a running pod.
     fn holder(
         &mut self,
         store: &ObjectStore,
@@ -144,7 +144,7 @@ impl Placer {
         Some(first)
     }
 
-    /// Where the pod of a name runs now: a report counts more than our memory.
+    /// The node where the pod of a name runs now: a report overrides our own state.
     fn current_node(
         &self,
         state: &NameState,
@@ -172,7 +172,7 @@ impl Placer {
         placed.min()
     }
 
-    /// Pods of this name that are not where it is assigned have to end, or have ended.
+    /// Pods of this name on other nodes must end, or have ended.
     fn end_others(&mut self, state: &mut NameState, name: &PodName) {
         let kept = state.assigned.as_ref().map(|(_, uid)| *uid);
         for uid in state.pods.clone() {
@@ -230,7 +230,7 @@ impl Placer {
         }
     }
 
-    /// The pod of a name has no node: it is to get one, or waits.
+    /// The pod of a name has no node: it gets one, or waits.
     fn request_node(
         &mut self,
         state: &NameState,
@@ -253,7 +253,7 @@ impl Placer {
         }
     }
 
-    /// Makes the set of a node anew.
+    /// Computes the set of a node.
     fn make_set(&mut self, store: &ObjectStore, node: &str, round: &mut Round) {
         let Some(entry) = self.nodes.get(node) else {
             return;
@@ -264,7 +264,7 @@ impl Placer {
         set.add_policy(store, node, &entry.state);
         for uid in &entry.terminating {
             if let Some(placed) = self.placement.pods.get(uid) {
-                // It was within the caps when it was asked for, and comes first.
+                // It was within the caps when it was placed, and precedes others.
                 let _fits = set.add(store, pods_max, &placed.pod);
             }
         }
@@ -293,7 +293,7 @@ impl Placer {
         self.set_desired(node, set, is_over);
     }
 
-    /// Gives a node its set.
+    /// Sets the set of a node.
     fn set_desired(&mut self, node: &str, set: NodeSet, is_over: bool) {
         self.use_configs(node, set.configs());
         let same = self.desired(node) == Some(set.objects());
@@ -308,7 +308,7 @@ impl Placer {
         }
     }
 
-    /// The pods that stay on a node, in the order in which they get room.
+    /// The pods that stay on a node, in the order in which they are added.
     fn kept(&self, entry: &NodeEntry, round: &Round) -> Vec<(bool, Claim, PodName, Uid)> {
         let mut kept: Vec<_> = entry
             .assigned
@@ -325,7 +325,7 @@ impl Placer {
         kept
     }
 
-    /// Tries those waiting pods again for which something has changed.
+    /// Retries those waiting pods for which something has changed.
     fn retry(&mut self, store: &ObjectStore, round: &mut Round) {
         for name in self.waiting.take_touched() {
             let claim = self.names.get(&name).and_then(|state| state.holder.clone());
@@ -348,7 +348,7 @@ impl Placer {
             return;
         };
         self.waiting.remove(&name);
-        // Replicas follow each other and differ in their ordinal alone, which makes a pod no smaller:
+        // Replicas follow each other and differ only in their ordinal, which does not make a pod smaller:
         // where one finds no node the next one finds none, for the same reason.
         let failed = round.failed.take().filter(|(before, _)| {
             before.owner == claim.owner && before.only.is_none() && before.ordinal < claim.ordinal
@@ -372,7 +372,7 @@ impl Placer {
                     let configs = entry.set.configs().clone();
                     self.use_configs(&node, &configs);
                 }
-                // A waiting pod with the same ConfigMap needs less room there now.
+                // A waiting pod with the same ConfigMap needs less space there now.
                 self.set_changed(&node);
                 self.changes.nodes.insert(node);
             }

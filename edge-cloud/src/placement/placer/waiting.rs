@@ -1,8 +1,8 @@
-//! Pods that found no node, by what has to change before they may find one: a node within their
-//! reach, or a ConfigMap or Secret that they name. So a change of one node costs nothing for pods
+//! Pods without a node, indexed by what must change before they may find one: a node that they
+//! may run on, or a ConfigMap or Secret that they need. So a change of one node costs nothing for pods
 //! that it cannot run.
 //!
-//! Bound: each waiting pod once, and once for each ConfigMap and Secret that it names.
+//! Bound: each waiting pod once, and once for each ConfigMap and Secret that it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,18 +13,18 @@ use crate::placement::node_set::configs;
 use crate::placement::scheduler::labels;
 use crate::placement::{NodeState, PodName};
 
-/// Nodes that may run a pod, and maybe others.
+/// Nodes that may run a pod, possibly more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reach {
-    /// That of this name.
+    /// The node of this name.
     Node(String),
-    /// Those with this label.
+    /// Nodes with this label.
     Label(String, String),
-    /// All.
+    /// All nodes.
     Any,
 }
 
-/// See the module.
+/// See the description of the module.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pods: BTreeMap<PodName, (Reach, BTreeSet<Id>)>,
@@ -48,7 +48,7 @@ impl Waiting {
         self.pods.insert(name, (reach, configs));
     }
 
-    /// The pod waits no longer, or is to be looked at as a new one.
+    /// The pod does not wait any more, or is treated as a new one.
     pub(super) fn remove(&mut self, name: &PodName) {
         let Some((reach, configs)) = self.pods.remove(name) else {
             return;
@@ -60,7 +60,7 @@ impl Waiting {
         }
     }
 
-    /// A node is this now, or was it before.
+    /// The present or former state of a node.
     pub(super) fn node_changed(&mut self, name: &str, state: &NodeState) {
         if self.pods.is_empty() {
             return;
@@ -88,7 +88,7 @@ impl Waiting {
         !self.touched.is_empty()
     }
 
-    /// The pods for which something has changed since the last call. They go on waiting.
+    /// The pods for which something has changed since the last call. They stay waiting.
     pub(super) fn take_touched(&mut self) -> BTreeSet<PodName> {
         std::mem::take(&mut self.touched)
     }

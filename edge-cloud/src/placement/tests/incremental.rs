@@ -1,5 +1,5 @@
-//! Random changes: the placer, which redoes what a change touches, has the same result as the
-//! reference, which computes everything anew, after each round. And what it redoes is counted.
+//! Random changes: the placer, which recomputes what a change touches, has the same result as the
+//! reference, which computes everything, after each round. The cost is counted, too.
 
 use super::*;
 
@@ -25,7 +25,7 @@ impl Random {
     }
 }
 
-/// All documents that a world may hold, each in a few versions; names collide on purpose.
+/// All documents of the simulation, each in a few versions; names collide on purpose.
 fn document(random: &mut Random) -> (&'static str, String) {
     let version = random.below(3);
     let placed = *random.pick(&[
@@ -91,7 +91,7 @@ fn document(random: &mut Random) -> (&'static str, String) {
     }
 }
 
-/// The documents and nodes of a world, and the placer that follows them.
+/// The documents and nodes of the simulation, and the placer that follows them.
 struct World {
     random: Random,
     store: ObjectStore,
@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    /// edge-cloud starts again with the pods that it has saved, and knows the nodes by what they were.
+    /// edge-cloud starts again with the pods that it has saved, and the former state of the nodes.
     fn restart(&mut self) {
         let pods = &self.placer.placement().pods;
         let before = pods
@@ -204,18 +204,18 @@ impl World {
             }
             3 => node.arch = (*random.pick(&["aarch64", "x86_64"])).to_owned(),
             4 => {
-                // A pod that nobody asks for, of a name that is asked for elsewhere.
+                // A pod without an owner, whose name is required elsewhere.
                 let pod = (*random.pick(&["web-0", "web-1", "log", "log-a1"])).to_owned();
                 let uid = Uid([random.below(5) as u8; 16]);
                 node.reported.insert(uid, ("default".to_owned(), pod));
             }
             5 if random.often(10) => {
-                // It reports a pod of ours under another name.
+                // It reports a pod of ours with another name.
                 if let Some(name) = node.reported.values_mut().next() {
                     name.1 = "web-1".to_owned();
                 }
             }
-            // It does some of what it is asked for.
+            // It performs a part of its desired set.
             _ => {
                 for placed in asked {
                     if random.often(60) && !placed.pod.terminating {
@@ -271,8 +271,8 @@ impl World {
     }
 }
 
-/// Goal: what is redone after a change gives the same as everything anew. Method: random documents
-/// whose names collide, and random nodes that join, leave, fill up, report and restart with
+/// Goal: recomputing after a change equals computing everything. Method: random documents
+/// whose names collide, and random nodes that join, leave, become full, report and restart with
 /// edge-cloud; after each change every round is compared with the reference.
 #[test]
 fn random_changes_give_the_same_as_from_scratch() {
@@ -363,7 +363,7 @@ fn put(store: &mut ObjectStore, text: &str) -> Vec<Id> {
     manifests.objects.into_iter().filter_map(put).collect()
 }
 
-/// The node runs what it is asked for.
+/// The node runs its desired pods.
 fn report(placer: &mut Placer, store: &ObjectStore, name: &str) {
     let here = placer
         .desired(name)
@@ -394,8 +394,8 @@ fn rounds(placer: &mut Placer, store: &ObjectStore) -> Work {
 }
 
 /// Goal: a change of one pod or one node costs work for that pod and node, however many there are.
-/// Method: what is done is counted, in a fleet of 100 nodes and in one of 1,000: one pod's spec
-/// changes, its node ends the old pod, runs the new one, goes away and comes back.
+/// Method: the cost is counted, in a fleet of 100 nodes and in one of 1,000: one pod's spec
+/// changes, its node ends the old pod, runs the new one, disconnects and reconnects.
 #[test]
 fn one_change_costs_the_same_in_every_fleet() {
     let cost = |nodes: usize| {
@@ -442,7 +442,7 @@ fn replicas(name: &str, count: u32, selector: &str, config: &str) -> String {
 }
 
 /// Goal: a change of a node or a ConfigMap costs nothing for waiting pods that it does not concern.
-/// Method: the pods that are tried again are counted while many wait for labels, for nodes that have not
+/// Method: the retried pods are counted while many wait for labels, for nodes that have not
 /// joined and for ConfigMaps.
 #[test]
 fn a_change_retries_the_waiting_pods_that_it_concerns() {
@@ -486,8 +486,8 @@ fn a_change_retries_the_waiting_pods_that_it_concerns() {
     assert_eq!(put_config(&mut placer, "other"), 2);
 }
 
-/// Goal: replicas that wait because every node is full cost one look at the nodes when one of them
-/// changes, however many wait. Method: the nodes that are looked at are counted.
+/// Goal: replicas that wait because every node is full cost one check of the nodes when one of them
+/// changes, however many wait. Method: the checked nodes are counted.
 #[test]
 fn waiting_replicas_look_at_the_nodes_once() {
     let mut store = manifests(&replicas("web", 100, "kubernetes.io/os: linux", "one"));

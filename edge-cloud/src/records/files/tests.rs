@@ -89,7 +89,7 @@ fn a_restart_goes_on_where_the_files_end() {
         assert_eq!(found.ledger, ledger);
         assert!(found.cut.is_empty());
         take(&files, &mut ledger, batch(0, first, 3), TODAY);
-        // Two of three come again, as after a lost acknowledgement.
+        // Two of three are sent again, as after a lost acknowledgement.
         let plan = take(
             &files,
             &mut ledger,
@@ -102,8 +102,8 @@ fn a_restart_goes_on_where_the_files_end() {
     assert_eq!(numbers(dir.path(), "event"), (1..=9).collect::<Vec<_>>());
 }
 
-/// Goal: whatever is left of the last write, the files hold every record once after the node has
-/// repeated what was not acknowledged. Method: every length that the file can have.
+/// Goal: whatever is left of the last write, the files contain every record once after the node has
+/// repeated unacknowledged ones. Method: every length that the file can have.
 #[test]
 fn a_torn_tail_is_cut_and_written_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ fn a_first_write_that_was_torn_leaves_an_empty_file() {
     }
 }
 
-/// Goal: old days may be taken away, also those with the only file of a class that is silent since.
+/// Goal: old days may be removed, also those with the only file of a class that is silent since.
 #[test]
 fn the_newest_day_alone_holds_the_whole_ledger() {
     let dir = tempfile::tempdir().unwrap();
@@ -166,7 +166,7 @@ fn the_newest_day_alone_holds_the_whole_ledger() {
     take(&files, &mut ledger, batch(1, 1, 3), TODAY);
     take(&files, &mut ledger, batch(0, 1, 3), TODAY);
     take(&files, &mut ledger, batch(0, 4, 3), TODAY + 3 * 86_400);
-    // A clock that goes back opens no older day again.
+    // A clock that is set back opens no older day again.
     take(&files, &mut ledger, batch(0, 7, 3), TODAY);
     drop(files);
     fs::remove_dir_all(file(dir.path(), "toll").parent().unwrap()).unwrap();
@@ -195,8 +195,8 @@ fn files_that_go_or_shrink_under_the_writer_do_not_stop_it() {
     assert_eq!((found.ledger, found.cut), (ledger, Vec::new()));
 }
 
-/// Goal: what a full disk has left of a write is gone with the next one. Method: a plan of several
-/// writes, of which one fails: there is a folder where its file would be.
+/// Goal: remains of a failed write on a full disk are removed by the next write. Method: a plan of several
+/// writes, of which one fails: there is a folder in place of its file.
 #[test]
 fn a_write_that_failed_is_made_again_and_nothing_is_doubled() {
     let dir = tempfile::tempdir().unwrap();
@@ -210,7 +210,7 @@ fn a_write_that_failed_is_made_again_and_nothing_is_doubled() {
     assert!(error.to_string().contains("toll.jsonl"), "{error}");
     fs::remove_dir(&path).unwrap();
     take(&files, &mut ledger, batch(0, 1, 3), TODAY);
-    // As if a write had come to half.
+    // As if a write was half done.
     let mut torn = fs::read(&path).unwrap();
     torn.extend_from_slice(b"{\"node\":\"gate\",\"cl");
     fs::write(&path, torn).unwrap();

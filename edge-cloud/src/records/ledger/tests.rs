@@ -1,4 +1,4 @@
-//! The ledger on examples, and against a node of a few lines.
+//! The ledger on examples, and with a simple model of a node.
 
 use edge_proto::frame::{Entry, GapReason};
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn numbers(plan: &Plan) -> Vec<u64> {
 fn of_a_gap_what_did_arrive_is_not_lost() {
     let mut ledger = Ledger::default();
     take(&mut ledger, &[batch(1, 1, (1..=5).map(record).collect())]);
-    // The acknowledgement was lost, and the quota took 3 to 9 meanwhile.
+    // The acknowledgement was lost, and the quota dropped 3 to 9 meanwhile.
     let gap = Entry::Gap {
         count: 7,
         reason: GapReason::Quota,
@@ -128,7 +128,7 @@ fn a_ledger_survives_being_written() {
     assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
 }
 
-/// What a node does between two frames that it sends.
+/// Action of a node between two frames that it sends.
 #[derive(Clone, Debug)]
 enum Step {
     Make(u8),
@@ -148,10 +148,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The node's side, as plainly as it can be said.
+/// A simple model of the node's side.
 #[derive(Default)]
 struct Node {
-    /// By number from 1: the record is still held.
+    /// By number from 1: whether the record is still held.
     made: Vec<bool>,
     acknowledged: u64,
 }
@@ -176,16 +176,16 @@ impl Node {
 }
 
 proptest! {
-    /// Goal: whatever is repeated, dropped by the node, lost or forgotten by the cloud: each
-    /// number is delivered once or lost for one reason, and nothing that the node holds is
-    /// lost. Method: a node of a few lines that sends from anywhere it may, and a cloud that
-    /// now and then falls back to an old copy of its ledger.
+    /// Goal: whatever is repeated, dropped by the node, lost, or lost by the cloud: each
+    /// number is delivered once or lost for one reason, and no record that the node holds is
+    /// lost. Method: a simple model of a node that sends from any permitted number, and a cloud that
+    /// sometimes returns to an old copy of its ledger.
     #[test]
     fn each_number_is_accounted_for_once(steps in prop::collection::vec(step(), 1..80)) {
         let mut node = Node::default();
         let mut ledger = Ledger::default();
         let mut old = Ledger::default();
-        // Since the cloud last forgot something.
+        // Since the last time that the cloud lost its state.
         let mut delivered = std::collections::BTreeSet::new();
         for step in steps {
             match step {

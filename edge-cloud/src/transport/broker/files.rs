@@ -13,7 +13,7 @@ use crate::identity::authorities::Authorities;
 use crate::identity::ca::pem;
 use crate::identity::write_crl;
 
-/// What `edge-cloud broker-config` has written, for a person.
+/// Files that `edge-cloud broker-config` has written, with a human-readable description.
 pub const FILES: [(&str, &str); 8] = [
     ("ca.crt", "the CAs: the broker trusts them for clients"),
     ("broker.crt", "the broker's certificate"),
@@ -28,7 +28,7 @@ pub const FILES: [(&str, &str); 8] = [
     ("mosquitto.conf", "a listener that uses all of these"),
 ];
 
-/// Who may do what. `%u` is the common name of the client's certificate.
+/// Access rights. `%u` is the common name of the client's certificate.
 fn acl() -> String {
     format!(
         "# A node reads its own topic and writes its own, its will included.\n\
@@ -42,7 +42,7 @@ fn acl() -> String {
     )
 }
 
-/// For mosquitto 2.0. `use_username_as_clientid` keeps a node from taking another's session away.
+/// For mosquitto 2.0. `use_username_as_clientid` prevents a node from ending another's session.
 fn mosquitto(dir: &Path, port: u16) -> String {
     let dir = dir.display();
     format!(

@@ -1,4 +1,4 @@
-//! Admission of connections before TLS, which is what costs: after an outage all nodes come at once.
+//! Admission of connections before TLS, which is expensive: after an outage all nodes connect at once.
 //!
 //! Bound: that of [`AdmissionQueue`].
 
@@ -15,12 +15,12 @@ use crate::transport::admission_queue::AdmissionQueue;
 /// Pause between two events about refused connections, milliseconds.
 const FULL_EVENT_INTERVAL_MS: u64 = 60_000;
 
-/// The queue, and who waits in it.
+/// The queue, and its waiting connections.
 pub(super) struct Admission {
     events: Arc<Events>,
     start: Instant,
     state: Mutex<State>,
-    /// A connection waits.
+    /// A connection was added.
     entered: Notify,
 }
 
@@ -32,7 +32,7 @@ struct State {
 }
 
 impl Admission {
-    /// Admits so many connections a second.
+    /// Admits this many connections a second.
     pub(super) fn new(per_s: u32, events: Arc<Events>) -> Self {
         Self {
             events,
@@ -46,7 +46,7 @@ impl Admission {
         }
     }
 
-    /// A new connection from this address: the channel gets a message when the connection may go on, and
+    /// A new connection from this address: the channel gets a message when the connection may continue, and
     /// closes without one when too many wait.
     pub(super) fn enter(&self, address: IpAddr) -> oneshot::Receiver<()> {
         let (admitted, receiver) = oneshot::channel();
@@ -73,7 +73,7 @@ impl Admission {
             state.queue.enter(now, address, admitted);
         }
         while let Some(admitted) = state.queue.next(now) {
-            // Its connection may have made room for another.
+            // Its connection may have freed a place for another.
             admitted.send(()).ok();
         }
         state.refused += state.queue.take_refused();
@@ -97,8 +97,8 @@ mod tests {
     use super::*;
     use crate::nodes::EventLog as _;
 
-    /// Goal: a crowd is held off before TLS, and makes an event. Method: more connections at once than
-    /// can be admitted before the longest wait is over.
+    /// Goal: many connections are delayed before TLS, and cause an event. Method: more connections at once
+    /// than can be admitted before the longest wait is over.
     #[tokio::test(start_paused = true)]
     async fn a_crowd_waits_or_is_closed_before_it_costs_anything() {
         let events = Arc::new(Events::default());

@@ -1,9 +1,9 @@
-//! One node's MQTT connection, from CONNECT to its end. It speaks only as much MQTT as a link needs: one
-//! subscription, QoS 0, no retained messages.
+//! One node's MQTT connection, from CONNECT to its end. It implements only the part of MQTT that a link
+//! needs: one subscription, QoS 0, no retained messages.
 //!
-//! Bound: what [`super::outgoing`] allows between the session and the task, what [`Lanes`] allows behind it,
-//! and [`ANSWERS_BYTES_MAX`] on the way to the socket. A link is idle for nearly all of its life, so the
-//! task holds the stream once and next to no buffers while nothing moves.
+//! Bound: that of [`super::outgoing`] between the session and the task, that of [`Lanes`] behind it,
+//! and [`ANSWERS_BYTES_MAX`] before the socket. A link is idle for nearly all of its time, so the
+//! task holds the stream once and almost no buffers while nothing is sent.
 
 use std::io;
 use std::time::Duration;
@@ -27,37 +27,37 @@ use crate::identity::peer::Peer;
 use crate::sessions::{Refused, Sessions};
 use crate::shards::Shard;
 
-/// Longest time in which a node takes nothing of what waits for it, although it may go on to ping.
+/// Longest time in which a node reads none of the waiting bytes, although it may continue to ping.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Longest time for the last packets of a connection that ends: nobody waits for them.
+/// Longest time for the last packets of a connection that ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes given to the socket at once; with the frame that reaches it at most one more. What waits
-/// behind is in its lanes, where an urgent frame can still overtake it.
+/// Bytes given to the socket in advance; with the frame that exceeds it at most one more. Frames
+/// behind them are in their lanes, where an urgent frame can still overtake.
 const AHEAD_BYTES_MAX: usize = 4 * 1024;
-/// Bytes on the way to the socket beyond which the node is not read: answers to pings alone get
-/// there, so it asks and does not read.
+/// Bytes before the socket beyond which the node is not read: only answers to pings reach
+/// this, so it requests and does not read.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
-/// Room that each buffer of a connection keeps when it is empty.
+/// Memory that each empty buffer of a connection keeps.
 const IDLE_BYTES: usize = 256;
 /// Bytes of one MQTT packet: a frame with its topic.
 const PACKET_BYTES_MAX: u32 = 9 * 1024;
 const _: () = assert!(FRAME_BYTES_MAX + 1024 == PACKET_BYTES_MAX as usize);
 
 /// One node's MQTT connection. It always reads, whatever waits to be written: two ends that each
-/// wait for the other to read would wait for ever.
+/// wait for the other to read would block for ever.
 pub(super) struct Mqtt<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
     received: BytesMut,
     sending: BytesMut,
-    /// Frames that wait, by the clock that starts with the connection.
+    /// Waiting frames, by the clock that starts with the connection.
     lanes: Lanes,
     start: Instant,
-    /// It has asked for its frames.
+    /// It has subscribed to its frames.
     subscribed: bool,
     /// Bytes wait in `sending`, or in TLS below it.
     unsent: bool,
-    /// When the socket last took something, or there was first something to take.
+    /// When the socket last accepted bytes, or there were first bytes to send.
     taken: Instant,
     topic_up: String,
     topic_down: String,
@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     /// Why it ended, unless the node ended it.
     pub(super) async fn serve(&mut self, peer: &Peer, sessions: &Sessions) -> io::Result<()> {
         let node = peer.node.as_str();
-        // What is done once is in boxes, which are gone when the link is idle.
+        // State of the opening is boxed, and freed when the link is idle.
         let greeting = Box::pin(timely(OPENING_TIMEOUT, self.greeting(node)));
         let silence = match greeting.await? {
             Ok(silence) => silence,
@@ -114,8 +114,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         result
     }
 
-    /// Reads CONNECT. Returns after which silence the link is dead, or how to answer a CONNECT that names
-    /// another node than the certificate does.
+    /// Reads CONNECT. Returns the time of silence after which the link is dead, or the answer to a CONNECT
+    /// that names another node than the certificate does.
     async fn greeting(&mut self, node: &str) -> io::Result<Result<Duration, ConnectReturnCode>> {
         let Packet::Connect(connect, will, _) = self.read().await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
@@ -172,7 +172,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 .flatten()
                 .fold(silent, Instant::min);
             tokio::select! {
-                // A peer that asks and never reads its answers is not heard further.
+                // A peer that sends requests and never reads its answers is not read further.
                 count = self.reader.read_buf(&mut self.received), if self.sending.len() < ANSWERS_BYTES_MAX => {
                     if count? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -185,7 +185,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     shrink(&mut self.sending);
                 }
                 next = outgoing.next() => match next {
-                    // One that does not fit is lost like one on the way.
+                    // A frame that does not fit is lost like one in transit.
                     Next::Frame(frame) => {
                         self.lanes.push(frame);
                     },
@@ -200,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         }
     }
 
-    /// Whether the node is still there at a deadline.
+    /// Checks at a deadline whether the node is still connected.
     fn check(&self, silent: Instant, subscribes_by: Instant) -> io::Result<()> {
         let timed_out = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
         if Instant::now() >= silent {
@@ -209,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         if !self.subscribed && Instant::now() >= subscribes_by {
             return timed_out("does not subscribe");
         }
-        // Some may have been taken since, without an end of it.
+        // Some may have been accepted since, without completing.
         if self.unsent && self.taken.elapsed() >= WRITE_TIMEOUT {
             return timed_out("reads nothing");
         }
@@ -218,7 +218,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
 
     /// The session has closed the connection.
     async fn taken_over(&mut self) -> io::Result<()> {
-        // A last frame for the node may be among what waits: it goes before the DISCONNECT.
+        // A last frame for the node may be among the waiting ones: it is sent before the DISCONNECT.
         if self.subscribed {
             self.publish_next()?;
         }
@@ -227,8 +227,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         self.drain().await
     }
 
-    /// Takes all packets that are here and queues their answers. No packet outlives this: the task would
-    /// keep room for one as long as it runs.
+    /// Handles all received packets and queues their answers. No packet outlives this: the task would
+    /// keep memory for one as long as it runs.
     fn take_all(&mut self, frame: impl Fn(&[u8])) -> io::Result<Taken> {
         while let Some(packet) = self.packet()? {
             let taken = match packet {
@@ -303,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Queues the frames whose turn it is, as many as go at once.
+    /// Queues the next frames of the lanes, as many as may be sent at once.
     fn publish_next(&mut self) -> io::Result<()> {
         let now = self.now();
         while self.sending.len() < AHEAD_BYTES_MAX {
@@ -335,13 +335,13 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     }
 }
 
-/// What packets of the node's were.
+/// Result of handling packets of the node.
 enum Taken {
-    /// Frames that its session has, or questions whose answer is queued.
+    /// Frames were passed to the session, or answers are queued.
     Answered,
     /// The node ends the connection.
     End,
-    /// The connection is to be ended, with this reason.
+    /// The connection must end, with this reason.
     Refused(&'static str),
 }
 
@@ -365,14 +365,14 @@ fn goodbye(code: DisconnectReasonCode, why: &str) -> Packet {
     Packet::Disconnect(goodbye)
 }
 
-/// Gives the room of an empty buffer back, but for [`IDLE_BYTES`].
+/// Frees the memory of an empty buffer, except [`IDLE_BYTES`].
 fn shrink(buffer: &mut BytesMut) {
     if buffer.is_empty() && buffer.capacity() > IDLE_BYTES {
         *buffer = BytesMut::new();
     }
 }
 
-/// Writes and flushes all of `sending`. Cancel-safe: what was taken has left `sending`.
+/// Writes and flushes all of `sending`. Cancel-safe: written bytes have left `sending`.
 async fn drain(
     writer: &mut (impl AsyncWrite + Unpin),
     sending: &mut BytesMut,
@@ -408,7 +408,7 @@ mod tests {
 
     const KEEPALIVE: Duration = Duration::from_secs(60);
 
-    /// A node's end of a connection that the hub serves, and the way of frames to the node.
+    /// A node's end of a connection that the hub serves, and the carrier of frames to the node.
     struct Served {
         stream: DuplexStream,
         carrier: SocketCarrier,
@@ -417,7 +417,7 @@ mod tests {
         _data: tempfile::TempDir,
     }
 
-    /// A node that has subscribed. `buffer` bytes lie between the ends, as in the buffers of two kernels.
+    /// A node that has subscribed. Buffers of `buffer` bytes are between the ends, like those of two kernels.
     async fn serve(buffer: usize) -> Served {
         let mut served = serve_unsubscribed(buffer);
         let filter = Filter::new("m1/d/gate", QoS::AtMostOnce);
@@ -462,14 +462,14 @@ mod tests {
             self.stream.write_all(&bytes).await.unwrap();
         }
 
-        /// Why and after how long it has ended.
+        /// Reason and time of its end.
         async fn reason(self) -> (String, Duration) {
             let error = self.end.await.unwrap().unwrap_err();
             (error.to_string(), self.start.elapsed())
         }
     }
 
-    /// Goal: that the hub can still send does not keep a dead node alive. Method: room for all
+    /// Goal: a hub that can still send does not keep a dead node connected. Method: buffer space for all
     /// that is sent, virtual time.
     #[tokio::test(start_paused = true)]
     async fn a_silent_node_is_dropped_within_two_keepalives_whatever_is_sent_to_it() {
@@ -502,7 +502,7 @@ mod tests {
         );
     }
 
-    /// Goal: a node that lives and reads nothing holds neither memory nor its place.
+    /// Goal: a connected node that reads nothing keeps neither memory nor its place.
     #[tokio::test(start_paused = true)]
     async fn a_node_that_pings_and_reads_nothing_is_dropped() {
         let mut served = serve(1024).await;
@@ -520,7 +520,7 @@ mod tests {
     }
 
     /// Goal: a control frame overtakes the pieces that wait for the same socket. Method: pieces
-    /// fill a socket that takes 4 KiB, then comes the control frame; what is read before it.
+    /// fill a socket that accepts 4 KiB, then the control frame follows; the bytes before it are counted.
     #[tokio::test(start_paused = true)]
     async fn a_control_frame_waits_for_no_piece_but_those_under_way() {
         const PIECE: usize = 4096;
@@ -539,7 +539,7 @@ mod tests {
         let mut received = vec![0; PIECE];
         served.stream.read_exact(&mut received).await.unwrap();
         served.carrier.send(0, urgent.clone());
-        // The task takes it before it writes on.
+        // The task takes it before it continues to write.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let mut before = 0;
         let mut tail = Vec::new();
@@ -553,8 +553,8 @@ mod tests {
         assert!(before <= under_way + 512, "{before}");
     }
 
-    /// Goal: two ends that both have much to say do not wait for each other. Method: a node that
-    /// reads only when it has written all, over buffers that hold half a frame.
+    /// Goal: two ends that both send much do not wait for each other. Method: a node that
+    /// reads only when it has written everything, over buffers that hold half a frame.
     #[tokio::test(start_paused = true)]
     async fn the_hub_reads_while_it_cannot_write() {
         let mut served = serve(4096).await;

@@ -1,7 +1,7 @@
-//! What is on its way from a node's session to the task of its socket. A queue of its own, because a
-//! channel of the usual kind costs an idle node more memory than its frames ever do.
+//! The queue from a node's session to the task of its socket. Implemented here, because a
+//! usual channel costs an idle node more memory than its frames ever do.
 //!
-//! Bound: [`FRAMES_MAX`] frames; a further one is lost like one on the way, and the session repeats it.
+//! Bound: [`FRAMES_MAX`] frames; a further one is lost like one in transit, and the session repeats it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 
 use crate::sessions::Carrier;
 
-/// Frames on the way to one socket.
+/// Frames in the queue of one socket.
 pub(super) const FRAMES_MAX: usize = 256;
-/// Frames for which an empty queue keeps room.
+/// Frames for which an empty queue keeps memory.
 const IDLE_FRAMES: usize = 4;
 
 /// The end of the session. Dropping it closes the socket.
@@ -36,7 +36,7 @@ struct State {
     closed: bool,
 }
 
-/// What the task takes.
+/// Message to the task.
 #[derive(Debug)]
 pub(super) enum Next {
     /// A frame for the node.
@@ -92,7 +92,7 @@ impl Drop for SocketCarrier {
 }
 
 impl Outgoing {
-    /// Waits for what comes next. Cancel-safe.
+    /// Waits for the next message. Cancel-safe.
     pub(super) async fn next(&self) -> Next {
         loop {
             if let Some(next) = self.0.lock().take() {
@@ -122,8 +122,8 @@ impl State {
 mod tests {
     use super::*;
 
-    /// Goal: frames come in order and not without bound, rates come first, and what was sent before the end
-    /// comes before it.
+    /// Goal: frames are received in order and bounded, rates are received first, and frames that were sent
+    /// before the end are received before it.
     #[tokio::test]
     async fn a_queue_is_bounded_and_ends_after_its_last_frame() {
         let (mut carrier, outgoing) = queue();

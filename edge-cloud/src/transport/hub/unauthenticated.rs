@@ -1,5 +1,5 @@
-//! Connections that have shown no certificate yet. When all places are taken, a newcomer takes that
-//! of another: whoever opens connections and sends nothing must not keep the nodes out.
+//! Connections that have not presented a certificate yet. When all places are taken, a new one replaces
+//! another: a client that opens connections and sends nothing must not lock the nodes out.
 //!
 //! Bound: the number of places.
 
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::transport::admission_queue::network;
 
-/// The places of all connections without a certificate; the oldest of the busiest network makes room.
+/// The places of all connections without a certificate; the oldest of the busiest network is replaced.
 pub(super) struct Unauthenticated {
     places: usize,
     state: Mutex<State>,
@@ -20,11 +20,11 @@ pub(super) struct Unauthenticated {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// By age.
+    /// Ordered by age.
     present: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
 }
 
-/// A place; dropping it gives it back.
+/// A place; dropping it frees it.
 pub(super) struct Place {
     number: u64,
     wanted: Arc<Notify>,
@@ -40,8 +40,8 @@ impl Unauthenticated {
         })
     }
 
-    /// A place for a connection from `address`. If none is free, whoever has the most of them gives
-    /// up the one that it has had for longest.
+    /// A place for a connection from `address`. If none is free, the network with most of them loses
+    /// its oldest one.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Place {
         let mut state = self.lock();
         while state.present.len() >= self.places {
@@ -70,7 +70,7 @@ impl Unauthenticated {
 }
 
 impl Place {
-    /// Returns when another one has got the place.
+    /// Returns when another connection has got the place.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
@@ -86,7 +86,7 @@ impl Drop for Place {
 fn dispensable(present: &BTreeMap<u64, (IpAddr, Arc<Notify>)>) -> Option<u64> {
     let mut networks: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
     for (number, (network, _)) in present {
-        // The first one that is seen is the oldest.
+        // The first one in the order is the oldest.
         networks.entry(*network).or_insert((0, *number)).0 += 1;
     }
     let most = networks.into_values().max_by_key(|(count, _)| *count);
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Goal: silent connections keep nobody out, and who has few is not touched for those of who has
+    /// Goal: silent connections lock no node out, and a network with few is not affected by one with
     /// many. Method: four places, a node from elsewhere among the connections of one address.
     #[tokio::test]
     async fn the_oldest_of_the_busiest_address_makes_room() {
@@ -122,7 +122,7 @@ mod tests {
         let other = enter("10.0.0.2");
         assert!(is_wanted(&silent[8]).await);
         assert!(!is_wanted(&node).await && !is_wanted(&other).await);
-        // A place that was given back is free, and one that was taken is given back once.
+        // A freed place is free, and a replaced one is freed once.
         drop(silent);
         let all: Vec<Place> = (3..5).map(|n| enter(&format!("10.0.0.{n}"))).collect();
         assert!(!is_wanted(&node).await && !is_wanted(&all[0]).await);
