@@ -108,7 +108,7 @@ variants! {
     pub enum Entry
     /// Wire number of each kind of entry.
     numbered by EntryKind {
-        /// One record.
+        /// A stored record of a workload.
         0 = Record {
             /// Time of writing, milliseconds since 1970 by the node's clock.
             unix_ms: u64,

@@ -45,7 +45,7 @@ pub(crate) enum Answer {
     Records(u8, u64, usize),
 }
 
-/// One event.
+/// Planned in the queue for a virtual time.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A deadline of a board has come.

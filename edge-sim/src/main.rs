@@ -46,7 +46,7 @@ enum Command {
         /// The first seed; the others follow it.
         #[arg(long, default_value_t = 0)]
         first: u64,
-        /// Nodes of each.
+        /// Size of each fleet.
         #[arg(long, default_value_t = 20)]
         nodes: u32,
     },

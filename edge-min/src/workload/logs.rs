@@ -9,7 +9,7 @@ use std::path::Path;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
-/// Bytes of one read.
+/// Buffer of one read; a longer log is read in several.
 const READ_BYTES: usize = 16 * 1024;
 /// Granularity of punched holes.
 const PAGE_BYTES: u64 = 4096;
