@@ -24,7 +24,7 @@ use crate::backup::{self, Backup, BackupError};
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
 use crate::identity::authorities::Authorities;
-use crate::identity::enrol::Lives;
+use crate::identity::enrol::CertificateTimes;
 use crate::identity::registry::{self, NODES};
 use crate::manifest::Manifests;
 use crate::serve;
@@ -161,7 +161,7 @@ fn config(data: PathBuf, serve: Serve) -> serve::Config {
         names: serve.name,
         http: serve.http,
         admissions_per_s: serve.admissions,
-        lives: Lives {
+        times: CertificateTimes {
             node_s: serve.node_certificate_life,
             grace_s: serve.renewal_grace,
         },

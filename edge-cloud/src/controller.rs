@@ -234,8 +234,8 @@ fn observed(
     }
     let (state, is_news) = match (view.status, before) {
         // An incomplete report would move or end the missing pods.
-        (Some(_), Some(before)) if is_unreported && !view.heard => (before.clone(), false),
-        (Some(_), None) if !view.heard => return None,
+        (Some(_), Some(before)) if is_unreported && !view.has_report => (before.clone(), false),
+        (Some(_), None) if !view.has_report => return None,
         (Some(status), _) => {
             let state = NodeState {
                 labels: status.labels.into_iter().collect(),

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::changes::ChangeNotices;
 use crate::events::Events;
 use crate::identity::authorities::Authorities;
-use crate::identity::enrol::Lives;
+use crate::identity::enrol::CertificateTimes;
 use crate::identity::{ExternalBroker, Identity};
 use crate::nodes::{
     CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
@@ -47,10 +47,10 @@ impl Fleet {
         authorities: impl Into<Authorities>,
         broker: Option<ExternalBroker>,
         records: Arc<Records>,
-        lives: Lives,
+        times: CertificateTimes,
     ) -> io::Result<Arc<Self>> {
         let events = Arc::new(Events::default());
-        let identity = Identity::open(data, authorities, broker, lives, Arc::clone(&events))?;
+        let identity = Identity::open(data, authorities, broker, times, Arc::clone(&events))?;
         let (known, happened) = (Arc::clone(&identity), Arc::clone(&events));
         Ok(Arc::new(Self {
             sessions: Sessions::new(known, happened, Arc::clone(&records)),

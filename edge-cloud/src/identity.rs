@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 
 use self::authorities::Authorities;
-use self::enrol::{Enrolled, EnrolmentService, Lives};
+use self::enrol::{CertificateTimes, Enrolled, EnrolmentService};
 use self::registry::Registry;
 use self::token::TokenStore;
 use crate::clock::unix_s;
@@ -53,7 +53,7 @@ pub struct Identity {
     registry: Registry,
     tokens: TokenStore,
     authorities: watch::Sender<Arc<Authorities>>,
-    lives: Lives,
+    times: CertificateTimes,
     broker: Option<ExternalBroker>,
     events: Arc<Events>,
     /// Held during a step of a rollover.
@@ -73,7 +73,7 @@ impl Identity {
         data: &Path,
         authorities: impl Into<Authorities>,
         broker: Option<ExternalBroker>,
-        lives: Lives,
+        times: CertificateTimes,
         events: Arc<Events>,
     ) -> io::Result<Arc<Self>> {
         let identity = Arc::new(Self {
@@ -81,7 +81,7 @@ impl Identity {
             registry: Registry::open(data, unix_s())?,
             tokens: TokenStore::open(data)?,
             authorities: watch::Sender::new(Arc::new(authorities.into())),
-            lives,
+            times,
             broker,
             events,
             stepping: Mutex::new(()),
@@ -138,7 +138,7 @@ impl Identity {
             tokens: &self.tokens,
             registry: &self.registry,
             broker: self.broker.as_ref().map(|behind| &behind.broker),
-            lives: self.lives,
+            times: self.times,
         };
         let enrolled = if http {
             service.serve_http(stream).await?
@@ -161,7 +161,7 @@ impl Identity {
     /// Human-readable: those of the file system.
     pub fn delete(&self, node: &str) -> Result<bool, String> {
         self.tokens
-            .forget(node)
+            .clear_last_use(node)
             .map_err(|error| error.to_string())?;
         let deleted = self.registry.delete(node, unix_s());
         deleted.map_err(|error| error.to_string())

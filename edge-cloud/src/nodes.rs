@@ -33,7 +33,7 @@ pub struct NodeView {
     /// Both sets are equal on both ends, as far as is known.
     pub in_sync: bool,
     /// Its complete report was received since our start: a pod that is not in `pods` does not run.
-    pub heard: bool,
+    pub has_report: bool,
     /// It got no set since our start, or since it joined, if that was later.
     pub awaits_set: bool,
     /// Root of the set that it is to have, hex.

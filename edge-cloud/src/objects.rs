@@ -56,7 +56,7 @@ impl ObjectStore {
         let removed = self.objects.remove(id).is_some();
         if removed {
             self.note(id);
-            self.forget();
+            self.drop_oldest_removed();
         }
         removed
     }
@@ -160,7 +160,7 @@ impl ObjectStore {
     }
 
     /// Drops the names of the oldest removed objects beyond the bound.
-    fn forget(&mut self) {
+    fn drop_oldest_removed(&mut self) {
         if self.revisions.len() <= self.objects.len() + REMOVED_MAX {
             return;
         }

@@ -431,7 +431,7 @@ impl Records {
             let known = state.nodes.remove(node);
             state.failing -= usize::from(known.is_some_and(|known| known.error.is_some()));
             if let Some(sink) = &self.sink {
-                sink.forget(node);
+                sink.drop_state(node);
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::clock::{is_plausible, unix_s};
 use crate::durable::TEMPORARY;
 use crate::fleet::Fleet;
 use crate::identity::authorities::Authorities;
-use crate::identity::enrol::Lives;
+use crate::identity::enrol::CertificateTimes;
 use crate::identity::registry::NODES;
 use crate::nodes::{CaAdmin, Calls, DesiredSets, EventLog, NodeAdmin, NodeReports, RecordReports};
 use crate::records::{Records, target};
@@ -74,7 +74,7 @@ pub struct Config {
     /// Where the nodes' records go.
     pub records: target::Config,
     /// Validity of nodes' certificates.
-    pub lives: Lives,
+    pub times: CertificateTimes,
 }
 
 /// Runs edge-cloud until SIGINT or SIGTERM.
@@ -102,7 +102,7 @@ pub async fn run(config: Config) -> io::Result<()> {
         }
     };
     let records = Records::open(data, &config.records)?;
-    let fleet = Fleet::open(data, authorities, external, records, config.lives)?;
+    let fleet = Fleet::open(data, authorities, external, records, config.times)?;
     let hub = hub(&fleet, config.names, config.admissions_per_s)?;
     let listener = TcpListener::bind(config.listen)
         .await

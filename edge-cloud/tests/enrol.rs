@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::identity::authorities::Authorities;
 use edge_cloud::identity::ca::{Ca, Request};
-use edge_cloud::identity::enrol::{EnrolmentService, Lives};
+use edge_cloud::identity::enrol::{CertificateTimes, EnrolmentService};
 use edge_cloud::identity::registry::{Admission, Registry};
 use edge_cloud::identity::token::TokenStore;
 use edge_cloud::transport::tls;
@@ -60,7 +60,7 @@ async fn cloud(data: &Path) -> Cloud {
                     tokens: &tokens2,
                     registry: &registry,
                     broker: None,
-                    lives: Lives::default(),
+                    times: CertificateTimes::default(),
                 };
                 let _result = service.serve(stream).await;
                 continue;
@@ -334,7 +334,7 @@ async fn a_request_with_an_endless_head_is_refused_soon() {
         tokens: &tokens,
         registry: &registry,
         broker: None,
-        lives: Lives::default(),
+        times: CertificateTimes::default(),
     };
     let (mut stream, far) = tokio::io::duplex(1024);
     let client = async move {

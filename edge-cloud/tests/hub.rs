@@ -319,9 +319,11 @@ async fn a_token_works_its_count_of_times_until_it_expires() {
     }
     assert!(cloud.join(&token, "c").await.is_err());
     // A host that is too slow to join within four seconds gets longer.
-    let mut lives = [4, 16, 64, 256].into_iter();
+    let mut lifetimes = [4, 16, 64, 256].into_iter();
     let (short, end) = loop {
-        let life_s = lives.next().expect("no join within the life of a token");
+        let life_s = lifetimes
+            .next()
+            .expect("no join within the life of a token");
         let token = cloud.fleet.create_token(1_000, life_s).await.unwrap();
         let end = now() + life_s;
         match cloud.join(&token, &format!("early-{life_s}")).await {
@@ -352,7 +354,7 @@ async fn a_late_close_of_an_old_connection_does_not_touch_the_new_one() {
     cloud
         .until("the new one is live", |cloud| cloud.is_live("a"))
         .await;
-    // The old one still talks, says goodbye, and closes at last.
+    // The old one still talks, says disconnect, and closes at last.
     for _ in 0..3 {
         // The cloud may have closed it by now.
         let _sent = old
@@ -361,8 +363,8 @@ async fn a_late_close_of_an_old_connection_does_not_touch_the_new_one() {
     }
     let words = old.last_words().await;
     let taken_over = words.iter().any(|packet| {
-        matches!(packet, Packet::Disconnect(goodbye)
-            if goodbye.reason_code == DisconnectReasonCode::SessionTakenOver)
+        matches!(packet, Packet::Disconnect(disconnect)
+            if disconnect.reason_code == DisconnectReasonCode::SessionTakenOver)
     });
     assert!(taken_over, "{words:?}");
     drop(old);

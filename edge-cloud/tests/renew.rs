@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use edge_cloud::identity::authorities::Authorities;
 use edge_cloud::identity::ca::Request;
-use edge_cloud::identity::enrol::{Enrolled, EnrolmentService, Lives};
+use edge_cloud::identity::enrol::{CertificateTimes, Enrolled, EnrolmentService};
 use edge_cloud::identity::peer::Peer;
 use edge_cloud::identity::registry::{Admission, Enrolment, Registry};
 use edge_cloud::identity::token::TokenStore;
@@ -24,7 +24,7 @@ struct Cloud {
     cas: Authorities,
     registry: Registry,
     tokens: TokenStore,
-    lives: Lives,
+    times: CertificateTimes,
 }
 
 struct Identity {
@@ -61,7 +61,7 @@ impl Cloud {
             cas: Authorities::open(data.path()).unwrap(),
             registry: Registry::open(data.path(), now()).unwrap(),
             tokens: TokenStore::open(data.path()).unwrap(),
-            lives: Lives {
+            times: CertificateTimes {
                 node_s: 30 * DAY_S,
                 grace_s: 90 * DAY_S,
             },
@@ -107,7 +107,7 @@ impl Cloud {
             tokens: &self.tokens,
             registry: &self.registry,
             broker: None,
-            lives: self.lives,
+            times: self.times,
         };
         let (mut near, far) = tokio::io::duplex(16 * 1024);
         let bytes = request.encode();

@@ -78,7 +78,7 @@ impl Fleet {
             let view = NodeView {
                 name: name.clone(),
                 connected: true,
-                heard: true,
+                has_report: true,
                 status: Some(NodeStatus {
                     arch: "aarch64".into(),
                     ..NodeStatus::default()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::ca;
-use crate::identity::ca::NODE_LIFE_S;
+use crate::identity::ca::NODE_VALIDITY_S;
 use crate::records::target;
 use crate::sessions::ADMISSIONS_PER_S;
 use crate::transport::broker;
@@ -228,7 +228,7 @@ pub(super) struct Logs {
 
 fn life_s(text: &str) -> Result<u64, String> {
     let seconds = duration_s(text)?;
-    match seconds <= NODE_LIFE_S {
+    match seconds <= NODE_VALIDITY_S {
         true => Ok(seconds),
         false => Err("must be at most 365d".to_owned()),
     }

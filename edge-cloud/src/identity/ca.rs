@@ -34,7 +34,7 @@ pub(crate) const CA_DER: &str = "ca/ca.der";
 const FIRST: &str = "edge-cloud CA";
 
 /// Longest validity of a node's certificate, and the default: a year.
-pub const NODE_LIFE_S: u64 = LIFETIME_S_DEFAULT;
+pub const NODE_VALIDITY_S: u64 = LIFETIME_S_DEFAULT;
 
 /// Expiry of the certificates that edge-cloud creates for itself, its CA's included, seconds since 1970:
 /// the year 2100.

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::authorities::Authorities;
-use super::ca::{self, CaError, NODE_LIFE_S};
+use super::ca::{self, CaError, NODE_VALIDITY_S};
 use super::peer::{Peer, verify_expired};
 use super::registry::{Certificate, Enrolment, Registry, RegistryError};
 use super::token::{TokenError, TokenStore};
@@ -34,17 +34,17 @@ const HTTP_BUFFER_BYTES_MAX: usize = 16 * 1024;
 
 /// Validity and grace of the nodes' certificates, seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lives {
-    /// How long a new certificate lives; at most [`NODE_LIFE_S`].
+pub struct CertificateTimes {
+    /// How long a new certificate lives; at most [`NODE_VALIDITY_S`].
     pub node_s: u64,
     /// Time after its expiry in which a certificate may still be renewed.
     pub grace_s: u64,
 }
 
-impl Default for Lives {
+impl Default for CertificateTimes {
     fn default() -> Self {
         Self {
-            node_s: NODE_LIFE_S,
+            node_s: NODE_VALIDITY_S,
             grace_s: RENEW_GRACE_S,
         }
     }
@@ -98,7 +98,7 @@ pub struct EnrolmentService<'a> {
     /// External broker of the links, if there is one.
     pub broker: Option<&'a Broker>,
     /// How long certificates live.
-    pub lives: Lives,
+    pub times: CertificateTimes,
 }
 
 impl EnrolmentService<'_> {
@@ -234,7 +234,7 @@ impl EnrolmentService<'_> {
     /// has expired. The whole proof is checked before anything is written.
     fn renew(&self, request: &RenewRequest, unix_s: u64) -> Result<(String, Vec<u8>), Refusal> {
         let Self { cas, registry, .. } = *self;
-        let Lives { node_s, grace_s } = self.lives;
+        let CertificateTimes { node_s, grace_s } = self.times;
         if !is_plausible(unix_s) {
             return Err(Refusal::Clock);
         }
@@ -284,7 +284,7 @@ impl EnrolmentService<'_> {
             serial: serial.to_owned(),
             key_sha256: csr.key_sha256(),
             issued_unix_s: unix_s,
-            life_s: self.lives.node_s,
+            life_s: self.times.node_s,
             ca_sha256,
             other_ca_sha256,
         }
@@ -310,7 +310,7 @@ impl EnrolmentService<'_> {
         let key_sha256 = csr.key_sha256();
         // Of two concurrent joins with one key, the later one would be refused by the registry and give
         // back a use that the other one has taken.
-        let _turn = tokens.turn();
+        let _joining = tokens.lock_joins();
         let known = registry.find(&request.node);
         if let Some(known) = known.filter(|known| !known.revoked && known.key_sha256 == key_sha256)
         {
@@ -327,7 +327,7 @@ impl EnrolmentService<'_> {
             return Ok(again.der);
         }
         registry.check(&request.node)?;
-        let life_s = self.lives.node_s;
+        let life_s = self.times.node_s;
         let issued = ca.node(&request.node, &csr, None, unix_s, life_s)?;
         tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
         let (ca_sha256, other_ca_sha256) = cas.given();
@@ -376,7 +376,7 @@ mod tests {
                 tokens: &self.tokens,
                 registry: &self.registry,
                 broker: None,
-                lives: Lives::default(),
+                times: CertificateTimes::default(),
             }
         }
     }

@@ -165,7 +165,7 @@ impl Registry {
                     return Ok(Vec::new());
                 }
                 Some(_) => {}
-                None => room(state, &peer.node)?,
+                None => check_name_and_count(state, &peer.node)?,
             }
             let enrolment = Enrolment {
                 serial: peer.serial.clone(),
@@ -287,7 +287,7 @@ impl Registry {
             if retired || state.nodes.contains_key(node) || state.deleted.contains_key(node) {
                 return Ok(Vec::new());
             }
-            room(state, node)?;
+            check_name_and_count(state, node)?;
             let enrolment = Enrolment {
                 joined_unix_s: unix_s,
                 ..Enrolment::default()
@@ -311,7 +311,7 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub fn check(&self, node: &str) -> Result<(), RegistryError> {
-        self.read(|state| room(state, node))
+        self.read(|state| check_name_and_count(state, node))
     }
 
     /// Adds a node.
@@ -320,7 +320,7 @@ impl Registry {
     /// See [`RegistryError`].
     pub fn add(&self, node: &str, enrolment: Enrolment) -> Result<(), RegistryError> {
         self.change(|state| {
-            room(state, node)?;
+            check_name_and_count(state, node)?;
             Ok(vec![put(node, enrolment)])
         })
         .map(|_| ())
@@ -451,7 +451,7 @@ impl Registry {
             if state.grace_at(unix_s).is_none() || !is_label(node) {
                 return Ok(Vec::new());
             }
-            room(state, node)?;
+            check_name_and_count(state, node)?;
             let enrolment = Enrolment {
                 revoked: true,
                 joined_unix_s: unix_s,
@@ -465,7 +465,7 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub fn forget_ca(&self, ca_sha256: &str) -> Result<(), RegistryError> {
+    pub fn drop_ca(&self, ca_sha256: &str) -> Result<(), RegistryError> {
         let steps = vec![Step::ForgetCa(ca_sha256.to_owned())];
         self.change(|_| Ok(steps)).map(|_| ())
     }
@@ -525,7 +525,7 @@ fn revoke(node: &str, enrolment: &Enrolment) -> Vec<Step> {
     put.chain(enrolment.retire(node)).collect()
 }
 
-fn room(state: &State, node: &str) -> Result<(), RegistryError> {
+fn check_name_and_count(state: &State, node: &str) -> Result<(), RegistryError> {
     if !is_label(node) {
         Err(RegistryError::Name)
     } else if state.nodes.contains_key(node) {

@@ -101,7 +101,7 @@ impl Identity {
         // The list for the broker contains the certificates of the remaining CAs, so this CA's can be
         // removed; but during a grace it also excludes deleted names from readmission.
         if self.registry.grace(unix_s()).is_none()
-            && let Err(error) = self.registry.forget_ca(&old)
+            && let Err(error) = self.registry.drop_ca(&old)
         {
             self.events.add("", "NotStored", &error.to_string());
         }
@@ -213,12 +213,12 @@ mod tests {
 
     use super::*;
     use crate::events::Events;
-    use crate::identity::enrol::Lives;
+    use crate::identity::enrol::CertificateTimes;
     use crate::identity::registry::{Enrolment, NODES};
 
     fn open(data: &Path) -> Arc<Identity> {
         let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
-        Identity::open(data, ca, None, Lives::default(), events).unwrap()
+        Identity::open(data, ca, None, CertificateTimes::default(), events).unwrap()
     }
 
     /// Goal: while nodes may be readmitted after a restore, the nodes that depend on the old CA are not all

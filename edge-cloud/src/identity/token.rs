@@ -99,7 +99,7 @@ impl TokenStore {
 
     /// Held from the read of the registry to its change: joins are processed one after the other, because
     /// the token and the node are two files.
-    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn lock_joins(&self) -> MutexGuard<'_, ()> {
         self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -201,7 +201,7 @@ impl TokenStore {
     ///
     /// # Errors
     /// See [`TokenError`].
-    pub fn forget(&self, node: &str) -> Result<(), TokenError> {
+    pub fn clear_last_use(&self, node: &str) -> Result<(), TokenError> {
         let of_node = |token: &Token| {
             let whom = token.last_for.split_once(' ');
             whom.is_some_and(|(name, _)| name == node)
@@ -313,14 +313,14 @@ mod tests {
         store.spend_for(&id, &secret, 1000, "a", "key").unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
         store.spend_for(&id, &secret, 1001, "a", "key").unwrap();
-        store.forget("b").unwrap();
+        store.clear_last_use("b").unwrap();
         store.spend_for(&id, &secret, 1001, "a", "key").unwrap();
         let spend = |node, key, now| store.spend_for(&id, &secret, now, node, key);
         assert!(matches!(spend("b", "key", 1001), Err(TokenError::Used)));
         assert!(matches!(spend("a", "other", 1001), Err(TokenError::Used)));
         assert!(matches!(spend("", "", 1001), Err(TokenError::Used)));
         assert!(matches!(spend("a", "key", 1060), Err(TokenError::Expired)));
-        store.forget("a").unwrap();
+        store.clear_last_use("a").unwrap();
         assert!(matches!(spend("a", "key", 1001), Err(TokenError::Used)));
     }
 

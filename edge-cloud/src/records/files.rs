@@ -218,7 +218,7 @@ impl Files {
     }
 
     /// Drops the position of a node's next records; [`Self::load`] determines it again.
-    pub fn forget(&self, node: &str) {
+    pub fn drop_state(&self, node: &str) {
         self.places().remove(node);
     }
 }
@@ -282,7 +282,7 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
     }
     let end = good.unwrap_or_default();
     if end < len {
-        put_aside(&mut file, path, end)?;
+        save_tail(&mut file, path, end)?;
         found.cut.push((path.to_owned(), len - end));
         file.set_len(end)?;
     }
@@ -292,7 +292,7 @@ fn recover(path: &Path, found: &mut Found) -> io::Result<Option<u64>> {
 }
 
 /// Removed bytes were never acknowledged, unless the medium has damaged them: they are kept for analysis.
-fn put_aside(file: &mut File, path: &Path, start: u64) -> io::Result<()> {
+fn save_tail(file: &mut File, path: &Path, start: u64) -> io::Result<()> {
     let mut copy = OpenOptions::new()
         .create(true)
         .append(true)

@@ -40,7 +40,7 @@ impl Records {
     }
 
     /// A node waits for its ledger.
-    pub(crate) fn hurry(&self, node: &str) {
+    pub(crate) fn prioritize(&self, node: &str) {
         let mut state = self.lock();
         if let Some(known) = state.nodes.get_mut(node)
             && known.reading == Reading::Wanted(false)
@@ -71,7 +71,7 @@ impl Records {
                         known.reading = Reading::Read;
                     }
                     // It has left meanwhile.
-                    (None, _) => sink.forget(&node),
+                    (None, _) => sink.drop_state(&node),
                 }
                 self.tidy(&mut state, &node);
             }

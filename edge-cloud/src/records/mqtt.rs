@@ -173,7 +173,7 @@ async fn connection(options: &MqttOptions, jobs: &mut mpsc::Receiver<Job>) -> St
     // rumqttc's poll is cancelled only with the whole connection.
     tokio::select! {
         why = receive(&mut events, &flight, &up) => why,
-        () = feed(&client, jobs, &flight, &up) => "nobody asks any more".to_owned(),
+        () = feed(&client, jobs, &flight, &up) => "all writers are gone".to_owned(),
     }
 }
 
@@ -215,7 +215,7 @@ impl Flight {
     }
 }
 
-async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> String {
+async fn receive(events: &mut EventLoop, flight: &Flight, capacity: &Semaphore) -> String {
     let mut timeout = CONNECT + Duration::from_secs(5);
     loop {
         let event = match tokio::time::timeout(timeout, events.poll()).await {
@@ -229,7 +229,7 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
                     return format!("refused: {:?}", ack.code);
                 }
                 timeout = KEEPALIVE * 2;
-                room.add_permits(INFLIGHT_MAX.into());
+                capacity.add_permits(INFLIGHT_MAX.into());
             }
             Event::Outgoing(Outgoing::Publish(pkid)) => flight.with(|state| {
                 if let Some(waiting) = state.given.pop_front() {
@@ -242,11 +242,11 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
             }
             Event::Incoming(Packet::PubAck(ack)) => {
                 let waiting = flight.with(|state| state.sent.remove(&ack.pkid));
-                room.add_permits(1);
+                capacity.add_permits(1);
                 let result = match ack.reason {
                     PubAckReason::Success => Ok(()),
                     PubAckReason::NoMatchingSubscribers => {
-                        Err("nobody subscribes to these records".to_owned())
+                        Err("no client subscribes to these records".to_owned())
                     }
                     reason => Err(format!("refused: {reason:?}")),
                 };
@@ -254,8 +254,8 @@ async fn receive(events: &mut EventLoop, flight: &Flight, room: &Semaphore) -> S
                     waiting.settle(result);
                 }
             }
-            Event::Incoming(Packet::Disconnect(goodbye)) => {
-                return format!("closed by the broker: {:?}", goodbye.reason_code);
+            Event::Incoming(Packet::Disconnect(disconnect)) => {
+                return format!("closed by the broker: {:?}", disconnect.reason_code);
             }
             _ => {}
         }
@@ -267,11 +267,11 @@ async fn feed(
     client: &AsyncClient,
     jobs: &mut mpsc::Receiver<Job>,
     flight: &Flight,
-    room: &Semaphore,
+    capacity: &Semaphore,
 ) {
     loop {
         // Not before the connection is up: jobs that wait here then fail with the reason.
-        let Ok(permit) = room.acquire().await else {
+        let Ok(permit) = capacity.acquire().await else {
             return;
         };
         let Some(job) = jobs.recv().await else {
@@ -284,7 +284,7 @@ async fn feed(
         for message in job.messages {
             let permit = match first.take() {
                 Some(permit) => permit,
-                None => match room.acquire().await {
+                None => match capacity.acquire().await {
                     Ok(permit) => permit,
                     Err(_) => return,
                 },

@@ -42,7 +42,7 @@ pub(super) struct Nats {
     /// Sequence number in the stream of the newest message of a subject, where we know it.
     known: Mutex<BTreeMap<String, u64>>,
     /// Last error of the connection, while there is none.
-    trouble: Arc<Mutex<Option<String>>>,
+    last_error: Arc<Mutex<Option<String>>>,
     /// Why the stream may lose confirmed messages, once it was checked.
     warning: OnceLock<Option<String>>,
 }
@@ -63,8 +63,8 @@ impl Nats {
                 None => options.token(auth),
             };
         }
-        let trouble = Arc::<Mutex<Option<String>>>::default();
-        let noted = Arc::clone(&trouble);
+        let last_error = Arc::<Mutex<Option<String>>>::default();
+        let noted = Arc::clone(&last_error);
         options = options.event_callback(move |event| {
             let text = match &event {
                 Event::Connected => None,
@@ -76,7 +76,7 @@ impl Nats {
             std::future::ready(())
         });
         Ok(Self {
-            trouble,
+            last_error,
             warning: OnceLock::new(),
             url: format!("nats://{}", server.place()),
             subject: server.path,
@@ -103,15 +103,18 @@ impl Nats {
         };
         let context = self.context.get_or_try_init(|| connect).await?;
         // A request without a connection would wait for an answer that cannot come.
-        self.trouble().map_or(Ok(context), Err)
+        self.last_error().map_or(Ok(context), Err)
     }
 
     /// Why there is no connection; `None` if there is one, or the reason is unknown.
-    fn trouble(&self) -> Option<String> {
+    fn last_error(&self) -> Option<String> {
         let context = self.context.get()?;
         let connected = context.client().connection_state() == State::Connected;
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.clone().filter(|_| !connected)
+        let last_error = self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last_error.clone().filter(|_| !connected)
     }
 
     pub(super) fn warning(&self) -> Option<String> {
@@ -127,7 +130,7 @@ impl Nats {
         let newest = newest(self.context().await?, &subject);
         let newest = tokio::time::timeout(ANSWER, newest).await;
         let newest = newest.unwrap_or_else(|_| Err("the server does not answer".into()));
-        let (last, ledger, stream) = newest.map_err(|error| self.trouble().unwrap_or(error))?;
+        let (last, ledger, stream) = newest.map_err(|error| self.last_error().unwrap_or(error))?;
         self.warning.get_or_init(|| {
             let warning = weakness(&stream);
             if let Some(warning) = &warning {
@@ -149,7 +152,7 @@ impl Nats {
         // If this is interrupted, the newest message shows the result.
         let last = self.known().remove(&subject).unwrap_or_default();
         let sent = self.publish(&subject, node, (ledger, plan), last).await;
-        let last = sent.map_err(|error| self.trouble().unwrap_or(error))?;
+        let last = sent.map_err(|error| self.last_error().unwrap_or(error))?;
         self.known().insert(subject, last);
         Ok(())
     }

@@ -82,9 +82,9 @@ impl Sink {
     }
 
     /// A node's ledger is not needed for now.
-    pub(super) fn forget(&self, node: &str) {
+    pub(super) fn drop_state(&self, node: &str) {
         if let Kind::Files(files) = &self.kind {
-            files.forget(node);
+            files.drop_state(node);
         }
     }
 

@@ -86,8 +86,8 @@ impl Sessions {
         }
         match node.replacements.new_connection(now) {
             Decision::Replaces => true,
-            Decision::Refused { ask, proven } => {
-                if ask {
+            Decision::Refused { probe, proven } => {
+                if probe {
                     // A full carrier belongs to a connection that does not read: it stays silent.
                     node.send(now, &self.probe_frame());
                 }
@@ -111,7 +111,7 @@ impl Sessions {
         if let Some(node) = state.nodes.get_mut(name).filter(current) {
             // Any other frame may have been delayed on a link that is broken since.
             if node.replacements.waits() && is_hello(frame) {
-                node.replacements.heard();
+                node.replacements.record_answer();
             }
             if !self.must_wait(&mut state, name, frame) {
                 self.handle(&mut state, name, LinkInput::Frame(frame));
@@ -132,7 +132,7 @@ impl Sessions {
         let wait_ms = match node.has_ledger {
             true => state.openings.request(now, &mut node.reservation),
             false => {
-                self.records.hurry(name);
+                self.records.prioritize(name);
                 LEDGER_WAIT_MS
             }
         };
@@ -181,8 +181,8 @@ impl NodeSession {
         self.connection.replace(Connection {
             id,
             carrier,
-            heard: now,
-            asked: 0,
+            received_at: now,
+            probes: 0,
         })
     }
 }

@@ -31,9 +31,9 @@ pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) carrier: Box<dyn Carrier>,
     /// When the last frame was received through it, behind a broker.
-    pub(super) heard: u64,
+    pub(super) received_at: u64,
     /// Probes sent since then, behind a broker.
-    pub(super) asked: u32,
+    pub(super) probes: u32,
 }
 
 /// Sends frames to one node; implemented by the transport. Dropping it closes the node's connection.
@@ -73,7 +73,7 @@ pub(super) struct NodeSession {
     pub(super) reservation: Reservation,
     pub(super) in_sync: bool,
     /// The complete reported set was received since our start.
-    pub(super) heard: bool,
+    pub(super) has_report: bool,
     /// Boot ids that the node has reported, newest first.
     pub(super) boots: [String; 2],
     pub(super) changed_unix_s: u64,
@@ -130,7 +130,7 @@ impl NodeSession {
             live: false,
             reservation: Reservation::default(),
             in_sync: false,
-            heard: false,
+            has_report: false,
             boots: Default::default(),
             changed_unix_s: 0,
             replacements: Replacements::default(),
@@ -213,7 +213,7 @@ impl NodeSession {
             }
             CloudOutput::State(StateOutput::InSync { desired, reported }) => {
                 self.in_sync = desired && reported;
-                self.heard |= reported;
+                self.has_report |= reported;
                 true
             }
             CloudOutput::Call(CallOutput::Data { id, bytes, .. }) => {
@@ -353,7 +353,7 @@ impl NodeSession {
             name: self.name.as_ref().to_owned(),
             connected: self.live,
             in_sync: self.live && self.in_sync,
-            heard: self.heard,
+            has_report: self.has_report,
             awaits_set: self.desired.is_none(),
             desired_root: self.session.desired_root().to_string(),
             reported_root: self.session.reported().root().to_string(),

@@ -84,8 +84,8 @@ impl Sessions {
         let now = self.now();
         let connection = state.nodes.get_mut(name);
         if let Some(connection) = connection.and_then(|node| node.connection.as_mut()) {
-            connection.heard = now;
-            connection.asked = 0;
+            connection.received_at = now;
+            connection.probes = 0;
         }
         if !self.must_wait(&mut state, name, frame) {
             self.handle(&mut state, name, LinkInput::Frame(frame));
@@ -116,9 +116,9 @@ impl Sessions {
     }
 
     /// Probes up to `count` nodes that have a live session and were silent for
-    /// `silence_ms`. One that has not answered `probes` probes is not connected: its will was lost. A node
+    /// `silence_ms`. One that has not answered `probes_max` probes is not connected: its will was lost. A node
     /// that is not silent is checked once in `silence_ms`; the caller limits the rate of the rest.
-    pub(crate) fn ask_silent(&self, silence_ms: u64, asks: u32, count: usize) {
+    pub(crate) fn probe_silent(&self, silence_ms: u64, probes_max: u32, count: usize) {
         let now = self.now();
         let Some(limit) = now.checked_sub(silence_ms) else {
             return;
@@ -132,32 +132,38 @@ impl Sessions {
                 break;
             }
             for name in due {
-                left -= usize::from(self.listen(&mut state, &name, (now, limit), asks));
+                left -= usize::from(self.listen(&mut state, &name, (now, limit), probes_max));
             }
         }
     }
 
     /// Checks whether a node was silent since `limit`, and probes it or gives it up.
-    fn listen(&self, state: &mut State, name: &str, (now, limit): (u64, u64), asks: u32) -> bool {
+    fn listen(
+        &self,
+        state: &mut State,
+        name: &str,
+        (now, limit): (u64, u64),
+        probes_max: u32,
+    ) -> bool {
         state.visited += 1;
         let Some(node) = state.nodes.get_mut(name) else {
             return false;
         };
-        let (heard, asked) = match &mut node.connection {
+        let (received_at, probes) = match &mut node.connection {
             // Its opening has timers of its own.
             Some(_) if !node.live => (now, None),
-            Some(connection) if connection.heard > limit => (connection.heard, None),
+            Some(connection) if connection.received_at > limit => (connection.received_at, None),
             // Again in the next round, after those that wait longer.
-            Some(connection) => (limit + 1, Some(&mut connection.asked)),
+            Some(connection) => (limit + 1, Some(&mut connection.probes)),
             None => return false,
         };
         state
             .silences
-            .set(&node.name, &mut node.listened, Some(heard));
-        match asked {
+            .set(&node.name, &mut node.listened, Some(received_at));
+        match probes {
             None => return false,
-            Some(asked) if *asked < asks => {
-                *asked += 1;
+            Some(probes) if *probes < probes_max => {
+                *probes += 1;
                 let probe = self.probe_frame();
                 node.send(now, &probe);
                 self.schedule(state, name);

@@ -26,7 +26,7 @@ pub enum Decision {
     /// It is refused and may try again.
     Refused {
         /// Probe the live connection.
-        ask: bool,
+        probe: bool,
         /// The first proof of a clone since the last quiet time.
         proven: bool,
     },
@@ -37,7 +37,7 @@ pub enum Decision {
 pub struct Replacements {
     at: Vec<u64>,
     /// When the live connection was probed.
-    asked: Option<u64>,
+    probed_at: Option<u64>,
     /// It has answered since.
     answered: bool,
     proof: Option<u64>,
@@ -49,24 +49,24 @@ impl Replacements {
         self.at.retain(|at| now.saturating_sub(*at) < WINDOW_MS);
         if self.at.len() < REPLACEMENTS_MAX && !self.cloned(now) {
             self.at.push(now);
-            self.asked = None;
+            self.probed_at = None;
             return Decision::Replaces;
         }
-        match self.asked {
+        match self.probed_at {
             Some(_) if self.answered => {
                 let proven = !self.cloned(now);
                 self.proof = Some(now);
-                self.ask(now, proven)
+                self.probe(now, proven)
             }
-            Some(asked) if now.saturating_sub(asked) >= ANSWER_TIMEOUT_MS => {
-                self.asked = None;
+            Some(probed_at) if now.saturating_sub(probed_at) >= ANSWER_TIMEOUT_MS => {
+                self.probed_at = None;
                 Decision::Replaces
             }
             Some(_) => Decision::Refused {
-                ask: false,
+                probe: false,
                 proven: false,
             },
-            None => self.ask(now, false),
+            None => self.probe(now, false),
         }
     }
 
@@ -77,26 +77,29 @@ impl Replacements {
         proven
     }
 
-    const fn ask(&mut self, now: u64, proven: bool) -> Decision {
-        self.asked = Some(now);
+    const fn probe(&mut self, now: u64, proven: bool) -> Decision {
+        self.probed_at = Some(now);
         self.answered = false;
-        Decision::Refused { ask: true, proven }
+        Decision::Refused {
+            probe: true,
+            proven,
+        }
     }
 
     /// Whether the live connection was probed and has not answered yet.
     #[must_use]
     pub const fn waits(&self) -> bool {
-        self.asked.is_some() && !self.answered
+        self.probed_at.is_some() && !self.answered
     }
 
     /// The live connection has answered.
-    pub const fn heard(&mut self) {
+    pub const fn record_answer(&mut self) {
         self.answered = true;
     }
 
     /// The live connection has ended by itself: the next one is accepted.
     pub const fn vacant(&mut self) {
-        self.asked = None;
+        self.probed_at = None;
     }
 
     /// Whether two boards use the identity.
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     const WAITS: Decision = Decision::Refused {
-        ask: false,
+        probe: false,
         proven: false,
     };
 
@@ -121,19 +124,22 @@ mod tests {
         let mut replacements = Replacements::default();
         for now in [0, 1_000, 2_000] {
             assert_eq!(replacements.new_connection(now), Decision::Replaces);
-            replacements.heard();
+            replacements.record_answer();
         }
         replacements
     }
 
-    fn asks(proven: bool) -> Decision {
-        Decision::Refused { ask: true, proven }
+    fn probes(proven: bool) -> Decision {
+        Decision::Refused {
+            probe: true,
+            proven,
+        }
     }
 
     #[test]
     fn a_silent_connection_gives_its_place_away_and_is_no_clone() {
         let mut replacements = suspicious();
-        assert_eq!(replacements.new_connection(3_000), asks(false));
+        assert_eq!(replacements.new_connection(3_000), probes(false));
         assert_eq!(replacements.new_connection(5_000), WAITS);
         assert_eq!(replacements.new_connection(13_000), Decision::Replaces);
         assert!(!replacements.cloned(13_000));
@@ -142,18 +148,18 @@ mod tests {
     #[test]
     fn an_answer_proves_a_clone_and_keeps_the_place_for_as_long_as_answers_come() {
         let mut replacements = suspicious();
-        assert_eq!(replacements.new_connection(3_000), asks(false));
-        replacements.heard();
-        assert_eq!(replacements.new_connection(3_000), asks(true));
+        assert_eq!(replacements.new_connection(3_000), probes(false));
+        replacements.record_answer();
+        assert_eq!(replacements.new_connection(3_000), probes(true));
         // The window of replacements is over, and the connection is still refused.
         for now in (600_000..6_000_000).step_by(600_000) {
-            replacements.heard();
-            assert_eq!(replacements.new_connection(now), asks(false), "{now}");
+            replacements.record_answer();
+            assert_eq!(replacements.new_connection(now), probes(false), "{now}");
             assert!(replacements.cloned(now));
         }
-        replacements.heard();
+        replacements.record_answer();
         // The live board is switched off without closing its connection.
-        assert_eq!(replacements.new_connection(6_000_000), asks(false));
+        assert_eq!(replacements.new_connection(6_000_000), probes(false));
         assert_eq!(replacements.new_connection(6_005_000), WAITS);
         assert_eq!(replacements.new_connection(6_010_000), Decision::Replaces);
     }
@@ -161,23 +167,23 @@ mod tests {
     #[test]
     fn a_lone_board_is_free_again_after_the_window() {
         let mut replacements = suspicious();
-        assert_eq!(replacements.new_connection(3_000), asks(false));
+        assert_eq!(replacements.new_connection(3_000), probes(false));
         for now in [400_000, 410_000, 420_000] {
             assert_eq!(replacements.new_connection(now), Decision::Replaces);
-            replacements.heard();
+            replacements.record_answer();
         }
         // The earlier probe proves nothing now.
-        assert_eq!(replacements.new_connection(430_000), asks(false));
+        assert_eq!(replacements.new_connection(430_000), probes(false));
         assert!(!replacements.cloned(430_000));
     }
 
     #[test]
     fn an_earlier_question_says_nothing_of_the_next_connection() {
         let mut replacements = suspicious();
-        assert_eq!(replacements.new_connection(3_000), asks(false));
+        assert_eq!(replacements.new_connection(3_000), probes(false));
         replacements.vacant();
-        replacements.heard();
-        assert_eq!(replacements.new_connection(4_000), asks(false));
+        replacements.record_answer();
+        assert_eq!(replacements.new_connection(4_000), probes(false));
         assert!(!replacements.cloned(4_000));
     }
 }

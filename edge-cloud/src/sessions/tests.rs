@@ -7,8 +7,8 @@ use edge_proto::limits::WIRE_VERSION;
 
 use super::*;
 use crate::identity::ExternalBroker;
-use crate::identity::ca::{Ca, NODE_LIFE_S};
-use crate::identity::enrol::Lives;
+use crate::identity::ca::{Ca, NODE_VALIDITY_S};
+use crate::identity::enrol::CertificateTimes;
 use crate::identity::peer::Peer;
 use crate::identity::registry::Enrolment;
 use crate::nodes::{DesiredSets as _, EventLog as _};
@@ -17,7 +17,13 @@ use crate::sessions::replacement::REPLACEMENTS_MAX;
 
 fn open(data: &Path) -> Arc<Sessions> {
     let (ca, events) = (Ca::open(data).unwrap(), Arc::new(Events::default()));
-    let identity = Identity::open(data, ca, None, Lives::default(), Arc::clone(&events));
+    let identity = Identity::open(
+        data,
+        ca,
+        None,
+        CertificateTimes::default(),
+        Arc::clone(&events),
+    );
     Sessions::new(identity.unwrap(), events, Records::none())
 }
 
@@ -35,7 +41,7 @@ fn open_behind_broker(data: &Path) -> Arc<Sessions> {
         data,
         ca,
         Some(broker),
-        Lives::default(),
+        CertificateTimes::default(),
         Arc::clone(&events),
     );
     Sessions::new(identity.unwrap(), events, Records::none())
@@ -125,7 +131,7 @@ fn join(sessions: &Sessions, node: &str) -> Peer {
         node: node.to_owned(),
         serial,
         issued_unix_s: unix_s(),
-        expires_unix_s: unix_s() + NODE_LIFE_S,
+        expires_unix_s: unix_s() + NODE_VALIDITY_S,
     }
 }
 
@@ -204,7 +210,7 @@ fn proves_a_clone(answer: &[u8]) {
 /// admitted then; a live one never waits. Method: one opening a second, ten nodes that request; time
 /// passes only where the test advances it.
 #[tokio::test(start_paused = true)]
-async fn openings_at_once_get_turns_one_after_the_other() {
+async fn openings_at_once_are_admitted_one_after_the_other() {
     let data = tempfile::tempdir().unwrap();
     let sessions = open(data.path());
     sessions.set_openings(1);
@@ -452,7 +458,7 @@ fn a_silent_node_is_asked_without_a_look_at_the_others() {
     let round = |sessions: &mut Arc<Sessions>, ms: u64| {
         visited(sessions);
         advance(sessions, ms);
-        sessions.ask_silent(SILENCE_MS, 2, 20);
+        sessions.probe_silent(SILENCE_MS, 2, 20);
         visited(sessions)
     };
     let probes = || {
@@ -483,7 +489,7 @@ fn a_silent_node_is_asked_without_a_look_at_the_others() {
         let state = sessions.lock();
         let nodes = state.nodes.values();
         let connections = nodes.filter_map(|node| node.connection.as_ref());
-        connections.filter(|one| one.asked == 1).count()
+        connections.filter(|one| one.probes == 1).count()
     };
     assert_eq!(asked(&sessions), 20);
     round(&mut sessions, 1_000);

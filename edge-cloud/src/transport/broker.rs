@@ -72,7 +72,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const WAIT_MIN: Duration = Duration::from_millis(BROKER_RETRY_MS_MIN);
 const WAIT_MAX: Duration = Duration::from_millis(BROKER_RETRY_MS_MAX);
 /// A connection of this length resets the waits.
-const GOOD: Duration = Duration::from_secs(60);
+const STABLE: Duration = Duration::from_secs(60);
 
 /// Settings of the broker.
 #[derive(Clone, Debug)]
@@ -266,7 +266,7 @@ impl Client {
         loop {
             let start = Instant::now();
             let reason = self.connection().await;
-            if start.elapsed() >= GOOD {
+            if start.elapsed() >= STABLE {
                 wait = WAIT_MIN;
             }
             log::warn!("broker_away error={reason} retry_ms={}", wait.as_millis());
@@ -289,7 +289,7 @@ impl Client {
             never = self.try_new_ca() => match never {},
             reason = self.receive(&mut events, &client, &is_up) => reason,
             never = self.probe(&client, &is_up) => match never {},
-            never = self.ask_silent() => match never {},
+            never = self.probe_silent() => match never {},
         };
         if is_up.into_inner() {
             self.events.add("", "BrokerLost", &reason);
@@ -342,8 +342,8 @@ impl Client {
                             .frame_from_broker(node, &publish.payload, &carriers);
                     }
                 }
-                Event::Incoming(Packet::Disconnect(goodbye)) => {
-                    return format!("closed by the broker: {:?}", goodbye.reason_code);
+                Event::Incoming(Packet::Disconnect(disconnect)) => {
+                    return format!("closed by the broker: {:?}", disconnect.reason_code);
                 }
                 _ => {}
             }
@@ -398,14 +398,14 @@ impl Client {
 
     /// Probes silent nodes: a broker that is a cluster can lose a will without
     /// losing us.
-    async fn ask_silent(&self) -> Infallible {
+    async fn probe_silent(&self) -> Infallible {
         let silence = self.broker.silence;
         let silence_ms = u64::try_from(silence.as_millis()).unwrap_or(u64::MAX);
         let interval = (silence / ASK_PARTS).max(ASK_INTERVAL_MIN);
         loop {
             tokio::time::sleep(interval).await;
             self.sessions
-                .ask_silent(silence_ms, SILENCE_PROBES_MAX, SILENCE_PROBES_AT_ONCE);
+                .probe_silent(silence_ms, SILENCE_PROBES_MAX, SILENCE_PROBES_AT_ONCE);
         }
     }
 }

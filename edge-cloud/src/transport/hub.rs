@@ -85,10 +85,10 @@ impl Hub {
     }
 
     async fn accept(self: &Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let capacity = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let unauthenticated = Unauthenticated::new(UNAUTHENTICATED_MAX);
         loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&capacity).acquire_owned().await else {
                 return;
             };
             let (stream, address) = match listener.accept().await {
@@ -129,7 +129,7 @@ impl Hub {
         stream.set_nodelay(true)?;
         tokio::select! {
             opened = self.open(stream, admitted) => opened,
-            () = place.wanted() => Err(io::Error::other("made room for another")),
+            () = place.wanted() => Err(io::Error::other("replaced by another connection")),
         }
     }
 

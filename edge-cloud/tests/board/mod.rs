@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 use edge_cloud::fleet::Fleet;
 use edge_cloud::identity::ca::{Ca, Request};
-use edge_cloud::identity::enrol::Lives;
+use edge_cloud::identity::enrol::CertificateTimes;
 use edge_cloud::identity::registry::{Enrolment, Registry};
 use edge_cloud::nodes::{EventLog as _, NodeReports as _, NodeView};
 use edge_cloud::records::Records;
@@ -73,7 +73,7 @@ pub(crate) fn identity(ca: &Ca, node: &str, unix_s: u64, life_s: u64) -> Identit
 /// The nodes of a folder.
 pub(crate) fn open(data: &std::path::Path, records: Arc<Records>) -> Arc<Fleet> {
     let ca = Ca::open(data).unwrap();
-    Fleet::open(data, ca, None, records, Lives::default()).unwrap()
+    Fleet::open(data, ca, None, records, CertificateTimes::default()).unwrap()
 }
 
 /// An edge-cloud that serves nodes; no controller gives them anything.

@@ -35,7 +35,7 @@ impl Recorder {
     pub(crate) fn report(&self, name: &str) {
         self.change(name, |view| {
             view.connected = true;
-            view.heard = true;
+            view.has_report = true;
             view.status = Some(NodeStatus {
                 arch: "x86_64".into(),
                 agent: "0.1.0".into(),
@@ -54,7 +54,7 @@ impl Recorder {
 
     /// Whether its whole report is here.
     pub(crate) fn is_heard(&self, name: &str) -> bool {
-        self.views.lock().unwrap()[name].heard
+        self.views.lock().unwrap()[name].has_report
     }
 
     /// The node reports a pod.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::{Retired, Step};
-use crate::identity::ca::NODE_LIFE_S;
+use crate::identity::ca::NODE_VALIDITY_S;
 
 /// An issued certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Enrolment {
     /// Token that it joined with.
     #[serde(default)]
     pub token_id: String,
-    /// How long its certificate lives, seconds; 0 is [`NODE_LIFE_S`].
+    /// How long its certificate lives, seconds; 0 is [`NODE_VALIDITY_S`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub life_s: u64,
     /// Hex SHA-256 of the CA that signed its certificate; empty when it was not stored.
@@ -62,7 +62,7 @@ impl Enrolment {
     #[must_use]
     pub fn certificate(&self) -> Certificate {
         let life_s = match self.life_s {
-            0 => NODE_LIFE_S,
+            0 => NODE_VALIDITY_S,
             life_s => life_s,
         };
         Certificate {

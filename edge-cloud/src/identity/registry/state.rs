@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Enrolment, Grace};
-use crate::identity::ca::{NODE_LIFE_S, damaged};
+use crate::identity::ca::{NODE_VALIDITY_S, damaged};
 use crate::journal::{self, Journal};
 
 /// Certificates that are refused before they expire. The oldest ones are dropped, which matters only
@@ -134,7 +134,7 @@ impl State {
             return;
         }
         self.retired
-            .retain(|one| one.unix_s.saturating_add(NODE_LIFE_S) > retired.unix_s);
+            .retain(|one| one.unix_s.saturating_add(NODE_VALIDITY_S) > retired.unix_s);
         let over = (self.retired.len() + 1).saturating_sub(RETIRED_MAX);
         self.retired.drain(..over);
         self.retired.push(retired);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::identity::ca::NODE_LIFE_S;
+use crate::identity::ca::NODE_VALIDITY_S;
 use crate::journal::{self, REWRITE_BYTES_MIN};
 
 fn enrolment(serial: &str) -> Enrolment {
@@ -15,7 +15,7 @@ fn peer(node: &str, serial: &str, issued_unix_s: u64) -> Peer {
         node: node.to_owned(),
         serial: serial.to_owned(),
         issued_unix_s,
-        expires_unix_s: issued_unix_s + NODE_LIFE_S,
+        expires_unix_s: issued_unix_s + NODE_VALIDITY_S,
     }
 }
 
@@ -24,7 +24,7 @@ fn next(serial: &str, key: &str, issued_unix_s: u64) -> Certificate {
         serial: serial.to_owned(),
         key_sha256: key.to_owned(),
         issued_unix_s,
-        life_s: NODE_LIFE_S,
+        life_s: NODE_VALIDITY_S,
         ca_sha256: "ca".to_owned(),
         other_ca_sha256: String::new(),
     }
@@ -413,7 +413,7 @@ fn the_certificates_of_a_retired_ca_need_no_list() {
         registry.add(name, enrolment).unwrap();
         registry.delete(name, 0).unwrap();
     }
-    registry.forget_ca(&old).unwrap();
+    registry.drop_ca(&old).unwrap();
     for registry in [registry, Registry::open(folder.path(), 0).unwrap()] {
         let listed: Vec<_> = registry.retired().into_iter().map(|one| one.0).collect();
         assert_eq!(listed, ["b", "c"]);

@@ -66,10 +66,10 @@ impl Admission {
     }
 
     /// Admits the connections that are due; returns when the next one is, in milliseconds.
-    fn admit(&self, newcomer: Option<(IpAddr, oneshot::Sender<()>)>) -> Option<u64> {
+    fn admit(&self, arrived: Option<(IpAddr, oneshot::Sender<()>)>) -> Option<u64> {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((address, admitted)) = newcomer {
+        if let Some((address, admitted)) = arrived {
             state.queue.enter(now, address, admitted);
         }
         while let Some(admitted) = state.queue.next(now) {

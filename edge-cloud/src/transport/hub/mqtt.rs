@@ -90,8 +90,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     pub(super) async fn serve(&mut self, peer: &Peer, sessions: &Sessions) -> io::Result<()> {
         let node = peer.node.as_str();
         // State of the opening is boxed, and freed when the link is idle.
-        let greeting = Box::pin(timely(OPENING_TIMEOUT, self.greeting(node)));
-        let silence = match greeting.await? {
+        let handshake = Box::pin(timely(OPENING_TIMEOUT, self.handshake(node)));
+        let silence = match handshake.await? {
             Ok(silence) => silence,
             Err(code) => return Box::pin(self.refuse(code)).await,
         };
@@ -116,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
 
     /// Reads CONNECT. Returns the time of silence after which the link is dead, or the answer to a CONNECT
     /// that names another node than the certificate does.
-    async fn greeting(&mut self, node: &str) -> io::Result<Result<Duration, ConnectReturnCode>> {
+    async fn handshake(&mut self, node: &str) -> io::Result<Result<Duration, ConnectReturnCode>> {
         let Packet::Connect(connect, will, _) = self.read().await? else {
             return Err(io::Error::other("the first packet is not CONNECT"));
         };
@@ -147,8 +147,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         outgoing: &Outgoing,
         sessions: &Sessions,
     ) -> io::Result<()> {
-        let mut heard = Instant::now();
-        let subscribes_by = heard + OPENING_TIMEOUT;
+        let mut last_received = Instant::now();
+        let subscribes_by = last_received + OPENING_TIMEOUT;
         loop {
             match self.take_all(|frame| sessions.frame(node, id, frame))? {
                 Taken::Answered => {}
@@ -164,7 +164,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     free = at.map(|at| self.start + Duration::from_millis(at));
                 }
             }
-            let silent = heard + silence;
+            let silent = last_received + silence;
             let stuck = self.unsent.then(|| self.taken + WRITE_TIMEOUT);
             let unsubscribed = (!self.subscribed).then_some(subscribes_by);
             let wake = [free, stuck, unsubscribed]
@@ -177,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                     if count? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
-                    heard = Instant::now();
+                    last_received = Instant::now();
                 }
                 result = drain(&mut self.writer, &mut self.sending, &mut self.taken), if self.unsent => {
                     result?;
@@ -222,8 +222,8 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         if self.subscribed {
             self.publish_next()?;
         }
-        let goodbye = goodbye(DisconnectReasonCode::SessionTakenOver, "taken over");
-        self.put(&goodbye)?;
+        let packet = disconnect(DisconnectReasonCode::SessionTakenOver, "taken over");
+        self.put(&packet)?;
         self.drain().await
     }
 
@@ -273,7 +273,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
     }
 
     async fn end(&mut self, why: &'static str) -> io::Result<()> {
-        self.put(&goodbye(DisconnectReasonCode::NotAuthorized, why))?;
+        self.put(&disconnect(DisconnectReasonCode::NotAuthorized, why))?;
         self.drain().await?;
         Err(io::Error::other(why))
     }
@@ -354,15 +354,15 @@ fn acknowledge(code: ConnectReturnCode) -> Packet {
 }
 
 /// With a reason: rumqttc writes a wrong length for a DISCONNECT that has a code and nothing else.
-fn goodbye(code: DisconnectReasonCode, why: &str) -> Packet {
-    let mut goodbye = Disconnect::new(code);
-    goodbye.properties = Some(DisconnectProperties {
+fn disconnect(code: DisconnectReasonCode, why: &str) -> Packet {
+    let mut packet = Disconnect::new(code);
+    packet.properties = Some(DisconnectProperties {
         reason_string: Some(why.to_owned()),
         session_expiry_interval: None,
         user_properties: Vec::new(),
         server_reference: None,
     });
-    Packet::Disconnect(goodbye)
+    Packet::Disconnect(packet)
 }
 
 /// Frees the memory of an empty buffer, except [`IDLE_BYTES`].
@@ -401,7 +401,7 @@ mod tests {
     use crate::events::Events;
     use crate::identity::Identity;
     use crate::identity::ca::Ca;
-    use crate::identity::enrol::Lives;
+    use crate::identity::enrol::CertificateTimes;
     use crate::records::Records;
     use crate::sessions::Carrier as _;
     use crate::transport::hub::outgoing::SocketCarrier;
@@ -430,8 +430,8 @@ mod tests {
     fn serve_unsubscribed(buffer: usize) -> Served {
         let data = tempfile::tempdir().unwrap();
         let (ca, events) = (Ca::open(data.path()).unwrap(), Arc::new(Events::default()));
-        let lives = Lives::default();
-        let identity = Identity::open(data.path(), ca, None, lives, Arc::clone(&events)).unwrap();
+        let times = CertificateTimes::default();
+        let identity = Identity::open(data.path(), ca, None, times, Arc::clone(&events)).unwrap();
         let sessions = Sessions::new(identity, events, Records::none());
         let (stream, far) = tokio::io::duplex(buffer);
         let (carrier, outgoing) = queue();
