@@ -52,7 +52,7 @@ impl Broker {
         &self.dir
     }
 
-    /// Its port.
+    /// TCP port of its listener.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port.number()

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-/// Its name.
+/// Reference of the image.
 pub const NAME: &str = "example.com/toll/large:1";
 /// Its layers, as many as an image may have.
 pub const LAYERS: usize = 32;

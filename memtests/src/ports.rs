@@ -59,7 +59,7 @@ impl Port {
         Err(io::ErrorKind::AddrInUse.into())
     }
 
-    /// Its number.
+    /// The TCP port.
     #[must_use]
     pub const fn number(&self) -> u16 {
         self.number

@@ -120,7 +120,7 @@ fn acknowledged_records_reach_the_cloud_once() {
 /// Bytes of a record of the burst, and of its frame in a segment.
 const RECORD_BYTES: usize = 100;
 const FRAME_BYTES: u64 = 25 + RECORD_BYTES as u64;
-/// Bytes of a segment.
+/// As in the agent: a full quota drops one segment.
 const SEGMENT_BYTES: u64 = 128 * 1024;
 /// Of so many records the last one is telemetry.
 const TELEMETRY_EVERY: u64 = 20;

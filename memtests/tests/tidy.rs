@@ -1,8 +1,10 @@
 //! The repository's own rules, as far as a program can check them: length of files and functions, words,
-//! unfinished work, documentation links, documented limits, and no reference to anything outside the
-//! repository.
+//! doc comments, unfinished work, documentation links, documented limits, and no reference to anything
+//! outside the repository.
 #![cfg(test)]
 
+#[path = "tidy/docs.rs"]
+mod docs;
 #[path = "tidy/lengths.rs"]
 mod lengths;
 #[path = "tidy/limits.rs"]

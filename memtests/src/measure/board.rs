@@ -30,9 +30,9 @@ pub struct Board {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limits {
-    /// Pods.
+    /// Highest number of pods.
     pub pods_max: u32,
-    /// Memory.
+    /// Memory for pods.
     pub memory_mib: u32,
 }
 
@@ -46,7 +46,7 @@ pub struct Budget {
     pub anon_kib: f64,
     /// The static binary.
     pub binary_bytes: f64,
-    /// Threads.
+    /// Threads of the agent.
     pub threads: f64,
     /// Wakeups a minute, idle.
     pub wakeups_per_minute: f64,

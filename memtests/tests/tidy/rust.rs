@@ -26,6 +26,14 @@ pub(super) struct Function {
     pub(super) last: usize,
 }
 
+/// An item, member or variant with a doc comment.
+pub(super) struct Documented {
+    pub(super) name: String,
+    pub(super) text: String,
+    /// First line of the comment.
+    pub(super) line: usize,
+}
+
 /// What a rule looks at, without the modules and functions that are compiled for tests only.
 #[derive(Default)]
 pub(super) struct Items {
@@ -70,6 +78,10 @@ impl Source {
             || stem.ends_with("_tests")
     }
 
+    pub(super) const fn tokens(&self) -> &TokenStream {
+        &self.tokens
+    }
+
     pub(super) fn items(&self) -> Items {
         let mut items = Items::default();
         items.visit_file(&self.file);
@@ -93,6 +105,74 @@ impl Source {
         }
         found.sort_unstable_by_key(|(_, line)| *line);
         found
+    }
+}
+
+/// Everything with a doc comment and a name, also inside of macro calls. Items without a name, such as
+/// `impl`, are left out.
+pub(super) fn documented(tokens: &TokenStream) -> Vec<Documented> {
+    let mut found = Vec::new();
+    let mut doc: Option<(String, usize)> = None;
+    let mut tokens = tokens.clone().into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Punct(punct) if punct.as_char() == '#' => {
+                if let Some(TokenTree::Group(attribute)) = tokens.peek() {
+                    if let Some((text, line)) = doc_text(attribute.stream()) {
+                        doc.get_or_insert((String::new(), line)).0 += &text;
+                    }
+                    tokens.next();
+                }
+            }
+            // `pub(crate)`, or the number of a variant and its `=`.
+            TokenTree::Group(group) if doc.is_none() => found.extend(documented(&group.stream())),
+            TokenTree::Group(_) | TokenTree::Literal(_) => {}
+            TokenTree::Punct(punct) if matches!(punct.as_char(), '=' | '!') => {}
+            TokenTree::Punct(_) => doc = None,
+            TokenTree::Ident(ident) => match ident.to_string().as_str() {
+                "impl" | "use" => doc = None,
+                name if KEYWORDS.contains(&name) => {}
+                name => {
+                    let name = name.to_owned();
+                    found.extend(
+                        doc.take()
+                            .map(|(text, line)| Documented { name, text, line }),
+                    );
+                }
+            },
+        }
+    }
+    found
+}
+
+/// What may stand between a comment and the name of its item.
+const KEYWORDS: &[&str] = &[
+    "pub",
+    "const",
+    "unsafe",
+    "async",
+    "extern",
+    "fn",
+    "struct",
+    "enum",
+    "static",
+    "mod",
+    "type",
+    "trait",
+    "mut",
+    "macro_rules",
+];
+
+/// Text and line of the attribute `doc = "text"`.
+fn doc_text(attribute: TokenStream) -> Option<(String, usize)> {
+    let line = attribute.span().start().line;
+    let doc: syn::MetaNameValue = syn::parse2(attribute).ok()?;
+    match doc.value {
+        syn::Expr::Lit(syn::ExprLit {
+            lit: syn::Lit::Str(text),
+            ..
+        }) if doc.path.is_ident("doc") => Some((text.value(), line)),
+        _ => None,
     }
 }
 
