@@ -1,7 +1,7 @@
-//! A disk whose own cache loses what was not flushed: QEMU's `blklogwrites` records every write and
-//! every flush of the guest (the format of the kernel's dm-log-writes), and [`cut`] puts into the
-//! disk what a power cut may leave of that: all up to the last flush, and of what came after it
-//! each sector by the throw of a die.
+//! A disk whose own cache loses unflushed writes: QEMU's `blklogwrites` records every write and
+//! every flush of the guest (the format of the kernel's dm-log-writes), and [`cut`] writes to the
+//! disk what a power cut may leave of that: everything up to the last flush, and of later writes
+//! each sector at random.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -10,14 +10,14 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 const SECTOR: u64 = 512;
-/// The most that one write may have, sectors: a log that says more is damaged.
+/// Upper bound of a write, sectors: a log with a larger one is damaged.
 const SECTORS_MAX: u64 = 1 << 20;
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 
-/// What was done to the disk.
+/// Result of a cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
     /// Writes up to the last flush.
@@ -34,10 +34,10 @@ struct Entry {
     data: Vec<u8>,
 }
 
-/// Brings a disk, as it was at the boot, to where a power cut may leave it.
+/// Changes a disk, as it was at the boot, to a state in which a power cut may leave it.
 ///
 /// # Errors
-/// The log cannot be read, or is none.
+/// The log cannot be read, or is invalid.
 pub fn cut(disk: &Path, log: &Path, seed: u64) -> Result<Cut> {
     let entries = read(log)?;
     let safe = entries
@@ -71,7 +71,7 @@ pub fn cut(disk: &Path, log: &Path, seed: u64) -> Result<Cut> {
 
 fn read(log: &Path) -> Result<Vec<Entry>> {
     let bytes = fs::read(log)?;
-    // Cut before QEMU has begun it.
+    // Cut before QEMU has started it.
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
@@ -119,7 +119,7 @@ fn throw(seed: &mut u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// Goal: what was flushed is kept, what was not may go. Method: a log as QEMU writes it.
+    /// Goal: flushed writes are kept, unflushed ones may be lost. Method: a log as QEMU writes it.
     #[test]
     fn only_what_was_flushed_is_sure() {
         let dir = std::env::temp_dir().join(format!("edge-min-blocklog-{}", std::process::id()));

@@ -21,25 +21,25 @@ use crate::ports::Port;
 use crate::qmp::Control;
 use crate::{measure, program, root};
 
-/// Time for a state of an emulated board, whose every instruction costs ten; a container by
+/// Timeout for a state of an emulated board, on which every instruction takes ten; a container by
 /// runc alone takes up to ten seconds on a busy machine.
 pub const BOARD_TIMEOUT: Duration = Duration::from_secs(600);
-/// Time for one command on the console.
+/// Timeout of one command on the console.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
-/// How often the cloud is looked at, which costs a process of this machine.
+/// Interval of polling the cloud, which costs a process of this machine.
 const CLOUD_POLL: Duration = Duration::from_millis(100);
-/// How often a state is looked at: each look costs the board a process.
+/// Interval of polling a state: each poll costs the board a process.
 const POLL: Duration = Duration::from_millis(500);
-/// How often the console's file is looked at, which costs the board nothing.
+/// Interval of reading the console's file, which costs the board nothing.
 const CONSOLE_POLL: Duration = Duration::from_millis(10);
-/// What the guest's shell says when it takes commands.
+/// Printed by the guest's shell when it takes commands.
 const READY: &str = "board: ready";
-/// What it says when its boot has stopped before the disk.
+/// Printed when its boot has stopped before the disk.
 const HALFWAY: &str = "board: halfway";
-/// The host as a guest of QEMU's user network sees it.
+/// Address of the host for a guest of QEMU's user network.
 const HOST: &str = "10.0.2.2";
 
-/// Which board.
+/// Architecture of the emulated board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
     /// 64-bit Arm, Cortex-A53.
@@ -72,39 +72,39 @@ impl Arch {
     }
 }
 
-/// How a board is booted.
+/// Options of a boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boot {
     /// Without a network device.
     pub offline: bool,
     /// With a clock that stands at 1970.
     pub year_1970: bool,
-    /// As small and fast as it gets, for tests of the store: no runc, unconnected until the test
-    /// brings the network up, and a disk that loses what was not flushed; see
+    /// As small and fast as possible, for tests of the store: no runc, unconnected until the test
+    /// enables the network, and a disk that loses unflushed writes; see
     /// [`Board::cut_power_of_disk`].
     pub store: bool,
-    /// Resumed from the middle of a boot, where [`Board::save`] has left it, instead of booted from
+    /// Resumed from the middle of a boot, where [`Board::save`] has saved it, instead of booted from
     /// the start; with `store` only.
     pub resumed: bool,
 }
 
-/// A board that is booted, the disk that outlives its power, and its cloud.
+/// A booted board, the disk that survives a power cut, and its cloud.
 pub struct Board {
     dir: PathBuf,
     arch: Arch,
     port: Port,
     cloud: Option<Child>,
     qemu: Option<Child>,
-    /// Bytes of the console's file that are dealt with.
+    /// Bytes of the console's file that were read.
     seen: usize,
     commands: u32,
 }
 
 impl Board {
-    /// A board as it leaves the factory, not booted, and a running cloud with these manifests.
+    /// A board as delivered, not booted, and a running cloud with these manifests.
     ///
     /// # Errors
-    /// Whatever cannot be made: the agent's binary or the kernel may be missing.
+    /// Everything that cannot be created: the agent's binary or the kernel may be missing.
     pub fn make(arch: Arch, manifests: &str) -> Result<Self> {
         static BOARDS: AtomicU32 = AtomicU32::new(0);
         let number = BOARDS.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Board {
         Ok(board)
     }
 
-    /// Where the board finds its cloud.
+    /// URL of its cloud.
     #[must_use]
     pub fn url(&self) -> String {
         format!("mqtts://{HOST}:{}", self.port.number())
@@ -148,7 +148,7 @@ impl Board {
     /// # Errors
     /// Those of the file system.
     pub fn manifests(&self, manifests: &str) -> Result<()> {
-        // At once: edge-cloud may read it at any time.
+        // Atomically: edge-cloud may read it at any time.
         let new = self.dir.join("all.yaml");
         fs::write(&new, manifests)?;
         Ok(fs::rename(new, self.dir.join("manifests/all.yaml"))?)
@@ -190,7 +190,7 @@ impl Board {
     /// What `edge-cloud ARGS` prints.
     ///
     /// # Errors
-    /// Its own words.
+    /// Its error message.
     pub fn cloud_text(&self, args: &[&str]) -> Result<String> {
         text(
             Command::new(program("edge-cloud")?)
@@ -200,16 +200,16 @@ impl Board {
         )
     }
 
-    /// What `edge-cloud --json ARGS` says.
+    /// Answer of `edge-cloud --json ARGS`.
     ///
     /// # Errors
-    /// Its own words.
+    /// Its error message.
     pub fn cloud_json(&self, what: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.cloud_text(&["--json", what])?)?)
     }
 
-    /// What the API of edge-cloud answers to a GET, without a process of its own as
-    /// [`Self::cloud_text`] needs.
+    /// Answer of edge-cloud's API to a GET, without the separate process of
+    /// [`Self::cloud_text`].
     ///
     /// # Errors
     /// It does not answer.
@@ -229,7 +229,7 @@ impl Board {
         self.dir.join("cloud")
     }
 
-    /// Names of the pods that the cloud sees running right now, sorted.
+    /// Names of the pods that run according to the cloud, sorted.
     ///
     /// # Errors
     /// The cloud does not answer.
@@ -261,7 +261,7 @@ impl Board {
     pub fn switch_on(&mut self, boot: Boot) -> Result<()> {
         self.qemu(boot, boot.resumed.then_some("resumed"))?;
         if boot.resumed {
-            // What is typed while the state is loaded gets lost.
+            // Input that is typed while the state is loaded is lost.
             Control::connect(&self.dir.join("control"), COMMAND_TIMEOUT)?
                 .until_running(COMMAND_TIMEOUT)?;
             // The clock was saved, too.
@@ -319,7 +319,7 @@ impl Board {
         Ok(String::from_utf8_lossy(&fs::read(self.console_file())?).replace('\r', ""))
     }
 
-    /// Types into the console and waits for nothing.
+    /// Types into the console without waiting.
     ///
     /// # Errors
     /// The board is not booted.
@@ -329,7 +329,7 @@ impl Board {
         Ok(stdin.write_all(text.as_bytes())?)
     }
 
-    /// Cuts the power: what the guest had only in its memory is gone.
+    /// Cuts the power: everything in the guest's memory is lost.
     ///
     /// # Errors
     /// It is not booted.
@@ -338,20 +338,20 @@ impl Board {
     }
 
     /// Cuts the power of a board that was booted with [`Boot::store`]: besides the guest's memory
-    /// a part of what its disk had not flushed is gone, chosen by `seed`.
+    /// a part of the disk's unflushed writes is lost, chosen by `seed`.
     ///
     /// # Errors
-    /// It is not booted so.
+    /// It is not booted in that way.
     pub fn cut_power_of_disk(&mut self, seed: u64) -> Result<Cut> {
         kill(&mut self.qemu)?;
         let log = self.dir.join("disk.log");
         let cut = blocklog::cut(&self.dir.join("disk"), &log, seed)?;
-        // The next life may be cut before it begins a log of its own.
+        // The next boot may be cut before it starts a log of its own.
         fs::write(log, "")?;
         Ok(cut)
     }
 
-    /// CPU time that the board has had since it was switched on.
+    /// CPU time that the board has used since it was switched on.
     ///
     /// # Errors
     /// It is not booted.
@@ -360,7 +360,7 @@ impl Board {
         Ok(measure::activity(qemu.id())?.cpu)
     }
 
-    /// What a command prints in the guest's shell.
+    /// Output of a command in the guest's shell.
     ///
     /// # Errors
     /// It fails, or does not end in time; the console is in the message.
@@ -378,17 +378,17 @@ impl Board {
         Ok(answer.trim_end().to_owned())
     }
 
-    /// What `edge-min status --json` says on the board.
+    /// Answer of `edge-min status --json` on the board.
     ///
     /// # Errors
-    /// The agent does not answer, or the kernel talked in between.
+    /// The agent does not answer, or the kernel printed in between.
     pub fn status(&mut self) -> Result<Value> {
         let answer = self.shell("edge-min status --json")?;
         let line = answer.lines().find(|line| line.starts_with('{'));
         Ok(serde_json::from_str(line.context(answer.clone())?)?)
     }
 
-    /// Waits until the agent says so on the board.
+    /// Waits until the agent's status on the board fulfils the condition.
     ///
     /// # Errors
     /// It does not; the last status and the logs are in the message.
@@ -431,10 +431,10 @@ impl Board {
         }
     }
 
-    /// Waits for a state that the cloud sees.
+    /// Waits for a state of the cloud.
     ///
     /// # Errors
-    /// It does not come; the logs are in the message.
+    /// It is not reached; the logs are in the message.
     pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < BOARD_TIMEOUT {
@@ -450,7 +450,7 @@ impl Board {
         self.dir.join("console.log")
     }
 
-    /// Console output up to `mark`, which is passed over.
+    /// Console output up to `mark`, which is skipped.
     fn until_console(&mut self, mark: &str, timeout: Duration) -> Result<String> {
         let start = Instant::now();
         loop {

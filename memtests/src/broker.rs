@@ -22,7 +22,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// The broker whose configuration is in `dir`, not started.
+    /// Uses the configuration in `dir`; the broker is not started.
     ///
     /// # Errors
     /// Those of the file system.
@@ -33,7 +33,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Adds what the tests need to a configuration that was just written.
+    /// Adds the settings of the tests to a configuration that was just written.
     ///
     /// # Errors
     /// Those of the file system.
@@ -41,12 +41,12 @@ impl Broker {
         let mut config = fs::OpenOptions::new()
             .append(true)
             .open(self.dir.join("mosquitto.conf"))?;
-        // A service has a user of its own; here it reads what the test's user has written.
+        // A service has a user of its own; here it reads files of the test's user.
         writeln!(config, "user root\nlog_dest stderr\nlog_type all")?;
         Ok(())
     }
 
-    /// Where its configuration and certificates are.
+    /// Folder of its configuration and certificates.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -67,7 +67,7 @@ impl Broker {
             .create(true)
             .append(true)
             .open(self.dir.join("log"))?;
-        // Debian has it in /usr/sbin, which is not everybody's path.
+        // Debian has it in /usr/sbin, which is not in every PATH.
         let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
         let child = Command::new("mosquitto")
             .env("PATH", path)
@@ -95,7 +95,7 @@ impl Broker {
         kill(&mut self.child)
     }
 
-    /// SIGHUP: certificates and lists are read anew.
+    /// SIGHUP: certificates and lists are read again.
     ///
     /// # Errors
     /// It does not run.
@@ -114,7 +114,7 @@ impl Broker {
         Ok(())
     }
 
-    /// What it has logged: each packet is a line.
+    /// Its log: each packet is a line.
     ///
     /// # Errors
     /// Those of the file system.

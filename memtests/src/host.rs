@@ -1,4 +1,4 @@
-//! Programs, processes and cgroups of this host, as every gate and board needs them.
+//! Programs, processes and cgroups of this host, as all gates and boards need them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The program `name` that `cargo build` made beside this one, or beside the folder of tests.
+/// The program `name` that `cargo build` created beside this one, or beside the folder of tests.
 ///
 /// # Errors
 /// It was not built.
@@ -50,7 +50,7 @@ pub(crate) fn text(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// `program`, run by `words` if there are some.
+/// `program`, run by the command `words` if that is not empty.
 pub(crate) fn wrapped(words: Vec<String>, program: &Path) -> Command {
     let mut words = words.into_iter();
     match words.next() {

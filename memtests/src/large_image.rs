@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 pub const NAME: &str = "example.com/toll/large:1";
 /// Its layers, as many as an image may have.
 pub const LAYERS: usize = 32;
-/// Files of a layer, near the cap of its entries: each is made, and the one of its name before it
-/// removed. So the image takes tens of millions of system calls, and a crash is answered with
+/// Files of a layer, near the cap of its entries: each is created, and the previous one of its name
+/// removed. So the image takes tens of millions of system calls, and the restart after a crash
 /// thousands.
 const FILES: usize = 1000;
 const REPEATS: usize = 99;
 
-/// Makes it as an OCI layout.
+/// Creates it as an OCI layout.
 ///
 /// # Errors
 /// Those of the file system, or `gzip` or `sha256sum` is missing.
@@ -40,13 +40,13 @@ pub fn make(layout: &Path) -> Result<()> {
     image["annotations"] = json!({"org.opencontainers.image.ref.name": NAME});
     let index = json!({"schemaVersion": 2, "manifests": [image]});
     fs::write(layout.join("index.json"), index.to_string())?;
-    // Last: an agent takes the folder for a layout when it is there.
+    // Last: an agent takes the folder for a layout when this file exists.
     let version = json!({"imageLayoutVersion": "1.0.0"});
     fs::write(layout.join("oci-layout"), version.to_string())?;
     Ok(())
 }
 
-/// Layers below a state directory that are whole, and those that are being unpacked.
+/// Complete layers below a state directory, and those that are being unpacked.
 ///
 /// # Errors
 /// Those of the file system.

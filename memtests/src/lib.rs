@@ -1,4 +1,4 @@
-//! The promises of edge-min as tests. This library is the gate that they run against: a real
+//! The promises of edge-min as tests. This library provides the gate that they use: a real
 //! edge-cloud, a real agent that joined it, real pods, each in a folder of its own.
 
 use std::fs;
@@ -32,9 +32,9 @@ use wan::Wan;
 
 pub use host::{program, root};
 
-/// Time for any state to come; a test that waits longer has failed. A busy host must reach it, too.
+/// Timeout for any state to be reached; after it a test fails. A busy host must reach the state, too.
 pub const STATE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How often a state is looked at.
+/// Interval of polling a state.
 const POLL: Duration = Duration::from_millis(20);
 
 /// One edge-cloud with one gate.
@@ -51,9 +51,9 @@ pub struct Gate {
     agent: Option<Child>,
 }
 
-/// What a gate is made of.
+/// Options of a gate.
 pub struct Setup {
-    /// The agent; `None` is the one that `cargo build` made beside this program.
+    /// The agent; `None` is the one that `cargo build` created beside this program.
     pub agent: Option<PathBuf>,
     /// The manifests that it starts with.
     pub manifests: String,
@@ -73,21 +73,21 @@ pub struct Setup {
     pub node: &'static str,
     /// The agent joins by itself, with a token in its image.
     pub joins_itself: bool,
-    /// What runs the agent: a program with its arguments.
+    /// Command that runs the agent: a program with its arguments.
     pub wrapper: Vec<String>,
-    /// The line between agent and cloud; `None` is this host's own loopback.
+    /// The network link between agent and cloud; `None` is this host's own loopback.
     pub wan: Option<Wan>,
-    /// All files of agent and cloud are in memory: what others write to the disk of this host delays
+    /// All files of agent and cloud are in memory: other writers to the disk of this host delay
     /// nothing.
     pub in_memory: bool,
 }
 
-/// Who has signed a broker's certificate.
+/// CA of a broker's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerCa {
     /// edge-cloud's own CA.
     Own,
-    /// Another one, which edge-cloud is told.
+    /// Another one, which edge-cloud gets by an argument.
     Other,
 }
 
@@ -115,7 +115,7 @@ impl Gate {
     /// A gate that has joined, with these manifests.
     ///
     /// # Errors
-    /// Whatever does not start.
+    /// Everything that cannot be started.
     pub fn start(manifests: &str) -> Result<Self> {
         Self::set_up(Setup {
             manifests: manifests.to_owned(),
@@ -123,10 +123,10 @@ impl Gate {
         })
     }
 
-    /// A gate of another make that has joined.
+    /// A gate with these options that has joined.
     ///
     /// # Errors
-    /// Whatever does not start.
+    /// Everything that cannot be started.
     pub fn set_up(setup: Setup) -> Result<Self> {
         static GATES: AtomicU32 = AtomicU32::new(0);
         let (name, dir) = loop {
@@ -135,7 +135,7 @@ impl Gate {
             let dir = std::env::temp_dir().join(&name);
             match fs::create_dir(&dir) {
                 Ok(()) => break (name, dir),
-                // Left by a process that had this number and was killed.
+                // Left by a killed process with the same number.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error.into()),
             }
@@ -147,7 +147,7 @@ impl Gate {
         fs::create_dir_all(dir.join("manifests"))?;
         fs::create_dir_all(dir.join("state/preload"))?;
         fs::create_dir_all(dir.join("run"))?;
-        // As on a board: what need not survive costs no flash.
+        // As on a board: volatile files must not cost flash.
         tmpfs(&dir.join("run"))?;
         if let Some(image) = setup.image {
             make_image(&dir.join("state/preload/image"), image)?;
@@ -224,7 +224,7 @@ impl Gate {
         self.manifest("all.yaml", manifests)
     }
 
-    /// Replaces one file of the manifests. What [`Self::manifests`] writes is `all.yaml`.
+    /// Replaces one file of the manifests. [`Self::manifests`] writes `all.yaml`.
     ///
     /// # Errors
     /// Those of the file system.
@@ -234,7 +234,7 @@ impl Gate {
         Ok(fs::rename(staged, self.dir.join("manifests").join(name))?)
     }
 
-    /// Bytes of large objects that have come so far.
+    /// Received bytes of large objects.
     #[must_use]
     pub fn fetched(&self) -> u64 {
         let objects = fs::read_dir(self.state_dir().join("objects"));
@@ -249,15 +249,15 @@ impl Gate {
         &self.dir
     }
 
-    /// What edge-cloud's registry holds: one value, and the changes since, a line each.
+    /// Content of edge-cloud's registry: one value, and the changes since, a line each.
     ///
     /// # Errors
-    /// The file is not there or not whole.
+    /// The file is missing or incomplete.
     pub fn registry(&self) -> Result<Value> {
         let text = fs::read_to_string(self.dir.join("cloud/nodes.json"))?;
         let mut lines = text.lines();
         let mut registry: Value = serde_json::from_str(lines.next().unwrap_or_default())?;
-        // Of a live cloud the last line may be half written.
+        // While a cloud runs the last line may be incomplete.
         let whole = text.ends_with('\n');
         let count = text.lines().count() - usize::from(!whole);
         for line in lines.take(count.saturating_sub(1)) {
@@ -289,7 +289,7 @@ impl Gate {
         Ok(self.cloud.as_ref().context("no edge-cloud runs")?.id())
     }
 
-    /// What counts the bytes of the link.
+    /// The proxy that counts the bytes of the link.
     ///
     /// # Errors
     /// The gate is not [`Setup::counted`].
@@ -298,10 +298,10 @@ impl Gate {
     }
 
     /// Gives the broker a certificate of the CA in the folder `data` of the gate's, which may be a
-    /// new one, and returns the folder with that CA's files. The broker reads it when it starts.
+    /// new one, and returns the folder with that CA's files. The broker reads it at its start.
     ///
     /// # Errors
-    /// edge-cloud's words.
+    /// edge-cloud's error message.
     pub fn certify_broker(&self, data: &str) -> Result<PathBuf> {
         let data = self.dir.join(data);
         let files = data.join("files");
@@ -316,7 +316,7 @@ impl Gate {
         Ok(files)
     }
 
-    /// The broker.
+    /// The external broker of the link.
     ///
     /// # Errors
     /// The gate is not behind one.
@@ -340,7 +340,7 @@ impl Gate {
     /// Writes the broker's files again, as after a change of the CA, and restarts it.
     ///
     /// # Errors
-    /// edge-cloud's words; the gate is not behind a broker.
+    /// edge-cloud's error message; the gate is not behind a broker.
     pub fn configure_broker(&mut self) -> Result<()> {
         let broker = self.broker.as_ref().context("there is no broker")?;
         self.broker_config(broker.dir(), broker.port())?;
@@ -350,7 +350,7 @@ impl Gate {
         broker.start()
     }
 
-    /// What the broker has logged.
+    /// Log of the broker.
     ///
     /// # Errors
     /// The gate is not behind one; those of the file system.
@@ -358,7 +358,7 @@ impl Gate {
         self.broker.as_ref().context("there is no broker")?.log()
     }
 
-    /// The broker reads certificates and lists anew.
+    /// Makes the broker read certificates and lists again.
     ///
     /// # Errors
     /// The gate is not behind one, or it does not run.
@@ -377,7 +377,7 @@ impl Gate {
     /// Joins another node that has no agent, and returns the folder of its identity.
     ///
     /// # Errors
-    /// The cloud's words.
+    /// The cloud's error message.
     pub fn join_another(&self, node: &str) -> Result<PathBuf> {
         let state = self.dir.join(node);
         let file = state.with_extension("toml");
@@ -408,7 +408,7 @@ impl Gate {
         self.dir.join("state")
     }
 
-    /// The line to the cloud.
+    /// The network link to the cloud.
     ///
     /// # Errors
     /// The gate was set up without one.
@@ -503,20 +503,20 @@ impl Gate {
         kill(&mut self.agent)
     }
 
-    /// What a power cut leaves: the state folder. Agent and workloads are gone at once, and so is
-    /// everything in memory.
+    /// Leaves only the state folder, as a power cut does. Agent and workloads are killed at once, and
+    /// everything in memory is removed.
     ///
     /// # Errors
     /// The agent does not run.
     pub fn power_cut(&mut self) -> Result<()> {
         let mut pids = self.pids()?;
-        // Also those that the agent has started for itself, as the one that writes the state cache.
+        // Also processes that the agent has started for itself, as the one that writes the state cache.
         let own = measure::stack(&self.program, &self.dir)?;
         let agent = u64::from(self.agent_pid()?);
         pids.extend(own.into_iter().map(u64::from).filter(|pid| *pid != agent));
         self.kill_agent()?;
         for pid in pids {
-            // One that has ended by itself is as good.
+            // It may have ended by itself.
             Command::new("kill")
                 .args(["-9", &pid.to_string()])
                 .stderr(Stdio::null())
@@ -527,7 +527,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Takes away what is mounted in the gate's folder.
+    /// Unmounts everything in the gate's folder.
     fn unmount(&self) -> Result<()> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         // What is mounted below another comes after it.
@@ -560,7 +560,7 @@ impl Gate {
     /// What `edge-cloud ARGS` prints.
     ///
     /// # Errors
-    /// Its own words.
+    /// Its error message.
     pub fn cloud_text(&self, args: &[&str]) -> Result<String> {
         text(
             Command::new(program("edge-cloud")?)
@@ -570,8 +570,8 @@ impl Gate {
         )
     }
 
-    /// What the API of edge-cloud answers to a GET, without a process of its own as
-    /// [`Self::cloud_text`] needs.
+    /// Answer of edge-cloud's API to a GET, without the separate process of
+    /// [`Self::cloud_text`].
     ///
     /// # Errors
     /// It does not answer.
@@ -582,12 +582,12 @@ impl Gate {
     /// What `edge-min ARGS` prints.
     ///
     /// # Errors
-    /// Its own words.
+    /// Its error message.
     pub fn agent_text(&self, args: &[&str]) -> Result<String> {
         text(&mut self.agent_command(args)?)
     }
 
-    /// What `edge-min status --json` says.
+    /// Answer of `edge-min status --json`.
     ///
     /// # Errors
     /// The agent does not answer.
@@ -660,7 +660,7 @@ impl Gate {
         })
     }
 
-    /// Waits until the log of the pod `pod`, as the cloud gets it, is this text: a container counts as
+    /// Waits until the log of the pod `pod` at the cloud is this text: a container counts as
     /// running before it has written anything.
     ///
     /// # Errors
@@ -676,7 +676,7 @@ impl Gate {
     /// Waits for a state.
     ///
     /// # Errors
-    /// It does not come; the logs are in the message.
+    /// It is not reached; the logs are in the message.
     pub fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) -> Result<()> {
         self.until_within(STATE_TIMEOUT, what, reached)
     }
@@ -684,7 +684,7 @@ impl Gate {
     /// Waits for a state with another timeout.
     ///
     /// # Errors
-    /// It does not come; the logs are in the message.
+    /// It is not reached; the logs are in the message.
     pub fn until_within(
         &self,
         timeout: Duration,
@@ -714,8 +714,8 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        // Pods outlive their agent by design. They go through an empty folder, or by hand where
-        // the link is gone for good.
+        // Pods outlive their agent by design. They are removed by an empty folder, or by hand when
+        // the link is gone permanently.
         let linked = self
             .status()
             .is_ok_and(|status| status["connected"] == true);
@@ -745,7 +745,7 @@ impl Drop for Gate {
         }
         self.unmount().ok();
         fs::remove_dir_all(&self.dir).ok();
-        // The agent clears the hierarchies that it uses; runc makes the path in every one.
+        // The agent removes the hierarchies that it uses; runc creates the path in every one.
         if let Some(name) = self.dir.file_name() {
             let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
             for line in mounts.lines().filter(|line| line.contains(" cgroup")) {

@@ -1,5 +1,5 @@
 //! Measuring from outside: memory, wakeups, CPU and writes of processes from `/proc`, and bytes of
-//! the link from a proxy or from the kernel's packet counters. Nothing here asks the agent.
+//! the link from a proxy or from the kernel's packet counters. Nothing here uses the agent's own figures.
 
 mod board;
 pub mod line;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub use board::{Board, Budget, Latency, boards};
 pub use link::{PacketCounter, Proxy};
 
-/// One promise, what was measured, and its bar.
+/// One promise with its measured value and its bar.
 #[derive(Clone, Debug)]
 pub struct Figure {
     /// What is promised.
@@ -29,7 +29,7 @@ pub struct Figure {
     pub value: f64,
     /// Of value and bar.
     pub unit: &'static str,
-    /// The most that is allowed, or the least; `None` for a figure that is only recorded.
+    /// The upper or lower bound; `None` for a figure that is only recorded.
     pub bar: Option<f64>,
     /// More is better.
     pub at_least: bool,
@@ -66,7 +66,7 @@ impl Figure {
         }
     }
 
-    /// The promise is kept. What is not a number is not kept.
+    /// The promise is kept. A value that is not a number does not keep it.
     #[must_use]
     pub fn ok(&self) -> bool {
         let kept = |bar: f64| match self.at_least {
@@ -110,7 +110,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// Whole when it is large, with one decimal when it is not.
+/// An integer when it is large, with one decimal when it is not.
 fn short(value: f64) -> String {
     if value.fract() == 0.0 || value >= 1000.0 {
         format!("{value:.0}")
@@ -119,7 +119,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Fails with every promise that is not kept.
+/// Fails with every promise that is missed.
 ///
 /// # Errors
 /// The figures, one a line.
@@ -159,7 +159,7 @@ pub struct Memory {
 /// Memory of these processes together.
 ///
 /// # Errors
-/// One of them is gone.
+/// One of them has ended.
 pub fn memory(pids: &[u32]) -> Result<Memory> {
     let mut sum = Memory::default();
     for pid in pids {
@@ -185,7 +185,7 @@ pub fn stack(program: &Path, dir: &Path) -> Result<Vec<u32>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // One that ends meanwhile is not part of it.
+        // A process that ends meanwhile is not part of it.
         let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else {
             continue;
         };
@@ -198,12 +198,12 @@ pub fn stack(program: &Path, dir: &Path) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// What a process has done so far.
+/// Counters of a process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Activity {
     /// Threads that it has now.
     pub threads: u64,
-    /// Times that a thread gave up the CPU to wait: each is followed by a wakeup.
+    /// Times that a thread released the CPU to wait: each is followed by a wakeup.
     pub waits: u64,
     /// Time on a CPU.
     pub cpu: Duration,
@@ -211,10 +211,10 @@ pub struct Activity {
     pub write_bytes: u64,
 }
 
-/// What the threads that the process has now have done so far.
+/// Counters of the present threads of the process.
 ///
 /// # Errors
-/// It is gone.
+/// It has ended.
 pub fn activity(pid: u32) -> Result<Activity> {
     let mut sum = Activity {
         write_bytes: number_after(&proc_text(pid, "io")?, "\nwrite_bytes:")?,
@@ -250,8 +250,8 @@ fn number_after(text: &str, name: &str) -> Result<u64> {
     Ok(word.context("nothing behind it")?.parse()?)
 }
 
-/// Every file below a folder with what a write would change: length, time of change, and inode.
-/// Other file systems mounted below it are left out.
+/// Every file below a folder with the attributes that a write would change: length, time of change, and
+/// inode. Other file systems mounted below it are excluded.
 pub type Files = BTreeMap<PathBuf, (u64, SystemTime, u64)>;
 
 /// The [`Files`] of a folder.
@@ -288,7 +288,7 @@ pub fn get(socket: &Path, target: &str) -> Result<Value> {
     Ok(serde_json::from_str(&get_text(socket, target)?)?)
 }
 
-/// The text that it answers, whose end may be that of the connection.
+/// The text of its answer, which may end with the connection.
 ///
 /// # Errors
 /// It does not answer, or with an error.
@@ -345,7 +345,7 @@ mod tests {
         };
         answer();
         let before = activity(child.id()).unwrap();
-        // A line that comes before it asks for one makes it wait for nothing, a thousand never do.
+        // A line that arrives before the request makes it wait for nothing, a thousand never do.
         let after = (0..1000)
             .map(|_| {
                 answer();

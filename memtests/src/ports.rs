@@ -1,22 +1,22 @@
-//! TCP ports for programs that are told where to listen, and that a test ends and starts again.
+//! TCP ports for programs that get their port as an argument, and that a test ends and starts again.
 //!
-//! A port that was found by binding port 0 is free for everybody as soon as it is closed: the kernel
-//! may give it to a connection of another test before the program listens. Those here are
-//! [`reserved`](Port::reserve) by a lock on a file until they are dropped, and lie below the range from
-//! which the kernel takes ports of its own accord.
+//! A port that was found by binding port 0 is free for every process as soon as it is closed: the kernel
+//! may give it to a connection of another test before the program listens. The ports here are
+//! [`reserved`](Port::reserve) by a lock on a file until they are dropped, and are below the range from
+//! which the kernel takes ports by itself.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The first one that is tried, and how many there are.
+/// The first port that is tried, and the number of ports.
 const FIRST: u16 = 12_000;
 const COUNT: u16 = 12_000;
-/// From here on the kernel may give them away.
+/// Ports from here on may be assigned by the kernel.
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// A port that no other test on this host has, as long as this value lives.
+/// A port that no other test on this host uses, as long as this value exists.
 #[derive(Debug)]
 pub struct Port {
     number: u16,
@@ -24,7 +24,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Reserves a port on which nobody listens.
+    /// Reserves a port without a listener.
     ///
     /// # Errors
     /// There is none, or the folder of the locks cannot be written.
@@ -38,7 +38,7 @@ impl Port {
         }
         let folder = std::env::temp_dir().join("edge-min-ports");
         fs::create_dir_all(&folder)?;
-        // Processes begin at different places, so that they seldom try the same one.
+        // Processes begin at different ports, so that they seldom try the same one.
         let own = std::process::id().wrapping_mul(37);
         for _ in 0..COUNT {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);

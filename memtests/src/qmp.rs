@@ -1,4 +1,4 @@
-//! QEMU's control socket (QMP): a board that runs is saved through it, and says that it runs.
+//! QEMU's control socket (QMP): saves a running board, and waits until a resumed one runs.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-/// How often a state is looked at.
+/// Interval of polling a state.
 const POLL: Duration = Duration::from_millis(5);
 
 /// A connection to QEMU.
@@ -48,7 +48,7 @@ impl Control {
         Ok(())
     }
 
-    /// Saves memory and devices, without the disk, into a file. The board stands still then.
+    /// Saves memory and devices, without the disk, into a file. The board is paused then.
     ///
     /// # Errors
     /// QEMU cannot, or not within `timeout`.
@@ -76,7 +76,7 @@ impl Control {
             if let Some(value) = answer.get("return") {
                 return Ok(value.clone());
             }
-            // What is neither is an event.
+            // Any other message is an event.
             if let Some(error) = answer.get("error") {
                 bail!("QEMU: {command}: {error}");
             }

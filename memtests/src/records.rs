@@ -1,5 +1,5 @@
-//! A workload that writes records through the agent's socket, and an accountant who reads the files
-//! that the cloud has made of them.
+//! A workload that writes records through the agent's socket, and an audit of the files
+//! that the cloud has written of them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{Gate, POLL, STATE_TIMEOUT};
 
-/// Requests that the agent answers together: it takes no more of one connection at once.
+/// Requests that the agent answers together: it accepts no more of one connection at once.
 pub const PIPELINE_MAX: usize = 16;
 
 /// The agent's answer to a record.
@@ -23,7 +23,7 @@ pub const PIPELINE_MAX: usize = 16;
 pub struct Answer {
     /// Of HTTP: 201 is durable, 202 will be soon, 429 is refused.
     pub status: u16,
-    /// Number of the record in its class, if it was taken.
+    /// Number of the record in its class, if it was accepted.
     pub sequence: Option<u64>,
 }
 
@@ -56,7 +56,7 @@ impl Writer {
     /// Writes records, each with its class, at most [`PIPELINE_MAX`] before it reads their answers.
     ///
     /// # Errors
-    /// The agent is gone, or says what is no answer.
+    /// The agent has ended, or its answer is invalid.
     pub fn write(&mut self, records: &[(&str, String)]) -> Result<Vec<Answer>> {
         let mut answers = Vec::with_capacity(records.len());
         for together in records.chunks(PIPELINE_MAX) {
@@ -104,7 +104,7 @@ impl Writer {
 /// returns how long that took.
 ///
 /// # Errors
-/// One is not taken.
+/// One is not accepted.
 pub fn fill(
     gate: &Gate,
     class: &str,
@@ -141,7 +141,7 @@ pub fn fill(
     Ok(start.elapsed())
 }
 
-/// The agent's accounts of a class, as `edge-min status` has them.
+/// The agent's counters of a class, from `edge-min status`.
 ///
 /// # Errors
 /// The agent does not answer, or has no such class.
@@ -164,7 +164,7 @@ pub fn ledger(gate: &Gate, class: &str) -> Result<Value> {
     row.cloned().with_context(|| format!("no stream {class}"))
 }
 
-/// A line of the cloud's files that is no mark.
+/// A line of the cloud's files that is not a mark.
 #[derive(Debug, Deserialize)]
 struct Line {
     incarnation: String,
@@ -174,20 +174,20 @@ struct Line {
     text: Option<String>,
 }
 
-/// What the files say of the one outbox of a class.
+/// Content of the files of the one outbox of a class.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// Text of each record that was delivered, by its number.
     pub delivered: BTreeMap<u64, String>,
-    /// Ranges that were lost: their first number, how many, and why.
+    /// Lost ranges: first number, count and reason.
     pub lost: Vec<(u64, u64, String)>,
-    /// The number that comes next.
+    /// The next number.
     pub next: u64,
 }
 
 impl Audit {
-    /// Reads the files of a class in the cloud's folder `data`, knowing nothing else: each number from
-    /// 1 on stands there exactly once, as a record or as a part of a loss.
+    /// Reads the files of a class in the cloud's folder `data`, without other information: each number from
+    /// 1 on is there exactly once, as a record or as a part of a loss.
     ///
     /// # Errors
     /// A number is missing or is there twice, there is more than one outbox, or a file cannot be read.
@@ -233,7 +233,7 @@ impl Audit {
     }
 }
 
-/// The lines of a file before its last mark; what is behind does not count yet.
+/// The lines of a file before its last mark; later ones do not count yet.
 fn read(path: &Path, into: &mut Vec<Line>) -> Result<()> {
     let mut waiting = Vec::new();
     for line in BufReader::new(fs::File::open(path)?).lines() {

@@ -1,4 +1,4 @@
-//! What must hold over any link: the same acts on a gate of the embedded cloud and on one behind a
+//! Scenarios that must hold over any link: the same steps on a gate of the embedded cloud and on one behind a
 //! broker.
 
 use std::fs;
@@ -41,13 +41,13 @@ spec:
     )
 }
 
-/// No death of the agent touches a workload, whatever it was doing. In each round other pods come
-/// and go, and the agent is killed at some moment of that; in every third round the stored set is
-/// wiped, in every sixth its cache too. The pods that stay must keep their processes, and nothing
-/// may run that no pod accounts for.
+/// An end of the agent affects no workload, whatever it was doing. In each round other pods are added
+/// and removed, and the agent is killed at some moment of that; in every third round the stored set is
+/// wiped, in every sixth its cache too. The pods that stay must keep their processes, and no process
+/// may run that does not belong to a pod.
 ///
 /// # Errors
-/// Where it does not hold.
+/// Which condition is violated.
 pub fn agent_killed(mut gate: Gate, rounds: u32) -> Result<()> {
     let stay = manifests(3);
     gate.manifests(&stay)?;
@@ -58,7 +58,7 @@ pub fn agent_killed(mut gate: Gate, rounds: u32) -> Result<()> {
             .map(|index| pod(&format!("round-{round}-{index}")))
             .collect();
         gate.manifests(&[stay.as_str(), &come.concat()].concat())?;
-        // The moment of the kill, spread over the second in which the change is carried out.
+        // The moment of the kill, spread over the second in which the change is applied.
         std::thread::sleep(Duration::from_millis(u64::from(round * 137 % 1000)));
         gate.kill_agent()?;
         if round % 3 == 2 {
@@ -86,11 +86,11 @@ pub fn agent_killed(mut gate: Gate, rounds: u32) -> Result<()> {
     Ok(())
 }
 
-/// The gate works alone. Cloud gone, agent and workloads killed: everything must run again from
+/// The gate works alone. Without a cloud, agent and workloads are killed: everything must run again from
 /// the medium, and be in sync once the cloud is back.
 ///
 /// # Errors
-/// Where it does not hold.
+/// Which condition is violated.
 pub fn alone(mut gate: Gate) -> Result<()> {
     gate.manifests(&manifests(2))?;
     gate.until_converged(2)?;
@@ -115,10 +115,10 @@ pub fn alone(mut gate: Gate) -> Result<()> {
     Ok(())
 }
 
-/// The cloud's death touches nothing, and a change made afterwards arrives.
+/// The end of the cloud affects nothing, and a change made afterwards arrives.
 ///
 /// # Errors
-/// Where it does not hold.
+/// Which condition is violated.
 pub fn cloud_restarted(mut gate: Gate) -> Result<()> {
     gate.manifests(&manifests(1))?;
     gate.until_converged(1)?;
@@ -133,10 +133,10 @@ pub fn cloud_restarted(mut gate: Gate) -> Result<()> {
     gate.until_logged("pod-3", "lane 3\n")
 }
 
-/// Revocation ends a live session, and the node's work goes on.
+/// Revocation ends a live session, and the node continues to work.
 ///
 /// # Errors
-/// Where it does not hold.
+/// Which condition is violated.
 pub fn revoked(gate: &Gate) -> Result<()> {
     gate.manifests(&manifests(1))?;
     gate.until_converged(1)?;

@@ -1,21 +1,21 @@
-//! What a proxy can tell of a TLS 1.3 connection that it does not decrypt.
+//! What a proxy can observe of a TLS 1.3 connection without decrypting it.
 
 /// Content type of records with encrypted data.
 const APPLICATION_DATA: u8 = 23;
 const HEADER_BYTES: usize = 5;
 
-/// Counts the encrypted records of one direction, however its bytes are cut into reads.
+/// Counts the encrypted records of one direction, however its bytes are divided into reads.
 #[derive(Debug, Default)]
 pub struct Records {
     header: Vec<u8>,
-    /// Bytes of the record that are still to come.
+    /// Missing bytes of the present record.
     left: usize,
     begun: u32,
 }
 
 impl Records {
-    /// Takes the next bytes; returns how many encrypted records have begun by now. Of a client without a
-    /// certificate the first one ends the handshake, and the second one is what it wants.
+    /// Adds the next bytes; returns how many encrypted records have begun. For a client without a
+    /// certificate the first one ends the handshake, and the second one is its request.
     pub fn feed(&mut self, mut bytes: &[u8]) -> u32 {
         while !bytes.is_empty() {
             if self.left > 0 {

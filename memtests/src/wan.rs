@@ -1,5 +1,5 @@
-//! A bad line between a gate and its cloud: two network namespaces of the test's own with
-//! `scripts/wan.py` between them. Nothing leaves them, and they go when the line is dropped.
+//! A bad network link between a gate and its cloud: two network namespaces of the test's own with
+//! `scripts/wan.py` between them. Nothing leaves them, and they are removed when the link is dropped.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::STATE_TIMEOUT;
 
-/// The cloud's address on every line: namespaces do not meet.
+/// The cloud's address on every link: the namespaces are separate.
 pub const CLOUD: &str = "10.77.0.1";
 const GATE: &str = "10.77.0.2";
 
-/// Two namespaces and the line between them.
+/// Two namespaces and the link between them.
 pub struct Wan {
     gate: String,
     cloud: String,
@@ -32,7 +32,7 @@ fn ip(args: &[&str]) -> Result<()> {
 }
 
 impl Wan {
-    /// A line with this delay and loss each way, and this rate (0 is no limit).
+    /// A link with this delay and loss each way, and this rate (0 is no limit).
     ///
     /// # Errors
     /// Those of `ip` and of `scripts/wan.py`.
@@ -40,7 +40,7 @@ impl Wan {
         Self::start_with(&[delay_ms, loss_percent, rate_kbit])
     }
 
-    /// A quick line on which IP packets longer than this vanish without an ICMP message.
+    /// A quick link on which IP packets longer than this are dropped without an ICMP message.
     ///
     /// # Errors
     /// Those of `ip` and of `scripts/wan.py`.
@@ -78,7 +78,7 @@ impl Wan {
         Ok(wan)
     }
 
-    /// With the oldest congestion control at both ends, as if the kernels had no other default: it
+    /// Uses the oldest congestion control at both ends, as if the kernels had no other default: it
     /// takes each lost packet for a queue.
     ///
     /// # Errors
@@ -91,19 +91,19 @@ impl Wan {
         Ok(self)
     }
 
-    /// What runs a program at the gate's end.
+    /// Command prefix that runs a program at the gate's end.
     #[must_use]
     pub fn at_gate(&self) -> Vec<String> {
         enter(&self.gate)
     }
 
-    /// What runs a program at the cloud's end.
+    /// Command prefix that runs a program at the cloud's end.
     #[must_use]
     pub fn at_cloud(&self) -> Vec<String> {
         enter(&self.cloud)
     }
 
-    /// From now on nothing passes, and nobody is told: no FIN, no reset, no ICMP.
+    /// From now on all packets are dropped, without notice: no FIN, no reset, no ICMP.
     ///
     /// # Errors
     /// Those of nft.
@@ -139,7 +139,7 @@ impl Wan {
     }
 }
 
-/// The network alone: in a mount namespace of its own a program would not see the cgroups.
+/// Only the network: in a mount namespace of its own a program would not see the cgroups.
 fn enter(namespace: &str) -> Vec<String> {
     vec![
         "nsenter".to_owned(),
@@ -159,12 +159,12 @@ impl Drop for Wan {
     }
 }
 
-/// What stands where the cloud should be.
+/// Kind of a server in place of the cloud.
 #[derive(Clone, Copy)]
 pub enum WrongServer {
-    /// Takes connections and says nothing.
+    /// Accepts connections and sends nothing.
     Silent,
-    /// Sends everyone to a login page.
+    /// Redirects every client to a login page.
     Portal,
 }
 
@@ -177,7 +177,7 @@ pub struct Impostor {
 }
 
 impl Impostor {
-    /// Takes the cloud's place, which must be free.
+    /// Listens on the cloud's port, which must be free.
     ///
     /// # Errors
     /// The port is in use.
@@ -219,7 +219,7 @@ impl Impostor {
     }
 }
 
-/// As a captive portal does, whatever it was asked.
+/// Answers as a captive portal does, whatever the request.
 fn redirect(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(STATE_TIMEOUT))?;
     let _asked = stream.read(&mut [0; 1024])?;
@@ -231,7 +231,7 @@ fn redirect(mut stream: TcpStream) -> std::io::Result<()> {
 impl Drop for Impostor {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        // Wakes the thread from its wait for a guest.
+        // Wakes the thread from accepting connections.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
         if let Some(thread) = self.thread.take() {
             thread.join().ok();

@@ -1,5 +1,5 @@
 //! The ARM binaries of `scripts/build`, run on this machine by QEMU's user-mode emulation: for
-//! function only, as memory and time mean nothing there. `tests/board.rs` has a real kernel.
+//! function only, because memory and time mean nothing there. `tests/board.rs` has a real kernel.
 #![cfg(test)]
 
 use std::fs;
@@ -37,7 +37,7 @@ spec:
       resources: {limits: {memory: 64Mi}}
 ";
 
-/// The agent starts itself anew for each pod, so the kernel has to know what runs its files.
+/// The agent starts its own program for each pod, so the kernel has to know the interpreter of its files.
 /// Registers the emulator as Debian's own service does, which needs systemd; it stays registered.
 fn register(target: &Target) {
     let folder = Path::new("/proc/sys/fs/binfmt_misc");
@@ -50,14 +50,14 @@ fn register(target: &Target) {
             .arg(folder)
             .status()
             .unwrap();
-        // The other test may have been faster.
+        // The other test may have registered it first.
         let there = mounted.success() || folder.join("register").exists();
         assert!(there, "binfmt_misc does not mount");
     }
     let rule = format!("/usr/lib/binfmt.d/{}.conf", target.emulator);
     let rule = fs::read(&rule).unwrap_or_else(|error| panic!("{rule}: {error}"));
     let registered = fs::write(folder.join("register"), rule);
-    // Here too.
+    // The same race.
     assert!(registered.is_ok() || folder.join(target.emulator).exists());
 }
 
@@ -72,11 +72,11 @@ fn agent(target: &Target) -> PathBuf {
     agent
 }
 
-/// Goal: the binary does its work, whatever it is made for. Method: commands through the emulator,
+/// Goal: the binary works, whatever its target. Method: commands through the emulator,
 /// then a whole gate: join over TLS, one process pod with a limit, seen and read by the cloud.
 ///
-/// Two things cannot be shown here. A new agent does not take a pod over, because the emulator makes
-/// up what a process reads in its own `/proc/PID/stat`, so the start time that was noted is not the
+/// Two things cannot be tested here. A new agent does not adopt a pod, because the emulator invents
+/// the content of a process's own `/proc/PID/stat`, so the stored start time is not the
 /// one that another process sees. And the emulator refuses to make the agent a subreaper, so
 /// containers by runc would lose their exit codes. `tests/board.rs` has both.
 fn works(target: &Target) {
@@ -93,7 +93,7 @@ fn works(target: &Target) {
     let version = run(&["--version"]);
     assert!(version.status.success(), "{version:?}");
     assert!(version.stdout.starts_with(b"edge-min "), "{version:?}");
-    // This machine has no config at the default place, which `check` holds against it.
+    // This machine has no config in the default place, which `check` reports.
     let check = run(&["check", "--json"]);
     let check: Value = serde_json::from_slice(&check.stdout).unwrap();
     let findings = check["findings"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! A cloud that comes back from an old backup, and what else of the cloud's memory a gate depends on.
+//! A cloud that is restored from an old backup, and other state of the cloud that a gate depends on.
 #![cfg(test)]
 
 use std::fs;
@@ -67,12 +67,12 @@ fn backup(gate: &Gate) -> String {
     file
 }
 
-/// The disk of the cloud is lost; what it had is put aside.
+/// The disk of the cloud is lost; its content is moved.
 fn lose_data(gate: &Gate) {
     fs::rename(gate.dir().join("cloud"), gate.dir().join("lost")).unwrap();
 }
 
-/// Both ends know each other in sync, with the same roots.
+/// Both ends report that they are in sync, with the same roots.
 fn until_equal(gate: &Gate, pods: usize) {
     gate.until_converged(pods).unwrap();
     gate.until("both ends have the same roots", |gate| {
@@ -96,8 +96,8 @@ fn has_event(gate: &Gate, reason: &str) -> bool {
     })
 }
 
-/// Goal: data restored from long ago touches no workload, and one reconnect makes state right.
-/// Method: the generation moves on after the backup, in objects and in starts of the cloud; then
+/// Goal: old restored data affects no workload, and one reconnect corrects the state.
+/// Method: the generation advances after the backup, in objects and in starts of the cloud; then
 /// the cloud loses its disk.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -127,7 +127,7 @@ fn a_cloud_restored_from_an_old_backup_touches_no_workload() {
     })
     .unwrap();
 
-    // A pod for this node comes at once; one that another node may run waits, and says so.
+    // A pod for this node starts at once; one that another node may run waits, and reports it.
     let more = manifests(4, 4) + &pod("here", "nodeName: gate") + &pod("anywhere", "");
     gate.manifests(&more).unwrap();
     until_equal(&gate, 5);
@@ -140,8 +140,8 @@ fn a_cloud_restored_from_an_old_backup_touches_no_workload() {
 }
 
 /// Goal: nothing is accepted from an epoch lower than one seen, and a restore is not locked out by
-/// a server that was ahead of the clock. Method: such a server speaks first; then an old copy of
-/// its data, put back by hand; then a restore.
+/// a server that was ahead of the clock. Method: such a server connects first; then an old copy of
+/// its data, restored by hand; then a restore.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn an_old_copy_is_refused_and_a_restore_is_not() {
@@ -163,7 +163,7 @@ fn an_old_copy_is_refused_and_a_restore_is_not() {
     })
     .unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
-    // The agent has the epoch on the medium.
+    // The agent has stored the epoch.
     gate.kill_cloud().unwrap();
     gate.kill_agent().unwrap();
     gate.start_agent().unwrap();
@@ -182,7 +182,7 @@ fn an_old_copy_is_refused_and_a_restore_is_not() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// Joins anew with another key and certificate; the agent does not run.
+/// Joins again with another key and certificate; the agent does not run.
 fn join_again(gate: &Gate) {
     let token = gate.cloud_text(&["token", "create"]).unwrap();
     fs::remove_dir_all(gate.state_dir().join("identity")).unwrap();
@@ -198,7 +198,7 @@ fn join_again(gate: &Gate) {
     assert!(joined.status.success(), "{joined:?}");
 }
 
-/// Goal: a node that joined after the backup comes back by itself. Method: the backup knows another
+/// Goal: a node that joined after the backup is readmitted. Method: the backup has another
 /// certificate of its name.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -231,8 +231,8 @@ fn a_node_that_joined_after_the_backup_comes_back() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// Goal: behind a broker, where edge-cloud sees no certificate, nobody comes back under a name that
-/// was deleted before the backup; its pods go on, and it joins again. Method: it had joined after it.
+/// Goal: behind a broker, where edge-cloud sees no certificate, no node is readmitted with a name that
+/// was deleted before the backup; its pods continue, and it joins again. Method: it had joined after it.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
@@ -256,7 +256,7 @@ fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
     gate.cloud_text(&["restore", &file]).unwrap();
     assert!(gate.registry().unwrap()["nodes"]["gate"].is_null());
     gate.start_cloud().unwrap();
-    // edge-cloud cannot ask a node that it does not know; the node speaks when it reconnects.
+    // edge-cloud cannot probe an unknown node; the node sends when it reconnects.
     gate.broker().unwrap().kill().unwrap();
     gate.broker().unwrap().start().unwrap();
     gate.until("the node is refused", |gate| has_event(gate, "Refused"))
@@ -270,7 +270,7 @@ fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// A way to the cloud that lets the request of a join through and keeps the answer.
+/// A proxy to the cloud that passes the request of a join and drops the answer.
 struct Cut {
     port: u16,
     streams: std::sync::mpsc::Receiver<TcpStream>,
@@ -323,7 +323,7 @@ fn thread(work: impl FnOnce() + Send + 'static) {
 }
 
 /// Goal: a join whose answer is lost can be repeated, and costs one use. Method: the real agent
-/// through a proxy that keeps the answer, cut when the cloud has made up its mind.
+/// through a proxy that drops the answer, cut when the cloud has decided.
 #[test]
 #[ignore = "needs root: mounts"]
 fn a_lost_join_answer_is_had_again_for_the_same_use() {
@@ -370,7 +370,7 @@ fn a_lost_join_answer_is_had_again_for_the_same_use() {
     assert_eq!(third.status.code(), Some(1), "the one use is spent");
 }
 
-/// Goal: a hung node does not hang who asks it. Method: the agent is stopped, not killed.
+/// Goal: a hung node does not block its callers. Method: the agent is stopped, not killed.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn logs_of_a_hung_node_fail_instead_of_hanging() {

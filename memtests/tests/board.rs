@@ -74,12 +74,12 @@ fn container(status: &Value, name: &str) -> Value {
     pod.map_or(Value::Null, |pod| pod["containers"][0].clone())
 }
 
-/// What happens to the store between a power cut and the next boot, as the shell of the board
-/// does it in the state directory. `$new` is the newest file of the desired set.
+/// Damage to the store between a power cut and the next boot, as a command of the board's shell
+/// in the state directory. `$new` is the newest file of the desired set.
 struct Damage {
     name: &'static str,
     command: &'static str,
-    /// The state cache is no help, so the set before the newest change runs. Else the newest does.
+    /// The state cache is useless, so the set before the newest change runs. Otherwise the newest does.
     no_cache: bool,
 }
 
@@ -113,8 +113,8 @@ const DAMAGES: [Damage; 5] = [
 
 /// Name of the newest file of the desired set.
 fn newest(board: &mut Board) -> &'static str {
-    // The clock has stood at 1970 before, so times say nothing; the generation does, a varint
-    // behind magic and checksum.
+    // The clock was at 1970 before, so times are useless; the generation is not, a varint
+    // after magic and checksum.
     let mut generation = |name: &str| {
         let command = format!("od -An -v -tu1 -j8 -N2 {STATE}/{name}");
         let bytes = board.shell(&command).unwrap();
@@ -135,7 +135,7 @@ fn newest(board: &mut Board) -> &'static str {
     }
 }
 
-/// Harms the newest change in the way of `damage`, and makes that durable.
+/// Damages the newest change as `damage` says, and makes that durable.
 fn damage(board: &mut Board, damage: &Damage) {
     let new = newest(board);
     let command = format!("cd {STATE}; new={new}; {} && sync; cd /", damage.command);
@@ -155,7 +155,7 @@ fn join(arch: Arch) -> Board {
 /// Joins, and waits until the cloud sees all pods running.
 fn deploy(arch: Arch) -> Board {
     let mut board = join(arch);
-    // An agent looks for its identity at its start only.
+    // An agent reads its identity only at its start.
     board.shell("/etc/init.d/edge-min restart").unwrap();
     board
         .until("the cloud sees all pods running", |board| {
@@ -168,7 +168,7 @@ fn deploy(arch: Arch) -> Board {
     board
 }
 
-/// Waits until all pods run and both ends hold the same.
+/// Waits until all pods run and both ends have the same sets.
 fn in_sync(board: &mut Board) {
     let start = Instant::now();
     loop {
@@ -177,7 +177,7 @@ fn in_sync(board: &mut Board) {
                 status["connected"] == true && status["in_sync"] == true && running(status) == PODS
             })
             .unwrap();
-        // Either may have changed since the other was looked at.
+        // Either may have changed since the other was read.
         let nodes = board.cloud_json("nodes").unwrap();
         let node = &nodes[0];
         let same = |root: &str| node[root] == status[root];
@@ -188,7 +188,7 @@ fn in_sync(board: &mut Board) {
     }
 }
 
-/// What only a real board can show: cgroup v2 with limits, and the agent's own memory.
+/// Checks that need a real board: cgroup v2 with limits, and the agent's own memory.
 fn check_the_board(board: &mut Board, arch: Arch) {
     let check: Value =
         serde_json::from_str(&board.shell("edge-min check --json").unwrap()).unwrap();
@@ -223,7 +223,7 @@ fn check_the_board(board: &mut Board, arch: Arch) {
     }
 }
 
-/// A process over its memory limit ends as such: cgroup v2 counts it elsewhere than v1.
+/// A process over its memory limit ends with that reason: cgroup v2 counts it elsewhere than v1.
 fn outgrow_the_limit(board: &mut Board) {
     let glutton = "---
 apiVersion: v1
@@ -255,8 +255,8 @@ spec:
         .unwrap();
 }
 
-/// A container by runc is killed: the agent is its reaper, knows how it ended, and starts it again.
-/// Then the agent is killed: its init script starts it again, and it takes over all that runs.
+/// A container by runc is killed: the agent is its reaper, gets its exit code, and starts it again.
+/// Then the agent is killed: its init script starts it again, and it adopts everything that runs.
 fn kill_container_and_agent(board: &mut Board) {
     let camera = container(&board.status().unwrap(), "camera");
     board.shell(&format!("kill -9 {}", camera["pid"])).unwrap();
@@ -283,7 +283,7 @@ fn kill_container_and_agent(board: &mut Board) {
     assert_eq!(pids(&board.status().unwrap()), before);
 }
 
-/// Changes the ConfigMap and waits until the board has taken the change; returns the root before.
+/// Changes the ConfigMap and waits until the board has the change; returns the previous root.
 fn change(board: &mut Board, version: u32) -> Value {
     let older = board.status().unwrap()["desired_root"].clone();
     board.manifests(&manifests(version)).unwrap();
@@ -296,7 +296,7 @@ fn change(board: &mut Board, version: u32) -> Value {
 }
 
 /// One power cut, and a boot with no cloud and the clock at 1970. With `harm` the newest change is
-/// lost as well, and the set before it, with the root `older`, counts.
+/// lost as well, and the previous set, with the root `older`, counts.
 fn power_cut(board: &mut Board, harm: Option<(&Damage, Value)>, offline: bool) {
     let (harm, older) = harm.unzip();
     let name = harm.map_or("whole", |harm| harm.name);
@@ -345,7 +345,7 @@ fn power_cut(board: &mut Board, harm: Option<(&Damage, Value)>, offline: bool) {
 
 /// Goal: the whole path on one board. Method: boot, join, one container by runc and nine processes,
 /// the agent's memory within the board's budget; a killed container starts again, a killed agent
-/// takes all over. Then a change arrives and the power is cut at
+/// adopts everything. Then a change arrives and the power is cut at
 /// once; the board boots with no cloud at 1970, and all pods run from the medium, by the changed
 /// set. When the cloud is back the roots are equal.
 fn whole_path(arch: Arch, long: bool) {
@@ -361,13 +361,13 @@ fn whole_path(arch: Arch, long: bool) {
     }
     power_cut(&mut board, None, true);
     for (version, harm) in (3..).zip(&DAMAGES) {
-        // A generation of its own, so that the one before it names all pods as well.
+        // A generation of its own, so that the previous one also contains all pods.
         // Each boot starts in 1970, so a time of an earlier one may seem to be newer.
         let outdate = format!("touch -c -d '1970-01-01 00:00:00' {STATE}/cache/db");
         board.shell(&outdate).unwrap();
         let older = change(&mut board, version);
         in_sync(&mut board);
-        // The process that writes the cache is done when it is gone.
+        // The process that writes the cache has finished when it has ended.
         let new = newest(&mut board);
         let written =
             format!("test {STATE}/cache/db -nt {STATE}/{new} && ! ps | grep '[s]tate-cache'");
@@ -376,15 +376,15 @@ fn whole_path(arch: Arch, long: bool) {
     }
 }
 
-/// Two emulated boards at a time would only be slower.
+/// Two emulated boards at the same time would only be slower.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Goal: the moment of a power cut does not matter: right after the join, while the image is
-/// unpacked, while containers are made, while pods are replaced. Method: cuts at more and more
-/// milliseconds after the boot, under a set that changes each time; the identity must stay, and
+/// Goal: the moment of a power cut does not matter: directly after the join, while the image is
+/// unpacked, while containers are created, while pods are replaced. Method: cuts at increasing times
+/// after the boot, under a set that changes each time; the identity must stay, and
 /// the last boot must converge, leave nothing half-unpacked, and work alone after one more cut.
 fn cuts_at_any_moment(arch: Arch) {
     let _one = one_at_a_time();
@@ -416,7 +416,7 @@ fn an_aarch64_board_goes_the_whole_path() {
     whole_path(Arch::Aarch64, long());
 }
 
-/// Takes minutes, so it is a matter of the long run.
+/// Takes minutes, so it is only in the long run.
 #[test]
 #[ignore = "needs scripts/build armv7-unknown-linux-musleabihf and QEMU"]
 fn an_armv7_board_goes_the_whole_path() {
@@ -427,7 +427,7 @@ fn an_armv7_board_goes_the_whole_path() {
     }
 }
 
-/// Takes minutes, so it is a matter of the long run.
+/// Takes minutes, so it is only in the long run.
 #[test]
 #[ignore = "needs scripts/build aarch64-unknown-linux-musl and QEMU"]
 fn the_moment_of_a_power_cut_does_not_matter() {

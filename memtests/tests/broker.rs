@@ -1,5 +1,5 @@
 //! One gate behind Debian's mosquitto, with the configuration that `edge-cloud broker-config`
-//! writes: joins by HTTPS, works as over the embedded cloud's own port, and is kept apart from
+//! writes: joins by HTTPS, works as over the embedded cloud's own port, and is isolated from
 //! other nodes.
 #![cfg(test)]
 
@@ -48,7 +48,7 @@ fn a_restarted_cloud_touches_no_workload_and_goes_on() {
     scenario::cloud_restarted(start()).unwrap();
 }
 
-/// What edge-cloud says of a node.
+/// Row of a node in edge-cloud.
 fn node(gate: &Gate, name: &str) -> Value {
     let nodes = gate.cloud_json("/v1/nodes").unwrap();
     let found = nodes
@@ -72,9 +72,9 @@ fn has_event(gate: &Gate, node: &str, reason: &str) -> bool {
     events(gate).iter().any(found)
 }
 
-/// Goal: one `Probe` puts everything right after edge-cloud was away, also what was said to nobody.
-/// Method: the node's status and the manifests change while edge-cloud is dead; mosquitto's log
-/// counts what the node was sent.
+/// Goal: one `Probe` restores everything after edge-cloud was down, also lost reports.
+/// Method: the node's status and the manifests change while edge-cloud is down; mosquitto's log
+/// counts the frames to the node.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn one_probe_after_edge_cloud_was_away_is_enough() {
@@ -113,8 +113,8 @@ fn one_probe_after_edge_cloud_was_away_is_enough() {
     assert_eq!(probes(&log[seen..]), 1, "{}", &log[seen..]);
 }
 
-/// Probes that the gate was sent, by this part of mosquitto's log; those that were repeated because
-/// the gate had not answered yet count once. No other frame is as short.
+/// Probes that were sent to the gate, by this part of mosquitto's log; repetitions before
+/// the gate's answer count once. No other frame is as short.
 fn probes(log: &str) -> usize {
     let probe = Frame::Probe {
         epoch: now(),
@@ -138,9 +138,9 @@ fn now() -> u64 {
     since.unwrap().as_secs()
 }
 
-/// Goal: a cloud that is restored from a backup takes its nodes back, also one that joined after it:
-/// one `Probe` for what the node runs, one more for the set that follows from it. Method: the data is deleted and restored; the late node is a client of
-/// ours with its real certificate.
+/// Goal: a cloud that is restored from a backup takes its nodes back, also one that joined after it: one
+/// `Probe` for what the node runs, one more for the set that follows from it. Method: the data is deleted
+/// and restored; the late node is a client of ours with its real certificate.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_restored_cloud_takes_its_nodes_back() {
@@ -177,8 +177,8 @@ fn a_restored_cloud_takes_its_nodes_back() {
     gate.until_logged("pod-0", "lane 3\n").unwrap();
 }
 
-/// Goal: the broker may die at any time. Method: it is killed, so that no will is sent; a change is
-/// made meanwhile; in the second round the agent dies with it, which nobody tells edge-cloud.
+/// Goal: the broker may end at any time. Method: it is killed, so that no will is sent; a change is
+/// made meanwhile; in the second round the agent is killed with it, and edge-cloud gets no notice of it.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_broker_that_dies_costs_nothing_and_hides_nothing() {
@@ -229,7 +229,7 @@ fn a_broker_that_dies_costs_nothing_and_hides_nothing() {
     .unwrap();
 }
 
-/// Goal: an agent that dies is noticed at once, by its will.
+/// Goal: the end of an agent is noticed at once, by its will.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn the_will_of_a_dead_agent_ends_its_session() {
@@ -249,8 +249,8 @@ fn the_will_of_a_dead_agent_ends_its_session() {
     gate.until_converged(1).unwrap();
 }
 
-/// Goal: a node that dies unseen by the broker is found out, and one that is only quiet is left in
-/// peace. Method: the agent stops with its connection open, under a keepalive that is longer than
+/// Goal: a node whose end the broker has not noticed is detected, and one that is only quiet keeps its
+/// session. Method: the agent stops with its connection open, under a keepalive that is longer than
 /// the test.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -289,9 +289,9 @@ fn a_silent_node_is_asked_and_a_dead_one_found_out() {
     assert_eq!(gate.pids().unwrap(), before);
 }
 
-/// Goal: the broker is trusted by the CA that edge-cloud was told, and by no other, by both ends.
-/// Method: a broker of another CA; then it shows a certificate of edge-cloud's own CA, which is
-/// good for enrolment only; then its own again.
+/// Goal: both ends trust the broker by the configured CA, and by no other.
+/// Method: a broker of another CA; then it presents a certificate of edge-cloud's own CA, which is
+/// valid for enrolment only; then its own again.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_broker_is_trusted_by_the_ca_that_was_told_alone() {
@@ -329,8 +329,8 @@ fn a_broker_is_trusted_by_the_ca_that_was_told_alone() {
     assert_eq!(gate.pids().unwrap(), before);
 }
 
-/// Goal: revocation ends a live session, and with the list of refused certificates the broker lets
-/// the node in no more; a node that is not revoked comes back. Method: the scenario, then SIGHUP
+/// Goal: revocation ends a live session, and with the list of refused certificates the broker does not admit
+/// the node any more; a node that is not revoked is admitted. Method: the scenario, then SIGHUP
 /// and new connections with the real certificates.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -368,12 +368,12 @@ fn a_rollover_behind_a_broker_waits_for_it_and_leaves_no_old_certificate() {
     assert_eq!(phase(&gate), "offered");
     let refused = gate.cloud_text(&["ca", "retire", "--yes"]).unwrap_err();
     assert!(refused.to_string().contains("broker-config"), "{refused}");
-    // A board that joins just now is let in by the broker of before.
+    // A board that joins now is admitted by the broker with its former files.
     let early = gate.join_another("early").unwrap();
     Tap::connect(&gate, &early, "early", None).unwrap();
 
-    // It would accept clients of the new CA, but shows a certificate that nodes refuse once they have
-    // forgotten the old one: nothing is signed.
+    // It would accept clients of the new CA, but presents a certificate that nodes refuse once they have
+    // dropped the old one: nothing is signed.
     let half = gate.dir().join("half");
     let dir = gate.broker().unwrap().dir().to_owned();
     let words = [
@@ -501,7 +501,7 @@ impl Tap {
         self.until(|event| matches!(event, Event::Incoming(Packet::SubAck(_))).then_some(()));
     }
 
-    /// Publishes, and returns when it is on its way.
+    /// Publishes, and returns when it was sent.
     fn publish(&mut self, topic: &str, retain: bool, bytes: Vec<u8>) {
         self.client
             .try_publish(topic, QoS::AtMostOnce, retain, bytes)
@@ -547,13 +547,13 @@ fn hello() -> Vec<u8> {
 /// Goal: a node with a valid certificate reads and writes its own topics only. Method: a client
 /// with the certificate of a node that has really joined subscribes to everything, writes to the
 /// gate's topics and leaves a will there; after that it does the same with its own, which must work:
-/// the broker keeps the order, so what arrives then would have come after a leak.
+/// the broker keeps the order, so these messages would arrive after a leak.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_node_reads_and_writes_nothing_of_another() {
     let gate = Gate::set_up(Setup {
         broker: Some(BrokerCa::Own),
-        // A busy host is late now and then, and must not lose a link for it.
+        // A busy host is sometimes late, and must not lose a link for it.
         keepalive: Duration::from_secs(60),
         ..Setup::default()
     })
@@ -562,7 +562,7 @@ fn a_node_reads_and_writes_nothing_of_another() {
     gate.until_converged(1).unwrap();
     let identity = gate.join_another("thief").unwrap();
 
-    // Its client id is another's, which must not take that one's session away.
+    // Its client id is another's, whose session must not end.
     let mut tap = Tap::connect(&gate, &identity, "gate", None).unwrap();
     for filter in ["m1/d/gate", "m1/d/thief", "m1/#", "#", &topic_up("gate")] {
         tap.subscribe(filter);
@@ -575,7 +575,7 @@ fn a_node_reads_and_writes_nothing_of_another() {
     gate.manifests(&scenario::manifests(2)).unwrap();
     gate.until_converged(2).unwrap();
 
-    // More than a frame, and a message to stay: neither reaches edge-cloud.
+    // More than a frame, and a retained message: neither reaches edge-cloud.
     tap.publish(&topic_up("thief"), false, vec![0; 9_000]);
     tap.publish(&topic_up("thief"), false, garbage());
     gate.until("edge-cloud hears the thief", |gate| {
@@ -602,7 +602,7 @@ fn a_node_reads_and_writes_nothing_of_another() {
     let mut tap = Tap::connect(&gate, &identity, "thief", None).unwrap();
     tap.subscribe("m1/d/thief");
     tap.publish(&topic_up("thief"), false, garbage());
-    // Its nonsense is told once a minute, so the answer to a greeting says that all has come.
+    // Its invalid frames are reported once a minute, so the answer to a `Hello` shows that all have arrived.
     tap.publish(&topic_up("thief"), false, hello());
     tap.until(|event| match event {
         Event::Incoming(Packet::Publish(Publish { topic, .. })) => Some(topic),
@@ -610,7 +610,7 @@ fn a_node_reads_and_writes_nothing_of_another() {
     });
     assert_eq!(problems(&gate, "gate"), 0);
 
-    // Nothing of all this has touched the gate's session.
+    // None of this has affected the gate's session.
     let losses = |event: &&Value| event["node"] == "gate" && event["reason"] == "Disconnected";
     assert_eq!(events(&gate).iter().filter(losses).count(), 0);
     assert!(!has_event(&gate, "", "BrokerLost"));
@@ -621,8 +621,8 @@ fn problems(gate: &Gate, node: &str) -> usize {
     events(gate).iter().filter(found).count()
 }
 
-/// Goal: without a certificate of our CA nobody gets in. Method: none, one of another CA, and as a
-/// check of the check a good one.
+/// Goal: only clients with a certificate of our CA are admitted. Method: none, one of another CA, and as a
+/// check of the test a valid one.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn the_broker_lets_in_our_certificates_only() {

@@ -1,5 +1,5 @@
-//! The life of a gate's certificate, end to end: real edge-cloud, TLS, MQTT and agent, with
-//! certificates that live for seconds.
+//! The lifecycle of a gate's certificate, end to end: real edge-cloud, TLS, MQTT and agent, with
+//! certificates that are valid for seconds.
 #![cfg(test)]
 
 use std::fs;
@@ -25,7 +25,7 @@ fn words(args: &[&str]) -> Vec<String> {
     args.iter().map(|arg| (*arg).to_owned()).collect()
 }
 
-/// A gate with one pod whose certificates live for so long.
+/// A gate with one pod whose certificates are valid for this time.
 fn gate(life: &str) -> Gate {
     let gate = Gate::set_up(Setup {
         manifests: scenario::manifests(1),
@@ -37,7 +37,7 @@ fn gate(life: &str) -> Gate {
     gate
 }
 
-/// What the registry says of the gate's certificates.
+/// The registry's state of the gate's certificates.
 fn record(gate: &Gate) -> Value {
     gate.registry().unwrap()["nodes"]["gate"].clone()
 }
@@ -68,7 +68,7 @@ fn link_error(gate: &Gate) -> String {
     error.to_owned()
 }
 
-/// Goal: a gate that is connected renews in time, again and again, and its pods do not notice.
+/// Goal: a connected gate renews in time, repeatedly, and its pods are not affected.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_connected_gate_renews_its_certificate_and_its_pods_do_not_notice() {
@@ -86,15 +86,15 @@ fn a_connected_gate_renews_its_certificate_and_its_pods_do_not_notice() {
     assert_eq!(link_error(&gate), "");
 }
 
-/// Goal: a gate that was offline until its certificate had expired comes back by itself, also when it
-/// has restarted and knows no time but that of its build.
+/// Goal: a gate that was offline until its certificate had expired recovers by itself, also when it
+/// has restarted and knows no time except that of its build.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_gate_whose_certificate_has_expired_offline_comes_back() {
     let mut gate = gate("5s");
     let pids = gate.pids().unwrap();
     gate.kill_cloud().unwrap();
-    // Until now it may have renewed it.
+    // It may have renewed until now.
     let (last, before) = (end(&gate), record(&gate));
     gate.kill_agent().unwrap();
     gate.until("it expires", |_| unix_s() > last).unwrap();
@@ -109,15 +109,15 @@ fn a_gate_whose_certificate_has_expired_offline_comes_back() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// Goal: who was away for too long, or is revoked, is told so, in words that say what to do; its pods
-/// go on, and what the cloud's operator changes is enough.
+/// Goal: a node that was offline for too long, or is revoked, gets an error with the fix; its pods
+/// continue, and a change by the cloud's operator is enough.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn an_expired_gate_is_refused_after_the_grace_and_when_it_is_revoked() {
     let mut gate = gate("5s");
     let pids = gate.pids().unwrap();
     gate.kill_cloud().unwrap();
-    // Until now it may have renewed it.
+    // It may have renewed until now.
     let before = record(&gate);
     gate.until("it expires", |gate| unix_s() > end(gate))
         .unwrap();
@@ -158,7 +158,7 @@ fn an_expired_gate_is_refused_after_the_grace_and_when_it_is_revoked() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// A way to the cloud that loses the answers to renewals, as long as it is told to.
+/// A proxy to the cloud that drops the answers to renewals, as long as it is set to.
 struct Way {
     port: u16,
     loses: Arc<AtomicBool>,
@@ -185,7 +185,7 @@ impl Way {
     }
 }
 
-/// Carries bytes both ways; with a counter the answer is lost: what the cloud says after it was asked.
+/// Passes bytes both ways; with a counter the answer is dropped: everything from the cloud after a request.
 fn carry(board: TcpStream, cloud: TcpStream, lost: Option<Arc<AtomicU32>>) {
     let asked = Arc::new(AtomicBool::new(false));
     let (mut from, mut into) = (board.try_clone().unwrap(), cloud.try_clone().unwrap());
@@ -205,7 +205,7 @@ fn carry(board: TcpStream, cloud: TcpStream, lost: Option<Arc<AtomicU32>>) {
     thread(move || {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut bytes) {
-            // The cloud closes when it has said all.
+            // The cloud closes after its answer.
             if lost.is_some() && asked.load(Ordering::SeqCst) {
                 continue;
             }
@@ -225,8 +225,8 @@ fn thread(work: impl FnOnce() + Send + 'static) {
     builder.spawn(work).unwrap();
 }
 
-/// Goal: a renewal whose answer is lost is had again, the same certificate, and the old one is good
-/// until then. Method: the cloud has answered, and the answer is kept by what is in between.
+/// Goal: a renewal whose answer is lost is repeated with the same certificate, and the old one is valid
+/// until then. Method: the cloud has answered, and the proxy drops the answer.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_renewal_whose_answer_is_lost_is_had_again() {

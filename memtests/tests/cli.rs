@@ -35,8 +35,8 @@ fn pod(name: &str, policy: &str, script: &str) -> String {
     )
 }
 
-/// Goal: what is written down about `status --json` holds, and people see the same. Method: a
-/// live agent with a pod that runs and one that has ended.
+/// Goal: the documentation of `status --json` is correct, and the text has the same content. Method: a
+/// running agent with a pod that runs and one that has ended.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn status_has_the_promised_fields_and_shows_people_the_same() {
@@ -102,7 +102,7 @@ fn status_has_the_promised_fields_and_shows_people_the_same() {
     assert_eq!((code, pods), (0, status["pods"].clone()));
 }
 
-/// Goal: exit codes and words are those that are documented. Method: each kind of mistake.
+/// Goal: exit codes and messages are the documented ones. Method: each kind of mistake.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn each_mistake_has_its_exit_code_and_says_what_to_do() {
@@ -182,7 +182,7 @@ fn each_mistake_has_its_exit_code_and_says_what_to_do() {
     let (code, text) = run(&gate, &["status"]);
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("is `edge-min run` running?"), "{text}");
-    // Nobody can be asked here, and nothing must be wiped.
+    // There is no terminal here, and nothing must be wiped.
     let (code, text) = run(&gate, &["reset"]);
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("--yes"), "{text}");
@@ -191,7 +191,7 @@ fn each_mistake_has_its_exit_code_and_says_what_to_do() {
     gate.until_converged(1).unwrap();
 }
 
-/// Goal: no second agent, and nobody without rights, gets at what the first one runs on. Method: the
+/// Goal: a second agent, and a user without rights, get no access to the first one's files. Method: the
 /// same state folder with another run folder, and the commands as another user.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -228,15 +228,15 @@ fn a_second_agent_and_another_user_are_sent_away() {
     }
     gate.until_converged(1).unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
-    // One that was killed holds nothing.
+    // A killed agent holds no lock.
     gate.kill_agent().unwrap();
     gate.start_agent().unwrap();
     gate.until_converged(1).unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// Goal: following a log ends with its container, its pod or its reader, and a reader that went
-/// away holds nothing. Method: real followers of each kind.
+/// Goal: following a log ends with its container, its pod or its reader, and a reader that has disconnected
+/// occupies nothing. Method: real followers of each kind.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_followed_log_ends_with_its_container_pod_or_reader() {

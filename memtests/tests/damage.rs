@@ -1,5 +1,5 @@
-//! A power cut offline, with damage to what is stored: every workload runs again from what is
-//! left, and nothing keeps the agent from starting.
+//! A power cut offline, with damage to stored files: every workload runs again from the remaining
+//! ones, and nothing prevents the agent from starting.
 #![cfg(test)]
 
 use std::fs;
@@ -48,10 +48,10 @@ fn flip(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
-/// What happens to the two files, and to the cache.
+/// Damages the two files, and the cache.
 fn hurt(state: &Path, flat: &str, cache: &str) {
     let files = ["desired.a", "desired.b"].map(|name| state.join(name));
-    // The last row but one has taken them away, and no cloud has confirmed the set since.
+    // The last row but one has removed them, and no cloud has confirmed the set since.
     let there = || files.iter().filter(|file| file.exists());
     let newest = || {
         there()
@@ -90,8 +90,8 @@ fn until_cached(gate: &Gate) {
     .unwrap();
 }
 
-/// Goal: a gate without a cloud runs everything again whatever was damaged, as long as one copy is
-/// whole; without any it waits for the cloud. Method: power cut, damage, start, row by row.
+/// Goal: a gate without a cloud runs everything again after any damage, as long as one copy is
+/// valid; without any it waits for the cloud. Method: power cut, damage, start, row by row.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_power_cut_and_damage_stop_no_workload() {
@@ -163,7 +163,7 @@ fn a_power_cut_and_damage_stop_no_workload() {
     );
 }
 
-/// Goal: a reset board knows nothing of its past. Method: reset after everything was stored, then
+/// Goal: a reset board has nothing of its former state. Method: reset after everything was stored, then
 /// start the agent again.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]

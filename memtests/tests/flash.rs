@@ -1,4 +1,4 @@
-//! What the agent writes is counted, shown, and held against the board's budget for a day.
+//! The agent's writes are counted, shown, and compared with the board's budget for a day.
 #![cfg(test)]
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use memtests::{Gate, Setup};
 use serde_json::Value;
 
-/// Bytes of the ConfigMap: each change of it is written twice, as it comes and as it is kept.
+/// Bytes of the ConfigMap: each change of it is written twice, as it arrives and as it is kept.
 const CONFIG_BYTES: usize = 300_000;
 
 fn manifests(version: u32) -> String {
@@ -52,8 +52,8 @@ fn today(status: &Value, name: &str) -> u64 {
     row["today_bytes"].as_u64().unwrap()
 }
 
-/// Goal: over the budget the board says so, here and to the cloud, goes on to accept changes, and
-/// does without the state cache. Method: a budget of 2 MiB, and changes of a large ConfigMap.
+/// Goal: over the budget the board reports it, here and to the cloud, still accepts changes, and
+/// does not write the state cache. Method: a budget of 2 MiB, and changes of a large ConfigMap.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn over_the_budget_only_the_cache_waits() {
@@ -85,7 +85,7 @@ fn over_the_budget_only_the_cache_waits() {
     })
     .unwrap();
 
-    // As many as it takes: how often the cache follows meanwhile is its affair.
+    // As many as it takes: how often the cache is written meanwhile is not tested.
     let mut version = 2;
     while change(&gate, version)["flash"]["at_risk"] == false {
         version += 1;
@@ -104,7 +104,7 @@ fn over_the_budget_only_the_cache_waits() {
     let generation = gate.state_dir().join("cache/generation");
     change(&gate, version + 1);
     let cached = fs::read_to_string(&generation).unwrap();
-    // Longer than the quiet after which it would follow: a window, as nothing is to be seen.
+    // Longer than the quiet time after which it would be written: a window, because nothing happens.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
         assert_eq!(fs::read_to_string(&generation).unwrap(), cached);

@@ -1,4 +1,4 @@
-//! What a pod may fill, and what goes on all the same.
+//! Limits of what a pod may fill.
 #![cfg(test)]
 
 use std::path::Path;
@@ -59,8 +59,8 @@ fn mount(arguments: &[&str], path: &Path) {
     assert!(mounted.unwrap().success());
 }
 
-/// Goal: a pod that fills its emptyDir has filled that, and nothing that others need to start.
-/// Method: a small run directory, one pod that writes until there is no room, and one after it.
+/// Goal: a pod that fills its emptyDir does not use space that others need to start.
+/// Method: a small run directory, one pod that writes until it is full, and one after it.
 #[test]
 #[ignore = "needs root: cgroups and mounts"]
 fn an_empty_dir_that_is_full_keeps_nobody_from_starting() {
@@ -95,9 +95,9 @@ fn an_empty_dir_that_is_full_keeps_nobody_from_starting() {
     });
 }
 
-/// Goal: a pod that has filled the medium of the state can be taken away from the cloud, although
-/// that change cannot be stored while it is there. Method: a small medium, and a container that
-/// writes to its root directory whenever there is room.
+/// Goal: a pod that has filled the medium of the state can be removed by the cloud, although
+/// that change cannot be stored while the pod exists. Method: a small medium, and a container that
+/// writes to its root directory whenever there is space.
 #[test]
 #[ignore = "needs root and runc"]
 fn a_pod_that_has_filled_the_medium_can_be_removed() {

@@ -3,7 +3,7 @@
 
 use memtests::{Gate, scenario};
 
-/// Goal: no death of the agent touches a workload. Method: see the scenario.
+/// Goal: an end of the agent affects no workload. Method: see the scenario.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn killing_the_agent_restarts_and_duplicates_nothing() {
@@ -19,14 +19,14 @@ fn without_a_cloud_everything_starts_again() {
     scenario::alone(Gate::start("").unwrap()).unwrap();
 }
 
-/// Goal: the cloud's death touches nothing, and a change made afterwards arrives.
+/// Goal: the end of the cloud affects nothing, and a change made afterwards arrives.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_restarted_cloud_touches_no_workload_and_goes_on() {
     scenario::cloud_restarted(Gate::start("").unwrap()).unwrap();
 }
 
-/// Goal: revocation acts on a live connection, and the node's work goes on.
+/// Goal: revocation acts on a live connection, and the node continues to work.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn revoking_a_node_ends_its_link_and_not_its_work() {

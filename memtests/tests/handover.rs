@@ -1,4 +1,4 @@
-//! SIGHUP: the agent replaces itself in place by the program at its path, and no workload notices.
+//! SIGHUP: the agent replaces itself in place by the program at its path, and no workload is affected.
 #![cfg(test)]
 
 use std::fs;
@@ -29,7 +29,7 @@ fn pods() -> String {
         .concat()
 }
 
-/// The agent's answer; the command line would be the program that was replaced.
+/// The agent's answer; the command line would be the replaced program.
 fn status(gate: &Gate) -> Option<Value> {
     measure::get(&gate.dir().join("run/edge-min.sock"), "/v1/status").ok()
 }
@@ -46,7 +46,7 @@ fn pid(gate: &Gate, pod: &str) -> u64 {
     found["pid"].as_u64().unwrap()
 }
 
-/// Puts `content` in the place of the agent's program, as an update does: beside it, then renamed.
+/// Replaces the agent's program by `content`, as an update does: written beside it, then renamed.
 fn replace(agent: &Path, content: &[u8]) {
     let new = agent.with_extension("new");
     fs::write(&new, content).unwrap();
@@ -65,7 +65,7 @@ fn logged(gate: &Gate, text: &str) -> usize {
     log.matches(text).count()
 }
 
-/// The condition about it.
+/// Whether the condition about it is set.
 fn has_failed(status: &Value) -> bool {
     let mut conditions = status["conditions"].as_array().unwrap().iter();
     conditions.any(|one| one["name"] == "HandOverFailed")
@@ -94,10 +94,10 @@ impl Drop for Folder {
     }
 }
 
-/// Goal: the agent is replaced and has the same number, containers of both runtimes run on, and those
+/// Goal: the agent is replaced and has the same process id, containers of both runtimes continue, and those
 /// that end while no agent is there keep their exit codes. Method: the program that replaces it is first
 /// a shell script, in the same process, which ends two containers and waits by builtins (it must have
-/// no child of its own) until the kernel shows them as ended; then it becomes the agent. A second signal
+/// no child of its own) until the kernel shows them as ended; then it executes the agent. A second signal
 /// replaces that one, too.
 #[test]
 #[ignore = "needs root, runc and umoci"]
@@ -154,8 +154,8 @@ fn the_agent_replaces_itself_and_no_exit_code_is_lost() {
     assert_eq!(logged(&gate, "hand_over_failed"), 0);
 }
 
-/// Goal: a program that cannot be executed leaves the agent as it is, which says so. Method: no program,
-/// an empty one, and one that is none, each with a signal; then the right one again.
+/// Goal: a program that cannot be executed leaves the agent running, which reports it. Method: no program,
+/// an empty one, and an invalid one, each with a signal; then a valid one again.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_program_that_cannot_be_executed_leaves_the_agent_running() {

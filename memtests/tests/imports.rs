@@ -1,6 +1,6 @@
-//! Who may use whom: no two folders of a crate, and no two modules, import each other in a circle.
-//! A circle means that neither can be read, tested or moved without the other. And what has one place stays
-//! there: names of files on the board.
+//! Dependencies of modules: no two folders of a crate, and no two modules, import each other in a circle.
+//! With a circle neither can be read, tested or moved without the other. And names of files on the board
+//! are in one module only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ const CRATES: [&str; 2] = ["edge-min/src", "edge-cloud/src"];
 /// Folders whose files are parts of one `impl`, so they are one module here.
 const WHOLE: [&str; 1] = ["driver"];
 
-/// The module of the agent that names files, and those that name files which others lay out: sysfs, OCI
+/// The module of the agent that names files, and those that name files of other formats: sysfs, OCI
 /// layouts, cgroups.
 const PATHS: &str = "paths";
 const FOREIGN: [&str; 4] = [
@@ -24,7 +24,7 @@ const FOREIGN: [&str; 4] = [
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Every module of a crate with its code outside tests, and what that imports from the crate.
+/// Every module of a crate with its code outside tests, and its imports from the crate.
 struct Sources {
     code: BTreeMap<Vec<String>, String>,
     modules: BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
@@ -57,7 +57,7 @@ impl Sources {
         Self { code, modules }
     }
 
-    /// The imports between what `unit` makes of the modules.
+    /// The imports between the units to which `unit` maps the modules.
     fn graph(&self, unit: impl Fn(&[String]) -> String) -> Graph {
         let mut graph = Graph::new();
         for (module, imports) in &self.modules {
@@ -88,7 +88,7 @@ fn collect(dir: &Path, module: &mut Vec<String>, texts: &mut BTreeMap<Vec<String
         } else if path.extension().is_some_and(|end| end == "rs") && !name.ends_with("tests") {
             let text = fs::read_to_string(&path).unwrap();
             let mut own = module.clone();
-            // The root of a crate declares and re-exports; nobody is used by it.
+            // The root of a crate declares and re-exports; it is not imported.
             match name.as_str() {
                 "lib" | "main" => continue,
                 "mod" => {}
@@ -174,7 +174,7 @@ fn expand(base: &[String], rest: &str, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// A circle, if there is one, as the names on the way round.
+/// A circle, if there is one, as the names along it.
 fn circle(graph: &Graph) -> Option<Vec<String>> {
     fn visit<'a>(
         graph: &'a Graph,
@@ -234,7 +234,7 @@ fn no_folder_and_no_module_imports_in_a_circle() {
     }
 }
 
-/// Names of files in this code: a word in quotes as the argument of a method that makes a path.
+/// Names of files in this code: a literal as the argument of a method that creates a path.
 fn file_names(code: &str) -> Vec<&str> {
     let calls = [".join(\"", ".with_extension(\""];
     let found = calls.iter().flat_map(|call| code.split(call).skip(1));
@@ -244,8 +244,8 @@ fn file_names(code: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Goal: where a file lies on the board is written once. Method: no other module of the agent makes a
-/// path of a name.
+/// Goal: the path of a file on the board is written once. Method: no other module of the agent creates a
+/// path from a name.
 #[test]
 fn one_module_names_the_files_of_the_board() {
     let code = [
@@ -264,7 +264,7 @@ fn one_module_names_the_files_of_the_board() {
     }
 }
 
-/// Goal: the test of circles sees each form of an import. Method: a module that has all of them.
+/// Goal: the test of circles recognizes each form of an import. Method: a module that has all of them.
 #[test]
 fn every_form_of_an_import_is_seen() {
     let text = "use crate::a::{self, b::{C, d}, e};\nuse super::f;\n// use crate::comment;\n\

@@ -1,4 +1,4 @@
-//! What large objects under way do to a deployment, over a real line: real agent, edge-cloud, TLS
+//! Effect of large objects in flight on a deployment, over a real link: real agent, edge-cloud, TLS
 //! and TCP, in namespaces of the test's own.
 #![cfg(test)]
 
@@ -9,18 +9,18 @@ use memtests::measure::{Board, all_kept};
 use memtests::wan::Wan;
 use memtests::{Gate, Setup};
 
-/// Time for several MiB over 3 Mbit/s.
+/// Timeout of several MiB over 3 Mbit/s.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
-/// What large objects under way may add to the time of a deployment. It crosses the line four times
-/// (the pod, its first status, the answer to that, the running one); what one frame may be delayed
-/// on the line itself is asserted in `edge-proto/tests/link/line.rs`.
+/// Delay that large objects in flight may add to a deployment. It crosses the link four times
+/// (the pod, its first status, the answer to that, the running one); the delay of one frame
+/// on the link itself is asserted in `edge-proto/tests/link/line.rs`.
 const ADDED_MAX: Duration = Duration::from_millis(2_000);
-/// ConfigMaps that are under way: 17 s of the line, for so many deployments of a slow host.
+/// ConfigMaps in flight: 17 s of the link, for so many deployments of a slow host.
 const BULK: usize = 6;
 /// Deployments of each kind.
 const DEPLOYMENTS: usize = 3;
-/// Measurements that are made until one keeps its bar. What else this host does makes one worse and
-/// never better, so the best one is nearest to what the lanes cost.
+/// Measurements until one keeps its bar. Other load of this host makes one worse and
+/// never better, so the best one is nearest to the cost of the lanes.
 const ATTEMPTS: u32 = 5;
 
 /// The first attempt that does not fail, or the failures of all.
@@ -35,7 +35,7 @@ fn best_of(attempt: impl Fn() -> Result<(), String>) {
     panic!("{}", failures.join("\n"));
 }
 
-/// A ConfigMap of nearly 1 MiB, unlike any other.
+/// A ConfigMap of nearly 1 MiB, different from all others.
 fn config(name: &str) -> String {
     let load = format!("{name:0>16}").repeat((1 << 20) / 16 - 64);
     format!(
@@ -50,9 +50,9 @@ fn is_running(gate: &Gate, pod: &str) -> bool {
         .any(|row| row["name"] == pod && row["phase"] == "Running")
 }
 
-/// Goal: a pod is deployed while ConfigMaps of several MiB are under way in about the time that it
-/// takes on the idle line, and they take about the time of their bytes. Method: wan.py with
-/// 3 Mbit/s and 150 ms; the same manifests lie in the folder for both.
+/// Goal: a pod is deployed while ConfigMaps of several MiB are in flight in about the time of a deployment
+/// on the idle link, and they take about the time of their bytes. Method: wan.py with
+/// 3 Mbit/s and 150 ms; the same manifests are in the folder for both.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_deployment_does_not_wait_for_large_objects() {
@@ -118,7 +118,7 @@ fn deployments_beside_large_objects() -> Result<(), String> {
     }
 }
 
-/// Goal: large objects that come and records that go add less than 300 ms to a single small message:
+/// Goal: received large objects and sent records add less than 300 ms to a single small message:
 /// to a change, to a report, to a call. Method: wan.py as above; the bench has more of each.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]

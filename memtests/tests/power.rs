@@ -1,7 +1,7 @@
 //! Power cuts of a whole board, at random moments of a stream of changes and of records: kernel, ext4,
-//! virtio disk and agent are real, and the disk loses what was not flushed. The cloud on the host
-//! knows what was acknowledged over the link, and the console which records a workload was told to
-//! be durable.
+//! virtio disk and agent are real, and the disk loses unflushed writes. The cloud on the host
+//! knows what was acknowledged over the link, and the console shows which records were acknowledged to a
+//! workload.
 #![cfg(test)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,33 +16,33 @@ use serde_json::Value;
 /// Power cuts.
 const CUTS: u64 = 20;
 const CUTS_LONG: u64 = 1000;
-/// Of so many lives of the board one begins with a whole boot, the others with a resumed one.
+/// One of so many boots is a whole one, the others are resumed.
 const WHOLE_BOOT_EVERY: u64 = 10;
-/// Of so many lives that begin with a resumed boot one is cut without having been looked at, while it
-/// starts, connects and takes what it missed.
+/// One of so many resumed boots is cut without a check, while it
+/// starts, connects and receives what it missed.
 const BLIND_EVERY: u64 = 3;
-/// A cut comes this long after the power came on, or after the board is in sync again, at most, in
+/// Upper bound of the time of a cut after the power came on, or after the board is in sync again, in
 /// CPU time of the board: a busy machine must not turn most cuts into early ones.
 const BLIND_MS_MAX: u64 = 2500;
 const CHURN_MS_MAX: u64 = 1500;
-/// A board that waits uses none; then the cut comes after so many times the moment.
+/// A board that waits uses none; then the cut follows after this multiple of the time.
 const WAIT_MAX: u32 = 10;
-/// The cut that tears the superblock, whatever else it does; the next life begins as a whole boot.
+/// The cut that tears the superblock, whatever else it does; the next boot is a whole one.
 const TORN_AT: u64 = 9;
 /// Where the superblock of ext4 has its checksum, in the second of its two sectors.
 const SUPERBLOCK_CRC: u64 = 1024 + 1020;
-/// How often the cloud is looked at.
+/// Interval of polling the cloud.
 const LOOK: Duration = Duration::from_millis(10);
-/// Stands in for the switch that the board hangs on: it boots unconnected, so that what it holds
-/// can be seen before the cloud mends it.
+/// Replaces the network switch of the board: it boots unconnected, so that its state
+/// can be checked before the cloud repairs it.
 const CONNECT: &str = "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && \
                        ip route add default via 10.0.2.2";
 const REPAIRED: &str = "board: the data disk was repaired";
-/// Spares the tries of `edge-min status` that have nobody to talk to.
+/// Avoids runs of `edge-min status` before the agent listens.
 const AGENT_LISTENS: &str = "until [ -S /run/edge-min/edge-min.sock ]; do usleep 20000; done";
 
 /// A ConfigMap that changes; every other time it is a large object. Its pod waits for ever for a
-/// Secret that nobody has, so that nothing runs: here it is about the store.
+/// Secret that does not exist, so that nothing runs: this test is about the store.
 fn manifests(version: u64) -> String {
     let filler = "x".repeat(if version.is_multiple_of(2) { 9000 } else { 10 });
     format!(
@@ -67,7 +67,7 @@ spec:
     )
 }
 
-/// What the cloud wants of the board, and whether the board has acknowledged it.
+/// The desired root of the board, and whether the board has acknowledged it.
 fn wanted(board: &Board) -> Option<(Value, bool)> {
     let nodes = board.cloud_get("/v1/nodes").ok()?;
     let node = nodes.get(0)?;
@@ -75,7 +75,7 @@ fn wanted(board: &Board) -> Option<(Value, bool)> {
     Some((node["desired_root"].clone(), acknowledged))
 }
 
-/// What a cut between the two sectors of a superblock leaves: the checksum of another one.
+/// Leaves what a cut between the two sectors of a superblock leaves: the checksum of another one.
 fn tear_superblock(board: &Board) -> std::io::Result<()> {
     let disk = fs::File::options()
         .read(true)
@@ -98,28 +98,28 @@ impl Random {
     }
 }
 
-/// What the world outside of the board knows of it.
+/// State of the board as known outside of it.
 #[derive(Default)]
 struct Known {
     /// Version of the manifests, and the root of the desired set when they were last changed.
     version: u64,
     changed_at: Value,
-    /// The newest root that the board has acknowledged, or has held in an earlier life.
+    /// The newest root that the board has acknowledged, or has had at an earlier boot.
     root: Value,
     /// Acknowledgements of roots.
     changes: u64,
-    /// Records that the workload was told to be durable.
+    /// Records that were acknowledged to the workload.
     records: BTreeSet<String>,
     outbox: Value,
-    /// What the kernel has called each of its lives.
+    /// Boot ids of all its boots.
     boots: BTreeSet<String>,
     sectors_lost: usize,
-    /// Boots that had to repair the superblock before they could mount.
+    /// Boots that repaired the superblock before they could mount.
     repairs: usize,
 }
 
 impl Known {
-    /// Changes what the cloud wants whenever the board has acknowledged it, for so much of the board's
+    /// Changes the desired set whenever the board has acknowledged it, for so much of the board's
     /// time.
     fn churn(&mut self, board: &Board, time: Duration) {
         let (start, cpu) = (Instant::now(), board.cpu().unwrap());
@@ -137,12 +137,12 @@ impl Known {
         }
     }
 
-    /// Cuts the power and notes what was acknowledged until then.
+    /// Cuts the power and stores what was acknowledged until then.
     fn cut(&mut self, board: &mut Board, seed: u64) -> String {
         let left = board.cut_power_of_disk(seed).unwrap();
         self.sectors_lost += left.sectors_lost;
         let console = board.console().unwrap();
-        // A line that is not whole was not said.
+        // An incomplete line does not count.
         let printed = console.rsplit_once('\n').map_or("", |(printed, _)| printed);
         for record in printed
             .lines()
@@ -154,10 +154,10 @@ impl Known {
         format!("{left:?}")
     }
 
-    /// Compares with what an unconnected board holds.
+    /// Compares with the state of an unconnected board.
     fn look(&mut self, board: &mut Board, life: &str) {
         board.shell(AGENT_LISTENS).unwrap();
-        // An agent on an empty folder would say that it never joined.
+        // An agent on an empty folder would report that it never joined.
         let mounted = "grep -q ' /var/lib/edge-min ext4 ' /proc/mounts || { dmesg | tail; false; }";
         board.shell(mounted).unwrap();
         let status = board
@@ -180,16 +180,16 @@ impl Known {
         let outbox = outbox["incarnation"].clone();
         assert!(self.outbox.is_null() || self.outbox == outbox, "{life}");
         self.outbox = outbox;
-        // Kernels that were saved with their random numbers would all be called the same.
+        // Kernels that were saved with their random numbers would all have the same id.
         let boot = board.shell("cat /proc/sys/kernel/random/boot_id").unwrap();
         assert!(self.boots.insert(boot), "{life}: random numbers come again");
     }
 }
 
-/// Goal: a power cut at any moment loses nothing that the cloud was told and no record that a
-/// workload was told to be durable, doubles no record, and damages nothing. Method: the host cuts at
-/// random moments and keeps score; most lives are looked at before they connect; at the end the cloud
-/// has each record once, and its ledger says so.
+/// Goal: a power cut at any moment loses nothing that was acknowledged to the cloud and no record that was
+/// acknowledged to a workload, duplicates no record, and damages nothing. Method: the host cuts at
+/// random moments and compares; most boots are checked before they connect; at the end the cloud
+/// has each record once, and its ledger agrees.
 #[test]
 #[ignore = "needs QEMU and dist/"]
 fn random_power_cuts_lose_nothing_that_was_acknowledged() {
@@ -259,7 +259,7 @@ fn random_power_cuts_lose_nothing_that_was_acknowledged() {
             status["outbox"]["classes"][0]["held"] == 0
         })
         .unwrap();
-    // The cloud knows what the board was told; the board may not.
+    // The cloud knows what was acknowledged to the board; the board may not.
     let ledger = board.cloud_get("/v1/records").unwrap();
     let toll = &ledger["streams"][0];
     assert_eq!(toll["balanced"], true, "{ledger}");

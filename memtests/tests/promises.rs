@@ -1,6 +1,6 @@
-//! The promises that a test can assert anywhere, from the budget of the board file: memory,
+//! The promises that a test can check on any host, from the budget of the board file: memory,
 //! threads, wakeups, CPU, flash writes and bytes of the link. `scripts/bench` measures the same,
-//! over longer windows, and latencies besides.
+//! over longer windows, and also latencies.
 #![cfg(test)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ fn is_long() -> bool {
     std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
 }
 
-/// What else this host does makes a figure worse and never better: an answer that is late, for example, costs a
+/// Other load of this host makes a figure worse and never better: a late answer, for example, costs a
 /// TCP acknowledgement of its own. So a miss is measured twice more, and both must keep their bars.
 fn check(measure: impl Fn() -> Result<Vec<Figure>>) {
     let kept = || {
@@ -49,7 +49,7 @@ fn ten_pods_fit_the_memory_budget() {
     }
 }
 
-/// Goal: while nothing happens, next to nothing is done. Method: ten pods over a window of
+/// Goal: an idle agent does almost nothing. Method: ten pods over a window of
 /// whole keepalives; bytes are counted by the kernel, outside the agent.
 #[test]
 #[ignore = "needs root, runc, nft, and scripts/build x86_64-unknown-linux-musl"]
@@ -59,7 +59,7 @@ fn an_idle_gate_hardly_wakes_and_writes_nothing() {
     check(|| idle(&Board::here()?, minutes));
 }
 
-/// Goal: the metered profile costs what the minute's exchange says it does. Method: real time, in
+/// Goal: the metered profile costs what the exchange of a minute predicts. Method: real time, in
 /// the long run only.
 #[test]
 #[ignore = "needs root, nft, and scripts/build x86_64-unknown-linux-musl"]
@@ -71,7 +71,7 @@ fn an_idle_metered_gate_stays_within_its_month() {
     check(|| idle_metered(&Board::here()?, 3));
 }
 
-/// Goal: the link is thrifty when it opens, opens again, and carries a pod.
+/// Goal: opening the link, reopening it, and deploying a pod are within their budgets.
 #[test]
 #[ignore = "needs root, runc, and scripts/build x86_64-unknown-linux-musl"]
 fn the_link_fits_its_byte_budget() {

@@ -52,7 +52,7 @@ fn accounts(gate: &Gate) -> Value {
     serde_json::from_str(&body.unwrap_or_default()).unwrap_or_default()
 }
 
-/// How often each text stands in the files of the cloud.
+/// How often each text is in the files of the cloud.
 fn delivered(dir: &Path, class: &str) -> BTreeMap<String, u32> {
     let mut texts = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];
@@ -74,8 +74,8 @@ fn delivered(dir: &Path, class: &str) -> BTreeMap<String, u32> {
     texts
 }
 
-/// Goal: every record that a workload had acknowledged is at the cloud, once, whatever dies in
-/// between, and both ends' accounts say so. Method: records while everything is up, without a
+/// Goal: every record that was acknowledged to a workload reaches the cloud, once, whatever is killed in
+/// between, and the counters of both ends agree. Method: records while everything is up, without a
 /// cloud, around kills of the agent and of the cloud.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -117,15 +117,15 @@ fn acknowledged_records_reach_the_cloud_once() {
     assert_eq!(status["outbox"]["classes"][0]["appended"], 250);
 }
 
-/// Bytes of a record of the burst, and of its frame in a segment.
+/// Bytes of a record of the burst, and of its item in a segment.
 const RECORD_BYTES: usize = 100;
 const FRAME_BYTES: u64 = 25 + RECORD_BYTES as u64;
 /// As in the agent: a full quota drops one segment.
 const SEGMENT_BYTES: u64 = 128 * 1024;
-/// Of so many records the last one is telemetry.
+/// Every so many records one is telemetry.
 const TELEMETRY_EVERY: u64 = 20;
 
-/// A record that says which it is.
+/// A record with an identity.
 fn record(class: &str, round: &str, count: u64) -> String {
     let width = RECORD_BYTES - class.len() - round.len() - 2;
     format!("{class} {round} {count:0>width$}")
@@ -138,7 +138,7 @@ struct Burst {
     records: u64,
     /// `None` is as fast as they are answered.
     per_second: Option<u64>,
-    /// Until the cloud has what is left.
+    /// Timeout until the cloud has the rest.
     timeout: Duration,
 }
 
@@ -162,7 +162,7 @@ fn burst() -> Burst {
     }
 }
 
-/// What a workload knows of its records: the text of each number, by class.
+/// Texts of a workload's records: by number and class.
 type Written = BTreeMap<&'static str, BTreeMap<u64, String>>;
 
 /// Writes `burst.records`; returns how many were refused.
@@ -189,7 +189,7 @@ fn write_all(gate: &Gate, burst: &Burst, written: &mut Written) -> u64 {
                         .or_default()
                         .insert(sequence, text);
                 }
-                // There is no room that is not taken by what is more important.
+                // All space is used by more important records.
                 (429, None) if class == "telemetry" => refused += 1,
                 _ => panic!("{class}: {answer:?}"),
             }
@@ -208,10 +208,10 @@ fn write_all(gate: &Gate, burst: &Burst, written: &mut Written) -> u64 {
 }
 
 /// Goal: 200 records a second for an hour without the cloud, under a quota of 64 MiB, behave as
-/// docs/outbox.md says. The quota is never exceeded; the oldest go first, and of the less
-/// important class before any toll record; no toll record is refused. Then an accountant who has
-/// the cloud's files alone finds each number once, as what was written or as a loss, and both
-/// ends' ledgers say the same. Method: the same bytes for each byte of quota within seconds; the long run
+/// docs/outbox.md says. The quota is never exceeded; the oldest are dropped first, and the less
+/// important class before any toll record; no toll record is refused. Then an audit of
+/// the cloud's files alone finds each number once, as its record or as a loss, and both
+/// ends' ledgers agree. Method: the same bytes for each byte of quota within seconds; the long run
 /// takes the hour, with the static agent, whose memory must not grow with the backlog.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -225,7 +225,7 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
     })
     .unwrap();
     let mut written = Written::new();
-    // What is delivered before is no part of any loss.
+    // Records that are delivered before are no part of any loss.
     let before = Burst {
         name: "before",
         quota_mib: burst.quota_mib,
@@ -259,8 +259,8 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
     let files = files.map(|entry| entry.unwrap().metadata().unwrap().len());
     let on_medium: u64 = files.sum();
     assert!(on_medium <= quota + (64 << 10), "{on_medium}");
-    // Of tolls all is kept that the quota allows, but for a segment that goes at once and one that
-    // another class may hold.
+    // All tolls are kept that the quota allows, except for a segment that is dropped at once and one that
+    // another class may have.
     let kept = number(toll, "held") * FRAME_BYTES;
     assert!(kept + 3 * SEGMENT_BYTES > quota, "{kept} of {quota}");
     assert!(
@@ -276,7 +276,7 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
         );
         assert!(used.anon_kib as f64 <= board.budget.anon_kib);
     }
-    // Nothing of that was in memory alone.
+    // None of them was in memory only.
     gate.kill_agent().unwrap();
     gate.start_agent().unwrap();
     gate.until("the agent has read its outbox", |gate| {
@@ -313,7 +313,7 @@ fn a_burst_beyond_the_quota_is_accounted_for_to_the_last_number() {
             audit.next - 1,
             "{class}"
         );
-        // The oldest of those that the cloud had not.
+        // The oldest of those that the cloud did not have.
         let [(first, count, _)] = audit.lost[..] else {
             panic!("{class}: {:?}", audit.lost);
         };

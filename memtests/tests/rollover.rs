@@ -29,7 +29,7 @@ fn waits_for_gate(gate: &Gate) -> bool {
     waiting.iter().any(|one| one["node"] == "gate")
 }
 
-/// The gate has renewed its certificate since the last change of the CAs, and its pods did not notice.
+/// Waits until the gate has renewed since the last change of the CAs; its pods must not be affected.
 fn until_current(gate: &Gate, pids: &[u64]) {
     gate.until("the gate has what it is given now", |gate| {
         !waits_for_gate(gate) && !gate.state_dir().join("identity.old").exists()
@@ -61,8 +61,8 @@ fn join(gate: &Gate, node: &str, token: &str) -> Result<(), String> {
     }
 }
 
-/// Goal: a rollover is two commands, and workloads, links and tokens outlive it as the manual says.
-/// Method: the gate is away when the new CA is made, so it comes back to a server of the new CA while it
+/// Goal: a rollover is two commands, and workloads, links and tokens survive it as the manual says. Method:
+/// the gate is offline when the new CA is created, so it reconnects to a server of the new CA while it
 /// trusts the old one only.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -108,7 +108,7 @@ fn a_gate_goes_through_a_rollover_and_its_pods_do_not_notice() {
         .cloud_text(&["token", "create", "--uses", "9"])
         .unwrap();
     join(&gate, "since", &since).unwrap();
-    // What was begun is there after a restart.
+    // The started rollover continues after a restart.
     gate.kill_cloud().unwrap();
     gate.start_cloud().unwrap();
     gate.until_converged(1).unwrap();
@@ -136,8 +136,8 @@ fn a_gate_goes_through_a_rollover_and_its_pods_do_not_notice() {
     assert_eq!(gate.pids().unwrap(), pids);
 }
 
-/// Goal: a gate that was away for the whole of a rollover is cut off only by a command that says so,
-/// says itself why it has no link, and comes back by a new join; its pods run on all the time.
+/// Goal: a gate that was offline for a whole rollover is cut off only by an explicit command,
+/// reports why it has no link, and recovers by a new join; its pods run all the time.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_gate_that_missed_a_rollover_joins_again_and_its_pods_do_not_notice() {

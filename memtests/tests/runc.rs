@@ -1,5 +1,5 @@
-//! Containers of a real image by the real runc, and plain processes, from the manifest to what
-//! the kernel says of them: each field that docs/pods.md promises, and a container's whole life.
+//! Containers of a real image by the real runc, and plain processes, from the manifest to the state
+//! in the kernel: each field that docs/pods.md promises, and a container's whole lifecycle.
 #![cfg(test)]
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::process::Command;
 use memtests::{Gate, Setup};
 use serde_json::{Value, json};
 
-/// Name of the image, as umoci cannot write it and a registry would.
+/// Name of the image, in a form that umoci cannot write but a registry would.
 const IMAGE: &str = "example.com/toll/busybox:1";
 
 #[derive(Clone, Copy, PartialEq)]
@@ -21,7 +21,7 @@ enum Class {
 use Class::{Process, Runc};
 
 impl Class {
-    /// Where volumes are mounted: below `/` in an image, but never in the root of this machine.
+    /// Folder of mounted volumes: below `/` in an image, but never in the root of this machine.
     fn volumes(self, gate: &Gate) -> String {
         match self {
             Runc => "/v".to_owned(),
@@ -53,7 +53,7 @@ fn gate() -> Gate {
         ..Setup::default()
     });
     let mut gate = gate.unwrap();
-    // The folder has its name only now.
+    // The name of the folder is only known now.
     let host = gate.dir().join("host");
     fs::create_dir(&host).unwrap();
     let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -98,7 +98,7 @@ fn kill(pid: u64) {
     assert!(killed.unwrap().success());
 }
 
-/// One that only waits to be reaped, by whoever is its parent now, does not.
+/// Whether a process runs. One that only waits to be reaped by its present parent does not.
 fn lives(pid: u64) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit(')').next().unwrap_or_default().trim();
@@ -169,8 +169,8 @@ echo "done"
 exec sleep 100000
 "#;
 
-/// Goal: what a manifest says is what the process finds. Method: two containers of a pod with
-/// every field print what they see; the kernel is asked for the limits.
+/// Goal: a manifest's settings take effect in the process. Method: two containers of a pod with
+/// every field print them; the limits are read from the kernel.
 fn a_pod_gets_what_it_says(class: Class) {
     let gate = gate();
     fs::write(gate.dir().join("host/given"), "of the board").unwrap();
@@ -273,8 +273,8 @@ exec sleep 100000
 "#;
 
 /// Goal: a container of root stays in its cgroups, and so within its limits, its devices and the
-/// reach of the agent's SIGKILL. Method: it tries every cgroup that it can find; the kernel is
-/// asked afterwards where it is.
+/// reach of the agent's SIGKILL. Method: it tries every cgroup that it can find; its cgroup is read
+/// from the kernel afterwards.
 #[test]
 #[ignore = "needs root and runc"]
 fn a_container_cannot_leave_its_cgroups() {
@@ -309,8 +309,8 @@ echo "changed to $(cat $V/config/LANE), and $(cat $V/key) stays"
 exec sleep 100000
 "#;
 
-/// Goal: the finer points of volumes hold. Method: parts of volumes, modes, caps, what is optional
-/// and what is made, and a ConfigMap that changes under a running container.
+/// Goal: the details of volumes work. Method: parts of volumes, modes, caps, optional objects
+/// and created directories, and a ConfigMap that changes under a running container.
 fn volumes_do_what_they_say(class: Class) {
     let gate = gate();
     let volumes = class.volumes(&gate);
@@ -398,8 +398,8 @@ const SECOND_TIME: &str = "[ -e $V/host/again ] && exit 0; echo > $V/host/again;
 /// The buffer alone is four times the limit.
 const GREEDY: &str = "exec /bin/busybox dd if=/dev/zero of=/dev/null bs=64M count=9";
 
-/// Goal: a container's life is Kubernetes': restarts by policy, exit codes and reasons, adoption by
-/// a new agent, a graceful end that nobody can refuse. Method: one pod for each kind of life.
+/// Goal: a container's lifecycle is Kubernetes': restarts by policy, exit codes and reasons, adoption by
+/// a new agent, a graceful end with a final SIGKILL. Method: one pod for each case.
 fn a_whole_life(class: Class) {
     let mut gate = gate();
     let volumes = class.volumes(&gate);
@@ -465,7 +465,7 @@ fn a_whole_life(class: Class) {
         });
     }
 
-    // Killed by somebody: it comes back at once, counted.
+    // Killed from outside: it is restarted at once, and counted.
     let first = pid(&gate, "steady");
     kill(first);
     until(&gate, "the killed container comes back", |gate| {
@@ -473,7 +473,7 @@ fn a_whole_life(class: Class) {
         main["restarts"] == 1 && main["state"] == "running" && main["exit_code"] == 137
     });
 
-    // The agent dies: the same containers are there for the next one, and what has ended stays so.
+    // The agent is killed: the next one adopts the same containers, and ended ones stay ended.
     gate.until_converged(3).unwrap();
     let before = gate.pids().unwrap();
     gate.kill_agent().unwrap();
@@ -483,14 +483,14 @@ fn a_whole_life(class: Class) {
     for name in ["steady", "polite", "stubborn"] {
         assert_eq!(container(&gate, name)["restarts"], 0, "{name}");
     }
-    // And an adopted one is watched as well.
+    // An adopted one is watched as well.
     kill(pid(&gate, "steady"));
     until(&gate, "an adopted container comes back", |gate| {
         let main = container(gate, "steady");
         main["restarts"] == 1 && main["state"] == "running"
     });
 
-    // The end: one may tidy up, and neither may stay.
+    // The end: one may clean up, and neither may stay.
     gate.manifests("").unwrap();
     until(&gate, "all pods end", |gate| {
         gate.status()
@@ -547,8 +547,8 @@ fn a_process_lives_and_ends_as_kubernetes_says() {
     a_whole_life(Process);
 }
 
-/// Goal: what cannot start says why, where the operator looks, and starts once it can. Method: an
-/// image that is not there yet and comes as a tar, and a host path that the board does not allow.
+/// Goal: a container that cannot start reports the reason to the operator, and starts once it can. Method: an
+/// image that does not exist yet and arrives as a tar, and a host path that the board does not allow.
 #[test]
 #[ignore = "needs root and runc"]
 fn what_cannot_start_says_why() {
@@ -575,7 +575,7 @@ fn what_cannot_start_says_why() {
         });
         let message = container(&gate, name)["message"].to_string();
         assert!(message.contains(word), "{message}");
-        // And for people, on both ends.
+        // Also as text, on both ends.
         let table = gate.agent_text(&["pods"]).unwrap();
         assert!(table.contains(reason) && table.contains(word), "{table}");
         until(&gate, "the cloud knows it", |gate| {
@@ -586,7 +586,7 @@ fn what_cannot_start_says_why() {
     waiting("late", "ErrImageNeverPull", IMAGE);
     waiting("program", "RunContainerError", "/no/such/program");
 
-    // The image comes, as one file.
+    // The image is added, as one file.
     let tar = gate.dir().join("image.tar");
     let made = Command::new("tar")
         .arg("-C")
@@ -606,8 +606,8 @@ fn what_cannot_start_says_why() {
     waiting("forbidden", "CreateContainerConfigError", "hostPath /etc");
 }
 
-/// Goal: `reset` never takes layers from under a container. Method: with an agent it says no;
-/// without one the container ends first, and nothing is left of it.
+/// Goal: `reset` never removes layers of a running container. Method: with an agent it refuses;
+/// without one the container is ended first, and nothing is left of it.
 #[test]
 #[ignore = "needs root and runc"]
 fn reset_stops_what_runs_first() {

@@ -1,4 +1,4 @@
-//! The service files for real: the agent comes and goes, workloads stay.
+//! The real service files: the agent is started and stopped, workloads stay.
 #![cfg(test)]
 
 use std::fs;
@@ -23,12 +23,12 @@ spec:
         - {name: two, command: [/bin/sh, -c, 'sleep 100000; exit 1']}
 ";
 
-/// Agents that run with this config, as processes. What an agent has forked has its command line until it
-/// executes another program, and is none.
+/// Agents that run with this config, as processes. A fork of an agent has its command line until it
+/// executes another program, and does not count.
 fn agents(config: &Path) -> Vec<u32> {
     let mut found: Vec<(u32, u32)> = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        // It may be gone by now.
+        // It may have ended meanwhile.
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         let config = config.to_str().unwrap().as_bytes();
@@ -49,8 +49,8 @@ fn agents(config: &Path) -> Vec<u32> {
     found.into_iter().filter_map(started).collect()
 }
 
-/// Goal: start, stop, restart and the death of the agent under the plain init script touch no
-/// workload, and there is never more than one agent. Method: the real script by the board's usual
+/// Goal: start, stop, restart and a kill of the agent under the plain init script affect no
+/// workload, and there is never more than one agent. Method: the real script with the board's usual
 /// shells, with its paths set as an operator sets them.
 fn the_init_script_keeps_workloads_running(shell: &[&str]) {
     let mut gate = Gate::start(PODS).unwrap();
@@ -121,7 +121,7 @@ fn the_init_script_keeps_workloads_running(shell: &[&str]) {
         assert!(!stat.contains(") Z "), "{stat}");
     }
     expect("no-such-word", 2, "usage");
-    // The gate's own agent takes the pods down.
+    // The gate's own agent ends the pods.
     gate.start_agent().unwrap();
     gate.until_converged(2).unwrap();
     assert_eq!(gate.pids().unwrap(), before);
@@ -139,8 +139,8 @@ fn the_init_script_keeps_workloads_running_by_busybox() {
     the_init_script_keeps_workloads_running(&["busybox", "sh"]);
 }
 
-/// Goal: systemd takes every line of the unit. Method: its own checker, which needs no systemd to
-/// run, on the unit with the program where it was built.
+/// Goal: systemd accepts every line of the unit. Method: its own checker, which needs no running
+/// systemd, on the unit with the program where it was built.
 #[test]
 #[ignore = "needs systemd-analyze"]
 fn systemd_finds_no_fault_in_the_unit() {

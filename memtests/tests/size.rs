@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use memtests::measure::{Board, all_kept, scenario};
 use memtests::root;
 
-/// Bytes that a change may add before it has to record the ledger anew.
+/// Bytes that a change may add before the ledger must be recorded again.
 const GROWTH_BYTES_MAX: u64 = 4096;
 
 /// Entries of a folder, sorted; none when it does not exist.
@@ -49,7 +49,7 @@ fn recorded(document: &str) -> Vec<(&str, u64)> {
         .collect()
 }
 
-/// Goal: a board cannot ask for a feature that does not exist, and what each costs is written down.
+/// Goal: a board file can only name existing features, and the cost of each is documented.
 #[test]
 fn features_of_boards_exist_and_have_a_price() {
     let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
@@ -69,7 +69,7 @@ fn features_of_boards_exist_and_have_a_price() {
     }
 }
 
-/// Goal: nobody adds bytes without a look at where they are.
+/// Goal: growth of the agent is noticed and recorded.
 #[test]
 fn what_the_agent_has_grown_by_is_recorded() {
     let document = std::fs::read_to_string(root().join("docs/bytes.md")).unwrap();
@@ -103,8 +103,8 @@ fn the_ledger_is_read_by_its_heading() {
     assert_eq!(recorded(document), [("a-linux", 1_234_567), ("b", 8)]);
 }
 
-/// Goal: a board never dies without a word, though its agent has no unwinder and no line numbers,
-/// and its threads can be told apart. Method: a write-back that fails makes sled panic when its
+/// Goal: a panic on a board prints a message, though its agent has no unwinder and no line numbers,
+/// and its threads can be distinguished. Method: a write-back that fails makes sled panic when its
 /// database closes.
 #[test]
 #[ignore = "needs strace, and scripts/build x86_64-unknown-linux-musl"]
@@ -125,7 +125,7 @@ fn a_panic_of_the_static_agent_says_what_and_where_and_aborts() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // An empty set of generation 1 and epoch 1, whole.
+    // An empty set of generation 1 and epoch 1, complete.
     let set = [0, 0, 0, 4, 1, 1, 1, 1];
     child.stdin.take().unwrap().write_all(&set).unwrap();
     let output = child.wait_with_output().unwrap();

@@ -1,5 +1,5 @@
-//! What the agent owes the processes that it starts: every end is seen, nothing is left behind,
-//! and what does not go away is named.
+//! Duties of the agent for the processes that it starts: every end is observed, nothing is left behind,
+//! and a process that does not end is reported.
 #![cfg(test)]
 
 use std::fs;
@@ -24,7 +24,7 @@ fn children(parent: u32) -> Vec<(u32, char)> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // It may be gone by now.
+        // It may have ended meanwhile.
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let Some((_, rest)) = stat.rsplit_once(") ") else {
             continue;
@@ -38,8 +38,8 @@ fn children(parent: u32) -> Vec<(u32, char)> {
     found
 }
 
-/// Goal: what a workload leaves behind is waited for, and no exit code of a container is taken by
-/// that. Method: a pod orphans 1000 short processes and one long one, while 20 containers of both
+/// Goal: orphans of a workload are waited for, which takes no exit code of a container.
+/// Method: a pod orphans 1000 short processes and one long one, while 20 containers of both
 /// runtimes end at once with codes of their own.
 #[test]
 #[ignore = "needs root, runc and umoci"]
@@ -100,8 +100,8 @@ fn orphans_leave_no_zombie_and_no_exit_code_is_lost() {
     .unwrap();
 }
 
-/// Goal: a container that cannot be cleared is named, and goes as soon as it can. Method: runc
-/// refuses to delete while a file is there.
+/// Goal: a container that cannot be removed is reported, and removed as soon as it can. Method: runc
+/// refuses to delete while a file exists.
 #[test]
 #[ignore = "needs root, runc and umoci"]
 fn a_container_that_cannot_be_cleared_says_so_and_is_cleared_later() {
@@ -159,8 +159,8 @@ fn mask(pid: u64, name: &str) -> u64 {
 }
 
 /// Goal: a container has the documented rights and nothing of the agent's own, in both runtimes.
-/// Method: an agent that was started with everything set wrongly (signals ignored and blocked, a
-/// group, an open file, a umask, an OOM score); the kernel says what its containers have.
+/// Method: an agent that was started with every attribute set wrongly (signals ignored and blocked, a
+/// group, an open file, a umask, an OOM score); the kernel shows the attributes of its containers.
 #[test]
 #[ignore = "needs root, runc and umoci"]
 fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
@@ -230,8 +230,8 @@ fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
                 continue;
             };
             let pid = found["pid"].as_u64().unwrap();
-            // A container runs before its program is executed, which changes its rights, and a shell blocks
-            // signals now and then: the kernel is asked when the script has come to its end.
+            // A container counts as running before its program is executed, which changes its rights, and a
+            // shell blocks signals now and then: the kernel is read when the script has finished.
             let words = if runtime == "process" { 3 } else { 2 };
             let place = format!("gate/{name}");
             let log = || gate.cloud_text(&["logs", &place]);
@@ -264,7 +264,7 @@ fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
             };
             assert_eq!(status_line(pid, "Uid:"), [user; 4].join("\t"), "{name}");
             assert_eq!(status_line(pid, "Gid:"), [group; 4].join("\t"), "{name}");
-            // Signals 32 and 33 are the C library's own, which it lets nobody set.
+            // Signals 32 and 33 are the C library's own, which cannot be set.
             let ignored = mask(pid, "SigIgn:") & !(0b11 << 31);
             assert_eq!(ignored, 0, "{name}");
             assert_eq!(mask(pid, "SigBlk:"), 0, "{name}");
@@ -283,7 +283,7 @@ fn containers_have_the_documented_rights_and_nothing_of_the_agents() {
     fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Goal: a program that cannot be executed says why, and leaves nothing behind.
+/// Goal: a program that cannot be executed reports why, and leaves nothing behind.
 #[test]
 #[ignore = "needs root"]
 fn a_program_that_cannot_run_says_why_in_the_status() {
@@ -305,7 +305,7 @@ fn a_program_that_cannot_run_says_why_in_the_status() {
             && says(gate, "plain", "/etc/passwd: is not executable: chmod +x")
     })
     .unwrap();
-    // What may run once has had its run, for a later agent, too.
+    // A pod that may run once has had its run, for a later agent, too.
     for _ in 0..2 {
         gate.until("the run that may be only one has failed", |gate| {
             let main = container(gate, "never").unwrap_or_default();
@@ -328,7 +328,7 @@ fn a_program_that_cannot_run_says_why_in_the_status() {
     }
 }
 
-/// Goal: a pod that forks faster than its processes can be killed one by one ends whole. Method:
+/// Goal: a pod that forks faster than its processes can be killed one by one ends completely. Method:
 /// loops that orphan loops, up to the pod's own limit of processes; none handles SIGTERM.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]

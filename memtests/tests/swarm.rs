@@ -14,7 +14,7 @@ fn alone() -> MutexGuard<'static, ()> {
     CLOUD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Goal: every node of a swarm is live at the end of each phase, none is lost in peace, and the
+/// Goal: every node of a swarm is live at the end of each phase, none is lost in the quiet phase, and the
 /// return after a cut takes one attempt of each. Method: twelve nodes beside a gate, whose link is
 /// not theirs; the second run finds their identities and needs no token.
 #[test]
@@ -67,9 +67,10 @@ fn a_swarm_connects_stays_and_returns() {
 const NODE_KIB_MAX: f64 = 24.0;
 
 /// Goal: what a connected idle node costs edge-cloud, TLS included. Method: two swarms against one
-/// edge-cloud, one of few nodes and one of many; the difference of its anonymous memory by that of the nodes, after
-/// their first connect and after a return. What edge-cloud needs for itself is in both measurements: the few
-/// are enough to touch all of the table of resumable TLS sessions, which has room for all nodes from the start.
+/// edge-cloud, one of few nodes and one of many; the difference of its anonymous memory by that of the
+/// nodes, after their first connect and after a return. What edge-cloud needs for itself is in both
+/// measurements: the few are enough to touch all of the table of resumable TLS sessions, which has room for
+/// all nodes from the start.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_connected_idle_node_fits_its_memory_budget() {
@@ -111,7 +112,7 @@ fn a_connected_idle_node_fits_its_memory_budget() {
     let nodes = f64::from(MANY - FEW);
     let (quiet, returned) = ((many.0 - few.0) / nodes, (many.1 - few.1) / nodes);
     println!("a node: {quiet:.1} KiB connected, {returned:.1} KiB after a return");
-    // A measurement that shows nothing is none.
+    // A measurement without an effect is invalid.
     assert!(quiet > 4.0, "{quiet:.1} KiB");
     assert!(quiet <= NODE_KIB_MAX && returned <= NODE_KIB_MAX);
 }

@@ -27,14 +27,14 @@ fn container(gate: &Gate, name: &str) -> Option<Value> {
     Some(pod["containers"][0].clone())
 }
 
-/// Layers that are whole, and those that are being unpacked.
+/// Complete layers, and those that are being unpacked.
 fn layers(gate: &Gate) -> (usize, usize) {
     large_image::layers(&gate.state_dir()).unwrap()
 }
 
-/// Goal: while a large image is unpacked, the first crash of another pod is answered, a missing image
-/// is named, and the unpacking ends when its pod goes. Method: an image that takes far longer than all
-/// of that together, and a look at it after each.
+/// Goal: while a large image is unpacked, the first crash of another pod is handled, a missing image
+/// is reported, and the unpacking ends when its pod leaves. Method: an image that takes far longer than all
+/// of that together, and a check of it after each.
 #[test]
 #[ignore = "needs root"]
 fn nothing_waits_for_an_image_and_it_ends_with_its_pod() {

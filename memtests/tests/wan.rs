@@ -1,4 +1,4 @@
-//! The link over bad lines, and the first boot of a gate on one: real agent, edge-cloud, TLS and
+//! The link over bad networks, and the first boot of a gate on one: real agent, edge-cloud, TLS and
 //! TCP, in namespaces of the tests' own.
 #![cfg(test)]
 
@@ -13,7 +13,7 @@ fn is_long() -> bool {
     std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty())
 }
 
-/// `count` pods that share a ConfigMap, which says `lane`.
+/// `count` pods that share a ConfigMap, which contains `lane`.
 fn pods(count: usize, lane: usize) -> String {
     loaded(count, lane, 0)
 }
@@ -38,7 +38,7 @@ fn loaded(count: usize, lane: usize, bytes: usize) -> String {
     config + &pods.concat()
 }
 
-/// The node as the cloud sees it, if it does.
+/// The cloud's row of the node, if there is one.
 fn node(gate: &Gate) -> Option<Value> {
     gate.cloud_json("/v1/nodes")
         .ok()?
@@ -64,7 +64,7 @@ fn events(gate: &Gate, reason: &str) -> usize {
         .count()
 }
 
-/// Both ends hold the same, and the cloud asks for no more.
+/// Both ends have the same sets, and the cloud desires no more.
 fn same_roots(gate: &Gate) -> bool {
     let (Ok(agent), Some(cloud)) = (gate.status(), node(gate)) else {
         return false;
@@ -74,8 +74,8 @@ fn same_roots(gate: &Gate) -> bool {
         .all(|root| agent[root] == cloud[root])
 }
 
-/// For how long agent and cloud were last seen without having noticed that the line is dead. A look
-/// counts from its beginning, so a busy host that looks late does not make them late.
+/// Time for which agent and cloud were last seen without having noticed that the link is dead. A poll
+/// counts from its beginning, so a busy host that polls late does not make them late.
 fn unnoticed(gate: &Gate, timeout: Duration) -> (Duration, Duration) {
     let start = Instant::now();
     let (mut agent, mut cloud) = (Duration::ZERO, Duration::ZERO);
@@ -97,8 +97,8 @@ fn unnoticed(gate: &Gate, timeout: Duration) -> (Duration, Duration) {
     (agent, cloud)
 }
 
-/// Goal: a line that swallows everything without a word is noticed by both ends within two
-/// keepalives, whether nothing or a change is under way, and its return restarts no workload.
+/// Goal: a link that silently drops everything is noticed by both ends within two
+/// keepalives, whether nothing or a change is in flight, and its return restarts no workload.
 /// Method: nft drops every packet in the gate's namespace.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -116,7 +116,7 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
     for busy in [false, true] {
         gate.wan().unwrap().black_hole().unwrap();
         if busy {
-            // The cloud repeats it for ever: that it can send must not keep the link alive.
+            // The cloud repeats it for ever: being able to send must not keep the link open.
             gate.manifests(&pods(2, 1)).unwrap();
             gate.until("a change is under way", |gate| !same_roots(gate))
                 .unwrap();
@@ -128,7 +128,7 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
         let why = gate.status().unwrap()["link_error"].clone();
         assert_eq!(why, "silent over its keepalive");
         gate.wan().unwrap().heal().unwrap();
-        // TCP's own next attempt may be a minute away after a long hole, and ours two.
+        // TCP's own next attempt may be a minute away after a long outage, and ours two.
         gate.converged_within(Duration::from_secs(600), 2).unwrap();
         assert!(same_roots(&gate));
         assert_eq!(gate.pids().unwrap(), before);
@@ -137,14 +137,14 @@ fn a_black_hole_is_noticed_by_both_ends_within_two_keepalives() {
     assert!(events(&gate, "Disconnected") <= 3);
 }
 
-/// Goal: a path that swallows long packets and tells nobody (a tunnel in a private network whose
-/// ICMP is filtered) keeps no gate from joining and deploying. Method: wan.py drops what is longer
-/// than the least that every path must carry; a ConfigMap is long enough to fill packets both ways.
+/// Goal: a path that silently drops long packets (a tunnel in a private network whose ICMP is filtered)
+/// does not prevent a gate from joining and deploying. Method: wan.py drops packets that are longer than
+/// the least that every path must carry; a ConfigMap is long enough to fill packets both ways.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_path_that_swallows_long_packets_carries_the_link() {
     let gate = Gate::set_up(Setup {
-        // A busy host is late now and then, and must not lose the link for it.
+        // A busy host is sometimes late, and must not lose the link for it.
         keepalive: Duration::from_secs(60),
         joins_itself: true,
         wan: Some(Wan::start_narrow(1280).unwrap()),
@@ -157,9 +157,9 @@ fn a_path_that_swallows_long_packets_carries_the_link() {
     assert_eq!(events(&gate, "Disconnected"), 0);
 }
 
-/// Goal: the largest ConfigMap that there is comes over a line of 3 Mbit/s and 150 ms that loses 30 %
-/// each way within 10 minutes. Method: wan.py, in the long run only. The kernels' own choice would not do: it
-/// is edge-cloud that asks for a better one.
+/// Goal: the largest possible ConfigMap arrives over a link of 3 Mbit/s and 150 ms that loses 30 % each way
+/// within 10 minutes. Method: wan.py, in the long run only. The kernels' default would not be enough:
+/// edge-cloud requests a better one.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_config_map_of_1_mib_comes_over_a_line_that_loses_a_third() {
@@ -188,7 +188,7 @@ fn a_config_map_of_1_mib_comes_over_a_line_that_loses_a_third() {
 }
 
 /// Goal: at 30 % loss each way, 3 Mbit/s and 150 ms a gate joins by itself, a deployment converges
-/// within 10 minutes and nothing flaps. Method: wan.py; the keepalive is the default.
+/// within 10 minutes and no link is lost. Method: wan.py; the keepalive is the default.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_deployment_converges_over_a_line_that_loses_a_third() {
@@ -238,8 +238,8 @@ fn a_deployment_converges_over_a_line_that_loses_a_third() {
     assert!(up <= down + 2 && down <= 1, "{up} up, {down} down:\n{log}");
 }
 
-/// Goal: whoever answers in the cloud's place, the agent gives up, says why, comes again at its
-/// own pace, and is back with the cloud; its work goes on. Method: a listener on the cloud's port.
+/// Goal: with another server in the cloud's place the agent gives up, reports why, retries with its
+/// delays, and is back with the cloud; its work continues. Method: a listener on the cloud's port.
 fn with_wrong_server(server: WrongServer, words: &str, timeout: Duration) {
     let mut gate = Gate::start(&pods(1, 0)).unwrap();
     gate.until_converged(1).unwrap();
@@ -289,7 +289,7 @@ fn a_captive_portal_is_named_and_not_hammered() {
     with_wrong_server(WrongServer::Portal, "login page", Duration::from_secs(600));
 }
 
-/// Goal: a name that does not resolve, and a resolver that does not even answer, are told and
+/// Goal: a name that does not resolve, and a resolver that does not even answer, are reported and
 /// stop nothing else. Method: a name of `.invalid`, a nameserver beyond a black hole.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
@@ -311,7 +311,7 @@ fn a_name_that_does_not_resolve_is_told() {
     let config = fs::read_to_string(&file).unwrap();
     fs::write(&file, config.replace(CLOUD, "gate-cloud.invalid")).unwrap();
     gate.kill_agent().unwrap();
-    // First the port of the nameserver is closed, then nothing comes back from it at all.
+    // First the port of the nameserver is closed, then nothing returns from it at all.
     for hole in [false, true] {
         if hole {
             gate.wan().unwrap().black_hole().unwrap();
@@ -336,9 +336,9 @@ fn a_name_that_does_not_resolve_is_told() {
     fs::remove_file(resolv).unwrap();
 }
 
-/// Goal: one image serves a fleet: a gate with a token in it joins by itself as what the board is
-/// called, and needs no line about its cloud afterwards. Method: a device tree of the test's own
-/// where the kernel's would be.
+/// Goal: one image serves a fleet: a gate with a token in it joins by itself with the name of its
+/// board, and needs no URL of its cloud afterwards. Method: a device tree of the test's own
+/// in place of the kernel's.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_gate_joins_by_itself_under_the_name_of_its_board() {
@@ -366,7 +366,7 @@ fn a_gate_joins_by_itself_under_the_name_of_its_board() {
     assert_eq!(gate.status().unwrap()["node"], "gate-rz-g2-0042");
     assert_eq!(node(&gate).unwrap()["name"], "gate-rz-g2-0042");
 
-    // The board is now what its certificate says, and where it joined is remembered.
+    // The certificate now has the board's name, and the joined cloud is stored.
     let file = gate.dir().join("edge-min.toml");
     let config = fs::read_to_string(&file).unwrap();
     let kept = config.lines().filter(|line| !line.starts_with("cloud"));
@@ -380,7 +380,7 @@ fn a_gate_joins_by_itself_under_the_name_of_its_board() {
     fs::remove_dir_all(firmware).unwrap();
 }
 
-/// Goal: an identity that cannot be read costs the link, never the work. Method: bytes of the
+/// Goal: an unreadable identity loses the link, never the work. Method: bytes of the
 /// certificate are altered, as failing flash does; the workload is killed, too.
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]

@@ -19,11 +19,11 @@ use memtests::{Gate, STATE_TIMEOUT, Setup};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// How often a state is looked at where nothing tells of it: the resolution of a timing.
+/// Interval of polling a state without a notification: the resolution of a timing.
 const GLANCE: Duration = Duration::from_millis(1);
 /// Pods, and with them measurements of each timing.
 const ROUNDS: usize = 10;
-/// Rounds, and small messages in each, while bulk is under way.
+/// Rounds, and small messages in each, while bulk is in flight.
 const MESSAGES: (usize, usize) = (2, 5);
 
 fn main() -> ExitCode {
@@ -56,7 +56,7 @@ fn bench(json: bool, long: bool) -> Result<bool> {
     let mut print = |figures: Vec<Figure>| {
         for figure in figures {
             kept &= figure.ok();
-            // Flushed line by line: a reader sees each figure when it is there.
+            // Flushed line by line: a reader sees each figure at once.
             let line = if json {
                 figure.json().to_string()
             } else {
@@ -85,7 +85,7 @@ fn bench(json: bool, long: bool) -> Result<bool> {
     Ok(kept)
 }
 
-/// A gate whose pods say that they run: each writes its name into a pipe, first thing.
+/// A gate whose pods announce that they run: each first writes its name into a pipe.
 struct Stand {
     gate: Gate,
     signal: PathBuf,
@@ -99,7 +99,7 @@ impl Drop for Stand {
     }
 }
 
-/// What one new pod took.
+/// Timings of one new pod.
 struct Deployed {
     /// Manifest in the folder, until its process runs.
     written_to_exec: f64,
@@ -153,7 +153,7 @@ impl Stand {
         scenario::pod(kind, name, &script, volume)
     }
 
-    /// When the pod says that it runs.
+    /// When the pod announced that it runs.
     fn printed_at(&self, name: &str) -> Result<Instant> {
         loop {
             let (line, at) = self.lines.recv_timeout(STATE_TIMEOUT)?;
@@ -223,7 +223,7 @@ impl Stand {
         Ok(median(took))
     }
 
-    /// How long runc alone takes to create and start one of the containers that run here, whose
+    /// Time that runc alone needs to create and start one of the running containers, whose
     /// root filesystem it shares.
     fn runc_alone(&self) -> Result<f64> {
         let bundles = self.gate.dir().join("run/bundles");
@@ -238,7 +238,7 @@ impl Stand {
         let runc = |words: &[&str]| -> Result<()> {
             let mut command = Command::new("runc");
             command.arg("--root").arg(self.signal.join("runc"));
-            // What is a pipe here would be held open by the container.
+            // A pipe would be held open by the container.
             let silent = command
                 .args(words)
                 .stdout(Stdio::null())
@@ -256,7 +256,7 @@ impl Stand {
         Ok(took)
     }
 
-    /// Starts the agent again; how long until the cloud sees the node connected.
+    /// Starts the agent again; returns how long until the cloud sees the node connected.
     fn ready(&mut self) -> Result<f64> {
         self.gate.kill_agent()?;
         until(|| Ok(!connected(&self.gate)?))?;
@@ -296,7 +296,7 @@ fn timings(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
                 bars.restart_process_ms,
             ));
         }
-        // The bar of a container is what its runtime takes, here and now, and a little for us.
+        // The bar of a container is the time of its runtime on this host, plus a small allowance.
         let (base, restart_ms) = match kind {
             Kind::Process => (0.0, bars.restart_process_ms),
             Kind::Runc => {
@@ -354,7 +354,7 @@ fn timings(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// How many times the cloud has taken in a change of the manifests.
+/// How many changes of the manifests the cloud has accepted.
 fn accepted(log: &Path) -> Result<usize> {
     Ok(fs::read_to_string(log)?
         .matches("manifests_accepted")
@@ -375,7 +375,7 @@ fn row<'a>(rows: &'a Value, name: &str) -> Option<&'a Value> {
     rows.as_array()?.iter().find(|row| row["name"] == name)
 }
 
-/// The moment at which something is so.
+/// The moment at which a state is reached.
 fn until(reached: impl Fn() -> Result<bool>) -> Result<Instant> {
     let start = Instant::now();
     while start.elapsed() < STATE_TIMEOUT {

@@ -1,4 +1,4 @@
-//! The board files: the one place of every bar.
+//! The board files: the one source of every bar.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-/// A board file.
+/// Content of a board file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Board {
@@ -18,15 +18,15 @@ pub struct Board {
     pub target: String,
     /// Features of its agent; `None` is all of them.
     pub features: Option<Vec<String>>,
-    /// What the board offers to pods.
+    /// Limits for pods.
     pub limits: Limits,
-    /// What the agent may cost.
+    /// Budgets of the agent.
     pub budget: Budget,
-    /// How fast it must be; only on boards where that can be measured.
+    /// Bars of timings; only on boards where they can be measured.
     pub latency: Option<Latency>,
 }
 
-/// What a board offers to pods.
+/// Resources of a board for pods.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limits {
@@ -36,7 +36,7 @@ pub struct Limits {
     pub memory_mib: u32,
 }
 
-/// What the agent may cost on a board; the comments of the board files say more.
+/// Budgets of the agent on a board; the comments of the board files explain them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Budget {
@@ -68,7 +68,7 @@ pub struct Budget {
     pub metered_bytes_per_month: f64,
 }
 
-/// How fast the agent must be: medians in milliseconds, rates at least.
+/// Bars of timings: medians in milliseconds, rates at least.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Latency {
@@ -82,12 +82,12 @@ pub struct Latency {
     pub restart_process_ms: f64,
     /// The agent starts, until the cloud sees the node connected.
     pub ready_ms: f64,
-    /// What large objects or records under way may add to a single small message over a line of
+    /// Delay that large objects or records in flight may add to a single small message over a link of
     /// 3 Mbit/s and 150 ms.
     pub added_ms: f64,
     /// Records of 200 bytes a second from one workload.
     pub append_per_s: f64,
-    /// Of that line, what the payload of such records takes when an outbox drains.
+    /// Share of that link's rate that the payload of such records gets when an outbox drains.
     pub drain_percent: f64,
 }
 

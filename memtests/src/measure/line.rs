@@ -1,5 +1,5 @@
-//! What is measured over a line of 3 Mbit/s and a round trip of 150 ms: what bulk under way does to a
-//! single small message, and how fast an outbox drains.
+//! Measurements over a link of 3 Mbit/s and a round trip of 150 ms: the delay that bulk in flight adds to a
+//! single small message, and the rate at which an outbox drains.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,47 +14,47 @@ use crate::records::{PIPELINE_MAX, Writer, account, fill, ledger};
 use crate::wan::Wan;
 use crate::{Gate, Setup};
 
-/// Of the line, each way.
+/// Delay of the link, each way.
 const DELAY_MS: u32 = 75;
-/// Of the line, each way.
+/// Rate of the link, each way.
 const RATE_KBIT: u32 = 3_000;
-/// How often a state is looked at: the resolution of a timing.
+/// Interval of polling a state: the resolution of a timing.
 const GLANCE: Duration = Duration::from_millis(2);
-/// Time for several MiB.
+/// Timeout of a transfer of several MiB.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
-/// A change that comes sooner after the last one waits for pieces of a large object of the same set,
-/// so that those come at all: what is measured is a single one.
+/// A change that follows the previous one sooner waits for pieces of a large object of the same set,
+/// so that those make progress: only single changes are measured.
 const APART: Duration = Duration::from_millis(2_200);
-/// Bytes of a ConfigMap. It takes 3 s at the line's rate, so one for each message, and two more.
+/// Bytes of a ConfigMap. It takes 3 s at the link's rate, so one for each message, and two more.
 const CONFIG_BYTES: usize = (1 << 20) - 1024;
-/// Records that wait while others go, at least: over a second of the line.
+/// Lower bound of waiting records while others are sent: over a second of the link.
 const HELD_MIN: u64 = 2_000;
 /// Their size, about that of a toll record.
 const RECORD_BYTES: usize = 200;
 /// Records of each measurement of the writing, in whole rounds of eight workloads.
 const APPENDED: usize = 128 * 40;
-/// All that drains: 20 s at the line's rate.
+/// All records that drain: 20 s at the link's rate.
 const BACKLOG: usize = 128 * 200;
-/// Class of most.
+/// Class of most of them.
 const TOLL: &str = "toll";
 /// Class of the others, which is stored with fewer syncs.
 const TELEMETRY: &str = "telemetry";
 
-/// A pod that has said a word and sleeps.
+/// A pod that has written a word and sleeps.
 const TALKER: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: talker}\nspec:\n  \
      runtimeClassName: process\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
      - {name: main, command: [/bin/sh, -c, 'echo hello; exec sleep 100000']}\n";
 
-/// What small messages took, milliseconds.
+/// Times of small messages, milliseconds.
 #[derive(Debug, Default)]
 struct Took {
     /// Pods that were deployed for it.
     pods: usize,
-    /// The cloud wants a pod, until the node has it on its medium.
+    /// From the change in the cloud until the node has stored it.
     change: Vec<f64>,
-    /// The node says that it runs, until the cloud says so.
+    /// From the node's report until the cloud has it.
     report: Vec<f64>,
-    /// A pod's log, asked for and answered.
+    /// From the request for a pod's log until its answer.
     call: Vec<f64>,
 }
 
@@ -67,7 +67,7 @@ impl Took {
     }
 }
 
-/// Unlike any other.
+/// Different from all others.
 fn config(name: &str, round: usize) -> String {
     let load = format!("{name:0>15}{round}").repeat(CONFIG_BYTES / 16);
     format!(
@@ -96,7 +96,7 @@ fn wanted(gate: &Gate) -> Result<String> {
     Ok(root.context("the cloud does not know the node")?.to_owned())
 }
 
-/// Phase of a pod as the agent has it, or the cloud.
+/// Phase of a pod according to the agent, or the cloud.
 fn phase(pods: &Value, pod: &str) -> Option<String> {
     let mut rows = pods.as_array()?.iter();
     let row = rows.find(|row| row["name"] == pod)?;
@@ -112,7 +112,7 @@ fn at_cloud(gate: &Gate, pod: &str) -> Result<Option<String>> {
     Ok(phase(&gate.cloud_json("/v1/pods")?, pod))
 }
 
-/// The moment at which something is so.
+/// The moment at which a state is reached.
 fn until(what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<Instant> {
     let start = Instant::now();
     while start.elapsed() < TRANSFER_TIMEOUT {
@@ -169,11 +169,11 @@ fn messages(
     Ok(took)
 }
 
-/// What bulk under way adds to a single small message: pieces of large objects on their way down, and
-/// records on their way up. So many rounds with so many messages of each kind, at most 5.
+/// Delay that bulk in flight adds to a single small message: pieces of large objects downwards, and
+/// records upwards. So many rounds with so many messages of each kind, at most 5.
 ///
 /// # Errors
-/// The gate does not come up, or the bulk is there too soon.
+/// The gate does not start, or the bulk is complete too soon.
 pub fn added_to_messages(
     agent: Option<PathBuf>,
     (rounds, messages_each): (usize, usize),
@@ -184,7 +184,7 @@ pub fn added_to_messages(
         keepalive: Duration::from_secs(60),
         manifests: TALKER.to_owned(),
         wan: Some(Wan::start(DELAY_MS, 0, RATE_KBIT)?),
-        // What the line does is measured, and not the disk of this host.
+        // The link is measured, not the disk of this host.
         in_memory: true,
         ..Setup::default()
     })?;
@@ -258,7 +258,7 @@ fn held(gate: &Gate) -> Result<u64> {
     held.context("no counter")
 }
 
-/// Writes records so that some always wait for the line, until it is `over`.
+/// Writes records so that some always wait for the link, until it is `over`.
 fn keep_filled(gate: &Gate, over: &AtomicBool) -> Result<()> {
     let mut writer = Writer::connect(gate)?;
     let together = vec![(TELEMETRY, "r".repeat(RECORD_BYTES)); PIPELINE_MAX];
@@ -271,11 +271,11 @@ fn keep_filled(gate: &Gate, over: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// How fast one workload's records are stored, and how fast an outbox drains over the line, with what
-/// the backlog costs in memory.
+/// The rate at which one workload's records are stored, and at which an outbox drains over the link, with
+/// the memory of the backlog.
 ///
 /// # Errors
-/// The gate does not come up, or its ledger does not balance.
+/// The gate does not start, or its ledger does not balance.
 pub fn outbox(board: &Board, bars: Latency) -> Result<Vec<Figure>> {
     let mut gate = Gate::set_up(Setup {
         agent: Some(board.agent()),

@@ -20,7 +20,7 @@ struct Counts {
     opened: Mutex<Option<Instant>>,
 }
 
-/// Passes connections on to edge-cloud and counts what flows: the TLS records of the link,
+/// Passes connections on to edge-cloud and counts the bytes: the TLS records of the link,
 /// without TCP and IP. Its threads end with their connection, the listening one with the process.
 pub struct Proxy {
     port: u16,
@@ -41,7 +41,7 @@ impl Proxy {
             .name("proxy".to_owned())
             .spawn(move || {
                 for inside in listener.incoming().flatten() {
-                    // A cloud that is away closes the connection, as a port without a listener.
+                    // While the cloud is down the connection is closed, as by a port without a listener.
                     if let Err(error) = connect(inside, to, &shared) {
                         eprintln!("proxy: {error}");
                     }
@@ -50,7 +50,7 @@ impl Proxy {
         Ok(Self { port, counts })
     }
 
-    /// Where it listens.
+    /// Port on which it listens.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -77,7 +77,7 @@ impl Proxy {
         *opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes all connections, as a router that restarts.
+    /// Closes all connections, as a router that restarts does.
     pub fn cut(&self) {
         let mut open = self
             .counts
@@ -85,7 +85,7 @@ impl Proxy {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for stream in open.drain(..) {
-            // One that is closed already is what we want.
+            // It may be closed already.
             stream.shutdown(Shutdown::Both).ok();
         }
     }
@@ -120,7 +120,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
             break;
         }
     }
-    // Whoever reads the other direction sees the end, too.
+    // The reader of the other direction also gets the end.
     for stream in [from, to] {
         stream.shutdown(Shutdown::Both).ok();
     }
@@ -163,7 +163,7 @@ impl PacketCounter {
     /// IP bytes both ways since the start.
     ///
     /// # Errors
-    /// nft does not tell.
+    /// nft does not report it.
     pub fn bytes(&self) -> Result<u64> {
         let output = Command::new("nft")
             .args(["list", "counter", "inet", &self.table, "both"])

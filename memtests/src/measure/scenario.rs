@@ -1,5 +1,5 @@
-//! What is measured, once for the tests and for `scripts/bench`: a gate is brought into a state,
-//! and its figures are set beside the bars of a board.
+//! Scenarios of measurements, shared by the tests and `scripts/bench`: a gate is brought into a state,
+//! and its figures are compared with the bars of a board.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -18,9 +18,9 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const SETTLED: Duration = Duration::from_secs(1);
 /// The same in the agent: its state cache follows two seconds after the last change.
 const QUIET: Duration = Duration::from_secs(4);
-/// A ping within this of the ends of a window could count twice or not at all.
+/// A ping this close to the ends of a window could count twice or not at all.
 const MARGIN: Duration = Duration::from_secs(10);
-/// Reconnects that are measured; the largest counts.
+/// Measured reconnects; the largest counts.
 const RECONNECTS: usize = 3;
 /// Pods of the promises about memory and idling.
 const PODS: usize = 10;
@@ -47,7 +47,7 @@ impl Kind {
     }
 }
 
-/// A manifest of a pod that runs `script` in a shell. `signal` is a folder that it sees under
+/// A manifest of a pod that runs `script` in a shell. `signal` is a folder that is mounted with
 /// the same path.
 #[must_use]
 pub fn pod(kind: Kind, name: &str, script: &str, signal: Option<&str>) -> String {
@@ -75,7 +75,7 @@ fn ten_pods(kinds: [Kind; 2]) -> String {
         .collect()
 }
 
-/// The file size of every board's agent that was built.
+/// The file size of every built agent.
 ///
 /// # Errors
 /// A board file is wrong.
@@ -95,7 +95,7 @@ pub fn sizes() -> Result<Vec<Figure>> {
 /// Memory and threads with ten pods of a kind, connected and in sync.
 ///
 /// # Errors
-/// The gate does not come up, or something of ours runs beside the agent.
+/// The gate does not start, or another process of ours runs beside the agent.
 pub fn ten_pods_in_memory(board: &Board, kind: Kind) -> Result<Vec<Figure>> {
     let gate = Gate::set_up(Setup {
         agent: Some(board.agent()),
@@ -122,10 +122,10 @@ pub fn ten_pods_in_memory(board: &Board, kind: Kind) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What ten pods (five of each kind) cost while nothing happens, over some minutes.
+/// Costs of ten pods (five of each kind) while nothing happens, over some minutes.
 ///
 /// # Errors
-/// The gate does not come up.
+/// The gate does not start.
 pub fn idle(board: &Board, minutes: u32) -> Result<Vec<Figure>> {
     let gate = Gate::set_up(Setup {
         agent: Some(board.agent()),
@@ -198,10 +198,10 @@ pub fn idle(board: &Board, minutes: u32) -> Result<Vec<Figure>> {
     ])
 }
 
-/// What the metered profile costs in real time: so many keepalives of ten minutes.
+/// Costs of the metered profile in real time: so many keepalives of ten minutes.
 ///
 /// # Errors
-/// The gate does not come up.
+/// The gate does not start.
 pub fn idle_metered(board: &Board, exchanges: u32) -> Result<Vec<Figure>> {
     let gate = Gate::set_up(Setup {
         agent: Some(board.agent()),
@@ -231,7 +231,7 @@ pub fn idle_metered(board: &Board, exchanges: u32) -> Result<Vec<Figure>> {
 /// Bytes of the link, TLS records both ways: the first session, a pod, a lost link.
 ///
 /// # Errors
-/// The gate does not come up.
+/// The gate does not start.
 pub fn link_bytes(board: &Board) -> Result<Vec<Figure>> {
     let [connect, reconnect, deploy] = link_exchanges(board.agent(), None)?;
     let budget = board.budget;
@@ -255,10 +255,10 @@ pub fn link_bytes(board: &Board) -> Result<Vec<Figure>> {
     ])
 }
 
-/// The same behind mosquitto, whose TLS is not ours: it may take twice as much.
+/// The same behind mosquitto, whose TLS is not ours: it may need twice as much.
 ///
 /// # Errors
-/// The gate does not come up.
+/// The gate does not start.
 pub fn link_bytes_behind_broker(board: &Board) -> Result<Vec<Figure>> {
     let [connect, reconnect, deploy] = link_exchanges(board.agent(), Some(BrokerCa::Own))?;
     let budget = board.budget;
@@ -292,7 +292,7 @@ fn link_exchanges(agent: PathBuf, broker: Option<BrokerCa>) -> Result<[u64; 3]> 
         broker,
         ..Setup::default()
     })?;
-    // Joined, and known to the cloud: a fresh process opens its first session.
+    // Joined, and known to the cloud: a new process opens its first session.
     gate.until_converged(0)?;
     gate.kill_agent()?;
     settled(&gate)?;
@@ -311,7 +311,7 @@ fn link_exchanges(agent: PathBuf, broker: Option<BrokerCa>) -> Result<[u64; 3]> 
         let before = gate.proxy()?.total();
         let opened = gate.proxy()?.opened();
         gate.proxy()?.cut();
-        // The agent may be back in half a second, which a look at its status could miss.
+        // The agent may reconnect in half a second, which polling its status could miss.
         gate.until("the agent connects again", |gate| {
             gate.proxy().is_ok_and(|proxy| proxy.opened() != opened)
         })?;
@@ -338,7 +338,7 @@ fn settled(gate: &Gate) -> Result<u64> {
     Ok(since.0)
 }
 
-/// Waits until the agent does nothing, and of our processes it alone runs: the one that writes the state
+/// Waits until the agent does nothing, and is the only process of ours: the one that writes the state
 /// cache ends by itself.
 fn until_idle(gate: &Gate, board: &Board, agent: u32) -> Result<()> {
     until_quiet(agent)?;
