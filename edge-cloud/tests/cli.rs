@@ -1,5 +1,5 @@
-//! Goal: the real binary against the real API. Method: the API on its unix socket, the links are
-//! a recorder; what people and programs see is checked, with the exit codes.
+//! Goal: the real binary works with the real API. Method: the API on its unix socket, the links are
+//! a recorder; text and JSON output are checked, with the exit codes.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod recorder;
@@ -152,7 +152,7 @@ async fn without_a_server_the_reason_and_the_code_are_clear() {
     assert_eq!(usage.status.code(), Some(2));
 }
 
-/// Backup while it serves, restore when it does not; what people see, and the exit codes.
+/// Backup while it serves, restore when it does not; output and exit codes.
 #[tokio::test]
 async fn a_backup_is_made_while_serving_and_restored_elsewhere() {
     let (data, manifests, other) = (
@@ -205,7 +205,7 @@ async fn a_backup_is_made_while_serving_and_restored_elsewhere() {
     let again: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
     assert_eq!(again["grace_until_unix_s"], 0);
 
-    // A restore that was cut off: nobody serves what may be half of it.
+    // An interrupted restore: serve refuses a folder that may be incomplete.
     std::fs::write(fresh.join("restoring"), "").unwrap();
     let serve = ["serve", "--listen", "127.0.0.1:0", "--manifests", folder];
     let refused = edge_cloud(&fresh, &serve).await;

@@ -28,7 +28,7 @@ const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/tol
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: counter}\nspec:\n  \
                    runtimeClassName: process\n  containers: [{name: c, command: [/bin/c]}]\n";
 
-/// Time for any state to come; a busy host must reach it, too.
+/// Timeout for any state to be reached, also on a busy host.
 const STATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs the controller until `done` holds for status and links.
@@ -113,8 +113,8 @@ fn status_of(pod: &Pod) -> PodStatus {
     }
 }
 
-/// Goal: data restored from an old backup touches no workload. Method: a pod goes to the second of
-/// two nodes after the backup was made; the restored controller hears the nodes one by one.
+/// Goal: data restored from an old backup affects no workload. Method: a pod goes to the second of
+/// two nodes after the backup was made; the restored controller gets the nodes' reports one by one.
 #[tokio::test]
 async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here() {
     let folder = tempfile::tempdir().unwrap();
@@ -165,7 +165,7 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
                 assert!(!status.placement.unplaced.is_empty());
                 links.report("gate-1");
             }
-            // Half of the second node's report.
+            // An incomplete report of the second node.
             1 => links.report_half("gate-2"),
             _ if links.desired("gate-1").is_none() => {}
             _ if !links.is_heard("gate-2") => {
@@ -187,7 +187,7 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
 }
 
 /// Goal: a saved pod that cannot be read is not started a second time. Method: a pod that may go to any
-/// node runs on the second one; its line in the file is damaged, and the first node is heard first.
+/// node runs on the second one; its line in the file is damaged, and the first node reports first.
 #[tokio::test]
 async fn a_saved_pod_that_cannot_be_read_starts_on_no_other_node() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,8 +237,8 @@ async fn a_saved_pod_that_cannot_be_read_starts_on_no_other_node() {
     assert_eq!(links.desired("gate-2").unwrap(), before);
 }
 
-/// Goal: after a restore a pod does not wait for ever because nobody can read the folder. Method: the
-/// pod of the backup may go to any node; the folder is not there, and the time is virtual.
+/// Goal: after a restore a pod does not wait for ever because the folder cannot be read. Method: the
+/// pod of the backup may go to any node; the folder is missing, and the time is virtual.
 #[tokio::test(start_paused = true)]
 async fn after_a_restore_pods_are_placed_although_the_folder_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -278,13 +278,13 @@ async fn after_a_restore_pods_are_placed_although_the_folder_cannot_be_read() {
         start.elapsed() >= SETTLE,
         "a node might still have reported"
     );
-    // And after a restart the folder that cannot be read ends it as little.
+    // After a restart the unreadable folder does not end it either.
     let again = Arc::new(Recorder::default());
     again.report("gate-1");
     run(&missing, data.path(), &again, |_, links| count(links) == 1).await;
 }
 
-/// Goal: a node that was deleted and has joined before the controller looked is given its set. Method:
+/// Goal: a node that was deleted and has joined before the controller read it gets its set. Method:
 /// one notice for both.
 #[tokio::test]
 async fn a_node_that_was_deleted_and_has_joined_within_one_round_is_given_its_set() {
@@ -311,7 +311,7 @@ async fn a_node_that_was_deleted_and_has_joined_within_one_round_is_given_its_se
     assert_eq!(given[0], given[1]);
 }
 
-/// Goal: who restores the data and forgets the manifests ends no pod. Method: an empty folder, and
+/// Goal: restoring the data without the manifests ends no pod. Method: an empty folder, and
 /// then one with a single object.
 #[tokio::test]
 async fn after_a_restore_an_empty_folder_ends_no_pod() {
@@ -357,7 +357,7 @@ async fn after_a_restore_an_empty_folder_ends_no_pod() {
     })
     .await;
     assert_eq!(again.desired("gate-1").unwrap(), before);
-    // Meant: what the folder holds counts from its first object on.
+    // Intended: the content of the folder counts from its first object on.
     let lane = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\ndata: {a: b}\n";
     std::fs::write(empty.path().join("lane.yaml"), lane).unwrap();
     run(empty.path(), data.path(), &again, |status, _| {
@@ -397,7 +397,7 @@ async fn a_node_that_never_reported_is_given_nothing() {
     assert_eq!(links.desired("gate-1"), None);
 }
 
-/// A sink that passes on what the nodes report: the name, and whether it is connected with how many
+/// A sink that passes on the reports of nodes: the name, and whether it is connected with how many
 /// pods.
 struct Reports(mpsc::Sender<Report>);
 
@@ -412,8 +412,8 @@ impl StatusSink for Reports {
     }
 }
 
-/// Goal: a sink is given each change of a node once, and no node that has not changed. Method: one change
-/// after the other, each when the one before has arrived; the last one shows that nothing is left.
+/// Goal: a sink gets each change of a node once, and no node that has not changed. Method: one change
+/// after the other, each when the previous one has arrived; the last one shows that nothing is left.
 #[tokio::test]
 async fn the_sink_is_given_each_change_of_a_node_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -429,7 +429,7 @@ async fn the_sink_is_given_each_change_of_a_node_once() {
         assert_eq!(next().await, report("gate-2", Some((false, 0))));
         links.report("gate-1");
         assert_eq!(next().await, report("gate-1", Some((true, 0))));
-        // It was given its set.
+        // It got its set.
         assert_eq!(next().await, report("gate-1", Some((true, 0))));
         links.report_pod("gate-1", PodStatus::default());
         assert_eq!(next().await, report("gate-1", Some((true, 1))));

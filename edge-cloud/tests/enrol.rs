@@ -130,7 +130,7 @@ async fn join_with(cloud: &Cloud, token: &str, node: &str, key: &rcgen::KeyPair)
     JoinAnswer::from_wire(&answer).unwrap()
 }
 
-/// Sends the request of a join and leaves the answer on the way.
+/// Sends the request of a join and does not read the answer.
 async fn ask_to_join(
     cloud: &Cloud,
     token: &str,
@@ -190,8 +190,8 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
     assert!(matches!(answer, JoinAnswer::Refused { .. }));
 }
 
-/// The join's answer is lost: the node asks again with the key that it has, and gets what it was to
-/// get, for the one use. Nobody else gets anything for it.
+/// The join's answer is lost: the node repeats the request with its key, and gets the certificate
+/// for the one use. No other node gets anything for it.
 #[tokio::test]
 async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +202,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
         .unwrap();
     let key = new_key();
     let mut lost = ask_to_join(&cloud, &token, "gate-7", &key).await;
-    // The cloud has made up its mind once the first byte of its answer is there.
+    // The cloud has decided once the first byte of its answer arrives.
     lost.read_u8().await.unwrap();
     drop(lost);
     let serial = |answer: &JoinAnswer| match answer {
@@ -226,7 +226,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     refused(join_with(&cloud, &wrong, "gate-7", &key).await);
     refused(join_with(&cloud, &token, "gate-8", &key).await);
     refused(join_with(&cloud, &token, "gate-7", &new_key()).await);
-    // Another token pays with a use of its own, once.
+    // Another token costs a use of its own, once.
     let other = cloud
         .tokens
         .create(cloud.ca.der(), 1, 3_600, now())
@@ -238,8 +238,8 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     refused(join_with(&cloud, &other, "gate-8", &new_key()).await);
 }
 
-/// Goal: a join that could not be stored costs no use, for a board in the field has one token. Method:
-/// a folder stands where the file of the nodes should, and is taken away.
+/// Goal: a join that could not be stored costs no use, because a board in the field has one token. Method:
+/// a folder is in place of the file of the nodes, and is removed.
 #[tokio::test]
 async fn a_join_that_cannot_be_stored_costs_no_use() {
     let folder = tempfile::tempdir().unwrap();
@@ -321,7 +321,7 @@ async fn foreign_expired_and_unlisted_certificates_are_refused() {
     assert_eq!(unlisted.unwrap(), "-");
 }
 
-/// Goal: who has no token yet cannot make us keep much. Method: the head of a request that never
+/// Goal: a client without a token cannot make us store much. Method: the head of a request that never
 /// ends, over one connection.
 #[tokio::test]
 async fn a_request_with_an_endless_head_is_refused_soon() {
@@ -343,7 +343,7 @@ async fn a_request_with_an_endless_head_is_refused_soon() {
             .await
             .unwrap();
         let mut sent = 0;
-        // The server closes, or it would take all of it.
+        // The server closes, or it would accept everything.
         while sent < 64 * 1024 && stream.write_all(&[b'a'; 1024]).await.is_ok() {
             sent += 1024;
         }

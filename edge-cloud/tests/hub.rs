@@ -1,5 +1,5 @@
-//! Goal: who a node is, what it may do, and when its link ends, is as promised. Method: the real
-//! port with real certificates, and boards that speak real MQTT over TLS, badly where it matters.
+//! Goal: the identity of a node, its rights, and the end of its link are as promised. Method: the real
+//! port with real certificates, and boards with real MQTT over TLS, invalid where it matters.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod board;
@@ -21,7 +21,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, LastWill, Packet, Publish};
 use rustls::HandshakeKind;
 
-/// A board that comes back whenever its link ends, until it is switched off. It counts its links.
+/// A board that reconnects whenever its link ends, until it is switched off. It counts its links.
 struct Restless {
     links: Arc<AtomicU32>,
     refusals: Arc<AtomicU32>,
@@ -48,7 +48,7 @@ impl Restless {
                             () = switched_off(&off) => {}
                         }
                     }
-                    // It is told to try again, not to join again.
+                    // The answer allows another attempt; it does not require a new join.
                     Err(error) if error.contains("ServerBusy") => {
                         refusals.fetch_add(1, Ordering::SeqCst);
                     }
@@ -68,7 +68,7 @@ async fn switched_off(off: &AtomicBool) {
     }
 }
 
-/// A call as the API makes one: its pieces until it ends.
+/// A call as the API makes it: its pieces until it ends.
 async fn logs(cloud: &Cloud, node: &str, follow: bool) -> Vec<Result<String, String>> {
     let request = LogsRequest {
         follow,
@@ -130,7 +130,7 @@ async fn a_node_reads_and_writes_nothing_but_its_own_topics() {
 
 /// Goal: a client that connects and never subscribes does not keep its connection, and one that has
 /// subscribed does. Method: the runtime's clock is set to just before the deadline, and the last second
-/// passes for real.
+/// passes in real time.
 #[tokio::test]
 async fn a_client_that_does_not_subscribe_loses_its_connection() {
     let (cloud, [a, b]) = Cloud::with(["a", "b"]).await;
@@ -178,7 +178,7 @@ async fn foreign_expired_unlisted_and_missing_certificates_get_no_link() {
     assert!(cloud.client("a", &a).await.is_ok());
 }
 
-/// Goal: a resumed TLS session does not check the certificate again, so its end has to be. Method: a
+/// Goal: a resumed TLS session does not check the certificate again, so its expiry must be checked. Method: a
 /// certificate of a few seconds; a host that is too slow to connect within them gets longer ones.
 #[tokio::test]
 async fn an_expired_certificate_does_not_come_back_by_resumption() {
@@ -190,7 +190,7 @@ async fn an_expired_certificate_does_not_come_back_by_resumption() {
     panic!("no link within the life of a certificate");
 }
 
-/// `false`: no link came about before the end.
+/// `false`: no link was established before the expiry.
 async fn is_refused_from_its_end_on(life_s: u64) -> bool {
     let start = now();
     let (cloud, [a]) = Cloud::with_lives([("a", life_s)]).await;
@@ -200,7 +200,7 @@ async fn is_refused_from_its_end_on(life_s: u64) -> bool {
         assert!(now() >= start + life_s, "not expired yet: {error}");
         return false;
     }
-    // The ticket comes behind the handshake; each link leaves one for the next.
+    // The ticket arrives after the handshake; each link leaves one for the next.
     loop {
         let tried = now();
         if cloud.client_with("a", &config, None).await.is_err() {
@@ -217,8 +217,8 @@ async fn is_refused_from_its_end_on(life_s: u64) -> bool {
     true
 }
 
-/// Goal: a ticket of before its revocation or deletion is of no use to a node. Method: its session is
-/// resumed, which shows that no certificate was looked at, and then it says CONNECT.
+/// Goal: a ticket from before its revocation or deletion is useless to a node. Method: its session is
+/// resumed, which shows that no certificate was checked, and then it sends CONNECT.
 #[tokio::test]
 async fn a_refused_node_does_not_come_back_by_resumption() {
     let (cloud, [a, b, c]) = Cloud::with(["a", "b", "c"]).await;
@@ -243,7 +243,7 @@ async fn a_refused_node_does_not_come_back_by_resumption() {
     }
 }
 
-/// Goal: retiring a CA acts at once, on live links and on tickets of before. Method: a board that cannot
+/// Goal: retiring a CA acts at once, on live links and on earlier tickets. Method: a board that cannot
 /// renew, connected all the time, and a client with a ticket; both know the old CA only.
 #[tokio::test]
 async fn a_retired_ca_ends_live_links_and_resumes_none() {
@@ -254,7 +254,7 @@ async fn a_retired_ca_ends_live_links_and_resumes_none() {
     let view = cloud.fleet.rotate_ca().await.unwrap();
     assert_eq!((view.cas.len(), view.depending), (2, 2));
     assert!(cloud.is_live("a") && !running.is_finished());
-    // The old CA is accepted, and vouches for the server's new certificate.
+    // The old CA is accepted, and has signed the cross certificate of the server's new CA.
     let ticket = cloud.mqtt_config(Some(&b));
     for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
         let stream = cloud.tls(&ticket).await.unwrap();
@@ -354,7 +354,7 @@ async fn a_late_close_of_an_old_connection_does_not_touch_the_new_one() {
     cloud
         .until("the new one is live", |cloud| cloud.is_live("a"))
         .await;
-    // The old one still talks, says disconnect, and closes at last.
+    // The old one still sends, disconnects, and closes at last.
     for _ in 0..3 {
         // The cloud may have closed it by now.
         let _sent = old
@@ -440,7 +440,7 @@ async fn of_two_boards_with_one_identity_one_keeps_the_link_and_both_are_reporte
         .await;
 }
 
-/// 30 s of silence are waited for in earnest.
+/// 30 s of silence pass in real time.
 #[tokio::test]
 async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     let (cloud, [never, half, follow]) = Cloud::with(["never", "half", "follow"]).await;
@@ -464,7 +464,7 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     assert_eq!(never, std::slice::from_ref(&silent));
     assert_eq!(half, [Ok("line\n".to_owned()), silent]);
     assert!(!following.is_finished());
-    // Its link breaks, which is no end of a log.
+    // Its link is lost, which is not the end of a log.
     tasks.pop().unwrap().abort();
     let followed = tokio::time::timeout(board::STATE_TIMEOUT, following).await;
     let followed = followed.unwrap().unwrap();
@@ -472,8 +472,8 @@ async fn a_call_of_a_silent_node_fails_and_a_followed_log_may_be_silent() {
     assert!(followed[1].is_err(), "{followed:?}");
 }
 
-/// Goal: logs that users follow do not keep edge-cloud from asking the node to renew its certificate.
-/// Method: as many followed logs as are let in, then the other call.
+/// Goal: logs that users follow do not prevent edge-cloud from asking the node to renew its certificate.
+/// Method: as many followed logs as are admitted, then the other call.
 #[tokio::test]
 async fn followed_logs_leave_room_for_a_renewal() {
     let (cloud, [a]) = Cloud::with(["a"]).await;
@@ -498,9 +498,9 @@ async fn followed_logs_leave_room_for_a_renewal() {
     assert!(!running.is_finished());
 }
 
-/// Goal: whoever opens more connections than are admitted keeps out nobody but itself. Method: a
-/// flood of connections from one address, silent ones and some that shake hands without a
-/// certificate; nodes come from another address, each time with one try.
+/// Goal: a client that opens more connections than are admitted delays only itself. Method: many
+/// connections from one address, silent ones and some that handshake without a
+/// certificate; nodes connect from another address, each with one attempt.
 #[tokio::test]
 async fn a_flood_from_one_address_keeps_no_node_out() {
     let (mut cloud, [a, b]) = Cloud::admitting(20, [("a", 3_600), ("b", 3_600)]).await;

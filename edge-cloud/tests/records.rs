@@ -1,5 +1,5 @@
 //! Records from a board's outbox to every kind of sink, over real TLS and MQTT: edge-cloud is ended
-//! and started again at random, and so is what it writes to.
+//! and started again at random, and so is the sink.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod board;
@@ -63,7 +63,7 @@ impl Place {
     /// An edge-cloud over the folder, and the node's board.
     async fn start(&self, outbox: &Arc<Mutex<Outbox>>) -> Running {
         let data = self.data.path();
-        // The one before may still write its last.
+        // The previous one may still be writing.
         let records = until(|| Records::open(data, &self.config).ok()).await;
         let fleet = board::open(data, records);
         let hub = serve::hub(&fleet, vec!["127.0.0.1".to_owned()], ADMISSIONS_PER_S).unwrap();
@@ -84,7 +84,7 @@ impl Place {
         }
     }
 
-    /// The node's board, which comes back whenever its link ends.
+    /// The node's board, which reconnects whenever its link ends.
     fn board(&self, cloud: Arc<Cloud>, outbox: &Arc<Mutex<Outbox>>) -> JoinHandle<()> {
         let (identity, outbox) = (self.identity.clone(), Arc::clone(outbox));
         tokio::spawn(async move {
@@ -102,7 +102,7 @@ impl Place {
     }
 }
 
-/// An edge-cloud; dropping it ends it in the middle of whatever it does.
+/// A running edge-cloud; dropping it ends it at any point of its work.
 struct Running {
     address: std::net::SocketAddr,
     fleet: Arc<Fleet>,
@@ -146,7 +146,7 @@ fn record(number: u64) -> Entry {
     }
 }
 
-/// So many records with a loss of 3 after each hundred, and how many numbers that are.
+/// So many records with a loss of 3 after each hundred, and the count of all numbers.
 fn outbox(count: u64) -> (Arc<Mutex<Outbox>>, u64) {
     let mut records = Vec::new();
     let mut end = 1;
@@ -174,7 +174,7 @@ fn acknowledged(outbox: &Mutex<Outbox>) -> u64 {
     outbox.lock().unwrap().acknowledged
 }
 
-/// Ends and starts edge-cloud over and over, until all is acknowledged; what it says at the end.
+/// Ends and starts edge-cloud repeatedly, until all is acknowledged; returns its final state.
 /// `meanwhile` gets the round, once before and once after the start.
 async fn through(
     place: &Place,
@@ -188,14 +188,14 @@ async fn through(
         meanwhile(rounds, false);
         let cloud = place.start(outbox).await;
         meanwhile(rounds, true);
-        // A part of the way each time, and the rest in the end.
+        // A part of the records each time, and the rest in the end.
         let goal = match rounds < 5 {
             true => acknowledged(outbox) + end / 8,
             false => end,
         };
         until(|| (acknowledged(outbox) >= goal.min(end)).then_some(())).await;
         if acknowledged(outbox) >= end {
-            // Also those that were acknowledged in the last moment are in the ledger.
+            // Also records that were acknowledged at the last moment are in the ledger.
             return until(|| {
                 let view = cloud.view();
                 (view.streams.first()?.next == end).then_some(view)
@@ -216,8 +216,8 @@ fn check_ledger(view: &View, delivered: u64, lost: u64) {
     assert_eq!(stream.lost_total, lost);
 }
 
-/// Payloads in the files of a folder, in order. What a killed process has not written to its end
-/// is no line, as for every reader of the files.
+/// Payloads in the files of a folder, in order. An incomplete line of a killed process
+/// does not count, as for every reader of the files.
 fn in_files(dir: &Path) -> Vec<String> {
     let mut days: Vec<_> = std::fs::read_dir(dir.join(NODE))
         .unwrap()
@@ -244,8 +244,8 @@ fn expected(count: u64) -> Vec<String> {
         .collect()
 }
 
-/// Goal: each record is in the files exactly once, in order, and the ledger says so. Method: edge-cloud
-/// ends five times in the middle; its data folder then falls back to a backup of the beginning.
+/// Goal: each record is in the files exactly once, in order, and the ledger agrees. Method: edge-cloud
+/// is ended five times; its data folder is then restored from a backup of the beginning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_have_each_record_once() {
     let place = Place::new(None);
@@ -257,7 +257,7 @@ async fn files_have_each_record_once() {
     let records = place.data.path().join("records");
     assert_eq!(in_files(&records), expected(2_000));
 
-    // The files were kept: nothing is forgotten, and nothing comes twice.
+    // The files were kept: nothing is lost, and nothing is repeated.
     let options = backup::Options {
         force: true,
         keep_tokens: false,
@@ -271,7 +271,7 @@ async fn files_have_each_record_once() {
     assert_eq!(in_files(&records), expected(2_001));
     drop(cloud);
 
-    // Then they are gone, too: what the node no longer has is reported, not passed over.
+    // Then they are deleted, too: records that the node no longer has are reported.
     until(|| std::fs::remove_dir_all(records.join(NODE)).ok()).await;
     outbox.lock().unwrap().records.push(record(2_002));
     let cloud = place.start(&outbox).await;
@@ -326,8 +326,8 @@ async fn http_gets_each_record_at_least_once_with_a_key() {
         }
     }
     assert!(posts.refused > 0 && !posts.denied.is_empty());
-    // What was taken and denied came again under its key. The last one may have been in the moment in
-    // which edge-cloud ended; then its records came again in another cut.
+    // Records that were stored but answered with an error were sent again with their key. The last one may
+    // have been in flight when edge-cloud ended; then its records were sent again in other batches.
     let again = |key: &&String| {
         posts
             .taken
@@ -341,8 +341,8 @@ async fn http_gets_each_record_at_least_once_with_a_key() {
     assert_eq!(texts, expected(1_000));
 }
 
-/// Goal: an MQTT broker that goes away in between passes every record on, and one without a
-/// subscriber is given none for good.
+/// Goal: an MQTT broker that is down at times passes every record on, and one without a
+/// subscriber loses none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_gets_each_record_at_least_once() {
     let mut broker = Mosquitto::start();
@@ -369,7 +369,7 @@ async fn a_broker_gets_each_record_at_least_once() {
     })
     .await;
     check_ledger(&view, 600, 18);
-    // Some come twice, and the last one comes after what is acknowledged to us.
+    // Some arrive twice, and the last one arrives after its acknowledgement.
     let texts = until(|| {
         let mut texts = BTreeMap::new();
         for (topic, payload, seq) in broker.heard() {
@@ -385,8 +385,8 @@ async fn a_broker_gets_each_record_at_least_once() {
     assert_eq!(texts.into_values().collect::<Vec<_>>(), expected(600));
 }
 
-/// Goal: a JetStream holds each record once, although edge-cloud loses its own note of how far it
-/// was, and the server is killed in between.
+/// Goal: a JetStream contains each record once, although edge-cloud loses its own position,
+/// and the server is killed meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jetstream_has_each_record_once() {
     let mut server = Jetstream::start();
@@ -422,9 +422,9 @@ async fn jetstream_has_each_record_once() {
     assert_eq!(messages.len() as u64, end - 1);
 }
 
-/// Goal: a start waits for no ledger, a node waits only for its own, and what it is told then is what
-/// that says. Method: the ledgers of many nodes, and one node's that cannot be read for now, as they
-/// come through a pipe that nobody writes to yet.
+/// Goal: a start waits for no ledger, a node waits only for its own, and its session then uses
+/// that ledger. Method: the ledgers of many nodes, and one node's that cannot be read for now, because
+/// it is a pipe without a writer.
 #[tokio::test]
 async fn a_start_does_not_wait_for_the_ledgers() {
     let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
@@ -498,7 +498,7 @@ async fn a_start_does_not_wait_for_the_ledgers() {
     // Two of its nine were not in the ledger.
     assert_eq!((row.next, row.delivered, row.balanced), (10, 9, true));
     assert!(!running.is_finished());
-    // The server may have answered a failure to what it took: the same again, under one key.
+    // The server may have answered a stored post with an error: the same again, with one key.
     let posts = server.posts().taken.into_iter().map(|(key, _)| key);
     let late: std::collections::BTreeSet<String> =
         posts.filter(|key| key.starts_with("late/")).collect();

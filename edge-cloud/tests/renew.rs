@@ -1,6 +1,6 @@
 //! Goal: a node gets its next certificate for a proof that it holds the key of the last one, and
 //! for nothing less.
-//! Method: requests as a node makes them, put to the enrolment service that the server uses.
+//! Method: requests as a node makes them, given to the enrolment service that the server uses.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -119,7 +119,7 @@ impl Cloud {
         (JoinAnswer::from_wire(&answer).unwrap(), served)
     }
 
-    /// Whom the new certificate names.
+    /// The identity in the new certificate.
     async fn renewed(&self, old: &Identity, new: &KeyPair) -> Peer {
         let (answer, served) = self.ask(&self.request(old, new)).await;
         let JoinAnswer::Issued {
@@ -243,9 +243,9 @@ async fn less_than_a_proof_is_refused_and_changes_nothing() {
     assert!(registry.find("gate").unwrap().revoked);
 }
 
-/// Goal: during a rollover both CAs are a proof, and nobody waits for a certificate of the new one;
+/// Goal: during a rollover certificates of both CAs are a proof, and no node waits for one of the new CA;
 /// afterwards the old one is none. Method: certificates that were issued just now, which cannot be renewed
-/// yet but for the change.
+/// yet without the change.
 #[tokio::test]
 async fn a_change_of_the_ca_lets_everybody_renew_once() {
     let mut cloud = Cloud::new();
@@ -270,7 +270,7 @@ async fn a_change_of_the_ca_lets_everybody_renew_once() {
     );
     assert!(cloud.registry.find("a").unwrap().has(&cloud.cas.given()));
     assert_eq!(cloud.registry.outdated(&cloud.cas.given()), ["b"]);
-    // Once: the next one has to wait again.
+    // Only once: the next one has to wait again.
     let identity = Identity {
         certificate,
         key: new,

@@ -1,4 +1,4 @@
-//! A fleet of 10,000 nodes and 50,000 pods, and what one change of it costs the controller.
+//! A fleet of 10,000 nodes and 50,000 pods, and the controller's cost of one change in it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a measurement")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,7 +27,7 @@ const STEP: usize = NODES / ROUNDS;
 /// CPU time of one change, milliseconds.
 const BAR_MS: f64 = 5.0;
 
-/// Documents that are put when the controller asks for changes.
+/// A source in memory: documents that the benchmark has put.
 #[derive(Clone, Default)]
 struct Memory {
     texts: Arc<Mutex<VecDeque<String>>>,
@@ -62,7 +62,7 @@ impl Source for Memory {
     }
 }
 
-/// Nodes that run what they are asked for once they are told to.
+/// Nodes that report their desired pods as running when `report` is called.
 #[derive(Default)]
 struct Fleet {
     views: Mutex<BTreeMap<String, NodeView>>,
@@ -93,7 +93,7 @@ impl Fleet {
         }
     }
 
-    /// The node reports what it is asked for.
+    /// The node reports its desired pods.
     fn report(&self, node: &str) {
         let pods = self.pods(node).into_iter().map(|pod| PodStatus {
             uid: pod.uid,
@@ -126,7 +126,7 @@ impl Fleet {
         Some(pod.containers.first()?.image.clone())
     }
 
-    /// Whether the node's set has this ConfigMap with this text in it.
+    /// Whether the node's set has this ConfigMap with this text.
     fn has_config(&self, node: &str, name: &str, value: &str) -> bool {
         let desired = self.desired.lock().unwrap();
         desired[node].iter().any(|(key, payload)| {
@@ -224,7 +224,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e3
 }
 
-/// CPU time of a change and of all that follows from it.
+/// CPU time of a change and of all its consequences.
 async fn cost(change: impl Future<Output = ()>) -> Duration {
     let start = cpu();
     change.await;
@@ -252,7 +252,7 @@ async fn changes(source: &Memory, fleet: &Fleet) -> Vec<Figure> {
     for number in (0..NODES).step_by(STEP) {
         let node = format!("gate-{number}");
         let count = fleet.pods(&node).len();
-        // The whole way of a changed pod: the old one ends, its node says so, and the new one goes out.
+        // All steps of a changed pod: the old one ends, its node reports it, and the new one is sent.
         let pod = cost(async {
             source.put(pod(number, 2));
             rest().await;
@@ -294,7 +294,7 @@ async fn changes(source: &Memory, fleet: &Fleet) -> Vec<Figure> {
     figures.collect()
 }
 
-/// What changes cost, and what it costs to place all.
+/// Cost of changes, and of placing everything.
 pub(crate) async fn measure() -> Vec<Figure> {
     let data = tempfile::tempdir().unwrap();
     let (source, fleet) = (Memory::default(), Arc::new(Fleet::new()));

@@ -1,7 +1,7 @@
 //! Goal: a change of one pod or node costs edge-cloud work for that node only. Method: the real
 //! controller with its files, over 10,000 nodes and 50,000 pods from a source and nodes in memory;
-//! CPU time of the thread from a change until its node was given its set, or until the change of
-//! its report was taken in, as the median of many. Exit code 1 when one is over the bar.
+//! CPU time of the thread from a change until its node got its set, or until the change of
+//! its report was applied, as the median of many. Exit code 1 when one is over the bar.
 //!
 //! usage: one_change [--json]: figures as `scripts/bench` prints them
 

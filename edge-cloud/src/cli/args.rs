@@ -31,12 +31,12 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serves nodes, manifests and the API until Ctrl-C.
     Serve(Box<Serve>),
-    /// Makes join tokens.
+    /// Creates join tokens.
     #[command(subcommand)]
     Token(Token),
     /// Lists the nodes.
     Nodes,
-    /// Lists the pods: what is asked for and what the nodes report.
+    /// Lists the pods: desired ones and those that the nodes report.
     Pods,
     /// Lists the latest events.
     Events,
@@ -53,15 +53,15 @@ pub(super) enum Command {
     /// Shows the CAs and rolls over from one to the next.
     #[command(subcommand)]
     Ca(ca::Command),
-    /// Writes everything that edge-cloud remembers into one file, whether it serves or not. The
-    /// file holds the key of the CA: who has it is your cloud.
+    /// Writes the whole state of edge-cloud into one file, whether it serves or not. The
+    /// file contains the key of the CA: anyone who has it controls your cloud.
     Backup {
         /// The file; an older one is replaced.
         file: PathBuf,
     },
-    /// Puts a backup into the data folder. edge-cloud must not serve from it.
+    /// Restores a backup into the data folder. edge-cloud must not serve from it.
     Restore(Restore),
-    /// Writes what an external broker needs: certificates, access control, a mosquitto.conf.
+    /// Writes the files that an external broker needs: certificates, access control, a mosquitto.conf.
     BrokerConfig {
         /// Folder for the files.
         dir: PathBuf,
@@ -93,7 +93,7 @@ pub(super) struct Serve {
     /// Serves the read-only API and /metrics here, without authentication.
     #[arg(long)]
     pub(super) http: Option<SocketAddr>,
-    /// Connections and sessions admitted a second. When more nodes come at once, each gets a turn.
+    /// Connections and sessions admitted a second. When more nodes connect at once, each gets its own time.
     #[arg(long, default_value_t = ADMISSIONS_PER_S, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) admissions: u32,
     /// Serves the nodes through this MQTT broker, mqtts://HOST:PORT; --listen is then for
@@ -113,7 +113,7 @@ pub(super) struct Serve {
     /// Keeps the list of refused certificates for the broker here.
     #[arg(long, requires = "broker")]
     pub(super) broker_crl: Option<PathBuf>,
-    /// Asks a node for a sign of life when it was silent for so long: a number with s, m, h or d.
+    /// Probes a node that was silent for so long: a number with s, m, h or d.
     #[arg(long, default_value = "30m", value_parser = duration_s)]
     pub(super) broker_silence: u64,
     /// Where the nodes' records go: files:DIR, stdout, http(s)://HOST:PORT/PATH,
@@ -134,11 +134,11 @@ pub(super) struct Serve {
     /// NATS), or a NATS token or credentials file.
     #[arg(long, requires = "records")]
     pub(super) records_auth: Option<PathBuf>,
-    /// Life of the nodes' certificates, at most 365d: a number with s, m, h or d. A node renews
+    /// Validity of the nodes' certificates, at most 365d: a number with s, m, h or d. A node renews
     /// its own at two thirds of it.
     #[arg(long, default_value = "365d", value_parser = life_s)]
     pub(super) node_certificate_life: u64,
-    /// How long after its end a node's certificate may still be renewed; later the node has to
+    /// Time after its expiry in which a node's certificate may still be renewed; later the node has to
     /// join again. A number with s, m, h or d; 0 is not at all.
     #[arg(long, default_value = "90d", value_parser = grace_s)]
     pub(super) renewal_grace: u64,
@@ -169,7 +169,7 @@ impl Serve {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
-    /// Makes a token and prints it; it is a secret and is not shown again.
+    /// Creates a token and prints it; it is a secret and is not shown again.
     Create {
         /// Nodes that may join with it.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -182,7 +182,7 @@ pub(super) enum Token {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Node {
-    /// Forgets a node; it may join again with a token.
+    /// Deletes a node; it may join again with a token.
     Delete {
         /// Name of the node.
         name: String,
@@ -198,14 +198,14 @@ pub(super) enum Node {
 pub(super) struct Restore {
     /// The backup.
     pub(super) file: PathBuf,
-    /// Replaces what the data folder holds; a backup of that is left in it.
+    /// Replaces the content of the data folder; a backup of it is left there.
     #[arg(long)]
     pub(super) force: bool,
     /// Keeps tokens valid that had uses left. Only if none was used since the backup: a used
-    /// one would come back to life.
+    /// one would become valid again.
     #[arg(long)]
     pub(super) keep_tokens: bool,
-    /// How long nodes that joined after the backup may come back: a number with s, m, h or d; 0 is
+    /// Time in which nodes that joined after the backup are readmitted: a number with s, m, h or d; 0 is
     /// not at all.
     #[arg(long, default_value = "30d", value_parser = grace_s)]
     pub(super) grace: u64,
@@ -218,7 +218,7 @@ pub(super) struct Logs {
     /// Container; may be left out when the pod has one.
     #[arg(short, long)]
     pub(super) container: Option<String>,
-    /// Goes on until the container has ended for good, its pod is gone, or Ctrl-C.
+    /// Continues until the container has ended for good, its pod is gone, or Ctrl-C.
     #[arg(short, long)]
     pub(super) follow: bool,
     /// Bytes from the end; everything that the node keeps when absent.

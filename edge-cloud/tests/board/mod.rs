@@ -1,4 +1,4 @@
-//! A whole edge-cloud port, and boards that speak real TLS and MQTT to it, well or badly.
+//! A whole edge-cloud port, and boards that connect with real TLS and MQTT, correctly or not.
 #![allow(dead_code, reason = "each test uses a part")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
@@ -37,7 +37,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Longest wait for any state; a busy host must reach it, too.
+/// Timeout for any state to be reached, also on a busy host.
 pub(crate) const STATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) fn now() -> u64 {
@@ -55,7 +55,7 @@ pub(crate) struct Identity {
     pub(crate) serial: String,
 }
 
-/// A certificate of `ca` that lives for so many seconds from `unix_s` on.
+/// A certificate of `ca` that is valid for so many seconds from `unix_s` on.
 pub(crate) fn identity(ca: &Ca, node: &str, unix_s: u64, life_s: u64) -> Identity {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let csr = rcgen::CertificateParams::default()
@@ -76,23 +76,23 @@ pub(crate) fn open(data: &std::path::Path, records: Arc<Records>) -> Arc<Fleet> 
     Fleet::open(data, ca, None, records, CertificateTimes::default()).unwrap()
 }
 
-/// An edge-cloud that serves nodes; no controller gives them anything.
+/// An edge-cloud that serves nodes, without a controller.
 pub(crate) struct Cloud {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) ca: Ca,
     pub(crate) address: SocketAddr,
-    /// Where its boards connect from.
+    /// Address from which its boards connect.
     pub(crate) source: IpAddr,
     _data: tempfile::TempDir,
 }
 
 impl Cloud {
-    /// With these nodes, whose certificates live for an hour.
+    /// With these nodes, whose certificates are valid for an hour.
     pub(crate) async fn with<const N: usize>(nodes: [&str; N]) -> (Self, [Identity; N]) {
         Self::with_lives(nodes.map(|node| (node, 3_600))).await
     }
 
-    /// One of these nodes that is told of a cloud elsewhere.
+    /// Nodes of a cloud that runs elsewhere.
     pub(crate) fn at(address: SocketAddr, data: &std::path::Path, fleet: Arc<Fleet>) -> Self {
         Self {
             fleet,
@@ -103,7 +103,7 @@ impl Cloud {
         }
     }
 
-    /// With these nodes, whose certificates live for so many seconds.
+    /// With these nodes, whose certificates are valid for so many seconds.
     pub(crate) async fn with_lives<const N: usize>(
         nodes: [(&str, u64); N],
     ) -> (Self, [Identity; N]) {
@@ -183,7 +183,7 @@ impl Cloud {
         assert!(result.is_ok(), "{what}: {:?}", self.fleet.events());
     }
 
-    /// One TLS connection. Whether the client's certificate is taken shows only when it is read.
+    /// One TLS connection. Whether the server accepts the client's certificate is known only after a read.
     pub(crate) async fn tls(&self, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let socket = TcpSocket::new_v4()?;
@@ -287,7 +287,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Says CONNECT and waits for the answer; the reason when there is no link.
+    /// Sends CONNECT and waits for the answer; the reason when there is no link.
     pub(crate) async fn greet(
         stream: TlsStream<TcpStream>,
         id: &str,
@@ -337,7 +337,7 @@ impl Client {
         }
     }
 
-    /// What the cloud says until it closes; fails if it does not close.
+    /// Packets of the cloud until it closes; fails if it does not close.
     pub(crate) async fn last_words(&mut self) -> Vec<Packet> {
         let mut packets = Vec::new();
         loop {
@@ -357,7 +357,7 @@ impl Client {
         self.write(&Packet::Subscribe(subscribe)).await
     }
 
-    /// Asks for a sign of life and waits for it; what comes before it is dropped.
+    /// Pings and waits for the answer; packets before it are dropped.
     pub(crate) async fn ping(&mut self) -> io::Result<()> {
         self.write(&Packet::PingReq(PingReq)).await?;
         while !matches!(self.read().await?, Packet::PingResp(_)) {}
@@ -379,11 +379,11 @@ impl Client {
 /// How a board answers a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answers {
-    /// At once and whole.
+    /// At once and completely.
     Whole,
     /// It is not answered.
     Never,
-    /// With a first piece, and then never again.
+    /// With a first piece, and no more.
     Half,
 }
 
@@ -393,7 +393,7 @@ pub(crate) struct Outbox {
     pub(crate) incarnation: [u8; 8],
     /// By number from 1.
     pub(crate) records: Vec<Entry>,
-    /// All before are acknowledged.
+    /// All earlier ones are acknowledged.
     pub(crate) acknowledged: u64,
 }
 
@@ -421,7 +421,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// Tells the session what the outbox has by now.
+    /// Reports the content of the outbox to the session.
     pub(crate) async fn ready(&mut self) -> io::Result<()> {
         let input = {
             let outbox = self.outbox.lock().unwrap();

@@ -1,4 +1,4 @@
-//! Links that record what they are given; the test says what nodes report.
+//! Links that record their inputs; the test determines the reports of nodes.
 #![allow(dead_code, reason = "each test uses a part")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -17,7 +17,7 @@ use edge_proto::call::{CODE_FAILED, LogsRequest};
 use edge_proto::object::{NodeStatus, PodStatus};
 use tokio::sync::mpsc;
 
-/// Nodes and what they were asked for.
+/// Nodes and their desired sets.
 #[derive(Default)]
 pub(crate) struct Recorder {
     views: Mutex<BTreeMap<String, NodeView>>,
@@ -52,7 +52,7 @@ impl Recorder {
         });
     }
 
-    /// Whether its whole report is here.
+    /// Whether its complete report was received.
     pub(crate) fn is_heard(&self, name: &str) -> bool {
         self.views.lock().unwrap()[name].has_report
     }
@@ -62,7 +62,7 @@ impl Recorder {
         self.change(name, |view| view.pods.push(pod.clone()));
     }
 
-    /// The node was deleted and has joined, and is as it was before: nobody sees it without.
+    /// The node was deleted and has joined, unchanged: a view without it is never visible.
     pub(crate) fn rejoin(&self, name: &str) {
         self.desired.lock().unwrap().remove(name);
         self.change(name, |view| view.awaits_set = true);
@@ -76,7 +76,7 @@ impl Recorder {
         self.changes.changed(name);
     }
 
-    /// What the node was asked for last.
+    /// The last desired set of the node.
     pub(crate) fn desired(&self, node: &str) -> Option<Desired> {
         self.desired.lock().unwrap().get(node).cloned()
     }

@@ -56,11 +56,11 @@ fn records(place: &Place) -> Option<(View, Option<i32>)> {
     Some((view, output.status.code()))
 }
 
-/// A port for the program, and the node's board that looks for it there.
+/// A port for the program, and the node's board that connects to it.
 fn far(place: &Place, outbox: &Arc<Mutex<Outbox>>) -> Port {
     let port = Port::reserve().unwrap();
     let address = (Ipv4Addr::LOCALHOST, port.number()).into();
-    // The board asks the program for everything; this one only fills a place.
+    // The board connects to the program only; this one is a placeholder.
     let unused = tempfile::tempdir().unwrap();
     let fleet = board::open(unused.path(), Records::none());
     let cloud = Cloud::at(address, place.data.path(), fleet);
@@ -74,8 +74,8 @@ fn random_ms(max: u8) -> Duration {
     Duration::from_millis(u64::from(byte[0]) * u64::from(max) / 255)
 }
 
-/// Goal: SIGKILL of edge-cloud at any moment of a stream costs no record and doubles none. Method:
-/// the program, a board over real TLS, kills at random moments while acknowledgements come.
+/// Goal: SIGKILL of edge-cloud at any moment of a stream loses no record and duplicates none. Method:
+/// the program, a board over real TLS, kills at random moments while acknowledgements arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
     let long = std::env::var("EDGE_MIN_LONG").is_ok_and(|long| !long.is_empty());
@@ -111,7 +111,7 @@ async fn kill_9_at_random_leaves_each_record_once_in_the_files() {
     assert_eq!(exit, Some(0));
 }
 
-/// Goal: standard output has every record, and nothing is acknowledged while nobody reads it.
+/// Goal: standard output has every record, and nothing is acknowledged while it is not read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn standard_output_has_every_record() {
     let place = Place::new(None);

@@ -1,5 +1,5 @@
-//! Sinks that want TLS and to know who writes: real servers, wrong credentials first. Each time the
-//! error names the sink and what to look at, nothing is acknowledged meanwhile, and once edge-cloud
+//! Sinks that require TLS and authentication: real servers, wrong credentials first. Each time the
+//! error names the sink and a hint, nothing is acknowledged meanwhile, and once edge-cloud
 //! has the right ones every record arrives.
 
 use std::fs;
@@ -65,7 +65,7 @@ impl Pki {
     }
 }
 
-/// An edge-cloud with these settings says all of these words of its sink, and acknowledges nothing.
+/// The error of an edge-cloud with these settings contains all of these words, and nothing is acknowledged.
 async fn is_refused(place: &mut Place, config: Config, words: &[&str]) {
     let url = config.url.clone().unwrap();
     place.config = config;
@@ -80,7 +80,7 @@ async fn is_refused(place: &mut Place, config: Config, words: &[&str]) {
     assert_eq!(cloud.view().sink.failing, 1);
 }
 
-/// The words of another are refused as the server says it, the certificate of another CA by edge-cloud.
+/// The server refuses wrong credentials, and edge-cloud the certificate of another CA.
 async fn wrong_words_and_a_wrong_ca_are_refused(
     place: &mut Place,
     right: &Config,
@@ -99,7 +99,7 @@ async fn wrong_words_and_a_wrong_ca_are_refused(
     is_refused(place, wrong, &["invalid peer certificate", "--records-ca"]).await;
 }
 
-/// With these every record is acknowledged; what is said of the sink then.
+/// With these settings every record is acknowledged; returns the warning about the sink.
 async fn is_served(place: &mut Place, config: Config) -> Option<String> {
     place.config = config;
     let (outbox, end) = outbox(COUNT);
@@ -110,7 +110,7 @@ async fn is_served(place: &mut Place, config: Config) -> Option<String> {
     view.sink.warning
 }
 
-/// Takes posts over TLS from whoever shows the token.
+/// Accepts posts over TLS from clients with the token.
 async fn https(pki: &Pki, token: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let taken = Arc::<Mutex<Vec<String>>>::default();
     let chain = CertificateDer::from_pem_file(pki.file("127.0.0.1.pem")).unwrap();
@@ -194,7 +194,7 @@ async fn https_wants_a_certificate_that_is_trusted_and_a_token() {
     assert_eq!(texts, expected(COUNT));
 }
 
-/// What a broker has passed on, in order and once each.
+/// Records that a broker has passed on, in order and once each.
 async fn passed_on(broker: &Mosquitto) -> Vec<String> {
     let by_seq = until(|| {
         let heard = broker.heard().into_iter();

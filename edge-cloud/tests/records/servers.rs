@@ -1,4 +1,4 @@
-//! What records go to: a small HTTP server that fails in every way, Debian's mosquitto and Debian's
+//! Servers for records: a small HTTP server that fails in every way, Debian's mosquitto and Debian's
 //! nats-server.
 
 use std::collections::VecDeque;
@@ -20,22 +20,22 @@ use tokio::net::TcpListener;
 use crate::board::STATE_TIMEOUT;
 use crate::secure::Pki;
 
-/// What the HTTP server has done so far.
+/// Counts and content of the HTTP server's posts.
 #[derive(Clone, Default)]
 pub(crate) struct Posts {
     count: u32,
-    /// Posts that were not taken.
+    /// Posts that were not stored.
     pub(crate) refused: u32,
-    /// Keys of the posts that were taken and answered with an error.
+    /// Keys of the posts that were stored and answered with an error.
     pub(crate) denied: Vec<String>,
-    /// Keys and bodies of all that were taken, those among them.
+    /// Keys and bodies of all stored posts, including those.
     pub(crate) taken: Vec<(String, String)>,
 }
 
 type Shared = Arc<Mutex<Posts>>;
 
-/// Takes posts, but fails by their number: of each five it refuses the first, and takes the second and
-/// says that it did not. So nothing can be delivered before it has failed in both ways.
+/// Accepts posts, but fails by their number: of each five it refuses the first, and stores the second and
+/// answers with an error. So nothing can be delivered before it has failed in both ways.
 pub(crate) struct Http {
     address: SocketAddr,
     posts: Shared,
@@ -112,7 +112,7 @@ impl Server {
 }
 
 fn run(command: &[String], port: u16) -> Child {
-    // Debian has them in /usr/sbin, which is not everybody's path.
+    // Debian has them in /usr/sbin, which is not in every PATH.
     let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     let child = Command::new(&command[0])
         .args(&command[1..])
@@ -143,10 +143,10 @@ impl Drop for Server {
 /// Topic, payload and `seq`.
 type Heard = (String, String, u64);
 
-/// Debian's mosquitto, and a subscriber with a session that outlives both.
+/// Debian's mosquitto, and a subscriber with a session that survives both.
 pub(crate) struct Mosquitto {
     server: Server,
-    /// Where the subscriber connects, without TLS, if it is another port.
+    /// Port of the subscriber, without TLS, if it is another one.
     plain: Option<Port>,
     heard: Arc<Mutex<Vec<Heard>>>,
 }
@@ -169,7 +169,7 @@ impl Mosquitto {
         }
     }
 
-    /// One that wants TLS and a password, or a certificate of the same CA.
+    /// Requires TLS and a password, or a certificate of the same CA.
     pub(crate) fn with_tls(pki: &Pki, user: Option<(&str, &str)>) -> Self {
         let plain = Port::reserve().unwrap();
         let plain_port = plain.number();
@@ -215,7 +215,7 @@ impl Mosquitto {
         self.server.restart();
     }
 
-    /// Subscribes, again after each connect; returns when it has for the first time.
+    /// Subscribes, again after each connect; returns after the first time.
     pub(crate) async fn subscribe(&self, filter: &str) {
         let port = self.plain.as_ref().unwrap_or(&self.server.port).number();
         let (heard, filter) = (Arc::clone(&self.heard), filter.to_owned());
@@ -264,7 +264,7 @@ impl Mosquitto {
 /// Debian's nats-server with a JetStream on disk.
 pub(crate) struct Jetstream {
     server: Server,
-    /// The CA of its certificate, and who may write.
+    /// The CA of its certificate, and the user that may write.
     secure: Option<(std::path::PathBuf, &'static str, &'static str)>,
 }
 
@@ -276,7 +276,7 @@ impl Jetstream {
         }
     }
 
-    /// One that wants TLS, and a user.
+    /// Requires TLS, and a user.
     pub(crate) fn with_tls(pki: &Pki, (user, word): (&'static str, &'static str)) -> Self {
         let [certificate, key] =
             ["127.0.0.1.pem", "127.0.0.1.key"].map(|name| pki.file(name).display().to_string());
@@ -326,7 +326,7 @@ impl Jetstream {
         async_nats::jetstream::new(options.connect(url).await.unwrap())
     }
 
-    /// A stream without a duplicate window that would help.
+    /// A stream without a useful duplicate window.
     pub(crate) async fn make_stream(&self, subjects: &str) {
         let config = async_nats::jetstream::stream::Config {
             name: "EDGE".to_owned(),

@@ -17,6 +17,12 @@ const WORDS: &[&str] = &[
     concat!("PATI", "ENCE"),
     concat!("New", "borns"),
     concat!("MAKE", "_WAY_MS"),
+    concat!("ASKS", "_MAX"),
+    concat!("NODE_", "LIFE_S"),
+    concat!("GOOD", "_MS"),
+    concat!("forget_the", "_agent"),
+    concat!("put", "_aside"),
+    concat!("put", "_away"),
 ];
 /// Identifiers of Rust; in a sentence they are words like others.
 const IDENTIFIERS: &[&str] = &[
@@ -29,6 +35,11 @@ const IDENTIFIERS: &[&str] = &[
     "Later",
     "Behind",
     "Pace",
+    "Lives",
+    "Life",
+    "Trouble",
+    "goodbye",
+    "greeting",
 ];
 /// Likewise, but in programs only: they do not say what they hold.
 const IDENTIFIERS_OF_PROGRAMS: &[&str] = &["said", "told", "flown", "aside"];
