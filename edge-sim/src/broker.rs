@@ -66,7 +66,7 @@ impl World {
         let delay = self.scenario.link.delay_ms;
         let away = !self.broker.up || self.is_cut(node) || full;
         let shown = self.boards[board].shown;
-        let revoked = self.records[node as usize].revoked.is_some();
+        let revoked = self.stored_nodes[node as usize].revoked.is_some();
         let refused = !away && (revoked || !self.admits_certificate(node, shown));
         if refused {
             self.server_proven(board);
@@ -147,7 +147,7 @@ impl World {
     }
 
     fn publish_will(&mut self, node: u32, connection: &Connection) {
-        let shard = self.records[node as usize].shard;
+        let shard = self.stored_nodes[node as usize].shard;
         self.route(Packet {
             topic: Topic { shard, node },
             from: node,

@@ -48,7 +48,7 @@ impl World {
         } else {
             u64::MAX
         };
-        let shard = usize::from(self.records[node as usize].shard);
+        let shard = usize::from(self.stored_nodes[node as usize].shard);
         let Some(replica) = self.shards[shard].owner else {
             return;
         };

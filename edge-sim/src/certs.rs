@@ -115,7 +115,7 @@ impl World {
         };
         let issued_s = self.unix_s() - self.boards[node as usize].rng.below(life_s * 2 / 3);
         let first = self.issue(issued_s, 0);
-        self.records[node as usize].registered = Some(Registered {
+        self.stored_nodes[node as usize].registered = Some(Registered {
             current: first,
             pending: None,
         });
@@ -139,7 +139,7 @@ impl World {
     /// Whether the broker accepts this certificate: it has not expired, and was not replaced.
     pub(crate) fn admits_certificate(&mut self, node: u32, shown: Option<Certificate>) -> bool {
         let now_s = self.unix_s();
-        let registered = self.records[node as usize].registered.as_mut();
+        let registered = self.stored_nodes[node as usize].registered.as_mut();
         let (Some(shown), Some(registered)) = (shown, registered) else {
             return true;
         };
@@ -197,7 +197,7 @@ impl World {
         let index = enrolment.board as usize;
         let awake = |replica: &&usize| {
             let one = &self.replicas[**replica];
-            one.alive && !one.paused
+            one.is_up && !one.paused
         };
         let all: Vec<usize> = (0..self.replicas.len()).collect();
         let awake: Vec<usize> = all.iter().filter(awake).copied().collect();
@@ -218,11 +218,11 @@ impl World {
         let unix_s = self.unix_s().saturating_add_signed(ahead_s);
         let life_s = self.scenario.certificate_life_s.unwrap_or(0);
         let next = self.issue(unix_s, key);
-        let record = &mut self.records[node];
-        let known = record
+        let stored_node = &mut self.stored_nodes[node];
+        let known = stored_node
             .registered
             .as_mut()
-            .filter(|_| record.revoked.is_none());
+            .filter(|_| stored_node.revoked.is_none());
         let known = known
             .filter(|known| known.lists(proof.serial))
             .ok_or(true)?;
@@ -283,7 +283,7 @@ impl World {
 
     /// Whether the clocks of all replicas are correct, and one of them answers.
     fn enrolment_is_open(&self) -> bool {
-        let open = |one: &crate::cloud::Replica| one.alive && !one.paused;
+        let open = |one: &crate::cloud::Replica| one.is_up && !one.paused;
         self.replicas.iter().all(|one| one.ahead_s == 0) && self.replicas.iter().any(open)
     }
 
@@ -329,7 +329,7 @@ impl World {
     /// Why a node's certificate is not in its final state.
     pub(crate) fn certificate_unsettled(&self, node: u32) -> Option<&'static str> {
         let identity = self.boards[node as usize].identity?;
-        let registered = self.records[node as usize].registered?;
+        let registered = self.stored_nodes[node as usize].registered?;
         if !registered.lists(identity.new.serial) {
             return Some("its certificate is refused");
         }

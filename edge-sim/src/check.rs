@@ -12,7 +12,7 @@ use edge_proto::set::root;
 
 use crate::board::{Board, Conn, Machine};
 use crate::cloud::Session;
-use crate::controller::Record;
+use crate::controller::StoredNode;
 use crate::event::Event;
 use crate::world::World;
 
@@ -129,14 +129,14 @@ impl World {
 
     /// The broker admitted a node.
     pub(crate) fn check_admitted(&mut self, node: u32) {
-        if self.records[node as usize].revoked.is_some() {
+        if self.stored_nodes[node as usize].revoked.is_some() {
             self.fail(node, "a revoked node was let in".to_owned());
         }
     }
 
     /// The cloud sends a revoked node only the end of its session.
     pub(crate) fn check_served(&mut self, node: u32, frame: &[u8]) {
-        let revoked = self.records[node as usize].revoked;
+        let revoked = self.stored_nodes[node as usize].revoked;
         if revoked.is_some_and(|at| self.now > at + UNDER_WAY_MS)
             && !matches!(Frame::decode(frame), Ok(Frame::Reset { .. }))
         {
@@ -156,7 +156,7 @@ impl World {
 
     /// Whether a node is exempt from the invariants.
     pub(crate) fn is_excused(&self, node: u32) -> bool {
-        self.records[node as usize].revoked.is_some() || self.boards[node as usize].compromised
+        self.stored_nodes[node as usize].revoked.is_some() || self.boards[node as usize].compromised
     }
 
     /// After a change of a node: whether both its ends report that the sets are equal.
@@ -165,13 +165,13 @@ impl World {
         let converged = self.is_excused(node)
             || (self.boards[node as usize].in_sync()
                 && session.is_some_and(|session| session.in_sync));
-        let record = &mut self.records[node as usize];
-        match (record.converged, converged) {
+        let stored_node = &mut self.stored_nodes[node as usize];
+        match (stored_node.converged, converged) {
             (false, true) => self.series.unconverged -= 1,
             (true, false) => self.series.unconverged += 1,
             _ => {}
         }
-        record.converged = converged;
+        stored_node.converged = converged;
     }
 
     /// No frame waits longer than the share of its lane allows.
@@ -217,7 +217,7 @@ impl World {
                 return;
             }
             if settled_s >= self.scenario.settle_seconds {
-                let found = (0..self.records.len() as u32).find_map(|node| {
+                let found = (0..self.stored_nodes.len() as u32).find_map(|node| {
                     let why = self.unsettled(node)?;
                     Some((node, why))
                 });
@@ -270,13 +270,13 @@ impl World {
     }
 
     fn has_settled(&self) -> bool {
-        (0..self.records.len() as u32).all(|node| self.unsettled(node).is_none())
+        (0..self.stored_nodes.len() as u32).all(|node| self.unsettled(node).is_none())
     }
 
     /// Why a node is not in its final state, from everything that both ends and the stores hold.
     fn unsettled(&self, node: u32) -> Option<String> {
         let board = &self.boards[node as usize];
-        let record = &self.records[node as usize];
+        let stored_node = &self.stored_nodes[node as usize];
         if self.is_excused(node) {
             return None;
         }
@@ -294,10 +294,10 @@ impl World {
             );
             return Some(format!("no live session at both ends: {state:?}"));
         }
-        if let Some(what) = roots_unsettled(board, machine, session, record) {
+        if let Some(what) = roots_unsettled(board, machine, session, stored_node) {
             return Some(what.to_owned());
         }
-        if let Some(why) = containers_unsettled(board, machine, record) {
+        if let Some(why) = containers_unsettled(board, machine, stored_node) {
             return Some(why);
         }
         let readers = session.calls.len();
@@ -313,13 +313,13 @@ impl World {
         if let Some(why) = self.certificate_unsettled(node) {
             return Some(why.to_owned());
         }
-        let missing = record.ledger.missing();
+        let missing = stored_node.ledger.missing();
         if missing > 0 {
             return Some(format!(
                 "{missing} acknowledged records are not at the sink"
             ));
         }
-        (!record.converged).then(|| "one end does not know that the sets are equal".to_owned())
+        (!stored_node.converged).then(|| "one end does not know that the sets are equal".to_owned())
     }
 }
 
@@ -328,9 +328,9 @@ fn roots_unsettled(
     board: &Board,
     machine: &Machine,
     session: &Session,
-    record: &Record,
+    stored_node: &StoredNode,
 ) -> Option<&'static str> {
-    let wanted: Vec<_> = record
+    let wanted: Vec<_> = stored_node
         .desired
         .iter()
         .map(|(key, bytes)| (key, Hash16::of(bytes)))
@@ -338,7 +338,7 @@ fn roots_unsettled(
     let desired_root = root(wanted.iter().map(|(key, hash)| (*key, *hash)));
     let stored = root(board.store.objects.iter().map(|(key, one)| (key, one.hash)));
     let reported = root(
-        record
+        stored_node
             .reported
             .iter()
             .map(|(key, bytes)| (key, Hash16::of(bytes))),
@@ -372,8 +372,12 @@ fn roots_unsettled(
 }
 
 /// Whether exactly the desired containers run, with the desired spec.
-fn containers_unsettled(board: &Board, machine: &Machine, record: &Record) -> Option<String> {
-    let shall: BTreeSet<_> = record
+fn containers_unsettled(
+    board: &Board,
+    machine: &Machine,
+    stored_node: &StoredNode,
+) -> Option<String> {
+    let shall: BTreeSet<_> = stored_node
         .pods()
         .flat_map(|pod| {
             let names = pod.containers.into_iter().map(|container| container.name);

@@ -59,7 +59,7 @@ pub(crate) struct Session {
 /// One process of the cloud.
 #[derive(Debug)]
 pub(crate) struct Replica {
-    pub(crate) alive: bool,
+    pub(crate) is_up: bool,
     pub(crate) paused: bool,
     /// Counts starts and ends; an event of an earlier count is stale.
     pub(crate) life: u32,
@@ -95,7 +95,7 @@ impl Replica {
         let mut sessions = Vec::new();
         sessions.resize_with(scenario.nodes as usize, || None);
         Self {
-            alive: false,
+            is_up: false,
             paused: false,
             life: 0,
             linked: false,
@@ -116,7 +116,7 @@ impl Replica {
 
     /// Whether it has subscribed to a shard.
     pub(crate) fn reads(&self, shard: u8) -> bool {
-        self.alive && self.owned[usize::from(shard)].is_some()
+        self.is_up && self.owned[usize::from(shard)].is_some()
     }
 }
 
@@ -140,7 +140,7 @@ impl World {
             _ => return Some(event),
         };
         let one = &mut self.replicas[replica];
-        if one.life != life || !one.alive {
+        if one.life != life || !one.is_up {
             return None;
         }
         if !one.paused {
@@ -154,10 +154,10 @@ impl World {
 
     pub(crate) fn launch(&mut self, replica: usize) {
         let one = &mut self.replicas[replica];
-        if one.alive {
+        if one.is_up {
             return;
         }
-        one.alive = true;
+        one.is_up = true;
         one.life += 1;
         let life = one.life;
         let spread = one.rng.below(1_000);
@@ -175,11 +175,11 @@ impl World {
     /// The process ends without closing anything.
     pub(crate) fn replica_dies(&mut self, replica: usize, down_ms: u64) {
         let one = &mut self.replicas[replica];
-        if !one.alive {
+        if !one.is_up {
             return;
         }
         self.stats.replica_losses += 1;
-        one.alive = false;
+        one.is_up = false;
         one.paused = false;
         one.backlog.clear();
         one.missed.clear();
@@ -200,7 +200,7 @@ impl World {
     /// The process stops; it continues later without being aware of it.
     pub(crate) fn replica_pauses(&mut self, replica: usize, ms: u64) {
         let one = &mut self.replicas[replica];
-        if one.alive && !one.paused {
+        if one.is_up && !one.paused {
             self.stats.replica_pauses += 1;
             one.paused = true;
             self.disturbed_at = self.now;
@@ -261,7 +261,7 @@ impl World {
 
     /// The session of the replica that owns the node's shard.
     pub(crate) fn owner_session(&self, node: u32) -> Option<&Session> {
-        let shard = &self.shards[usize::from(self.records[node as usize].shard)];
+        let shard = &self.shards[usize::from(self.stored_nodes[node as usize].shard)];
         self.replicas[shard.owner?].sessions[node as usize].as_deref()
     }
 }

@@ -32,7 +32,7 @@ const LARGE_BYTES: usize = 9_000;
 
 /// One node in the durable store.
 #[derive(Clone, Debug)]
-pub(crate) struct Record {
+pub(crate) struct StoredNode {
     pub(crate) shard: u8,
     pub(crate) desired: BTreeMap<Key, Arc<[u8]>>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
@@ -52,9 +52,9 @@ pub(crate) struct Record {
     pub(crate) ledger: Ledger,
 }
 
-impl Record {
+impl StoredNode {
     pub(crate) fn new(scenario: &Scenario, node: u32, shard: u8, rng: &mut Rng) -> Self {
-        let mut record = Self {
+        let mut stored_node = Self {
             shard,
             desired: BTreeMap::new(),
             reported: BTreeMap::new(),
@@ -72,22 +72,22 @@ impl Record {
                 reconnect_spread_s: Some(scenario.reconnect_spread_s),
                 ..NodePolicy::default()
             };
-            record
+            stored_node
                 .desired
                 .insert(policy_key(), Arc::from(policy.encode()));
         }
         for number in 0..scenario.config_maps {
             let large = rng.chance(scenario.large);
             let key = config_key(number);
-            record.desired.insert(key, config(rng, large));
+            stored_node.desired.insert(key, config(rng, large));
         }
         for _ in 0..scenario.pods.min(PODS_DESIRED_MAX as u32) {
-            let pod = record.new_pod(node, scenario.config_maps, rng);
-            record
+            let pod = stored_node.new_pod(node, scenario.config_maps, rng);
+            stored_node
                 .desired
                 .insert(Key::pod(pod.uid), Arc::from(pod.encode()));
         }
-        record
+        stored_node
     }
 
     fn new_pod(&mut self, node: u32, config_maps: u32, rng: &mut Rng) -> Pod {
@@ -183,31 +183,31 @@ fn version(number: u64) -> EnvVar {
 impl World {
     fn set_desired(&mut self, node: u32, key: Key, payload: Option<Arc<[u8]>>) {
         self.stats.changes += 1;
-        let record = &mut self.records[node as usize];
+        let stored_node = &mut self.stored_nodes[node as usize];
         match payload {
-            Some(payload) => record.desired.insert(key.clone(), payload),
-            None => record.desired.remove(&key),
+            Some(payload) => stored_node.desired.insert(key.clone(), payload),
+            None => stored_node.desired.remove(&key),
         };
         self.desired_changed(node, &key);
         self.refresh(node);
     }
 
     fn any_pod(&mut self, node: u32) -> Option<Pod> {
-        let pods: Vec<Pod> = self.records[node as usize].pods().collect();
+        let pods: Vec<Pod> = self.stored_nodes[node as usize].pods().collect();
         let index = self.rng.index(pods.len());
         pods.into_iter().nth(index)
     }
 
     /// Adds a pod, if the cap allows it.
     pub(crate) fn create_pod(&mut self, node: u32) {
-        let record = &mut self.records[node as usize];
-        let held = record
+        let stored_node = &mut self.stored_nodes[node as usize];
+        let held = stored_node
             .desired
             .keys()
             .filter(|key| key.kind() == Kind::Pod)
             .count();
         if held < PODS_DESIRED_MAX {
-            let pod = record.new_pod(node, self.scenario.config_maps, &mut self.rng);
+            let pod = stored_node.new_pod(node, self.scenario.config_maps, &mut self.rng);
             self.set_desired(node, Key::pod(pod.uid), Some(Arc::from(pod.encode())));
         }
     }
@@ -239,7 +239,7 @@ impl World {
     /// It stays desired as terminating until the node no longer reports it, as in `placement`.
     fn end_pod(&mut self, node: u32, pod: Pod) {
         let key = Key::pod(pod.uid);
-        let reported = &self.records[node as usize].reported;
+        let reported = &self.stored_nodes[node as usize].reported;
         if reported.contains_key(&Key::pod_status(pod.uid)) {
             let pod = Pod {
                 terminating: true,
@@ -275,7 +275,7 @@ impl World {
             bandwidth_down,
             blob_share_percent: u8::try_from(percent).ok(),
             limits: vec![LaneLimit { lane, up, down }],
-            ..self.records[node as usize].policy()
+            ..self.stored_nodes[node as usize].policy()
         };
         self.set_desired(node, policy_key(), Some(Arc::from(policy.encode())));
     }
@@ -283,21 +283,21 @@ impl World {
     /// What a node reports is stored.
     pub(crate) fn take_report(&mut self, node: u32, changes: &Changes) {
         let now = self.now;
-        let record = &mut self.records[node as usize];
-        let revoked = record.revoked.is_some();
+        let stored_node = &mut self.stored_nodes[node as usize];
+        let revoked = stored_node.revoked.is_some();
         let mut found = 0;
         for (key, payload) in changes {
             match payload {
                 Some(Payload::Inline(bytes)) => {
-                    if *key == Key::node_status() && record.saw_boot(bytes) {
-                        found += u64::from(record.cloned.replace(now).is_none());
+                    if *key == Key::node_status() && stored_node.saw_boot(bytes) {
+                        found += u64::from(stored_node.cloned.replace(now).is_none());
                     }
-                    record.reported.insert(key.clone(), bytes.clone());
+                    stored_node.reported.insert(key.clone(), bytes.clone());
                 }
-                _ => drop(record.reported.remove(key)),
+                _ => drop(stored_node.reported.remove(key)),
             }
         }
-        let held = record.reported.len();
+        let held = stored_node.reported.len();
         self.stats.twins_found += found;
         self.check_cap(
             node as usize,
@@ -312,12 +312,14 @@ impl World {
 
     /// Terminating pods that the node no longer reports leave the desired set.
     pub(crate) fn drop_ended_pods(&mut self, node: u32) {
-        let record = &self.records[node as usize];
-        let ended: Vec<Key> = record
+        let stored_node = &self.stored_nodes[node as usize];
+        let ended: Vec<Key> = stored_node
             .desired
             .iter()
             .filter(|(key, _)| match key {
-                Key::Uid(Kind::Pod, uid) => !record.reported.contains_key(&Key::pod_status(*uid)),
+                Key::Uid(Kind::Pod, uid) => {
+                    !stored_node.reported.contains_key(&Key::pod_status(*uid))
+                }
                 _ => false,
             })
             .filter(|(_, payload)| Pod::decode(payload).is_ok_and(|pod| pod.terminating))
@@ -330,9 +332,9 @@ impl World {
 
     /// The node's certificate is refused from now on.
     pub(crate) fn revoke(&mut self, node: u32) {
-        let record = &mut self.records[node as usize];
-        if record.revoked.is_none() {
-            record.revoked = Some(self.now);
+        let stored_node = &mut self.stored_nodes[node as usize];
+        if stored_node.revoked.is_none() {
+            stored_node.revoked = Some(self.now);
             self.stats.revoked += 1;
             self.end_sessions(node);
             self.end_connection(node);
@@ -341,7 +343,7 @@ impl World {
     }
 }
 
-impl Record {
+impl StoredNode {
     /// As `Node::saw_boot` of edge-cloud: a boot id that is reported again after another one means a second
     /// board.
     fn saw_boot(&mut self, status: &[u8]) -> bool {

@@ -85,7 +85,7 @@ impl World {
     fn rate(&self, kind: Kind) -> (PerHour, usize) {
         let faults = &self.scenario.faults;
         let workload = &self.scenario.workload;
-        let nodes = self.records.len();
+        let nodes = self.stored_nodes.len();
         let replicas = self.replicas.len().max(self.scenario.cloud.replicas);
         match kind {
             Kind::PartitionStation => (faults.partition_station, self.station_cut.len()),
@@ -133,7 +133,7 @@ impl World {
         }
         let faults = self.scenario.faults.clone();
         let board = self.rng.index(self.boards.len());
-        let node = self.rng.index(self.records.len()) as u32;
+        let node = self.rng.index(self.stored_nodes.len()) as u32;
         let replica = self.rng.index(self.replicas.len());
         match kind {
             Kind::PartitionStation => {
@@ -217,7 +217,7 @@ impl World {
             self.cut_power(board, MOMENT_MS);
             self.boards[board].store = Store::default();
             let node = self.boards[board].node as usize;
-            self.records[node].ledger.medium_lost();
+            self.stored_nodes[node].ledger.medium_lost();
             self.stats.wipes += 1;
         }
     }
@@ -280,7 +280,7 @@ impl World {
     /// The nodes of a step.
     fn chosen(&mut self, step: &Step) -> Vec<u32> {
         let mut chosen = Vec::new();
-        for node in 0..self.records.len() as u32 {
+        for node in 0..self.stored_nodes.len() as u32 {
             let there = step.provinces == 0 || self.province(node) < step.provinces as usize;
             if there && self.rng.chance(step.share) {
                 chosen.push(node);
@@ -325,9 +325,9 @@ impl World {
         self.stats.attacks += 1;
         let mut node = self.boards[board].node;
         if self.rng.below(3) == 0 {
-            node = self.rng.index(self.records.len()) as u32;
+            node = self.rng.index(self.stored_nodes.len()) as u32;
         }
-        let mut shard = self.records[node as usize].shard;
+        let mut shard = self.stored_nodes[node as usize].shard;
         if self.rng.below(10) == 0 {
             shard = self.rng.below(256) as u8;
         }

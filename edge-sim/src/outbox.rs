@@ -332,7 +332,7 @@ impl World {
         if post.scheduler.refuses(local) {
             return;
         }
-        let ledger = &mut self.records[node].ledger;
+        let ledger = &mut self.stored_nodes[node].ledger;
         ledger.ids += 1;
         if !post.append(unix_ms, class, ledger.ids) {
             return;
@@ -384,7 +384,7 @@ impl World {
         } else {
             let incarnation = one.store.outbox.incarnation;
             for (class, number, id) in post.sync(&mut one.store.outbox, &mut one.rng) {
-                self.records[node]
+                self.stored_nodes[node]
                     .ledger
                     .promised
                     .insert((incarnation, class, number), id);
@@ -415,7 +415,7 @@ impl World {
     pub(crate) fn records_acked(&mut self, board: usize, class: u8, next: u64) {
         let one = &mut self.boards[board];
         let node = one.node;
-        let at_sink = *self.records[node as usize]
+        let at_sink = *self.stored_nodes[node as usize]
             .ledger
             .next(one.store.outbox.incarnation, class);
         if let Some(machine) = &mut one.machine
@@ -438,7 +438,7 @@ impl World {
         let quota = self.scenario.outbox_bytes;
         let one = &mut self.boards[board];
         let local = one.local(self.now);
-        self.records[one.node as usize].ledger.medium_lost();
+        self.stored_nodes[one.node as usize].ledger.medium_lost();
         one.store.outbox = Medium::default();
         if let Some(machine) = &mut one.machine
             && machine.post.is_some()
@@ -483,7 +483,7 @@ impl World {
         let known = session.marks.entry(stream).or_insert(1);
         let mark = *known;
         let honest = !self.boards[node as usize].compromised;
-        let ledger = &mut self.records[node as usize].ledger;
+        let ledger = &mut self.stored_nodes[node as usize].ledger;
         if batch.first > mark.max(batch.held) {
             return false;
         }

@@ -493,7 +493,7 @@ impl World {
     /// Publishes a frame under the board's own topic.
     pub(crate) fn send_up(&mut self, board: usize, bytes: Vec<u8>) {
         let node = self.boards[board].node;
-        let shard = self.records[node as usize].shard;
+        let shard = self.stored_nodes[node as usize].shard;
         self.publish_up(board, Topic { shard, node }, bytes);
     }
 

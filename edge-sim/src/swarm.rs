@@ -185,7 +185,7 @@ impl Swarm<'_> {
     fn until_all_live(&mut self, phase: &'static str, begin: Begin) -> Result<Phase, String> {
         let (start, before) = begin;
         let end = start + self.options.timeout;
-        let mut lives: Vec<u32> = Vec::new();
+        let mut live_at: Vec<u32> = Vec::new();
         // A return begins with all of them gone.
         let mut gone = u32::from(phase == "return") * self.options.nodes;
         while self.live < self.options.nodes || gone > 0 {
@@ -193,8 +193,8 @@ impl Swarm<'_> {
                 Some(Presence::Live) => {
                     self.live += 1;
                     let second = usize::try_from(start.elapsed().as_secs()).unwrap_or(0);
-                    lives.resize(lives.len().max(second + 1), 0);
-                    if let Some(count) = lives.get_mut(second) {
+                    live_at.resize(live_at.len().max(second + 1), 0);
+                    if let Some(count) = live_at.get_mut(second) {
                         *count += 1;
                     }
                 }
@@ -212,8 +212,8 @@ impl Swarm<'_> {
         }
         let cut = u32::from(phase == "return") * self.options.nodes;
         let mut done = self.since(phase, start, &before, cut);
-        done.per_second = f64::from(lives.iter().sum::<u32>()) / done.seconds.max(0.001);
-        done.per_second_peak = lives.into_iter().max().unwrap_or(0);
+        done.per_second = f64::from(live_at.iter().sum::<u32>()) / done.seconds.max(0.001);
+        done.per_second_peak = live_at.into_iter().max().unwrap_or(0);
         Ok(done)
     }
 

@@ -6,7 +6,7 @@ use crate::board::{Board, Direction, name_of};
 use crate::broker::Broker;
 use crate::check::Violation;
 use crate::cloud::{Replica, Shard};
-use crate::controller::Record;
+use crate::controller::StoredNode;
 use crate::event::Event;
 use crate::queue::Queue;
 use crate::report::{Outcome, Series, Stats};
@@ -26,7 +26,7 @@ pub struct World {
     pub(crate) queue: Queue<Event>,
     pub(crate) boards: Vec<Board>,
     /// By node: the cloud's durable store.
-    pub(crate) records: Vec<Record>,
+    pub(crate) stored_nodes: Vec<StoredNode>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) shards: Vec<Shard>,
     pub(crate) broker: Broker,
@@ -60,7 +60,7 @@ impl World {
             now: 0,
             queue: Queue::default(),
             boards: Vec::with_capacity(nodes),
-            records: Vec::with_capacity(nodes),
+            stored_nodes: Vec::with_capacity(nodes),
             replicas: Vec::new(),
             shards: vec![Shard::default(); SHARDS],
             broker: Broker::new(nodes),
@@ -80,8 +80,8 @@ impl World {
         for node in 0..world.scenario.nodes {
             let [shard, ..] = sha256(name_of(node).as_bytes()).0;
             world.shards[usize::from(shard)].nodes.push(node);
-            let record = Record::new(&world.scenario, node, shard, &mut rng);
-            world.records.push(record);
+            let stored_node = StoredNode::new(&world.scenario, node, shard, &mut rng);
+            world.stored_nodes.push(stored_node);
             let mut board = Board::new(node, rng.draw());
             if rng.chance(world.scenario.faults.slow) {
                 board.slow = world.scenario.faults.slow_factor;

@@ -30,7 +30,7 @@ impl World {
         let working = self
             .replicas
             .iter()
-            .filter(|one| one.alive && !one.paused)
+            .filter(|one| one.is_up && !one.paused)
             .count();
         let quota = SHARDS.div_ceil(working.max(1));
         let mut owned = self
@@ -92,11 +92,11 @@ impl World {
         self.replicas[replica].owned[shard] = Some(epoch);
         for index in 0..self.shards[shard].nodes.len() {
             let node = self.shards[shard].nodes[index];
-            if self.records[node as usize].revoked.is_some() {
+            if self.stored_nodes[node as usize].revoked.is_some() {
                 continue;
             }
             // First it locks the old owner out of the store, then it reads.
-            self.records[node as usize].epoch = epoch;
+            self.stored_nodes[node as usize].epoch = epoch;
             let session = self.open_session(replica, node, epoch, unix_s);
             self.replicas[replica].sessions[node as usize] = Some(Box::new(session));
             self.replicas[replica].unasked.push_back(node);
@@ -108,14 +108,14 @@ impl World {
         let one = &mut self.replicas[replica];
         one.serials += 1;
         let mut cloud = Cloud::new(CloudConfig { epoch }, one.rng.draw());
-        let record = &self.records[node as usize];
-        let reported = record.reported.iter();
+        let stored_node = &self.stored_nodes[node as usize];
+        let reported = stored_node.reported.iter();
         cloud.restore(reported.map(|(key, bytes)| (key.clone(), Hash16::of(bytes))));
-        for (incarnation, class, next) in record.ledger.streams() {
+        for (incarnation, class, next) in stored_node.ledger.streams() {
             cloud.restore_stream(incarnation, class, next);
         }
         cloud.handle(self.now, CloudInput::Clock { unix_s });
-        for (key, payload) in &record.desired {
+        for (key, payload) in &stored_node.desired {
             let (key, payload) = (key.clone(), Arc::clone(payload));
             cloud.handle(self.now, StateInput::Put { key, payload });
         }
@@ -130,7 +130,7 @@ impl World {
             in_sync: false,
             line: Line::default(),
             storing: None,
-            marks: record.ledger.marks(),
+            marks: stored_node.ledger.marks(),
             sunk_at: 0,
             heard: self.now,
             asked: 0,

@@ -49,7 +49,7 @@ impl World {
             session.line.clear();
             session
                 .line
-                .limit(now, self.records[node as usize].limits_down());
+                .limit(now, self.stored_nodes[node as usize].limits_down());
             self.session_input(replica, node, LinkInput::TransportUp);
         }
     }
@@ -78,7 +78,7 @@ impl World {
             .unix_s()
             .saturating_add_signed(self.replicas[replica].ahead_s);
         for node in asked {
-            let shard = usize::from(self.records[node as usize].shard);
+            let shard = usize::from(self.stored_nodes[node as usize].shard);
             if let Some(epoch) = self.replicas[replica].owned[shard] {
                 self.publish_down(node, epoch, Frame::Probe { epoch, unix_s }.encode());
             }

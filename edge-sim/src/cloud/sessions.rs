@@ -29,9 +29,9 @@ impl World {
 
     pub(crate) fn frame_at_replica(&mut self, replica: usize, packet: Packet) {
         let node = packet.topic.node;
-        let record = &self.records[node as usize];
+        let stored_node = &self.stored_nodes[node as usize];
         // Frames of an unknown node are ignored, and a topic must have the shard of its name.
-        if record.revoked.is_some() || record.shard != packet.topic.shard {
+        if stored_node.revoked.is_some() || stored_node.shard != packet.topic.shard {
             return;
         }
         let one = &mut self.replicas[replica];
@@ -95,7 +95,7 @@ impl World {
         input: impl Into<CloudInput<'a>>,
     ) {
         let now = self.now;
-        let shard = usize::from(self.records[node as usize].shard);
+        let shard = usize::from(self.stored_nodes[node as usize].shard);
         let Some(epoch) = self.replicas[replica].owned[shard] else {
             return;
         };
@@ -223,7 +223,7 @@ impl World {
 
     /// A node is refused from now on, as by `Sessions::end`.
     pub(crate) fn end_sessions(&mut self, node: u32) {
-        let shard = usize::from(self.records[node as usize].shard);
+        let shard = usize::from(self.stored_nodes[node as usize].shard);
         for replica in 0..self.replicas.len() {
             let one = &mut self.replicas[replica];
             let session = one.sessions[node as usize].take();

@@ -19,7 +19,7 @@ impl World {
         (serial, ticket): (u32, u32),
         changes: &Changes,
     ) {
-        let shard = usize::from(self.records[node as usize].shard);
+        let shard = usize::from(self.stored_nodes[node as usize].shard);
         let Some(epoch) = self.replicas[replica].owned[shard] else {
             return;
         };
@@ -29,13 +29,13 @@ impl World {
         if session.serial != serial || session.storing.take_if(|at| *at == ticket).is_none() {
             return;
         }
-        let record = &mut self.records[node as usize];
-        if record.epoch > epoch {
+        let stored_node = &mut self.stored_nodes[node as usize];
+        if stored_node.epoch > epoch {
             self.stats.fenced += 1;
             self.drop_shard(replica, shard);
             return;
         }
-        record.epoch = epoch;
+        stored_node.epoch = epoch;
         self.take_report(node, changes);
         let refused = Vec::new();
         self.session_input(replica, node, StateInput::Applied { ticket, refused });
@@ -59,7 +59,7 @@ impl World {
     }
 
     pub(crate) fn records_sunk(&mut self, replica: usize, node: u32, serial: u32, batch: &Batch) {
-        let shard = usize::from(self.records[node as usize].shard);
+        let shard = usize::from(self.stored_nodes[node as usize].shard);
         let one = &self.replicas[replica];
         let Some(epoch) = one.owned[shard] else {
             return;
@@ -68,7 +68,7 @@ impl World {
         if session.is_none_or(|session| session.serial != serial) {
             return;
         }
-        if self.records[node as usize].epoch > epoch {
+        if self.stored_nodes[node as usize].epoch > epoch {
             self.stats.fenced += 1;
             self.drop_shard(replica, shard);
             return;
@@ -104,9 +104,9 @@ impl World {
         {
             session
                 .line
-                .limit(now, self.records[node as usize].limits_down());
+                .limit(now, self.stored_nodes[node as usize].limits_down());
         }
-        let input = match self.records[node as usize].desired.get(&key) {
+        let input = match self.stored_nodes[node as usize].desired.get(&key) {
             Some(payload) => StateInput::Put {
                 payload: Arc::clone(payload),
                 key,
