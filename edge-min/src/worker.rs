@@ -315,7 +315,8 @@ pub trait Work: Sized + Send + Sync + 'static {
     fn key(&self, job: &Self::Job) -> Self::Key;
     /// Does a job if that is short.
     fn perform(&self, job: Self::Job, stop: &Stop) -> ProgressOf<Self>;
-    /// Does a long job until it ends.
+    /// Does a long job to its end. One that is cancelled already ends at once: a thread for short
+    /// jobs may do it.
     fn perform_long(&self, job: Self::LongJob, stop: &Stop) -> ProgressOf<Self>;
     /// Called by the thread for long jobs, once after each busy time of the pool, when it
     /// has been idle for its idle time.
@@ -328,6 +329,12 @@ struct Waiting<K, J> {
     key: K,
     job: J,
     cancelled: Arc<AtomicBool>,
+}
+
+/// What a thread for short jobs does next.
+enum Taken<W: Work> {
+    Short(Waiting<W::Key, W::Job>),
+    Long(Waiting<Option<W::Key>, W::LongJob>),
 }
 
 struct State<W: Work> {
@@ -405,6 +412,9 @@ impl<W: Work> Pool<W> {
         for (_, cancelled) in waiting.chain(busy).filter(|(one, _)| *one == key) {
             cancelled.store(true, Relaxed);
         }
+        drop(state);
+        // A long one that waits is ended by the next thread that is free.
+        self.0.changed.notify_all();
     }
 
     /// Whether no job waits or is in progress, except a long one for which no other waits.
@@ -420,10 +430,16 @@ impl<W: Work> Shared<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first job whose key is free; reserves the key.
-    fn take_short(&self) -> Waiting<W::Key, W::Job> {
+    /// The first job whose key is free; the key is taken with it. A long job that is cancelled comes
+    /// first: its key has been taken, and it may have to wait long for its own thread.
+    fn take_short(&self) -> Taken<W> {
         let mut state = self.lock();
         loop {
+            let mut long = state.long.iter();
+            let given_up = long.position(|one| one.cancelled.load(Relaxed));
+            if let Some(one) = given_up.and_then(|index| state.long.remove(index)) {
+                return Taken::Long(one);
+            }
             let free = |one: &Waiting<W::Key, W::Job>| {
                 let mut busy = state.busy.iter();
                 !busy.any(|(key, _)| *key == one.key)
@@ -432,7 +448,7 @@ impl<W: Work> Shared<W> {
             if let Some(one) = found.and_then(|index| state.waiting.remove(index)) {
                 let cancelled = Arc::clone(&one.cancelled);
                 state.busy.push((one.key, cancelled));
-                return one;
+                return Taken::Short(one);
             }
             state = self
                 .changed
@@ -443,12 +459,19 @@ impl<W: Work> Shared<W> {
 
     fn run_short(&self, thread: &Thread) {
         loop {
-            let one = self.take_short();
-            let stop = Stop::new(SHORT_TIMEOUT, one.cancelled);
+            let taken = self.take_short();
+            let cancelled = match &taken {
+                Taken::Short(one) => &one.cancelled,
+                Taken::Long(one) => &one.cancelled,
+            };
+            let stop = Stop::new(SHORT_TIMEOUT, Arc::clone(cancelled));
             thread.begin(stop.due + STOP_GRACE);
-            let progress = self.work.perform(one.job, &stop);
+            let (key, progress) = match taken {
+                Taken::Short(one) => (Some(one.key), self.work.perform(one.job, &stop)),
+                Taken::Long(one) => (one.key, self.work.perform_long(one.job, &stop)),
+            };
             thread.end();
-            if !self.finish(Some(one.key), stop.cancelled, progress) {
+            if !self.finish(key, stop.cancelled, progress) {
                 return;
             }
         }
@@ -555,8 +578,8 @@ mod tests {
     use super::*;
 
     /// Job `(key, number)`. `(1, 0)` is long and `(1, 9)` follows it, `(2, 0)` has a long one after it,
-    /// `(3, 0)` hangs; these end when the test opens the gate once for each. An answer has 100 added
-    /// when the job was cancelled.
+    /// `(3, 0)` hangs; these end when the test opens the gate once for each. `(7, 0)` is long and needs no
+    /// gate. An answer has 100 more when the job was cancelled.
     struct Steps {
         gate: Receiver<()>,
         hangs: AtomicBool,
@@ -580,7 +603,7 @@ mod tests {
 
         fn perform(&self, job: Self::Job, stop: &Stop) -> ProgressOf<Self> {
             match job {
-                (1, 0) => Progress::Long(job),
+                (1 | 7, 0) => Progress::Long(job),
                 (2, 0) => Progress::DoneThen(job, (2, 9)),
                 (3, 0) => {
                     self.hangs.store(true, Relaxed);
@@ -593,7 +616,9 @@ mod tests {
         }
 
         fn perform_long(&self, job: Self::LongJob, stop: &Stop) -> ProgressOf<Self> {
-            self.gate.recv_blocking().unwrap();
+            if job.0 != 7 {
+                self.gate.recv_blocking().unwrap();
+            }
             match job {
                 (1, 0) => Progress::Short((1, 9)),
                 _ => Progress::Done(answer(job, stop)),
@@ -713,7 +738,32 @@ mod tests {
         stand.expect(&[(1, 109), (1, 101), (1, 2)]);
     }
 
-    /// Goal: the idle work is done when the pool is idle, and again after each time that it was
+    /// Goal: a pod that goes does not wait for the images of other pods. Method: a long job is
+    /// cancelled while it waits behind another one, before the jobs of its key.
+    #[test]
+    fn a_long_job_that_is_cancelled_does_not_wait_for_the_one_before() {
+        let stand = Stand::new(NEVER);
+        let long = || stand.pool.0.lock().long.len();
+        stand.push(&[(2, 0)]);
+        stand.expect(&[(2, 0)]);
+        // The next job of the key comes after the long one was handed on.
+        stand.push(&[(2, 1)]);
+        stand.expect(&[(2, 1)]);
+        while long() > 0 {
+            std::thread::yield_now();
+        }
+        stand.push(&[(7, 0)]);
+        while long() == 0 {
+            std::thread::yield_now();
+        }
+        stand.pool.cancel(7);
+        stand.push(&[(7, 1)]);
+        stand.expect(&[(7, 100), (7, 1)]);
+        stand.open();
+        stand.expect(&[(2, 9)]);
+    }
+
+    /// Goal: what is done when the pool is idle is done then, and again after each time that it was
     /// busy. Method: no idle time at all; while one job hangs, others end.
     #[test]
     fn the_pool_is_idle_when_no_job_waits_or_is_done() {

@@ -358,6 +358,8 @@ impl Work for Containers {
             LongJob::Unpack(start) => {
                 let image = start.image.as_ref().map(|image| {
                     let (reference, in_use) = (&image.reference, &image.in_use);
+                    let wanted = stop.check();
+                    wanted.map_err(|error| ImageError::Io(reference.into(), error))?;
                     self.images.ensure(reference, in_use, stop)
                 });
                 match image.transpose() {
