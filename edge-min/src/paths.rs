@@ -276,7 +276,7 @@ pub fn containers(run: &Path, uid: Uid) -> PathBuf {
     pod(run, uid).join("state")
 }
 
-/// `RUN/pods/UID/state/CONTAINER`, tmpfs: process and start time of a plain process
+/// `RUN/pods/UID/state/CONTAINER`, tmpfs: its first process and when that began
 #[must_use]
 pub fn container(run: &Path, uid: Uid, container: &str) -> PathBuf {
     containers(run, uid).join(container)

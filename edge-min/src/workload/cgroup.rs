@@ -76,6 +76,16 @@ impl Cgroups {
         })
     }
 
+    /// One hierarchy of v2, which may be a folder of a test.
+    #[cfg(test)]
+    pub(crate) fn at(root: &Path, top: &str) -> Self {
+        Self {
+            roots: vec![root.to_owned()],
+            v2: true,
+            top: top.to_owned(),
+        }
+    }
+
     /// Path of a container's cgroups below the hierarchies' roots, whatever its spec.
     #[must_use]
     pub fn path(&self, pod: &str, container: &str) -> PathBuf {
@@ -484,11 +494,7 @@ cgroup /sys/fs/cgroup/devices cgroup rw,devices 0 0
         for file in ["cpu.max", "memory.max", "pids.max"] {
             fs::write(at.join(file), "max").unwrap();
         }
-        let cgroups = Cgroups {
-            roots: vec![dir.path().to_owned()],
-            v2: true,
-            top: "edge-min".to_owned(),
-        };
+        let cgroups = Cgroups::at(dir.path(), "edge-min");
         let limits = Resources {
             cpu_millis: Some(1500),
             memory_bytes: Some(64 << 20),

@@ -26,6 +26,7 @@ use crate::sys;
 use crate::worker::Stop;
 use crate::workload::deadline::readable;
 use crate::workload::exec;
+use crate::workload::reaper::identity;
 use crate::workload::spec::Bind;
 
 /// Bytes of a plan: environment and arguments are the bulk.
@@ -125,9 +126,8 @@ fn launch() -> Result<std::convert::Infallible, String> {
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
-    let start = crate::workload::reaper::start_time(pid).ok_or("no start time in /proc")?;
-    let identity = [pid.to_string(), start.to_string()].join(" ");
-    // Opened while that is allowed; it is written as the last step before exec.
+    let identity = identity(pid).map_err(because("identity"))?;
+    // Opened while that is allowed; what it says is the last thing before exec.
     let mut state = File::create(&plan.state).map_err(because("make the state"))?;
     nix::unistd::setsid()
         .map_err(io::Error::from)

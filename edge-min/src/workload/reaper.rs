@@ -251,13 +251,19 @@ impl Reaper {
     }
 }
 
-/// Start time of a process in clock ticks since boot: with the pid it identifies one process permanently.
-#[must_use]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(["/proc/", &pid.to_string(), "/stat"].concat()).ok()?;
-    // The second field is the name in brackets and may contain anything, even brackets.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+/// Number of a process and its start in clock ticks since boot, which together name one process for good.
+///
+/// # Errors
+/// It has ended, or `/proc` cannot be read.
+pub fn identity(pid: u32) -> io::Result<String> {
+    let pid = pid.to_string();
+    let stat = fs::read_to_string(["/proc/", &pid, "/stat"].concat())?;
+    // The second field is the name in brackets and may hold anything, even brackets.
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+    let start = rest.and_then(|rest| rest.split_whitespace().nth(19));
+    start
+        .map(|start| [&pid, " ", start].concat())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Exit code of a child of this thread that has ended, and frees its number; `None` if it runs or is

@@ -16,12 +16,12 @@ use crate::board::config::Config;
 use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
-use crate::worker::{SHORT_TIMEOUT, Stop};
+use crate::worker::Stop;
 use crate::workload::cgroup::{self, Cgroups};
 use crate::workload::deadline::{kill, wait_within};
 use crate::workload::failure::{because, not_created, not_run};
 use crate::workload::launch::{Plan, hand_over};
-use crate::workload::reaper::{Process, StartingPids, start_time};
+use crate::workload::reaper::{Process, StartingPids, identity};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
 
@@ -46,13 +46,6 @@ pub struct Found {
     pub hash: Hash16,
     /// Its process; `None` when only remains exist.
     pub process: Option<Process>,
-}
-
-/// The fields of `runc state` that are used.
-#[derive(serde::Deserialize)]
-struct RuncState {
-    status: String,
-    pid: u32,
 }
 
 /// The runtime; clones share nothing but the board.
@@ -310,7 +303,11 @@ impl Runtime {
             .trim()
             .parse()
             .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
-        // From here on it may run and end before the driver knows of it.
+        // A later agent finds it by this, whatever becomes of runc.
+        let identity = identity(pid).map_err(not_created)?;
+        let state = self.state_file(uid, container);
+        medium::write(&state, identity.as_bytes(), Durability::Never).map_err(not_created)?;
+        // From here on it may run and end, before anybody knows of it.
         self.starting_pids.announce(pid);
         let failure = match self.runc(&["start", &id], stop) {
             Ok(started) if started.status.success() => return Ok(pid),
@@ -478,42 +475,20 @@ impl Runtime {
         (found, strays)
     }
 
-    /// The process is opened first and checked then, so the check applies to the opened process.
+    /// The process is held first and looked at then: what was seen is true of what is held. Nobody else
+    /// is asked: runc may hang or be away, and a container that counts as remains is killed.
     fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
-        let id = container_id(uid, container);
-        let process = if paths::runc_container(&self.run, &id).exists() {
-            let process = Process::open(self.runc_pid(&id)?).ok()?;
-            (self.runc_pid(&id) == Some(process.pid())).then_some(process)?
-        } else {
-            let text = fs::read_to_string(self.state_file(uid, container)).ok()?;
-            let (pid, start) = text.split_once(' ')?;
-            let process = Process::open(pid.parse().ok()?).ok()?;
-            let same = start_time(process.pid())?.to_string() == start;
-            same.then_some(process)?
-        };
-        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
-        let pid = i32::try_from(process.pid()).ok()?;
-        in_cgroup.contains(&pid).then_some(process)
-    }
-
-    /// First process of a running container of runc. Without an answer of `runc state`, as on a board
-    /// under load, it is the one that runc has stored at its start: a container that is taken for remains
-    /// would be killed.
-    fn runc_pid(&self, id: &str) -> Option<u32> {
-        // runc compares the start time itself.
-        let answer = self.runc(&["state", id], &Stop::after(SHORT_TIMEOUT)).ok();
-        let answer = answer.filter(|answer| answer.status.success());
-        let state = answer.and_then(|answer| serde_json::from_slice(&answer.stdout).ok());
-        if let Some(RuncState { status, pid }) = state {
-            return (status == "running").then_some(pid);
-        }
-        log::warn!("runc_state_failed container={id}");
-        let dir = paths::runc_container(&self.run, id);
-        if dir.join(RUNC_NOT_STARTED).exists() {
+        let runc = paths::runc_container(&self.run, &container_id(uid, container));
+        if runc.join(RUNC_NOT_STARTED).exists() {
             return None;
         }
-        let file = paths::bundle(&self.run, id).join(paths::PID);
-        fs::read_to_string(file).ok()?.trim().parse().ok()
+        let noted = fs::read_to_string(self.state_file(uid, container)).ok()?;
+        let (pid, _) = noted.split_once(' ')?;
+        let process = Process::open(pid.parse().ok()?).ok()?;
+        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
+        let pid = i32::try_from(process.pid()).ok()?;
+        let same = identity(process.pid()).ok()? == noted && in_cgroup.contains(&pid);
+        same.then_some(process)
     }
 
     fn runc(&self, args: &[&str], stop: &Stop) -> io::Result<Output> {
@@ -592,8 +567,6 @@ fn runc_message(log: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use edge_core::spec::{ContainerSpec, Process, Rights};
     use edge_proto::object::Resources;
 
@@ -611,38 +584,50 @@ mod tests {
         Runtime::new(&config::load(&file).unwrap()).unwrap()
     }
 
-    /// Goal: a container whose state runc does not return is found by runc's stored state, and one that
-    /// does not run is not. Method: programs in runc's place, with and without a stored state.
+    /// Goal: what runs is known whatever becomes of runc, and nothing else counts as running. Method: a
+    /// process of the test in a folder in the place of its cgroup, no runc at all, and then one fact
+    /// after the other that is not as it was noted.
     #[test]
-    fn a_container_is_found_when_runc_does_not_answer() {
+    fn a_container_is_found_without_runc() {
         let dir = tempfile::tempdir().unwrap();
         let mut runtime = runtime(dir.path());
-        let (state, bundle) = (
-            paths::runc_container(&runtime.run, "id"),
-            paths::bundle(&runtime.run, "id"),
-        );
-        fs::create_dir_all(&state).unwrap();
-        fs::create_dir_all(&bundle).unwrap();
-        // One program for all answers: a file that was just written may still be open in a child of
-        // another test, and cannot be executed then.
-        runtime.runc = dir.path().join("runc");
-        fs::write(&runtime.runc, "#!/bin/sh\n. \"${0%/*}/answer\"\n").unwrap();
-        fs::set_permissions(&runtime.runc, fs::Permissions::from_mode(0o755)).unwrap();
-        let pid = |answer: &str| {
-            fs::write(dir.path().join("answer"), answer).unwrap();
-            runtime.runc_pid("id")
+        runtime.cgroups = Cgroups::at(&dir.path().join("cgroup"), "top");
+        runtime.runc = dir.path().join("none");
+        let (uid, hash) = (Uid([0xee; 16]), Hash16([7; 16]));
+        let mut child = Command::new("sleep").arg("1000000").spawn().unwrap();
+        let cgroup = dir
+            .path()
+            .join("cgroup")
+            .join(runtime.cgroup(uid, "main", hash));
+        let procs = cgroup.join("cgroup.procs");
+        let note = runtime.state_file(uid, "main");
+        let id = container_id(uid, "main");
+        let runc = paths::runc_container(&runtime.run, &id);
+        for dir in [&cgroup, &paths::containers(&runtime.run, uid), &runc] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let noted = identity(child.id()).unwrap();
+        fs::write(&procs, child.id().to_string()).unwrap();
+        fs::write(&note, &noted).unwrap();
+        let found = || {
+            let mut found = runtime.discover();
+            found.pop().unwrap().process.map(|process| process.pid())
         };
-        let fails = "echo busy >&2; exit 1";
-        assert_eq!(pid(fails), None);
-        fs::write(bundle.join(paths::PID), "9").unwrap();
-        assert_eq!(pid(fails), Some(9));
-        assert_eq!(pid("echo '{'"), Some(9));
-        let running = r#"echo '{"status":"running","pid":7}'"#;
-        assert_eq!(pid(running), Some(7));
-        let stopped = r#"echo '{"status":"stopped","pid":0}'"#;
-        assert_eq!(pid(stopped), None);
-        fs::write(state.join(RUNC_NOT_STARTED), "").unwrap();
-        assert_eq!(pid(fails), None);
+        assert_eq!(found(), Some(child.id()));
+
+        fs::write(runc.join(RUNC_NOT_STARTED), "").unwrap();
+        assert_eq!(found(), None, "created and not started");
+        fs::remove_file(runc.join(RUNC_NOT_STARTED)).unwrap();
+        fs::write(&note, noted.clone() + "0").unwrap();
+        assert_eq!(found(), None, "another process has its number");
+        fs::write(&note, &noted).unwrap();
+        fs::write(&procs, "").unwrap();
+        assert_eq!(found(), None, "it is not in its cgroup");
+        fs::write(&procs, child.id().to_string()).unwrap();
+        assert_eq!(found(), Some(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found(), None, "it has ended");
     }
 
     /// Goal: a start that waited until it is not wanted any more creates nothing. Method: a job without
