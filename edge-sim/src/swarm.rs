@@ -282,7 +282,7 @@ struct Node {
 
 impl Node {
     fn open(number: u64, identity: &Identity, options: &Options) -> Result<Self, String> {
-        let url = identity.link_url(Some(&options.url)).to_owned();
+        let url = identity.urls(Some(&options.url)).link().to_owned();
         let end = Endpoint::parse(&url).ok_or_else(|| format!("{url}: not a URL of a cloud"))?;
         let clock = Clock::open(&options.state.join(&identity.node));
         let (connects, receiver) = async_channel::bounded(1);

@@ -58,6 +58,7 @@ pub mod sync_scheduler;
 pub mod time;
 mod timer;
 mod uplink;
+mod urls;
 pub mod write_scheduler;
 
 pub use agent::Agent;
@@ -67,3 +68,4 @@ pub use port::{
     AgentConfig, CertificateInput, Discovered, Input, Output, Signal, UplinkInput, UplinkOutput,
 };
 pub use supervisor::{EXIT_NOT_RUN, StartFailure};
+pub use urls::Urls;

@@ -32,8 +32,7 @@ impl Targets {
 
 impl Driver {
     fn target(&self, identity: &Identity) -> Result<(Arc<Target>, Validity), String> {
-        // The config may move the cloud to another URL.
-        let url = identity.link_url(self.config.cloud.as_deref());
+        let url = identity.urls(self.config.cloud.as_deref()).link();
         let end = Endpoint::parse(url).ok_or("cloud is missing in the config")?;
         let tls = tls::link_config(identity, self.clock.clone())
             .map_err(|error| ["identity: ", &error.to_string()].concat())?;

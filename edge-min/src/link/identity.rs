@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use edge_core::Urls;
 use edge_core::flash::Subsystem;
 use edge_proto::enrol::Broker;
 use edge_proto::wire::Wire as _;
@@ -44,22 +45,13 @@ pub struct Renewed {
 }
 
 impl Identity {
-    /// URL of the link: the broker that the join named, else the cloud that was joined;
-    /// another one in the config overrides it.
+    /// The URLs that the node knows; which one is used for what, the core says.
     #[must_use]
-    pub fn link_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
-        let moved = config.filter(|url| *url != self.cloud && !url.starts_with("https://"));
-        let broker = self.broker.as_ref().map(|broker| broker.url.as_str());
-        moved.or(broker).unwrap_or(&self.cloud)
-    }
-
-    /// URL for renewals: the cloud that was joined, or that the config names.
-    #[must_use]
-    pub fn renewal_url<'a>(&'a self, config: Option<&'a str>) -> &'a str {
-        match config {
-            // Behind a broker another mqtts:// changes the link only.
-            Some(url) if self.broker.is_none() || url.starts_with("https://") => url,
-            _ => &self.cloud,
+    pub fn urls<'a>(&'a self, config: Option<&'a str>) -> Urls<'a> {
+        Urls {
+            config,
+            joined: &self.cloud,
+            broker: self.broker.as_ref().map(|broker| broker.url.as_str()),
         }
     }
 
@@ -397,7 +389,7 @@ mod tests {
 
     /// Goal: the link goes to the broker that the join named, and trusts that broker's CA only.
     #[test]
-    fn an_identity_remembers_the_broker_until_the_config_moves_it() {
+    fn an_identity_remembers_the_broker_until_the_next_join() {
         let state = tempfile::tempdir().unwrap();
         let mut identity = Identity {
             node: "gate-7".into(),
@@ -414,10 +406,7 @@ mod tests {
         let loaded = Identity::load(state.path()).unwrap().unwrap();
         assert_eq!(loaded.broker, identity.broker);
         assert_eq!(loaded.anchors(), [vec![4], vec![5]]);
-        for same in [None, Some("https://cloud:1"), Some("https://cloud:2")] {
-            assert_eq!(loaded.link_url(same), "mqtts://broker:1");
-        }
-        assert_eq!(loaded.link_url(Some("mqtts://new")), "mqtts://new");
+        assert_eq!(loaded.urls(None).link(), "mqtts://broker:1");
         identity.broker = None;
         // An earlier join was interrupted just before its end; this one has another key, or the same.
         fs::rename(
@@ -431,6 +420,6 @@ mod tests {
         assert_eq!(loaded.broker, None);
         assert_eq!(pending_key(state.path()).unwrap(), None);
         assert_eq!(identity.anchors(), [vec![3]]);
-        assert_eq!(identity.link_url(None), "https://cloud:1");
+        assert_eq!(identity.urls(None).link(), "https://cloud:1");
     }
 }

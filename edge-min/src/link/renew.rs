@@ -47,7 +47,7 @@ fn renew(cloud: Option<&str>, state: &std::path::Path, time: Clock) -> Result<Re
     let failed = |error| JoinError::Io("read the identity", error);
     let none = || failed(io::ErrorKind::NotFound.into());
     let old = Identity::load(state).map_err(failed)?.ok_or_else(none)?;
-    let url = old.renewal_url(cloud);
+    let url = old.urls(cloud).renewal();
     let end = Endpoint::parse(url).ok_or(JoinError::Url)?;
     let (key, csr) = join::key_and_csr(&old.node, state, &old.key)?;
     let ca = old.cas.first().map_or(&[][..], Vec::as_slice);
