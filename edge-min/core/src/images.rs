@@ -46,6 +46,21 @@ pub enum Need {
     All,
 }
 
+impl Need {
+    /// A layer is unpacked in at most these attempts, each after so much was removed.
+    pub const ATTEMPTS: [Self; 2] = [Self::Space, Self::All];
+
+    /// Whether the attempt is made when so many layers were removed for it: without more space it would
+    /// end as the one before.
+    #[must_use]
+    pub const fn is_worth_an_attempt(self, removed: usize) -> bool {
+        match self {
+            Self::Space => true,
+            Self::All => removed > 0,
+        }
+    }
+}
+
 /// Layers to remove, one after the other.
 #[derive(Debug)]
 pub struct Removal {
@@ -131,6 +146,17 @@ mod tests {
         assert_eq!(removal.next(by_bytes).unwrap().digest, "8");
         assert_eq!(removal.next(ENOUGH), None);
         assert_eq!(ENOUGH.for_unpacking() + MEDIUM_FREE_BYTES_MIN, ENOUGH.free);
+    }
+
+    #[test]
+    fn an_unpacking_is_tried_again_only_in_more_space() {
+        let attempts = |removed| {
+            let attempts = Need::ATTEMPTS.into_iter();
+            attempts
+                .filter(|need| need.is_worth_an_attempt(removed))
+                .count()
+        };
+        assert_eq!((attempts(0), attempts(1)), (1, 2));
     }
 
     proptest! {

@@ -193,33 +193,37 @@ impl Images {
         let mut keep = self.layers_of(in_use);
         keep.extend(hexes(of));
         let failed = |error| ImageError::Io(self.layers.clone(), error);
-        self.collect(&keep, Need::Space).map_err(failed)?;
         let temporary = paths::layer_temporary(&self.layers, hex);
-        let mut all_collected = false;
-        loop {
+        let mut reason = String::new();
+        for need in Need::ATTEMPTS {
+            let removed = self.collect(&keep, need).map_err(failed)?;
+            if !need.is_worth_an_attempt(removed) {
+                break;
+            }
             let blob = Stopping {
                 blob: layout.layer(descriptor, stop)?,
                 stop,
             };
             match self.unpack(blob, packing, &temporary).map_err(failed)? {
-                Ok(()) => break,
-                Err(reason) => {
-                    tree::remove(&temporary).map_err(failed)?;
-                    stop.check().map_err(failed)?;
-                    // Once more with as much space as can be freed.
-                    if all_collected || self.collect(&keep, Need::All).map_err(failed)? == 0 {
-                        return Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()));
-                    }
-                    all_collected = true;
+                Ok(()) => {
+                    self.keep(&temporary, &target).map_err(failed)?;
+                    return Ok(target);
                 }
+                Err(wrong) => reason = wrong,
             }
+            tree::remove(&temporary).map_err(failed)?;
+            stop.check().map_err(failed)?;
         }
-        let dir = fs::File::open(&self.layers).map_err(failed)?;
-        rustix::fs::syncfs(&dir).map_err(|error| failed(error.into()))?;
+        Err(layout.wrong(&["layer ", hex, ": ", &reason].concat()))
+    }
+
+    /// Gives a whole layer its name, durably.
+    fn keep(&self, temporary: &Path, target: &Path) -> io::Result<()> {
+        let dir = fs::File::open(&self.layers)?;
+        rustix::fs::syncfs(&dir)?;
         medium::count(Subsystem::Images, 0, 1);
-        fs::rename(&temporary, &target).map_err(failed)?;
-        medium::sync(&dir, Subsystem::Images).map_err(failed)?;
-        Ok(target)
+        fs::rename(temporary, target)?;
+        medium::sync(&dir, Subsystem::Images)
     }
 
     fn unpack(
