@@ -373,8 +373,8 @@ impl Board {
         let mut agent = Agent::new(AgentConfig {
             facts,
             unconfirmed: self.store.objects.is_empty(),
-            trims_logs: false,
             flash_bytes_per_day,
+            ..AgentConfig::default()
         });
         for (key, stored) in &self.store.objects {
             let payload = Some(stored.payload.clone());

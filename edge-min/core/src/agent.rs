@@ -41,7 +41,7 @@ impl Agent {
     #[must_use]
     pub fn new(config: AgentConfig) -> Self {
         Self {
-            pods: Pods::new(config.unconfirmed),
+            pods: Pods::new(config.unconfirmed, config.host_paths),
             objects: ConfigObjects::default(),
             node: Node::new(config.facts),
             policy: NodePolicy::default(),

@@ -20,10 +20,10 @@
 //! name.
 //!
 //! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
-//! `reconcile` and the resolved [`spec`] of a container), `config_objects`, `node`, `uplink`
-//! (with `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers are in one table,
-//! `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are used by
-//! threads of the shell.
+//! `reconcile` and what a container is started with, [`spec`] and `host_paths`), `config_objects`, `node`,
+//! `uplink` (with `urls`, `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in
+//! one table, `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are driven by
+//! the threads that need them.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(
@@ -42,6 +42,7 @@ mod certificates;
 mod config_objects;
 mod event;
 pub mod flash;
+mod host_paths;
 pub mod images;
 pub mod limits;
 mod node;
@@ -64,6 +65,7 @@ pub mod write_scheduler;
 pub use agent::Agent;
 pub use certificates::Certificate;
 pub use event::Event;
+pub use host_paths::HostPaths;
 pub use port::{
     AgentConfig, CertificateInput, Discovered, Input, Output, Signal, UplinkInput, UplinkOutput,
 };

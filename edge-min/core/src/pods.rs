@@ -3,6 +3,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString as _};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use edge_proto::Millis;
@@ -15,6 +16,7 @@ use edge_proto::sorted::{SortedMap, SortedSet};
 use crate::backoff;
 use crate::config_objects::ConfigObjects;
 use crate::event::Event;
+use crate::host_paths::HostPaths;
 use crate::limits::{KILL_RETRY_MS, ORPHANS_MAX, PODS_MAX};
 use crate::pod::{Directory, PodState, check_names, spec_hash};
 use crate::port::{Discovered, Output};
@@ -32,15 +34,17 @@ pub(crate) struct Pods {
     pub(crate) discovered: bool,
     /// A pod that is not in the desired set may only have been lost from the store.
     pub(crate) unconfirmed: bool,
+    pub(crate) host_paths: Arc<HostPaths>,
 }
 
 impl Pods {
-    pub(crate) const fn new(unconfirmed: bool) -> Self {
+    pub(crate) fn new(unconfirmed: bool, host_paths: HostPaths) -> Self {
         Self {
             by_uid: SortedMap::new(),
             over_cap: SortedMap::new(),
             discovered: false,
             unconfirmed,
+            host_paths: Arc::new(host_paths),
         }
     }
 

@@ -11,6 +11,7 @@ use edge_proto::object::{Condition, NodeStatus};
 use crate::certificates::Certificate;
 use crate::event::Event;
 use crate::flash::Counters;
+use crate::host_paths::HostPaths;
 use crate::renewal::{Time, Validity};
 use crate::spec::{ContainerSpec, Volume};
 use crate::supervisor::StartFailure;
@@ -25,7 +26,9 @@ pub struct AgentConfig {
     pub unconfirmed: bool,
     /// Containers write logs, which have to be truncated.
     pub trims_logs: bool,
-    /// Flash budget: bytes that may be written in a day; `None` is no budget.
+    /// What hostPath volumes may mount.
+    pub host_paths: HostPaths,
+    /// Bytes that may be written to the flash in a day; `None` is no budget.
     pub flash_bytes_per_day: Option<u64>,
 }
 

@@ -84,7 +84,8 @@ impl Pods {
         let Some(container) = pod.containers.iter().find(|one| one.name == name) else {
             return;
         };
-        match ContainerSpec::resolve(pod, container, run, objects, images) {
+        let host_paths = &self.host_paths;
+        match ContainerSpec::resolve(pod, container, run, objects, (images, host_paths)) {
             Ok(spec) => outputs.push_back(Output::Start(spec.into())),
             Err(failure) => self.start_failed(now, uid, name, failure, outputs),
         }

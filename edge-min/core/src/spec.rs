@@ -19,6 +19,7 @@ use edge_proto::object::{
 use edge_proto::sorted::{SortedMap, SortedSet};
 
 use crate::config_objects::ConfigObjects;
+use crate::host_paths::HostPaths;
 use crate::limits::{LOG_BYTES_MAX, LOG_BYTES_MIN, LOGS_BYTES_MIN, MEMORY_VOLUME_BYTES_DEFAULT};
 use crate::pod::{mounted, spec_hash};
 use crate::supervisor::StartFailure;
@@ -27,6 +28,11 @@ use crate::supervisor::StartFailure;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Mode of a file of a ConfigMap or Secret whose volume sets none.
 const FILE_MODE_DEFAULT: u32 = 0o644;
+/// Mode of an emptyDir and of directories that are made in it: for containers of any user, as in
+/// Kubernetes.
+pub const EMPTY_DIR_MODE: u32 = 0o777;
+/// Mode of a directory of the board that is made for a volume.
+pub const HOST_DIR_MODE: u32 = 0o755;
 
 /// Everything that one start needs; the shell looks up nothing more.
 #[derive(Clone, PartialEq, Eq)]
@@ -125,19 +131,21 @@ pub struct Volume {
 /// Resolved source of a volume.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Scratch space of the pod.
+    /// Scratch space of the pod, with [`EMPTY_DIR_MODE`].
     Empty {
         /// On tmpfs.
         memory: bool,
         /// Size limit; 0 is the default.
         size_bytes: u64,
     },
-    /// A path of the board, which the board file must allow.
+    /// A path of the board, which its config allows.
     Host {
         /// Absolute path.
         path: String,
-        /// Create it when it is missing.
+        /// Create it when missing, with [`HOST_DIR_MODE`].
         create: bool,
+        /// Where it may lead once links are followed.
+        within: Arc<HostPaths>,
     },
     /// Files of a ConfigMap or Secret.
     Files {
@@ -159,7 +167,9 @@ pub struct Mount {
     pub target: String,
     /// Part of the volume; empty is all of it.
     pub sub_path: String,
-    /// Always set for files of ConfigMaps and Secrets.
+    /// Mode of the directories of `sub_path` that are not there; `None` makes none.
+    pub new_dir_mode: Option<u32>,
+    /// Files of ConfigMaps and Secrets always are.
     pub read_only: bool,
 }
 
@@ -191,10 +201,10 @@ impl ContainerSpec {
         container: &Container,
         run: u32,
         objects: &ConfigObjects,
-        in_use: &[String],
+        (in_use, host_paths): (&[String], &Arc<HostPaths>),
     ) -> Result<Self, StartFailure> {
         let env = env(objects, pod, container).map_err(StartFailure::config)?;
-        let mounts = mounts(objects, pod, container).map_err(StartFailure::config)?;
+        let mounts = mounts(objects, pod, container, host_paths).map_err(StartFailure::config)?;
         let image = (pod.runtime == RuntimeClass::Runc).then(|| Image {
             reference: container.image.clone(),
             in_use: in_use.to_owned(),
@@ -307,10 +317,9 @@ pub(crate) fn images<'a>(pods: impl Iterator<Item = &'a Pod>) -> Vec<String> {
 /// The volumes of a pod with files. A volume that cannot be resolved keeps its present files.
 pub(crate) fn file_volumes(objects: &ConfigObjects, pod: &Pod) -> Vec<Volume> {
     let volumes = pod.volumes.iter().filter_map(|volume| {
-        let content = content(objects, pod, &volume.source).ok()?;
-        matches!(content, Content::Files { .. }).then(|| Volume {
+        Some(Volume {
             name: volume.name.clone(),
-            content,
+            content: files(objects, pod, &volume.source).ok()?,
         })
     });
     volumes.collect()
@@ -366,10 +375,15 @@ fn text(key: &str, value: &[u8]) -> Result<String, String> {
         .map_err(|_| [key, " is not text and cannot be an environment variable"].concat())
 }
 
-fn mounts(objects: &ConfigObjects, pod: &Pod, container: &Container) -> Result<Vec<Mount>, String> {
+fn mounts(
+    objects: &ConfigObjects,
+    pod: &Pod,
+    container: &Container,
+    host_paths: &Arc<HostPaths>,
+) -> Result<Vec<Mount>, String> {
     let mut volumes = Vec::new();
     for volume in mounted(pod, container) {
-        let content = content(objects, pod, &volume.source)?;
+        let content = content(objects, pod, &volume.source, host_paths)?;
         volumes.push(Arc::new(Volume {
             name: volume.name.clone(),
             content,
@@ -382,30 +396,46 @@ fn mounts(objects: &ConfigObjects, pod: &Pod, container: &Container) -> Result<V
             volume: Arc::clone(volume),
             target: mount.path.clone(),
             sub_path: mount.sub_path.clone(),
+            new_dir_mode: match volume.content {
+                Content::Empty { .. } => Some(EMPTY_DIR_MODE),
+                Content::Host { .. } => Some(HOST_DIR_MODE),
+                Content::Files { .. } => None,
+            },
             read_only: mount.read_only || matches!(volume.content, Content::Files { .. }),
         })
     };
     container.mounts.iter().map(place).collect()
 }
 
-fn content(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<Content, String> {
-    let (name, items, mode, optional, secret) = match source {
-        VolumeSource::EmptyDir { memory, size_bytes } => {
-            let size_bytes = match (*memory, *size_bytes) {
+fn content(
+    objects: &ConfigObjects,
+    pod: &Pod,
+    source: &VolumeSource,
+    host_paths: &Arc<HostPaths>,
+) -> Result<Content, String> {
+    match source {
+        VolumeSource::EmptyDir { memory, size_bytes } => Ok(Content::Empty {
+            memory: *memory,
+            size_bytes: match (*memory, *size_bytes) {
                 (true, 0) => MEMORY_VOLUME_BYTES_DEFAULT,
                 (_, size_bytes) => size_bytes,
-            };
-            return Ok(Content::Empty {
-                memory: *memory,
-                size_bytes,
-            });
+            },
+        }),
+        VolumeSource::HostPath { path, .. } if !host_paths.allow(path) => {
+            let reason = " is not in the board's host-paths list";
+            Err(["hostPath ", path, reason].concat())
         }
-        VolumeSource::HostPath { path, create } => {
-            return Ok(Content::Host {
-                path: path.clone(),
-                create: *create,
-            });
-        }
+        VolumeSource::HostPath { path, create } => Ok(Content::Host {
+            path: path.clone(),
+            create: *create,
+            within: Arc::clone(host_paths),
+        }),
+        files_of => files(objects, pod, files_of),
+    }
+}
+
+fn files(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<Content, String> {
+    let (name, items, mode, optional, secret) = match source {
         VolumeSource::ConfigMap {
             name,
             items,
@@ -418,6 +448,9 @@ fn content(objects: &ConfigObjects, pod: &Pod, source: &VolumeSource) -> Result<
             mode,
             optional,
         } => (name, items, *mode, *optional, true),
+        VolumeSource::EmptyDir { .. } | VolumeSource::HostPath { .. } => {
+            return Err("the volume has no files of its own".to_owned());
+        }
     };
     let files = match objects.data(&pod.namespace, name, secret) {
         Some(data) => select(data, items)?,

@@ -718,8 +718,7 @@ fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
                     ..NodeStatus::default()
                 },
                 unconfirmed: true,
-                trims_logs: false,
-                flash_bytes_per_day: None,
+                ..AgentConfig::default()
             });
             board.reported.clear();
             let pod = pod(1, policy);

@@ -20,9 +20,8 @@ fn agent() -> Agent {
     };
     Agent::new(AgentConfig {
         facts,
-        unconfirmed: false,
         trims_logs: true,
-        flash_bytes_per_day: None,
+        ..AgentConfig::default()
     })
 }
 

@@ -22,10 +22,8 @@ const SECOND: Validity = Validity {
 
 fn agent(flash_bytes_per_day: Option<u64>) -> Agent {
     let mut agent = Agent::new(AgentConfig {
-        facts: NodeStatus::default(),
-        unconfirmed: false,
-        trims_logs: false,
         flash_bytes_per_day,
+        ..AgentConfig::default()
     });
     handle(&mut agent, 0, Input::Tick);
     agent

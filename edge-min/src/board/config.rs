@@ -55,7 +55,7 @@ pub struct Config {
     /// Name of the cgroup above all workloads. Two agents on one board need different ones.
     pub cgroup: String,
     /// Prefixes that hostPath volumes may use.
-    pub host_paths: Vec<PathBuf>,
+    pub host_paths: Vec<String>,
     /// MQTT keepalive.
     pub keepalive: Duration,
     /// Highest number of pods.
@@ -164,7 +164,7 @@ fn config(table: &Table) -> Result<Config, Wrong> {
         cgroup,
         host_paths: match table.get("host-paths") {
             None => Vec::new(),
-            Some((_, Value::List(list))) => list.iter().map(PathBuf::from).collect(),
+            Some((_, Value::List(list))) => list.clone(),
             Some((line, _)) => return Err((*line, "host-paths: a list of paths".to_owned())),
         },
         keepalive: Duration::from_millis(keepalive_ms),
@@ -252,10 +252,7 @@ mod tests {
             host-paths = [\"/dev\", \"/srv#x\"]\n[labels]\nlane = \"7\"\n\"a.b/c\" = \"d\"\n";
         let config = config(&parse(text).unwrap()).unwrap();
         assert_eq!(config.node, Some(Template::parse("gate-7").unwrap()));
-        assert_eq!(
-            config.host_paths,
-            [PathBuf::from("/dev"), PathBuf::from("/srv#x")]
-        );
+        assert_eq!(config.host_paths, ["/dev", "/srv#x"]);
         assert_eq!(
             config.labels,
             [("a.b/c".into(), "d".into()), ("lane".into(), "7".into())]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use edge_core::{Agent, AgentConfig, Input};
+use edge_core::{Agent, AgentConfig, HostPaths, Input};
 use edge_proto::frame::Incarnation;
 use edge_proto::key::Kind;
 use edge_proto::lanes::{Lanes, Limits};
@@ -48,10 +48,8 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
     let watch = Watch::new(move || drop(wake.try_send(Input::Tick)));
     workers::spawn_store(store, store_receiver, store_done, watch.thread("store"))
         .map_err(|error| failed("store thread", &error))?;
-    let host_paths = config.host_paths.clone();
-    let runtime_jobs =
-        workers::spawn_containers(runtime.clone(), images, host_paths, &watch, runtime_done)
-            .map_err(|error| failed("runtime threads", &error))?;
+    let runtime_jobs = workers::spawn_containers(runtime.clone(), images, &watch, runtime_done)
+        .map_err(|error| failed("runtime threads", &error))?;
     outbox::spawn(
         paths::outbox(&config.state_dir),
         config.outbox.clone(),
@@ -130,6 +128,7 @@ fn agent(config: &Config, objects: Vec<Stored>, damaged: bool) -> Agent {
         facts: facts(config),
         unconfirmed: damaged || objects.is_empty(),
         trims_logs: true,
+        host_paths: HostPaths::new(config.host_paths.clone()),
         flash_bytes_per_day: config.flash_mib_per_day.map(|mib| u64::from(mib) << 20),
     });
     for object in objects {

@@ -267,7 +267,6 @@ pub enum LongJob {
 pub struct Containers {
     runtime: Runtime,
     images: Images,
-    host_paths: Vec<PathBuf>,
 }
 
 /// Starts the threads for containers and images.
@@ -277,15 +276,10 @@ pub struct Containers {
 pub fn spawn_containers(
     runtime: Runtime,
     images: Images,
-    host_paths: Vec<PathBuf>,
     watch: &Watch,
     done: Sender<Input>,
 ) -> io::Result<Pool<Containers>> {
-    let work = Containers {
-        runtime,
-        images,
-        host_paths,
-    };
+    let work = Containers { runtime, images };
     let idle_after = Duration::from_millis(CLEAR_AFTER_MS);
     let names = ("runtime", "runtime-long");
     Pool::spawn(names, STACK_BYTES, work, idle_after, watch, done)
@@ -395,7 +389,7 @@ impl Containers {
                 message: error.to_string(),
                 counts_as_run: false,
             })
-            .and_then(|image| spec(&self.runtime, image, &self.host_paths, &start))
+            .and_then(|image| spec(&self.runtime, image, &start))
             .and_then(|spec| self.runtime.start(&spec, stop));
         Input::Started {
             uid: start.uid,
@@ -411,7 +405,6 @@ impl Containers {
 fn spec<'a>(
     runtime: &Runtime,
     image: Option<Image>,
-    host_paths: &[PathBuf],
     start: &'a ContainerSpec,
 ) -> Result<Spec<'a>, StartFailure> {
     let config = StartFailure::config;
@@ -431,17 +424,13 @@ fn spec<'a>(
                 .map_err(|error| config(["emptyDir: ", &error.to_string()].concat()))?,
             _ => runtime.volume_dir(start.uid, name),
         };
-        let mut source = volume::prepare(&dir, content, host_paths).map_err(config)?;
+        let mut source = volume::prepare(&dir, content).map_err(config)?;
         if !mount.sub_path.is_empty() {
             // The name of a volume never begins with a dot. Unmounted with the volumes of the pod.
             let place = [".", &start.container, ".", &index.to_string()].concat();
             let place = runtime.volume_dir(start.uid, &place);
-            let new_mode = match content {
-                Content::Empty { .. } => Some(0o777),
-                Content::Host { .. } => Some(0o755),
-                Content::Files { .. } => None,
-            };
-            volume::sub_path(&source, &mount.sub_path, new_mode, &place).map_err(config)?;
+            volume::sub_path(&source, &mount.sub_path, mount.new_dir_mode, &place)
+                .map_err(config)?;
             source = place;
         }
         binds.push(Bind {

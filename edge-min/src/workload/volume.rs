@@ -8,8 +8,9 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use edge_core::HostPaths;
 use edge_core::limits::SECRET_VOLUME_BYTES;
-use edge_core::spec::{Content, is_inside};
+use edge_core::spec::{Content, EMPTY_DIR_MODE, HOST_DIR_MODE, is_inside};
 use edge_proto::object::Data;
 use edge_proto::sorted::SortedSet;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,20 +24,24 @@ use crate::paths;
 /// Prepares the volume; returns the path to mount. A host path is mounted at `dir`.
 ///
 /// # Errors
-/// Human-readable: what could not be created, or a host path outside the allow-list.
-pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<PathBuf, String> {
+/// For a person: what could not be made, or a host path that leads outside the allow-list.
+pub fn prepare(dir: &Path, content: &Content) -> Result<PathBuf, String> {
     let failed = |error: io::Error| [&dir.to_string_lossy(), ": ", &error.to_string()].concat();
     match content {
         Content::Empty { memory, size_bytes } => {
             fs::create_dir_all(dir).map_err(failed)?;
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).map_err(failed)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(EMPTY_DIR_MODE)).map_err(failed)?;
             if *memory {
                 tmpfs(dir, *size_bytes).map_err(failed)?;
             }
             Ok(dir.to_owned())
         }
-        Content::Host { path, create } => {
-            host_path(Path::new(path), *create, allowed, dir)?;
+        Content::Host {
+            path,
+            create,
+            within,
+        } => {
+            host_path(Path::new(path), *create, within, dir)?;
             Ok(dir.to_owned())
         }
         Content::Files {
@@ -54,24 +59,11 @@ pub fn prepare(dir: &Path, content: &Content, allowed: &[PathBuf]) -> Result<Pat
     }
 }
 
-/// Mounts a path of the board at `place`, if the board allows it. Links are followed as long as they
-/// lead to allowed paths; the mounted path is the checked one, by descriptor, because containers may
-/// replace any part of the path by a link meanwhile.
-fn host_path(path: &Path, create: bool, allowed: &[PathBuf], place: &Path) -> Result<(), String> {
+/// Mounts a path of the board at `place`. The core has found the path itself allowed. Where it leads is
+/// asked here, where links are followed: what is mounted then is what was looked at, by descriptor, since
+/// containers may exchange any part of the path for a link meanwhile.
+fn host_path(path: &Path, create: bool, within: &HostPaths, place: &Path) -> Result<(), String> {
     let named = path.to_string_lossy();
-    let is_allowed = |path: &Path| allowed.iter().any(|allowed| path.starts_with(allowed));
-    let plain = path.is_absolute()
-        && path
-            .components()
-            .all(|part| !matches!(part, Component::ParentDir));
-    if !plain || !is_allowed(path) {
-        return Err([
-            "hostPath ",
-            &named,
-            " is not in the board's host-paths list",
-        ]
-        .concat());
-    }
     let failed = |error: io::Error| ["hostPath ", &named, ": ", &error.to_string()].concat();
     let real = match fs::canonicalize(path) {
         Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
@@ -79,7 +71,7 @@ fn host_path(path: &Path, create: bool, allowed: &[PathBuf], place: &Path) -> Re
         }
         real => real.map_err(failed)?,
     };
-    if !is_allowed(&real) {
+    if !real.to_str().is_some_and(|real| within.allow(real)) {
         let real = real.to_string_lossy();
         return Err([
             "hostPath leads to ",
@@ -115,8 +107,8 @@ fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
         };
         at = match rustix::fs::openat(&at, name, flags, Mode::empty()) {
             Err(Errno::NOENT) if create => {
-                match rustix::fs::mkdirat(&at, name, Mode::from(0o755)) {
-                    // Another pod with the same volume has just created it.
+                match rustix::fs::mkdirat(&at, name, Mode::from(HOST_DIR_MODE)) {
+                    // Another pod with the same volume has just made it.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
@@ -312,6 +304,8 @@ pub fn is_mount(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn data(pairs: &[(&str, &str)]) -> Data {
@@ -389,6 +383,8 @@ mod tests {
     fn host_paths_stay_in_the_allow_list_even_through_links() {
         let dir = tempfile::tempdir().unwrap();
         let allowed = [dir.path().join("data")];
+        let within = HostPaths::new(vec![allowed[0].to_str().unwrap().to_owned()]);
+        let within = Arc::new(within);
         let place = dir.path().join("place");
         fs::create_dir(&allowed[0]).unwrap();
         fs::write(allowed[0].join("file"), "inside").unwrap();
@@ -396,8 +392,12 @@ mod tests {
         symlink("file", allowed[0].join("near")).unwrap();
         symlink("nowhere", allowed[0].join("dangling")).unwrap();
         let host = |path: &Path, create: bool| {
-            let path = path.to_string_lossy().into_owned();
-            let result = prepare(&place, &Content::Host { path, create }, &allowed);
+            let content = Content::Host {
+                path: path.to_string_lossy().into_owned(),
+                create,
+                within: Arc::clone(&within),
+            };
+            let result = prepare(&place, &content);
             let seen = fs::read_to_string(&place).unwrap_or_default();
             unmount(&place);
             assert!(!is_mount(&place));
@@ -451,9 +451,10 @@ mod tests {
         let content = Content::Host {
             path: base.to_string_lossy().into_owned(),
             create: false,
+            within: Arc::new(HostPaths::new(vec!["/".to_owned()])),
         };
         for _ in 0..2 {
-            prepare(&place, &content, std::slice::from_ref(&base)).unwrap();
+            prepare(&place, &content).unwrap();
             assert_eq!(
                 fs::read_to_string(place.join("inner/file")).unwrap(),
                 "kept"

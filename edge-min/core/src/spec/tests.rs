@@ -55,7 +55,9 @@ fn container() -> Container {
 
 fn resolve(pod: &Pod) -> Result<ContainerSpec, StartFailure> {
     let in_use = ["app:1".to_owned()];
-    ContainerSpec::resolve(pod, &pod.containers[0], 3, &objects(), &in_use)
+    let host_paths = Arc::new(HostPaths::new(vec!["/srv".to_owned()]));
+    let board = (&in_use[..], &host_paths);
+    ContainerSpec::resolve(pod, &pod.containers[0], 3, &objects(), board)
 }
 
 fn message(result: Result<ContainerSpec, StartFailure>) -> String {
@@ -233,6 +235,42 @@ fn what_the_environment_names_and_is_not_there_fails_the_start_unless_it_is_opti
     assert_eq!(raw, "raw is not text and cannot be an environment variable");
 }
 
+/// Goal: a path of the board is mounted only if the board allows it, and directories for a part of a
+/// volume get the mode of their volume. Method: each kind of volume.
+#[test]
+fn a_host_path_is_allowed_or_refused_and_new_directories_have_a_mode() {
+    let with = |source| {
+        let mut pod = pod(Container {
+            mounts: vec![VolumeMount {
+                volume: "v".to_owned(),
+                path: "/v".to_owned(),
+                sub_path: "a/b".to_owned(),
+                read_only: false,
+            }],
+            ..container()
+        });
+        let name = "v".to_owned();
+        pod.volumes = vec![edge_proto::object::Volume { name, source }];
+        resolve(&pod)
+    };
+    let host = |path: &str| VolumeSource::HostPath {
+        path: path.to_owned(),
+        create: true,
+    };
+    let scratch = VolumeSource::EmptyDir {
+        memory: false,
+        size_bytes: 0,
+    };
+    let mode = |source| with(source).unwrap().mounts[0].new_dir_mode;
+    assert_eq!(mode(host("/srv/data")), Some(0o755));
+    assert_eq!(mode(scratch), Some(0o777));
+    for path in ["/etc", "/srv/../etc", "/srvx"] {
+        let refused = message(with(host(path)));
+        let list = " is not in the board's host-paths list";
+        assert_eq!(refused, ["hostPath ", path, list].concat());
+    }
+}
+
 #[test]
 fn mounts_carry_their_content_and_files_are_read_only() {
     let mount = |volume: &str, path: &str| VolumeMount {
@@ -285,6 +323,7 @@ fn mounts_carry_their_content_and_files_are_read_only() {
         secret: true,
     };
     assert_eq!((&first.volume.content, first.read_only), (&files, true));
+    assert_eq!(first.new_dir_mode, None);
     assert!(Arc::ptr_eq(&first.volume, &third.volume));
     assert_eq!((second.target.as_str(), second.read_only), ("/tmp", false));
     // An update keeps volumes that cannot be resolved.
@@ -398,7 +437,8 @@ fn the_space_of_the_logs_holds_each_twice() {
 fn an_empty_dir_in_memory_has_a_size_although_the_pod_names_none() {
     let size = |memory, size_bytes| {
         let source = VolumeSource::EmptyDir { memory, size_bytes };
-        content(&ConfigObjects::default(), &Pod::default(), &source)
+        let objects = ConfigObjects::default();
+        content(&objects, &Pod::default(), &source, &Arc::default())
     };
     let of = |memory, size_bytes| Ok(Content::Empty { memory, size_bytes });
     assert_eq!(size(true, 0), of(true, MEMORY_VOLUME_BYTES_DEFAULT));

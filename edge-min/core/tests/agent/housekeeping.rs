@@ -28,8 +28,7 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     board.agent = Agent::new(AgentConfig {
         facts,
         unconfirmed: true,
-        trims_logs: false,
-        flash_bytes_per_day: None,
+        ..AgentConfig::default()
     });
     board.reported.clear();
     board.tell(discovered(found));
@@ -143,9 +142,8 @@ fn logs_are_trimmed_every_ten_seconds_while_a_container_runs() {
             pods_max: 20,
             ..NodeStatus::default()
         },
-        unconfirmed: false,
         trims_logs: true,
-        flash_bytes_per_day: None,
+        ..AgentConfig::default()
     });
     board.reported.clear();
     board.tell(discovered(Vec::new()));

@@ -38,9 +38,7 @@ pub(crate) fn agent() -> Agent {
     };
     Agent::new(AgentConfig {
         facts,
-        unconfirmed: false,
-        trims_logs: false,
-        flash_bytes_per_day: None,
+        ..AgentConfig::default()
     })
 }
 
