@@ -372,7 +372,7 @@ impl Board {
         };
         let mut agent = Agent::new(AgentConfig {
             facts,
-            unconfirmed: self.store.objects.is_empty(),
+            empty: self.store.objects.is_empty(),
             flash_bytes_per_day,
             ..AgentConfig::default()
         });

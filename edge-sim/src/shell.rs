@@ -346,8 +346,9 @@ impl World {
                 let worn = AgentInput::FlashWorn(String::new());
                 self.answer(board, 5, Answer::Agent(worn));
             }
-            // Files and logs are not modelled, and a start takes no time.
+            // Files, logs and damage of the store are not modelled, and a start takes no time that could be saved.
             AgentOutput::CancelStarts(_)
+            | AgentOutput::RepairStore
             | AgentOutput::UpdateConfig { .. }
             | AgentOutput::TrimLog { .. }
             | AgentOutput::Event(_) => {}

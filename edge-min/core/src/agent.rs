@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use edge_proto::Millis;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
-use edge_proto::object::{Condition, NodePolicy, NodeStatus, PodStatus};
+use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 
 use crate::config_objects::ConfigObjects;
 use crate::flash::{Budget, Counters, Risk};
@@ -18,7 +18,9 @@ use crate::port::{AgentConfig, Input, Output};
 use crate::timer::{Timer, Timers};
 use crate::uplink::Uplink;
 
-/// Message of the condition `FlashAtRisk`, human-readable.
+/// Condition: what was stored of the desired set was damaged or lost.
+const STORE_DAMAGED: &str = "StoreDamaged";
+/// Message of the condition; for a person.
 const FLASH_AT_RISK: &str =
     "more is written than the board file's flash-mib-per-day: see edge-min status";
 
@@ -40,10 +42,13 @@ impl Agent {
     /// Starts without any object, container or identity.
     #[must_use]
     pub fn new(config: AgentConfig) -> Self {
+        let unconfirmed = config.damage.is_some() || config.empty;
+        let mut node = Node::new(config.facts);
+        node.set_trouble(STORE_DAMAGED, config.damage);
         Self {
-            pods: Pods::new(config.unconfirmed, config.host_paths),
+            pods: Pods::new(unconfirmed, config.host_paths),
             objects: ConfigObjects::default(),
-            node: Node::new(config.facts),
+            node,
             policy: NodePolicy::default(),
             uplink: Uplink::default(),
             flash: Budget::new(config.flash_bytes_per_day),
@@ -117,12 +122,22 @@ impl Agent {
             // Comes with every event, and mostly changes nothing.
             Input::Flash(counters) if !self.handle_flash(now, &counters) => return,
             Input::Flash(_) => {}
-            Input::FlashWorn(worn) => self.condition("FlashWorn", !worn.is_empty(), &worn),
-            Input::Condition(condition) => self.node.set_condition(condition),
-            Input::Confirmed => self.pods.confirm(),
+            Input::FlashWorn(worn) => {
+                let worn = Some(worn).filter(|worn| !worn.is_empty());
+                self.node.set_trouble("FlashWorn", worn);
+            }
+            Input::Trouble(trouble, message) => {
+                self.node.set_trouble(trouble.condition(), message);
+            }
+            Input::Confirmed => self.handle_confirmed(),
             Input::Shutdown => self.pods.shut_down(),
             Input::Tick => self.run_flash(now),
         }
+        self.settle(now);
+    }
+
+    /// What follows from what has changed.
+    fn settle(&mut self, now: Millis) {
         self.pods.reconcile(now, &self.objects, &mut self.outputs);
         if self.admit_over_cap() {
             self.pods.reconcile(now, &self.objects, &mut self.outputs);
@@ -200,12 +215,11 @@ impl Agent {
         &self.flash
     }
 
-    fn condition(&mut self, name: &str, holds: bool, message: &str) {
-        self.node.set_condition(Condition {
-            name: name.to_string(),
-            holds,
-            message: message.to_string(),
-        });
+    /// The cloud has sent again what was lost.
+    fn handle_confirmed(&mut self) {
+        self.pods.confirm();
+        self.node.set_trouble(STORE_DAMAGED, None);
+        self.outputs.push_back(Output::RepairStore);
     }
 
     /// Returns whether anything has changed.
@@ -213,7 +227,8 @@ impl Agent {
         let changed = self.flash.handle(now, counters);
         self.timers.set(Timer::FlashHour, self.flash.deadline());
         if let Some(risk) = changed {
-            self.condition("FlashBudgetAtRisk", risk != Risk::None, FLASH_AT_RISK);
+            let at_risk = (risk != Risk::None).then(|| FLASH_AT_RISK.to_string());
+            self.node.set_trouble("FlashBudgetAtRisk", at_risk);
             let over = Output::FlashOverBudget(risk == Risk::Over);
             self.outputs.push_back(over);
         }

@@ -67,7 +67,8 @@ pub use certificates::Certificate;
 pub use event::Event;
 pub use host_paths::HostPaths;
 pub use port::{
-    AgentConfig, CertificateInput, Discovered, Input, Output, Signal, UplinkInput, UplinkOutput,
+    AgentConfig, CertificateInput, Discovered, Input, Output, Signal, Trouble, UplinkInput,
+    UplinkOutput,
 };
 pub use supervisor::{EXIT_NOT_RUN, StartFailure};
 pub use urls::Urls;

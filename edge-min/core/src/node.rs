@@ -1,7 +1,7 @@
 //! The node as it is reported: its facts, its conditions, and the objects that it has refused.
 
 use alloc::collections::VecDeque;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use edge_proto::hash::Hash16;
@@ -11,7 +11,19 @@ use edge_proto::object::{Condition, NodeStatus, Refused, clip};
 use edge_proto::sorted::SortedMap;
 
 use crate::event::Event;
-use crate::port::Output;
+use crate::port::{Output, Trouble};
+
+impl Trouble {
+    /// Name of its condition.
+    pub(crate) const fn condition(self) -> &'static str {
+        match self {
+            Self::StoreUnwritable => "StoreUnwritable",
+            Self::OutboxUnwritable => "OutboxUnwritable",
+            Self::WorkerStalled => "WorkerStalled",
+            Self::HandOverFailed => "HandOverFailed",
+        }
+    }
+}
 
 /// At most [`SET_OBJECTS_MAX`] refused objects are kept, as in the replicated set; further ones
 /// are not listed.
@@ -45,7 +57,16 @@ impl Node {
         }
     }
 
-    /// The object is not refused any more: it has changed, or it is accepted now.
+    /// Sets the condition of this name, or clears it.
+    pub(crate) fn set_trouble(&mut self, name: &str, message: Option<String>) {
+        self.set_condition(Condition {
+            name: name.to_string(),
+            holds: message.is_some(),
+            message: message.unwrap_or_default(),
+        });
+    }
+
+    /// The object is refused no longer: it changed, or it is taken now.
     pub(crate) fn accepted(&mut self, key: &Key) {
         self.refused.remove(key);
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Uid};
-use edge_proto::object::{Condition, NodeStatus};
+use edge_proto::object::NodeStatus;
 
 use crate::certificates::Certificate;
 use crate::event::Event;
@@ -21,10 +21,12 @@ use crate::supervisor::StartFailure;
 pub struct AgentConfig {
     /// Facts of the node; the core fills in conditions and refusals.
     pub facts: NodeStatus,
-    /// The stored desired set may be incomplete: containers that it does not name are not touched
-    /// until [`Input::Confirmed`].
-    pub unconfirmed: bool,
-    /// Containers write logs, which have to be truncated.
+    /// What of the stored desired set is damaged, for a person. Then the set may be incomplete, as when
+    /// it is empty: containers that it does not name are left alone until [`Input::Confirmed`].
+    pub damage: Option<String>,
+    /// Nothing is stored.
+    pub empty: bool,
+    /// Containers write logs, which have to be kept short.
     pub trims_logs: bool,
     /// What hostPath volumes may mount.
     pub host_paths: HostPaths,
@@ -117,9 +119,9 @@ pub enum Input {
     Flash(Counters),
     /// Answer to `ReadWear`: names of the devices that should be replaced; empty when there are none.
     FlashWorn(String),
-    /// A node condition was evaluated.
-    Condition(Condition),
-    /// Stop and remove every pod, whatever is desired: the node is removed from the fleet.
+    /// Something does not work, for a person; `None` when it does again. Becomes a condition of the node.
+    Trouble(Trouble, Option<String>),
+    /// Stop and remove every pod, whatever is desired: the node leaves the fleet.
     Shutdown,
     /// The deadline has passed.
     Tick,
@@ -185,6 +187,19 @@ pub enum CertificateInput {
         /// The cloud has refused; otherwise it was not reached.
         refused: bool,
     },
+}
+
+/// What the shell notices and nobody but a person can mend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A change of the desired set cannot be written.
+    StoreUnwritable,
+    /// Records cannot be written.
+    OutboxUnwritable,
+    /// Threads are over the deadline of their jobs.
+    WorkerStalled,
+    /// The program at the agent's path cannot be executed.
+    HandOverFailed,
 }
 
 /// Signal to a container.
@@ -279,6 +294,8 @@ pub enum Output {
     FlashOverBudget(bool),
     /// Read how worn the flash is.
     ReadWear,
+    /// The cloud has confirmed the desired set: write over what is damaged in the store.
+    RepairStore,
     /// A line for the log.
     Event(Event),
 }

@@ -717,7 +717,7 @@ fn what_ended_before_its_pod_was_known_follows_the_policy_of_the_pod() {
                     pods_max: 20,
                     ..NodeStatus::default()
                 },
-                unconfirmed: true,
+                empty: true,
                 ..AgentConfig::default()
             });
             board.reported.clear();

@@ -34,7 +34,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
     let images = Images::new(&config.state_dir, &config.preload_dir)
         .map_err(|error| failed("layers", &error))?;
     let session = session(&objects, store.epoch())?;
-    let agent = agent(&config, objects, damage.is_some());
+    let agent = agent(&config, objects, damage);
 
     let (store_jobs, store_receiver) = Jobs::new();
     let (outbox_jobs, outbox_receiver) = Jobs::new();
@@ -60,7 +60,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
     )
     .map_err(|error| failed("outbox thread", &error))?;
 
-    let mut driver = Driver {
+    let driver = Driver {
         node: config.name().unwrap_or_default(),
         config,
         clock,
@@ -89,11 +89,6 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
         hand_over_by: None,
         held_jobs: Vec::new(),
     };
-    driver.condition(
-        "StoreDamaged",
-        damage.is_some(),
-        damage.as_deref().unwrap_or(""),
-    );
     let events = Events {
         link,
         store: store_events,
@@ -123,10 +118,11 @@ fn session(objects: &[Stored], epoch: u64) -> Result<Node, String> {
 }
 
 /// The core with the stored set.
-fn agent(config: &Config, objects: Vec<Stored>, damaged: bool) -> Agent {
+fn agent(config: &Config, objects: Vec<Stored>, damage: Option<String>) -> Agent {
     let mut agent = Agent::new(AgentConfig {
         facts: facts(config),
-        unconfirmed: damaged || objects.is_empty(),
+        damage,
+        empty: objects.is_empty(),
         trims_logs: true,
         host_paths: HostPaths::new(config.host_paths.clone()),
         flash_bytes_per_day: config.flash_mib_per_day.map(|mib| u64::from(mib) << 20),

@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use async_channel::Receiver;
-use edge_core::Input;
+use edge_core::{Input, Trouble};
 use edge_proto::key::Uid;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -158,7 +158,7 @@ impl Driver {
         };
         let Err(error) = execute(&handover);
         log::warn!("hand_over_failed error={error}");
-        self.condition("HandOverFailed", true, &error.to_string());
+        self.trouble(Trouble::HandOverFailed, Some(error.to_string()));
         for job in std::mem::take(&mut self.held_jobs) {
             self.runtime_jobs.push(job);
         }

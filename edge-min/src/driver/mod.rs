@@ -20,12 +20,11 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
-use edge_core::{Agent, EXIT_NOT_RUN, Input, Output, Signal};
+use edge_core::{Agent, EXIT_NOT_RUN, Input, Output, Signal, Trouble};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
 use edge_proto::lanes::{Lanes, Limits};
-use edge_proto::object::Condition;
 use edge_proto::session::{BlobInput, LinkInput, Node, StateInput};
 use edge_proto::sorted::SortedMap;
 use smol::future::or;
@@ -289,11 +288,7 @@ impl Driver {
                 if let Some(reason) = &reason {
                     log::error!("store_write_failed error={reason}");
                 }
-                self.condition(
-                    "StoreUnwritable",
-                    reason.is_some(),
-                    reason.as_deref().unwrap_or(""),
-                );
+                self.trouble(Trouble::StoreUnwritable, reason);
             }
         }
     }
@@ -350,13 +345,9 @@ impl Driver {
         );
     }
 
-    fn condition(&mut self, name: &str, holds: bool, message: &str) {
-        let condition = Condition {
-            name: name.to_owned(),
-            holds,
-            message: message.to_owned(),
-        };
-        self.agent.handle(self.now(), Input::Condition(condition));
+    fn trouble(&mut self, trouble: Trouble, message: Option<String>) {
+        let input = Input::Trouble(trouble, message);
+        self.agent.handle(self.now(), input);
     }
 
     /// Performs the outputs of the core and the session until there are none.
@@ -431,6 +422,7 @@ impl Driver {
             Output::Uplink(output) => self.perform_uplink(output),
             Output::FlashOverBudget(over) => self.store_jobs.push(StoreJob::OverBudget(over)),
             Output::ReadWear => self.read_wear(),
+            Output::RepairStore => self.store_jobs.push(StoreJob::Repair),
         }
     }
 }

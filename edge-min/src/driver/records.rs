@@ -1,6 +1,7 @@
 //! Bridges the session and the outbox worker: requests of the session become jobs, answers become
 //! inputs of the session.
 
+use edge_core::Trouble;
 use edge_proto::session::{NodeRecordsInput, NodeRecordsOutput};
 
 use super::Driver;
@@ -43,11 +44,7 @@ impl Driver {
                 if let Some(reason) = &reason {
                     log::error!("outbox_write_failed error={reason}");
                 }
-                self.condition(
-                    "OutboxUnwritable",
-                    reason.is_some(),
-                    reason.as_deref().unwrap_or(""),
-                );
+                self.trouble(Trouble::OutboxUnwritable, reason);
             }
         }
     }

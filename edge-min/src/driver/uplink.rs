@@ -164,9 +164,6 @@ impl Driver {
             NodeOutput::State(StateOutput::InSync { desired, reported }) => {
                 self.in_sync = desired && reported;
                 if desired {
-                    // The cloud has sent the lost objects again.
-                    self.store_jobs.push(StoreJob::Repair);
-                    self.condition("StoreDamaged", false, "");
                     self.agent.handle(self.now(), Input::Confirmed);
                 }
             }

@@ -1,6 +1,7 @@
 //! Containers that the agent must not touch, starts that it cancels, and remains that it removes.
 
 use super::*;
+use edge_core::Trouble;
 use edge_core::limits::KILL_RETRY_MS;
 
 /// Goal: a damaged store stops no workload. Method: an agent without its desired set discovers a
@@ -27,9 +28,16 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     };
     board.agent = Agent::new(AgentConfig {
         facts,
-        unconfirmed: true,
+        damage: Some("desired.a: no snapshot".to_owned()),
         ..AgentConfig::default()
     });
+    let damaged = |board: &Board| {
+        let status = board.agent.node_status();
+        let mut conditions = status.conditions.into_iter();
+        let found = conditions.find(|one| one.name == "StoreDamaged").unwrap();
+        (found.holds, found.message)
+    };
+    assert_eq!(damaged(&board), (true, "desired.a: no snapshot".to_owned()));
     board.reported.clear();
     board.tell(discovered(found));
     board.settle();
@@ -44,6 +52,8 @@ fn what_an_incomplete_store_does_not_name_is_left_alone_until_confirmed() {
     );
     board.tell(Input::Confirmed);
     board.settle();
+    assert_eq!(damaged(&board), (false, String::new()));
+    assert_eq!(board.repairs, 1);
     assert_eq!(
         board
             .running
@@ -109,6 +119,26 @@ fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
     board.advance(1);
     assert_eq!(board.starts, 1);
     assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn what_does_not_work_is_a_condition_until_it_works() {
+    let mut agent = agent();
+    for trouble in [
+        (Trouble::StoreUnwritable, "StoreUnwritable"),
+        (Trouble::OutboxUnwritable, "OutboxUnwritable"),
+        (Trouble::WorkerStalled, "WorkerStalled"),
+        (Trouble::HandOverFailed, "HandOverFailed"),
+    ] {
+        for message in [Some("why"), Some("worse"), None] {
+            let input = Input::Trouble(trouble.0, message.map(str::to_owned));
+            agent.handle(0, input);
+            let mut conditions = agent.node_status().conditions.into_iter();
+            let found = conditions.find(|one| one.name == trouble.1).unwrap();
+            assert_eq!(found.holds, message.is_some());
+            assert_eq!(found.message, message.unwrap_or(""));
+        }
+    }
 }
 
 #[test]

@@ -25,7 +25,8 @@ pub(crate) struct Board {
     pub(crate) keeps_pods: bool,
     pub(crate) removals: u32,
     pub(crate) pod_removals: u32,
-    /// Pods whose starts the agent has cancelled.
+    pub(crate) repairs: u32,
+    /// Pods whose starts the agent gave up.
     pub(crate) cancelled: Vec<Uid>,
     pub(crate) events: Vec<String>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
@@ -67,6 +68,7 @@ impl Board {
             keeps_pods: false,
             removals: 0,
             pod_removals: 0,
+            repairs: 0,
             cancelled: Vec::new(),
             events: Vec::new(),
             reported: BTreeMap::new(),
@@ -163,6 +165,7 @@ impl Board {
             | Output::Uplink(_)
             | Output::FlashOverBudget(_)
             | Output::ReadWear => {}
+            Output::RepairStore => self.repairs += 1,
         }
     }
 
