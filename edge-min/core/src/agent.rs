@@ -5,22 +5,24 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use edge_proto::Millis;
+use edge_proto::call::CODE_FAILED;
 use edge_proto::hash::Hash16;
 use edge_proto::key::{Key, Kind, Uid};
 use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 
+use crate::calls::{self, Answer, Call, Log, Refusal};
 use crate::config_objects::ConfigObjects;
 use crate::flash::{Budget, Counters, Risk};
 use crate::limits::{LOG_TRIM_MS, WEAR_MS};
 use crate::node::Node;
 use crate::pods::Pods;
-use crate::port::{AgentConfig, Input, Output};
+use crate::port::{AgentConfig, CertificateInput, Input, Output};
 use crate::timer::{Timer, Timers};
 use crate::uplink::Uplink;
 
 /// Condition: what was stored of the desired set was damaged or lost.
 const STORE_DAMAGED: &str = "StoreDamaged";
-/// Message of the condition; for a person.
+/// Message of the condition `FlashAtRisk`, human-readable.
 const FLASH_AT_RISK: &str =
     "more is written than the board file's flash-mib-per-day: see edge-min status";
 
@@ -172,6 +174,35 @@ impl Agent {
         &self.policy
     }
 
+    /// A call of the cloud: what it is answered with.
+    ///
+    /// # Errors
+    /// Why it is not, for the caller.
+    pub fn call(&mut self, now: Millis, method: u16, args: &[u8]) -> Result<Answer, Refusal> {
+        match Call::read(method, args)? {
+            Call::Logs(request) => {
+                let log = self.log(&request.namespace, &request.pod, &request.container);
+                let log = log.map_err(|reason| (CODE_FAILED, reason))?;
+                Ok(Answer::Log(request, log))
+            }
+            Call::Certificate { renew } => {
+                if renew {
+                    self.handle(now, Input::Certificate(CertificateInput::Wanted));
+                }
+                let end = self.uplink.proven_not_after();
+                Ok(Answer::Bytes(end.to_le_bytes().into()))
+            }
+        }
+    }
+
+    /// The log of a container; an empty name is the pod's only one.
+    ///
+    /// # Errors
+    /// There is none, for a person.
+    pub fn log(&self, namespace: &str, pod: &str, container: &str) -> Result<Log, String> {
+        calls::find_log(self.statuses(), (namespace, pod, container))
+    }
+
     /// Statuses of all pods on the board.
     pub fn statuses(&self) -> impl Iterator<Item = PodStatus> {
         self.pods.statuses()
@@ -200,13 +231,6 @@ impl Agent {
     #[must_use]
     pub fn certificate(&self) -> (u64, u64, &str) {
         self.uplink.certificate()
-    }
-
-    /// Expiry of the certificate that the session uses, seconds since 1970; 0 while it is not
-    /// known which one that is.
-    #[must_use]
-    pub fn proven_not_after(&self) -> u64 {
-        self.uplink.proven_not_after()
     }
 
     /// What is written to the flash, and the state of today's budget.

@@ -22,8 +22,8 @@
 //! [`Agent`] is composed of parts that own one noun each: `pods` (with `pod`, `supervisor`,
 //! `reconcile` and what a container is started with, [`spec`] and `host_paths`), `config_objects`, `node`,
 //! `uplink` (with `urls`, `certificates`, [`renewal`], [`reconnect`]) and [`flash`]; their timers stand in
-//! one table, `timer`. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are driven by
-//! the threads that need them.
+//! one table, `timer`. [`calls`] says what calls are answered with. [`outbox`], [`sync_scheduler`], [`write_scheduler`], [`images`] and [`time`] are driven by
+//! threads of the shell.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(
@@ -38,6 +38,7 @@ extern crate std;
 
 mod agent;
 pub mod backoff;
+pub mod calls;
 mod certificates;
 mod config_objects;
 mod event;

@@ -50,6 +50,8 @@ pub const SEND_BUFFER_BYTES: u32 = 64 * 1024;
 pub const FLOOR_KEPT_S: u64 = 24 * 3600;
 /// Interval of truncating the logs of running containers, milliseconds.
 pub const LOG_TRIM_MS: Millis = 10_000;
+/// How often a log that somebody follows is looked at, milliseconds.
+pub const LOG_LOOK_MS: Millis = 250;
 /// Grace from SIGTERM to SIGKILL when the Pod has none, seconds: Kubernetes' default.
 pub const GRACE_S_DEFAULT: u32 = 30;
 /// Delay before the next SIGKILL to a container that does not end, and before the next attempt to remove

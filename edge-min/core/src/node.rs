@@ -66,7 +66,7 @@ impl Node {
         });
     }
 
-    /// The object is refused no longer: it changed, or it is taken now.
+    /// The object is not refused any more: it has changed, or it is accepted now.
     pub(crate) fn accepted(&mut self, key: &Key) {
         self.refused.remove(key);
     }

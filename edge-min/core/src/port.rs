@@ -21,16 +21,16 @@ use crate::supervisor::StartFailure;
 pub struct AgentConfig {
     /// Facts of the node; the core fills in conditions and refusals.
     pub facts: NodeStatus,
-    /// What of the stored desired set is damaged, for a person. Then the set may be incomplete, as when
-    /// it is empty: containers that it does not name are left alone until [`Input::Confirmed`].
+    /// What of the stored desired set is damaged, human-readable. Then the set may be incomplete, as when
+    /// it is empty: containers that it does not name are not touched until [`Input::Confirmed`].
     pub damage: Option<String>,
     /// Nothing is stored.
     pub empty: bool,
-    /// Containers write logs, which have to be kept short.
+    /// Containers write logs, which have to be truncated.
     pub trims_logs: bool,
     /// What hostPath volumes may mount.
     pub host_paths: HostPaths,
-    /// Bytes that may be written to the flash in a day; `None` is no budget.
+    /// Flash budget: bytes that may be written in a day; `None` is no budget.
     pub flash_bytes_per_day: Option<u64>,
 }
 
@@ -119,9 +119,9 @@ pub enum Input {
     Flash(Counters),
     /// Answer to `ReadWear`: names of the devices that should be replaced; empty when there are none.
     FlashWorn(String),
-    /// Something does not work, for a person; `None` when it does again. Becomes a condition of the node.
+    /// Something does not work, and why; `None` when it does again. Becomes a condition of the node.
     Trouble(Trouble, Option<String>),
-    /// Stop and remove every pod, whatever is desired: the node leaves the fleet.
+    /// Stop and remove every pod, whatever is desired: the node is removed from the fleet.
     Shutdown,
     /// The deadline has passed.
     Tick,
@@ -189,7 +189,7 @@ pub enum CertificateInput {
     },
 }
 
-/// What the shell notices and nobody but a person can mend.
+/// What the shell notices and only a person can repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// A change of the desired set cannot be written.

@@ -169,7 +169,7 @@ pub struct Mount {
     pub sub_path: String,
     /// Mode of the directories of `sub_path` that are not there; `None` makes none.
     pub new_dir_mode: Option<u32>,
-    /// Files of ConfigMaps and Secrets always are.
+    /// Always set for files of ConfigMaps and Secrets.
     pub read_only: bool,
 }
 

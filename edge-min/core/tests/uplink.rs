@@ -1,6 +1,7 @@
 //! The agent's link, certificates and flash at its interface: inputs, outputs, deadlines.
 #![cfg(test)]
 
+use edge_core::calls::Answer;
 use edge_core::flash::{Counters, Subsystem};
 use edge_core::limits::WEAR_MS;
 use edge_core::reconnect::DELAY_MS_MAX;
@@ -8,7 +9,7 @@ use edge_core::renewal::{Time, Validity};
 use edge_core::{
     Agent, AgentConfig, Certificate, CertificateInput, Input, Output, UplinkInput, UplinkOutput,
 };
-use edge_proto::object::NodeStatus;
+use edge_proto::call::METHOD_RENEW;
 
 const DAY_S: u64 = 86_400;
 const FIRST: Validity = Validity {
@@ -156,7 +157,7 @@ fn a_renewed_certificate_is_tried_and_then_kept() {
     let asked = handle(&mut agent, at, Input::Certificate(renewed));
     let wanted = [UplinkOutput::ConfirmTime(unix_s), UplinkOutput::Close];
     assert_eq!(asked, wanted.map(Output::Uplink));
-    assert_eq!(agent.proven_not_after(), 0);
+    assert_eq!(proven(&mut agent, at), 0);
     uplink(&mut agent, at, UplinkInput::NotLive);
     uplink(&mut agent, at, down(false));
     let mut now = at;
@@ -167,7 +168,19 @@ fn a_renewed_certificate_is_tried_and_then_kept() {
     uplink(&mut agent, now, UplinkInput::Up);
     let forget = [Output::Uplink(UplinkOutput::DropOldCertificate)];
     assert_eq!(uplink(&mut agent, now, UplinkInput::Live), forget);
-    assert_eq!(agent.proven_not_after(), SECOND.not_after);
+    assert_eq!(proven(&mut agent, now), SECOND.not_after);
+    // A call without arguments asks for a renewal at once.
+    agent.call(now, METHOD_RENEW, &[]).unwrap();
+    let asked: Vec<Output> = std::iter::from_fn(|| agent.poll()).collect();
+    assert!(asked.contains(&Output::Uplink(UplinkOutput::Renew)));
+}
+
+/// The end of the certificate that the session lives with, as a call is answered.
+fn proven(agent: &mut Agent, now: u64) -> u64 {
+    match agent.call(now, METHOD_RENEW, &[0]) {
+        Ok(Answer::Bytes(bytes)) => u64::from_le_bytes(bytes.try_into().unwrap()),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use edge_proto::object::ContainerState;
+use edge_core::calls::Log;
 
 use super::{Driver, VERSION, flash};
 use crate::local::read_api::Request;
@@ -23,40 +23,23 @@ impl Driver {
                 container,
                 reply,
             } => {
-                reply
-                    .try_send(self.log_path(&namespace, &pod, container.as_deref()))
-                    .ok();
+                let log = self.agent.log(&namespace, &pod, &container);
+                let file = log.and_then(|log| Ok((self.log_file(&log)?, log.over)));
+                reply.try_send(file).ok();
             }
         }
     }
 
-    /// The file with a container's output, and whether the container has ended for good.
-    pub(super) fn log_path(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: Option<&str>,
-    ) -> Result<(PathBuf, bool), String> {
-        let status = self
-            .agent
-            .statuses()
-            .find(|status| status.namespace == namespace && status.name == pod)
-            .ok_or_else(|| ["no pod ", namespace, "/", pod, " on this node"].concat())?;
-        let all = status.containers.as_slice();
-        let found = match (container, all) {
-            (None, [only]) => Some(only),
-            (name, all) => all.iter().find(|one| Some(one.name.as_str()) == name),
-        };
-        let Some(found) = found else {
-            let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
-            return Err(["choose a container: ", &names.join(", ")].concat());
-        };
-        let file = paths::log(&self.config.run_dir, status.uid, &found.name);
-        let over = matches!(found.state, ContainerState::Terminated { .. });
+    /// The file with a container's output.
+    ///
+    /// # Errors
+    /// There is none yet, for a person.
+    pub(super) fn log_file(&self, log: &Log) -> Result<PathBuf, String> {
+        let file = paths::log(&self.config.run_dir, log.uid, &log.container);
         if file.exists() {
-            Ok((file, over))
+            Ok(file)
         } else {
-            Err(["container ", &found.name, " has not started yet"].concat())
+            Err(["container ", &log.container, " has not started yet"].concat())
         }
     }
 

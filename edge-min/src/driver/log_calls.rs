@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use edge_proto::call::{CODE_ARGUMENTS, CODE_OK, CODE_UNKNOWN_METHOD, LogsRequest, METHOD_LOGS};
+use edge_core::calls::Refusal;
+use edge_core::limits::LOG_LOOK_MS;
+use edge_proto::call::{CODE_OK, LogsRequest};
 use edge_proto::session::{CallInput, CallResult, NodeInput};
 use edge_proto::sorted::SortedMap;
 
@@ -11,8 +13,6 @@ use crate::workload::logs;
 
 /// Bytes of one answer frame.
 const PIECE_BYTES: usize = 4096;
-/// Interval of reading a followed log, milliseconds.
-const FOLLOW_MS: u64 = 500;
 
 struct Call {
     file: PathBuf,
@@ -24,7 +24,7 @@ struct Call {
     /// The whole answer, when it is not a log.
     answer: Vec<u8>,
     /// Why there is no log, with the code of the result.
-    refusal: Option<(u32, String)>,
+    refusal: Option<Refusal>,
     /// The caller was informed that the log exists.
     begun: bool,
     look_at: u64,
@@ -53,20 +53,8 @@ pub struct LogCalls {
 }
 
 impl LogCalls {
-    /// Reads a call's arguments.
-    ///
-    /// # Errors
-    /// The code of the result, and the reason.
-    pub fn request(method: u16, args: &[u8]) -> Result<LogsRequest, (u32, String)> {
-        if method != METHOD_LOGS {
-            let reason = "this agent does not know the call; upgrade it".to_owned();
-            return Err((CODE_UNKNOWN_METHOD, reason));
-        }
-        LogsRequest::decode(args).map_err(|error| (CODE_ARGUMENTS, error.to_string()))
-    }
-
     /// Opens a call on a file, or with the reason why there is no file.
-    pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), (u32, String)>) {
+    pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), Refusal>) {
         let call = match file {
             Ok((file, request)) => {
                 let tail = match request.tail_bytes {
@@ -162,7 +150,7 @@ impl LogCalls {
                 }
                 // Asked before the last read, so that nothing written meanwhile is lost.
                 call.follow = !is_over(&call.request, &call.file);
-                call.look_at = if call.follow { now + FOLLOW_MS } else { now };
+                call.look_at = if call.follow { now + LOG_LOOK_MS } else { now };
                 continue;
             }
             self.calls.remove(&id);
@@ -230,8 +218,8 @@ mod tests {
         calls.window(1, 100);
         assert_eq!(drain(&mut calls, 0), (b"a".to_vec(), None));
         std::fs::write(&file, "ab").unwrap();
-        assert_eq!(calls.deadline(), Some(FOLLOW_MS));
-        assert_eq!(drain(&mut calls, FOLLOW_MS), (vec![b'b'], None));
+        assert_eq!(calls.deadline(), Some(LOG_LOOK_MS));
+        assert_eq!(drain(&mut calls, LOG_LOOK_MS), (vec![b'b'], None));
     }
 
     /// Goal: the last output of a container is not lost when its end is noticed. Method: it writes
@@ -260,9 +248,9 @@ mod tests {
             std::fs::write(path, "bye").unwrap();
             true
         };
-        assert!(calls.next(FOLLOW_MS, &ends).is_none());
-        assert_eq!(calls.deadline(), Some(FOLLOW_MS));
-        assert_eq!(drain(&mut calls, FOLLOW_MS), (b"bye".to_vec(), done()));
+        assert!(calls.next(LOG_LOOK_MS, &ends).is_none());
+        assert_eq!(calls.deadline(), Some(LOG_LOOK_MS));
+        assert_eq!(drain(&mut calls, LOG_LOOK_MS), (b"bye".to_vec(), done()));
         assert_eq!(calls.deadline(), None);
     }
 
@@ -275,9 +263,5 @@ mod tests {
         calls.answer(2, vec![7; 8]);
         calls.window(2, 512);
         assert_eq!(drain(&mut calls, 0), (vec![7; 8], done()));
-        let unknown = LogCalls::request(99, &[]).unwrap_err();
-        assert_eq!(unknown.0, CODE_UNKNOWN_METHOD);
-        let wrong = LogCalls::request(METHOD_LOGS, &[0xff]).unwrap_err();
-        assert_eq!(wrong.0, CODE_ARGUMENTS);
     }
 }

@@ -1,15 +1,13 @@
 //! The driver's side of the link: passes its events to the session, and performs the session's outputs.
 
-use std::path::PathBuf;
-
-use edge_core::{Certificate, CertificateInput, Input, UplinkInput, UplinkOutput};
-use edge_proto::call::{CODE_FAILED, LogsRequest, METHOD_RENEW};
+use edge_core::calls::Answer;
+use edge_core::{Certificate, Input, UplinkInput, UplinkOutput};
+use edge_proto::call::CODE_FAILED;
 use edge_proto::session::{
     BlobOutput, CallOpen, CallOutput, LinkInput, LinkOutput, NodeOutput, StateOutput,
 };
 
 use super::Driver;
-use crate::driver::log_calls::LogCalls;
 use crate::driver::workers::StoreJob;
 use crate::link::connection::{self, Connect, LinkConfig, LinkEvent};
 use crate::link::identity::Identity;
@@ -186,22 +184,15 @@ impl Driver {
     }
 
     fn open_call(&mut self, CallOpen { id, method, args }: CallOpen) {
-        if method == METHOD_RENEW {
-            // The call reads which certificate is in use; without arguments it also requests a renewal.
-            if args.is_empty() {
-                let wanted = Input::Certificate(CertificateInput::Wanted);
-                self.agent.handle(self.now(), wanted);
-            }
-            let end = self.agent.proven_not_after().to_le_bytes();
-            self.log_calls.answer(id, end.to_vec());
-            return;
-        }
-        let file = LogCalls::request(method, &args).and_then(|request| {
-            let log = self.called_log(&request);
-            let (file, _) = log.map_err(|reason| (CODE_FAILED, reason))?;
-            Ok((file, request))
-        });
-        self.log_calls.open(id, file);
+        let log = match self.agent.call(self.now(), method, &args) {
+            Ok(Answer::Bytes(bytes)) => return self.log_calls.answer(id, bytes),
+            Ok(Answer::Log(request, log)) => match self.log_file(&log) {
+                Ok(file) => Ok((file, request)),
+                Err(reason) => Err((CODE_FAILED, reason)),
+            },
+            Err(refusal) => Err(refusal),
+        };
+        self.log_calls.open(id, log);
     }
 
     /// Gives the link frames in the order of the lanes, as long as it accepts them. The time of the next
@@ -231,7 +222,9 @@ impl Driver {
         let now = self.now();
         let mut calls = std::mem::take(&mut self.log_calls);
         let answer = calls.next(now, &|request, file| {
-            !matches!(self.called_log(request), Ok((known, false)) if known == file)
+            let (namespace, pod) = (&request.namespace, &request.pod);
+            let log = self.agent.log(namespace, pod, &request.container);
+            !log.is_ok_and(|log| !log.over && self.log_file(&log).is_ok_and(|known| known == file))
         });
         self.log_calls = calls;
         let Some(answer) = answer else {
@@ -239,10 +232,5 @@ impl Driver {
         };
         self.session.handle(now, answer);
         true
-    }
-
-    fn called_log(&self, request: &LogsRequest) -> Result<(PathBuf, bool), String> {
-        let container = (!request.container.is_empty()).then_some(request.container.as_str());
-        self.log_path(&request.namespace, &request.pod, container)
     }
 }

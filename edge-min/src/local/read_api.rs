@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_channel::Sender;
+use edge_core::limits::LOG_LOOK_MS;
 use smol::Timer;
 use smol::future::or;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,9 +25,9 @@ const HEAD_BYTES_MAX: usize = 2048;
 /// A client that sends nothing for this long is dropped.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of reading a followed log.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
-/// Reads of a log without new output after which the state of its container is requested.
-const QUIET_LOOKS: u32 = 4;
+const LOOK_INTERVAL: Duration = Duration::from_millis(LOG_LOOK_MS);
+/// Pause when a connection cannot be taken, for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// Request to the driver.
 pub enum Request {
@@ -38,8 +39,8 @@ pub enum Request {
         namespace: String,
         /// Name of the pod.
         pod: String,
-        /// Name in the pod; `None` is the only one.
-        container: Option<String>,
+        /// Container; empty is the only one.
+        container: String,
         /// The path and whether the container has ended for good, or an error.
         reply: Sender<Result<(PathBuf, bool), String>>,
     },
@@ -64,8 +65,7 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
 pub async fn serve(listener: &UnixListener, requests: &Sender<Request>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: wait until some are closed.
-            Timer::after(FOLLOW_INTERVAL).await;
+            Timer::after(ACCEPT_PAUSE).await;
             continue;
         };
         // A client that has disconnected needs no answer.
@@ -107,7 +107,7 @@ async fn answer(mut stream: UnixStream, requests: &Sender<Request>) -> io::Resul
                 requests,
                 namespace,
                 pod,
-                container: (container != "-").then_some(container),
+                container: if container == "-" { "" } else { container },
             };
             match log.find().await {
                 Ok((file, _)) => logs(&mut stream, &log, &file, query).await,
@@ -154,7 +154,7 @@ struct Log<'a> {
     requests: &'a Sender<Request>,
     namespace: &'a str,
     pod: &'a str,
-    container: Option<&'a str>,
+    container: &'a str,
 }
 
 impl Log<'_> {
@@ -163,7 +163,7 @@ impl Log<'_> {
         let request = Request::LogFile {
             namespace: self.namespace.to_owned(),
             pod: self.pod.to_owned(),
-            container: self.container.map(str::to_owned),
+            container: self.container.to_owned(),
             reply: sender,
         };
         let stops = || Err("the agent stops".to_owned());
@@ -187,7 +187,7 @@ async fn is_left(stream: &UnixStream) -> bool {
     let mut byte = [0; 1];
     let gone = async { !matches!(stream.read(&mut byte).await, Ok(1..)) };
     or(gone, async {
-        Timer::after(FOLLOW_INTERVAL).await;
+        Timer::after(LOOK_INTERVAL).await;
         false
     })
     .await
@@ -207,21 +207,17 @@ async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) 
         .write_all(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n")
         .await?;
     let mut at = crate::workload::logs::start_of_tail(file, tail)?;
-    let (mut quiet, mut over) = (0, !follow);
+    let mut over = !follow;
     loop {
         let bytes = crate::workload::logs::read_from(file, at)?;
         if bytes.is_empty() {
             if over || !file.exists() || is_left(stream).await {
                 return Ok(());
             }
-            quiet += 1;
-            if quiet % QUIET_LOOKS == 0 {
-                // Before the last read, so that nothing written meanwhile is lost.
-                over = log.is_over(file).await;
-            }
+            // Before the last look, so that nothing written meanwhile is lost.
+            over = log.is_over(file).await;
             continue;
         }
-        quiet = 0;
         at += bytes.len() as u64;
         stream.write_all(&bytes).await?;
     }

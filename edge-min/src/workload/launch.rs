@@ -127,7 +127,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
     let identity = identity(pid).map_err(because("identity"))?;
-    // Opened while that is allowed; what it says is the last thing before exec.
+    // Opened while that is allowed; it is written as the last step before exec.
     let mut state = File::create(&plan.state).map_err(because("make the state"))?;
     nix::unistd::setsid()
         .map_err(io::Error::from)

@@ -258,7 +258,7 @@ impl Reaper {
 pub fn identity(pid: u32) -> io::Result<String> {
     let pid = pid.to_string();
     let stat = fs::read_to_string(["/proc/", &pid, "/stat"].concat())?;
-    // The second field is the name in brackets and may hold anything, even brackets.
+    // The second field is the name in brackets and may contain anything, even brackets.
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
     let start = rest.and_then(|rest| rest.split_whitespace().nth(19));
     start

@@ -307,7 +307,7 @@ impl Runtime {
         let identity = identity(pid).map_err(not_created)?;
         let state = self.state_file(uid, container);
         medium::write(&state, identity.as_bytes(), Durability::Never).map_err(not_created)?;
-        // From here on it may run and end, before anybody knows of it.
+        // From here on it may run and end before the driver knows of it.
         self.starting_pids.announce(pid);
         let failure = match self.runc(&["start", &id], stop) {
             Ok(started) if started.status.success() => return Ok(pid),

@@ -108,7 +108,7 @@ fn open_plain(path: &Path, create: bool) -> io::Result<fs::File> {
         at = match rustix::fs::openat(&at, name, flags, Mode::empty()) {
             Err(Errno::NOENT) if create => {
                 match rustix::fs::mkdirat(&at, name, Mode::from(HOST_DIR_MODE)) {
-                    // Another pod with the same volume has just made it.
+                    // Another pod with the same volume has just created it.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }

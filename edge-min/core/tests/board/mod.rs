@@ -26,7 +26,7 @@ pub(crate) struct Board {
     pub(crate) removals: u32,
     pub(crate) pod_removals: u32,
     pub(crate) repairs: u32,
-    /// Pods whose starts the agent gave up.
+    /// Pods whose starts the agent has cancelled.
     pub(crate) cancelled: Vec<Uid>,
     pub(crate) events: Vec<String>,
     pub(crate) reported: BTreeMap<Key, Vec<u8>>,
