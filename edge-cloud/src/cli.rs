@@ -19,14 +19,14 @@ use serde::de::DeserializeOwned;
 use self::args::{Command, Logs, Node, Restore, Serve, Token};
 use self::lists::{events, nodes, pods, problems, restored};
 use self::table::table;
-use crate::api::{TokenAnswer, TokenRequest};
+use crate::api::{ProblemRow, TokenAnswer, TokenRequest};
 use crate::backup::{self, Backup, BackupError};
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
 use crate::identity::authorities::Authorities;
 use crate::identity::enrol::CertificateTimes;
 use crate::identity::registry::{self, NODES};
-use crate::manifest::Manifests;
+use crate::manifest::{Manifests, Severity};
 use crate::serve;
 use crate::transport::broker::files::{self, FILES};
 
@@ -107,17 +107,11 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
             Ok(Exit::Done)
         }
         Command::Token(Token::Create { uses, ttl }) => ctx.create_token(out, uses, ttl).await,
-        Command::Nodes => ctx.list(out, "/v1/nodes", nodes).await.map(|_| Exit::Done),
-        Command::Pods => ctx.list(out, "/v1/pods", pods).await.map(|_| Exit::Done),
-        Command::Events => ctx
-            .list(out, "/v1/events", events)
-            .await
-            .map(|_| Exit::Done),
+        Command::Nodes => ctx.list(out, "/v1/nodes", nodes).await,
+        Command::Pods => ctx.list(out, "/v1/pods", pods).await,
+        Command::Events => ctx.list(out, "/v1/events", events).await,
         Command::Records => ctx.records(out).await,
-        Command::Problems => {
-            let rows = ctx.list(out, "/v1/problems", problems).await?;
-            Ok(found(rows))
-        }
+        Command::Problems => ctx.problems(out).await,
         Command::Logs(logs) => ctx.logs(out, &logs).await,
         Command::Node(Node::Delete { name }) => {
             ctx.act(
@@ -183,22 +177,34 @@ const fn found(count: usize) -> Exit {
     if count == 0 { Exit::Done } else { Exit::Found }
 }
 
+/// Warnings are listed, and are no reason to fail.
+fn errors(all: impl Iterator<Item = Severity>) -> usize {
+    all.filter(|severity| *severity == Severity::Error).count()
+}
+
 struct Context<'a> {
     data: &'a Path,
     json: bool,
 }
 
 impl Context<'_> {
-    /// Prints a list and returns its length.
+    /// Prints a list.
     async fn list<T: Serialize + DeserializeOwned>(
         &self,
         out: &mut impl Write,
         target: &str,
         text: impl Fn(&[T]) -> String,
-    ) -> Result<usize, CliError> {
+    ) -> Result<Exit, CliError> {
         let rows: Vec<T> = client::json(self.data, Method::GET, target, Vec::new()).await?;
         self.print(out, &rows, || text(&rows))?;
-        Ok(rows.len())
+        Ok(Exit::Done)
+    }
+
+    async fn problems(&self, out: &mut impl Write) -> Result<Exit, CliError> {
+        let rows: Vec<ProblemRow> =
+            client::json(self.data, Method::GET, "/v1/problems", Vec::new()).await?;
+        self.print(out, &rows, || problems(&rows))?;
+        Ok(found(errors(rows.iter().map(|row| row.severity))))
     }
 
     fn print(
@@ -313,7 +319,8 @@ impl Context<'_> {
             ))
         })?;
         let manifests = Manifests::read(folder);
-        let count = manifests.problems.len();
+        let problems = errors(manifests.problems.iter().map(|problem| problem.severity));
+        let warnings = manifests.problems.len() - problems;
         self.print(out, &manifests.problems, || {
             let mut text = String::new();
             for problem in &manifests.problems {
@@ -321,10 +328,14 @@ impl Context<'_> {
                 text.push('\n');
             }
             let accepted = manifests.objects.len();
-            text.push_str(&format!("{accepted} objects accepted, {count} problems\n"));
+            text.push_str(&format!("{accepted} objects accepted, {problems} problems"));
+            if warnings > 0 {
+                text.push_str(&format!(", {warnings} warnings"));
+            }
+            text.push('\n');
             text
         })?;
-        Ok(found(count))
+        Ok(found(problems))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::manifest::{Id, Manifests, Origin, Problem};
+use crate::manifest::{Id, Manifests, Origin, Problem, Severity};
 use crate::nodes::{DesiredSets, NodeReports, NodeView};
 use crate::objects::{Object, ObjectStore};
 use crate::placement::{Changes, NodeState, Placer};
@@ -212,6 +212,7 @@ impl Controller {
 
 fn forgotten() -> Problem {
     Problem {
+        severity: Severity::Error,
         origin: Origin::default(),
         object: None,
         path: String::new(),

@@ -8,15 +8,18 @@
 mod config;
 mod container;
 mod expand;
+mod folder;
+mod meant;
 mod pod;
 mod policy;
 mod quantity;
 mod reader;
+mod text;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use edge_proto::limits::POD_BYTES_MAX;
@@ -24,22 +27,17 @@ use edge_proto::object::RestartPolicy;
 use serde::{Deserialize, Serialize};
 use serde_norway::Value;
 
+pub use folder::{FILE_BYTES_MAX, FILES_MAX, files, text_of};
+use meant::Meant;
 pub use pod::Template;
 pub use policy::Policy;
 use reader::{Faults, Field, Object};
+use text::{Document, documents};
 
-/// Largest manifest file that is read, bytes.
-pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Files of the folder that are read; more are a problem of the folder.
-pub const FILES_MAX: usize = 1000;
 /// Problems that are kept; further ones are only counted.
 pub const PROBLEMS_MAX: usize = 1000;
 /// Documents of one file.
 pub const DOCUMENTS_MAX: usize = 1000;
-/// Bound of the parser's cost of a document: at each character that may end a token the parser checks
-/// every open bracket, so 200 KB of `[` would take minutes. A maximal file of JSON, nested 50 deep,
-/// is below.
-pub const PARSER_STEPS_MAX: usize = 200_000_000;
 /// Replicas of one Deployment.
 pub const REPLICAS_MAX: u32 = 1000;
 
@@ -61,16 +59,30 @@ pub enum DocumentKind {
 }
 
 impl DocumentKind {
+    const ALL: [Self; 6] = [
+        Self::Pod,
+        Self::ConfigMap,
+        Self::Secret,
+        Self::Deployment,
+        Self::DaemonSet,
+        Self::NodePolicy,
+    ];
+
     fn parse(version: &str, kind: &str) -> Option<Self> {
-        Some(match (version, kind) {
-            ("v1", "Pod") => Self::Pod,
-            ("v1", "ConfigMap") => Self::ConfigMap,
-            ("v1", "Secret") => Self::Secret,
-            ("apps/v1", "Deployment") => Self::Deployment,
-            ("apps/v1", "DaemonSet") => Self::DaemonSet,
-            ("edge-min.io/v1", "NodePolicy") => Self::NodePolicy,
-            _ => return None,
-        })
+        Self::of_name(kind).filter(|kind| kind.version() == version)
+    }
+
+    /// The kind of this name in any version.
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Pod | Self::ConfigMap | Self::Secret => "v1",
+            Self::Deployment | Self::DaemonSet => "apps/v1",
+            Self::NodePolicy => "edge-min.io/v1",
+        }
     }
 
     /// The name of the kind in Kubernetes.
@@ -113,9 +125,33 @@ pub struct Origin {
     pub document: usize,
 }
 
-/// A refused document or field, or an unreadable file.
+/// Whether a problem affects the desired state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// A part of the desired state is not applied.
+    #[default]
+    Error,
+    /// Everything that edge-cloud supports is applied.
+    Warning,
+}
+
+impl Severity {
+    /// As in JSON and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// A refused document or field, an unreadable file, or a warning about a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    /// Its effect on the desired state.
+    pub severity: Severity,
     /// Place of the document.
     #[serde(flatten)]
     pub origin: Origin,
@@ -142,6 +178,9 @@ impl fmt::Display for Problem {
         }
         if !self.path.is_empty() {
             write!(f, ": {}", self.path)?;
+        }
+        if self.severity == Severity::Warning {
+            f.write_str(": warning")?;
         }
         write!(f, ": {}", self.reason)
     }
@@ -171,6 +210,8 @@ pub struct Manifests {
     unread: BTreeSet<String>,
     /// Objects whose document was refused.
     refused: BTreeSet<Id>,
+    /// Possible objects of the refused documents without a complete identity, by file.
+    unclear: BTreeMap<String, Vec<Meant>>,
 }
 
 impl Manifests {
@@ -181,14 +222,14 @@ impl Manifests {
         let (files, faults) = files(folder);
         manifests.problems.extend(faults);
         for (name, path) in files {
-            manifests.read_file(&name, &path);
+            manifests.add_text(&name, text_of(&path));
         }
         manifests
     }
 
-    /// Adds the documents of a file.
-    pub fn read_file(&mut self, name: &str, path: &Path) {
-        match text_of(path) {
+    /// Adds the documents of a file, or the reason why it cannot be read.
+    pub fn add_text(&mut self, name: &str, text: Result<String, String>) {
+        match text {
             Ok(text) => self.add_file(name, &text),
             Err(reason) => {
                 self.unread.insert(name.to_owned());
@@ -200,28 +241,16 @@ impl Manifests {
     /// Adds the documents of one file.
     pub fn add_file(&mut self, file: &str, text: &str) {
         let mut number = 0;
-        for (line, document) in documents(text) {
-            let parsed = match parser_steps(&document) {
-                0..=PARSER_STEPS_MAX => serde_norway::from_str::<Value>(&document),
-                _ => {
-                    number += 1;
-                    self.unread.insert(file.to_owned());
-                    let reason = format!("line {line}: too many nested brackets");
-                    self.problem(file, number, None, "", reason);
-                    continue;
-                }
-            };
-            match parsed {
+        for document in documents(text) {
+            match document.parse() {
                 Ok(Value::Null) => {}
                 Ok(value) => {
                     number += 1;
-                    self.add_document(file, number, &value);
+                    self.add_document(file, number, &document, &value);
                 }
-                Err(error) => {
+                Err(reason) => {
                     number += 1;
-                    self.unread.insert(file.to_owned());
-                    let at = error.location().map_or(line, |at| line + at.line() - 1);
-                    let reason = format!("line {at}: {}", in_file(&error.to_string(), line));
+                    self.unclear(file, Meant::of_lines(&document));
                     self.problem(file, number, None, "", reason);
                 }
             }
@@ -234,17 +263,25 @@ impl Manifests {
         }
     }
 
-    fn add_document(&mut self, file: &str, document: usize, value: &Value) {
+    fn add_document(&mut self, file: &str, number: usize, document: &Document, value: &Value) {
+        let Some(meant) = Meant::of(value) else {
+            self.add_foreign(file, number, value);
+            return;
+        };
         let faults = Faults::default();
         let (id, object) = read_document(&Field::document(value, &faults));
         let sound = faults.is_empty();
         let label = id.as_ref().map(ToString::to_string);
         for fault in faults.into_vec() {
             let object = label.clone();
-            self.problem(file, document, object, &fault.path, fault.reason);
+            self.problem(file, number, object, &fault.path, fault.reason);
+        }
+        if !sound && document.may_be_cut() {
+            // Its name may be truncated, too.
+            self.unclear(file, Meant::default());
         }
         let Some(id) = id else {
-            self.unread.insert(file.to_owned());
+            self.unclear(file, meant);
             return;
         };
         if let Some((first, _)) = self.objects.get(&id) {
@@ -252,19 +289,49 @@ impl Manifests {
                 "stands in {} document {}, too: that one holds",
                 first.file, first.document
             );
-            self.problem(file, document, label, "metadata.name", reason);
+            self.problem(file, number, label, "metadata.name", reason);
         } else if let (true, Some(object)) = (sound, object) {
             let file = file.to_owned();
+            let document = number;
             self.objects.insert(id, (Origin { file, document }, object));
         } else {
             self.refused.insert(id);
         }
     }
 
+    /// Adds a warning: a document of an unsupported kind cannot be a document of one of our objects.
+    fn add_foreign(&mut self, file: &str, document: usize, value: &Value) {
+        let text =
+            |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (version, kind) = (text(value.get("apiVersion")), text(value.get("kind")));
+        let name = text(value.get("metadata").and_then(|all| all.get("name")));
+        self.report(Problem {
+            severity: Severity::Warning,
+            origin: Origin {
+                file: file.to_owned(),
+                document,
+            },
+            object: Some(format!("{kind} {name}")),
+            path: "kind".to_owned(),
+            reason: format!("{version} {kind} is not supported and has no effect"),
+        });
+    }
+
+    fn unclear(&mut self, file: &str, meant: Meant) {
+        self.unclear.entry(file.to_owned()).or_default().push(meant);
+    }
+
     /// Whether a file could not be read completely: its content is unknown.
     #[must_use]
     pub fn is_unread(&self, file: &str) -> bool {
         self.unread.contains(file)
+    }
+
+    /// Whether a refused document of this file may be the document of an object.
+    #[must_use]
+    pub fn may_have(&self, file: &str, id: &Id) -> bool {
+        let mut unclear = self.unclear.get(file).into_iter().flatten();
+        self.is_unread(file) || unclear.any(|meant| meant.may_be(id))
     }
 
     /// Whether a document of this object was refused.
@@ -281,138 +348,23 @@ impl Manifests {
         path: &str,
         reason: String,
     ) {
+        self.report(Problem {
+            severity: Severity::Error,
+            origin: Origin {
+                file: file.to_owned(),
+                document,
+            },
+            object,
+            path: path.to_owned(),
+            reason,
+        });
+    }
+
+    fn report(&mut self, problem: Problem) {
         if self.problems.len() < PROBLEMS_MAX {
-            let file = file.to_owned();
-            self.problems.push(Problem {
-                origin: Origin { file, document },
-                object,
-                path: path.to_owned(),
-                reason,
-            });
+            self.problems.push(problem);
         }
     }
-}
-
-/// Every `.yaml`, `.yml` and `.json` below `folder` by its path from there, or the one file that it is,
-/// and why some may be missing. Hidden files and folders are skipped: editors and Kubernetes' own
-/// volumes create them.
-#[must_use]
-pub fn files(folder: &Path) -> (BTreeMap<String, PathBuf>, Vec<Problem>) {
-    let (mut files, mut faults) = (Vec::new(), Manifests::default());
-    if folder.is_file() {
-        files.push(folder.to_owned());
-    } else if let Err(error) = find(folder, &mut files, 0) {
-        faults.problem("", 0, None, "", format!("{}: {error}", folder.display()));
-    }
-    files.sort();
-    if files.len() > FILES_MAX {
-        let reason = format!("more than {FILES_MAX} files, those after are not read");
-        faults.problem("", 0, None, "", reason);
-        files.truncate(FILES_MAX);
-    }
-    let named = files.into_iter().map(|path| {
-        let below = path.strip_prefix(folder).ok();
-        let below = below.filter(|below| !below.as_os_str().is_empty());
-        let name = below.unwrap_or(&path).to_string_lossy().into_owned();
-        (name, path)
-    });
-    (named.collect(), faults.problems)
-}
-
-/// Deepest folder that is searched: links may form a circle.
-const DEPTH_MAX: usize = 8;
-
-fn find(folder: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with('.') || files.len() > FILES_MAX {
-            continue;
-        }
-        let extension = path.extension().unwrap_or_default();
-        if path.is_dir() {
-            if depth < DEPTH_MAX {
-                find(&path, files, depth + 1)?;
-            }
-        } else if ["yaml", "yml", "json"]
-            .iter()
-            .any(|known| extension == *known)
-        {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
-fn text_of(path: &Path) -> Result<String, String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    // Before it is opened: opening a pipe waits for a writer.
-    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("is not a file".to_owned());
-    }
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
-    }
-    String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
-}
-
-/// Upper bound of the parser's checks of open brackets. Brackets in text are counted, too: distinguishing
-/// them would require parsing.
-fn parser_steps(document: &str) -> usize {
-    let (mut open, mut steps) = (0_usize, 0_usize);
-    for byte in document.bytes() {
-        match byte {
-            b'[' | b'{' => open += 1,
-            b']' | b'}' => open = open.saturating_sub(1),
-            b',' | b':' | b'?' | b'-' | b'"' | b'\'' | b'&' | b'*' | b' ' | b'\n' => {}
-            _ => continue,
-        }
-        steps = steps.saturating_add(open);
-    }
-    steps
-}
-
-/// The documents of a file and the line each begins at. YAML ends a document at a line that
-/// begins with `---` or `...`, even inside a quoted or block scalar, so lines are enough; and a
-/// document that does not parse does not affect the following ones.
-fn documents(text: &str) -> Vec<(usize, String)> {
-    let mut documents = vec![(1, String::new())];
-    for (index, line) in text.lines().enumerate() {
-        let marker = |marker| {
-            line.strip_prefix(marker)
-                .filter(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
-        };
-        let rest = marker("---").or_else(|| marker("..."));
-        if rest.is_some() {
-            documents.push((index + 1, String::new()));
-        }
-        if let Some((_, document)) = documents.last_mut() {
-            document.push_str(rest.unwrap_or(line));
-            document.push('\n');
-        }
-    }
-    documents
-}
-
-/// The message of the YAML reader, with line numbers of the file instead of the document.
-fn in_file(words: &str, first: usize) -> String {
-    let mut parts = words.split(" at line ");
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(part.len());
-        let (number, rest) = part.split_at(end);
-        let line = number.parse::<usize>().map_or(0, |line| line + first - 1);
-        text += &format!(" at line {line}{rest}");
-    }
-    text
 }
 
 fn read_document(field: &Field<'_>) -> (Option<Id>, Option<Accepted>) {

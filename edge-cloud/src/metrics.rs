@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::clock::unix_s;
+use crate::manifest::{Problem, Severity};
 use crate::nodes::{CaView, NodeView};
 use crate::records::View;
 use crate::records::ledger::Loss;
@@ -151,6 +152,42 @@ fn certificates(registry: &mut Registry, views: &[NodeView], cas: &CaView, unix_
     );
 }
 
+/// What is asked for, and what of it is refused or not placed.
+fn desired(registry: &mut Registry, status: &Status) {
+    let count = |count: usize| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge
+    };
+    registry.register(
+        "pods_placed",
+        "Pods asked of nodes",
+        count(status.placement.pods.len()),
+    );
+    registry.register(
+        "pods_unplaced",
+        "Pods that are not placed or lack something",
+        count(status.placement.unplaced.len()),
+    );
+    registry.register(
+        "manifest_objects",
+        "Accepted objects",
+        count(status.objects),
+    );
+    let refused = |problem: &&Problem| problem.severity == Severity::Error;
+    let refused = status.problems.iter().filter(refused).count();
+    registry.register(
+        "manifest_problems",
+        "Refused fields and files",
+        count(refused),
+    );
+    registry.register(
+        "manifest_warnings",
+        "Documents of kinds that are not supported",
+        count(status.problems.len() - refused),
+    );
+}
+
 /// The metrics as text.
 ///
 /// # Errors
@@ -192,11 +229,6 @@ pub fn text(
         let phase = phase.to_owned();
         pods.get_or_create(&PhaseLabel { phase }).set(count);
     }
-    let count = |count: usize| {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        gauge
-    };
     registry.register("node_connected", "A session is live", connected);
     registry.register("node_in_sync", "Both sets are equal on both ends", in_sync);
     registry.register("node_cloned", "Two boards use the identity", cloned);
@@ -207,26 +239,7 @@ pub fn text(
         restarts,
     );
     registry.register("pods", "Reported pods by phase", pods);
-    registry.register(
-        "pods_placed",
-        "Pods asked of nodes",
-        count(status.placement.pods.len()),
-    );
-    registry.register(
-        "pods_unplaced",
-        "Pods that are not placed or lack something",
-        count(status.placement.unplaced.len()),
-    );
-    registry.register(
-        "manifest_objects",
-        "Accepted objects",
-        count(status.objects),
-    );
-    registry.register(
-        "manifest_problems",
-        "Refused fields and files",
-        count(status.problems.len()),
-    );
+    desired(&mut registry, status);
     certificates(&mut registry, views, cas, unix_s());
     records(&mut registry, view);
     let mut text = String::new();

@@ -6,6 +6,7 @@ use edge_proto::key::Uid;
 use edge_proto::object::{ContainerState, PodStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::manifest::Severity;
 use crate::nodes::NodeView;
 use crate::placement::Placement;
 use crate::source::Status;
@@ -99,6 +100,8 @@ pub struct ContainerRow {
 /// Reason why some desired state is not in effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProblemRow {
+    /// What it does.
+    pub severity: Severity,
     /// File; empty for a pod that is not placed.
     pub file: String,
     /// Document in the file, from 1; 0 is the file itself.
@@ -251,6 +254,7 @@ fn row(view: &NodeView, status: &PodStatus) -> PodRow {
 /// Refused documents, then pods that are not placed.
 pub(super) fn problems(status: &Status) -> Vec<ProblemRow> {
     let refused = status.problems.iter().map(|problem| ProblemRow {
+        severity: problem.severity,
         file: problem.origin.file.clone(),
         document: problem.origin.document,
         object: problem.object.clone(),
@@ -258,6 +262,7 @@ pub(super) fn problems(status: &Status) -> Vec<ProblemRow> {
         reason: problem.reason.clone(),
     });
     let unplaced = status.placement.unplaced.values().map(|pod| ProblemRow {
+        severity: Severity::Error,
         file: String::new(),
         document: 0,
         object: Some(pod.owner.to_string()),

@@ -153,6 +153,7 @@ pub(super) fn problems(rows: &[ProblemRow]) -> String {
             document => format!("{} document {document}", row.file),
         };
         vec![
+            row.severity.as_str().to_owned(),
             place,
             row.object.clone().unwrap_or_default(),
             row.path.clone(),
@@ -160,7 +161,7 @@ pub(super) fn problems(rows: &[ProblemRow]) -> String {
         ]
     };
     table(
-        &["FILE", "OBJECT", "FIELD", "REASON"],
+        &["SEVERITY", "FILE", "OBJECT", "FIELD", "REASON"],
         rows.iter().map(line),
     )
 }

@@ -186,7 +186,8 @@ impl<'a> Field<'a> {
         let mut entries = Vec::with_capacity(map.len());
         for (key, value) in map {
             let Value::String(key) = key else {
-                return self.wrong("a map with strings as keys");
+                let key = serde_norway::to_string(key).unwrap_or_default();
+                return self.wrong(&format!("a map of texts: put {} in quotes", key.trim()));
             };
             if !value.is_null() {
                 let path = join(&self.path, key);

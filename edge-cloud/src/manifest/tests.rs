@@ -1,6 +1,7 @@
 use edge_proto::object::{EnvValue, RuntimeClass, VolumeSource};
 use proptest::prelude::*;
 
+use super::text::{PARSER_STEPS_MAX, parser_steps};
 use super::*;
 
 fn read(text: &str) -> Manifests {
@@ -451,4 +452,142 @@ fn brackets_of_sound_documents_are_few_enough() {
     let row = format!("{}{}", "[".repeat(50), "]".repeat(50));
     let json = format!("[{}]", vec![row; 40_000].join(", "));
     assert!(json.len() > 4_000_000 && parser_steps(&json) < PARSER_STEPS_MAX);
+}
+
+/// Goal: what kubectl reads is read. Method: a byte order mark, at the begin and between files that were
+/// put together, line ends of Windows, a directive, and an escape as JSON writes it; each is the plain one.
+#[test]
+fn text_of_other_tools_is_read_as_the_plain_one() {
+    let config = |name: &str, text: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: {text}}}\n"
+        )
+    };
+    let plain = read(&(config("a", "\"😀\"") + "---\n" + &config("b", "x")));
+    let (a, b) = (config("a", "😀"), config("b", "x"));
+    let json = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"},
+                   "data": {"k": "\ud83d\ude00"}}"#;
+    for text in [
+        format!("\u{feff}{a}---\n{b}"),
+        format!("\u{feff}---\n{a}---\n{b}"),
+        format!("{a}\u{feff}---\n\u{feff}{b}"),
+        format!("%YAML 1.2\n---\n{a}...\n%YAML 1.2\n--- # next\n{b}"),
+        format!("{a}---\n{b}").replace('\n', "\r\n"),
+        format!("{json}\n---\n{b}"),
+    ] {
+        let manifests = read(&text);
+        assert_eq!(manifests.problems, [], "{text}");
+        let contents = |manifests: Manifests| {
+            let objects = manifests.objects.into_iter();
+            objects
+                .map(|(id, (_, content))| (id, content))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(contents(manifests), contents(plain.clone()), "{text}");
+    }
+}
+
+/// Goal: keys are made texts as kubectl does, and one that cannot be is named.
+#[test]
+fn a_key_that_is_no_text_is_made_one_or_named() {
+    let config = |data: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{{data}}}\n")
+    };
+    let read_keys = |data: &str| {
+        let manifests = read(&config(data));
+        assert_eq!(manifests.problems, []);
+        let Some((_, Accepted::Config(payload))) = manifests.objects.values().next() else {
+            panic!("a ConfigMap");
+        };
+        let keys = edge_proto::object::ConfigMap::decode(payload).unwrap().data;
+        keys.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        read_keys("9000: \"default/reader:8080\", true: a"),
+        ["9000", "true"]
+    );
+    let (_, path, reason) = problems(&config("1.5: x")).remove(0);
+    assert_eq!(
+        (path.as_str(), reason.contains("1.5")),
+        ("data", true),
+        "{reason}"
+    );
+    let (_, _, reason) = problems(&config("1: x, \"1\": y")).remove(0);
+    assert!(reason.ends_with("a map has the key 1 twice"), "{reason}");
+    let pod = pod("  nodeSelector: {1: a}", "");
+    assert_eq!(read(&pod).problems, []);
+}
+
+/// Goal: a kind that is not read is told and hides nothing; a slip of the pen in a kind is an error.
+#[test]
+fn a_kind_of_others_is_a_warning_and_a_slip_is_an_error() {
+    let document = |version: &str, kind: &str| {
+        format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: toll-counter}}\n")
+    };
+    let severity = |version: &str, kind: &str| {
+        let manifests = read(&(GOOD.to_owned() + &document(version, kind)));
+        assert_eq!(manifests.objects.len(), 4, "{kind}");
+        let [problem] = manifests.problems.as_slice() else {
+            panic!("{kind}: {:?}", manifests.problems);
+        };
+        let counter = manifests.objects.keys().next().unwrap();
+        let is_warning = problem.severity == Severity::Warning;
+        assert_eq!(
+            manifests.may_have("gate.yaml", counter),
+            !is_warning,
+            "{kind}"
+        );
+        is_warning
+    };
+    assert!(severity("v1", "Service") && severity("v1", "PersistentVolumeClaim"));
+    assert!(severity("rbac.authorization.k8s.io/v1", "Role") && severity("acme.io/v1", "Gate"));
+    assert!(!severity("v1", "Podd") && !severity("extensions/v1beta1", "Pod"));
+    assert!(!severity("v1", "pod"));
+    assert!(
+        !read("apiVersion: v1\nkind: List\nitems: []\n")
+            .problems
+            .is_empty()
+    );
+}
+
+/// Goal: of a document that cannot be parsed it is known what it means if its lines say it, and nothing
+/// is concluded from a line that may be cut off.
+#[test]
+fn a_broken_document_may_mean_what_its_lines_say_and_no_other() {
+    let ids: Vec<Id> = read(GOOD).objects.into_keys().collect();
+    let may_mean = |text: &str| {
+        let manifests = read(text);
+        assert!(!manifests.problems.is_empty() && manifests.objects.is_empty());
+        let all = ids.iter().filter(|id| manifests.may_have("gate.yaml", id));
+        all.map(|id| id.name.as_str()).collect::<Vec<_>>()
+    };
+    let all = ["toll-counter", "lane", "key", "web"];
+    assert_eq!(may_mean("a: ["), all);
+    assert_eq!(may_mean("kind: Pod\na: [\n"), ["toll-counter"]);
+    let named =
+        "kind: ConfigMap\nmetadata:\n  labels: {a: b}\n  name: lane\nspec:\n  name: web\n a: [";
+    assert_eq!(may_mean(named), ["lane"]);
+    assert_eq!(
+        may_mean("metadata: {name: key, namespace: toll}\na: [\n"),
+        ["key"]
+    );
+    assert_eq!(
+        may_mean("metadata: {name: key}\na: [\n"),
+        Vec::<&str>::new()
+    );
+    assert_eq!(
+        may_mean("kind: Pod\nmetadata: {name: [}\n"),
+        ["toll-counter"]
+    );
+    // Cut off in the name, and in a document that parses so far.
+    assert_eq!(
+        may_mean("a: [\nkind: Pod\nmetadata:\n  name: toll"),
+        ["toll-counter"]
+    );
+    assert_eq!(
+        may_mean("apiVersion: v1\nkind: Pod\nmetadata:\n  name: toll"),
+        all
+    );
+    assert_eq!(may_mean("[1]\n"), all);
+    assert_eq!(may_mean("{\"kind\": \"Pod\"}"), ["toll-counter"]);
 }

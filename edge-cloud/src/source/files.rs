@@ -2,8 +2,9 @@
 //! one changed file costs its own documents and one stat of each of the others.
 //!
 //! Of two documents of one object that of the first file counts. An object whose document is refused
-//! or unreadable stays unchanged: a mistake in a manifest must not stop a workload. Only objects that are
-//! missing in valid files are removed. Bounds are those of [`crate::manifest`].
+//! stays unchanged: a mistake in a manifest must not stop a workload. The same applies to an object that
+//! is missing in a file that cannot be read, or that has a refused document without a known identity.
+//! Bounds are those of [`crate::manifest`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -11,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::SourceChanges;
-use crate::manifest::{self, Id, Manifests, Origin, PROBLEMS_MAX, Problem};
+use crate::manifest::{self, Id, Manifests, Origin, PROBLEMS_MAX, Problem, Severity};
 use crate::objects::Object;
 
 /// A file that was changed so shortly before it was read may change again within the same tick
@@ -70,7 +71,7 @@ impl Files {
                 stamp: stamp.filter(|(_, _, changed, _)| !is_fresh(*changed)),
                 manifests: Manifests::default(),
             };
-            file.manifests.read_file(&name, &path);
+            file.manifests.add_text(&name, manifest::text_of(&path));
             if file.manifests.is_unread(&name) {
                 // Its error may disappear without a change of the stamp.
                 file.stamp = None;
@@ -144,7 +145,7 @@ impl Files {
     /// Whether an object may be intended although it has no valid document.
     fn is_unclear(&self, id: &Id, origin: &Origin) -> bool {
         let stood = self.files.get(&origin.file);
-        stood.is_some_and(|file| file.manifests.is_unread(&origin.file))
+        stood.is_some_and(|file| file.manifests.may_have(&origin.file, id))
             || self
                 .files
                 .values()
@@ -197,6 +198,7 @@ impl Files {
 
 fn problem(origin: Origin, id: &Id, path: &str, reason: &str) -> Problem {
     Problem {
+        severity: Severity::Error,
         origin,
         object: Some(id.to_string()),
         path: path.to_owned(),
@@ -390,6 +392,35 @@ mod tests {
         place.read();
         assert_eq!(names(&place), ["b"], "deleted is deleted");
         assert_eq!(place.problems, []);
+    }
+
+    /// Goal: a refused document keeps what it may mean and nothing else of its file. Method: a kind that
+    /// is not read beside an object that gets another name, and a document without a sound name.
+    #[test]
+    fn a_refused_document_keeps_no_other_object_of_its_file() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n";
+        let mut place = Place::new();
+        place.write("app.yaml", &(service.to_owned() + &config("lane-v1", "x")));
+        place.read();
+        place.write("app.yaml", &(service.to_owned() + &config("lane-v2", "x")));
+        place.read();
+        assert_eq!(names(&place), ["lane-v2"]);
+        let three = config("lane-v2", "x") + &config("a", "x") + &config("b", "x");
+        place.write("app.yaml", &three);
+        place.read();
+        // One is broken, one is taken out.
+        let broken = config("a", "[") + &config("b", "y");
+        place.write("app.yaml", &broken);
+        place.read();
+        assert_eq!(names(&place), ["a", "b"]);
+        let nameless = config("A", "x") + &config("b", "y");
+        place.write("app.yaml", &nameless);
+        place.read();
+        assert_eq!(
+            names(&place),
+            ["a", "b"],
+            "it may be the one that lost its name"
+        );
     }
 
     #[test]
