@@ -1,8 +1,10 @@
 //! Source of desired state ([`Source`]) and destination of status ([`StatusSink`]): a folder and
 //! memory here, Kubernetes next.
 
+mod activity;
 mod files;
 mod folder;
+mod watcher;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,8 +29,8 @@ pub trait Source: Send + 'static {
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Result of [`Source::read`].
-#[derive(Debug, Default)]
+/// What has changed at a source.
+#[derive(Clone, Debug, Default)]
 pub struct SourceChanges {
     /// Objects with their new content; `None`: removed. Some may be unchanged.
     pub objects: Vec<(Id, Option<Object>)>,

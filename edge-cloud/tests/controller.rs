@@ -95,9 +95,9 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     std::fs::write(folder.path().join("toll-counter.yaml"), "apiVersion: [").unwrap();
     let links = Arc::new(Recorder::default());
     links.join("gate-1");
-    run(folder.path(), data.path(), &links, |status, _| {
-        assert!(!status.problems.is_empty());
-        true
+    run(folder.path(), data.path(), &links, |status, links| {
+        assert_eq!(links.desired("gate-1"), first);
+        !status.problems.is_empty()
     })
     .await;
     assert_eq!(links.desired("gate-1"), first);
@@ -174,9 +174,8 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
                 links.report("gate-2");
             }
             _ => {
-                return links
-                    .desired("gate-2")
-                    .is_some_and(|desired| !desired.is_empty());
+                let count = |node: &str| links.desired(node).map(|desired| desired.len());
+                return (count("gate-1"), count("gate-2")) == (Some(0), Some(1));
             }
         }
         false
@@ -383,6 +382,56 @@ async fn a_change_of_the_folder_is_seen() {
         links
             .desired("gate-1")
             .is_some_and(|desired| desired.len() == 4)
+    })
+    .await;
+}
+
+/// Goal: a file that is being written ends nothing, however long that takes. Method: the file of a pod is
+/// emptied and left open, as a shell does for `helm template > file`; files beside it show that the folder
+/// was read meanwhile.
+#[tokio::test]
+async fn a_file_that_is_being_written_ends_no_pod() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    let add = |name: &str| {
+        let text = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+        let staged = folder.path().join(".staged");
+        std::fs::write(&staged, text).unwrap();
+        std::fs::rename(staged, folder.path().join(format!("{name}.yaml"))).unwrap();
+    };
+    let path = folder.path().join("counter.yaml");
+    std::fs::write(&path, POD).unwrap();
+    let first = std::sync::Mutex::new(None);
+    let open = std::sync::Mutex::new(None);
+    run(folder.path(), data.path(), &links, |status, links| {
+        use std::io::Write as _;
+        let desired = links
+            .desired("gate-1")
+            .filter(|desired| !desired.is_empty());
+        let mut first = first.lock().unwrap();
+        match (status.objects, desired) {
+            (1, Some(desired)) if first.is_none() => {
+                *first = Some(desired);
+                *open.lock().unwrap() = Some(std::fs::File::create(&path).unwrap());
+                add("one");
+            }
+            (2, desired) => {
+                assert_eq!(desired, *first);
+                if let Some(mut file) = open.lock().unwrap().take() {
+                    file.write_all(POD.as_bytes()).unwrap();
+                    drop(file);
+                    add("two");
+                }
+            }
+            (3, desired) => {
+                assert_eq!(desired, *first);
+                return true;
+            }
+            _ => assert!(first.is_none(), "the pod has gone"),
+        }
+        false
     })
     .await;
 }

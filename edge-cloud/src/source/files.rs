@@ -4,43 +4,135 @@
 //! Of two documents of one object that of the first file counts. An object whose document is refused
 //! stays unchanged: a mistake in a manifest must not stop a workload. The same applies to an object that
 //! is missing in a file that cannot be read, or that has a refused document without a known identity.
-//! Bounds are those of [`crate::manifest`].
+//!
+//! A file that is written in place has intermediate states that are not intended. [`Take`] says which part
+//! of it is applied: nothing while it is open, additions and changes after it was closed, and removals
+//! after [`QUIET`] without a write. A file that was renamed into its place is applied at once. Bounds are
+//! those of [`crate::manifest`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use edge_proto::hash::{Hash32, sha256};
+use tokio::time::Instant;
+
 use super::SourceChanges;
+use super::activity::{Activity, Writing};
 use crate::manifest::{self, Id, Manifests, Origin, PROBLEMS_MAX, Problem, Severity};
 use crate::objects::Object;
 
+/// Time without a write after which the objects that are missing in a file that was written in place are
+/// removed. An upload may stall between two documents, and a generator truncates its output first.
+pub(super) const QUIET: Duration = Duration::from_secs(5);
+/// Time without a write after which an open file counts as closed: its event may be lost. An upload over a
+/// dead connection has been aborted by then.
+const OPEN_MAX: Duration = Duration::from_secs(15 * 60);
 /// A file that was changed so shortly before it was read may change again within the same tick
 /// of its file system's clock: it is read again next time.
 const FRESH: Duration = Duration::from_secs(2);
+
+/// Time of a read, by the monotonic clock and by the clock of the file systems.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) at: Instant,
+    pub(super) wall: SystemTime,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub(super) fn of_clocks() -> Self {
+        Self {
+            at: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// Whether `time` is at least `age` ago; `false` for the future.
+    fn is_after(self, time: SystemTime, age: Duration) -> bool {
+        self.wall.duration_since(time).is_ok_and(|past| past >= age)
+    }
+}
 
 /// Identifies a version of a file: inode, size, the modification time, and the time of the last
 /// change of the inode, which no program can set. Tools that keep modification times (`rsync -t`, a
 /// reproducible tar) would otherwise hide a change that keeps the size.
 type Stamp = (u64, u64, SystemTime, (i64, i64));
 
-#[derive(Debug, Default)]
+/// The part of a file that is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Take {
+    /// Nothing yet: what was applied before stays.
+    Nothing,
+    /// Its objects; missing ones are not removed yet.
+    WhatIsThere,
+    /// Its objects, and missing ones are removed.
+    All,
+}
+
+/// Shape of a text, to detect a truncated one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Form {
+    lines: usize,
+    is_terminated: bool,
+}
+
+impl Form {
+    fn of(text: &str) -> Self {
+        Self {
+            lines: text.lines().count(),
+            is_terminated: text.ends_with('\n'),
+        }
+    }
+
+    /// Whether a text that replaces `before` may be truncated.
+    const fn may_be_cut(self, before: Self) -> bool {
+        self.lines < before.lines || before.is_terminated && !self.is_terminated
+    }
+}
+
+#[derive(Debug)]
 struct ReadFile {
     /// `None`: it is read again next time.
     stamp: Option<Stamp>,
+    /// Hash of the text that was read last; `None`: it could not be read.
+    hash: Option<Hash32>,
+    /// Time of the last change of the text; `None`: longer ago than [`QUIET`].
+    changed: Option<Instant>,
+    /// The part of that text that is applied.
+    take: Take,
+    /// A writer had it open at the last read.
+    is_open: bool,
+    /// The applied documents.
     manifests: Manifests,
+    /// Shape of the applied text; `None`: none was applied.
+    form: Option<Form>,
+}
+
+impl ReadFile {
+    fn is_quiet(&self, now: Now, time: Duration) -> bool {
+        self.changed.is_none_or(|since| now.at >= since + time)
+    }
 }
 
 /// State of all files at the last read.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     files: BTreeMap<String, ReadFile>,
+    /// Files that disappeared, and when that was noticed, for [`QUIET`].
+    gone: BTreeMap<String, Instant>,
     /// Files with a valid document of an object.
     holders: BTreeMap<Id, BTreeSet<String>>,
     /// Objects with documents in several files.
     doubled: BTreeSet<Id>,
     /// Active objects without a valid document, and their former places.
     kept: BTreeMap<Id, Origin>,
+    /// This process has read the folder before.
+    is_read: bool,
+    /// Counts reads, for tests.
+    #[cfg(test)]
+    reads: usize,
 }
 
 impl Files {
@@ -53,44 +145,189 @@ impl Files {
     }
 
     /// Reads the changed files of the folder.
-    pub(super) fn read(&mut self, folder: &Path) -> SourceChanges {
+    pub(super) fn read(&mut self, folder: &Path, now: Now, activity: &Activity) -> SourceChanges {
+        let count = activity.count();
         let (found, faults) = manifest::files(folder);
         let mut touched: BTreeSet<Id> = self.kept.keys().cloned().collect();
-        let gone = self.files.keys().filter(|name| !found.contains_key(*name));
-        for name in gone.cloned().collect::<Vec<_>>() {
-            self.forget(&name, &mut touched);
+        let stood: BTreeSet<String> = self.kept.values().map(|at| at.file.clone()).collect();
+        // A folder that was read in part does not show which files are missing.
+        if faults.is_empty() {
+            self.lose(&found, &stood, now, &mut touched);
         }
-        for (name, path) in found {
-            let stamp = stamp(&path);
-            let known = self.files.get(&name).and_then(|file| file.stamp);
-            if stamp.is_some() && stamp == known {
-                continue;
-            }
-            self.forget(&name, &mut touched);
-            let mut file = ReadFile {
-                stamp: stamp.filter(|(_, _, changed, _)| !is_fresh(*changed)),
-                manifests: Manifests::default(),
-            };
-            file.manifests.add_text(&name, manifest::text_of(&path));
-            if file.manifests.is_unread(&name) {
-                // Its error may disappear without a change of the stamp.
-                file.stamp = None;
-            }
-            self.take(name, file, &mut touched);
+        for (name, path) in &found {
+            self.gone.remove(name);
+            let has_stood = stood.contains(name);
+            self.look(name, path, has_stood, now, activity, &mut touched);
         }
+        self.is_read |= faults.is_empty();
+        let is_waiting = |path: &Path| {
+            let file = path.to_str().and_then(|name| self.files.get(name));
+            file.is_some_and(|file| file.take != Take::All)
+        };
+        activity.forget(count, is_waiting);
         SourceChanges {
             objects: self.settle(touched, !faults.is_empty()),
-            problems: self.problems(faults),
+            problems: self.problems(faults, now),
             has_objects: !self.holders.is_empty(),
         }
     }
 
-    /// Removes the objects of a file for now.
-    fn forget(&mut self, name: &str, touched: &mut BTreeSet<Id>) {
-        let Some(file) = self.files.remove(name) else {
+    /// When the next read gives another result without any event.
+    pub(super) fn next(&self, now: Now) -> Option<Instant> {
+        let waiting = self.files.values().filter(|file| file.take != Take::All);
+        let since = waiting.filter_map(|file| file.changed);
+        let ends = since.flat_map(|since| [since + QUIET, since + OPEN_MAX]);
+        let gone = self.gone.values().map(|since| *since + QUIET);
+        ends.chain(gone).filter(|end| *end > now.at).min()
+    }
+
+    /// Handles files that disappeared. Their objects are removed after [`QUIET`]: a program may replace a
+    /// file by removing it first.
+    fn lose(
+        &mut self,
+        found: &BTreeMap<String, PathBuf>,
+        stood: &BTreeSet<String>,
+        now: Now,
+        touched: &mut BTreeSet<Id>,
+    ) {
+        let lost = |name: &&String| !found.contains_key(*name);
+        let mut gone: Vec<String> = self.files.keys().filter(lost).cloned().collect();
+        if !self.is_read {
+            gone.extend(stood.iter().filter(lost).cloned());
+        }
+        for name in gone {
+            self.forget(&name, touched);
+            self.gone.insert(name, now.at);
+        }
+        self.gone.retain(|_, since| now.at < *since + QUIET);
+    }
+
+    /// Reads a file if it may have changed. `has_stood`: it is the former place of a kept object.
+    fn look(
+        &mut self,
+        name: &str,
+        path: &Path,
+        has_stood: bool,
+        now: Now,
+        activity: &Activity,
+        touched: &mut BTreeSet<Id>,
+    ) {
+        let seen = stamp(path);
+        let known = self.files.get(name);
+        let is_told = matches!(
+            activity.of(Path::new(name)),
+            Writing::Open | Writing::Closed
+        );
+        if !is_told
+            && known.is_some_and(|file| file.take == Take::All && file.stamp == seen)
+            && seen.is_some()
+        {
+            return;
+        }
+        #[cfg(test)]
+        {
+            self.reads += 1;
+        }
+        let text = manifest::text_of(path);
+        // Checked after the text was read: a writer that is active now may have been active before.
+        let writing = activity.of(Path::new(name));
+        let is_moving = stamp(path) != seen;
+        let hash = text.as_ref().ok().map(|text| sha256(text.as_bytes()));
+        let is_changed = known.is_none_or(|file| file.hash != hash);
+        let mut file = self.seen(name, seen, hash, now);
+        if std::mem::take(&mut file.is_open) && writing != Writing::Open {
+            // The writer may have been interrupted, and try again.
+            file.changed = Some(now.at);
+        }
+        file.is_open = (is_moving || writing == Writing::Open) && !file.is_quiet(now, OPEN_MAX);
+        if file.take == Take::All && hash.is_some() && !is_changed {
+            self.files.insert(name.to_owned(), file);
+            return;
+        }
+        let form = text.as_ref().map(|text| Form::of(text)).unwrap_or_default();
+        let has_something = has_stood || file.form.is_some();
+        let is_cut = file.form.is_none_or(|before| form.may_be_cut(before));
+        file.take = match writing {
+            _ if text.is_err() => Take::All,
+            _ if file.is_open => Take::Nothing,
+            Writing::Renamed => Take::All,
+            _ if !has_something || file.is_quiet(now, QUIET) => Take::All,
+            Writing::Closed if !is_cut => Take::WhatIsThere,
+            _ => Take::Nothing,
+        };
+        self.take(name, file, text, form, touched);
+    }
+
+    /// Updates what is known of the text; the applied part is unchanged.
+    fn seen(
+        &mut self,
+        name: &str,
+        seen: Option<Stamp>,
+        hash: Option<Hash32>,
+        now: Now,
+    ) -> ReadFile {
+        let is_fresh = |(_, _, changed, _): &Stamp| !now.is_after(*changed, FRESH);
+        let stamp = seen.filter(|stamp| !is_fresh(stamp));
+        match self.files.remove(name) {
+            Some(file) if file.hash == hash => ReadFile { stamp, ..file },
+            Some(file) => ReadFile {
+                stamp,
+                hash,
+                changed: Some(now.at),
+                ..file
+            },
+            None => {
+                // At a start only the file system knows the time of the last change.
+                let is_old = seen.is_some_and(|stamp| now.is_after(inode_changed(stamp), QUIET));
+                ReadFile {
+                    stamp,
+                    hash,
+                    changed: (self.is_read || !is_old).then_some(now.at),
+                    take: Take::Nothing,
+                    is_open: false,
+                    manifests: Manifests::default(),
+                    form: None,
+                }
+            }
+        }
+    }
+
+    /// Applies a file according to its [`Take`].
+    fn take(
+        &mut self,
+        name: &str,
+        file: ReadFile,
+        text: Result<String, String>,
+        form: Form,
+        touched: &mut BTreeSet<Id>,
+    ) {
+        let take = file.take;
+        self.files.insert(name.to_owned(), file);
+        if take == Take::Nothing {
+            return;
+        }
+        let Some(file) = self.forget(name, touched) else {
             return;
         };
-        for (id, (origin, _)) in file.manifests.objects {
+        let mut manifests = Manifests::default();
+        manifests.add_text(name, text);
+        for id in manifests.objects.keys() {
+            let holders = self.holders.entry(id.clone()).or_default();
+            holders.insert(name.to_owned());
+            touched.insert(id.clone());
+        }
+        let file = ReadFile {
+            manifests,
+            form: Some(form),
+            ..file
+        };
+        self.files.insert(name.to_owned(), file);
+    }
+
+    /// Removes the objects of a file for now.
+    fn forget(&mut self, name: &str, touched: &mut BTreeSet<Id>) -> Option<ReadFile> {
+        let mut file = self.files.remove(name)?;
+        for (id, (origin, _)) in std::mem::take(&mut file.manifests.objects) {
             if let Some(holders) = self.holders.get_mut(&id) {
                 // Its object was active if it was the first, and no earlier file of this read had it.
                 if holders.first().is_some_and(|first| first == name) {
@@ -103,15 +340,7 @@ impl Files {
             }
             touched.insert(id);
         }
-    }
-
-    fn take(&mut self, name: String, file: ReadFile, touched: &mut BTreeSet<Id>) {
-        for id in file.manifests.objects.keys() {
-            let holders = self.holders.entry(id.clone()).or_default();
-            holders.insert(name.clone());
-            touched.insert(id.clone());
-        }
-        self.files.insert(name, file);
+        Some(file)
     }
 
     /// Determines the new state of the touched objects.
@@ -125,7 +354,7 @@ impl Files {
             let object = self.object(&id);
             let stood = self.kept.remove(&id);
             if let (None, Some(origin)) = (&object, &stood)
-                && (lost || self.is_unclear(&id, origin))
+                && (lost || self.is_waiting(origin) || self.is_unclear(&id, origin))
             {
                 self.kept.extend(stood.map(|origin| (id, origin)));
                 continue;
@@ -142,6 +371,12 @@ impl Files {
         Some(Object { origin, content })
     }
 
+    /// Whether removals from a file are still delayed.
+    fn is_waiting(&self, origin: &Origin) -> bool {
+        let file = self.files.get(&origin.file);
+        self.gone.contains_key(&origin.file) || file.is_some_and(|file| file.take != Take::All)
+    }
+
     /// Whether an object may be intended although it has no valid document.
     fn is_unclear(&self, id: &Id, origin: &Origin) -> bool {
         let stood = self.files.get(&origin.file);
@@ -152,11 +387,24 @@ impl Files {
                 .any(|file| file.manifests.is_refused(id))
     }
 
-    fn problems(&self, faults: Vec<Problem>) -> Vec<Problem> {
+    fn problems(&self, faults: Vec<Problem>, now: Now) -> Vec<Problem> {
         let of_files = self
             .files
             .values()
             .flat_map(|file| file.manifests.problems.iter().cloned());
+        let is_left_open = |file: &ReadFile| file.is_open && file.is_quiet(now, QUIET);
+        let open = self.files.iter().filter(|(_, file)| is_left_open(file));
+        let open = open.map(|(name, _)| Problem {
+            severity: Severity::Error,
+            origin: Origin {
+                file: name.clone(),
+                document: 0,
+            },
+            object: None,
+            path: String::new(),
+            reason: "is open for writing: what was read of it before holds until it is closed"
+                .to_owned(),
+        });
         let doubled = self.doubled.iter().flat_map(|id| {
             let mut holders = self.holders.get(id).into_iter().flatten();
             let first = holders.next().and_then(|name| self.origin(name, id));
@@ -174,7 +422,9 @@ impl Files {
                 ))
             })
         });
-        let kept = self.kept.iter().map(|(id, origin)| {
+        // A delayed removal is no problem.
+        let kept = self.kept.iter().filter(|(_, at)| !self.is_waiting(at));
+        let kept = kept.map(|(id, origin)| {
             problem(
                 origin.clone(),
                 id,
@@ -185,6 +435,7 @@ impl Files {
         let all = faults
             .into_iter()
             .chain(of_files)
+            .chain(open)
             .chain(doubled)
             .chain(kept);
         all.take(PROBLEMS_MAX).collect()
@@ -212,255 +463,13 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((file.ino(), file.len(), file.modified().ok()?, changed))
 }
 
-/// Whether a file may still be changing; also when the clock was set back.
-fn is_fresh(changed: SystemTime) -> bool {
-    SystemTime::now()
-        .duration_since(changed)
-        .map_or(true, |age| age < FRESH)
+/// The change time of the inode, as a time of the wall clock.
+fn inode_changed((_, _, _, (seconds, nanoseconds)): Stamp) -> SystemTime {
+    let part = |value: i64| u64::try_from(value).unwrap_or_default();
+    SystemTime::UNIX_EPOCH
+        + Duration::from_secs(part(seconds))
+        + Duration::from_nanos(part(nanoseconds))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, File, FileTimes};
-
-    use super::*;
-    use crate::objects::ObjectStore;
-
-    /// A folder, the state of its files, and the active objects.
-    struct Place {
-        folder: tempfile::TempDir,
-        files: Files,
-        store: ObjectStore,
-        problems: Vec<Problem>,
-    }
-
-    impl Place {
-        fn new() -> Self {
-            Self {
-                folder: tempfile::tempdir().unwrap(),
-                files: Files::default(),
-                store: ObjectStore::default(),
-                problems: Vec::new(),
-            }
-        }
-
-        /// Writes a file with an old modification time.
-        fn write(&self, name: &str, text: &str) {
-            let path = self.folder.path().join(name);
-            fs::write(&path, text).unwrap();
-            let file = File::options().append(true).open(&path).unwrap();
-            let times = FileTimes::new().set_modified(SystemTime::now() - 2 * FRESH);
-            file.set_times(times).unwrap();
-        }
-
-        /// Number of changes of one read.
-        fn read(&mut self) -> usize {
-            let changes = self.files.read(self.folder.path());
-            for (id, object) in &changes.objects {
-                match object {
-                    Some(object) => self.store.put(id, object),
-                    None => self.store.remove(id),
-                };
-            }
-            self.problems = changes.problems;
-            changes.objects.len()
-        }
-
-        fn objects(&self) -> Vec<(String, usize)> {
-            let objects = self.store.iter().map(|(id, object)| {
-                let manifest::Accepted::Config(payload) = &object.content else {
-                    panic!("a ConfigMap");
-                };
-                (id.name.clone(), payload.len())
-            });
-            objects.collect()
-        }
-    }
-
-    fn config(name: &str, value: &str) -> String {
-        format!(
-            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: {value}}}\n"
-        )
-    }
-
-    fn names(place: &Place) -> Vec<String> {
-        place.objects().into_iter().map(|(name, _)| name).collect()
-    }
-
-    #[test]
-    fn only_the_file_that_has_changed_is_read() {
-        let mut place = Place::new();
-        place.write("a.yaml", &(config("a", "x") + &config("b", "x")));
-        place.write("b.yaml", &config("c", "x"));
-        assert_eq!(place.read(), 3);
-        assert_eq!(place.read(), 0);
-        place.write("b.yaml", &config("c", "long"));
-        assert_eq!(place.read(), 1);
-        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
-        assert_eq!(place.read(), 2);
-        assert_eq!(names(&place), ["c"]);
-        // A file that was just changed is read again, because it may change within the same tick.
-        let path = place.folder.path().join("b.yaml");
-        fs::write(&path, config("c", "fresh")).unwrap();
-        let file = File::options().append(true).open(&path).unwrap();
-        // In the future, independent of the speed of this host.
-        let times = FileTimes::new().set_modified(SystemTime::now() + 1_000 * FRESH);
-        file.set_times(times).unwrap();
-        assert_eq!((place.read(), place.read()), (1, 1));
-    }
-
-    /// Goal: a change that keeps inode, size and modification time is noticed.
-    #[test]
-    fn a_change_under_the_same_modification_time_is_read() {
-        let mut place = Place::new();
-        let time = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
-        let write = |place: &Place, value: &str| {
-            let path = place.folder.path().join("a.yaml");
-            fs::write(&path, config("a", value)).unwrap();
-            File::options()
-                .append(true)
-                .open(&path)
-                .unwrap()
-                .set_times(time)
-                .unwrap();
-        };
-        write(&place, "x");
-        place.read();
-        let before = place
-            .store
-            .iter()
-            .map(|(_, object)| object.clone())
-            .collect::<Vec<_>>();
-        // The clock of the inode ticks every few milliseconds: write until it has changed.
-        let changed = |place: &Place| stamp(&place.folder.path().join("a.yaml"));
-        let stamp_before = changed(&place);
-        while changed(&place) == stamp_before {
-            write(&place, "y");
-        }
-        assert_eq!(place.read(), 1);
-        let after = place
-            .store
-            .iter()
-            .map(|(_, object)| object.clone())
-            .collect::<Vec<_>>();
-        assert_ne!(before, after);
-    }
-
-    /// Goal: of two files that lose an object in one read, the invalid one decides, whose document was
-    /// active.
-    #[test]
-    fn an_object_of_a_broken_file_stays_although_its_double_goes() {
-        let mut place = Place::new();
-        place.write("a.yaml", &config("x", "one"));
-        place.write("b.yaml", &config("x", "two"));
-        place.read();
-        place.write("a.yaml", "apiVersion: [");
-        place.write("b.yaml", "");
-        place.read();
-        assert_eq!(names(&place), ["x"]);
-    }
-
-    #[test]
-    fn a_slip_of_the_pen_keeps_the_last_good_version() {
-        let mut place = Place::new();
-        let good = config("a", "x") + &config("b", "x");
-        place.write("a.yaml", &good);
-        place.read();
-        let before = place.objects();
-        for wrong in [
-            good.replacen("data: {k: x}", "data: [x]", 1),
-            "apiVersion: [".to_owned(),
-        ] {
-            place.write("a.yaml", &wrong);
-            place.read();
-            assert_eq!(place.objects(), before);
-            let kept = |one: &&Problem| one.reason.contains("last good version");
-            assert!(
-                place.problems.iter().any(|one| kept(&one)),
-                "{:?}",
-                place.problems
-            );
-            // It stays as long as the document is invalid.
-            place.read();
-            assert_eq!(place.objects(), before);
-        }
-        // Another file may be valid meanwhile.
-        place.write("b.yaml", &config("b", "other"));
-        place.read();
-        assert_ne!(place.objects(), before);
-        place.write("a.yaml", "");
-        place.read();
-        assert_eq!(names(&place), ["b"], "deleted is deleted");
-        assert_eq!(place.problems, []);
-    }
-
-    /// Goal: a refused document keeps what it may mean and nothing else of its file. Method: a kind that
-    /// is not read beside an object that gets another name, and a document without a sound name.
-    #[test]
-    fn a_refused_document_keeps_no_other_object_of_its_file() {
-        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n";
-        let mut place = Place::new();
-        place.write("app.yaml", &(service.to_owned() + &config("lane-v1", "x")));
-        place.read();
-        place.write("app.yaml", &(service.to_owned() + &config("lane-v2", "x")));
-        place.read();
-        assert_eq!(names(&place), ["lane-v2"]);
-        let three = config("lane-v2", "x") + &config("a", "x") + &config("b", "x");
-        place.write("app.yaml", &three);
-        place.read();
-        // One is broken, one is taken out.
-        let broken = config("a", "[") + &config("b", "y");
-        place.write("app.yaml", &broken);
-        place.read();
-        assert_eq!(names(&place), ["a", "b"]);
-        let nameless = config("A", "x") + &config("b", "y");
-        place.write("app.yaml", &nameless);
-        place.read();
-        assert_eq!(
-            names(&place),
-            ["a", "b"],
-            "it may be the one that lost its name"
-        );
-    }
-
-    #[test]
-    fn of_two_documents_the_first_file_holds_until_it_is_gone() {
-        let mut place = Place::new();
-        place.write("b.yaml", &config("a", "long"));
-        place.read();
-        place.write("a.yaml", &config("a", "x"));
-        place.read();
-        let both = place.objects();
-        assert!(
-            place.problems[0]
-                .reason
-                .starts_with("stands in a.yaml document 1")
-        );
-        assert_eq!(place.problems[0].origin.file, "b.yaml");
-        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
-        place.read();
-        assert_ne!(place.objects(), both);
-        assert_eq!(names(&place), ["a"]);
-        assert_eq!(place.problems, []);
-    }
-
-    /// Goal: objects of an earlier run are removed only if the folder is valid without them. Method: a folder
-    /// that cannot be read, and then one without the object.
-    #[test]
-    fn objects_of_an_earlier_run_hold_until_the_folder_is_read() {
-        let mut place = Place::new();
-        place.write("a.yaml", &config("a", "x"));
-        place.read();
-        let origins = place
-            .store
-            .iter()
-            .map(|(id, one)| (id.clone(), one.origin.clone()));
-        place.files = Files::new(origins);
-        let missing = place.folder.path().join("missing");
-        let changes = place.files.read(&missing);
-        assert!(changes.objects.is_empty() && !changes.has_objects);
-        fs::remove_file(place.folder.path().join("a.yaml")).unwrap();
-        assert_eq!(place.read(), 1);
-        assert!(place.store.is_empty());
-    }
-}
+mod tests;
