@@ -179,7 +179,8 @@ where
 }
 
 async fn nodes<N: NodeReports>(State(app): State<App<N>>) -> Json<Vec<NodeRow>> {
-    Json(view::nodes(&app.nodes.views()))
+    let status = app.status.borrow();
+    Json(view::nodes(&app.nodes.views(), &status.placement))
 }
 
 async fn pods<N: NodeReports>(State(app): State<App<N>>) -> Json<Vec<PodRow>> {

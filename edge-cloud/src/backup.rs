@@ -24,6 +24,8 @@ use crate::identity::ca::{CA_DER, CA_KEY, Ca};
 use crate::identity::registry::{Enrolment, Grace, NODES, State};
 use crate::identity::token::{TOKENS, Tokens};
 use crate::journal;
+use crate::placement::KEY_BYTES;
+use crate::pod_key::{self, POD_KEY};
 use crate::records;
 use crate::records::cursors::{self, Cursors};
 use crate::records::ledger::Ledger;
@@ -51,13 +53,14 @@ const CURSORS: &str = "cursors.json";
 /// Files of a backup, in this order: each file is replaced as a whole, and any event between two of them is
 /// harmless. With [`AUTHORITIES`] present, the two files of the first CA are ignored. A join between nodes
 /// and tokens leaves a used token and an unknown node, which the grace of a restore readmits.
-pub const FILES: [&str; 7] = [
+pub const FILES: [&str; 8] = [
     AUTHORITIES,
     CA_KEY,
     CA_DER,
     NODES,
     TOKENS,
     ACCEPTED,
+    POD_KEY,
     PLACEMENT,
 ];
 
@@ -248,6 +251,7 @@ struct Contents {
     state: State,
     tokens: Tokens,
     accepted: Vec<u8>,
+    pod_key: [u8; KEY_BYTES],
     placement: Vec<u8>,
     cursors: BTreeMap<String, Ledger>,
 }
@@ -271,6 +275,16 @@ impl Contents {
         let accepted = backup.file(ACCEPTED)?.unwrap_or_else(|| b"[]".to_vec());
         saved::check(&accepted).map_err(wrong(ACCEPTED))?;
         let empty = || br#"{"nodes":{},"pods":[]}"#.to_vec();
+        let pod_key = match backup.file(PLACEMENT)? {
+            Some(_) => Some(must(POD_KEY)?),
+            None => backup.file(POD_KEY)?,
+        };
+        let pod_key = match pod_key {
+            Some(key) => pod_key::parse(&key),
+            // Nothing was placed yet.
+            None => pod_key::make(),
+        };
+        let pod_key = pod_key.map_err(wrong(POD_KEY))?;
         let placement = backup.file(PLACEMENT)?.unwrap_or_else(empty);
         let placement = saved::restored(&placement).map_err(wrong(PLACEMENT))?;
         let cursors = backup.file(CURSORS)?.unwrap_or_else(|| b"{}".to_vec());
@@ -281,6 +295,7 @@ impl Contents {
             state,
             tokens,
             accepted,
+            pod_key,
             placement,
         })
     }
@@ -299,6 +314,7 @@ impl Contents {
             cursors.save(node, &newest)?;
         }
         replace(&data.join(ACCEPTED), &self.accepted)?;
+        replace(&data.join(POD_KEY), &self.pod_key)?;
         replace(&data.join(PLACEMENT), &self.placement)?;
         std::fs::remove_file(data.join(RESTORING))?;
         File::open(data)?.sync_all()

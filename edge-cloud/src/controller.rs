@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::manifest::{Id, Manifests, Origin, Problem, Severity};
 use crate::nodes::{DesiredSets, NodeReports, NodeView};
 use crate::objects::{Object, ObjectStore};
-use crate::placement::{Changes, NodeState, Placer};
+use crate::placement::{Changes, NodeState, Placer, PodIds};
 use crate::saved::{Memory, Restored, Saved, Unsaved};
 use crate::source::{Source, SourceChanges, StatusChange, StatusSink};
 
@@ -19,18 +19,19 @@ use crate::source::{Source, SourceChanges, StatusChange, StatusSink};
 /// the old server within two keepalives of a minute, and reconnects at least every two minutes.
 pub const SETTLE: Duration = Duration::from_secs(300);
 
-/// Runs for ever; drop it to stop. `data` is the folder of [`Saved`].
+/// Runs for ever; drop it to stop. `data` is the folder of [`Saved`], and `ids` makes the UIDs of the pods.
 pub async fn run<N: NodeReports + DesiredSets>(
     mut source: impl Source,
     mut sink: impl StatusSink,
     nodes: Arc<N>,
     data: &Path,
+    ids: PodIds,
 ) {
     let (saved, accepted, memory) = Saved::load(data);
     let mut notices = nodes.subscribe();
     let mut names = memory.nodes.keys().cloned().collect::<BTreeSet<_>>();
     names.extend(nodes.views().into_iter().map(|view| view.name));
-    let mut controller = Controller::new(saved, &accepted, memory);
+    let mut controller = Controller::new(saved, &accepted, memory, ids);
     let changes = source.read(&controller.store).await;
     controller.apply(changes);
     let settle_at = Instant::now() + SETTLE;
@@ -87,12 +88,12 @@ struct Controller {
 }
 
 impl Controller {
-    fn new(saved: Saved, accepted: &Manifests, memory: Memory) -> Self {
+    fn new(saved: Saved, accepted: &Manifests, memory: Memory, ids: PodIds) -> Self {
         let mut store = ObjectStore::default();
         store.apply(accepted);
         Self {
             saved,
-            placer: Placer::new(memory.pods, !memory.restored.settling),
+            placer: Placer::new(ids, memory.pods, !memory.restored.settling),
             store,
             restored: memory.restored,
             earlier: memory.nodes,

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod objects;
 pub mod placement;
+pub mod pod_key;
 pub mod records;
 pub mod saved;
 pub mod serve;

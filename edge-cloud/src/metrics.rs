@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use edge_proto::object::PodStatus;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -216,11 +217,13 @@ pub fn text(
         cloned.get_or_create(&label).set(i64::from(view.cloned));
         let count = view.status.as_ref().map_or(0, |s| s.refused_count);
         refused.get_or_create(&label).set(i64::from(count));
-        let all = view.pods.iter().flat_map(|pod| &pod.containers);
-        restarts
-            .get_or_create(&label)
-            .set(all.map(|container| i64::from(container.restarts)).sum());
-        for pod in &view.pods {
+        // Reports of pods that are not in its desired set do not count.
+        let asked = |pod: &&PodStatus| status.placement.asks(&view.name, pod.uid);
+        let all = view.pods.iter().filter(asked);
+        let all = all.flat_map(|pod| &pod.containers);
+        let all = all.map(|container| i64::from(container.restarts));
+        restarts.get_or_create(&label).set(all.sum());
+        for pod in view.pods.iter().filter(asked) {
             *phases.entry(pod.phase.as_str()).or_default() += 1;
         }
     }

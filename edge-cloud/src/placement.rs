@@ -5,12 +5,17 @@
 //! leaves the manifests stays desired as `terminating` until its node no longer reports it; a pod
 //! of the same name waits for it.
 //!
-//! Three steps, each pure and in a file of its own: [`claims`] expands owners into pods,
-//! [`scheduler`] chooses nodes, [`node_set`] creates the desired set of a node. [`placer`] keeps
+//! A report of a node counts only for pods in that node's desired set: the placement is our own state. Only
+//! after a restore, until that is settled, may a node report a pod that our state lacks; its UID must then
+//! prove that the pod was in that node's desired set, see [`ids`].
+//!
+//! Three steps, each pure and in a file of its own: [`claims`] expands owners into pods, with UIDs by
+//! [`ids`], [`scheduler`] chooses nodes, [`node_set`] creates the desired set of a node. [`placer`] keeps
 //! their results and recomputes what a change touches; tests compare it with `reference`, which
 //! always computes everything. Never does IO; bounds are the wire's, per node.
 
 mod claims;
+mod ids;
 mod node_set;
 mod placer;
 #[cfg(test)]
@@ -29,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Id, Template};
 
+pub use ids::{KEY_BYTES, PodIds};
 pub use placer::{Changes, Placer, Work};
 
 /// Desired set of one node: payloads by key.
@@ -131,4 +137,14 @@ pub struct Placement {
     pub pods: BTreeMap<Uid, Arc<PlacedPod>>,
     /// Pods that could not be placed or lack an object.
     pub unplaced: BTreeMap<ClaimName, Unplaced>,
+}
+
+impl Placement {
+    /// Whether the pod is in the desired set of this node, so that the node's report of it counts.
+    #[must_use]
+    pub fn asks(&self, node: &str, uid: Uid) -> bool {
+        self.pods
+            .get(&uid)
+            .is_some_and(|placed| placed.node == node)
+    }
 }

@@ -2,8 +2,9 @@
 //! in the data folder, for the owner only; if they are lost, no workload is affected as long as the nodes
 //! report. A round writes only what it has changed.
 //!
-//! A placement that cannot be read, completely or in a pod, counts like one of a backup ([`Restored`]):
-//! missing pods may run, and must not be started on a second node. A missing file means a first start.
+//! A placement that cannot be read, as a whole or a pod of it, counts like one of a backup ([`Restored`]):
+//! missing pods may run, and must not be started on a second node. So does a missing file if the file of the
+//! objects exists; if not, this is a first start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -195,7 +196,11 @@ impl Saved {
         let objects = read(&folder.join(ACCEPTED), objects, Objects::new);
         let mut manifests = Manifests::default();
         manifests.objects.extend(objects);
-        let memory = read(&folder.join(PLACEMENT), memory, Memory::lost);
+        let is_lost = folder.join(ACCEPTED).exists() && !folder.join(PLACEMENT).exists();
+        let memory = match is_lost {
+            true => Memory::lost(),
+            false => read(&folder.join(PLACEMENT), memory, Memory::lost),
+        };
         let saved = Self {
             objects: Journal::new(folder.join(ACCEPTED)),
             placement: Journal::new(folder.join(PLACEMENT)),
@@ -446,6 +451,7 @@ fn read<T: Default>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::PodIds;
 
     fn gate() -> NodeState {
         NodeState {
@@ -518,6 +524,8 @@ mod tests {
         assert_eq!(load("{"), (true, vec![]));
         std::fs::remove_file(&path).unwrap();
         assert_eq!(Saved::load(folder.path()).2, Memory::default());
+        std::fs::write(folder.path().join(ACCEPTED), "[]").unwrap();
+        assert!(Saved::load(folder.path()).2.restored.settling);
         std::fs::create_dir(&path).unwrap();
         assert!(Saved::load(folder.path()).2.restored.settling);
     }
@@ -528,7 +536,10 @@ mod tests {
     fn what_was_added_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let (mut saved, ..) = Saved::load(folder.path());
-        let (mut store, mut placer) = (ObjectStore::default(), Placer::new(BTreeMap::new(), true));
+        let (mut store, mut placer) = (
+            ObjectStore::default(),
+            Placer::new(PodIds::default(), BTreeMap::new(), true),
+        );
         let mut restored = Restored {
             unreported: ["gate-1".to_owned()].into(),
             settling: true,

@@ -20,13 +20,14 @@ use crate::identity::authorities::Authorities;
 use crate::identity::enrol::CertificateTimes;
 use crate::identity::registry::NODES;
 use crate::nodes::{CaAdmin, Calls, DesiredSets, EventLog, NodeAdmin, NodeReports, RecordReports};
+use crate::pod_key::POD_KEY;
 use crate::records::{Records, target};
 use crate::saved::PLACEMENT;
 use crate::source::{Folder, Status};
 use crate::transport::broker::{self, Broker};
 use crate::transport::hub::Hub;
 use crate::transport::tls::Port;
-use crate::{api, backup, controller};
+use crate::{api, backup, controller, pod_key};
 
 /// Bytes in one TCP segment, both ways: with TCP/IP this is 1280, which every path carries. Longer
 /// ones can be dropped silently in a tunnel, and then no handshake would complete.
@@ -46,10 +47,11 @@ where
     N: NodeReports + DesiredSets + EventLog + RecordReports + CaAdmin + Calls + NodeAdmin,
 {
     let (sink, status) = watch::channel(Status::default());
+    let ids = pod_key::open(data)?;
     let socket = api::listen(data)?;
     let source = Folder::new(manifests);
     tokio::select! {
-        () = controller::run(source, sink, Arc::clone(&nodes), data) => Ok(()),
+        () = controller::run(source, sink, Arc::clone(&nodes), data, ids) => Ok(()),
         result = api::serve(socket, http, nodes, status) => result,
     }
 }
@@ -220,17 +222,25 @@ fn clear_remains(data: &Path) {
     }
 }
 
-/// The registry is written before anything is placed: if it is missing nevertheless it was lost,
-/// and an empty one would refuse every node.
+/// The registry and the key of the UIDs are written before anything is placed: if one is missing, it was
+/// lost. An empty registry would refuse every node, and a new key would restart every pod.
 fn registry_is_there(data: &Path) -> io::Result<()> {
-    if data.join(NODES).try_exists()? || !data.join(PLACEMENT).try_exists()? {
+    if !data.join(PLACEMENT).try_exists()? {
         return Ok(());
     }
-    Err(io::Error::other(format!(
-        "{} is missing, and without it no node is known: put it back, or restore a backup \
-         (`edge-cloud restore --force`). To begin with no nodes, move {PLACEMENT} away, too",
-        data.join(NODES).display()
-    )))
+    for (file, without) in [
+        (NODES, "no node is known"),
+        (POD_KEY, "every pod would restart"),
+    ] {
+        if !data.join(file).try_exists()? {
+            return Err(io::Error::other(format!(
+                "{} is missing, and without it {without}: put it back, or restore a backup \
+                 (`edge-cloud restore --force`). To begin with no pods, move {PLACEMENT} away, too",
+                data.join(file).display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Locks the data folder, and creates it if it is missing. The lock is on a file in it.
@@ -259,9 +269,11 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         assert!(registry_is_there(data.path()).is_ok());
         std::fs::write(data.path().join(PLACEMENT), "{}").unwrap();
-        let error = registry_is_there(data.path()).unwrap_err().to_string();
-        assert!(error.contains(&data.path().join(NODES).display().to_string()));
-        std::fs::write(data.path().join(NODES), "{}").unwrap();
+        for file in [NODES, POD_KEY] {
+            let error = registry_is_there(data.path()).unwrap_err().to_string();
+            assert!(error.contains(&data.path().join(file).display().to_string()));
+            std::fs::write(data.path().join(file), "{}").unwrap();
+        }
         assert!(registry_is_there(data.path()).is_ok());
     }
 

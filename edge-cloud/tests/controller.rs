@@ -16,6 +16,7 @@ use edge_cloud::controller::{self, SETTLE};
 use edge_cloud::identity::ca::Ca;
 use edge_cloud::identity::registry::Registry;
 use edge_cloud::nodes::{NodeAdmin as _, NodeView};
+use edge_cloud::pod_key;
 use edge_cloud::saved::PLACEMENT;
 use edge_cloud::source::{Folder, Status, StatusChange, StatusSink};
 use edge_proto::object::{Pod, PodStatus};
@@ -59,8 +60,9 @@ async fn run_for(
         }
     };
     let source = Folder::new(folder.to_owned());
+    let ids = pod_key::open(data).unwrap();
     tokio::select! {
-        () = controller::run(source, sink, Arc::clone(links), data) => panic!("it runs for ever"),
+        () = controller::run(source, sink, Arc::clone(links), data, ids) => panic!("it runs for ever"),
         () = watched => {}
         () = tokio::time::sleep(timeout) => panic!("nothing happened in {timeout:?}"),
     }
@@ -488,8 +490,9 @@ async fn the_sink_is_given_each_change_of_a_node_once() {
         assert_eq!(next().await, report("gate-2", Some((false, 1))));
     };
     let source = Folder::new(folder.path().to_owned());
+    let ids = pod_key::open(data.path()).unwrap();
     tokio::select! {
-        () = controller::run(source, Reports(sink), Arc::clone(&links), data.path()) => {
+        () = controller::run(source, Reports(sink), Arc::clone(&links), data.path(), ids) => {
             panic!("it runs for ever")
         }
         () = changes => {}

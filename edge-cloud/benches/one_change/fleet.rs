@@ -11,6 +11,7 @@ use edge_cloud::manifest::Manifests;
 use edge_cloud::nodes::{DesiredSets, NodeReports, NodeView};
 use edge_cloud::objects::{Object, ObjectStore};
 use edge_cloud::placement::Desired;
+use edge_cloud::pod_key;
 use edge_cloud::source::{Source, SourceChanges, Status};
 use edge_proto::key::{Key, Kind};
 use edge_proto::object::{NodeStatus, Pod, PodStatus};
@@ -310,8 +311,9 @@ pub(crate) async fn measure() -> Vec<Figure> {
         figures.push(all);
         figures
     };
+    let ids = pod_key::open(data.path()).unwrap();
     tokio::select! {
-        () = controller::run(source.clone(), sink, Arc::clone(&fleet), data.path()) => {
+        () = controller::run(source.clone(), sink, Arc::clone(&fleet), data.path(), ids) => {
             panic!("it runs for ever")
         }
         figures = measured => figures,

@@ -45,6 +45,9 @@ pub struct NodeRow {
     pub labels: BTreeMap<String, String>,
     /// Pods that it reports.
     pub pods: usize,
+    /// Those of them that are not in its desired set: it has not ended them yet, or reports falsely.
+    #[serde(default)]
+    pub pods_not_asked: usize,
     /// Conditions that hold, with their message.
     pub conditions: BTreeMap<String, String>,
     /// Objects that it does not support, with the reason.
@@ -115,16 +118,17 @@ pub struct ProblemRow {
 }
 
 /// Rows of all nodes, by name.
-pub(super) fn nodes(views: &[NodeView]) -> Vec<NodeRow> {
-    let mut rows: Vec<_> = views.iter().map(node).collect();
+pub(super) fn nodes(views: &[NodeView], placement: &Placement) -> Vec<NodeRow> {
+    let mut rows: Vec<_> = views.iter().map(|view| node(view, placement)).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
 }
 
-fn node(view: &NodeView) -> NodeRow {
+fn node(view: &NodeView, placement: &Placement) -> NodeRow {
     let status = view.status.clone().unwrap_or_default();
     let holding = status.conditions.into_iter().filter(|c| c.holds);
     let refused = status.refused.into_iter();
+    let not_asked = |pod: &&PodStatus| !placement.asks(&view.name, pod.uid);
     NodeRow {
         name: view.name.clone(),
         connected: view.connected,
@@ -141,17 +145,20 @@ fn node(view: &NodeView) -> NodeRow {
         board: status.board,
         labels: status.labels.into_iter().collect(),
         pods: view.pods.len(),
+        pods_not_asked: view.pods.iter().filter(not_asked).count(),
         conditions: holding.map(|c| (c.name, c.message)).collect(),
         refused: refused.map(|r| (r.key.to_string(), r.reason)).collect(),
     }
 }
 
-/// Rows of all pods, by namespace and name.
+/// Rows of all pods, by namespace and name. A report of a pod that is not in the node's desired set has no row,
+/// and a row has the desired name of its pod: no node can affect the rows of another node's pods.
 pub(super) fn pods(views: &[NodeView], placement: &Placement) -> Vec<PodRow> {
     let mut rows = Vec::new();
     let mut reported: BTreeMap<(Uid, &str), (&NodeView, &PodStatus)> = BTreeMap::new();
     for view in views {
-        for pod in &view.pods {
+        let asked = |pod: &&PodStatus| placement.asks(&view.name, pod.uid);
+        for pod in view.pods.iter().filter(asked) {
             reported.insert((pod.uid, view.name.as_str()), (view, pod));
         }
     }
@@ -161,19 +168,16 @@ pub(super) fn pods(views: &[NodeView], placement: &Placement) -> Vec<PodRow> {
             Some((view, status)) => row(view, status),
             None => PodRow {
                 phase: "Unreported".to_owned(),
-                ..empty(&placed.pod.namespace, &placed.pod.name)
+                ..empty("", "")
             },
         };
+        row.namespace.clone_from(&placed.pod.namespace);
+        row.name.clone_from(&placed.pod.name);
         row.uid = uid.to_string();
         row.node.clone_from(&placed.node);
         row.terminating = placed.pod.terminating;
         rows.push(row);
     }
-    // Reported, and not desired: its node has not received the change or not acted yet.
-    rows.extend(reported.into_values().map(|(view, status)| PodRow {
-        terminating: true,
-        ..row(view, status)
-    }));
     let placed = |row: &PodRow, namespace: &str, name: &str| {
         row.namespace == namespace && row.name == name && !row.terminating
     };
@@ -239,15 +243,13 @@ fn row(view: &NodeView, status: &PodStatus) -> PodRow {
         }
     });
     PodRow {
-        uid: status.uid.to_string(),
-        node: view.name.clone(),
         phase: status.phase.as_str().to_owned(),
         reason: status.reason.clone(),
         message: status.message.clone(),
         current: view.connected,
         restarts: status.containers.iter().map(|c| c.restarts).sum(),
         containers: containers.collect(),
-        ..empty(&status.namespace, &status.name)
+        ..empty("", "")
     }
 }
 
@@ -270,4 +272,60 @@ pub(super) fn problems(status: &Status) -> Vec<ProblemRow> {
         reason: format!("pod {}: {}", pod.name, pod.reason),
     });
     refused.chain(unplaced).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use edge_proto::object::{Phase, Pod};
+
+    use super::*;
+    use crate::placement::PlacedPod;
+
+    fn report(uid: u8, name: &str) -> PodStatus {
+        PodStatus {
+            uid: Uid([uid; 16]),
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            phase: Phase::Running,
+            ..PodStatus::default()
+        }
+    }
+
+    /// Goal: a node shows nothing under the name of a pod of another node. Method: a pod that its node has not
+    /// reported; another node reports its UID, its name, and a pod of its own under that name.
+    #[test]
+    fn a_node_is_shown_for_the_pods_that_it_was_asked_for_under_their_names() {
+        let mut placement = Placement::default();
+        for (uid, node, name) in [(1, "gate", "bank"), (2, "evil", "toy")] {
+            let uid = Uid([uid; 16]);
+            let pod = Pod {
+                uid,
+                namespace: "default".to_owned(),
+                name: name.to_owned(),
+                ..Pod::default()
+            };
+            let node = node.to_owned();
+            placement
+                .pods
+                .insert(uid, Arc::new(PlacedPod { node, pod }));
+        }
+        let view = NodeView {
+            name: "evil".to_owned(),
+            connected: true,
+            pods: vec![report(1, "bank"), report(2, "bank"), report(3, "bank")],
+            ..NodeView::default()
+        };
+        let rows = pods(std::slice::from_ref(&view), &placement);
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| (row.name.as_str(), row.node.as_str(), row.phase.as_str()))
+            .collect();
+        assert_eq!(
+            rows,
+            [("bank", "gate", "Unreported"), ("toy", "evil", "Running")]
+        );
+        assert_eq!(nodes(&[view], &placement)[0].pods_not_asked, 2);
+    }
 }

@@ -171,10 +171,16 @@ fn changes_since_a_file_was_written_as_a_whole_are_in_the_backup() {
     let node = r#"[{"node":["old",{"labels":{},"arch":"","pods_max":1}]}]"#;
     let placement = format!("{}\n{node}\n", r#"{"nodes":{},"pods":[]}"#);
     std::fs::write(cloud.path().join(PLACEMENT), placement).unwrap();
+    let keyless = Backup::of(cloud.path(), 1_100).unwrap();
+    let refused = restore(&keyless, &cloud.path().join("other"), OPTIONS, 2_000);
+    assert!(matches!(refused, Err(BackupError::Content(POD_KEY, _))));
+    pod_key::open(cloud.path()).unwrap();
     let registry = cloud.registry();
     registry.revoke("old", 1_000).unwrap();
     let (restored, report) = cloud.elsewhere(&cloud.backup(), OPTIONS);
     assert_eq!(report.revoked, ["old"]);
+    let key = |cloud: &Cloud| std::fs::read(cloud.path().join(POD_KEY)).unwrap();
+    assert_eq!(key(&restored), key(&cloud));
     let (_, manifests, memory) = saved::Saved::load(restored.path());
     assert_eq!(manifests.objects.len(), 1);
     assert!(memory.nodes.contains_key("old"));
@@ -231,6 +237,8 @@ fn the_epoch_leads_and_the_grace_is_recorded() {
     assert!(restored.registry().epoch() > 2_000 + EPOCH_LEAD_S);
     let grace = restored.registry().grace(2_000).unwrap();
     assert_eq!(grace.issued_from_unix_s, 1_100);
+    // Nothing was placed yet: there was no key, and serve needs one from now on.
+    assert!(restored.path().join(POD_KEY).exists());
     // A second restore from a backup of the first one still waits for the same nodes.
     let second = restored.backup();
     let (restored, _) = cloud.elsewhere(&second, OPTIONS);

@@ -4,10 +4,6 @@
 
 use std::sync::Arc;
 
-use edge_proto::hash::sha256;
-use edge_proto::key::Uid;
-use edge_proto::object::Pod;
-
 use super::{NodeState, PodName};
 use crate::manifest::{Accepted, DocumentKind, Id, Template};
 
@@ -40,42 +36,6 @@ impl Claim {
             (None, _) => owner.clone(),
         };
         (self.owner.namespace.clone(), name)
-    }
-
-    /// UID of the pod on `node`.
-    pub(super) fn uid(&self, template: &Template, node: &str) -> Uid {
-        let spec = Pod {
-            labels: Vec::new(),
-            ..template.pod.clone()
-        };
-        let ordinal = self.ordinal.to_string();
-        let mut text = Vec::new();
-        for part in [
-            b"edge-min pod 1".as_slice(),
-            self.owner.kind.as_str().as_bytes(),
-            self.owner.namespace.as_bytes(),
-            self.owner.name.as_bytes(),
-            ordinal.as_bytes(),
-            node.as_bytes(),
-            &spec.encode(),
-        ] {
-            text.extend((part.len() as u64).to_be_bytes());
-            text.extend(part);
-        }
-        let mut uid = sha256(&text).short().0;
-        // A version 8 UUID (RFC 9562), so that Kubernetes and people recognise it.
-        uid[6] = uid[6] & 0x0f | 0x80;
-        uid[8] = uid[8] & 0x3f | 0x80;
-        Uid(uid)
-    }
-
-    /// The pod as it is sent to `node`.
-    pub(super) fn pod(&self, template: &Template, node: &str) -> Pod {
-        Pod {
-            uid: self.uid(template, node),
-            name: self.name().1,
-            ..template.pod.clone()
-        }
     }
 
     /// Whether the node may run it.

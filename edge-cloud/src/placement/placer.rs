@@ -24,8 +24,10 @@ use edge_proto::object::Pod;
 
 use self::waiting::Waiting;
 use super::claims::{Claim, expand};
+#[cfg(test)]
+use super::scheduler::NodeEntry;
 use super::scheduler::NodeTable;
-use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplaced};
+use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodIds, PodName, Unplaced};
 use crate::manifest::{Accepted, DocumentKind, Id};
 use crate::objects::ObjectStore;
 
@@ -58,8 +60,11 @@ pub struct Changes {
 struct NameState {
     /// Owners that require a pod of this name; one of them gets it.
     claims: BTreeSet<Claim>,
-    /// Nodes that report a pod of this name.
+    /// Nodes that report a pod of this name. Only until everything is settled after a restore: later our
+    /// state is complete, and a report of any other pod is ignored.
     reported: BTreeSet<(String, Uid)>,
+    /// Nodes that still report a pod of this name that was removed from their set because it did not fit.
+    ending: BTreeSet<(String, Uid)>,
     /// Pods of this name in desired sets; all but one are terminating.
     pods: BTreeSet<Uid>,
     /// The claim that holds the name.
@@ -70,13 +75,18 @@ struct NameState {
 
 impl NameState {
     fn is_unused(&self) -> bool {
-        self.claims.is_empty() && self.reported.is_empty() && self.pods.is_empty()
+        self.claims.is_empty()
+            && self.reported.is_empty()
+            && self.ending.is_empty()
+            && self.pods.is_empty()
     }
 }
 
 /// See the description of the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
 pub struct Placer {
+    ids: PodIds,
     nodes: NodeTable,
     names: BTreeMap<PodName, NameState>,
     owners: BTreeMap<Arc<Id>, BTreeSet<Claim>>,
@@ -101,10 +111,22 @@ impl Placer {
     /// pods, `settled` is false: a pod that could be placed on several nodes then waits, because
     /// one of them may run it.
     #[must_use]
-    pub fn new(before: BTreeMap<Uid, PlacedPod>, settled: bool) -> Self {
+    pub fn new(ids: PodIds, before: BTreeMap<Uid, PlacedPod>, settled: bool) -> Self {
         let mut placer = Self {
+            ids,
+            nodes: NodeTable::default(),
+            names: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            users: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            waiting: Waiting::default(),
+            held: BTreeSet::new(),
+            placement: Placement::default(),
+            touched_names: BTreeSet::new(),
+            touched_nodes: BTreeSet::new(),
             settled,
-            ..Self::default()
+            changes: Changes::default(),
+            work: Work::default(),
         };
         for (uid, placed) in before {
             let name = placed.name();
@@ -173,6 +195,22 @@ impl Placer {
     pub fn settle(&mut self) {
         self.settled = true;
         self.touched_names.append(&mut self.held);
+        for (name, state) in &mut self.names {
+            if !std::mem::take(&mut state.reported).is_empty() {
+                self.touched_names.insert(name.clone());
+            }
+        }
+    }
+
+    /// Pods that were removed from the set of their node because they did not fit, and are still reported.
+    #[cfg(test)]
+    pub(super) fn ending(&self) -> BTreeMap<(String, Uid), PodName> {
+        let of_node = |(node, entry): (&str, &NodeEntry)| {
+            let ending = entry.ending.iter();
+            let ending = ending.map(|(uid, name)| ((node.to_owned(), *uid), name.clone()));
+            ending.collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(of_node).collect()
     }
 
     /// An object was added, changed or removed.
@@ -311,26 +349,43 @@ impl Placer {
         let come = now
             .iter()
             .filter(|(uid, name)| before.get(*uid) != Some(*name));
+        let mut ended = Vec::new();
         for (is_there, (uid, name)) in gone
             .map(|one| (false, one))
             .chain(come.map(|one| (true, one)))
         {
+            if let Some(placed) = self.placement.pods.get(uid) {
+                // A node may report a pod under another name than we gave it.
+                let is_asked = placed.node == node;
+                self.touched_names.extend(is_asked.then(|| placed.name()));
+            }
+            let is_ending = entry.is_some_and(|entry| entry.ending.contains_key(uid));
+            ended.extend((is_ending && !now.contains_key(uid)).then_some(*uid));
+            if self.settled {
+                continue;
+            }
             let at = (node.to_owned(), *uid);
             if is_there {
-                self.names
-                    .entry(name.clone())
-                    .or_default()
-                    .reported
-                    .insert(at);
+                let names = self.names.entry(name.clone()).or_default();
+                names.reported.insert(at);
             } else if let Some(names) = self.names.get_mut(name) {
                 names.reported.remove(&at);
             }
             self.touched_names.insert(name.clone());
-            // A node may report a pod with another name than the desired one.
-            let placed = self.placement.pods.get(uid);
-            self.touched_names
-                .extend(placed.map(|placed| placed.name()));
         }
+        for uid in ended {
+            let name = self.not_ending(node, uid);
+            self.touched_names.extend(name);
+        }
+    }
+
+    /// A node no longer reports a pod that did not fit, or the pod is in its set again.
+    fn not_ending(&mut self, node: &str, uid: Uid) -> Option<PodName> {
+        let name = self.nodes.get_mut(node)?.ending.remove(&uid)?;
+        if let Some(state) = self.names.get_mut(&name) {
+            state.ending.remove(&(node.to_owned(), uid));
+        }
+        Some(name)
     }
 
     /// Adds and removes the pods of DaemonSets on a node that has joined or left, or has other labels.
@@ -365,6 +420,7 @@ impl Placer {
         if let Some(state) = self.names.get_mut(name) {
             state.pods.insert(uid);
         }
+        self.not_ending(node, uid);
     }
 
     fn put_pod(&mut self, placed: PlacedPod) {
@@ -372,13 +428,23 @@ impl Placer {
         self.placement.pods.insert(placed.pod.uid, Arc::new(placed));
     }
 
-    /// A pod does not fit on its node any more.
-    fn drop_pod(&mut self, name: &PodName, uid: Uid) {
-        if self.placement.pods.remove(&uid).is_some() {
-            self.changes.pods.insert(uid);
-            self.touched_names.insert(name.clone());
-            if let Some(state) = self.names.get_mut(name) {
-                state.pods.remove(&uid);
+    /// A pod has no room on its node any more.
+    fn drop_pod(&mut self, name: &PodName, node: &str, uid: Uid) {
+        if self.placement.pods.remove(&uid).is_none() {
+            return;
+        }
+        self.changes.pods.insert(uid);
+        self.touched_names.insert(name.clone());
+        let entry = self.nodes.get_mut(node);
+        let entry = entry.filter(|entry| entry.state.reported.contains_key(&uid));
+        let is_reported = entry.is_some();
+        if let Some(entry) = entry {
+            entry.ending.insert(uid, name.clone());
+        }
+        if let Some(state) = self.names.get_mut(name) {
+            state.pods.remove(&uid);
+            if is_reported {
+                state.ending.insert((node.to_owned(), uid));
             }
         }
     }

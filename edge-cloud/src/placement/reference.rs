@@ -10,12 +10,15 @@ use edge_proto::object::Pod;
 
 use super::claims::{Claim, expand};
 use super::node_set::NodeSet;
-use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodName, Unplaced};
+use super::{ClaimName, Desired, NodeState, PlacedPod, Placement, PodIds, PodName, Unplaced};
 use crate::manifest::Template;
 use crate::objects::ObjectStore;
 
 /// Desired set of each node.
 type Sets = BTreeMap<String, Desired>;
+
+/// Pods that were removed from the set of their node because they did not fit, while it reports them.
+pub(super) type Ending = BTreeMap<(String, Uid), PodName>;
 
 /// Places everything. `before` is the result of the last call, or its saved part; see
 /// [`Placer::new`](super::Placer::new) for `settled`.
@@ -25,8 +28,10 @@ pub(super) fn place(
     store: &ObjectStore,
     nodes: &BTreeMap<String, NodeState>,
     before: &BTreeMap<Uid, Arc<PlacedPod>>,
+    ending: &Ending,
     settled: bool,
 ) -> (Placement, Sets) {
+    let ids = PodIds::default();
     let mut unplaced = BTreeMap::new();
     let wanted = wanted(store, nodes, before, &mut unplaced);
     let template = |claim: &Claim| store.template(&claim.owner).unwrap();
@@ -38,26 +43,33 @@ pub(super) fn place(
     }
     let mut pods = BTreeMap::new();
 
-    // The node where each wanted pod runs now: a report overrides our own state.
+    // The node where each wanted pod runs now: the one in our state, or one where it is still ending. After a
+    // restore a report with a proving UID overrides our state, unless that node reports the pod as well.
     let current = |claim: &Claim| {
         let template = template(claim);
-        let candidates = || {
-            nodes
+        let find = |fits: &dyn Fn(&String, &NodeState, Uid) -> bool| {
+            let mut allowed = nodes
                 .iter()
-                .filter(|(name, node)| claim.allows(template, name, node))
+                .filter(|(name, node)| claim.allows(template, name, node));
+            let found =
+                allowed.find(|(name, node)| fits(name, node, ids.uid(claim, template, name)));
+            found.map(|(name, _)| name.as_str())
         };
-        candidates()
-            .find(|(name, node)| {
-                node.reported.get(&claim.uid(template, name)) == Some(&claim.name())
-            })
-            .or_else(|| {
-                candidates().find(|(name, _)| {
-                    before
-                        .get(&claim.uid(template, name))
-                        .is_some_and(|placed| placed.node == **name && !placed.pod.terminating)
-                })
-            })
-            .map(|(name, _)| name.as_str())
+        let placed = |node: &String, uid: Uid, terminating: bool| {
+            let placed = before.get(&uid).filter(|placed| placed.node == *node);
+            placed.is_some_and(|placed| placed.pod.terminating == terminating)
+        };
+        let is_ending = |name: &String, node: &NodeState, uid: Uid| {
+            let is_ending = ending.contains_key(&(name.clone(), uid));
+            node.reported.contains_key(&uid) && (is_ending || placed(name, uid, true))
+        };
+        let proven = || {
+            find(&|name, node, uid| node.reported.contains_key(&uid) && placed(name, uid, false))
+                .or_else(|| find(&|_, node, uid| node.reported.get(&uid) == Some(&claim.name())))
+        };
+        (if settled { None } else { proven() })
+            .or_else(|| find(&|name, _, uid| placed(name, uid, false)))
+            .or_else(|| find(&is_ending))
     };
     let wanted: Vec<_> = wanted
         .into_iter()
@@ -66,11 +78,17 @@ pub(super) fn place(
     let kept: BTreeSet<(PodName, Uid)> = wanted
         .iter()
         .filter_map(|(current, claim)| {
-            Some((claim.name(), claim.uid(template(claim), (*current)?)))
+            Some((claim.name(), ids.uid(claim, template(claim), (*current)?)))
         })
         .collect();
 
-    // Pods to end: desired before and still reported.
+    // Pods to end: desired before and still reported. Meanwhile their names are in use.
+    let mut busy: BTreeMap<PodName, BTreeSet<&str>> = BTreeMap::new();
+    for ((node, uid), name) in ending {
+        if !kept.contains(&(name.clone(), *uid)) {
+            busy.entry(name.clone()).or_default().insert(node);
+        }
+    }
     for (uid, placed) in before {
         let is_kept = kept.contains(&(placed.name(), *uid));
         let Some(node) = nodes.get(&placed.node).filter(|_| !is_kept) else {
@@ -84,33 +102,36 @@ pub(super) fn place(
             // It was within the caps when it was placed, and precedes others.
             let set = sets.get_mut(placed.node.as_str()).unwrap();
             let _fits = set.add(store, node.pods_max, &pod);
+            busy.entry(placed.name()).or_default().insert(&placed.node);
             let node = placed.node.clone();
             pods.insert(*uid, Arc::new(PlacedPod { node, pod }));
         }
     }
-    // A name is taken as long as any node reports another pod under it.
-    let mut busy: BTreeMap<PodName, &str> = BTreeMap::new();
-    for (name, node) in nodes {
-        for (uid, pod) in &node.reported {
-            if !kept.contains(&(pod.clone(), *uid)) {
-                busy.insert(pod.clone(), name);
-            }
-        }
-    }
+    // After a restore, a name is also in use while a node reports it that may run the wanted pod.
+    let reported = |claim: &Claim| {
+        let fixed = claim.fixed(template(claim));
+        let nodes = nodes.iter().filter(|(name, node)| {
+            let reports = node.reported.values().any(|pod| *pod == claim.name());
+            reports && !settled && fixed.is_none_or(|fixed| fixed == **name)
+        });
+        nodes.map(|(name, _)| name.as_str()).next_back()
+    };
 
     let (stay, new): (Vec<_>, Vec<_>) = wanted
         .into_iter()
         .partition(|(current, _)| current.is_some());
     for (current, claim) in stay.into_iter().chain(new) {
         let template = template(&claim);
-        let result = match busy.get(&claim.name()).filter(|_| current.is_none()) {
+        let left = busy.get(&claim.name()).and_then(BTreeSet::last).copied();
+        let busy = left.max(reported(&claim));
+        let result = match busy.filter(|_| current.is_none()) {
             Some(node) => Err(format!(
                 "waits until node {node} has ended the old pod of this name"
             )),
             None if current.is_none() && !settled && claim.fixed(template).is_none() => Err(
                 "waits after the restore: a node that has not reported yet may run it".to_owned(),
             ),
-            None => choose(store, &claim, template, current, nodes, &mut sets),
+            None => choose(store, (&claim, &ids), template, current, nodes, &mut sets),
         };
         let note = match result {
             Ok((placed, note)) => {
@@ -142,7 +163,7 @@ fn explain(unplaced: &mut BTreeMap<ClaimName, Unplaced>, claim: &Claim, reason: 
 /// Places a pod on its current node or on the connected node with the fewest pods that accepts it.
 fn choose(
     store: &ObjectStore,
-    claim: &Claim,
+    (claim, ids): (&Claim, &PodIds),
     template: &Template,
     current: Option<&str>,
     nodes: &BTreeMap<String, NodeState>,
@@ -174,7 +195,7 @@ fn choose(
         _ => "no node has the labels of nodeSelector".to_owned(),
     };
     for (_, name, node) in candidates {
-        let pod = claim.pod(template, name);
+        let pod = ids.pod(claim, template, name);
         let set = sets.get_mut(name.as_str()).unwrap();
         match set.add(store, node.pods_max, &pod) {
             Ok(note) => {
@@ -195,6 +216,7 @@ fn wanted(
     before: &BTreeMap<Uid, Arc<PlacedPod>>,
     unplaced: &mut BTreeMap<ClaimName, Unplaced>,
 ) -> Vec<Claim> {
+    let ids = PodIds::default();
     let mut all = Vec::new();
     for (id, object) in store.iter() {
         let nodes = nodes.iter().map(|(name, node)| (name.as_str(), node));
@@ -205,7 +227,7 @@ fn wanted(
         let mut placed = before
             .values()
             .filter(|one| !one.pod.terminating && one.name() == claim.name());
-        !placed.any(|one| before.contains_key(&claim.uid(template, &one.node)))
+        !placed.any(|one| before.contains_key(&ids.uid(claim, template, &one.node)))
     });
     let mut names: BTreeMap<PodName, Arc<crate::manifest::Id>> = BTreeMap::new();
     all.retain(|claim| {

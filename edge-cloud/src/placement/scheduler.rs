@@ -10,7 +10,7 @@ use edge_proto::object::Pod;
 
 use super::claims::Claim;
 use super::node_set::NodeSet;
-use super::{ARCH, HOSTNAME, NodeState, OS, PodName};
+use super::{ARCH, HOSTNAME, NodeState, OS, PodIds, PodName};
 use crate::manifest::Template;
 use crate::objects::ObjectStore;
 
@@ -25,6 +25,8 @@ pub(super) struct NodeEntry {
     pub(super) set: NodeSet,
     /// Pods that must end.
     pub(super) terminating: BTreeSet<Uid>,
+    /// Pods that were removed from the set because they did not fit, and that the node still reports.
+    pub(super) ending: BTreeMap<Uid, PodName>,
     /// Names whose pod is here, or would be if it fitted.
     pub(super) assigned: BTreeSet<PodName>,
     /// Some of those do not fit.
@@ -188,8 +190,8 @@ impl NodeTable {
         Some(few.into_iter().map(|(_, name)| name).collect())
     }
 
-    /// Chooses the node of a pod without one, and adds the pod to that node's set. `visited` counts the
-    /// checked nodes.
+    /// Chooses the node of a pod without one, and adds the pod to that node's set, with a UID of `ids`.
+    /// `visited` counts the checked nodes.
     ///
     /// # Errors
     /// Why there is none, human-readable.
@@ -198,6 +200,7 @@ impl NodeTable {
         store: &ObjectStore,
         template: &Template,
         claim: &Claim,
+        ids: &PodIds,
         visited: &mut u64,
     ) -> Result<Choice, String> {
         let fixed = claim.fixed(template);
@@ -223,7 +226,7 @@ impl NodeTable {
             if fixed.is_none() && !entry.state.connected {
                 continue;
             }
-            match entry.try_add(store, template, claim, name) {
+            match entry.try_add(store, template, claim, (name, ids)) {
                 Ok(choice) => {
                     chosen = Some((choice, entry.set.pods()));
                     break;
@@ -260,11 +263,11 @@ impl NodeEntry {
         store: &ObjectStore,
         template: &Template,
         claim: &Claim,
-        name: &str,
+        (name, ids): (&str, &PodIds),
     ) -> Result<Choice, String> {
         let pods_max = self.state.pods_max;
         self.set.room(pods_max)?;
-        let pod = claim.pod(template, name);
+        let pod = ids.pod(claim, template, name);
         let note = self.set.add(store, pods_max, &pod)?;
         Ok(Choice {
             node: name.to_owned(),

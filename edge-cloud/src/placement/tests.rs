@@ -34,11 +34,11 @@ fn place(
     before: &Pods,
     settled: bool,
 ) -> Result {
-    let (placement, desired) = reference::place(store, nodes, before, settled);
+    let (placement, desired) = reference::place(store, nodes, before, &BTreeMap::new(), settled);
     let start = before
         .iter()
         .map(|(uid, placed)| (*uid, PlacedPod::clone(placed)));
-    let mut placer = Placer::new(start.collect(), settled);
+    let mut placer = Placer::new(PodIds::default(), start.collect(), settled);
     for (name, node) in nodes {
         placer.node_changed(store, name, Some(node.clone()));
     }
@@ -251,7 +251,7 @@ fn pods_go_where_they_may_with_what_they_name() {
 fn uids_never_change() {
     let placement = place(&manifests(POD), &nodes(&["a1"]), &BTreeMap::new(), true);
     let uids: Vec<_> = placement.pods.keys().map(ToString::to_string).collect();
-    assert_eq!(uids, ["a5d04576a64087d5b2c08cd091cbcd40"]);
+    assert_eq!(uids, ["fb12060888fc8bdc82c603271549bd4e"]);
 }
 
 #[test]
@@ -262,13 +262,91 @@ fn replicas_stay_when_nodes_come_and_memory_is_lost() {
     report(&mut few, &first);
     let mut more = nodes(&["a1"]);
     more.append(&mut few);
-    let second = place(&manifests, &more, &BTreeMap::new(), true);
+    let second = place(&manifests, &more, &BTreeMap::new(), false);
     for uid in first.pods.keys() {
         assert_eq!(second.pods[uid].node, "b1");
     }
     // A pod that is stored but not reported yet holds its name as well.
     let third = place(&manifests, &nodes(&["a1", "b1"]), &second.pods, true);
     assert_eq!(third.pods, second.pods);
+}
+
+/// UID and name of this replica if it was placed on `node`.
+fn replica_of(store: &ObjectStore, ordinal: u32, node: &str) -> (Uid, PodName) {
+    let id = Id {
+        kind: DocumentKind::Deployment,
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+    };
+    let claim = claims::Claim {
+        owner: Arc::new(id.clone()),
+        ordinal,
+        only: None,
+    };
+    let uid = PodIds::default().uid(&claim, store.template(&id).unwrap(), node);
+    (uid, claim.name())
+}
+
+/// Goal: what a node reports neither takes pods of others, nor ends them, nor holds their names. Method:
+/// the node of one replica reports the others under the UIDs that they would have there, which it cannot
+/// even know, under those that they have, and under any.
+#[test]
+fn a_report_of_pods_that_were_not_asked_for_moves_and_blocks_nothing() {
+    let store = manifests(SETS);
+    let mut nodes = nodes(&["a1", "b1", "c1"]);
+    let first = place(&store, &nodes, &BTreeMap::new(), true);
+    report(&mut nodes, &first);
+    let lies = (0..6).map(|ordinal| replica_of(&store, ordinal, "a1"));
+    let theirs = first.pods.iter().map(|(uid, placed)| (*uid, placed.name()));
+    let any = [
+        "web-0", "web-1", "web-2", "web-3", "web-4", "web-5", "log-c1",
+    ];
+    let any = any.iter().zip(0..);
+    let any = any.map(|(name, n)| (Uid([n; 16]), ("default".to_owned(), (*name).to_owned())));
+    let lies: Vec<_> = lies.chain(theirs).chain(any).collect();
+    nodes.get_mut("a1").unwrap().reported.extend(lies);
+    let second = place(&store, &nodes, &first.pods, true);
+    assert_eq!(second, first);
+    let more = manifests(&SETS.replace("replicas: 4", "replicas: 6"));
+    let third = place(&more, &nodes, &first.pods, true);
+    assert_eq!(
+        (third.pods.len(), third.unplaced),
+        (first.pods.len() + 2, vec![])
+    );
+}
+
+/// Goal: after a restore, too, a node neither holds nor takes what another one reports. Method: the backup
+/// knows replica 0 on the honest node, and replica 1 went there later; the other node reports both.
+#[test]
+fn after_a_restore_the_other_reporter_neither_holds_nor_takes() {
+    let text = SETS.replace("replicas: 4", "replicas: 2");
+    let store = manifests(&text);
+    let mut honest = nodes(&["b1"]);
+    let all = place(&store, &honest, &BTreeMap::new(), true);
+    report(&mut honest, &all);
+    let mut both = nodes(&["a1"]);
+    both.append(&mut honest);
+    let (first, name) = replica_of(&store, 0, "b1");
+    let backup: Pods = [(first, Arc::clone(&all.pods[&first]))].into();
+    let evil = both.get_mut("a1").unwrap();
+    // It had this replica once. Of the other one it knows the name only.
+    evil.reported.extend([replica_of(&store, 0, "a1")]);
+    let other = replica_of(&store, 1, "b1").1;
+    let old = ("default".to_owned(), "old".to_owned());
+    evil.reported.extend([
+        (Uid([1; 16]), other),
+        (Uid([2; 16]), name),
+        (Uid([3; 16]), old),
+    ]);
+    let restored = place(&store, &both, &backup, false);
+    for uid in all.pods.keys() {
+        assert_eq!(restored.pods[uid].node, "b1");
+    }
+    // A name that only one node can have is not held by another one either.
+    let fixed = "apiVersion: v1\nkind: Pod\nmetadata: {name: old}\nspec:\n  hostNetwork: true\n  \
+                 nodeName: b1\n  containers: [{name: c, image: i}]\n";
+    let fixed = place(&manifests(fixed), &both, &BTreeMap::new(), false);
+    assert!(lines(&fixed).contains(&"b1 old".to_owned()), "{fixed:?}");
 }
 
 /// After a restore the stored placement is old: replica 1 went to b1 after the backup was made.

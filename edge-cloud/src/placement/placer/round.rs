@@ -1,6 +1,6 @@
 //! One round: recomputes what was touched, see [`super`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use edge_proto::key::Uid;
@@ -89,7 +89,7 @@ impl Placer {
             round.late.insert(name.clone(), late);
             state.holder = Some(claim.clone());
             if let Some((node, uid)) = state.assigned.clone() {
-                let pod = claim.pod(template, &node);
+                let pod = self.ids.pod(&claim, template, &node);
                 self.keep(name, (&node, uid), pod, before == state.assigned, round);
             } else {
                 self.request_node(&state, name, (late, claim), template, round);
@@ -126,7 +126,7 @@ impl Placer {
             let template = store.template(&claim.owner);
             let is_placed = |placed: &Arc<PlacedPod>| {
                 template.is_some_and(|template| {
-                    let uid = claim.uid(template, &placed.node);
+                    let uid = self.ids.uid(claim, template, &placed.node);
                     self.placement.pods.contains_key(&uid)
                 })
             };
@@ -144,7 +144,9 @@ impl Placer {
         Some(first)
     }
 
-    /// The node where the pod of a name runs now: a report overrides our own state.
+    /// The node where the pod of a name runs now: the one in our state, or one where it is still ending. After
+    /// a restore a report with a proving UID overrides our state, unless the node in our state reports the
+    /// pod as well.
     fn current_node(
         &self,
         state: &NameState,
@@ -155,21 +157,37 @@ impl Placer {
         let may_stay = |node: &str, uid: Uid| {
             let entry = self.nodes.get(node);
             entry.is_some_and(|entry| claim.allows(template, node, &entry.state))
-                && claim.uid(template, node) == uid
+                && self.ids.uid(claim, template, node) == uid
         };
-        let reported = state
-            .reported
-            .iter()
-            .find(|(node, uid)| may_stay(node, *uid));
-        if let Some(assigned) = reported {
-            return Some(assigned.clone());
+        let is_reported = |(node, uid): &(String, Uid)| {
+            let entry = self.nodes.get(node);
+            entry.is_some_and(|entry| entry.state.reported.contains_key(uid))
+        };
+        let placed = |terminating: bool| {
+            let placed = state.pods.iter().filter_map(move |uid| {
+                let placed = self.placement.pods.get(uid)?;
+                let fits = placed.pod.terminating == terminating && placed.name() == *name;
+                (fits && may_stay(&placed.node, *uid)).then(|| (placed.node.clone(), *uid))
+            });
+            placed.collect::<BTreeSet<_>>()
+        };
+        let first = |some: &BTreeSet<(String, Uid)>| {
+            let mut some = some.iter();
+            some.find(|(node, uid)| may_stay(node, *uid)).cloned()
+        };
+        let asked = placed(false);
+        if !self.settled
+            && let Some(proven) = asked.iter().find(|one| is_reported(one)).cloned()
+        {
+            return Some(proven);
         }
-        let placed = state.pods.iter().filter_map(|uid| {
-            let placed = self.placement.pods.get(uid)?;
-            let is_asked = !placed.pod.terminating && placed.name() == *name;
-            (is_asked && may_stay(&placed.node, *uid)).then(|| (placed.node.clone(), *uid))
-        });
-        placed.min()
+        let ending = || {
+            let terminating = placed(true).into_iter().filter(is_reported);
+            terminating.chain(first(&state.ending)).min()
+        };
+        first(&state.reported)
+            .or_else(|| asked.first().cloned())
+            .or_else(ending)
     }
 
     /// Pods of this name on other nodes must end, or have ended.
@@ -230,6 +248,19 @@ impl Placer {
         }
     }
 
+    /// The node that must end an old pod of the name first. After a restore it may be any node that reports
+    /// the name, unless the new pod can run on one other node only.
+    fn busy(&self, state: &NameState, claim: &Claim, template: &Template) -> Option<String> {
+        let placed = state.pods.iter();
+        let placed = placed.filter_map(|uid| Some(self.placement.pods.get(uid)?.node.as_str()));
+        let fixed = claim.fixed(template);
+        let counts = |node: &&str| fixed.is_none_or(|fixed| fixed == *node);
+        let reported = state.reported.iter().map(|one| one.0.as_str());
+        let ending = state.ending.iter().map(|one| one.0.as_str());
+        let busy = placed.chain(reported.filter(counts)).chain(ending);
+        busy.max().map(str::to_owned)
+    }
+
     /// The pod of a name has no node: it gets one, or waits.
     fn request_node(
         &mut self,
@@ -239,8 +270,7 @@ impl Placer {
         template: &Template,
         round: &mut Round,
     ) {
-        let busy = state.reported.last().map(|(node, _)| node.clone());
-        if let Some(node) = busy {
+        if let Some(node) = self.busy(state, &order.1, template) {
             let why = format!("waits until node {node} has ended the old pod of this name");
             self.explain(&order.1, &name.1, Some(why));
         } else if !self.settled && order.1.fixed(template).is_none() {
@@ -272,7 +302,7 @@ impl Placer {
         for (_, claim, name, uid) in self.kept(entry, round) {
             let known = self.placement.pods.get(&uid);
             let known = || known.map(|placed| placed.pod.clone());
-            let made = || Some(claim.pod(store.template(&claim.owner)?, node));
+            let made = || Some(self.ids.pod(&claim, store.template(&claim.owner)?, node));
             let pod = round.pods.remove(&uid);
             let Some(pod) = pod.or_else(known).or_else(made) else {
                 continue;
@@ -286,7 +316,7 @@ impl Placer {
                     set.watch(&pod);
                     is_over = true;
                     self.explain(&claim, &name.1, Some(format!("node {node} {why}")));
-                    self.drop_pod(&name, uid);
+                    self.drop_pod(&name, node, uid);
                 }
             }
         }
@@ -357,7 +387,7 @@ impl Placer {
             Some((_, why)) => Err(why),
             None => self
                 .nodes
-                .choose(store, template, &claim, &mut self.work.visited),
+                .choose(store, template, &claim, &self.ids, &mut self.work.visited),
         };
         match choice {
             Ok(choice) => {

@@ -108,7 +108,7 @@ impl World {
             random,
             store: ObjectStore::default(),
             nodes: BTreeMap::new(),
-            placer: Placer::new(BTreeMap::new(), settled),
+            placer: Placer::new(PodIds::default(), BTreeMap::new(), settled),
             settled,
         }
     }
@@ -120,7 +120,7 @@ impl World {
             .iter()
             .map(|(uid, placed)| (*uid, PlacedPod::clone(placed)));
         self.settled = self.random.often(50);
-        self.placer = Placer::new(before.collect(), self.settled);
+        self.placer = Placer::new(PodIds::default(), before.collect(), self.settled);
         for (id, _) in self.store.iter() {
             self.placer.object_changed(&self.store, id);
         }
@@ -209,6 +209,14 @@ impl World {
                 let uid = Uid([random.below(5) as u8; 16]);
                 node.reported.insert(uid, ("default".to_owned(), pod));
             }
+            5 if random.often(30) => {
+                // It copies what another node was asked for, and then whatever it may be.
+                let pods: Vec<_> = self.placer.placement().pods.values().collect();
+                if !pods.is_empty() {
+                    let placed = random.pick(&pods);
+                    node.reported.insert(placed.pod.uid, placed.name());
+                }
+            }
             5 if random.often(10) => {
                 // It reports a pod of ours with another name.
                 if let Some(name) = node.reported.values_mut().next() {
@@ -236,8 +244,9 @@ impl World {
     fn check(&mut self, what: &str) {
         for round in 0.. {
             let before = self.placer.placement().pods.clone();
+            let ending = self.placer.ending();
             let (placement, sets) =
-                reference::place(&self.store, &self.nodes, &before, self.settled);
+                reference::place(&self.store, &self.nodes, &before, &ending, self.settled);
             let was_settled = self.placer.is_settled();
             self.placer.round(&self.store);
             let what = format!("{what} round {round}");
@@ -314,7 +323,7 @@ fn fleet(nodes: usize) -> (ObjectStore, Placer) {
     for number in 0..nodes {
         put(&mut store, &pod(number, 1));
     }
-    let mut placer = Placer::new(BTreeMap::new(), true);
+    let mut placer = Placer::new(PodIds::default(), BTreeMap::new(), true);
     for (id, _) in store.iter() {
         placer.object_changed(&store, id);
     }
@@ -491,7 +500,7 @@ fn a_change_retries_the_waiting_pods_that_it_concerns() {
 #[test]
 fn waiting_replicas_look_at_the_nodes_once() {
     let mut store = manifests(&replicas("web", 100, "kubernetes.io/os: linux", "one"));
-    let mut placer = Placer::new(BTreeMap::new(), true);
+    let mut placer = Placer::new(PodIds::default(), BTreeMap::new(), true);
     for (id, _) in store.iter() {
         placer.object_changed(&store, id);
     }
