@@ -96,6 +96,21 @@ pub fn close_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// What is not there, or has ended meanwhile, is no error: a file, a process, a cgroup. Anything else
+/// (no descriptor or memory left, a medium that fails) leaves open whether it is there.
+///
+/// # Errors
+/// Those others.
+pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH | libc::ENODEV) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

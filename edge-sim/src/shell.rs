@@ -346,8 +346,10 @@ impl World {
                 let worn = AgentInput::FlashWorn(String::new());
                 self.answer(board, 5, Answer::Agent(worn));
             }
-            // Files, logs and damage of the store are not modelled, and a start takes no time that could be saved.
+            // Files, logs, damage of the store and a board that cannot be looked at are not modelled,
+            // and a start takes no time that could be saved.
             AgentOutput::CancelStarts(_)
+            | AgentOutput::Discover
             | AgentOutput::RepairStore
             | AgentOutput::UpdateConfig { .. }
             | AgentOutput::TrimLog { .. }

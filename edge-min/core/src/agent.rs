@@ -13,7 +13,7 @@ use edge_proto::object::{NodePolicy, NodeStatus, PodStatus};
 use crate::calls::{self, Answer, Call, Log, Refusal};
 use crate::config_objects::ConfigObjects;
 use crate::flash::{Budget, Counters, Risk};
-use crate::limits::{LOG_TRIM_MS, WEAR_MS};
+use crate::limits::{DISCOVER_RETRY_MS, LOG_TRIM_MS, WEAR_MS};
 use crate::node::Node;
 use crate::pods::Pods;
 use crate::port::{AgentConfig, CertificateInput, Input, Output};
@@ -22,6 +22,8 @@ use crate::uplink::Uplink;
 
 /// Condition: what was stored of the desired set was damaged or lost.
 const STORE_DAMAGED: &str = "StoreDamaged";
+/// Condition: what runs cannot be known, so nothing is started or ended.
+const CONTAINERS_UNKNOWN: &str = "ContainersUnknown";
 /// Message of the condition `FlashAtRisk`, human-readable.
 const FLASH_AT_RISK: &str =
     "more is written than the board file's flash-mib-per-day: see edge-min status";
@@ -72,7 +74,9 @@ impl Agent {
                 code,
                 oom,
             } => self.pods.handle_ended(&uid, &container, spec, code, oom),
+            Input::NotDiscovered(reason) => self.handle_not_discovered(now, reason),
             Input::Discovered { containers, pods } => {
+                self.node.set_trouble(CONTAINERS_UNKNOWN, None);
                 self.pods
                     .handle_discovered(now, containers, pods, &self.objects, outputs);
             }
@@ -140,6 +144,9 @@ impl Agent {
 
     /// What follows from what has changed.
     fn settle(&mut self, now: Millis) {
+        if self.timers.expired(Timer::Discover, now) {
+            self.outputs.push_back(Output::Discover);
+        }
         self.pods.reconcile(now, &self.objects, &mut self.outputs);
         if self.admit_over_cap() {
             self.pods.reconcile(now, &self.objects, &mut self.outputs);
@@ -237,6 +244,12 @@ impl Agent {
     #[must_use]
     pub const fn flash(&self) -> &Budget {
         &self.flash
+    }
+
+    fn handle_not_discovered(&mut self, now: Millis, reason: String) {
+        self.node.set_trouble(CONTAINERS_UNKNOWN, Some(reason));
+        let again = now.saturating_add(DISCOVER_RETRY_MS);
+        self.timers.set(Timer::Discover, Some(again));
     }
 
     /// The cloud has sent again what was lost.

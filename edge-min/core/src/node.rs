@@ -57,8 +57,11 @@ impl Node {
         }
     }
 
-    /// Sets the condition of this name, or clears it.
+    /// Sets the condition of this name, or clears it if it was ever set.
     pub(crate) fn set_trouble(&mut self, name: &str, message: Option<String>) {
+        if message.is_none() && !self.conditions.contains_key(name) {
+            return;
+        }
         self.set_condition(Condition {
             name: name.to_string(),
             holds: message.is_some(),

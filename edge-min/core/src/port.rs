@@ -66,13 +66,17 @@ pub enum Input {
         /// The kernel's OOM killer ended it.
         oom: bool,
     },
-    /// Everything that was on the board at start; comes once, after the stored desired set.
+    /// All that was on the board at start; comes once, after the stored desired set, and may come after
+    /// some `NotDiscovered`.
     Discovered {
         /// Containers and remains of containers.
         containers: Vec<Discovered>,
         /// Pods that have a directory.
         pods: Vec<Uid>,
     },
+    /// What is on the board cannot be known now, for a person; nothing was done. [`Output::Discover`]
+    /// follows later.
+    NotDiscovered(String),
     /// The cloud has confirmed the whole desired set.
     Confirmed,
     /// Answer to `PreparePod`; the error is human-readable.
@@ -233,6 +237,8 @@ pub enum UplinkOutput {
 /// Action for the shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
+    /// Look again what is on the board; answered by [`Input::Discovered`] or [`Input::NotDiscovered`].
+    Discover,
     /// Create the pod's directory and the tmpfs of its logs; idempotent.
     PreparePod {
         /// UID of the pod.

@@ -8,6 +8,8 @@ use edge_proto::Millis;
 pub(crate) enum Timer {
     /// The earliest of all pods: a start after its back-off, a kill after its grace, a retry.
     Pods,
+    /// What is on the board could not be known, and is looked at again.
+    Discover,
     /// Truncate the logs of running containers to their tail.
     TrimLogs,
     /// Try to join.

@@ -11,6 +11,7 @@ use edge_proto::object::NodeStatus;
 use edge_proto::session::{Node, NodeConfig};
 use edge_proto::sorted::SortedMap;
 
+use super::handover::Handover;
 use super::{Driver, Events, VERSION, failed, random, workers};
 use crate::board::clock::Clock;
 use crate::board::config::Config;
@@ -87,6 +88,7 @@ pub(super) fn build(config: Config) -> Result<(Driver, Events), String> {
         incarnation: Incarnation::default(),
         outbox_report,
         hand_over_by: None,
+        handed_over: Handover::default(),
         held_jobs: Vec::new(),
     };
     let events = Events {

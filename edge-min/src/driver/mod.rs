@@ -95,7 +95,9 @@ struct Driver {
     outbox_report: outbox::Shared,
     /// Latest time at which the agent replaces itself, see [`handover`].
     hand_over_by: Option<u64>,
-    /// Delayed until then: starts, and new files of volumes.
+    /// What the agent before this one has left, until it is known what runs.
+    handed_over: Handover,
+    /// Held back until then: starts, and new files of volumes.
     held_jobs: Vec<RuntimeJob>,
 }
 
@@ -369,6 +371,7 @@ impl Driver {
 
     fn perform(&mut self, output: Output) {
         match output {
+            Output::Discover => self.discover(),
             Output::PreparePod { uid, logs_bytes } => {
                 self.runtime_jobs
                     .push(RuntimeJob::PreparePod { uid, logs_bytes });

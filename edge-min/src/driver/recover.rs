@@ -1,6 +1,8 @@
 //! The state of the board when the agent starts: running containers, remains of an earlier
 //! agent, and the identity.
 
+use std::io;
+
 use edge_core::{Discovered, Input};
 use edge_proto::key::Uid;
 
@@ -19,24 +21,40 @@ impl Driver {
         if let Some(unix_s) = before.unix_s {
             self.clock.confirm(unix_s);
         }
+        self.handed_over = before;
         self.watch_flash();
-        self.runtime.clear_strays();
-        let found = self.runtime.discover();
-        for end in self.runtime.ends() {
+        self.discover();
+        self.settle();
+    }
+
+    /// Finds out what runs, and adopts it.
+    pub(super) fn discover(&mut self) {
+        if let Err(error) = self.try_to_discover() {
+            let reason = error.to_string();
+            self.agent.handle(self.now(), Input::NotDiscovered(reason));
+        }
+    }
+
+    /// All is known before anything is done.
+    fn try_to_discover(&mut self) -> io::Result<()> {
+        self.runtime.clear_strays()?;
+        let (ends, pods) = (self.runtime.ends()?, self.runtime.pods()?);
+        let found = self.runtime.discover()?;
+        for end in ends {
             self.agent.handle(self.now(), end);
         }
+        let before = std::mem::take(&mut self.handed_over);
         let mut ended = Vec::new();
         let containers = found
             .into_iter()
             .map(|one| self.adopt(one, &before, &mut ended))
             .collect();
-        let pods = self.runtime.pods();
         let discovered = Input::Discovered { containers, pods };
         self.agent.handle(self.now(), discovered);
         for ((uid, container), code) in ended {
             self.exited(uid, container, code);
         }
-        self.settle();
+        Ok(())
     }
 
     fn adopt(&mut self, found: Found, before: &Handover, ended: &mut Vec<Ended>) -> Discovered {

@@ -11,7 +11,7 @@ use crate::paths;
 use crate::storage::lock::Lock;
 use crate::storage::outbox::Store;
 use crate::storage::tree;
-use crate::workload::runtime::Runtime;
+use crate::workload::runtime::{Found, Runtime};
 
 /// Grace period of containers. Their own is in the desired set, which is wiped.
 const GRACE: Duration = Duration::from_secs(10);
@@ -21,10 +21,22 @@ const POLL: Duration = Duration::from_millis(50);
 /// Containers that run.
 ///
 /// # Errors
-/// The board has no cgroups.
+/// The board has no cgroups, or what runs cannot be known.
 pub fn running(config: &Config) -> Result<usize, String> {
-    let found = runtime(config)?.discover();
-    Ok(found.iter().filter(|one| one.process.is_some()).count())
+    let found = discover(&runtime(config)?)?;
+    Ok(found.iter().filter(|one| runs(one)).count())
+}
+
+fn discover(runtime: &Runtime) -> Result<Vec<Found>, String> {
+    runtime.discover().map_err(|error| unknown(&error))
+}
+
+fn unknown(error: &io::Error) -> String {
+    ["what runs cannot be known: ", &error.to_string()].concat()
+}
+
+const fn runs(one: &Found) -> bool {
+    one.process.is_some()
 }
 
 /// Number of records that wait for the cloud, human-readable. Opening the outbox repairs it at most, and no
@@ -54,27 +66,27 @@ pub fn unsent(config: &Config, _alone: &Lock) -> String {
 /// What could not be ended or wiped; the identity is still there when a container is.
 pub fn reset(config: &Config, _alone: &Lock) -> Result<(), String> {
     let runtime = runtime(config)?;
-    runtime.clear_strays();
-    for one in runtime.discover() {
+    runtime.clear_strays().map_err(|error| unknown(&error))?;
+    for one in discover(&runtime)? {
         if let Some(process) = one.process {
             process.terminate();
         }
     }
     let start = Instant::now();
-    while start.elapsed() < GRACE && runtime.discover().iter().any(|one| one.process.is_some()) {
+    while start.elapsed() < GRACE && discover(&runtime)?.iter().any(runs) {
         std::thread::sleep(POLL);
     }
-    for one in runtime.discover() {
+    for one in discover(&runtime)? {
         let failed = |error: io::Error| {
             let container = [&one.uid.to_string(), "/", &one.container].concat();
             ["container ", &container, ": ", &error.to_string()].concat()
         };
         runtime.remove(one.uid, &one.container).map_err(failed)?;
     }
-    if runtime.discover().iter().any(|one| one.process.is_some()) {
+    if discover(&runtime)?.iter().any(runs) {
         return Err("a container does not end; identity and state are still there".to_owned());
     }
-    for uid in runtime.pods() {
+    for uid in runtime.pods().map_err(|error| unknown(&error))? {
         runtime
             .remove_pod(uid)
             .map_err(|error| ["pod ", &uid.to_string(), ": ", &error.to_string()].concat())?;

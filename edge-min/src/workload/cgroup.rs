@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::paths;
+use crate::sys::if_there;
 
 /// Controllers that resource limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -24,7 +25,7 @@ const V1_CONTROLLERS: [&str; 4] = ["pids", "memory", "cpu", "freezer"];
 /// medium that does not answer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Processes signalled for one read of the cgroup, and descriptors held meanwhile.
-const KILL_CHUNK: usize = 256;
+const KILL_CHUNK: usize = 32;
 /// Attempts to remove an empty cgroup, which is busy for a moment after its last process.
 const REMOVE_ATTEMPTS_MAX: u32 = 50;
 /// Pause between two of them, and before a killed process without a descriptor is searched
@@ -159,31 +160,33 @@ impl Cgroups {
     }
 
     /// Existing cgroups of workloads: (pod uid, container, spec hash), from their paths.
-    #[must_use]
-    pub fn list(&self) -> Vec<(String, String, String)> {
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn list(&self) -> io::Result<Vec<(String, String, String)>> {
         let mut found = Vec::new();
         let Some(root) = self.roots.first() else {
-            return found;
+            return Ok(found);
         };
-        for pod in children(&root.join(&self.top)) {
-            for container in children(&root.join(&self.top).join(&pod)) {
-                for hash in children(&root.join(&self.top).join(&pod).join(&container)) {
+        for pod in children(&root.join(&self.top))? {
+            for container in children(&root.join(&self.top).join(&pod))? {
+                for hash in children(&root.join(&self.top).join(&pod).join(&container))? {
                     found.push((pod.clone(), container.clone(), hash));
                 }
             }
         }
-        found
+        Ok(found)
     }
 
     /// Kills every process in the cgroup and below, and waits until they have ended.
     ///
     /// # Errors
-    /// The processes that have not ended after [`KILL_TIMEOUT`].
+    /// The processes that are still there after [`KILL_TIMEOUT`], or that nobody can list.
     pub fn kill(&self, path: &Path) -> io::Result<()> {
         let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
             // The usual case when a container has ended by itself: its restart waits for this.
-            let left = self.pids(path);
+            let left = self.pids(path)?;
             if left.is_empty() {
                 return Ok(());
             }
@@ -202,7 +205,7 @@ impl Cgroups {
     }
 
     /// Sends SIGKILL to every process in the cgroup and below. Returns descriptors of some that
-    /// have not ended yet.
+    /// have not ended yet. What cannot be listed now is met by the next round.
     pub fn send_kill(&self, path: &Path) -> Vec<OwnedFd> {
         // The kernel's own function also kills children that are forked meanwhile (Linux 5.14).
         let at_once = self.v2
@@ -214,7 +217,7 @@ impl Cgroups {
             self.freeze(path, true);
         }
         let mut ending = Vec::new();
-        for chunk in self.pids(path).chunks(KILL_CHUNK) {
+        for chunk in self.pids(path).unwrap_or_default().chunks(KILL_CHUNK) {
             let open = |pid: &i32| {
                 let fd = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
                 Some((*pid, fd))
@@ -223,7 +226,7 @@ impl Cgroups {
             if !at_once {
                 // A number that is still listed now belonged to a member when it was opened, or
                 // that one has ended and the descriptor signals no process.
-                let members = self.pids(path);
+                let members = self.pids(path).unwrap_or_default();
                 for (_, fd) in opened.iter().filter(|(pid, _)| members.contains(pid)) {
                     pidfd_send_signal(fd, Signal::KILL).ok();
                 }
@@ -256,15 +259,17 @@ impl Cgroups {
     }
 
     /// Processes in the cgroup and below.
-    #[must_use]
-    pub fn pids(&self, path: &Path) -> Vec<i32> {
+    ///
+    /// # Errors
+    /// They cannot be listed: none is not the same as unknown.
+    pub fn pids(&self, path: &Path) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
         for root in &self.roots {
-            collect_pids(&root.join(path), &mut pids);
+            collect_pids(&root.join(path), &mut pids)?;
         }
         pids.sort_unstable();
         pids.dedup();
-        pids
+        Ok(pids)
     }
 
     /// Whether the kernel's OOM killer has killed a process of the cgroup.
@@ -373,27 +378,33 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     )
 }
 
-fn children(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+fn children(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in if_there(fs::read_dir(dir))?.into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(names)
 }
 
-fn collect_pids(dir: &Path, pids: &mut Vec<i32>) {
-    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let text = match fs::read_to_string(dir.join("cgroup.procs")) {
+        // A threaded cgroup of v2: its processes stand in the one above.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => None,
+        text => if_there(text)?,
+    };
+    let text = text.unwrap_or_default();
     pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
-    for child in children(dir) {
-        collect_pids(&dir.join(child), pids);
+    for child in children(dir)? {
+        collect_pids(&dir.join(child), pids)?;
     }
+    Ok(())
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {
-    for child in children(dir) {
+    for child in children(dir)? {
         remove_tree(&dir.join(child))?;
     }
     let mut attempts = 0;

@@ -21,6 +21,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// Ends of containers taken from the kernel at once.
@@ -53,11 +54,16 @@ impl Process {
     /// intended one.
     ///
     /// # Errors
-    /// No such process, or out of descriptors.
-    pub fn open(pid: u32) -> io::Result<Self> {
-        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let fd = pidfd_open(number.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-        Ok(Self { pid, fd })
+    /// Whether there is one cannot be known: out of descriptors or memory.
+    pub fn open(pid: u32) -> io::Result<Option<Self>> {
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        match pidfd_open(number, PidfdFlags::empty()) {
+            // The second is the number of a thread.
+            Err(Errno::SRCH | Errno::INVAL) => Ok(None),
+            fd => Ok(Some(Self { pid, fd: fd? })),
+        }
     }
 
     /// Process id.
@@ -154,7 +160,7 @@ impl Reaper {
         if ended.is_some() {
             return Err(ended);
         }
-        let process = Process::open(pid).map_err(|_| None)?;
+        let process = Process::open(pid).ok().flatten().ok_or(None)?;
         self.hold(uid, container, process).map_err(|_| None)
     }
 

@@ -16,6 +16,7 @@ use crate::board::config::Config;
 use crate::paths;
 use crate::storage::medium::{self, Durability};
 use crate::storage::tree;
+use crate::sys::if_there;
 use crate::worker::Stop;
 use crate::workload::cgroup::{self, Cgroups};
 use crate::workload::deadline::{kill, wait_within};
@@ -169,15 +170,16 @@ impl Runtime {
     }
 
     /// Pods that have a directory.
-    #[must_use]
-    pub fn pods(&self) -> Vec<Uid> {
-        let entries = fs::read_dir(paths::pods(&self.run))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .filter_map(|entry| Uid::parse(entry.file_name().to_str()?))
-            .collect()
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn pods(&self) -> io::Result<Vec<Uid>> {
+        let mut pods = Vec::new();
+        for entry in fs::read_dir(paths::pods(&self.run))? {
+            let name = entry?.file_name();
+            pods.extend(name.to_str().and_then(Uid::parse));
+        }
+        Ok(pods)
     }
 
     /// Starts a container; returns its process.
@@ -382,21 +384,24 @@ impl Runtime {
     }
 
     /// Ends that [`Self::note_end`] has stored for the latest runs.
-    #[must_use]
-    pub fn ends(&self) -> Vec<Input> {
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn ends(&self) -> io::Result<Vec<Input>> {
         let mut ends = Vec::new();
-        for uid in self.pods() {
-            let files = fs::read_dir(paths::containers(&self.run, uid));
-            for file in files.into_iter().flatten().flatten() {
+        for uid in self.pods()? {
+            let files = if_there(fs::read_dir(paths::containers(&self.run, uid)))?;
+            for file in files.into_iter().flatten() {
+                let file = file?;
                 let name = file.file_name().to_string_lossy().into_owned();
                 if let Some(container) = name.strip_suffix(paths::END)
-                    && let Ok(note) = fs::read_to_string(file.path())
+                    && let Some(note) = note(&file.path())?
                 {
                     ends.extend(end(uid, container, &note));
                 }
             }
         }
-        ends
+        Ok(ends)
     }
 
     /// Removes what a container left behind, whatever its state; the log stays with the pod.
@@ -431,37 +436,43 @@ impl Runtime {
     }
 
     /// Containers of an earlier agent on the board, running or not.
-    #[must_use]
-    pub fn discover(&self) -> Vec<Found> {
-        let (found, _) = self.look_around();
-        found
+    ///
+    /// # Errors
+    /// That cannot be known now: out of descriptors or memory, or a file system fails.
+    pub fn discover(&self) -> io::Result<Vec<Found>> {
+        let (found, _) = self.look_around()?;
+        Ok(found)
     }
 
     /// Ends containers without a run folder, and starts that the end of an agent interrupted: it is unknown
     /// what they were, or they were no run, and no second one may run beside them.
-    pub fn clear_strays(&self) {
-        let (_, strays) = self.look_around();
+    ///
+    /// # Errors
+    /// As [`Self::discover`].
+    pub fn clear_strays(&self) -> io::Result<()> {
+        let (_, strays) = self.look_around()?;
         for path in strays {
             let cleared = self.cgroups.kill(&path);
             if let Err(error) = cleared.and_then(|()| self.cgroups.remove(&path)) {
                 log::warn!("remains cgroup={} error={error}", path.to_string_lossy());
             }
         }
+        Ok(())
     }
 
     /// Containers, and cgroups without one.
-    fn look_around(&self) -> (Vec<Found>, Vec<PathBuf>) {
+    fn look_around(&self) -> io::Result<(Vec<Found>, Vec<PathBuf>)> {
         let (mut found, mut strays) = (Vec::new(), Vec::new());
-        for (uid, container, hash) in self.cgroups.list() {
+        for (uid, container, hash) in self.cgroups.list()? {
             let (Some(uid), Some(hash)) = (Uid::parse(&uid), Uid::parse(&hash)) else {
                 continue;
             };
             let hash = Hash16(hash.0);
-            let process = self.process_of(uid, &container, hash);
-            let began = self.bundle_dir(uid, &container).exists()
-                || fs::metadata(self.state_file(uid, &container))
-                    .is_ok_and(|state| state.len() > 0);
-            if process.is_none() && !(began && self.pod_dir(uid).exists()) {
+            let process = self.process_of(uid, &container, hash)?;
+            let state = if_there(fs::metadata(self.state_file(uid, &container)))?;
+            let began = self.bundle_dir(uid, &container).try_exists()?
+                || state.is_some_and(|state| state.len() > 0);
+            if process.is_none() && !(began && self.pod_dir(uid).try_exists()?) {
                 strays.push(self.cgroup(uid, &container, hash));
                 continue;
             }
@@ -472,23 +483,28 @@ impl Runtime {
                 process,
             });
         }
-        (found, strays)
+        Ok((found, strays))
     }
 
     /// The process is held first and looked at then: what was seen is true of what is held. Nobody else
-    /// is asked: runc may hang or be away, and a container that counts as remains is killed.
-    fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> Option<Process> {
+    /// is asked: runc may hang or be away. What cannot be known is an error and not `None`, since a
+    /// container that counts as remains is killed.
+    fn process_of(&self, uid: Uid, container: &str, hash: Hash16) -> io::Result<Option<Process>> {
         let runc = paths::runc_container(&self.run, &container_id(uid, container));
-        if runc.join(RUNC_NOT_STARTED).exists() {
-            return None;
+        if runc.join(RUNC_NOT_STARTED).try_exists()? {
+            return Ok(None);
         }
-        let noted = fs::read_to_string(self.state_file(uid, container)).ok()?;
-        let (pid, _) = noted.split_once(' ')?;
-        let process = Process::open(pid.parse().ok()?).ok()?;
-        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash));
-        let pid = i32::try_from(process.pid()).ok()?;
-        let same = identity(process.pid()).ok()? == noted && in_cgroup.contains(&pid);
-        same.then_some(process)
+        let noted = note(&self.state_file(uid, container))?.unwrap_or_default();
+        let number = noted.split_once(' ').and_then(|(pid, _)| pid.parse().ok());
+        let Some(process) = number.map(Process::open).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        let in_cgroup = self.cgroups.pids(&self.cgroup(uid, container, hash))?;
+        let is_member = in_cgroup
+            .iter()
+            .any(|pid| u32::try_from(*pid) == Ok(process.pid()));
+        let same = if_there(identity(process.pid()))?.is_some_and(|now| now == noted);
+        Ok((same && is_member).then_some(process))
     }
 
     fn runc(&self, args: &[&str], stop: &Stop) -> io::Result<Output> {
@@ -533,6 +549,12 @@ impl Runtime {
     fn state_file(&self, uid: Uid, container: &str) -> PathBuf {
         paths::container(&self.run, uid, container)
     }
+}
+
+/// The text of a small file of ours, if it is there.
+fn note(path: &Path) -> io::Result<Option<String>> {
+    let bytes = if_there(fs::read(path))?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn end(uid: Uid, container: &str, note: &str) -> Option<Input> {
@@ -610,7 +632,7 @@ mod tests {
         fs::write(&procs, child.id().to_string()).unwrap();
         fs::write(&note, &noted).unwrap();
         let found = || {
-            let mut found = runtime.discover();
+            let mut found = runtime.discover().unwrap();
             found.pop().unwrap().process.map(|process| process.pid())
         };
         assert_eq!(found(), Some(child.id()));
@@ -628,6 +650,44 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found(), None, "it has ended");
+    }
+
+    /// Goal: what cannot be known is neither gone nor a stray, which would be killed. Method: what is
+    /// read about a process that runs is a directory, so that reading fails, one after the other.
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_nothing_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runtime = runtime(dir.path());
+        runtime.cgroups = Cgroups::at(&dir.path().join("cgroup"), "top");
+        let (uid, hash) = (Uid([0xee; 16]), Hash16([7; 16]));
+        let cgroup = runtime.cgroup(uid, "main", hash);
+        let procs = dir.path().join("cgroup").join(&cgroup).join("cgroup.procs");
+        let note = runtime.state_file(uid, "main");
+        fs::create_dir_all(procs.parent().unwrap()).unwrap();
+        fs::create_dir_all(note.parent().unwrap()).unwrap();
+        let mut child = Command::new("sleep").arg("1000000").spawn().unwrap();
+        let texts = [
+            (&note, identity(child.id()).unwrap()),
+            (&procs, child.id().to_string()),
+        ];
+        for (unreadable, _) in &texts {
+            for (path, text) in &texts {
+                drop(fs::remove_dir(path));
+                match path == unreadable {
+                    true => {
+                        drop(fs::remove_file(path));
+                        fs::create_dir(path).unwrap();
+                    }
+                    false => fs::write(path, text).unwrap(),
+                }
+            }
+            runtime.discover().unwrap_err();
+            runtime.clear_strays().unwrap_err();
+        }
+        runtime.cgroups.kill(&cgroup).unwrap_err();
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Goal: a start that waited until it is not wanted any more creates nothing. Method: a job without
@@ -674,6 +734,6 @@ mod tests {
             failure.message
         );
         assert!(!failure.counts_as_run);
-        assert!(runtime.discover().is_empty());
+        assert!(runtime.discover().unwrap().is_empty());
     }
 }

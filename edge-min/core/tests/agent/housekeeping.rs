@@ -2,7 +2,7 @@
 
 use super::*;
 use edge_core::Trouble;
-use edge_core::limits::KILL_RETRY_MS;
+use edge_core::limits::{DISCOVER_RETRY_MS, KILL_RETRY_MS};
 
 /// Goal: a damaged store stops no workload. Method: an agent without its desired set discovers a
 /// container, does not touch it, adopts it when the pod arrives, and stops others once confirmed.
@@ -119,6 +119,47 @@ fn a_start_that_cannot_be_resolved_fails_in_the_core_and_backs_off() {
     board.advance(1);
     assert_eq!(board.starts, 1);
     assert_eq!(board.status(UID).unwrap().phase, Phase::Running);
+}
+
+/// Goal: what runs is left alone, and nothing is started beside it, until it is known. Method: a board
+/// that cannot be looked at twice, while a pod is desired and an orphan runs.
+#[test]
+fn nothing_starts_or_ends_while_it_is_not_known_what_runs() {
+    let mut agent = agent();
+    let unknown = |agent: &Agent| {
+        let mut conditions = agent.node_status().conditions.into_iter();
+        conditions.any(|one| one.name == "ContainersUnknown" && one.holds)
+    };
+    let desired = pod(1, RestartPolicy::Always);
+    agent.handle(0, Input::Desired(Key::pod(UID), Some(desired.encode())));
+    let mut now = 0;
+    for _ in 0..2 {
+        agent.handle(now, Input::NotDiscovered("no descriptors left".into()));
+        agent.handle(now, Input::Confirmed);
+        let acts = std::iter::from_fn(|| agent.poll()).filter(|output| {
+            !matches!(
+                output,
+                Output::Report(..) | Output::Event(_) | Output::RepairStore
+            )
+        });
+        assert_eq!(acts.count(), 0);
+        assert!(unknown(&agent));
+        assert_eq!(agent.deadline(), Some(now + DISCOVER_RETRY_MS));
+        now += DISCOVER_RETRY_MS;
+        agent.handle(now, Input::Tick);
+        assert_eq!(agent.poll(), Some(Output::Discover));
+        assert_eq!(agent.poll(), None);
+    }
+    let containers = vec![Discovered {
+        uid: UID,
+        container: "main".into(),
+        spec: agent.spec_hash(&UID, "main").unwrap(),
+        pid: Some(5),
+    }];
+    let pods = vec![UID];
+    agent.handle(now, Input::Discovered { containers, pods });
+    assert!(!unknown(&agent));
+    assert_eq!(agent.statuses().next().unwrap().phase, Phase::Running);
 }
 
 #[test]

@@ -166,6 +166,7 @@ impl Board {
             | Output::FlashOverBudget(_)
             | Output::ReadWear => {}
             Output::RepairStore => self.repairs += 1,
+            Output::Discover => unreachable!("all was known at once"),
         }
     }
 
