@@ -1,11 +1,12 @@
 //! Calls for logs over the link: each sends as much as its window allows and, when it follows, reads
 //! again after an interval.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use edge_core::calls::Refusal;
 use edge_core::limits::LOG_LOOK_MS;
-use edge_proto::call::{CODE_OK, LogsRequest};
+use edge_proto::call::{CODE_FAILED, CODE_OK, LogsRequest};
 use edge_proto::session::{CallInput, CallResult, NodeInput};
 use edge_proto::sorted::SortedMap;
 
@@ -19,6 +20,8 @@ struct Call {
     /// What was asked for.
     request: LogsRequest,
     at: u64,
+    /// What is written later is not sent: unless it is followed, a log ends where it ended.
+    end: u64,
     follow: bool,
     window: u32,
     /// The whole answer, when it is not a log.
@@ -35,6 +38,7 @@ impl Call {
         Self {
             file,
             at: 0,
+            end: u64::MAX,
             follow: request.follow,
             request,
             window: 0,
@@ -55,18 +59,20 @@ pub struct LogCalls {
 impl LogCalls {
     /// Opens a call on a file, or with the reason why there is no file.
     pub fn open(&mut self, id: u32, file: Result<(PathBuf, LogsRequest), Refusal>) {
-        let call = match file {
-            Ok((file, request)) => {
-                let tail = match request.tail_bytes {
-                    0 => u64::MAX,
-                    bytes => u64::from(bytes),
-                };
-                let at = logs::start_of_tail(&file, tail).unwrap_or(0);
-                Call {
-                    at,
-                    ..Call::new(file, request)
-                }
-            }
+        let found = file.and_then(|(file, request)| {
+            let tail = match request.tail_bytes {
+                0 => u64::MAX,
+                bytes => u64::from(bytes),
+            };
+            let place = logs::tail_of(&file, tail).map_err(refused)?;
+            Ok((file, request, place))
+        });
+        let call = match found {
+            Ok((file, request, place)) => Call {
+                at: place.start,
+                end: if request.follow { u64::MAX } else { place.end },
+                ..Call::new(file, request)
+            },
             Err(refusal) => Call {
                 refusal: Some(refusal),
                 ..Call::new(PathBuf::new(), LogsRequest::default())
@@ -130,10 +136,21 @@ impl LogCalls {
             }
             let limit = PIECE_BYTES.min(usize::try_from(call.window).unwrap_or(PIECE_BYTES));
             let mut bytes = std::mem::take(&mut call.answer);
-            if bytes.is_empty() {
-                bytes = logs::read_from(&call.file, call.at).unwrap_or_default();
-                bytes.truncate(limit);
-                call.at += bytes.len() as u64;
+            if bytes.is_empty() && !call.file.as_os_str().is_empty() {
+                let (at, read) = match logs::read_from(&call.file, call.at) {
+                    Ok(read) => read,
+                    // Gone with its pod.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => (call.at, Vec::new()),
+                    Err(error) => {
+                        self.calls.remove(&id);
+                        let (code, reason) = refused(error);
+                        return Some(CallResult { id, code, reason }.into());
+                    }
+                };
+                bytes = read;
+                let room = usize::try_from(call.end.saturating_sub(at)).unwrap_or(limit);
+                bytes.truncate(limit.min(room));
+                call.at = at + bytes.len() as u64;
             } else if bytes.len() > limit {
                 call.answer = bytes.split_off(limit);
             }
@@ -161,10 +178,12 @@ impl LogCalls {
     }
 }
 
+fn refused(error: io::Error) -> Refusal {
+    (CODE_FAILED, error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
-    use edge_proto::call::CODE_FAILED;
-
     use super::*;
 
     /// All data that may be sent now, and the result if it is sent.
@@ -202,6 +221,34 @@ mod tests {
         calls.window(1, 6_000);
         assert_eq!(drain(&mut calls, 0), (vec![b'x'; 5_000], done()));
         assert_eq!(calls.deadline(), None);
+    }
+
+    /// Goal: a log that grows while it is read ends all the same. Method: it grows by each piece.
+    #[test]
+    fn what_is_written_later_is_not_sent_unless_the_log_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        std::fs::write(&file, vec![b'x'; 10_000]).unwrap();
+        let mut calls = LogCalls::default();
+        calls.open(1, Ok((file.clone(), LogsRequest::default())));
+        std::fs::write(&file, vec![b'x'; 20_000]).unwrap();
+        calls.window(1, 50_000);
+        assert_eq!(drain(&mut calls, 0), (vec![b'x'; 10_000], done()));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let target = dir.path().join("target");
+        std::fs::write(&target, "secret").unwrap();
+        std::os::unix::fs::symlink(&target, &file).unwrap();
+        let mut calls = LogCalls::default();
+        calls.open(1, Ok((file, LogsRequest::default())));
+        let (sent, result) = drain(&mut calls, 0);
+        let (code, reason) = result.unwrap();
+        assert_eq!((sent, code), (Vec::new(), CODE_FAILED));
+        assert!(!reason.is_empty());
     }
 
     #[test]

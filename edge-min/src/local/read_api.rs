@@ -5,6 +5,7 @@
 //! answers the container's output (`-` as CONTAINER: the only one).
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -203,13 +204,22 @@ async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) 
         .and_then(|text| text.parse().ok())
         .unwrap_or(u64::MAX);
     let follow = value("follow") == Some("1");
+    let Range { mut start, end } = match crate::workload::logs::tail_of(file, tail) {
+        Ok(found) => found,
+        Err(error) => {
+            let reason = error.to_string() + "\n";
+            return reply(stream, "503 Service Unavailable", &reason).await;
+        }
+    };
     stream
         .write_all(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n")
         .await?;
-    let mut at = crate::workload::logs::start_of_tail(file, tail)?;
+    // A log that is not followed ends where it ended: its container may write faster than a client reads.
+    let end = if follow { u64::MAX } else { end };
     let mut over = !follow;
     loop {
-        let bytes = crate::workload::logs::read_from(file, at)?;
+        let (at, mut bytes) = crate::workload::logs::read_from(file, start)?;
+        bytes.truncate(usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX));
         if bytes.is_empty() {
             if over || !file.exists() || is_left(stream).await {
                 return Ok(());
@@ -218,7 +228,7 @@ async fn logs(stream: &mut UnixStream, log: &Log<'_>, file: &Path, query: &str) 
             over = log.is_over(file).await;
             continue;
         }
-        at += bytes.len() as u64;
+        start = at + bytes.len() as u64;
         stream.write_all(&bytes).await?;
     }
 }
