@@ -67,6 +67,7 @@ impl Stop {
 }
 
 /// Present jobs of the threads, so that a job that does not end is noticed.
+#[derive(Clone)]
 pub struct Watch(Arc<Watched>);
 
 struct Watched {

@@ -242,7 +242,8 @@ impl Driver {
         ];
         let at = earliest.into_iter().flatten().min();
         let at = at.and_then(|at| self.start.checked_add(Duration::from_millis(at)));
-        [at, self.watch_at].into_iter().flatten().min()
+        let grows_at = self.runtime_jobs.grows_at();
+        [at, self.watch_at, grows_at].into_iter().flatten().min()
     }
 
     fn handle(&mut self, event: Event) {

@@ -18,7 +18,7 @@ use super::Driver;
 use crate::image::error::ImageError;
 use crate::image::images::{Image, Images};
 use crate::storage::store::{Applied, Store};
-use crate::worker::pool::{Pool, Progress, ProgressOf, Work};
+use crate::worker::pool::{CROWDED_AFTER, Pool, Progress, ProgressOf, Work};
 use crate::worker::{self, QUEUE_TIMEOUT, Stop, Thread, Watch};
 use crate::workload::runtime::Runtime;
 use crate::workload::spec::{Bind, Rootfs, Spec};
@@ -221,8 +221,10 @@ impl StoreThread {
 }
 
 impl Driver {
-    /// Reports threads whose job is over its deadline. Call it after every event.
+    /// Sees to it that jobs that hang delay no other pod, and reports threads whose job is over its
+    /// deadline. To be called after every event.
     pub(super) fn watch_workers(&mut self) {
+        self.runtime_jobs.grow();
         let (changed, next) = self.watch.look();
         self.watch_at = next;
         let Some(late) = changed else { return };
@@ -282,9 +284,9 @@ pub fn spawn_containers(
     done: Sender<Input>,
 ) -> io::Result<Pool<Containers>> {
     let work = Containers { runtime, images };
-    let idle_after = Duration::from_millis(CLEAR_AFTER_MS);
+    let times = (Duration::from_millis(CLEAR_AFTER_MS), CROWDED_AFTER);
     let names = ("runtime", "runtime-long");
-    Pool::spawn(names, STACK_BYTES, work, idle_after, watch, done)
+    Pool::spawn(names, STACK_BYTES, work, times, watch, done)
 }
 
 impl Work for Containers {

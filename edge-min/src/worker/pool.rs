@@ -2,8 +2,13 @@
 //! different keys do not wait for each other. A job that may take minutes, such as an unpacking, is handed
 //! on to the one thread for long jobs, so it keeps no short one waiting.
 //!
-//! Bound: the threads are started once and never exit ([`SHORT_THREADS`] and one); what waits is at most
-//! what the core has outstanding, which its own caps bound. An idle thread sleeps until there is a job.
+//! A job may hang until its deadline, and longer in the kernel. When all threads for short jobs have been
+//! busy for a while and another job waits, the pool gets more of them ([`Pool::grow`]), so that what hangs
+//! for some pods delays the others by that while at most.
+//!
+//! Bound: one thread for long jobs, and [`SHORT_THREADS`] for short ones, up to [`SHORT_THREADS_MAX`] while
+//! others hang; what waits is at most what the core has outstanding, which its own caps bound. An idle
+//! thread sleeps until there is a job.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,6 +22,10 @@ use super::{Stop, Thread, Watch, spawn};
 
 /// Threads of a pool for short jobs: one that waits for processes to end (2 s) does not delay the others.
 pub const SHORT_THREADS: usize = 2;
+/// Threads for short jobs while some of them hang. With as many pods that hang, the others wait.
+pub const SHORT_THREADS_MAX: usize = 16;
+/// Time in which no thread for short jobs takes or ends one, after which there are too few of them.
+pub const CROWDED_AFTER: Duration = Duration::from_secs(1);
 /// A short job of a pool: on a slow board under load a start takes about a second.
 pub const SHORT_TIMEOUT: Duration = Duration::from_secs(120);
 /// A long job of a pool: 32 layers of 100 MiB at 1 MiB/s. Layers that an unpacking has finished stay, so
@@ -87,10 +96,55 @@ struct State<W: Work> {
     busy: Vec<(W::Key, Arc<AtomicBool>)>,
     /// When [`Work::idle`] is due if no job arrives.
     idle_at: Option<Instant>,
+    /// Threads for short jobs, and those of them that wait for one or begin.
+    threads: usize,
+    idle: usize,
+    /// Of threads that have exited, for those that come.
+    spare: Vec<Thread>,
+    /// When a thread has last taken a short job, or ended one.
+    moved_at: Instant,
+}
+
+impl<W: Work> State<W> {
+    /// Places of the short jobs whose key is free, the first of each key.
+    fn free(&self) -> impl Iterator<Item = usize> {
+        let all = self.waiting.iter().enumerate();
+        all.filter(|(index, one)| {
+            let mut busy = self.busy.iter().map(|(key, _)| key);
+            let mut before = self.waiting.iter().take(*index).map(|one| &one.key);
+            !busy.any(|key| *key == one.key) && !before.any(|key| *key == one.key)
+        })
+        .map(|(index, _)| index)
+    }
+
+    /// How many jobs threads could take at once.
+    fn takeable(&self) -> usize {
+        let long = self.long.iter();
+        let given_up = long.filter(|one| one.cancelled.load(Relaxed));
+        self.free().count() + given_up.count()
+    }
+
+    /// Takes the first job whose key is free, and its key. A long job that is cancelled comes first: its
+    /// key has been taken, and it may have to wait long for its own thread.
+    fn take(&mut self) -> Option<Taken<W>> {
+        let mut long = self.long.iter();
+        let given_up = long.position(|one| one.cancelled.load(Relaxed));
+        if let Some(one) = given_up.and_then(|index| self.long.remove(index)) {
+            return Some(Taken::Long(one));
+        }
+        let index = self.free().next()?;
+        let one = self.waiting.remove(index)?;
+        self.busy.push((one.key, Arc::clone(&one.cancelled)));
+        Some(Taken::Short(one))
+    }
 }
 
 struct Shared<W: Work> {
     work: W,
+    name: &'static str,
+    stack_bytes: usize,
+    watch: Watch,
+    crowded_after: Duration,
     state: Mutex<State<W>>,
     /// A job was added, or a key was released.
     changed: Condvar,
@@ -110,29 +164,68 @@ impl<W: Work> Pool<W> {
         names: (&'static str, &'static str),
         stack_bytes: usize,
         work: W,
-        idle_after: Duration,
+        (idle_after, crowded_after): (Duration, Duration),
         watch: &Watch,
         done: Sender<W::Answer>,
     ) -> io::Result<Self> {
+        let now = Instant::now();
         let shared = Arc::new(Shared {
             work,
+            name: names.0,
+            stack_bytes,
+            watch: watch.clone(),
+            crowded_after,
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
                 long: VecDeque::new(),
                 busy: Vec::with_capacity(SHORT_THREADS + 1),
-                idle_at: Instant::now().checked_add(idle_after),
+                idle_at: now.checked_add(idle_after),
+                threads: 0,
+                idle: 0,
+                spare: Vec::new(),
+                moved_at: now,
             }),
             changed: Condvar::new(),
             idle_after,
             done,
         });
         for _ in 0..SHORT_THREADS {
-            let (shared, thread) = (Arc::clone(&shared), watch.thread(names.0));
-            spawn(names.0, stack_bytes, move || shared.run_short(&thread))?;
+            shared.add_thread()?;
         }
         let (long, thread) = (Arc::clone(&shared), watch.thread(names.1));
         spawn(names.1, stack_bytes, move || long.run_long(&thread))?;
         Ok(Self(shared))
+    }
+
+    /// When [`Self::grow`] is due: a job waits, and all threads are busy.
+    #[must_use]
+    pub fn grows_at(&self) -> Option<Instant> {
+        let state = self.0.lock();
+        if state.idle > 0 || state.threads >= SHORT_THREADS_MAX || state.takeable() == 0 {
+            return None;
+        }
+        state.moved_at.checked_add(self.0.crowded_after)
+    }
+
+    /// Adds a thread for each job that waits, if they have waited long enough. To be called after every
+    /// event.
+    pub fn grow(&self) {
+        let now = Instant::now();
+        if self.grows_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let state = self.0.lock();
+        let room = SHORT_THREADS_MAX.saturating_sub(state.threads);
+        let count = state.takeable().min(room);
+        drop(state);
+        for _ in 0..count {
+            if let Err(error) = self.0.add_thread() {
+                log::warn!("no_more_threads error={error}");
+                // Not at once again.
+                self.0.lock().moved_at = now;
+                return;
+            }
+        }
     }
 
     /// Adds a job.
@@ -173,36 +266,55 @@ impl<W: Work> Shared<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first job whose key is free; the key is taken with it. A long job that is cancelled comes
-    /// first: its key has been taken, and it may have to wait long for its own thread.
-    fn take_short(&self) -> Taken<W> {
+    /// Starts one more thread for short jobs.
+    fn add_thread(self: &Arc<Self>) -> io::Result<()> {
+        let mut state = self.lock();
+        let thread = state.spare.pop();
+        let thread = thread.unwrap_or_else(|| self.watch.thread(self.name));
+        state.threads += 1;
+        state.idle += 1;
+        drop(state);
+        let shared = Arc::clone(self);
+        let started = spawn(self.name, self.stack_bytes, move || {
+            shared.lock().idle -= 1;
+            shared.run_short(thread);
+        });
+        if started.is_err() {
+            let mut state = self.lock();
+            state.threads -= 1;
+            state.idle -= 1;
+        }
+        started
+    }
+
+    /// What a thread for short jobs does next; `None` when enough others wait.
+    fn take_short(&self) -> Option<Taken<W>> {
         let mut state = self.lock();
         loop {
-            let mut long = state.long.iter();
-            let given_up = long.position(|one| one.cancelled.load(Relaxed));
-            if let Some(one) = given_up.and_then(|index| state.long.remove(index)) {
-                return Taken::Long(one);
+            if let Some(taken) = state.take() {
+                state.moved_at = Instant::now();
+                return Some(taken);
             }
-            let free = |one: &Waiting<W::Key, W::Job>| {
-                let mut busy = state.busy.iter();
-                !busy.any(|(key, _)| *key == one.key)
-            };
-            let found = state.waiting.iter().position(free);
-            if let Some(one) = found.and_then(|index| state.waiting.remove(index)) {
-                let cancelled = Arc::clone(&one.cancelled);
-                state.busy.push((one.key, cancelled));
-                return Taken::Short(one);
+            if state.idle >= SHORT_THREADS {
+                return None;
             }
+            state.idle += 1;
             state = self
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
-    fn run_short(&self, thread: &Thread) {
+    fn run_short(&self, thread: Thread) {
         loop {
-            let taken = self.take_short();
+            let Some(taken) = self.take_short() else {
+                let mut state = self.lock();
+                state.threads -= 1;
+                state.spare.push(thread);
+                return;
+            };
             let cancelled = match &taken {
                 Taken::Short(one) => &one.cancelled,
                 Taken::Long(one) => &one.cancelled,
@@ -309,7 +421,9 @@ impl<W: Work> Shared<W> {
                 cancelled,
             });
         }
-        state.idle_at = Instant::now().checked_add(self.idle_after);
+        let now = Instant::now();
+        state.idle_at = now.checked_add(self.idle_after);
+        state.moved_at = now;
         drop(state);
         self.changed.notify_all();
         true
@@ -323,7 +437,7 @@ mod tests {
     use super::*;
 
     /// Job `(key, number)`. `(1, 0)` is long and `(1, 9)` follows it, `(2, 0)` has a long one after it,
-    /// `(3, 0)` hangs; these end when the test opens the gate once for each. `(7, 0)` is long and needs no
+    /// `(3, 0)` and from `(20, 0)` on hang; these end when the test opens the gate once for each. `(7, 0)` is long and needs no
     /// gate. An answer has 100 more when the job was cancelled.
     struct Steps {
         gate: Receiver<()>,
@@ -350,7 +464,7 @@ mod tests {
             match job {
                 (1 | 7, 0) => Progress::Long(job),
                 (2, 0) => Progress::DoneThen(job, (2, 9)),
-                (3, 0) => {
+                (3 | 20.., 0) => {
                     self.hangs.store(true, Relaxed);
                     self.gate.recv_blocking().unwrap();
                     self.hangs.store(false, Relaxed);
@@ -384,14 +498,15 @@ mod tests {
 
     impl Stand {
         fn new(idle_after: Duration) -> Self {
-            let (open, gate) = async_channel::bounded(4);
-            let (done, answers) = async_channel::bounded(16);
+            let (open, gate) = async_channel::bounded(32);
+            let (done, answers) = async_channel::bounded(64);
             let (idles, idle) = async_channel::bounded(64);
             let hangs = AtomicBool::new(false);
             let work = Steps { gate, hangs, idles };
             let watch = Watch::new(|| {});
             let names = ("test", "test-long");
-            let pool = Pool::spawn(names, 64 * 1024, work, idle_after, &watch, done).unwrap();
+            let times = (idle_after, Duration::ZERO);
+            let pool = Pool::spawn(names, 64 * 1024, work, times, &watch, done).unwrap();
             Self {
                 pool,
                 open,
@@ -467,6 +582,53 @@ mod tests {
         stand.expect(&[(6, 0), (6, 1)]);
         stand.open();
         stand.expect(&[(3, 0), (3, 1)]);
+    }
+
+    /// Goal: jobs that hang delay no other key, and the threads for that go again. Method: more jobs hang
+    /// than the pool has threads, then as many as it may have; one that waits is answered when it grows.
+    #[test]
+    fn the_pool_grows_while_jobs_hang_and_shrinks_again() {
+        let stand = Stand::new(NEVER);
+        let threads = || stand.pool.0.lock().threads;
+        let until = |reached: &dyn Fn(&State<Steps>) -> bool| {
+            while !reached(&stand.pool.0.lock()) {
+                std::thread::yield_now();
+            }
+        };
+        stand.push(&[(20, 0), (21, 0)]);
+        until(&|state| state.busy.len() == 2);
+        stand.pool.grow();
+        assert_eq!(
+            (threads(), stand.pool.grows_at()),
+            (2, None),
+            "nothing waits"
+        );
+        stand.push(&[(22, 0), (23, 0), (4, 1), (4, 2)]);
+        assert!(stand.pool.grows_at().is_some());
+        assert_eq!(threads(), 2);
+        stand.pool.grow();
+        assert_eq!(threads(), 5, "one for each key that waits");
+        stand.expect(&[(4, 1), (4, 2)]);
+
+        let more = 24..20 + u8::try_from(SHORT_THREADS_MAX).unwrap();
+        more.for_each(|key| stand.push(&[(key, 0)]));
+        let all_hang = |state: &State<Steps>| state.busy.len() == SHORT_THREADS_MAX;
+        while !all_hang(&stand.pool.0.lock()) {
+            stand.pool.grow();
+            std::thread::yield_now();
+        }
+        stand.push(&[(5, 1)]);
+        stand.pool.grow();
+        assert_eq!(
+            (threads(), stand.pool.grows_at()),
+            (SHORT_THREADS_MAX, None)
+        );
+        for _ in 0..SHORT_THREADS_MAX {
+            stand.open();
+        }
+        until(&|state| state.threads == SHORT_THREADS && state.busy.is_empty());
+        let answered = std::iter::from_fn(|| stand.answers.try_recv().ok());
+        assert_eq!(answered.count(), SHORT_THREADS_MAX + 1);
     }
 
     /// Goal: cancelling affects a long job, its continuation and the jobs that wait behind it, but no
