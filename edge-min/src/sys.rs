@@ -5,16 +5,20 @@
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Descriptors from here on are not standard input, output or error.
 const FD_FIRST: RawFd = 3;
 /// Signals that this process ignores by a handler, as the kernel's bits.
 static IGNORED: AtomicU32 = AtomicU32::new(0);
+/// Soft and hard limit of open files before they were raised.
+static OPEN_FILES: OnceLock<(u64, u64)> = OnceLock::new();
 
 /// Restores the default action of every signal, except SIGPIPE, which std restores itself when it
 /// executes a program. A program must not inherit `nohup` or `&` of the agent's parent.
@@ -94,6 +98,42 @@ pub fn close_on_exec() -> io::Result<()> {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     Ok(())
+}
+
+/// Raises the limit of open files of this process to `wanted`, or as far as it may. Its workloads keep what
+/// it was started with, see [`open_files`].
+///
+/// # Errors
+/// Those of the kernel.
+pub fn raise_open_files(wanted: u64) -> io::Result<()> {
+    let (soft, hard) = open_files()?;
+    if soft >= wanted {
+        return Ok(());
+    }
+    // The hard limit is root's to raise, if its capabilities are not cut.
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted));
+    Ok(raised.or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard))?)
+}
+
+/// The soft and the hard limit of open files that this process was started with.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn open_files() -> io::Result<(u64, u64)> {
+    if let Some(limits) = OPEN_FILES.get() {
+        return Ok(*limits);
+    }
+    let limits = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(*OPEN_FILES.get_or_init(|| limits))
+}
+
+/// Undoes [`raise_open_files`], for a program that this process is about to become.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn restore_open_files() -> io::Result<()> {
+    let (soft, hard) = open_files()?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
 }
 
 /// What is not there, or has ended meanwhile, is no error: a file, a process, a cgroup. Anything else

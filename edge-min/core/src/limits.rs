@@ -54,6 +54,9 @@ pub const LOG_TRIM_MS: Millis = 10_000;
 pub const LOG_LOOK_MS: Millis = 250;
 /// Grace from SIGTERM to SIGKILL when the Pod has none, seconds: Kubernetes' default.
 pub const GRACE_S_DEFAULT: u32 = 30;
+/// Descriptors that the agent raises its own limit to: one for each container of a full board and for each
+/// connection, and those that a kill holds meanwhile.
+pub const AGENT_OPEN_FILES: u64 = 4096;
 /// While it cannot be known what runs on the board, that is asked again after this, milliseconds: nothing
 /// is started or ended before.
 pub const DISCOVER_RETRY_MS: Millis = 5_000;

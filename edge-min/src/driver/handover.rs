@@ -18,12 +18,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use async_channel::Receiver;
+use edge_core::limits::AGENT_OPEN_FILES;
 use edge_core::{Input, Trouble};
 use edge_proto::key::Uid;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Driver;
 use super::workers::RuntimeJob;
+use crate::sys;
 
 /// Environment variable with the number of the descriptor.
 const VARIABLE: &str = "EDGE_MIN_HANDOVER";
@@ -63,7 +65,7 @@ impl Handover {
             Ok(text)
         });
         // The inherited descriptor itself is closed when the next program is executed.
-        if let Err(error) = crate::sys::close_on_exec() {
+        if let Err(error) = sys::close_on_exec() {
             log::warn!("descriptors_stay_open error={error}");
         }
         let read = text.ok().and_then(|text| Self::parse(&text));
@@ -208,9 +210,11 @@ fn execute(handover: &Handover) -> io::Result<core::convert::Infallible> {
     let variable = [VARIABLE, "=", &memfd.as_raw_fd().to_string()].concat();
     variables.push(CString::new(variable)?);
     let program = string(program)?;
-    crate::sys::ignore_for_next_program();
+    sys::restore_open_files()?;
+    sys::ignore_for_next_program();
     let failed = nix::unistd::execve(&program, &args, &variables);
-    crate::sys::ignore_for_this_process_only();
+    sys::ignore_for_this_process_only();
+    sys::raise_open_files(AGENT_OPEN_FILES)?;
     Ok(failed?)
 }
 

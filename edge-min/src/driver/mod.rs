@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
+use edge_core::limits::AGENT_OPEN_FILES;
 use edge_core::{Agent, EXIT_NOT_RUN, Input, Output, Signal, Trouble};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
@@ -40,6 +41,7 @@ use crate::local::workload_api::{self, Api};
 use crate::paths;
 use crate::storage::lock;
 use crate::storage::outbox;
+use crate::sys;
 use crate::worker::pool::Pool;
 use crate::worker::{Jobs, Watch};
 use crate::workload::logs;
@@ -97,7 +99,7 @@ struct Driver {
     hand_over_by: Option<u64>,
     /// What the agent before this one has left, until it is known what runs.
     handed_over: Handover,
-    /// Held back until then: starts, and new files of volumes.
+    /// Delayed until then: starts, and new files of volumes.
     held_jobs: Vec<RuntimeJob>,
 }
 
@@ -109,6 +111,10 @@ pub fn run(config: Config) -> Result<(), String> {
     // Without it exit codes of containers by runc are unknown, but they still run.
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!("subreaper_failed error={}", error.desc());
+    }
+    // With fewer descriptors it runs as many containers as it can hold.
+    if let Err(error) = sys::raise_open_files(AGENT_OPEN_FILES) {
+        log::warn!("open_files_not_raised error={error}");
     }
     let _alone = lock::take(&config.state_dir, &config.run_dir)?;
     // Before any thread is started.

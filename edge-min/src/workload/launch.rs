@@ -63,6 +63,8 @@ pub struct Plan {
     pub procs_files: Vec<PathBuf>,
     /// Bind mounts.
     pub binds: Vec<Bind>,
+    /// Soft and hard limit of open files.
+    pub open_files: (u64, u64),
     /// File for stdout and stderr.
     pub log: PathBuf,
     /// File for pid and start time.
@@ -122,7 +124,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
     // An agent that has replaced itself has the same pid, but does not know of this start.
     has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
-    reset_attributes().map_err(because("process attributes"))?;
+    forget_the_agent(plan.open_files).map_err(because("process attributes"))?;
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
@@ -199,8 +201,8 @@ fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Restores the attributes that the agent, or its parent, has set for itself.
-fn reset_attributes() -> io::Result<()> {
+/// Undoes what the agent, or whoever started it, has set for itself.
+fn forget_the_agent(open_files: (u64, u64)) -> io::Result<()> {
     sys::default_signals();
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));
@@ -208,9 +210,17 @@ fn reset_attributes() -> io::Result<()> {
     // Core dumps would fill the medium. A program may raise the limit.
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
     setrlimit(Resource::RLIMIT_CORE, 0, hard)?;
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES_SOFT), hard)?;
+    let (soft, hard) = open_files;
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
     Ok(())
+}
+
+/// Soft and hard limit of open files of workloads: what the agent was started with, without what it has
+/// raised for itself.
+#[must_use]
+pub fn open_files() -> (u64, u64) {
+    let (_, hard) = sys::open_files().unwrap_or((OPEN_FILES_SOFT, OPEN_FILES_SOFT));
+    (hard.min(OPEN_FILES_SOFT), hard)
 }
 
 /// OOM score of workloads: the agent's own, without its protection.
@@ -344,6 +354,7 @@ mod tests {
             privileged: false,
             procs_files: Vec::new(),
             binds: Vec::new(),
+            open_files: (64, 64),
             log: PathBuf::new(),
             state: PathBuf::new(),
         }

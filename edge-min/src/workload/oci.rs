@@ -4,6 +4,8 @@
 use edge_proto::object::CAPABILITY_NAMES;
 use serde_json::{Value, json};
 
+use crate::sys;
+use crate::workload::launch;
 use crate::workload::spec::Spec;
 
 const MASKED: [&str; 8] = [
@@ -32,6 +34,11 @@ pub(super) fn config(spec: &Spec<'_>, cgroups_path: &str) -> Value {
         .iter()
         .map(|(name, value)| [name, "=", value].concat())
         .collect();
+    // Not those that the agent has raised for itself.
+    let open_files: Vec<Value> = sys::open_files()
+        .into_iter()
+        .map(|(soft, hard)| json!({ "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard }))
+        .collect();
     let uid = process.user.unwrap_or(0);
     let granted = names(resolved.rights.granted);
     let for_users = names(if uid == 0 {
@@ -55,7 +62,8 @@ pub(super) fn config(spec: &Spec<'_>, cgroups_path: &str) -> Value {
                 "ambient": for_users,
             },
             "noNewPrivileges": true,
-            "oomScoreAdj": crate::workload::launch::oom_score_adj(),
+            "oomScoreAdj": launch::oom_score_adj(),
+            "rlimits": open_files,
         },
         "root": { "path": "rootfs", "readonly": resolved.read_only_root },
         "hostname": resolved.hostname,

@@ -21,7 +21,7 @@ use crate::worker::Stop;
 use crate::workload::cgroup::{self, Cgroups};
 use crate::workload::deadline::{kill, wait_within};
 use crate::workload::failure::{because, not_created, not_run};
-use crate::workload::launch::{Plan, hand_over};
+use crate::workload::launch::{self, Plan, hand_over};
 use crate::workload::reaper::{Process, StartingPids, identity};
 use crate::workload::spec::{Rootfs, Spec};
 use crate::workload::{oci, volume};
@@ -224,6 +224,7 @@ impl Runtime {
             privileged: one.rights.privileged,
             procs_files: self.cgroups.procs_files(path),
             binds: spec.binds.clone(),
+            open_files: launch::open_files(),
             log,
             state: self.state_file(one.uid, &one.container),
         };
