@@ -8,9 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
+use edge_core::HostPaths;
 use edge_core::limits::{OOM_SCORE_ADJ_MIN, OPEN_FILES_SOFT, UMASK};
 use edge_proto::encode;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -26,6 +27,7 @@ use crate::sys;
 use crate::worker::Stop;
 use crate::workload::deadline::readable;
 use crate::workload::exec;
+use crate::workload::place::Place;
 use crate::workload::reaper::identity;
 use crate::workload::spec::Bind;
 
@@ -63,6 +65,8 @@ pub struct Plan {
     pub procs_files: Vec<PathBuf>,
     /// Bind mounts.
     pub binds: Vec<Bind>,
+    /// Folders that workloads see: in them root follows no link.
+    pub shown: Vec<String>,
     /// Soft and hard limit of open files.
     pub open_files: (u64, u64),
     /// File for stdout and stderr.
@@ -135,7 +139,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
         .map_err(io::Error::from)
         .map_err(because("setsid"))?;
     if !plan.binds.is_empty() {
-        mounts(&plan.binds)?;
+        mounts(&plan.binds, &HostPaths::new(plan.shown.clone()))?;
     }
     let log: OwnedFd = OpenOptions::new()
         .append(true)
@@ -201,7 +205,7 @@ fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Undoes what the agent, or whoever started it, has set for itself.
+/// Restores the attributes that the agent, or its parent, has set for itself.
 fn forget_the_agent(open_files: (u64, u64)) -> io::Result<()> {
     sys::default_signals();
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
@@ -286,7 +290,7 @@ fn keep_pipe() -> Result<OwnedFd, String> {
         .map_err(because("keep the pipe"))
 }
 
-fn mounts(binds: &[Bind]) -> Result<(), String> {
+fn mounts(binds: &[Bind], shown: &HostPaths) -> Result<(), String> {
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(io::Error::from)
@@ -295,39 +299,25 @@ fn mounts(binds: &[Bind]) -> Result<(), String> {
         .map_err(io::Error::from)
         .map_err(because("make mounts private"))?;
     for bind in binds {
-        bind_mount(bind).map_err(because(&bind.target.to_string_lossy()))?;
+        bind_mount(bind, shown).map_err(because(&bind.target.to_string_lossy()))?;
     }
     Ok(())
 }
 
-fn bind_mount(bind: &Bind) -> io::Result<()> {
+fn bind_mount(bind: &Bind, shown: &HostPaths) -> io::Result<()> {
     let none: Option<&str> = None;
-    make_target(&bind.source, &bind.target)?;
-    mount(
-        Some(&bind.source),
-        &bind.target,
-        none,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        none,
-    )?;
+    let is_dir = fs::metadata(&bind.source)?.is_dir();
+    let place = Place::make(&bind.target, is_dir, shown)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let (_held, target) = place.hold()?;
+    mount(Some(&bind.source), &target, none, flags, none)?;
     if bind.read_only {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, &bind.target, none, flags, none)?;
+        // What is mounted there now; the kernel refuses anything else.
+        let (_held, target) = place.hold()?;
+        mount(none, &target, none, flags, none)?;
     }
     Ok(())
-}
-
-fn make_target(source: &Path, target: &Path) -> io::Result<()> {
-    if target.exists() {
-        return Ok(());
-    }
-    if fs::metadata(source)?.is_dir() {
-        return fs::create_dir_all(target);
-    }
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    File::create(target).map(drop)
 }
 
 fn because(what: &str) -> impl FnOnce(io::Error) -> String {
@@ -354,6 +344,7 @@ mod tests {
             privileged: false,
             procs_files: Vec::new(),
             binds: Vec::new(),
+            shown: Vec::new(),
             open_files: (64, 64),
             log: PathBuf::new(),
             state: PathBuf::new(),

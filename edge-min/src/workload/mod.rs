@@ -8,6 +8,7 @@ mod failure;
 pub mod launch;
 pub mod logs;
 mod oci;
+mod place;
 pub mod reaper;
 pub mod runtime;
 pub mod spec;

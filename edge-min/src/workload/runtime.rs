@@ -57,6 +57,8 @@ pub struct Runtime {
     runc: PathBuf,
     cgroups: Cgroups,
     starting_pids: StartingPids,
+    /// Folders of which containers may see parts.
+    shown: Vec<String>,
     /// Held while the folder of emptyDirs is mounted or unmounted.
     scratch: Arc<Mutex<()>>,
 }
@@ -81,6 +83,11 @@ impl Runtime {
             runc: config.runc.clone(),
             cgroups: Cgroups::detect(&config.cgroup)?,
             starting_pids: StartingPids::default(),
+            shown: [run, state]
+                .into_iter()
+                .filter_map(|dir| dir.to_str().map(str::to_owned))
+                .chain(config.host_paths.iter().cloned())
+                .collect(),
             scratch: Arc::default(),
         })
     }
@@ -224,6 +231,7 @@ impl Runtime {
             privileged: one.rights.privileged,
             procs_files: self.cgroups.procs_files(path),
             binds: spec.binds.clone(),
+            shown: self.shown.clone(),
             open_files: launch::open_files(),
             log,
             state: self.state_file(one.uid, &one.container),
