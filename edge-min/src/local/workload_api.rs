@@ -8,8 +8,8 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender};
 use edge_proto::limits::RECORD_BYTES_MAX;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{Mode, OFlags};
 use smol::future::or;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::unix::{UnixListener, UnixStream};
@@ -27,6 +28,7 @@ use super::http::{self, Head, Parsed};
 use crate::local::status;
 use crate::paths;
 use crate::storage::outbox::{self, Answer, Class, Job, Report, Shared};
+use crate::storage::tree;
 
 /// Connections served at once.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -81,12 +83,17 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     let (path, dir) = (paths::api_socket(run_dir), paths::api(run_dir));
     std::fs::create_dir_all(&dir)?;
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    // Containers write in this folder: anything may be there, and a link may take the socket's name before
+    // its mode is set.
+    tree::remove(&path)?;
     let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = std::fs::File::from(rustix::fs::open(&path, flags, Mode::empty())?);
+    if !socket.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("a container has replaced the socket"));
+    }
+    let own = ["/proc/self/fd/", &socket.as_raw_fd().to_string()].concat();
+    std::fs::set_permissions(own, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
 
