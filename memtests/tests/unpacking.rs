@@ -75,6 +75,14 @@ fn nothing_waits_for_an_image_and_it_ends_with_its_pod() {
     .unwrap();
     unpacks("the missing image was named");
 
+    gate.agent_text(&["logs", "small"]).unwrap();
+    fs::remove_file(gate.dir().join("manifests/missing.yaml")).unwrap();
+    gate.until("another pod is gone", |gate| {
+        gate.status().is_ok() && container(gate, "missing").is_none()
+    })
+    .unwrap();
+    unpacks("another pod was removed");
+
     fs::remove_file(gate.dir().join("manifests/large.yaml")).unwrap();
     gate.until("the large pod is gone", |gate| {
         gate.status().is_ok() && container(gate, "large").is_none()
