@@ -48,7 +48,7 @@ impl Agent {
     pub fn new(config: AgentConfig) -> Self {
         let unconfirmed = config.damage.is_some() || config.empty;
         let mut node = Node::new(config.facts);
-        node.set_trouble(STORE_DAMAGED, config.damage);
+        node.set_fault(STORE_DAMAGED, config.damage);
         Self {
             pods: Pods::new(unconfirmed, config.host_paths),
             objects: ConfigObjects::default(),
@@ -76,7 +76,7 @@ impl Agent {
             } => self.pods.handle_ended(&uid, &container, spec, code, oom),
             Input::NotDiscovered(reason) => self.handle_not_discovered(now, reason),
             Input::Discovered { containers, pods } => {
-                self.node.set_trouble(CONTAINERS_UNKNOWN, None);
+                self.node.set_fault(CONTAINERS_UNKNOWN, None);
                 self.pods
                     .handle_discovered(now, containers, pods, &self.objects, outputs);
             }
@@ -130,10 +130,10 @@ impl Agent {
             Input::Flash(_) => {}
             Input::FlashWorn(worn) => {
                 let worn = Some(worn).filter(|worn| !worn.is_empty());
-                self.node.set_trouble("FlashWorn", worn);
+                self.node.set_fault("FlashWorn", worn);
             }
-            Input::Trouble(trouble, message) => {
-                self.node.set_trouble(trouble.condition(), message);
+            Input::Fault(fault, message) => {
+                self.node.set_fault(fault.condition(), message);
             }
             Input::Confirmed => self.handle_confirmed(),
             Input::Shutdown => self.pods.shut_down(),
@@ -247,7 +247,7 @@ impl Agent {
     }
 
     fn handle_not_discovered(&mut self, now: Millis, reason: String) {
-        self.node.set_trouble(CONTAINERS_UNKNOWN, Some(reason));
+        self.node.set_fault(CONTAINERS_UNKNOWN, Some(reason));
         let again = now.saturating_add(DISCOVER_RETRY_MS);
         self.timers.set(Timer::Discover, Some(again));
     }
@@ -255,7 +255,7 @@ impl Agent {
     /// The cloud has sent again what was lost.
     fn handle_confirmed(&mut self) {
         self.pods.confirm();
-        self.node.set_trouble(STORE_DAMAGED, None);
+        self.node.set_fault(STORE_DAMAGED, None);
         self.outputs.push_back(Output::RepairStore);
     }
 
@@ -265,7 +265,7 @@ impl Agent {
         self.timers.set(Timer::FlashHour, self.flash.deadline());
         if let Some(risk) = changed {
             let at_risk = (risk != Risk::None).then(|| FLASH_AT_RISK.to_string());
-            self.node.set_trouble("FlashBudgetAtRisk", at_risk);
+            self.node.set_fault("FlashBudgetAtRisk", at_risk);
             let over = Output::FlashOverBudget(risk == Risk::Over);
             self.outputs.push_back(over);
         }

@@ -68,7 +68,7 @@ pub use certificates::Certificate;
 pub use event::Event;
 pub use host_paths::HostPaths;
 pub use port::{
-    AgentConfig, CertificateInput, Discovered, Input, Output, Signal, Trouble, UplinkInput,
+    AgentConfig, CertificateInput, Discovered, Fault, Input, Output, Signal, UplinkInput,
     UplinkOutput,
 };
 pub use supervisor::{EXIT_NOT_RUN, StartFailure};

@@ -11,9 +11,9 @@ use edge_proto::object::{Condition, NodeStatus, Refused, clip};
 use edge_proto::sorted::SortedMap;
 
 use crate::event::Event;
-use crate::port::{Output, Trouble};
+use crate::port::{Fault, Output};
 
-impl Trouble {
+impl Fault {
     /// Name of its condition.
     pub(crate) const fn condition(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// Sets the condition of this name, or clears it if it was ever set.
-    pub(crate) fn set_trouble(&mut self, name: &str, message: Option<String>) {
+    pub(crate) fn set_fault(&mut self, name: &str, message: Option<String>) {
         if message.is_none() && !self.conditions.contains_key(name) {
             return;
         }

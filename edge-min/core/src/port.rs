@@ -124,7 +124,7 @@ pub enum Input {
     /// Answer to `ReadWear`: names of the devices that should be replaced; empty when there are none.
     FlashWorn(String),
     /// Something does not work, and why; `None` when it does again. Becomes a condition of the node.
-    Trouble(Trouble, Option<String>),
+    Fault(Fault, Option<String>),
     /// Stop and remove every pod, whatever is desired: the node is removed from the fleet.
     Shutdown,
     /// The deadline has passed.
@@ -195,7 +195,7 @@ pub enum CertificateInput {
 
 /// What the shell notices and only a person can repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Fault {
     /// A change of the desired set cannot be written.
     StoreUnwritable,
     /// Records cannot be written.

@@ -19,7 +19,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use async_channel::Receiver;
 use edge_core::limits::AGENT_OPEN_FILES;
-use edge_core::{Input, Trouble};
+use edge_core::{Fault, Input};
 use edge_proto::key::Uid;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -160,7 +160,7 @@ impl Driver {
         };
         let Err(error) = execute(&handover);
         log::warn!("hand_over_failed error={error}");
-        self.trouble(Trouble::HandOverFailed, Some(error.to_string()));
+        self.fault(Fault::HandOverFailed, Some(error.to_string()));
         for job in std::mem::take(&mut self.held_jobs) {
             self.runtime_jobs.push(job);
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender};
 use async_executor::LocalExecutor;
 use edge_core::limits::AGENT_OPEN_FILES;
-use edge_core::{Agent, EXIT_NOT_RUN, Input, Output, Signal, Trouble};
+use edge_core::{Agent, EXIT_NOT_RUN, Fault, Input, Output, Signal};
 use edge_proto::frame::Incarnation;
 use edge_proto::hash::Hash16;
 use edge_proto::key::Uid;
@@ -298,7 +298,7 @@ impl Driver {
                 if let Some(reason) = &reason {
                     log::error!("store_write_failed error={reason}");
                 }
-                self.trouble(Trouble::StoreUnwritable, reason);
+                self.fault(Fault::StoreUnwritable, reason);
             }
         }
     }
@@ -355,8 +355,8 @@ impl Driver {
         );
     }
 
-    fn trouble(&mut self, trouble: Trouble, message: Option<String>) {
-        let input = Input::Trouble(trouble, message);
+    fn fault(&mut self, fault: Fault, message: Option<String>) {
+        let input = Input::Fault(fault, message);
         self.agent.handle(self.now(), input);
     }
 

@@ -1,7 +1,7 @@
 //! Bridges the session and the outbox worker: requests of the session become jobs, answers become
 //! inputs of the session.
 
-use edge_core::Trouble;
+use edge_core::Fault;
 use edge_proto::session::{NodeRecordsInput, NodeRecordsOutput};
 
 use super::Driver;
@@ -44,7 +44,7 @@ impl Driver {
                 if let Some(reason) = &reason {
                     log::error!("outbox_write_failed error={reason}");
                 }
-                self.trouble(Trouble::OutboxUnwritable, reason);
+                self.fault(Fault::OutboxUnwritable, reason);
             }
         }
     }

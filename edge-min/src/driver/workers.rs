@@ -9,7 +9,7 @@ use async_channel::{Receiver, Sender};
 use edge_core::limits::CLEAR_AFTER_MS;
 use edge_core::spec::{ContainerSpec, Content, Volume};
 use edge_core::write_scheduler::{self as scheduler, WriteScheduler};
-use edge_core::{Input, StartFailure, Trouble};
+use edge_core::{Fault, Input, StartFailure};
 use edge_proto::hash::Hash32;
 use edge_proto::key::{Key, Uid};
 use edge_proto::session::Payload;
@@ -235,7 +235,7 @@ impl Driver {
             log::error!("workers_stalled threads={late}");
         }
         let late = Some(late).filter(|late| !late.is_empty());
-        self.trouble(Trouble::WorkerStalled, late);
+        self.fault(Fault::WorkerStalled, late);
     }
 }
 

@@ -128,7 +128,7 @@ fn launch() -> Result<std::convert::Infallible, String> {
     // An agent that has replaced itself has the same pid, but does not know of this start.
     has_reader(io::stdout().as_fd()).map_err(because("agent"))?;
     sys::close_on_exec().map_err(because("descriptors"))?;
-    forget_the_agent(plan.open_files).map_err(because("process attributes"))?;
+    reset_attributes(plan.open_files).map_err(because("process attributes"))?;
     for file in &plan.procs_files {
         fs::write(file, pid.to_string()).map_err(because(&file.to_string_lossy()))?;
     }
@@ -206,7 +206,7 @@ fn has_reader(pipe: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Restores the attributes that the agent, or its parent, has set for itself.
-fn forget_the_agent(open_files: (u64, u64)) -> io::Result<()> {
+fn reset_attributes(open_files: (u64, u64)) -> io::Result<()> {
     sys::default_signals();
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(UMASK));

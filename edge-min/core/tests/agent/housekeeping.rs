@@ -1,7 +1,7 @@
 //! Containers that the agent must not touch, starts that it cancels, and remains that it removes.
 
 use super::*;
-use edge_core::Trouble;
+use edge_core::Fault;
 use edge_core::limits::{DISCOVER_RETRY_MS, KILL_RETRY_MS};
 
 /// Goal: a damaged store stops no workload. Method: an agent without its desired set discovers a
@@ -165,17 +165,17 @@ fn nothing_starts_or_ends_while_it_is_not_known_what_runs() {
 #[test]
 fn what_does_not_work_is_a_condition_until_it_works() {
     let mut agent = agent();
-    for trouble in [
-        (Trouble::StoreUnwritable, "StoreUnwritable"),
-        (Trouble::OutboxUnwritable, "OutboxUnwritable"),
-        (Trouble::WorkerStalled, "WorkerStalled"),
-        (Trouble::HandOverFailed, "HandOverFailed"),
+    for fault in [
+        (Fault::StoreUnwritable, "StoreUnwritable"),
+        (Fault::OutboxUnwritable, "OutboxUnwritable"),
+        (Fault::WorkerStalled, "WorkerStalled"),
+        (Fault::HandOverFailed, "HandOverFailed"),
     ] {
         for message in [Some("why"), Some("worse"), None] {
-            let input = Input::Trouble(trouble.0, message.map(str::to_owned));
+            let input = Input::Fault(fault.0, message.map(str::to_owned));
             agent.handle(0, input);
             let mut conditions = agent.node_status().conditions.into_iter();
-            let found = conditions.find(|one| one.name == trouble.1).unwrap();
+            let found = conditions.find(|one| one.name == fault.1).unwrap();
             assert_eq!(found.holds, message.is_some());
             assert_eq!(found.message, message.unwrap_or(""));
         }
