@@ -3,6 +3,7 @@
 
 mod view;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::metrics;
 use crate::nodes::{
-    CaAdmin, CaView, CallError, Calls, EventLog, NodeAdmin, NodeReports, RecordReports,
+    CaAdmin, CaView, CallError, Calls, EventLog, LabelChange, NodeAdmin, NodeReports,
+    RecordReports, TokenRow, TokenSpec,
 };
 use crate::source::Status;
 
@@ -66,14 +68,14 @@ fn fail(code: StatusCode, error: impl Into<String>) -> Response {
     (code, Json(ApiError { error })).into_response()
 }
 
-/// Body of `POST /v1/tokens`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenRequest {
-    /// Nodes that may join with it.
-    pub uses: u32,
-    /// Seconds until it expires.
-    pub ttl_s: u64,
+/// Answer when a node was revoked or deleted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NodeAnswer {
+    /// Its name.
+    pub node: String,
+    /// Secrets that it holds for the pods that it was asked to run, as `NAMESPACE/NAME`.
+    #[serde(default)]
+    pub secrets: BTreeSet<String>,
 }
 
 /// Body of `POST /v1/ca/retire`.
@@ -131,7 +133,13 @@ where
             get(logs::<N>),
         )
         .route("/v1/logs/{node}/{namespace}/{pod}", get(only_logs::<N>))
-        .route("/v1/tokens", post(create_token::<N>))
+        .route(
+            "/v1/tokens",
+            post(create_token::<N>).get(list_tokens::<N>),
+        )
+        .route("/v1/tokens/{id}", delete(revoke_token::<N>))
+        .route("/v1/nodes/{node}/approve", post(approve_node::<N>))
+        .route("/v1/nodes/{node}/labels", post(label_node::<N>))
         .route("/v1/nodes/{node}", delete(delete_node::<N>))
         .route("/v1/nodes/{node}/revoke", post(revoke_node::<N>))
         .route("/v1/ca/rotate", post(rotate_ca::<N>))
@@ -216,7 +224,7 @@ async fn metrics<N: NodeReports + RecordReports + CaAdmin>(State(app): State<App
 
 async fn create_token<N: NodeAdmin>(
     State(app): State<App<N>>,
-    Json(request): Json<TokenRequest>,
+    Json(request): Json<TokenSpec>,
 ) -> Response {
     if !(1..=TOKEN_USES_MAX).contains(&request.uses) {
         let reason = format!("uses must be from 1 to {TOKEN_USES_MAX}");
@@ -226,24 +234,66 @@ async fn create_token<N: NodeAdmin>(
         let reason = format!("ttl_s must be from 1 to {TOKEN_TTL_S_MAX}");
         return fail(StatusCode::BAD_REQUEST, reason);
     }
-    match app.nodes.create_token(request.uses, request.ttl_s).await {
+    if let Err(error) = request.grants.check() {
+        return fail(StatusCode::BAD_REQUEST, error);
+    }
+    match app.nodes.create_token(request).await {
         Ok(token) => Json(TokenAnswer { token }).into_response(),
         Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
+}
+
+async fn list_tokens<N: NodeAdmin>(State(app): State<App<N>>) -> Json<Vec<TokenRow>> {
+    Json(app.nodes.tokens())
+}
+
+async fn revoke_token<N: NodeAdmin>(
+    State(app): State<App<N>>,
+    Segments(id): Segments<String>,
+) -> Response {
+    match app.nodes.revoke_token(&id).await {
+        Ok(true) => Json(serde_json::json!({ "id": id })).into_response(),
+        Ok(false) => fail(StatusCode::NOT_FOUND, format!("there is no token {id}")),
+        Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn approve_node<N: NodeAdmin>(
+    State(app): State<App<N>>,
+    Segments(node): Segments<String>,
+) -> Response {
+    done(&node, BTreeSet::new(), app.nodes.approve(&node).await)
+}
+
+async fn label_node<N: NodeAdmin>(
+    State(app): State<App<N>>,
+    Segments(node): Segments<String>,
+    Json(change): Json<LabelChange>,
+) -> Response {
+    done(&node, BTreeSet::new(), app.nodes.label(&node, change).await)
+}
+
+/// Secrets that a node was given for the pods that it is asked to run.
+fn secrets_of(status: &Status, node: &str) -> BTreeSet<String> {
+    let pods = status.placement.pods.values();
+    let here = pods.filter(|placed| placed.node == node);
+    here.flat_map(|placed| placed.secrets()).collect()
 }
 
 async fn delete_node<N: NodeAdmin>(
     State(app): State<App<N>>,
     Segments(node): Segments<String>,
 ) -> Response {
-    done(&node, app.nodes.delete(&node).await)
+    let secrets = secrets_of(&app.status.borrow(), &node);
+    done(&node, secrets, app.nodes.delete(&node).await)
 }
 
 async fn revoke_node<N: NodeAdmin>(
     State(app): State<App<N>>,
     Segments(node): Segments<String>,
 ) -> Response {
-    done(&node, app.nodes.revoke(&node).await)
+    let secrets = secrets_of(&app.status.borrow(), &node);
+    done(&node, secrets, app.nodes.revoke(&node).await)
 }
 
 async fn ca<N: CaAdmin>(State(app): State<App<N>>) -> Json<CaView> {
@@ -267,9 +317,12 @@ async fn retire_ca<N: CaAdmin>(
     }
 }
 
-fn done(node: &str, result: Result<bool, String>) -> Response {
+fn done(node: &str, secrets: BTreeSet<String>, result: Result<bool, String>) -> Response {
     match result {
-        Ok(true) => Json(serde_json::json!({ "node": node })).into_response(),
+        Ok(true) => {
+            let node = node.to_owned();
+            Json(NodeAnswer { node, secrets }).into_response()
+        }
         Ok(false) => fail(StatusCode::NOT_FOUND, format!("there is no node {node}")),
         Err(error) => fail(StatusCode::INTERNAL_SERVER_ERROR, error),
     }

@@ -5,6 +5,7 @@
 mod args;
 mod ca;
 mod lists;
+mod nodes;
 mod records;
 mod table;
 
@@ -16,10 +17,10 @@ use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::args::{Command, Logs, Node, Restore, Serve, Token};
+use self::args::{Command, Logs, Restore, Serve};
 use self::lists::{events, nodes, pods, problems, restored};
 use self::table::table;
-use crate::api::{ProblemRow, TokenAnswer, TokenRequest};
+use crate::api::ProblemRow;
 use crate::backup::{self, Backup, BackupError};
 use crate::client::{self, ClientError};
 use crate::clock::unix_s;
@@ -106,27 +107,15 @@ pub async fn run(cli: Cli, out: &mut impl Write) -> Result<Exit, CliError> {
             serve::run(config).await.map_err(CliError::Serve)?;
             Ok(Exit::Done)
         }
-        Command::Token(Token::Create { uses, ttl }) => ctx.create_token(out, uses, ttl).await,
+        Command::Token(command) => ctx.token(out, command).await,
+        Command::Label(command) => ctx.label(out, command).await,
         Command::Nodes => ctx.list(out, "/v1/nodes", nodes).await,
         Command::Pods => ctx.list(out, "/v1/pods", pods).await,
         Command::Events => ctx.list(out, "/v1/events", events).await,
         Command::Records => ctx.records(out).await,
         Command::Problems => ctx.problems(out).await,
         Command::Logs(logs) => ctx.logs(out, &logs).await,
-        Command::Node(Node::Delete { name }) => {
-            ctx.act(
-                out,
-                Method::DELETE,
-                &format!("/v1/nodes/{name}"),
-                &name,
-                "deleted",
-            )
-            .await
-        }
-        Command::Node(Node::Revoke { name }) => {
-            let target = format!("/v1/nodes/{name}/revoke");
-            ctx.act(out, Method::POST, &target, &name, "revoked").await
-        }
+        Command::Node(command) => ctx.node(out, command).await,
         Command::Ca(command) => ctx.ca(out, &command).await,
         Command::Backup { file } => ctx.backup(out, &file),
         Command::Restore(restore) => ctx.restore(out, &restore),
@@ -220,32 +209,6 @@ impl Context<'_> {
             out.write_all(text().as_bytes())?;
         }
         Ok(())
-    }
-
-    async fn create_token(
-        &self,
-        out: &mut impl Write,
-        uses: u32,
-        ttl_s: u64,
-    ) -> Result<Exit, CliError> {
-        let body = serde_json::to_vec(&TokenRequest { uses, ttl_s }).map_err(io::Error::from)?;
-        let answer: TokenAnswer = client::json(self.data, Method::POST, "/v1/tokens", body).await?;
-        self.print(out, &answer, || format!("{}\n", answer.token))?;
-        Ok(Exit::Done)
-    }
-
-    async fn act(
-        &self,
-        out: &mut impl Write,
-        method: Method,
-        target: &str,
-        node: &str,
-        done: &str,
-    ) -> Result<Exit, CliError> {
-        check_name(node)?;
-        let answer: serde_json::Value = client::json(self.data, method, target, Vec::new()).await?;
-        self.print(out, &answer, || format!("node {node} {done}\n"))?;
-        Ok(Exit::Done)
     }
 
     async fn logs(&self, out: &mut impl Write, logs: &Logs) -> Result<Exit, CliError> {

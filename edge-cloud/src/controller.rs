@@ -231,7 +231,7 @@ fn observed(
     view: NodeView,
     is_unreported: bool,
 ) -> Option<(NodeState, bool)> {
-    if view.revoked {
+    if view.revoked || view.awaits_approval {
         return None;
     }
     let (state, is_news) = match (view.status, before) {
@@ -240,7 +240,7 @@ fn observed(
         (Some(_), None) if !view.has_report => return None,
         (Some(status), _) => {
             let state = NodeState {
-                labels: status.labels.into_iter().collect(),
+                labels: view.labels,
                 arch: status.arch,
                 pods_max: status.pods_max,
                 ..NodeState::default()

@@ -12,13 +12,14 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::changes::ChangeNotices;
+use crate::clock::unix_s;
 use crate::events::Events;
 use crate::identity::authorities::Authorities;
 use crate::identity::enrol::CertificateTimes;
 use crate::identity::{ExternalBroker, Identity};
 use crate::nodes::{
-    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
-    NodeReports, NodeView, RecordReports,
+    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, Grants,
+    LabelChange, NodeAdmin, NodeReports, NodeView, RecordReports, TokenRow, TokenSpec,
 };
 use crate::placement::Desired;
 use crate::records::{Records, View};
@@ -113,8 +114,51 @@ impl NodeAdmin for Fleet {
         Ok(found)
     }
 
-    async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
-        self.identity.create_token(uses, ttl_s)
+    async fn approve(&self, node: &str) -> Result<bool, String> {
+        let approved = |grants: &mut Grants| grants.awaits_approval = false;
+        let found = self.identity.registry().grant(node, approved);
+        let found = found.map_err(|error| error.to_string())?;
+        if found {
+            self.events.add(node, "Approved", "it gets pods from now on");
+            self.sessions.registry_changed(node);
+        }
+        Ok(found)
+    }
+
+    async fn label(&self, node: &str, change: LabelChange) -> Result<bool, String> {
+        let text = change.to_string();
+        let labelled = |grants: &mut Grants| {
+            for key in &change.remove {
+                // What the board's own config says of it counts no more either.
+                grants.labels.remove(key);
+                grants.label_keys.remove(key);
+            }
+            grants.labels.extend(change.set);
+        };
+        let found = self.identity.registry().grant(node, labelled);
+        let found = found.map_err(|error| error.to_string())?;
+        if found {
+            self.events.add(node, "Labelled", &text);
+            self.sessions.registry_changed(node);
+        }
+        Ok(found)
+    }
+
+    async fn create_token(&self, spec: TokenSpec) -> Result<String, String> {
+        self.identity.create_token(&spec)
+    }
+
+    fn tokens(&self) -> Vec<TokenRow> {
+        self.identity.tokens().list(unix_s())
+    }
+
+    async fn revoke_token(&self, id: &str) -> Result<bool, String> {
+        let found = self.identity.tokens().revoke(id);
+        let found = found.map_err(|error| error.to_string())?;
+        if found {
+            self.events.add("", "TokenRevoked", id);
+        }
+        Ok(found)
     }
 }
 

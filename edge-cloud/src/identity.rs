@@ -33,6 +33,7 @@ use self::registry::Registry;
 use self::token::TokenStore;
 use crate::clock::unix_s;
 use crate::events::Events;
+use crate::nodes::TokenSpec;
 
 pub use self::revocations::write_crl;
 pub use self::rollover::WAITING_SHOWN;
@@ -176,13 +177,20 @@ impl Identity {
         revoked.map_err(|error| error.to_string())
     }
 
-    /// Creates a join token for so many nodes that expires after `ttl_s` seconds.
+    /// Creates a join token.
     ///
     /// # Errors
-    /// Human-readable: too many tokens, or those of the file system.
-    pub fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
+    /// Human-readable: wrong labels, too many tokens, or those of the file system.
+    pub fn create_token(&self, spec: &TokenSpec) -> Result<String, String> {
+        spec.grants.check()?;
         self.tokens
-            .create(self.authorities().signer().der(), uses, ttl_s, unix_s())
+            .create(self.authorities().signer().der(), spec, unix_s())
             .map_err(|error| error.to_string())
+    }
+
+    /// The join tokens.
+    #[must_use]
+    pub const fn tokens(&self) -> &TokenStore {
+        &self.tokens
     }
 }

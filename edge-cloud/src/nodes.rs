@@ -7,11 +7,13 @@
 //! | [`NodeReports`] | controller, API, metrics | what nodes report, one by one, and which have changed |
 //! | [`DesiredSets`] | controller | what a node shall hold |
 //! | [`Calls`] | API | a call to a node |
-//! | [`NodeAdmin`] | API | tokens, deleting and revoking a node |
+//! | [`NodeAdmin`] | API | tokens; approving, labelling, revoking and deleting a node |
 //! | [`CaAdmin`] | API, metrics | the CAs and their rollover |
 //! | [`EventLog`] | API | the latest events |
 //! | [`RecordReports`] | API, metrics | what became of the nodes' records |
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
 
 use bytes::Bytes;
@@ -22,6 +24,13 @@ use tokio::sync::mpsc;
 use crate::changes::ChangeNotices;
 use crate::placement::Desired;
 use crate::records::View;
+
+/// Labels that a token gives or allows, or that the registry keeps for a node.
+pub const LABELS_MAX: usize = 64;
+/// Bytes of the key of a label: prefix, slash and name.
+const LABEL_KEY_BYTES_MAX: usize = 253 + 1 + 63;
+/// Bytes of the value of a label.
+const LABEL_VALUE_BYTES_MAX: usize = 63;
 
 /// State of one node.
 #[derive(Clone, Debug, Default)]
@@ -48,10 +57,128 @@ pub struct NodeView {
     pub certificate_not_after: u64,
     /// When the link last went up or down, seconds since 1970; 0 is not known.
     pub changed_unix_s: u64,
+    /// Nobody has approved it yet: it gets no pods.
+    pub awaits_approval: bool,
+    /// Labels that select it: those of the registry, and of its own config those that its token has allowed.
+    pub labels: BTreeMap<String, String>,
     /// The last report of the node about itself.
     pub status: Option<NodeStatus>,
     /// The last report of the node about each of its pods.
     pub pods: Vec<PodStatus>,
+}
+
+/// What a join token gives to its nodes, and what the registry keeps of it for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// Labels of the node, whatever its own config says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Keys of labels that may come from the board's own config. Others there select nothing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub label_keys: BTreeSet<String>,
+    /// The node gets no pods until a person has approved it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awaits_approval: bool,
+}
+
+impl Grants {
+    /// The labels that select a node whose config has these.
+    #[must_use]
+    pub fn labels(&self, own: &[(String, String)]) -> BTreeMap<String, String> {
+        let allowed = own.iter().filter(|(key, _)| self.label_keys.contains(key));
+        let mut labels: BTreeMap<_, _> = allowed.cloned().collect();
+        labels.extend(self.labels.clone());
+        labels
+    }
+
+    /// Whether every label is one, and how many there are is within [`LABELS_MAX`].
+    ///
+    /// # Errors
+    /// Which one is wrong, human-readable.
+    pub fn check(&self) -> Result<(), String> {
+        if self.labels.len() + self.label_keys.len() > LABELS_MAX {
+            return Err(format!("labels: there are more than {LABELS_MAX}"));
+        }
+        let keys = self.labels.keys().chain(&self.label_keys);
+        for key in keys {
+            is_label(key, LABEL_KEY_BYTES_MAX, "-_./")
+                .then_some(())
+                .ok_or_else(|| format!("labels: {key:?} is not a key of a label"))?;
+        }
+        for (key, value) in &self.labels {
+            let fits = value.is_empty() || is_label(value, LABEL_VALUE_BYTES_MAX, "-_.");
+            fits.then_some(())
+                .ok_or_else(|| format!("labels: {key}: {value:?} is not a value of a label"))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_label(text: &str, bytes_max: usize, inner: &str) -> bool {
+    let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    text.len() <= bytes_max
+        && is_end(text.chars().next())
+        && is_end(text.chars().last())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || inner.contains(c))
+}
+
+/// Parameters of a new join token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenSpec {
+    /// Nodes that may join with it.
+    pub uses: u32,
+    /// Seconds until it expires.
+    pub ttl_s: u64,
+    /// What its nodes get.
+    #[serde(default)]
+    pub grants: Grants,
+}
+
+impl TokenSpec {
+    /// A token that gives its nodes nothing but their certificate.
+    #[must_use]
+    pub fn plain(uses: u32, ttl_s: u64) -> Self {
+        Self {
+            uses,
+            ttl_s,
+            grants: Grants::default(),
+        }
+    }
+}
+
+/// A join token as it is listed: without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// The part of the token between the first two dots.
+    pub id: String,
+    /// Nodes that may still join with it.
+    pub uses_left: u32,
+    /// When it expires, seconds since 1970.
+    pub expires_unix_s: u64,
+    /// What its nodes get.
+    #[serde(flatten)]
+    pub grants: Grants,
+}
+
+/// A change of the labels that the registry keeps for a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelChange {
+    /// Labels to set.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Keys to remove.
+    #[serde(default)]
+    pub remove: BTreeSet<String>,
+}
+
+impl fmt::Display for LabelChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set = self.set.iter().map(|(key, value)| format!("{key}={value}"));
+        let removed = self.remove.iter().map(|key| format!("{key}-"));
+        f.write_str(&set.chain(removed).collect::<Vec<_>>().join(" "))
+    }
 }
 
 /// An event, for display.
@@ -187,12 +314,24 @@ pub trait NodeAdmin: Send + Sync + 'static {
     /// Refuses the node's certificate from now on, also on a live connection.
     fn revoke(&self, node: &str) -> impl Future<Output = Result<bool, String>> + Send;
 
-    /// Creates a join token for so many nodes that expires after `ttl_s` seconds.
-    fn create_token(
+    /// The node gets pods from now on. `false` when there is no such node.
+    fn approve(&self, node: &str) -> impl Future<Output = Result<bool, String>> + Send;
+
+    /// Changes the labels that the registry keeps for a node. `false` when there is no such node.
+    fn label(
         &self,
-        uses: u32,
-        ttl_s: u64,
-    ) -> impl Future<Output = Result<String, String>> + Send;
+        node: &str,
+        change: LabelChange,
+    ) -> impl Future<Output = Result<bool, String>> + Send;
+
+    /// Creates a join token.
+    fn create_token(&self, spec: TokenSpec) -> impl Future<Output = Result<String, String>> + Send;
+
+    /// The join tokens that have not expired.
+    fn tokens(&self) -> Vec<TokenRow>;
+
+    /// Revokes a join token. `false` when there is no such token.
+    fn revoke_token(&self, id: &str) -> impl Future<Output = Result<bool, String>> + Send;
 }
 
 /// Administration of the CAs.

@@ -32,7 +32,7 @@ use edge_proto::key::{Key, Uid};
 use edge_proto::object::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{Id, Template};
+use crate::manifest::{DocumentKind, Id, Template};
 
 pub use ids::{KEY_BYTES, PodIds};
 pub use placer::{Changes, Placer, Work};
@@ -46,7 +46,7 @@ pub type PodName = (String, String);
 /// State of a node that placement needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeState {
-    /// Labels from the node's own config; the implicit ones are added here.
+    /// Labels that the registry has or allows for the node; the implicit ones are added here.
     pub labels: BTreeMap<String, String>,
     /// `aarch64`, `arm` or `x86_64`.
     pub arch: String,
@@ -68,7 +68,7 @@ const OS: &str = "kubernetes.io/os";
 const ARCH: &str = "kubernetes.io/arch";
 
 impl NodeState {
-    /// Kubernetes' well-known labels are derived from the node, and override its config.
+    /// Kubernetes' well-known labels are derived from the node, and override all others.
     fn label<'a>(&'a self, name: &'a str, key: &str) -> Option<&'a str> {
         match (key, self.arch.as_str()) {
             (HOSTNAME, _) => Some(name),
@@ -105,6 +105,13 @@ pub struct PlacedPod {
 }
 
 impl PlacedPod {
+    /// The Secrets that its node was given for it, as `NAMESPACE/NAME`.
+    pub fn secrets(&self) -> impl Iterator<Item = String> {
+        let secrets = node_set::configs(&self.pod).map(|(id, _)| id);
+        let secrets = secrets.filter(|id| id.kind == DocumentKind::Secret);
+        secrets.map(|id| format!("{}/{}", id.namespace, id.name))
+    }
+
     fn name(&self) -> PodName {
         (self.pod.namespace.clone(), self.pod.name.clone())
     }

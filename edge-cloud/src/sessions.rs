@@ -75,7 +75,7 @@ const DUE_AT_ONCE: usize = 64;
 const TICK_MAX: Duration = Duration::from_secs(3600);
 /// Why an unknown node was admitted.
 const READMITTED: &str =
-    "it joined after the backup that was restored; revoke it if it must not be here";
+    "it joined after the backup that was restored, which knows no labels of it; revoke it if it must not be here";
 
 /// Sessions of all nodes, and the timers for them.
 pub struct Sessions {
@@ -207,6 +207,11 @@ impl Sessions {
         drop(state);
         self.changes.changed(name);
         known
+    }
+
+    /// What the registry says of the node has changed: its view has, too.
+    pub fn registry_changed(&self, name: &str) {
+        self.changes.changed(name);
     }
 
     /// The node has left the registry. Returns whether it was known here.

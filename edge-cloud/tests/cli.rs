@@ -130,14 +130,34 @@ async fn every_command_shows_what_is() {
         .unwrap();
     assert_eq!(text(&forbidden), "404", "the TCP port is read-only");
 
-    assert_eq!(
-        text(&edge_cloud(data, &["node", "revoke", "gate-1"]).await),
-        "node gate-1 revoked\n"
-    );
-    let deleted = edge_cloud(data, &["node", "delete", "gate-2"]).await;
+    for (words, code) in [
+        (vec!["token", "list"], 0),
+        (vec!["token", "revoke", "0123"], 0),
+        (vec!["token", "revoke", "4567"], 4),
+        (vec!["node", "approve", "gate-1"], 0),
+        (vec!["node", "approve", "gate-9"], 4),
+        (vec!["label", "node", "gate-1", "site=a", "line-"], 0),
+        (vec!["label", "node", "gate-1", "site"], 2),
+        (vec!["label", "node", "gate-9", "site=a"], 4),
+        // Nobody is there to say yes.
+        (vec!["node", "revoke", "gate-1"], 2),
+        (vec!["node", "delete", "gate-2"], 2),
+    ] {
+        let output = edge_cloud(data, &words).await;
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+    }
+    let labelled: serde_json::Value =
+        serde_json::from_slice(&edge_cloud(data, &["nodes", "--json"]).await.stdout).unwrap();
+    assert_eq!(labelled[0]["labels"]["site"], "a");
+
+    let revoked = text(&edge_cloud(data, &["node", "revoke", "gate-1", "--yes"]).await);
+    assert!(revoked.starts_with("node gate-1 revoked\n"), "{revoked}");
+    assert!(revoked.contains("its board held Secret default/"), "{revoked}");
+    let deleted = edge_cloud(data, &["node", "delete", "gate-2", "--yes"]).await;
     assert_eq!(deleted.status.code(), Some(0));
-    let unknown = edge_cloud(data, &["node", "delete", "gate-2"]).await;
+    let unknown = edge_cloud(data, &["node", "delete", "gate-2", "--yes"]).await;
     assert_eq!(unknown.status.code(), Some(4));
+    assert_eq!(unknown.stderr, b"edge-cloud: there is no node gate-2\n");
     server.abort();
 }
 

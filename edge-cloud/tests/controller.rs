@@ -105,6 +105,53 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     assert_eq!(links.desired("gate-1"), first);
 }
 
+/// Goal: no node selects a workload by what its own config says, and none gets pods that nobody has approved.
+/// Method: two nodes that claim the label; one is given it, and gets the pod once it is approved.
+#[tokio::test]
+async fn labels_and_approval_come_from_the_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    let claimed = vec![("role".to_owned(), "bank".to_owned())];
+    for node in ["evil", "gate"] {
+        links.report(node);
+        links.change(node, |view| {
+            view.awaits_approval = true;
+            let status = view.status.as_mut().unwrap();
+            status.labels.clone_from(&claimed);
+        });
+    }
+    let pod = POD.replace("spec:", "spec:\n  nodeSelector: {role: bank}");
+    std::fs::write(folder.path().join("pod.yaml"), pod).unwrap();
+    let why = |status: &Status| {
+        let unplaced = status.placement.unplaced.values().next();
+        unplaced.map(|one| one.reason.clone()).unwrap_or_default()
+    };
+    let step = std::sync::atomic::AtomicU32::new(0);
+    run(folder.path(), data.path(), &links, |status, links| {
+        let next = || step.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        match step.load(std::sync::atomic::Ordering::Relaxed) {
+            0 if why(status) == "no node has the labels of nodeSelector" => {
+                links.change("evil", |view| view.awaits_approval = false);
+                let role = [("role".to_owned(), "bank".to_owned())];
+                links.change("gate", |view| view.labels.extend(role.clone()));
+                next();
+            }
+            1 if links.desired("evil").is_some() => {
+                assert_eq!(why(status), "no node has the labels of nodeSelector");
+                assert_eq!(links.desired("gate"), None);
+                links.change("gate", |view| view.awaits_approval = false);
+                next();
+            }
+            2 => return links.desired("gate").is_some_and(|set| set.len() == 1),
+            _ => {}
+        }
+        false
+    })
+    .await;
+    assert_eq!(links.desired("evil").unwrap().len(), 0);
+}
+
 /// What a node reports of a pod, as far as placement reads it.
 fn status_of(pod: &Pod) -> PodStatus {
     PodStatus {

@@ -15,6 +15,7 @@ use edge_cloud::identity::ca::{Ca, Request};
 use edge_cloud::identity::enrol::{CertificateTimes, EnrolmentService};
 use edge_cloud::identity::registry::{Admission, Registry};
 use edge_cloud::identity::token::TokenStore;
+use edge_cloud::nodes::TokenSpec;
 use edge_cloud::transport::tls;
 use edge_proto::enrol::{ALPN_JOIN, ALPN_MQTT, JoinAnswer, JoinRequest};
 use edge_proto::wire::Wire as _;
@@ -169,7 +170,7 @@ async fn a_node_joins_as_often_as_its_token_allows_and_its_certificate_is_admitt
     let cloud = cloud(folder.path()).await;
     let token = cloud
         .tokens
-        .create(cloud.ca.der(), 1, 3_600, now())
+        .create(cloud.ca.der(), &TokenSpec::plain(1, 3_600), now())
         .unwrap();
     for name in ["Gate", "a.b", ""] {
         let (answer, _) = join(&cloud, &token, name).await;
@@ -198,7 +199,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     let cloud = cloud(folder.path()).await;
     let token = cloud
         .tokens
-        .create(cloud.ca.der(), 1, 3_600, now())
+        .create(cloud.ca.der(), &TokenSpec::plain(1, 3_600), now())
         .unwrap();
     let key = new_key();
     let mut lost = ask_to_join(&cloud, &token, "gate-7", &key).await;
@@ -229,7 +230,7 @@ async fn a_join_whose_answer_was_lost_is_repeated_without_another_use() {
     // Another token costs a use of its own, once.
     let other = cloud
         .tokens
-        .create(cloud.ca.der(), 1, 3_600, now())
+        .create(cloud.ca.der(), &TokenSpec::plain(1, 3_600), now())
         .unwrap();
     for _ in 0..2 {
         let paid = join_with(&cloud, &other, "gate-7", &key).await;
@@ -246,7 +247,7 @@ async fn a_join_that_cannot_be_stored_costs_no_use() {
     let cloud = cloud(folder.path()).await;
     let token = cloud
         .tokens
-        .create(cloud.ca.der(), 1, 3_600, now())
+        .create(cloud.ca.der(), &TokenSpec::plain(1, 3_600), now())
         .unwrap();
     let nodes = folder.path().join("nodes.json");
     let whole = std::fs::read(&nodes).unwrap();
@@ -271,7 +272,7 @@ async fn an_expired_token_and_a_taken_name_are_refused() {
     let cloud = cloud(folder.path()).await;
     let old = cloud
         .tokens
-        .create(cloud.ca.der(), 1, 60, now() - 60)
+        .create(cloud.ca.der(), &TokenSpec::plain(1, 60), now() - 60)
         .unwrap();
     assert!(matches!(
         join(&cloud, &old, "a").await.0,
@@ -279,7 +280,7 @@ async fn an_expired_token_and_a_taken_name_are_refused() {
     ));
     let token = cloud
         .tokens
-        .create(cloud.ca.der(), 2, 3_600, now())
+        .create(cloud.ca.der(), &TokenSpec::plain(2, 3_600), now())
         .unwrap();
     assert!(matches!(
         join(&cloud, &token, "a").await.0,

@@ -12,7 +12,7 @@ use board::{Answers, Board, Client, Cloud, Identity, identity, now, topic_down, 
 use edge_cloud::identity::ca::Ca;
 use edge_cloud::metrics;
 use edge_cloud::nodes::{
-    CaAdmin as _, Calls as _, NodeAdmin as _, NodeReports as _, RecordReports as _,
+    CaAdmin as _, Calls as _, NodeAdmin as _, NodeReports as _, RecordReports as _, TokenSpec,
 };
 use edge_cloud::source::Status;
 use edge_proto::call::{LogsRequest, METHOD_LOGS, METHOD_RENEW};
@@ -308,7 +308,7 @@ async fn revocation_and_deletion_end_live_links_for_good() {
 #[tokio::test]
 async fn a_token_works_its_count_of_times_until_it_expires() {
     let (cloud, []) = Cloud::with([]).await;
-    let token = cloud.fleet.create_token(2, 3_600).await.unwrap();
+    let token = cloud.fleet.create_token(TokenSpec::plain(2, 3_600)).await.unwrap();
     for node in ["a", "b"] {
         let joined = cloud.join(&token, node).await.unwrap();
         let mut board = Board::open(&cloud, node, &joined, Answers::Whole)
@@ -324,7 +324,7 @@ async fn a_token_works_its_count_of_times_until_it_expires() {
         let life_s = lifetimes
             .next()
             .expect("no join within the life of a token");
-        let token = cloud.fleet.create_token(1_000, life_s).await.unwrap();
+        let token = cloud.fleet.create_token(TokenSpec::plain(1_000, life_s)).await.unwrap();
         let end = now() + life_s;
         match cloud.join(&token, &format!("early-{life_s}")).await {
             Ok(_) => break (token, end),

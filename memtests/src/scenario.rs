@@ -141,7 +141,7 @@ pub fn revoked(gate: &Gate) -> Result<()> {
     gate.manifests(&manifests(1))?;
     gate.until_converged(1)?;
     let before = gate.pids()?;
-    gate.cloud_text(&["node", "revoke", "gate"])?;
+    gate.cloud_text(&["node", "revoke", "gate", "--yes"])?;
     gate.until("the session ends", |gate| {
         gate.status()
             .is_ok_and(|status| status["connected"] == false)

@@ -41,8 +41,14 @@ pub struct NodeRow {
     pub kernel: String,
     /// Name of its board file.
     pub board: String,
-    /// Labels from its config.
+    /// Nobody has approved it yet: it gets no pods.
+    #[serde(default)]
+    pub awaits_approval: bool,
+    /// Labels that select it.
     pub labels: BTreeMap<String, String>,
+    /// Labels of its own config that select nothing, because its token has not listed their keys.
+    #[serde(default)]
+    pub labels_ignored: BTreeMap<String, String>,
     /// Pods that it reports.
     pub pods: usize,
     /// Those of them that are not in its desired set: it has not ended them yet, or reports falsely.
@@ -128,6 +134,8 @@ fn node(view: &NodeView, placement: &Placement) -> NodeRow {
     let status = view.status.clone().unwrap_or_default();
     let holding = status.conditions.into_iter().filter(|c| c.holds);
     let refused = status.refused.into_iter();
+    let ignored = status.labels.into_iter();
+    let ignored = ignored.filter(|(key, value)| view.labels.get(key) != Some(value));
     let not_asked = |pod: &&PodStatus| !placement.asks(&view.name, pod.uid);
     NodeRow {
         name: view.name.clone(),
@@ -143,7 +151,9 @@ fn node(view: &NodeView, placement: &Placement) -> NodeRow {
         arch: status.arch,
         kernel: status.kernel,
         board: status.board,
-        labels: status.labels.into_iter().collect(),
+        awaits_approval: view.awaits_approval,
+        labels_ignored: ignored.collect(),
+        labels: view.labels.clone(),
         pods: view.pods.len(),
         pods_not_asked: view.pods.iter().filter(not_asked).count(),
         conditions: holding.map(|c| (c.name, c.message)).collect(),

@@ -31,7 +31,7 @@ pub struct Cli {
 pub(super) enum Command {
     /// Serves nodes, manifests and the API until Ctrl-C.
     Serve(Box<Serve>),
-    /// Creates join tokens.
+    /// Creates, lists and revokes join tokens.
     #[command(subcommand)]
     Token(Token),
     /// Lists the nodes.
@@ -47,9 +47,12 @@ pub(super) enum Command {
     Problems,
     /// Prints the output of a container.
     Logs(Logs),
-    /// Deletes or revokes a node.
+    /// Approves, revokes or deletes a node.
     #[command(subcommand)]
     Node(Node),
+    /// Changes the labels by which workloads select a node.
+    #[command(subcommand)]
+    Label(Label),
     /// Shows the CAs and rolls over from one to the next.
     #[command(subcommand)]
     Ca(ca::Command),
@@ -177,20 +180,68 @@ pub(super) enum Token {
         /// Until it expires: a number with s, m, h or d.
         #[arg(long, default_value = "1h", value_parser = duration_s)]
         ttl: u64,
+        /// A label of its nodes, KEY=VALUE; may be given more than once.
+        #[arg(long = "label", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Keys of labels that may come from the boards' own config, separated by commas. Others there
+        /// select no workload.
+        #[arg(long = "label-keys", value_delimiter = ',')]
+        label_keys: Vec<String>,
+        /// Its nodes get no pods before `edge-cloud node approve NAME`.
+        #[arg(long)]
+        approve: bool,
+    },
+    /// Lists the tokens that have not expired, without their secrets.
+    List,
+    /// Revokes a token. Nodes that have joined with it stay.
+    Revoke {
+        /// Its id: what stands between the first two dots of the token.
+        id: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum Label {
+    /// Changes the labels of a node.
+    Node {
+        /// Name of the node.
+        name: String,
+        /// KEY=VALUE sets a label, KEY- removes it, also where the board's own config has it.
+        #[arg(required = true)]
+        changes: Vec<String>,
+    },
+}
+
+/// `KEY=VALUE`.
+fn label(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=');
+    let (key, value) = parts.ok_or_else(|| "must be KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Node {
-    /// Deletes a node; it may join again with a token.
-    Delete {
+    /// Gives pods to a node that has joined with a token that asks for approval.
+    Approve {
         /// Name of the node.
         name: String,
     },
-    /// Refuses a node's certificate from now on, also on its live connection.
+    /// Deletes a node; it may join again with a token. Lists the Secrets that its board held.
+    Delete {
+        /// Name of the node.
+        name: String,
+        /// Does not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Refuses a node's certificate from now on, also on its live connection. Lists the Secrets that its
+    /// board held.
     Revoke {
         /// Name of the node.
         name: String,
+        /// Does not ask for confirmation.
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -11,6 +11,7 @@ pub(super) fn nodes(rows: &[NodeRow]) -> String {
     let line = |row: &NodeRow| {
         let link = match (row.revoked, row.cloned, row.connected) {
             (true, _, _) => "revoked",
+            _ if row.awaits_approval => "unapproved",
             (false, true, _) => "cloned",
             (false, false, true) => "connected",
             (false, false, false) => "offline",

@@ -339,6 +339,7 @@ impl EnrolmentService<'_> {
             life_s,
             ca_sha256,
             other_ca_sha256,
+            grants: tokens.grants(id),
             ..Enrolment::default()
         };
         if let Err(error) = registry.add(&request.node, enrolment) {
@@ -353,6 +354,7 @@ impl EnrolmentService<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nodes::TokenSpec;
 
     /// What the service reads and writes.
     struct Parts {
@@ -400,6 +402,46 @@ mod tests {
         assert!(matches!(refused, Err(Refusal::Request(_))));
     }
 
+    /// Goal: what a token grants is the node's from its first moment on, and a node cannot add to it.
+    #[test]
+    fn a_node_has_what_its_token_grants() {
+        use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+
+        use crate::nodes::Grants;
+        let folder = tempfile::tempdir().unwrap();
+        let parts = Parts::open(folder.path());
+        let service = parts.service();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = CertificateParams::default().serialize_request(&key);
+        let now = unix_s();
+        let spec = TokenSpec {
+            grants: Grants {
+                labels: [("site".to_owned(), "a".to_owned())].into(),
+                label_keys: ["line".to_owned()].into(),
+                awaits_approval: true,
+            },
+            ..TokenSpec::plain(1, 60)
+        };
+        let token = service.tokens.create(b"ca", &spec, now).unwrap();
+        let words: Vec<&str> = token.split('.').collect();
+        let request = JoinRequest {
+            token_id: words[1].to_owned(),
+            token_secret: words[2].to_owned(),
+            node: "gate".to_owned(),
+            csr: csr.unwrap().der().to_vec(),
+        };
+        service.join(&request, now).unwrap();
+        // It asks again, because the answer was lost.
+        service.join(&request, now).unwrap();
+        let grants = parts.registry.find("gate").unwrap().grants;
+        assert_eq!(grants, spec.grants);
+        let own = [("site", "bank"), ("line", "2"), ("role", "bank")];
+        let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let labels: Vec<_> = grants.labels(&own).into_iter().collect();
+        let expected = [("line", "2"), ("site", "a")];
+        assert_eq!(labels, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+
     /// Goal: a token with one use admits one board, also when that sends two concurrent requests.
     /// Method: two threads with the same request, many times.
     #[test]
@@ -413,7 +455,7 @@ mod tests {
         let csr = csr.unwrap().der().to_vec();
         for round in 0..50 {
             let now = unix_s();
-            let token = service.tokens.create(b"ca", 1, 60, now).unwrap();
+            let token = service.tokens.create(b"ca", &TokenSpec::plain(1, 60), now).unwrap();
             let parts: Vec<&str> = token.split('.').collect();
             let request = JoinRequest {
                 token_id: parts[1].to_owned(),

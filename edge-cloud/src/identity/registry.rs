@@ -21,6 +21,7 @@ pub use self::state::RETIRED_MAX;
 pub(crate) use self::state::State;
 use self::state::{Kept, Retired, Step, load};
 use super::peer::Peer;
+use crate::nodes::Grants;
 
 mod enrolment;
 mod state;
@@ -69,6 +70,9 @@ pub enum RegistryError {
          with a token"
     )]
     NotKnown,
+    /// Labels that are none, or too many.
+    #[error("{0}")]
+    Grants(String),
     /// [`RENEW_INTERVAL_S`] has not passed.
     #[error("its last certificate is only {0} s old: ask again later")]
     TooSoon(u64),
@@ -436,6 +440,30 @@ impl Registry {
             }
             Ok(steps)
         })
+    }
+
+    /// Changes what a node is granted. `false` when there is none of this name.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; [`RegistryError::Grants`] when what comes of it is wrong.
+    pub fn grant(
+        &self,
+        node: &str,
+        change: impl FnOnce(&mut Grants),
+    ) -> Result<bool, RegistryError> {
+        let mut found = false;
+        self.change(|state| {
+            let Some(before) = state.nodes.get(node) else {
+                return Ok(Vec::new());
+            };
+            found = true;
+            let mut enrolment = before.clone();
+            change(&mut enrolment.grants);
+            enrolment.grants.check().map_err(RegistryError::Grants)?;
+            let changed = enrolment != *before;
+            Ok(changed.then(|| put(node, enrolment)).into_iter().collect())
+        })?;
+        Ok(found)
     }
 
     /// Refuses a node from now on. `false` when there is none of this name. During a [`Grace`] an unknown

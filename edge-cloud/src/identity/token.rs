@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::ca::{damaged, random};
 use crate::durable::replace;
 use crate::hex::hex;
+use crate::nodes::{Grants, TokenRow, TokenSpec};
 
 /// File with the tokens in the data folder.
 pub const TOKENS: &str = "tokens.json";
@@ -54,6 +55,9 @@ pub(crate) struct Token {
     /// Hex SHA-256 of the CA that the token names; empty when that was not stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     ca_sha256: String,
+    /// What its nodes get.
+    #[serde(flatten)]
+    grants: Grants,
 }
 
 impl Token {
@@ -110,18 +114,18 @@ impl TokenStore {
     pub fn create(
         &self,
         ca: &[u8],
-        uses: u32,
-        ttl_s: u64,
+        spec: &TokenSpec,
         unix_s: u64,
     ) -> Result<String, TokenError> {
         let id = hex(&random::<8>().ok_or(TokenError::Random)?);
         let secret = hex(&random::<16>().ok_or(TokenError::Random)?);
         let token = Token {
             secret_sha256: sha256(secret.as_bytes()),
-            uses_left: uses,
-            expires_unix_s: unix_s.saturating_add(ttl_s),
+            uses_left: spec.uses,
+            expires_unix_s: unix_s.saturating_add(spec.ttl_s),
             last_for: String::new(),
             ca_sha256: sha256(ca),
+            grants: spec.grants.clone(),
         };
         let text = enrol::Token {
             id: &id,
@@ -138,6 +142,40 @@ impl TokenStore {
             Ok(())
         })?;
         Ok(text)
+    }
+
+    /// What the nodes of a token get.
+    #[must_use]
+    pub fn grants(&self, id: &str) -> Grants {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get(id).map(|token| token.grants.clone()).unwrap_or_default()
+    }
+
+    /// The tokens that have not expired, by id.
+    #[must_use]
+    pub fn list(&self, unix_s: u64) -> Vec<TokenRow> {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = tokens.iter().filter(|(_, one)| one.expires_unix_s > unix_s);
+        let row = |(id, token): (&String, &Token)| TokenRow {
+            id: id.clone(),
+            uses_left: token.uses_left,
+            expires_unix_s: token.expires_unix_s,
+            grants: token.grants.clone(),
+        };
+        tokens.map(row).collect()
+    }
+
+    /// Revokes a token. `false` when there is none of this id.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn revoke(&self, id: &str) -> Result<bool, TokenError> {
+        let mut found = false;
+        self.change(|tokens| {
+            found = tokens.remove(id).is_some();
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Takes one use. It is durable when this returns.
@@ -280,7 +318,7 @@ mod tests {
     fn a_used_token_stays_used_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
-        let (id, secret) = parts(&store.create(b"ca", 2, 60, 1000).unwrap());
+        let (id, secret) = parts(&store.create(b"ca", &TokenSpec::plain(2, 60), 1000).unwrap());
         store.spend(&id, &secret, 1000).unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
         store.spend(&id, &secret, 1059).unwrap();
@@ -293,7 +331,7 @@ mod tests {
     fn a_token_expires_and_a_wrong_secret_costs_no_use() {
         let folder = tempfile::tempdir().unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
-        let (id, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        let (id, secret) = parts(&store.create(b"ca", &TokenSpec::plain(1, 60), 1000).unwrap());
         let late = store.spend(&id, &secret, 1060);
         assert!(matches!(late, Err(TokenError::Expired)));
         for (id, secret) in [(&*id, "00"), ("00", &*secret), (&*id, "")] {
@@ -309,7 +347,7 @@ mod tests {
     fn a_board_that_asks_again_costs_no_second_use() {
         let folder = tempfile::tempdir().unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
-        let (id, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        let (id, secret) = parts(&store.create(b"ca", &TokenSpec::plain(1, 60), 1000).unwrap());
         store.spend_for(&id, &secret, 1000, "a", "key").unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
         store.spend_for(&id, &secret, 1001, "a", "key").unwrap();
@@ -324,11 +362,36 @@ mod tests {
         assert!(matches!(spend("a", "key", 1001), Err(TokenError::Used)));
     }
 
+    /// Goal: what a token grants is kept, listed and gone with it. Method: over a restart.
+    #[test]
+    fn a_token_is_listed_with_its_grants_until_it_is_revoked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TokenStore::open(folder.path()).unwrap();
+        let grants = Grants {
+            labels: [("site".to_owned(), "a".to_owned())].into(),
+            label_keys: ["line".to_owned()].into(),
+            awaits_approval: true,
+        };
+        let spec = TokenSpec {
+            grants: grants.clone(),
+            ..TokenSpec::plain(3, 60)
+        };
+        let (id, secret) = parts(&store.create(b"ca", &spec, 1000).unwrap());
+        let store = TokenStore::open(folder.path()).unwrap();
+        let rows = store.list(1059);
+        assert_eq!((rows[0].uses_left, &rows[0].grants), (3, &grants));
+        assert_eq!((rows.len(), store.list(1060).len()), (1, 0));
+        assert_eq!(store.grants(&id), grants);
+        assert!(store.revoke(&id).unwrap() && !store.revoke(&id).unwrap());
+        let void = store.spend(&id, &secret, 1000);
+        assert!(matches!(void, Err(TokenError::Invalid)));
+    }
+
     #[test]
     fn the_secret_is_not_on_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let store = TokenStore::open(folder.path()).unwrap();
-        let (_, secret) = parts(&store.create(b"ca", 1, 60, 1000).unwrap());
+        let (_, secret) = parts(&store.create(b"ca", &TokenSpec::plain(1, 60), 1000).unwrap());
         let file = std::fs::read_to_string(folder.path().join(TOKENS)).unwrap();
         assert!(!file.contains(&secret));
     }

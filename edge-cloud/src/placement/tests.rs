@@ -3,7 +3,7 @@
 use edge_proto::key::Kind;
 
 use super::*;
-use crate::manifest::{DocumentKind, Manifests};
+use crate::manifest::Manifests;
 use crate::objects::ObjectStore;
 
 mod incremental;

@@ -349,7 +349,11 @@ impl NodeSession {
             .filter(|(key, _)| key.kind() == Kind::PodStatus)
             .filter_map(|(_, bytes)| PodStatus::decode(bytes).ok());
         let status = self.reported.get(&Key::node_status());
+        let status = status.and_then(|bytes| NodeStatus::decode(bytes).ok());
+        let own = status.as_ref().map_or(&[][..], |status| &status.labels);
         NodeView {
+            awaits_approval: enrolment.grants.awaits_approval,
+            labels: enrolment.grants.labels(own),
             name: self.name.as_ref().to_owned(),
             connected: self.live,
             in_sync: self.live && self.in_sync,
@@ -361,7 +365,7 @@ impl NodeSession {
             cloned: self.replacements.cloned(now),
             certificate_not_after: enrolment.known_not_after().unwrap_or(0),
             changed_unix_s: self.changed_unix_s,
-            status: status.and_then(|bytes| NodeStatus::decode(bytes).ok()),
+            status,
             pods: pods.collect(),
         }
     }

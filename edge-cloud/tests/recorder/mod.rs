@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use edge_cloud::changes::{ChangeFeed, ChangeNotices};
 use edge_cloud::nodes::{
-    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, NodeAdmin,
-    NodeReports, NodeView, RecordReports,
+    CaAdmin, CaRetired, CaView, CallError, Calls, DesiredSets, Event, EventLog, Grants,
+    LabelChange, NodeAdmin, NodeReports, NodeView, RecordReports, TokenRow, TokenSpec,
 };
 use edge_cloud::placement::Desired;
 use edge_cloud::records::View;
@@ -68,7 +68,8 @@ impl Recorder {
         self.change(name, |view| view.awaits_set = true);
     }
 
-    fn change(&self, name: &str, change: impl Fn(&mut NodeView)) {
+    /// Changes what is seen of a node.
+    pub(crate) fn change(&self, name: &str, change: impl Fn(&mut NodeView)) {
         let mut views = self.views.lock().unwrap();
         let view = views.entry(name.to_owned()).or_default();
         view.name = name.to_owned();
@@ -145,8 +146,39 @@ impl NodeAdmin for Recorder {
             .is_some())
     }
 
-    async fn create_token(&self, uses: u32, ttl_s: u64) -> Result<String, String> {
-        Ok(format!("token-{uses}-{ttl_s}"))
+    async fn approve(&self, node: &str) -> Result<bool, String> {
+        let mut views = self.views.lock().unwrap();
+        let view = views.get_mut(node);
+        Ok(view.map(|view| view.awaits_approval = false).is_some())
+    }
+
+    async fn label(&self, node: &str, change: LabelChange) -> Result<bool, String> {
+        let mut views = self.views.lock().unwrap();
+        let Some(view) = views.get_mut(node) else {
+            return Ok(false);
+        };
+        view.labels.retain(|key, _| !change.remove.contains(key));
+        view.labels.extend(change.set);
+        drop(views);
+        self.changes.changed(node);
+        Ok(true)
+    }
+
+    async fn create_token(&self, spec: TokenSpec) -> Result<String, String> {
+        Ok(format!("token-{}-{}", spec.uses, spec.ttl_s))
+    }
+
+    fn tokens(&self) -> Vec<TokenRow> {
+        vec![TokenRow {
+            id: "0123".into(),
+            uses_left: 2,
+            expires_unix_s: 0,
+            grants: Grants::default(),
+        }]
+    }
+
+    async fn revoke_token(&self, id: &str) -> Result<bool, String> {
+        Ok(id == "0123")
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Retired, Step};
 use crate::identity::ca::NODE_VALIDITY_S;
+use crate::nodes::Grants;
 
 /// An issued certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,9 @@ pub struct Enrolment {
     /// The next certificate, until the node has connected with it. Until then both are valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Certificate>,
+    /// What its token has given it, and an operator since.
+    #[serde(flatten)]
+    pub grants: Grants,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -419,3 +419,26 @@ fn the_certificates_of_a_retired_ca_need_no_list() {
         assert_eq!(listed, ["b", "c"]);
     }
 }
+
+/// Goal: what an operator grants a node outlives a restart and a further certificate, and wrong labels change
+/// nothing.
+#[test]
+fn grants_are_kept_and_wrong_ones_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::open(folder.path(), 1_000).unwrap();
+    registry.add("gate", Enrolment::default()).unwrap();
+    let set = |key: &'static str, value: &'static str| {
+        move |grants: &mut Grants| {
+            grants.labels.insert(key.to_owned(), value.to_owned());
+        }
+    };
+    assert!(registry.grant("gate", set("site", "a")).unwrap());
+    assert!(!registry.grant("other", set("site", "a")).unwrap());
+    for (key, value) in [("", "a"), ("a b", "a"), ("site", "-"), ("site", "a\u{1b}")] {
+        let refused = registry.grant("gate", set(key, value));
+        assert!(matches!(refused, Err(RegistryError::Grants(_))), "{key} {value}");
+    }
+    let registry = Registry::open(folder.path(), 1_001).unwrap();
+    let labels = registry.find("gate").unwrap().grants.labels;
+    assert_eq!(labels, [("site".to_owned(), "a".to_owned())].into());
+}
