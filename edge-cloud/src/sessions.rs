@@ -311,7 +311,7 @@ impl Sessions {
             self.records.repeated(name, incarnation, class, count);
         }
         for (reason, text) in events {
-            self.events.add(name, reason, &text);
+            self.events.add_by_node(name, reason, &text);
         }
         self.schedule(state, name);
         if is_new {

@@ -64,11 +64,11 @@ impl Sessions {
             }
             Ok(Admission::Refused) => {
                 let why = "its certificate is revoked, replaced or not known here";
-                self.events.add(name, "Refused", why);
+                self.events.add_by_node(name, "Refused", why);
                 Err(Refused::ForGood)
             }
             Err(error) => {
-                self.events.add(name, "Refused", &error.to_string());
+                self.events.add_by_node(name, "Refused", &error.to_string());
                 Err(Refused::ForNow)
             }
         }

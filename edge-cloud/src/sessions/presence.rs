@@ -104,12 +104,12 @@ impl Sessions {
                 true
             }
             Some(Err(error)) => {
-                self.events.add(name, "Refused", &error.to_string());
+                self.events.add_by_node(name, "Refused", &error.to_string());
                 false
             }
             Some(Ok(false)) | None => {
                 let why = "it is revoked, deleted or has never joined, but the broker lets it in";
-                self.events.add(name, "Refused", why);
+                self.events.add_by_node(name, "Refused", why);
                 false
             }
         }

@@ -63,7 +63,10 @@ impl RecordSessions for Sessions {
             } else {
                 name
             };
-            self.events.add(whose, reason, &text);
+            match whose {
+                "" => self.events.add("", reason, &text),
+                node => self.events.add_by_node(node, reason, &text),
+            }
         }
     }
 }
