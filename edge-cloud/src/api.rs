@@ -133,10 +133,7 @@ where
             get(logs::<N>),
         )
         .route("/v1/logs/{node}/{namespace}/{pod}", get(only_logs::<N>))
-        .route(
-            "/v1/tokens",
-            post(create_token::<N>).get(list_tokens::<N>),
-        )
+        .route("/v1/tokens", post(create_token::<N>).get(list_tokens::<N>))
         .route("/v1/tokens/{id}", delete(revoke_token::<N>))
         .route("/v1/nodes/{node}/approve", post(approve_node::<N>))
         .route("/v1/nodes/{node}/labels", post(label_node::<N>))

@@ -3,8 +3,9 @@
 //! Calls nothing of edge-cloud except [`crate::clock`]; every module may add events. Its lock is the last
 //! in the order of locks: nothing is called while it is held.
 //!
-//! A node that causes many events loses its own: it has at most [`NODE_EVENTS_MAX`] in the list and
-//! [`NODE_EVENTS_PER_MINUTE`] new ones, and when the list is full, who has the most makes room.
+//! A node that causes many events loses only its own: it has at most [`NODE_EVENTS_MAX`] in the list and
+//! [`NODE_EVENTS_PER_MINUTE`] new ones, and when the list is full, the oldest of a node with the most is
+//! dropped.
 //!
 //! Bound: [`EVENTS_MAX`] events.
 
@@ -53,20 +54,25 @@ impl State {
     /// Makes room for one more event of this node.
     fn make_room(&mut self, node: &str) {
         let own = self.nodes.get(node).map_or(0, |of_node| of_node.kept);
-        let from = if own >= NODE_EVENTS_MAX {
-            node.to_owned()
+        let kept = |node: &str| self.nodes.get(node).map_or(0, |of_node| of_node.kept);
+        let oldest = if own >= NODE_EVENTS_MAX {
+            self.latest.iter().position(|event| event.node == node)
         } else if self.latest.len() >= EVENTS_MAX {
-            let most = self.nodes.iter().max_by_key(|(_, of_node)| of_node.kept);
-            most.map(|(name, _)| name.clone()).unwrap_or_default()
+            let most = self.nodes.values().map(|of_node| of_node.kept).max();
+            let most = most.unwrap_or_default();
+            self.latest
+                .iter()
+                .position(|event| kept(&event.node) == most)
         } else {
             return;
         };
-        let oldest = self.latest.iter().position(|event| event.node == from);
-        drop(oldest.and_then(|at| self.latest.remove(at)));
-        if let Some(of_node) = self.nodes.get_mut(&from) {
+        let Some(event) = oldest.and_then(|at| self.latest.remove(at)) else {
+            return;
+        };
+        if let Some(of_node) = self.nodes.get_mut(&event.node) {
             of_node.kept -= 1;
-            if of_node.kept == 0 && from != node {
-                self.nodes.remove(&from);
+            if of_node.kept == 0 && event.node != node {
+                self.nodes.remove(&event.node);
             }
         }
     }
@@ -179,7 +185,11 @@ mod tests {
     fn the_oldest_event_makes_room_and_each_one_counts() {
         let events = Events::default();
         for number in 0..=EVENTS_MAX {
-            events.add(&format!("gate-{}", number % 20), "Joined", &number.to_string());
+            events.add(
+                &format!("gate-{}", number % 20),
+                "Joined",
+                &number.to_string(),
+            );
         }
         let kept = events.events();
         assert_eq!(kept.len(), EVENTS_MAX);
@@ -207,8 +217,10 @@ mod tests {
         assert!(kept.iter().any(|event| event.reason == "Revoked"));
         let all = *events.subscribe().borrow();
         assert_eq!(all, 10 * u64::from(NODE_EVENTS_PER_MINUTE) + 1 + 3);
-        let told = kept.iter().filter(|event| event.message.contains(" events of this node"));
-        assert!(told.count() > 0);
+        let counted = kept
+            .iter()
+            .filter(|event| event.message.contains(" events of this node"));
+        assert!(counted.count() > 0);
     }
 
     /// Goal: in a full list the one with the most events makes room. Method: many nodes with one event each,

@@ -119,7 +119,8 @@ impl NodeAdmin for Fleet {
         let found = self.identity.registry().grant(node, approved);
         let found = found.map_err(|error| error.to_string())?;
         if found {
-            self.events.add(node, "Approved", "it gets pods from now on");
+            self.events
+                .add(node, "Approved", "it gets pods from now on");
             self.sessions.registry_changed(node);
         }
         Ok(found)

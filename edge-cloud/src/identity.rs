@@ -29,6 +29,7 @@ use tokio::sync::{Notify, watch};
 
 use self::authorities::Authorities;
 use self::enrol::{CertificateTimes, Enrolled, EnrolmentService};
+use self::peer::Peer;
 use self::registry::Registry;
 use self::token::TokenStore;
 use crate::clock::unix_s;
@@ -47,6 +48,9 @@ pub struct ExternalBroker {
     /// after a restore, because nothing would exclude deleted ones.
     pub crl: Option<PathBuf>,
 }
+
+/// Why a certificate gets no link.
+pub(crate) const REFUSED: &str = "its certificate is revoked, replaced or not known here";
 
 /// All state that identifies nodes.
 pub struct Identity {
@@ -154,6 +158,16 @@ impl Identity {
             None => {}
         }
         Ok(enrolled)
+    }
+
+    /// Whether a node with this certificate may have a link; an event if not.
+    #[must_use]
+    pub fn may_admit(&self, peer: &Peer) -> bool {
+        let admitted = self.registry.may_admit(peer, unix_s());
+        if !admitted {
+            self.events.add_by_node(&peer.node, "Refused", REFUSED);
+        }
+        admitted
     }
 
     /// Deletes a node and its certificate. `false` when there is no such node.

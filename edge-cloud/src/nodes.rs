@@ -29,7 +29,7 @@ use crate::records::View;
 pub const LABELS_MAX: usize = 64;
 /// Bytes of the key of a label: prefix, slash and name.
 const LABEL_KEY_BYTES_MAX: usize = 253 + 1 + 63;
-/// Bytes of the value of a label.
+/// As in Kubernetes.
 const LABEL_VALUE_BYTES_MAX: usize = 63;
 
 /// State of one node.
@@ -119,7 +119,9 @@ fn is_label(text: &str, bytes_max: usize, inner: &str) -> bool {
     text.len() <= bytes_max
         && is_end(text.chars().next())
         && is_end(text.chars().last())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || inner.contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || inner.contains(c))
 }
 
 /// Parameters of a new join token.

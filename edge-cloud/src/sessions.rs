@@ -74,8 +74,7 @@ const DUE_AT_ONCE: usize = 64;
 /// Longest sleep of the timers, longer than any of them.
 const TICK_MAX: Duration = Duration::from_secs(3600);
 /// Why an unknown node was admitted.
-const READMITTED: &str =
-    "it joined after the backup that was restored, which knows no labels of it; revoke it if it must not be here";
+const READMITTED: &str = "it joined after the backup that was restored, which knows no labels of it; revoke it if it must not be here";
 
 /// Sessions of all nodes, and the timers for them.
 pub struct Sessions {

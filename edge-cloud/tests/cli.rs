@@ -152,7 +152,10 @@ async fn every_command_shows_what_is() {
 
     let revoked = text(&edge_cloud(data, &["node", "revoke", "gate-1", "--yes"]).await);
     assert!(revoked.starts_with("node gate-1 revoked\n"), "{revoked}");
-    assert!(revoked.contains("its board held Secret default/"), "{revoked}");
+    assert!(
+        revoked.contains("its board held Secret default/"),
+        "{revoked}"
+    );
     let deleted = edge_cloud(data, &["node", "delete", "gate-2", "--yes"]).await;
     assert_eq!(deleted.status.code(), Some(0));
     let unknown = edge_cloud(data, &["node", "delete", "gate-2", "--yes"]).await;

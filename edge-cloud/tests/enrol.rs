@@ -45,7 +45,8 @@ async fn cloud(data: &Path) -> Cloud {
     let cas = Authorities::open(data).unwrap();
     let tokens = Arc::new(TokenStore::open(data).unwrap());
     let registry = Arc::new(Registry::open(data, now()).unwrap());
-    let config = tls::server_config(&cas, &["127.0.0.1".to_owned()], 8).unwrap();
+    let config =
+        tls::server_config(&cas, &["127.0.0.1".to_owned()], 8, Arc::new(|_| true)).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -211,7 +211,8 @@ fn a_node_that_joined_after_the_backup_comes_back() {
     gate.until("the new certificate is the newer one", |_| unix_s() > made)
         .unwrap();
     gate.kill_agent().unwrap();
-    gate.cloud_text(&["node", "delete", "gate", "--yes"]).unwrap();
+    gate.cloud_text(&["node", "delete", "gate", "--yes"])
+        .unwrap();
     join_again(&gate);
     gate.start_agent().unwrap();
     until_equal(&gate, 1);
@@ -245,7 +246,8 @@ fn behind_a_broker_a_name_that_was_deleted_before_the_backup_joins_again() {
     until_equal(&gate, 1);
     let pids = gate.pids().unwrap();
     gate.kill_agent().unwrap();
-    gate.cloud_text(&["node", "delete", "gate", "--yes"]).unwrap();
+    gate.cloud_text(&["node", "delete", "gate", "--yes"])
+        .unwrap();
     let file = backup(&gate);
     join_again(&gate);
     gate.start_agent().unwrap();

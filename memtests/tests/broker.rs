@@ -425,7 +425,8 @@ fn a_rollover_behind_a_broker_waits_for_it_and_leaves_no_old_certificate() {
     assert!(Tap::connect(&gate, &early, "early", None).is_err());
     gate.until_converged(1).unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
-    gate.cloud_text(&["node", "revoke", "gate", "--yes"]).unwrap();
+    gate.cloud_text(&["node", "revoke", "gate", "--yes"])
+        .unwrap();
     gate.reload_broker().unwrap();
     gate.until("the new certificate is refused, too", |gate| {
         Tap::connect(gate, &identity, "gate", None).is_err()

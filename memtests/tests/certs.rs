@@ -148,7 +148,8 @@ fn an_expired_gate_is_refused_after_the_grace_and_when_it_is_revoked() {
     };
     signal("-STOP");
     gate.start_cloud().unwrap();
-    gate.cloud_text(&["node", "revoke", "gate", "--yes"]).unwrap();
+    gate.cloud_text(&["node", "revoke", "gate", "--yes"])
+        .unwrap();
     signal("-CONT");
     gate.until("it is told that it is refused", |gate| {
         link_error(gate).contains("its certificate is revoked")

@@ -168,7 +168,8 @@ fn a_gate_that_missed_a_rollover_joins_again_and_its_pods_do_not_notice() {
     .unwrap();
     assert_eq!(gate.pids().unwrap(), pids);
 
-    gate.cloud_text(&["node", "delete", "gate", "--yes"]).unwrap();
+    gate.cloud_text(&["node", "delete", "gate", "--yes"])
+        .unwrap();
     let token = gate.cloud_text(&["token", "create"]).unwrap();
     let url = format!("mqtts://localhost:{}", gate.port());
     gate.agent_text(&["join", &url, "--token", token.trim()])

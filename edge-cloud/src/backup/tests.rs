@@ -1,9 +1,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
-use crate::nodes::TokenSpec;
 use crate::identity::registry::Registry;
 use crate::identity::token::{TokenError, TokenStore};
+use crate::nodes::TokenSpec;
 
 const OPTIONS: Options = Options {
     force: false,
@@ -26,7 +26,9 @@ impl Cloud {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::open(folder.path()).unwrap();
         let tokens = TokenStore::open(folder.path()).unwrap();
-        let token = tokens.create(ca.der(), &TokenSpec::plain(2, 10_000), 1_000).unwrap();
+        let token = tokens
+            .create(ca.der(), &TokenSpec::plain(2, 10_000), 1_000)
+            .unwrap();
         let mut parts = token.split('.').skip(1).map(str::to_owned);
         let token = (parts.next().unwrap(), parts.next().unwrap());
         let cloud = Self { folder, token };

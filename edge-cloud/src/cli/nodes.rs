@@ -68,7 +68,9 @@ impl Context<'_> {
                 ask(&format!("refuse the certificate of node {name} for good?"))?;
             }
             Node::Delete { yes: false, .. } => {
-                ask(&format!("forget node {name}, which then has to join again?"))?;
+                ask(&format!(
+                    "forget node {name}, which then has to join again?"
+                ))?;
             }
             _ => {}
         }
@@ -98,7 +100,8 @@ impl Context<'_> {
             } else if let Some(key) = text.strip_suffix('-') {
                 change.remove.insert(key.to_owned());
             } else {
-                let wrong = format!("{text:?}: must be KEY=VALUE to set a label or KEY- to remove it");
+                let wrong =
+                    format!("{text:?}: must be KEY=VALUE to set a label or KEY- to remove it");
                 return Err(CliError::Usage(wrong));
             }
         }

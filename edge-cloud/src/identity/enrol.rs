@@ -455,7 +455,10 @@ mod tests {
         let csr = csr.unwrap().der().to_vec();
         for round in 0..50 {
             let now = unix_s();
-            let token = service.tokens.create(b"ca", &TokenSpec::plain(1, 60), now).unwrap();
+            let token = service
+                .tokens
+                .create(b"ca", &TokenSpec::plain(1, 60), now)
+                .unwrap();
             let parts: Vec<&str> = token.split('.').collect();
             let request = JoinRequest {
                 token_id: parts[1].to_owned(),

@@ -152,24 +152,15 @@ impl Registry {
             }
         }
         let issued_unix_s = peer.issued_unix_s;
-        let grace = self.grace(unix_s);
-        if grace.is_none_or(|grace| issued_unix_s < grace.issued_from_unix_s) {
+        if self.grace(unix_s).is_none() {
             return Ok(Admission::Refused);
         }
         let readmitted = self.change(|state| {
-            let deleted = state.deleted.get(&peer.node);
-            if deleted.is_some_and(|deleted| issued_unix_s <= *deleted) {
+            if !readmits(state, peer, unix_s) {
                 return Ok(Vec::new());
             }
-            match state.nodes.get(&peer.node) {
-                // A revoked node stays revoked, and of two certificates the newer one counts.
-                Some(enrolment)
-                    if enrolment.revoked || enrolment.joined_unix_s >= issued_unix_s =>
-                {
-                    return Ok(Vec::new());
-                }
-                Some(_) => {}
-                None => check_name_and_count(state, &peer.node)?,
+            if !state.nodes.contains_key(&peer.node) {
+                check_name_and_count(state, &peer.node)?;
             }
             let enrolment = Enrolment {
                 serial: peer.serial.clone(),
@@ -183,6 +174,18 @@ impl Registry {
             Admission::Readmitted
         } else {
             Admission::Refused
+        })
+    }
+
+    /// Whether [`Self::admit`] may let a node in. Changes nothing: for the TLS handshake, before which a
+    /// connection has cost next to nothing.
+    pub fn may_admit(&self, peer: &Peer, unix_s: u64) -> bool {
+        self.read(|state| {
+            let listed = |enrolment: &Enrolment| {
+                !enrolment.revoked
+                    && (enrolment.serial == peer.serial || is_pending(enrolment, &peer.serial))
+            };
+            state.nodes.get(&peer.node).is_some_and(listed) || readmits(state, peer, unix_s)
         })
     }
 
@@ -531,6 +534,18 @@ impl Registry {
 /// Those of the file system; a damaged file is one, too.
 pub fn retired(data: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(load(&data.join(NODES))?.listed())
+}
+
+/// Whether a node that is not listed with this certificate comes back after a restore, see [`Grace`].
+fn readmits(state: &State, peer: &Peer, unix_s: u64) -> bool {
+    let issued = peer.issued_unix_s;
+    let grace = state.grace_at(unix_s);
+    let deleted = state.deleted.get(&peer.node);
+    // Revoked stays revoked, and of two certificates the newer one counts.
+    let newer = |enrolment: &Enrolment| !enrolment.revoked && enrolment.joined_unix_s < issued;
+    grace.is_some_and(|grace| issued >= grace.issued_from_unix_s)
+        && deleted.is_none_or(|deleted| issued > *deleted)
+        && state.nodes.get(&peer.node).is_none_or(newer)
 }
 
 fn is_pending(enrolment: &Enrolment, serial: &str) -> bool {

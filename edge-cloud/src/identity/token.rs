@@ -111,12 +111,7 @@ impl TokenStore {
     ///
     /// # Errors
     /// See [`TokenError`].
-    pub fn create(
-        &self,
-        ca: &[u8],
-        spec: &TokenSpec,
-        unix_s: u64,
-    ) -> Result<String, TokenError> {
+    pub fn create(&self, ca: &[u8], spec: &TokenSpec, unix_s: u64) -> Result<String, TokenError> {
         let id = hex(&random::<8>().ok_or(TokenError::Random)?);
         let secret = hex(&random::<16>().ok_or(TokenError::Random)?);
         let token = Token {
@@ -148,7 +143,10 @@ impl TokenStore {
     #[must_use]
     pub fn grants(&self, id: &str) -> Grants {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(id).map(|token| token.grants.clone()).unwrap_or_default()
+        tokens
+            .get(id)
+            .map(|token| token.grants.clone())
+            .unwrap_or_default()
     }
 
     /// The tokens that have not expired, by id.

@@ -9,6 +9,7 @@ use super::node::{Carrier, Connection, NodeSession};
 use super::replacement::Decision;
 use super::{READMITTED, Sessions, State};
 use crate::clock::unix_s;
+use crate::identity::REFUSED;
 use crate::identity::peer::Peer;
 use crate::identity::registry::Admission;
 
@@ -63,8 +64,7 @@ impl Sessions {
                 Ok(())
             }
             Ok(Admission::Refused) => {
-                let why = "its certificate is revoked, replaced or not known here";
-                self.events.add_by_node(name, "Refused", why);
+                self.events.add_by_node(name, "Refused", REFUSED);
                 Err(Refused::ForGood)
             }
             Err(error) => {

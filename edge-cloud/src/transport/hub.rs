@@ -27,17 +27,19 @@ use crate::events::Events;
 use crate::identity::Identity;
 use crate::identity::enrol::Enrolled;
 use crate::identity::peer::Peer;
+use crate::identity::registry::NODES_MAX;
 use crate::sessions::Sessions;
 
-/// Connections at once, including those in a handshake.
-const CONNECTIONS_MAX: usize = 8_192;
-/// Those of them that have not presented a certificate of ours yet, enrolments included: however many there
-/// are, there is capacity for nodes. When all are taken, a further one replaces another.
+/// Connections without a session, enrolments included: however many there are, there is capacity for
+/// nodes. When all are taken, a further one replaces another.
 const UNAUTHENTICATED_MAX: usize = 2_048;
-const _: () = assert!(UNAUTHENTICATED_MAX < CONNECTIONS_MAX);
-/// Longest time of TLS, of an enrolment, from TLS to CONNECT, and from CONNACK to SUBSCRIBE: TCP and TLS
-/// took 70 s at 30 % loss.
+/// Connections at once: one of each session, and those without a session.
+const CONNECTIONS_MAX: usize = NODES_MAX + UNAUTHENTICATED_MAX;
+/// Longest time of TLS and of an enrolment: TCP and TLS took 70 s at 30 % loss.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(90);
+/// Timeout from TLS to CONNECT, and from CONNACK to SUBSCRIBE: one packet each, which the node sends at
+/// once. At 30 % loss, six losses in a row have a probability of 0.1 %.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(45);
 /// Unsent bytes beyond which the kernel accepts no more of a connection: a queue there would have
 /// no lanes either.
 const UNSENT_BYTES_MAX: u32 = 4 * 1024;
@@ -104,13 +106,14 @@ impl Hub {
             let place = unauthenticated.enter(address.ip());
             let hub = Arc::clone(self);
             tokio::spawn(async move {
-                let opened = hub.connection(stream, admitted, place).await;
+                let mut place = place;
+                let opened = hub.connection(stream, admitted, &mut place).await;
                 match opened {
                     // In a task of its own: this one has memory for a handshake and an enrolment, which a
                     // link of several months would keep.
                     Ok(Some((stream, peer))) => {
                         let link = Box::new(Mqtt::new(stream, &peer.node));
-                        tokio::spawn(hub.link(link, peer, permit));
+                        tokio::spawn(hub.link(link, peer, place, permit));
                     }
                     Ok(None) => {}
                     Err(error) => log::debug!("connection_ended error={error}"),
@@ -123,14 +126,18 @@ impl Hub {
         &self,
         stream: TcpStream,
         admitted: oneshot::Receiver<()>,
-        place: Place,
+        place: &mut Place,
     ) -> io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
         // Frames are few and complete: Nagle's algorithm would only add a delay.
         stream.set_nodelay(true)?;
-        tokio::select! {
-            opened = self.open(stream, admitted) => opened,
-            () = place.wanted() => Err(io::Error::other("replaced by another connection")),
+        let opened = tokio::select! {
+            opened = self.open(stream, admitted) => opened?,
+            () = place.wanted() => return Err(replaced()),
+        };
+        if let Some((_, peer)) = &opened {
+            place.identify(&peer.node);
         }
+        Ok(opened)
     }
 
     /// One node's link, until it ends.
@@ -138,9 +145,10 @@ impl Hub {
         self: Arc<Self>,
         mut link: Box<Mqtt<TlsStream<TcpStream>>>,
         peer: Peer,
+        place: Place,
         permit: OwnedSemaphorePermit,
     ) {
-        if let Err(error) = link.serve(&peer, &self.sessions).await {
+        if let Err(error) = link.serve(&peer, place, &self.sessions).await {
             log::debug!("connection_ended error={error}");
         }
         drop(permit);
@@ -172,6 +180,10 @@ impl Hub {
             None => Err(io::Error::other("no valid client certificate")),
         }
     }
+}
+
+fn replaced() -> io::Error {
+    io::Error::other("replaced by another connection")
 }
 
 async fn timely<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -1,15 +1,21 @@
 //! The one TLS port: TLS 1.3, a client certificate of our CA if one is presented. Whether it is
 //! required depends on the ALPN protocol, which the caller checks with [`peer`].
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use edge_proto::enrol::{ALPN_HTTP, ALPN_JOIN, ALPN_MQTT};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{
     ClientHello, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use crate::events::Events;
 use crate::identity::Identity;
@@ -50,6 +56,73 @@ impl ResolvesServerCert for Chain {
     }
 }
 
+/// Says of a node whose certificate is valid whether it may have a link.
+pub type Admits = Arc<dyn Fn(&Peer) -> bool + Send + Sync>;
+
+/// Verifies the certificates of nodes, and asks the registry: a revoked node must not hold a place at the
+/// port, even for as long as it may take to say CONNECT. A resumed session is asked about later.
+struct NodeVerifier {
+    verifier: Arc<dyn ClientCertVerifier>,
+    admits: Admits,
+}
+
+impl fmt::Debug for NodeVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeVerifier")
+    }
+}
+
+impl ClientCertVerifier for NodeVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.verifier.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_client_cert(certificate, chain, now)?;
+        match Peer::of(certificate) {
+            Some(peer) if (self.admits)(&peer) => Ok(verified),
+            _ => Err(CertificateError::Revoked.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
 /// Certificates in the order of TLS, the server's own first.
 type Certificates = Vec<CertificateDer<'static>>;
 
@@ -70,7 +143,8 @@ fn chains(
 }
 
 /// The configuration for a server that is reached under `names`, with a cache to resume the sessions
-/// of so many nodes: twice that many are kept, in memory. One ticket per handshake and a stateful
+/// of so many nodes: twice that many are kept, in memory. Whom `admits` does not admit is refused in the
+/// handshake. One ticket per handshake and a stateful
 /// cache make a reconnect half as large.
 ///
 /// # Errors
@@ -79,6 +153,7 @@ pub fn server_config(
     cas: &Authorities,
     names: &[String],
     nodes: usize,
+    admits: Admits,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -89,6 +164,7 @@ pub fn server_config(
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()
             .build()?;
+    let verifier = Arc::new(NodeVerifier { verifier, admits });
     let (short, long, key) = chains(cas, names)?;
     let key = provider.key_provider.load_private_key(key)?;
     let chain = Chain {
@@ -154,12 +230,14 @@ impl Port {
     }
 
     fn config(
-        identity: &Identity,
+        identity: &Arc<Identity>,
         authorities: &Authorities,
         names: &[String],
     ) -> Result<Arc<ServerConfig>, TlsError> {
+        let known = Arc::clone(identity);
+        let admits = Arc::new(move |peer: &Peer| known.may_admit(peer));
         Ok(Arc::new(match identity.external_broker() {
-            None => server_config(authorities, names, NODES_MAX)?,
+            None => server_config(authorities, names, NODES_MAX, admits)?,
             Some(_) => enrol_config(authorities, names)?,
         }))
     }
@@ -198,7 +276,7 @@ mod tests {
 
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier as _;
-    use rustls_pki_types::{ServerName, UnixTime};
+    use rustls_pki_types::ServerName;
 
     use super::*;
 

@@ -436,7 +436,10 @@ fn grants_are_kept_and_wrong_ones_are_refused() {
     assert!(!registry.grant("other", set("site", "a")).unwrap());
     for (key, value) in [("", "a"), ("a b", "a"), ("site", "-"), ("site", "a\u{1b}")] {
         let refused = registry.grant("gate", set(key, value));
-        assert!(matches!(refused, Err(RegistryError::Grants(_))), "{key} {value}");
+        assert!(
+            matches!(refused, Err(RegistryError::Grants(_))),
+            "{key} {value}"
+        );
     }
     let registry = Registry::open(folder.path(), 1_001).unwrap();
     let labels = registry.find("gate").unwrap().grants.labels;

@@ -22,7 +22,8 @@ use tokio::io::{
 use tokio::time::Instant;
 
 use super::outgoing::{Next, Outgoing, queue};
-use super::{OPENING_TIMEOUT, timely};
+use super::unauthenticated::Place;
+use super::{HANDSHAKE_TIMEOUT, replaced, timely};
 use crate::identity::peer::Peer;
 use crate::sessions::{Refused, Sessions};
 use crate::shards::Shard;
@@ -83,15 +84,25 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         }
     }
 
-    /// Serves the connection, whose certificate is `peer`'s.
+    /// Serves the connection, whose certificate is `peer`'s. Until its session has it, another connection may
+    /// take its `place`.
     ///
     /// # Errors
     /// Why it ended, unless the node ended it.
-    pub(super) async fn serve(&mut self, peer: &Peer, sessions: &Sessions) -> io::Result<()> {
+    pub(super) async fn serve(
+        &mut self,
+        peer: &Peer,
+        place: Place,
+        sessions: &Sessions,
+    ) -> io::Result<()> {
         let node = peer.node.as_str();
         // State of the opening is boxed, and freed when the link is idle.
-        let handshake = Box::pin(timely(OPENING_TIMEOUT, self.handshake(node)));
-        let silence = match handshake.await? {
+        let handshake = Box::pin(timely(HANDSHAKE_TIMEOUT, self.handshake(node)));
+        let handshake = tokio::select! {
+            handshake = handshake => handshake?,
+            () = place.wanted() => return Err(replaced()),
+        };
+        let silence = match handshake {
             Ok(silence) => silence,
             Err(code) => return Box::pin(self.refuse(code)).await,
         };
@@ -106,6 +117,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
                 return Box::pin(self.refuse(code)).await;
             }
         };
+        drop(place);
         let mut result = self.put(&acknowledge(ConnectReturnCode::Success));
         if result.is_ok() {
             result = self.run(node, id, silence, &outgoing, sessions).await;
@@ -148,7 +160,7 @@ impl<S: AsyncRead + AsyncWrite> Mqtt<S> {
         sessions: &Sessions,
     ) -> io::Result<()> {
         let mut last_received = Instant::now();
-        let subscribes_by = last_received + OPENING_TIMEOUT;
+        let subscribes_by = last_received + HANDSHAKE_TIMEOUT;
         loop {
             match self.take_all(|frame| sessions.frame(node, id, frame))? {
                 Taken::Answered => {}
@@ -485,9 +497,9 @@ mod tests {
 
     /// Goal: a client that never subscribes does not keep its connection, however often it pings.
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_pings_and_does_not_subscribe_is_dropped_after_90_s() {
+    async fn a_node_that_pings_and_does_not_subscribe_is_dropped_after_45_s() {
         let mut served = serve_unsubscribed(1024);
-        for _ in 0..8 {
+        for _ in 0..4 {
             served.send(&Packet::PingReq(PingReq)).await;
             tokio::time::sleep(Duration::from_secs(11)).await;
         }
@@ -495,9 +507,9 @@ mod tests {
         let (reason, after) = served.reason().await;
         assert_eq!(reason, "does not subscribe");
         // A timer may be a millisecond late.
-        let late = after.saturating_sub(OPENING_TIMEOUT);
+        let late = after.saturating_sub(HANDSHAKE_TIMEOUT);
         assert!(
-            after >= OPENING_TIMEOUT && late <= Duration::from_millis(2),
+            after >= HANDSHAKE_TIMEOUT && late <= Duration::from_millis(2),
             "{after:?}"
         );
     }

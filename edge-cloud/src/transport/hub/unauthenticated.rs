@@ -1,9 +1,10 @@
-//! Connections that have not presented a certificate yet. When all places are taken, a new one replaces
-//! another: a client that opens connections and sends nothing must not lock the nodes out.
+//! Connections without a session. When all places are taken, a new one replaces another: a client that opens
+//! connections and sends nothing must not lock the nodes out. A node that has presented its certificate
+//! keeps its place until its session has the connection, and has few of them.
 //!
-//! Bound: the number of places.
+//! Bound: the number of places; [`NODE_PLACES_MAX`] of them for one node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,10 @@ use tokio::sync::Notify;
 
 use crate::transport::admission_queue::network;
 
-/// The places of all connections without a certificate; the oldest of the busiest network is replaced.
+/// Places of one node: its link may break several times during an opening.
+pub(super) const NODE_PLACES_MAX: usize = 4;
+
+/// The places of all connections without a session; the oldest of the busiest network is replaced.
 pub(super) struct Unauthenticated {
     places: usize,
     state: Mutex<State>,
@@ -22,11 +26,14 @@ struct State {
     next: u64,
     /// Ordered by age.
     present: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+    /// Of those, the places of nodes that have shown a certificate, the oldest first.
+    nodes: BTreeMap<String, VecDeque<u64>>,
 }
 
 /// A place; dropping it frees it.
 pub(super) struct Place {
     number: u64,
+    node: Option<String>,
     wanted: Arc<Notify>,
     unauthenticated: Arc<Unauthenticated>,
 }
@@ -59,6 +66,7 @@ impl Unauthenticated {
         state.present.insert(number, place);
         Place {
             number,
+            node: None,
             wanted,
             unauthenticated: Arc::clone(self),
         }
@@ -70,6 +78,22 @@ impl Unauthenticated {
 }
 
 impl Place {
+    /// Its connection has presented this node's certificate. The oldest place of a node that has too many is
+    /// released.
+    pub(super) fn identify(&mut self, node: &str) {
+        self.node = Some(node.to_owned());
+        let mut state = self.unauthenticated.lock();
+        let of_node = state.nodes.entry(node.to_owned()).or_default();
+        of_node.push_back(self.number);
+        let oldest = match of_node.len() > NODE_PLACES_MAX {
+            true => of_node.pop_front(),
+            false => None,
+        };
+        if let Some((_, wanted)) = oldest.and_then(|oldest| state.present.remove(&oldest)) {
+            wanted.notify_one();
+        }
+    }
+
     /// Returns when another connection has got the place.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
@@ -78,7 +102,17 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.unauthenticated.lock().present.remove(&self.number);
+        let mut state = self.unauthenticated.lock();
+        state.present.remove(&self.number);
+        let Some(node) = &self.node else {
+            return;
+        };
+        if let Some(of_node) = state.nodes.get_mut(node) {
+            of_node.retain(|number| *number != self.number);
+            if of_node.is_empty() {
+                state.nodes.remove(node);
+            }
+        }
     }
 }
 
@@ -126,6 +160,30 @@ mod tests {
         drop(silent);
         let all: Vec<Place> = (3..5).map(|n| enter(&format!("10.0.0.{n}"))).collect();
         assert!(!is_wanted(&node).await && !is_wanted(&all[0]).await);
+    }
+
+    /// Goal: a node with a valid certificate that opens connections and says nothing holds few places, and
+    /// costs no other node one. Method: many connections of one node behind the address of another.
+    #[tokio::test]
+    async fn a_node_has_few_places_and_loses_its_own_oldest() {
+        let unauthenticated = Unauthenticated::new(100);
+        let enter = |node: &str| {
+            let mut place = unauthenticated.enter("10.0.0.1".parse().unwrap());
+            place.identify(node);
+            place
+        };
+        let honest = enter("gate");
+        let mut silent: Vec<Place> = (0..NODE_PLACES_MAX).map(|_| enter("evil")).collect();
+        for round in 0..8 {
+            assert!(!is_wanted(&silent[round]).await, "{round}");
+            silent.push(enter("evil"));
+            assert!(is_wanted(&silent[round]).await, "{round}");
+        }
+        assert!(!is_wanted(&honest).await);
+        assert_eq!(unauthenticated.lock().present.len(), NODE_PLACES_MAX + 1);
+        drop((honest, silent));
+        let state = unauthenticated.lock();
+        assert!(state.present.is_empty() && state.nodes.is_empty());
     }
 
     #[tokio::test]
