@@ -1,6 +1,7 @@
 //! Reported objects: the status of the node and of its pods. No value in here changes continuously (no
 //! clock, no counter of bytes), or the reported root would never become stable.
 
+use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -11,6 +12,11 @@ use crate::limits::{
     CONDITIONS_MAX, CONTAINERS_MAX, LABELS_MAX, MESSAGE_BYTES_MAX, REFUSED_LISTED_MAX,
 };
 use crate::wire::numbers;
+
+/// In the place of what [`clip`] leaves out.
+const CLIPPED: &str = " ... ";
+/// Bytes of a message that it keeps from the beginning.
+const CLIP_HEAD_BYTES: usize = 80;
 
 numbers! {
     /// Phase of a pod, as in Kubernetes.
@@ -237,12 +243,41 @@ fn check_node(node: &NodeStatus) -> Result<(), FieldError> {
     }
 }
 
-/// Truncates `text` at a character to [`MESSAGE_BYTES_MAX`] bytes.
+/// `text` in at most [`MESSAGE_BYTES_MAX`] bytes. Of a longer one the middle is left out: what was tried
+/// is at its beginning, and why that failed at its end.
 #[must_use]
-pub fn clip(text: &str) -> &str {
-    let mut end = text.len().min(MESSAGE_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+pub fn clip(text: &str) -> Cow<'_, str> {
+    if text.len() <= MESSAGE_BYTES_MAX {
+        return Cow::Borrowed(text);
     }
-    text.get(..end).unwrap_or_default()
+    let tail = MESSAGE_BYTES_MAX - CLIP_HEAD_BYTES - CLIPPED.len();
+    let head = text.floor_char_boundary(CLIP_HEAD_BYTES);
+    let tail = text.ceil_char_boundary(text.len() - tail);
+    let (head, tail) = (text.get(..head), text.get(tail..));
+    Cow::Owned([head.unwrap_or_default(), CLIPPED, tail.unwrap_or_default()].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what was tried and why it failed are read, however long the paths between. Method: messages
+    /// of every length around the limit, with characters of several bytes at each cut.
+    #[test]
+    fn a_long_message_keeps_its_beginning_and_its_end() {
+        for length in 0..600 {
+            for filler in ["x", "\u{e9}", "\u{2603}"] {
+                let text = ["mount: ", &filler.repeat(length), ": not a directory"].concat();
+                let clipped = clip(&text);
+                assert!(clipped.len() <= MESSAGE_BYTES_MAX);
+                assert!(clipped.starts_with("mount: ") && clipped.ends_with(": not a directory"));
+                let whole = text.len() <= MESSAGE_BYTES_MAX;
+                assert_eq!(clipped == text, whole);
+                assert!(
+                    whole || clipped.contains(CLIPPED) && clipped.len() > MESSAGE_BYTES_MAX - 6
+                );
+                assert_eq!(clip(&clipped), clipped, "once is enough");
+            }
+        }
+    }
 }
