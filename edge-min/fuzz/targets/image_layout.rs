@@ -23,7 +23,8 @@ fn read(layout: PathBuf) {
     };
     let stop = Stop::after(Duration::from_secs(3600));
     for arch in ["x86_64", "aarch64", "arm"] {
-        let Ok(Some(manifest)) = layout.find("a:1", arch) else {
+        let Ok(index) = layout.index() else { break };
+        let Ok(Some(manifest)) = layout.find(&index, "a:1", arch) else {
             continue;
         };
         layout.verified::<ConfigFile>(&manifest.config).ok();

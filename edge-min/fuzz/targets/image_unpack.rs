@@ -128,7 +128,7 @@ fuzz_target!(|data: &[u8]| {
         1 => with_checksums(bytes),
         _ => program(bytes),
     };
-    let kernel = unpacked(dir, &tar, |tar, root| unpack::unpack(tar, root, 1 << 20));
-    let walk = unpacked(dir, &tar, |tar, root| unpack::unpack_walking(tar, root, 1 << 20));
+    let kernel = unpacked(dir, &tar, |tar, root| unpack::unpack(tar, (root, &[]), 1 << 20));
+    let walk = unpacked(dir, &tar, |tar, root| unpack::unpack_walking(tar, (root, &[]), 1 << 20));
     assert_eq!(kernel, walk);
 });

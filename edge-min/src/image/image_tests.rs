@@ -158,6 +158,10 @@ impl Board {
     }
 }
 
+fn find(layout: &Layout, reference: &str, arch: &str) -> Result<Option<Manifest>, ImageError> {
+    layout.find(&layout.index()?, reference, arch)
+}
+
 fn ensure(images: &Images, reference: &str, in_use: &[String]) -> Result<Image, ImageError> {
     let stop = Stop::after(Duration::from_secs(3600));
     let image = images.ensure(reference, in_use, &stop)?;
@@ -185,10 +189,21 @@ fn an_image_that_cannot_be_unpacked_is_known_without_unpacking() {
     made.into_dir(&board.preload("y"));
     let wrong = images.ready("a:3").unwrap_err();
     assert_eq!(wrong.reason(), "ImageInspectError");
+    // What cannot be read says nothing about an image that it may not have, and is told all the same.
     fs::write(board.preload("z.tar"), "no tar").unwrap();
-    let wrong = images.ready("a:2").unwrap_err();
-    assert_eq!(wrong.reason(), "ImageInspectError");
+    let missing = images.ready("a:2").unwrap_err();
+    assert_eq!(missing.reason(), "ErrImageNeverPull");
+    let text = missing.to_string();
+    assert!(
+        text.contains("image a:2 is not in the preload folder"),
+        "{text}"
+    );
+    assert!(text.contains("/z.tar: "), "{text}");
     assert!(images.ready("a:1").unwrap().is_some(), "it hides no other");
+    assert_eq!(
+        images.ready("a:3").unwrap_err().reason(),
+        "ImageInspectError"
+    );
 }
 
 /// Goal: an unpacking ends at its job's deadline or when its pod leaves, and leaves nothing behind. Method: a
@@ -215,7 +230,7 @@ fn an_unpacking_stops_with_its_job() {
         stop: &stop,
     };
     let target = board.dir.path().join("target");
-    let result = images.unpack(blob, Packing::Plain, &target).unwrap();
+    let result = images.unpack(blob, Packing::Plain, (&target, &[])).unwrap();
     let error = result.unwrap_err();
     assert!(error.contains("not done within"), "{error}");
 }
@@ -334,8 +349,11 @@ fn each_damage_is_named() {
                 made.into_dir(&board.preload("broken"));
             }
             let error = ensure(&board.images(), "a:1", &[]).unwrap_err();
-            assert_eq!(error.reason(), "ImageInspectError");
             let text = error.to_string();
+            // Which images it has is not known if that cannot be read.
+            let unread = text.contains("one that cannot be read: ");
+            let kinds = ["ImageInspectError", "ErrImageNeverPull"];
+            assert_eq!(error.reason(), kinds[usize::from(unread)], "{text}");
             assert!(text.contains("/preload/broken"), "{what}: {text}");
             assert!(text.contains(reason), "{what}: {text}");
             assert!(board.layers().is_empty());
@@ -482,7 +500,7 @@ fn an_image_for_many_boards_gives_the_one_for_this_board() {
     made.into_tar(&board.preload("x.tar"));
     let layout = || Layout::at(board.preload("x.tar")).unwrap();
     let command = |arch: &str| {
-        let manifest = layout().find("a:1", arch).unwrap().unwrap();
+        let manifest = find(&layout(), "a:1", arch).unwrap().unwrap();
         let file: ConfigFile = layout().verified(&manifest.config).unwrap();
         file.config.cmd.unwrap().remove(0)
     };
@@ -490,7 +508,7 @@ fn an_image_for_many_boards_gives_the_one_for_this_board() {
     assert_eq!(command("aarch64"), "linux/arm64/v8");
     assert_eq!(command("arm"), "linux/arm/v7");
     for (name, arch) in [("a:1", "riscv64"), ("few", "x86_64"), ("nested", "x86_64")] {
-        let error = layout().find(name, arch).unwrap_err().to_string();
+        let error = find(&layout(), name, arch).unwrap_err().to_string();
         assert!(
             error.contains(&format!("is not there for {arch}")),
             "{error}"

@@ -108,28 +108,39 @@ impl Images {
     }
 
     /// Applies `get` to the image in the first layout that has it. A damaged layout does not hide an image
-    /// of another.
+    /// of another, and an unreadable one is no error of an image that it may not have.
     fn find(&self, reference: &str, get: &dyn Fn(&Layout, &Manifest) -> Found) -> Found {
-        let mut problem = None;
+        let (mut problem, mut unread) = (None, None);
         for layout in self.layouts() {
-            let found = layout.find(reference, std::env::consts::ARCH);
+            let index = match layout.index() {
+                Ok(index) => index,
+                Err(error) => {
+                    unread = unread.or(Some(error));
+                    continue;
+                }
+            };
+            let found = layout.find(&index, reference, std::env::consts::ARCH);
             match found.and_then(|found| found.map(|found| get(&layout, &found)).transpose()) {
                 Ok(Some(image)) => return Ok(image),
                 Ok(None) => {}
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
-        Err(problem.unwrap_or_else(|| {
-            ImageError::Missing(
-                [
-                    "image ",
-                    reference,
-                    " is not in the preload folder: put an OCI layout that names it into ",
-                    &self.preload.to_string_lossy(),
-                ]
-                .concat(),
-            )
-        }))
+        Err(problem.unwrap_or_else(|| self.missing(reference, unread)))
+    }
+
+    fn missing(&self, reference: &str, unread: Option<ImageError>) -> ImageError {
+        let unread = unread.map_or_else(String::new, |error| {
+            ["; one that cannot be read: ", &error.to_string()].concat()
+        });
+        let text = [
+            "image ",
+            reference,
+            " is not in the preload folder: put an OCI layout that names it into ",
+            &self.preload.to_string_lossy(),
+            &unread,
+        ];
+        ImageError::Missing(text.concat())
     }
 
     fn there(&self, layout: &Layout, manifest: &Manifest) -> Result<Option<Image>, ImageError> {
@@ -173,7 +184,8 @@ impl Images {
         let pin = self.pin(manifest);
         let mut layers = Vec::with_capacity(manifest.layers.len());
         for layer in &manifest.layers {
-            layers.push(self.layer(layout, layer, (manifest, in_use), stop)?);
+            let layer = self.layer(layout, layer, (manifest, in_use, &layers), stop)?;
+            layers.push(layer);
         }
         Ok(Some(image(file.config, layers, pin)))
     }
@@ -182,7 +194,7 @@ impl Images {
         &self,
         layout: &Layout,
         descriptor: &Descriptor,
-        (of, in_use): (&Manifest, &[String]),
+        (of, in_use, below): (&Manifest, &[String], &[PathBuf]),
         stop: &Stop,
     ) -> Result<PathBuf, ImageError> {
         let (hex, packing) = layout.layer_of(descriptor)?;
@@ -204,7 +216,8 @@ impl Images {
                 blob: layout.layer(descriptor, stop)?,
                 stop,
             };
-            match self.unpack(blob, packing, &temporary).map_err(failed)? {
+            let result = self.unpack(blob, packing, (&temporary, below));
+            match result.map_err(failed)? {
                 Ok(()) => {
                     self.keep(&temporary, &target).map_err(failed)?;
                     return Ok(target);
@@ -230,7 +243,7 @@ impl Images {
         &self,
         blob: impl io::Read,
         packing: Packing,
-        temporary: &Path,
+        (temporary, below): (&Path, &[PathBuf]),
     ) -> io::Result<Result<(), String>> {
         tree::remove(temporary)?;
         fs::create_dir(temporary)?;
@@ -241,9 +254,9 @@ impl Images {
             // Some tools write a layer as several gzip members.
             Packing::Gzip => {
                 let plain = flate2::read::MultiGzDecoder::new(blob);
-                unpack::unpack(plain, temporary, bytes_max)
+                unpack::unpack(plain, (temporary, below), bytes_max)
             }
-            Packing::Plain => unpack::unpack(blob, temporary, bytes_max),
+            Packing::Plain => unpack::unpack(blob, (temporary, below), bytes_max),
         })
     }
 
@@ -308,8 +321,9 @@ impl Images {
     fn layers_of(&self, references: &[String]) -> SortedSet<String> {
         let mut layers = SortedSet::new();
         for layout in self.layouts() {
+            let Ok(index) = layout.index() else { continue };
             for reference in references {
-                if let Ok(Some(manifest)) = layout.find(reference, std::env::consts::ARCH) {
+                if let Ok(Some(manifest)) = layout.find(&index, reference, std::env::consts::ARCH) {
                     layers.extend(hexes(&manifest));
                 }
             }

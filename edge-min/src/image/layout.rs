@@ -27,6 +27,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// Layers of an image: overlay's option string must stay below a page.
 const LAYERS_MAX: usize = 32;
 
+/// What Docker takes for the registry of a name without one.
+const DOCKER_HUB: [&str; 2] = ["docker.io/", "index.docker.io/"];
+
 /// Type, digest and size of a blob.
 #[derive(Debug, Deserialize)]
 pub struct Descriptor {
@@ -178,17 +181,19 @@ impl Descriptor {
     }
 }
 
-/// A name completed as by Kubernetes: registry, folder and tag.
+/// A name as Docker and Kubernetes complete it: registry, folder and tag.
 fn full_name(name: &str) -> String {
+    let hub = DOCKER_HUB.iter().find_map(|host| name.strip_prefix(host));
     let tagged = name
         .rsplit('/')
         .next()
         .is_some_and(|last| last.contains(':'));
     let tag = if tagged { "" } else { ":latest" };
-    let prefix = match name.split_once('/') {
-        None => "docker.io/library/",
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => "",
-        Some(_) => "docker.io/",
+    let (prefix, name) = match (hub.unwrap_or(name).split_once('/'), hub) {
+        (None, _) => ("docker.io/library/", hub.unwrap_or(name)),
+        (Some(_), Some(hub)) => ("docker.io/", hub),
+        (Some((host, _)), None) if host.contains(['.', ':']) || host == "localhost" => ("", name),
+        (Some(_), None) => ("docker.io/", name),
     };
     [prefix, name, tag].concat()
 }
@@ -215,13 +220,25 @@ impl Layout {
         (is_tar || path.join("oci-layout").is_file()).then_some(Self { path, is_tar })
     }
 
-    /// The image with this name for this board (`arch` as Rust names it).
+    /// Its index of images.
     ///
     /// # Errors
-    /// The layout is invalid, or has the image for other architectures only.
-    pub fn find(&self, reference: &str, arch: &str) -> Result<Option<Manifest>, ImageError> {
+    /// It cannot be read.
+    pub fn index(&self) -> Result<Index, ImageError> {
         let bytes = self.document("index.json", None)?;
-        let index: Index = self.parse("index.json", &bytes)?;
+        self.parse("index.json", &bytes)
+    }
+
+    /// The image of this name in its index, for this board (`arch` as Rust names it).
+    ///
+    /// # Errors
+    /// The image is invalid, or there for other architectures only.
+    pub fn find(
+        &self,
+        index: &Index,
+        reference: &str,
+        arch: &str,
+    ) -> Result<Option<Manifest>, ImageError> {
         let named: Vec<&Descriptor> = index
             .manifests
             .iter()
@@ -451,4 +468,30 @@ fn best_of_many<'d>(all: &[&'d Descriptor], arch: &str) -> Option<&'d Descriptor
         .copied()
         .collect();
     best(&saying, arch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_is_that_of_docker_hub() {
+        let nginx = "docker.io/library/nginx:1.27";
+        for short in [
+            "nginx:1.27",
+            "docker.io/nginx:1.27",
+            "index.docker.io/nginx:1.27",
+            "index.docker.io/library/nginx:1.27",
+            nginx,
+        ] {
+            assert_eq!(full_name(short), nginx);
+        }
+        assert_eq!(full_name("nginx"), "docker.io/library/nginx:latest");
+        assert_eq!(full_name("toll/app"), "docker.io/toll/app:latest");
+        assert_eq!(full_name("docker.io/toll/app"), "docker.io/toll/app:latest");
+        for whole in ["example.com/a:1", "localhost/a:1", "host:5000/a/b:1"] {
+            assert_eq!(full_name(whole), whole);
+        }
+        assert_eq!(full_name("host:5000/a"), "host:5000/a:latest");
+    }
 }

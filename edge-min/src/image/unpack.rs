@@ -35,29 +35,45 @@ const DEPTH_MAX: usize = 256;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Unpacks at most `bytes_max` bytes of content into `target`; the error is human-readable.
+/// Unpacks at most `bytes_max` bytes of content into `target`; the error is human-readable. A directory that
+/// the layer does not name itself has mode and owner from the topmost of the layers `below` that
+/// has it, for overlayfs shows those of the topmost layer.
 ///
 /// # Errors
 /// What is wrong with the layer, and where; the caller must then remove `target`.
-pub fn unpack(reader: impl Read, target: &Path, bytes_max: u64) -> Result<(), String> {
+pub fn unpack(
+    reader: impl Read,
+    (target, below): (&Path, &[PathBuf]),
+    bytes_max: u64,
+) -> Result<(), String> {
     let root = Root::open(target).map_err(|error| error.to_string())?;
-    unpack_into(root, reader, bytes_max)
+    unpack_into(root, below, reader, bytes_max)
 }
 
 /// As on a kernel without `openat2`: tests compare both.
 ///
 /// # Errors
 /// Those of [`unpack`].
-pub fn unpack_walking(reader: impl Read, target: &Path, bytes_max: u64) -> Result<(), String> {
+pub fn unpack_walking(
+    reader: impl Read,
+    (target, below): (&Path, &[PathBuf]),
+    bytes_max: u64,
+) -> Result<(), String> {
     let root = Root::open(target).map_err(|error| error.to_string())?;
-    unpack_into(root.walking(), reader, bytes_max)
+    unpack_into(root.walking(), below, reader, bytes_max)
 }
 
-fn unpack_into(root: Root, reader: impl Read, bytes_max: u64) -> Result<(), String> {
+fn unpack_into(
+    root: Root,
+    below: &[PathBuf],
+    reader: impl Read,
+    bytes_max: u64,
+) -> Result<(), String> {
     let mut archive = Archive::new(reader);
     let entries = archive.entries().map_err(|error| error.to_string())?;
     let mut unpacking = Unpacking {
         root,
+        below,
         directories_left: ENTRIES_MAX,
     };
     let mut bytes_left = bytes_max;
@@ -76,8 +92,9 @@ fn unpack_into(root: Root, reader: impl Read, bytes_max: u64) -> Result<(), Stri
     Ok(())
 }
 
-struct Unpacking {
+struct Unpacking<'a> {
     root: Root,
+    below: &'a [PathBuf],
     directories_left: usize,
 }
 
@@ -89,7 +106,7 @@ fn relative(path: &[u8]) -> io::Result<PathBuf> {
     )
 }
 
-impl Unpacking {
+impl Unpacking<'_> {
     fn entry(&mut self, entry: &mut TarEntry<'_, impl Read>) -> io::Result<()> {
         let path = relative(&entry.path)?;
         let Some(name) = path.file_name() else {
@@ -176,12 +193,35 @@ impl Unpacking {
                     .checked_sub(1)
                     .ok_or_else(|| io::Error::other("too many directories"))?;
                 make_dir(&at, name)?;
+                if there.is_none()
+                    && let Some(like) = self.dir_below(&done, name)
+                {
+                    copy_attributes(&like, &at, name)?;
+                }
             }
             done.push(name);
             at = self.root.dir(&done)?;
         }
         Ok(at)
     }
+
+    /// The directory `name` in `parent` as the layers below show it. What cannot be looked at is not there:
+    /// it only gives attributes.
+    fn dir_below(&self, parent: &Path, name: &OsStr) -> Option<Stat> {
+        let found = self.below.iter().rev().find_map(|layer| {
+            let parent = Root::open(layer).and_then(|root| root.dir(parent)).ok()?;
+            stat(&parent, name).ok()?
+        });
+        found.filter(is_dir)
+    }
+}
+
+fn copy_attributes(like: &Stat, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+    let at = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), at)?;
+    let mode = Mode::from_raw_mode(like.st_mode);
+    Ok(rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?)
 }
 
 fn link_of<'r>(entry: &'r TarEntry<'_, impl Read>) -> io::Result<&'r OsStr> {

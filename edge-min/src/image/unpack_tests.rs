@@ -95,9 +95,9 @@ fn unpacked(items: &[Item]) -> (tempfile::TempDir, Result<(), String>) {
         fs::create_dir(&path).unwrap();
         let tar = tar(items);
         let result = if walk {
-            unpack_walking(tar.as_slice(), &path, BYTES_MAX)
+            unpack_walking(tar.as_slice(), (&path, &[]), BYTES_MAX)
         } else {
-            unpack(tar.as_slice(), &path, BYTES_MAX)
+            unpack(tar.as_slice(), (&path, &[]), BYTES_MAX)
         };
         let outside = fs::read_to_string(dir.path().join("outside")).unwrap();
         assert_eq!(outside, "untouched", "{caller}");
@@ -274,7 +274,7 @@ fn a_claimed_size_is_refused_before_it_is_read() {
         let header = header(&item(kind, "f", "", b""), GIB_4);
         let endless = header.as_bytes().chain(io::repeat(b'a'));
         let mut counted = Counted(endless, 0);
-        let result = unpack(&mut counted, dir.path(), BYTES_MAX);
+        let result = unpack(&mut counted, (dir.path(), &[]), BYTES_MAX);
         assert!(result.is_err(), "{kind:?}");
         assert!(counted.1 <= 1024, "{kind:?}: {} bytes read", counted.1);
     }
@@ -284,9 +284,9 @@ fn a_claimed_size_is_refused_before_it_is_read() {
 fn caps_hold() {
     let dir = tempfile::tempdir().unwrap();
     let plain = tar(&[file("a", "123"), file("b", "456")]);
-    assert!(unpack(plain.as_slice(), dir.path(), 6).is_ok());
+    assert!(unpack(plain.as_slice(), (dir.path(), &[]), 6).is_ok());
     let dir = tempfile::tempdir().unwrap();
-    let refused = unpack(plain.as_slice(), dir.path(), 5).unwrap_err();
+    let refused = unpack(plain.as_slice(), (dir.path(), &[]), 5).unwrap_err();
     assert_eq!(refused, "more than 5 bytes unpacked");
     // One header repeated without end, as in an endless stream of tiny entries.
     struct Again(Vec<u8>, usize);
@@ -301,7 +301,7 @@ fn caps_hold() {
         let dir = tempfile::tempdir().unwrap();
         let header = header(&item(kind, "f", "", b""), 0);
         let again = Again(header.as_bytes().to_vec(), 0);
-        let refused = unpack(again, dir.path(), BYTES_MAX).unwrap_err();
+        let refused = unpack(again, (dir.path(), &[]), BYTES_MAX).unwrap_err();
         assert!(refused.contains("too many entries"), "{refused}");
     }
     let (_dir, result) = unpacked(&[pax(&[("path", &"d/".repeat(257))]), dir_("x")]);
@@ -412,10 +412,57 @@ fn truncated_and_foreign_bytes_are_errors_not_panics() {
     for end in (1..1024).step_by(37) {
         let dir = tempfile::tempdir().unwrap();
         assert!(
-            unpack(&whole[..end], dir.path(), BYTES_MAX).is_err() || end % 512 == 0,
+            unpack(&whole[..end], (dir.path(), &[]), BYTES_MAX).is_err() || end % 512 == 0,
             "{end}"
         );
     }
     let dir = tempfile::tempdir().unwrap();
-    assert!(unpack([0x55; 1024].as_slice(), dir.path(), BYTES_MAX).is_err());
+    assert!(unpack([0x55; 1024].as_slice(), (dir.path(), &[]), BYTES_MAX).is_err());
+}
+
+/// Goal: a directory that a layer does not name keeps mode and owner of the layers below it. Method: a
+/// layer below with such directories, and one above that only names files in them.
+#[test]
+#[ignore = "needs root: chown"]
+fn a_directory_that_a_layer_does_not_name_is_that_of_the_layers_below() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = |name: &str, items: &[Item], below: &[PathBuf]| {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        unpack(tar(items).as_slice(), (&path, below), BYTES_MAX).unwrap();
+        path
+    };
+    let with_mode = |path: &str, mode: u32| Item { mode, ..dir_(path) };
+    let base = [
+        with_mode("tmp", 0o1777),
+        with_mode("srv", 0o700),
+        with_mode("srv/data", 0o2770),
+        with_mode("gone", 0o700),
+    ];
+    let base = made("base", &base, &[]);
+    rustix::fs::chown(
+        base.join("srv/data").as_path(),
+        Some(Uid::from_raw(7)),
+        Some(Gid::from_raw(8)),
+    )
+    .unwrap();
+    let middle = [file("tmp/x", ""), file("srv/y", ""), file(".wh.gone", "")];
+    let middle = made("middle", &middle, std::slice::from_ref(&base));
+    let top = [
+        file("tmp/z", ""),
+        file("srv/data/new/z", ""),
+        file("gone/z", ""),
+    ];
+    let top = made("top", &top, &[base, middle.clone()]);
+    let seen = |layer: &Path, path: &str| {
+        let metadata = fs::metadata(layer.join(path)).unwrap();
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+    };
+    assert_eq!(seen(&middle, "tmp"), (0o1777, 0, 0));
+    assert_eq!(seen(&top, "tmp"), (0o1777, 0, 0));
+    assert_eq!(seen(&top, "srv"), (0o700, 0, 0));
+    assert_eq!(seen(&top, "srv/data"), (0o2770, 7, 8));
+    // As the kernel has it below a set-group-id directory.
+    assert_eq!(seen(&top, "srv/data/new"), (0o2755, 0, 8));
+    assert_eq!(seen(&top, "gone"), (0o755, 0, 0), "hidden by a whiteout");
 }
