@@ -72,6 +72,7 @@ async fn every_command_shows_what_is() {
                 state: ContainerState::Running { pid: 4711 },
                 restarts: 2,
                 last_exit_code: Some(1),
+                last_oom: false,
             }],
             ..PodStatus::default()
         },

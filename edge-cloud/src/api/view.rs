@@ -104,6 +104,8 @@ pub struct ContainerRow {
     pub restarts: u32,
     /// Exit code of the last run that has ended.
     pub exit_code: Option<i32>,
+    /// The kernel ended that run for want of memory.
+    pub last_oom: bool,
 }
 
 /// Reason why some desired state is not in effect.
@@ -250,6 +252,7 @@ fn row(view: &NodeView, status: &PodStatus) -> PodRow {
             pid,
             restarts: container.restarts,
             exit_code,
+            last_oom: container.last_oom,
         }
     });
     PodRow {

@@ -19,6 +19,8 @@ const REASON_BYTES_MAX: usize = 64;
 
 /// Exit code of a run whose program could not be started, as in containerd.
 pub const EXIT_NOT_RUN: i32 = 128;
+/// Exit code of a run that SIGKILL ended, which is how the kernel makes room.
+const EXIT_KILLED: i32 = 137;
 
 /// Why a start failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +101,7 @@ pub(crate) struct Supervisor {
     failures: u32,
     restarts: u32,
     last_exit_code: Option<i32>,
+    last_oom: bool,
     failure: Option<StartFailure>,
     /// Why the last attempt to remove its remains failed.
     remains: Option<String>,
@@ -117,6 +120,7 @@ impl Supervisor {
             failures: 0,
             restarts: 0,
             last_exit_code: None,
+            last_oom: false,
             failure: None,
             remains: None,
             undecided: false,
@@ -132,7 +136,8 @@ impl Supervisor {
 
     /// How the latest run ended, as stored by an earlier agent.
     pub(crate) fn recall(&mut self, code: Option<i32>, oom: bool, policy: RestartPolicy) {
-        self.last_exit_code = code;
+        let oom = ended_by_oom(code, oom);
+        (self.last_exit_code, self.last_oom) = (code, oom);
         if !restarts(policy, code) {
             self.run = 1;
             self.state = State::Ended {
@@ -304,7 +309,7 @@ impl Supervisor {
         });
         let code = Some(EXIT_NOT_RUN);
         if failure.counts_as_run {
-            self.last_exit_code = code;
+            (self.last_exit_code, self.last_oom) = (code, false);
         }
         let next = if failure.counts_as_run && !restarts(policy, code) {
             Next::End {
@@ -339,6 +344,9 @@ impl Supervisor {
         wanted: bool,
     ) -> Option<Millis> {
         let stopped = matches!(self.state, State::Stopping { .. });
+        // Its SIGKILL was ours.
+        let killed = matches!(self.state, State::Stopping { kills: 1.., .. });
+        let oom = ended_by_oom(code, oom) && !killed;
         // Wanted and yet stopped by us: it was replaced, or wanted again meanwhile.
         let replaced = stopped && wanted;
         if let State::Running { since, .. } = self.state
@@ -346,7 +354,7 @@ impl Supervisor {
         {
             self.failures = 0;
         }
-        self.last_exit_code = code;
+        (self.last_exit_code, self.last_oom) = (code, oom);
         let again = restarts(policy, code);
         let next = if replaced {
             self.failures = 0;
@@ -459,6 +467,9 @@ impl Supervisor {
                         self.remains.as_deref().unwrap_or(""),
                     ),
                     Some(failure) => waiting(&failure.reason, &failure.message),
+                    None if self.failures > 1 && self.last_oom => {
+                        waiting("CrashLoopBackOff", "the last run was OOMKilled")
+                    }
                     None if self.failures > 1 => waiting("CrashLoopBackOff", ""),
                     None => waiting("ContainerCreating", ""),
                 }
@@ -469,8 +480,15 @@ impl Supervisor {
             state,
             restarts: self.restarts,
             last_exit_code: self.last_exit_code,
+            last_oom: self.last_oom,
         }
     }
+}
+
+/// Whether the kernel's OOM killer ended a run in whose cgroup it struck: its first process, and not
+/// another that the container got over.
+fn ended_by_oom(code: Option<i32>, struck: bool) -> bool {
+    struck && code.is_none_or(|code| code == EXIT_KILLED)
 }
 
 /// An unknown code counts as a failure.

@@ -7,6 +7,8 @@ mod board;
 mod given_up;
 #[path = "agent/housekeeping.rs"]
 mod housekeeping;
+#[path = "agent/oom.rs"]
+mod oom;
 
 use std::collections::BTreeMap;
 

@@ -251,6 +251,8 @@ pub struct Container {
     pub restarts: u32,
     /// Exit code of the last run that ended; null when none did or it is unknown.
     pub exit_code: Option<i32>,
+    /// The kernel ended that run for want of memory.
+    pub last_oom: bool,
 }
 
 /// Memory of the agent's own processes, from `smaps_rollup`.
@@ -311,6 +313,7 @@ impl Status {
                 pid,
                 restarts: container.restarts,
                 exit_code,
+                last_oom: container.last_oom,
             }
         });
         self.pods.push(Pod {

@@ -103,6 +103,8 @@ pub struct ContainerStatus {
     pub restarts: u32,
     /// Exit code of the previous run; `None` when there was none or it is unknown.
     pub last_exit_code: Option<i32>,
+    /// The last run was ended by the kernel for want of memory.
+    pub last_oom: bool,
 }
 
 /// A pod's status. It leaves the reported set when nothing of the pod is left on the node.
@@ -193,6 +195,7 @@ field_list! {
         2 may state: list,
         3 may restarts,
         4 may last_exit_code,
+        5 may last_oom,
     }
     NodeStatus check check_node {
         1 may agent,

@@ -160,6 +160,7 @@ fn pod_status() -> PodStatus {
         state,
         restarts: 3,
         last_exit_code: Some(-1),
+        last_oom: true,
     };
     PodStatus {
         uid: Uid([7; 16]),
