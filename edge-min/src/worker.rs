@@ -77,7 +77,7 @@ struct Watched {
 
 struct Table {
     threads: Vec<Busy>,
-    /// When the driver calls [`Self::look`] next.
+    /// When the driver calls [`Watch::look`] next.
     look_at: Option<Instant>,
     /// A job exceeded its deadline, or such a job ended, since the driver's last call.
     changed: bool,
