@@ -32,8 +32,18 @@ pub async fn run<N: NodeReports + DesiredSets>(
     let mut names = memory.nodes.keys().cloned().collect::<BTreeSet<_>>();
     names.extend(nodes.views().into_iter().map(|view| view.name));
     let mut controller = Controller::new(saved, &accepted, memory, ids);
-    let changes = source.read(&controller.store).await;
-    controller.apply(changes);
+    // After a restore, nodes may run pods that are newer than its objects. So these pods are compared with a
+    // complete folder only; a file that is never closed delays this by the time in which it counts as open.
+    let is_restored = controller.restored.awaits_source;
+    loop {
+        let changes = source.read(&controller.store).await;
+        let is_partial = changes.is_partial;
+        controller.apply(changes);
+        if !is_restored || !is_partial {
+            break;
+        }
+        source.changed().await;
+    }
     let settle_at = Instant::now() + SETTLE;
     loop {
         names.append(&mut notices.take());

@@ -38,6 +38,8 @@ pub struct SourceChanges {
     pub problems: Vec<Problem>,
     /// Whether the source has any valid object.
     pub has_objects: bool,
+    /// A file is not applied yet, because a program may still be writing it.
+    pub is_partial: bool,
 }
 
 /// Receives the status of desired objects and the reports of nodes. A sink that shows all of

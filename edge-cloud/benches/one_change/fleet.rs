@@ -55,6 +55,7 @@ impl Source for Memory {
             objects: objects.collect(),
             problems: Vec::new(),
             has_objects: true,
+            is_partial: false,
         }
     }
 

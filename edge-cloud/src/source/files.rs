@@ -169,6 +169,7 @@ impl Files {
             objects: self.settle(touched, !faults.is_empty()),
             problems: self.problems(faults, now),
             has_objects: !self.holders.is_empty(),
+            is_partial: self.files.values().any(|file| file.take == Take::Nothing),
         }
     }
 

@@ -272,6 +272,24 @@ fn objects_of_an_earlier_run_hold_until_the_folder_is_read() {
     assert!(place.store.is_empty());
 }
 
+/// Goal: a caller can tell that the folder was not read completely. Method: a file that was written shortly
+/// before a restart.
+#[test]
+fn a_file_that_may_be_incomplete_makes_the_read_partial() {
+    let mut place = Place::new();
+    place.write("a.yaml", &config("a", "x"));
+    place.read();
+    place.restart();
+    let file = fs::metadata(place.path("a.yaml")).unwrap();
+    place.now.wall = file.modified().unwrap();
+    let path = place.path("");
+    let changes = place.files.read(&path, place.now, &place.activity);
+    assert!(changes.is_partial && !changes.has_objects);
+    place.wait(QUIET);
+    let changes = place.files.read(&path, place.now, &place.activity);
+    assert!(!changes.is_partial && changes.has_objects);
+}
+
 /// Goal: no state of a file that is written in place ends or changes anything before it is whole. Method:
 /// the ways of a shell, of an upload that stalls and of one that is cut off, step by step.
 #[test]
