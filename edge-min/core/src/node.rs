@@ -57,11 +57,8 @@ impl Node {
         }
     }
 
-    /// Sets the condition of this name, or clears it if it was ever set.
+    /// Sets the condition of this name, or clears it.
     pub(crate) fn set_fault(&mut self, name: &str, message: Option<String>) {
-        if message.is_none() && !self.conditions.contains_key(name) {
-            return;
-        }
         self.set_condition(Condition {
             name: name.to_string(),
             holds: message.is_some(),
