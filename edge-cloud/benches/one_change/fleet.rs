@@ -265,8 +265,7 @@ async fn changes(source: &Memory, fleet: &Fleet) -> Vec<Figure> {
         costs[1].push(cost(async { fleet.report(&node) }).await);
         let label = cost(async {
             fleet.change(&node, |view| {
-                let status = view.status.as_mut().unwrap();
-                status.labels = [("role".into(), "extra".into())].into_iter().collect();
+                view.labels = [("role".into(), "extra".into())].into_iter().collect();
             });
         });
         costs[2].push(label.await);
