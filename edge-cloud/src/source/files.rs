@@ -268,7 +268,8 @@ impl Files {
         now: Now,
     ) -> ReadFile {
         let is_fresh = |(_, _, changed, _): &Stamp| !now.is_after(*changed, FRESH);
-        let stamp = seen.filter(|stamp| !is_fresh(stamp));
+        // What prevented the read may pass without a change of the stamp.
+        let stamp = seen.filter(|stamp| hash.is_some() && !is_fresh(stamp));
         match self.files.remove(name) {
             Some(file) if file.hash == hash => ReadFile { stamp, ..file },
             Some(file) => ReadFile {
