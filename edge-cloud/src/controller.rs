@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_proto::key::Uid;
 use tokio::time::Instant;
 
 use crate::manifest::{Id, Manifests, Origin, Problem, Severity};
@@ -45,6 +46,8 @@ pub async fn run<N: NodeReports + DesiredSets>(
         source.changed().await;
     }
     let settle_at = Instant::now() + SETTLE;
+    // Pods of an earlier run, which are new to the sink.
+    let mut earlier: BTreeSet<Uid> = controller.placer.placement().pods.keys().copied().collect();
     loop {
         names.append(&mut notices.take());
         for name in std::mem::take(&mut names) {
@@ -55,7 +58,8 @@ pub async fn run<N: NodeReports + DesiredSets>(
         if Instant::now() >= settle_at {
             controller.settle();
         }
-        let changes = controller.round();
+        let mut changes = controller.round();
+        changes.pods.append(&mut earlier);
         controller.give(&*nodes, &changes);
         sink.placed(StatusChange {
             problems: &controller.problems,

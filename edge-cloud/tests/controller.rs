@@ -99,6 +99,8 @@ async fn the_example_reaches_the_node_and_survives_a_restart() {
     links.join("gate-1");
     run(folder.path(), data.path(), &links, |status, links| {
         assert_eq!(links.desired("gate-1"), first);
+        // Also those that were placed before.
+        assert_eq!(status.placement.pods.len(), 2);
         !status.problems.is_empty()
     })
     .await;
