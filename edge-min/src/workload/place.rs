@@ -26,6 +26,8 @@ const FILE_MODE: u32 = 0o644;
 pub(super) struct Place {
     dir: File,
     name: OsString,
+    /// Without links.
+    path: PathBuf,
 }
 
 impl Place {
@@ -70,7 +72,8 @@ impl Place {
                 }
                 ahead.extend(names(&target));
             } else if last && name != ".." {
-                return Ok(Self { dir, name });
+                let path = at.join(&name);
+                return Ok(Self { dir, name, path });
             } else {
                 dir = found;
                 match name == ".." {
@@ -79,6 +82,11 @@ impl Place {
                 }
             }
         }
+    }
+
+    /// The walked path, without the links on the way.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What is there now, as a path that no link leads elsewhere while the file is held.
