@@ -8,17 +8,16 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_channel::{Receiver, Sender};
 use edge_proto::limits::RECORD_BYTES_MAX;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::{Mode, OFlags};
 use smol::future::or;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::unix::{UnixListener, UnixStream};
@@ -83,17 +82,22 @@ pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     let (path, dir) = (paths::api_socket(run_dir), paths::api(run_dir));
     std::fs::create_dir_all(&dir)?;
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
-    // Containers write in this folder: anything may be there, and a link may take the socket's name before
-    // its mode is set.
-    tree::remove(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let socket = std::fs::File::from(rustix::fs::open(&path, flags, Mode::empty())?);
-    if !socket.metadata()?.file_type().is_socket() {
-        return Err(io::Error::other("a container has replaced the socket"));
+    // Containers write in this folder, so anything may be there. The socket is made where they cannot reach
+    // it, and replaces what has its name in one step.
+    let made = run_dir
+        .join(path.file_name().unwrap_or_default())
+        .with_extension(paths::TEMPORARY);
+    tree::remove(&made)?;
+    let listener = UnixListener::bind(&made)?;
+    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o666))?;
+    if std::fs::rename(&made, &path).is_err() {
+        // A directory is in the way. It is moved and not removed, because its content may be exchanged for
+        // a link while it is read.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let unused = now.unwrap_or_default().as_nanos().to_string();
+        std::fs::rename(&path, path.with_extension(unused))?;
+        std::fs::rename(&made, &path)?;
     }
-    let own = ["/proc/self/fd/", &socket.as_raw_fd().to_string()].concat();
-    std::fs::set_permissions(own, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
 }
 
@@ -339,5 +343,48 @@ fn reply(out: &mut Vec<u8>, status: &str, body: &str, close: bool) {
         body,
     ] {
         out.extend_from_slice(part.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Goal: what a container has put at the socket's name is replaced, and nothing outside is changed. Method:
+    /// a link to a file, a directory with a link to a folder, and an earlier socket.
+    #[test]
+    fn whatever_has_the_name_of_the_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, board) = (dir.path().join("run"), dir.path().join("board"));
+        fs::create_dir(&board).unwrap();
+        let file = board.join("file");
+        fs::write(&file, "of the board").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let path = paths::api_socket(&run);
+        fs::create_dir_all(paths::api(&run)).unwrap();
+        let link: fn(&Path, &Path) = |path, board| symlink(board.join("file"), path).unwrap();
+        let folder: fn(&Path, &Path) = |path, board| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+            symlink(board, path.join("below")).unwrap();
+        };
+        let nothing: fn(&Path, &Path) = |_, _| {};
+        for put in [link, nothing, folder, folder] {
+            put(&path, &board);
+            let _listener = listen(&run).unwrap();
+            net::UnixStream::connect(&path).unwrap();
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o666
+            );
+            assert_eq!(
+                fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+            assert_eq!(fs::read(&file).unwrap(), b"of the board");
+        }
     }
 }
