@@ -269,14 +269,17 @@ impl<W: Work> Shared<W> {
     /// Starts one more thread for short jobs.
     fn add_thread(self: &Arc<Self>) -> io::Result<()> {
         let mut state = self.lock();
-        let thread = state.spare.pop();
-        let thread = thread.unwrap_or_else(|| self.watch.thread(self.name));
         state.threads += 1;
         state.idle += 1;
         drop(state);
         let shared = Arc::clone(self);
         let started = spawn(self.name, self.stack_bytes, move || {
-            shared.lock().idle -= 1;
+            let mut state = shared.lock();
+            state.idle -= 1;
+            let spare = state.spare.pop();
+            drop(state);
+            // Only by a thread that runs: those that cannot be started must not fill the table.
+            let thread = spare.unwrap_or_else(|| shared.watch.thread(shared.name));
             shared.run_short(thread);
         });
         if started.is_err() {

@@ -6,8 +6,8 @@
 //! Parent threads: orphans, and with them the first processes of runc's containers, are
 //! children of the main thread, because the kernel assigns them to the first thread of a subreaper
 //! (`find_new_reaper`). A process that another thread forks (runc itself, `edge-min launch`) is that
-//! thread's child. So a wait with `__WNOTHREAD` on the main thread takes every orphan, and never
-//! the status that a `Command` of a worker waits for. This must therefore run on the main
+//! thread's child until the thread exits. So a wait with `__WNOTHREAD` on the main thread takes every orphan,
+//! and never the status that a `Command` of a worker waits for. This must therefore run on the main
 //! thread, which may itself fork only what it waits for at once.
 
 use std::fs;
@@ -79,7 +79,7 @@ impl Process {
     }
 }
 
-/// First processes of containers that runc has created and that the reaper does not watch yet, with
+/// First processes of containers that were started and that the reaper does not watch yet, with
 /// the code of those that have ended meanwhile. At most one for each start in progress.
 #[derive(Clone, Debug, Default)]
 pub struct StartingPids(Arc<Mutex<SortedMap<u32, Option<i32>>>>);

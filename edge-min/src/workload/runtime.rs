@@ -246,8 +246,12 @@ impl Runtime {
             .map_err(not_created)?;
         let pid = child.id();
         let failure = match hand_over(&mut child, &plan, stop) {
-            // It runs; the reaper waits for it, so std must not.
-            Ok(reason) if reason.is_empty() => return Ok(pid),
+            // It runs; the reaper waits for it, so std must not. When this thread exits, its children become
+            // those of another one, perhaps the main thread before it watches this one.
+            Ok(reason) if reason.is_empty() => {
+                self.starting_pids.announce(pid);
+                return Ok(pid);
+            }
             Ok(reason) => not_run(reason),
             Err(error) => because("launch", &error),
         };
