@@ -329,7 +329,7 @@ impl EnrolmentService<'_> {
         registry.check(&request.node)?;
         let life_s = self.times.node_s;
         let issued = ca.node(&request.node, &csr, None, unix_s, life_s)?;
-        tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
+        let grants = tokens.spend_for(id, secret, unix_s, &request.node, &key_sha256)?;
         let (ca_sha256, other_ca_sha256) = cas.given();
         let enrolment = Enrolment {
             serial: issued.serial,
@@ -339,7 +339,7 @@ impl EnrolmentService<'_> {
             life_s,
             ca_sha256,
             other_ca_sha256,
-            grants: tokens.grants(id),
+            grants,
             ..Enrolment::default()
         };
         if let Err(error) = registry.add(&request.node, enrolment) {

@@ -162,10 +162,13 @@ impl Registry {
             if !state.nodes.contains_key(&peer.node) {
                 check_name_and_count(state, &peer.node)?;
             }
+            // One that was known keeps its labels, and waits for its approval if it did.
+            let known = state.nodes.get(&peer.node);
             let enrolment = Enrolment {
                 serial: peer.serial.clone(),
                 joined_unix_s: issued_unix_s,
                 life_s: peer.expires_unix_s.saturating_sub(issued_unix_s),
+                grants: known.map(|known| known.grants.clone()).unwrap_or_default(),
                 ..Enrolment::default()
             };
             Ok(vec![put(&peer.node, enrolment)])

@@ -139,16 +139,6 @@ impl TokenStore {
         Ok(text)
     }
 
-    /// What the nodes of a token get.
-    #[must_use]
-    pub fn grants(&self, id: &str) -> Grants {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens
-            .get(id)
-            .map(|token| token.grants.clone())
-            .unwrap_or_default()
-    }
-
     /// The tokens that have not expired, by id.
     #[must_use]
     pub fn list(&self, unix_s: u64) -> Vec<TokenRow> {
@@ -181,11 +171,12 @@ impl TokenStore {
     /// # Errors
     /// See [`TokenError`].
     pub fn spend(&self, id: &str, secret: &str, unix_s: u64) -> Result<(), TokenError> {
-        self.spend_for(id, secret, unix_s, "", "")
+        self.spend_for(id, secret, unix_s, "", "").map(drop)
     }
 
     /// Takes one use for the board that requests this name for this key, unless the latest use was for it
-    /// as well: edge-cloud ended in the middle of its join, and the board repeats it.
+    /// as well: edge-cloud ended in the middle of its join, and the board repeats it. Returns what the node
+    /// of that board gets.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -196,7 +187,8 @@ impl TokenStore {
         unix_s: u64,
         node: &str,
         key_sha256: &str,
-    ) -> Result<(), TokenError> {
+    ) -> Result<Grants, TokenError> {
+        let mut grants = Grants::default();
         let whom = match node {
             "" => String::new(),
             node => format!("{node} {key_sha256}"),
@@ -211,8 +203,10 @@ impl TokenStore {
                 token.uses_left = token.uses_left.checked_sub(1).ok_or(TokenError::Used)?;
                 token.last_for = whom;
             }
+            grants = token.grants.clone();
             Ok(())
-        })
+        })?;
+        Ok(grants)
     }
 
     /// Deletes the tokens that name this CA: a board with one would not accept the server any more.
@@ -379,7 +373,8 @@ mod tests {
         let rows = store.list(1059);
         assert_eq!((rows[0].uses_left, &rows[0].grants), (3, &grants));
         assert_eq!((rows.len(), store.list(1060).len()), (1, 0));
-        assert_eq!(store.grants(&id), grants);
+        let spent = store.spend_for(&id, &secret, 1000, "a", "key");
+        assert_eq!(spent.unwrap(), grants);
         assert!(store.revoke(&id).unwrap() && !store.revoke(&id).unwrap());
         let void = store.spend(&id, &secret, 1000);
         assert!(matches!(void, Err(TokenError::Invalid)));

@@ -115,6 +115,7 @@ fn admits(registry: &Registry, node: &str, serial: &str) -> bool {
 fn restored(folder: &Path) -> Registry {
     let mut old = enrolment("01");
     old.joined_unix_s = 40;
+    old.grants.awaits_approval = true;
     let mut revoked = enrolment("02");
     revoked.joined_unix_s = 40;
     revoked.revoked = true;
@@ -145,6 +146,7 @@ fn after_a_restore_nodes_that_joined_after_the_backup_come_back_for_good() {
     assert_eq!(admit(peer("new", "03", 100), 3_000), Admission::Known);
     // The newer of two certificates counts, whichever connects first.
     assert_eq!(admit(peer("old", "04", 200), 1_002), Admission::Readmitted);
+    assert!(registry.find("old").unwrap().grants.awaits_approval);
     assert_eq!(admit(peer("old", "01", 40), 1_003), Admission::Refused);
     assert_eq!(admit(peer("old", "05", 150), 1_003), Admission::Refused);
     assert_eq!(admit(peer("old", "04", 200), 1_003), Admission::Known);
