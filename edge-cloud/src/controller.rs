@@ -105,12 +105,16 @@ impl Controller {
     fn new(saved: Saved, accepted: &Manifests, memory: Memory, ids: PodIds) -> Self {
         let mut store = ObjectStore::default();
         store.apply(accepted);
+        let mut earlier = memory.nodes;
+        for node in earlier.values_mut() {
+            node.awaits_report = true;
+        }
         Self {
             saved,
             placer: Placer::new(ids, memory.pods, !memory.restored.settling),
             store,
             restored: memory.restored,
-            earlier: memory.nodes,
+            earlier,
             revision: 0,
             awaited: BTreeMap::new(),
             problems: Vec::new(),
@@ -257,6 +261,7 @@ fn observed(
                 labels: view.labels,
                 arch: status.arch,
                 pods_max: status.pods_max,
+                awaits_report: before.is_some_and(|before| before.awaits_report),
                 ..NodeState::default()
             };
             (state, is_unreported)
@@ -266,6 +271,7 @@ fn observed(
     let pods = view.pods.into_iter();
     let state = NodeState {
         connected: view.connected,
+        awaits_report: !view.has_report && state.awaits_report,
         reported: pods
             .map(|pod| (pod.uid, (pod.namespace, pod.name)))
             .collect(),

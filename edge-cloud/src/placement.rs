@@ -58,6 +58,9 @@ pub struct NodeState {
     /// Pods that the node reports: UID to (namespace, name).
     #[serde(skip)]
     pub reported: BTreeMap<Uid, PodName>,
+    /// It has not reported since edge-cloud's start, so it may run every pod that it was asked for before.
+    #[serde(skip)]
+    pub awaits_report: bool,
 }
 
 /// Label with the node's name.
@@ -68,6 +71,11 @@ const OS: &str = "kubernetes.io/os";
 const ARCH: &str = "kubernetes.io/arch";
 
 impl NodeState {
+    /// Whether a pod that the node was asked for may not have ended yet.
+    fn may_run(&self, uid: Uid) -> bool {
+        self.awaits_report || self.reported.contains_key(&uid)
+    }
+
     /// Kubernetes' well-known labels are derived from the node, and override all others.
     fn label<'a>(&'a self, name: &'a str, key: &str) -> Option<&'a str> {
         match (key, self.arch.as_str()) {

@@ -236,6 +236,37 @@ async fn after_a_restore_a_node_is_given_nothing_before_its_whole_report_is_here
     assert_eq!(links.desired("gate-1").unwrap().len(), 0);
 }
 
+/// Goal: a pod that is not wanted any more ends before its name is free, also over a restart of edge-cloud.
+/// Method: its manifest goes while edge-cloud is down; its node reports after the next start but one.
+#[tokio::test]
+async fn a_pod_that_must_end_is_waited_for_until_its_node_has_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    let file = folder.path().join("counter.yaml");
+    std::fs::write(&file, POD).unwrap();
+    run(folder.path(), data.path(), &links, |_, links| {
+        links.desired("gate-1").is_some_and(|all| all.len() == 1)
+    })
+    .await;
+    std::fs::remove_file(&file).unwrap();
+    let links = Arc::new(Recorder::default());
+    links.join("gate-1");
+    run(folder.path(), data.path(), &links, |status, _| {
+        let mut pods = status.placement.pods.values();
+        assert_eq!(pods.len(), 1, "the node may still run it");
+        pods.all(|placed| placed.pod.terminating)
+    })
+    .await;
+    let links = Arc::new(Recorder::default());
+    links.report("gate-1");
+    run(folder.path(), data.path(), &links, |status, _| {
+        status.placement.pods.is_empty()
+    })
+    .await;
+}
+
 /// Goal: a saved pod that cannot be read is not started a second time. Method: a pod that may go to any
 /// node runs on the second one; its line in the file is damaged, and the first node reports first.
 #[tokio::test]

@@ -350,6 +350,12 @@ impl Placer {
             .iter()
             .filter(|(uid, name)| before.get(*uid) != Some(*name));
         let mut ended = Vec::new();
+        let has_begun = entry.is_some_and(|entry| entry.state.awaits_report)
+            && state.is_none_or(|state| !state.awaits_report);
+        if let Some(entry) = entry.filter(|_| has_begun) {
+            let others = entry.ending.keys().filter(|uid| !now.contains_key(*uid));
+            ended.extend(others.copied());
+        }
         for (is_there, (uid, name)) in gone
             .map(|one| (false, one))
             .chain(come.map(|one| (true, one)))
@@ -376,6 +382,9 @@ impl Placer {
         for uid in ended {
             let name = self.not_ending(node, uid);
             self.touched_names.extend(name);
+        }
+        if has_begun {
+            self.touch_pods_of(node);
         }
     }
 
@@ -436,14 +445,14 @@ impl Placer {
         self.changes.pods.insert(uid);
         self.touched_names.insert(name.clone());
         let entry = self.nodes.get_mut(node);
-        let entry = entry.filter(|entry| entry.state.reported.contains_key(&uid));
-        let is_reported = entry.is_some();
+        let entry = entry.filter(|entry| entry.state.may_run(uid));
+        let may_run = entry.is_some();
         if let Some(entry) = entry {
             entry.ending.insert(uid, name.clone());
         }
         if let Some(state) = self.names.get_mut(name) {
             state.pods.remove(&uid);
-            if is_reported {
+            if may_run {
                 state.ending.insert((node.to_owned(), uid));
             }
         }

@@ -61,7 +61,7 @@ pub(super) fn place(
         };
         let is_ending = |name: &String, node: &NodeState, uid: Uid| {
             let is_ending = ending.contains_key(&(name.clone(), uid));
-            node.reported.contains_key(&uid) && (is_ending || placed(name, uid, true))
+            node.may_run(uid) && (is_ending || placed(name, uid, true))
         };
         let proven = || {
             find(&|name, node, uid| node.reported.contains_key(&uid) && placed(name, uid, false))
@@ -82,7 +82,7 @@ pub(super) fn place(
         })
         .collect();
 
-    // Pods to end: desired before and still reported. Meanwhile their names are in use.
+    // Pods to end: desired before, and may still run. Meanwhile their names are in use.
     let mut busy: BTreeMap<PodName, BTreeSet<&str>> = BTreeMap::new();
     for ((node, uid), name) in ending {
         if !kept.contains(&(name.clone(), *uid)) {
@@ -94,7 +94,7 @@ pub(super) fn place(
         let Some(node) = nodes.get(&placed.node).filter(|_| !is_kept) else {
             continue;
         };
-        if node.reported.contains_key(uid) {
+        if node.may_run(*uid) {
             let pod = Pod {
                 terminating: true,
                 ..placed.pod.clone()

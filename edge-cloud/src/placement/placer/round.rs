@@ -182,7 +182,11 @@ impl Placer {
             return Some(proven);
         }
         let ending = || {
-            let terminating = placed(true).into_iter().filter(is_reported);
+            let may_run = |(node, uid): &(String, Uid)| {
+                let entry = self.nodes.get(node);
+                entry.is_some_and(|entry| entry.state.may_run(*uid))
+            };
+            let terminating = placed(true).into_iter().filter(may_run);
             terminating.chain(first(&state.ending)).min()
         };
         first(&state.reported)
@@ -201,7 +205,7 @@ impl Placer {
             let entry = self.nodes.get_mut(&node);
             let is_there = entry.is_some();
             let mut is_touched = true;
-            match entry.filter(|entry| entry.state.reported.contains_key(&uid)) {
+            match entry.filter(|entry| entry.state.may_run(uid)) {
                 Some(entry) => {
                     is_touched = entry.terminating.insert(uid) || !is_terminating;
                     if !is_terminating {

@@ -124,7 +124,9 @@ impl World {
         for (id, _) in self.store.iter() {
             self.placer.object_changed(&self.store, id);
         }
-        for (name, node) in &self.nodes {
+        for (name, node) in &mut self.nodes {
+            node.reported.clear();
+            node.awaits_report = true;
             self.placer
                 .node_changed(&self.store, name, Some(node.clone()));
         }
@@ -225,6 +227,7 @@ impl World {
             }
             // It performs a part of its desired set.
             _ => {
+                node.awaits_report = false;
                 for placed in asked {
                     if random.often(60) && !placed.pod.terminating {
                         node.reported.insert(placed.pod.uid, placed.name());
