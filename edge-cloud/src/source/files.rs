@@ -245,9 +245,12 @@ impl Files {
             self.files.insert(name.to_owned(), file);
             return;
         }
-        let form = text.as_ref().map(|text| Form::of(text)).unwrap_or_default();
+        let form = text.as_ref().ok().map(|text| Form::of(text));
         let has_something = has_stood || file.form.is_some();
-        let is_cut = file.form.is_none_or(|before| form.may_be_cut(before));
+        let is_cut = match (file.form, form) {
+            (Some(before), Some(now)) => now.may_be_cut(before),
+            _ => true,
+        };
         file.take = match writing {
             _ if text.is_err() => Take::All,
             _ if file.is_open => Take::Nothing,
@@ -300,7 +303,7 @@ impl Files {
         name: &str,
         file: ReadFile,
         text: Result<String, String>,
-        form: Form,
+        form: Option<Form>,
         touched: &mut BTreeSet<Id>,
     ) {
         let take = file.take;
@@ -320,7 +323,7 @@ impl Files {
         }
         let file = ReadFile {
             manifests,
-            form: Some(form),
+            form: form.or(file.form),
             ..file
         };
         self.files.insert(name.to_owned(), file);

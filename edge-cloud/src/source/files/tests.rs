@@ -272,6 +272,18 @@ fn objects_of_an_earlier_run_hold_until_the_folder_is_read() {
     assert!(place.store.is_empty());
 }
 
+/// Goal: a file that could not be read is read again, although it has not changed. Method: one whose text is no
+/// text, for what an error of the medium would be.
+#[test]
+fn a_file_that_could_not_be_read_is_read_again() {
+    let mut place = Place::new();
+    fs::write(place.path("a.yaml"), b"\xff").unwrap();
+    for reads in 1..=3 {
+        place.read();
+        assert_eq!(place.files.reads, reads);
+    }
+}
+
 /// Goal: a caller can tell that the folder was not read completely. Method: a file that was written shortly
 /// before a restart.
 #[test]
