@@ -8,6 +8,7 @@ use std::process::Command;
 
 use memtests::{Gate, SCRIPT_IMAGE as IMAGE, Setup, measure, program, script_pod as pod};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Pods that stay and pods that end with a code of their own on SIGUSR1, by both runtimes.
 fn pods() -> String {
@@ -71,27 +72,11 @@ fn has_failed(status: &Value) -> bool {
     conditions.any(|one| one["name"] == "HandOverFailed")
 }
 
-/// A folder for the agent's program, whose path the test replaces.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("edge-min-handover-{name}-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        fs::copy(program("edge-min").unwrap(), dir.join("edge-min")).unwrap();
-        Self(dir)
-    }
-
-    fn agent(&self) -> PathBuf {
-        self.0.join("edge-min")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
+/// A copy of the agent's program, which the test replaces.
+fn agent_in(folder: &TempDir) -> PathBuf {
+    let agent = folder.path().join("edge-min");
+    fs::copy(program("edge-min").unwrap(), &agent).unwrap();
+    agent
 }
 
 /// Goal: the agent is replaced and has the same process id, containers of both runtimes continue, and those
@@ -102,8 +87,8 @@ impl Drop for Folder {
 #[test]
 #[ignore = "needs root, runc and umoci"]
 fn the_agent_replaces_itself_and_no_exit_code_is_lost() {
-    let folder = Folder::new("replaced");
-    let agent = folder.agent();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = agent_in(&folder);
     let gate = Gate::set_up(Setup {
         agent: Some(agent.clone()),
         manifests: pods(),
@@ -159,8 +144,8 @@ fn the_agent_replaces_itself_and_no_exit_code_is_lost() {
 #[test]
 #[ignore = "needs root: cgroups and namespaces"]
 fn a_program_that_cannot_be_executed_leaves_the_agent_running() {
-    let folder = Folder::new("junk");
-    let agent = folder.agent();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = agent_in(&folder);
     let good = fs::read(&agent).unwrap();
     let gate = Gate::set_up(Setup {
         agent: Some(agent.clone()),

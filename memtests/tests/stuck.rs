@@ -4,11 +4,11 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::PathBuf;
 use std::process::Command;
 
 use memtests::{Gate, SCRIPT_IMAGE, Setup, script_pod};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Containers that need more descriptors than the agent is given.
 const MANY: usize = 45;
@@ -16,29 +16,12 @@ const MANY: usize = 45;
 const SHORT_THREADS: usize = 2;
 const SLEEPS: &str = "exec sleep 100000";
 
-/// A folder that is there before the gate.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("edge-min-stuck-{name}-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let file = self.0.join(name);
-        fs::write(&file, text).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        file.display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
+/// Writes a program into a folder, and returns its path.
+fn write(folder: &TempDir, name: &str, text: &str) -> String {
+    let file = folder.path().join(name);
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    file.display().to_string()
 }
 
 fn container(gate: &Gate, name: &str) -> Option<Value> {
@@ -69,11 +52,11 @@ fn restarts(gate: &Gate, name: &str) {
 #[test]
 #[ignore = "needs root, runc and umoci"]
 fn a_runc_that_hangs_harms_its_own_pods_only() {
-    let folder = Folder::new("runc");
+    let folder = tempfile::tempdir().unwrap();
     // A file that was written just now may be open still in a child of another test, and cannot be
     // executed then: what this does stands in another.
-    folder.write("answer", "exec runc \"$@\"\n");
-    let runc = folder.write("runc", "#!/bin/sh\n. \"${0%/*}/answer\"\n");
+    write(&folder, "answer", "exec runc \"$@\"\n");
+    let runc = write(&folder, "runc", "#!/bin/sh\n. \"${0%/*}/answer\"\n");
     let pods = [("plain", true), ("box", false)]
         .map(|(name, process)| script_pod(name, process, "Always", SLEEPS))
         .concat();
@@ -88,7 +71,11 @@ fn a_runc_that_hangs_harms_its_own_pods_only() {
     .unwrap();
     gate.until_converged(2).unwrap();
     let before = gate.pids().unwrap();
-    folder.write("answer", "echo >> \"${0%/*}/asked\"\nexec sleep 100000\n");
+    write(
+        &folder,
+        "answer",
+        "echo >> \"${0%/*}/asked\"\nexec sleep 100000\n",
+    );
     gate.kill_agent().unwrap();
     gate.start_agent().unwrap();
     gate.until_converged(2).unwrap();
@@ -99,7 +86,7 @@ fn a_runc_that_hangs_harms_its_own_pods_only() {
         .map(|name| script_pod(name, false, "Always", SLEEPS))
         .concat();
     gate.manifests(&(pods.clone() + &hanging)).unwrap();
-    let asked = || fs::read(folder.0.join("asked")).map_or(0, |lines| lines.len());
+    let asked = || fs::read(folder.path().join("asked")).map_or(0, |lines| lines.len());
     assert_eq!(asked(), 0, "what runs is known without runc");
     gate.until("more wait for runc than there are threads", |_| {
         asked() > SHORT_THREADS
@@ -117,7 +104,7 @@ fn a_runc_that_hangs_harms_its_own_pods_only() {
     gate.manifests(&pods).unwrap();
     gate.until_converged(2).unwrap();
     // The gate ends its pods.
-    folder.write("answer", "exec runc \"$@\"\n");
+    write(&folder, "answer", "exec runc \"$@\"\n");
 }
 
 /// Goal: the agent raises its own limit of 64 descriptors and not that of its workloads, and nothing that
@@ -126,9 +113,9 @@ fn a_runc_that_hangs_harms_its_own_pods_only() {
 #[test]
 #[ignore = "needs root and python3"]
 fn few_descriptors_a_leased_log_and_a_link_harm_nobody_else() {
-    let folder = Folder::new("few");
-    let host = folder.0.join("host");
-    let elsewhere = folder.0.join("elsewhere");
+    let folder = tempfile::tempdir().unwrap();
+    let host = folder.path().join("host");
+    let elsewhere = folder.path().join("elsewhere");
     fs::create_dir(&host).unwrap();
     fs::create_dir(&elsewhere).unwrap();
     symlink(&elsewhere, host.join("link")).unwrap();
@@ -159,13 +146,14 @@ fn few_descriptors_a_leased_log_and_a_link_harm_nobody_else() {
     assert_eq!(files(before[0]), ["1024", "4096"]);
     assert_eq!(files(gate.agent_pid().unwrap().into()), ["4096", "4096"]);
 
-    let leased = folder.write(
+    let leased = write(
+        &folder,
         "lease.py",
         &format!(
             "import fcntl, signal, time\nsignal.signal(signal.SIGIO, lambda *_: None)\n\
              print('x', flush=True)\nfcntl.fcntl(1, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
              open('{}', 'w').close()\nwhile True: time.sleep(1000)\n",
-            folder.0.join("held").display(),
+            folder.path().join("held").display(),
         ),
     );
     let lease = script_pod("lease", true, "Always", &format!("exec python3 {leased}"));
@@ -175,7 +163,7 @@ fn few_descriptors_a_leased_log_and_a_link_harm_nobody_else() {
             "volumeMounts": [{"name": "v", "mountPath": host.join("link/new")}]}]}});
     gate.manifests(&[many, lease, format!("---\n{link}\n")].concat())
         .unwrap();
-    gate.until("the lease is held", |_| folder.0.join("held").exists())
+    gate.until("the lease is held", |_| folder.path().join("held").exists())
         .unwrap();
     let refused = gate.agent_text(&["logs", "lease"]).unwrap_err().to_string();
     assert!(refused.contains("lease on its log"), "{refused}");

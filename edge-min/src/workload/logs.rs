@@ -103,15 +103,17 @@ mod tests {
     use super::*;
     use std::io::Write as _;
 
+    /// A log as its container writes it.
+    fn open(path: &Path) -> File {
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).open(path).unwrap()
+    }
+
     #[test]
     fn trimming_keeps_the_tail_and_frees_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .unwrap();
+        let mut file = open(&path);
         file.write_all(&vec![b'a'; 100_000]).unwrap();
         file.write_all(b"\nthe end\n").unwrap();
         // A file system may allocate more blocks than a growing file needs.
@@ -142,11 +144,7 @@ mod tests {
     fn an_endless_log_is_read_in_a_few_steps() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .unwrap();
+        let mut file = open(&path);
         file.write_all(b"hello\n").unwrap();
         file.set_len(1 << 40).unwrap();
         file.write_all(b"bye\n").unwrap();

@@ -246,8 +246,7 @@ impl Runtime {
             .map_err(not_created)?;
         let pid = child.id();
         let failure = match hand_over(&mut child, &plan, stop) {
-            // It runs; the reaper waits for it, so std must not. When this thread exits, its children become
-            // those of another one, perhaps the main thread before it watches this one.
+            // The reaper waits for it, so std must not. If this thread exits first, its children change parents.
             Ok(reason) if reason.is_empty() => {
                 self.starting_pids.announce(pid);
                 return Ok(pid);
@@ -314,10 +313,8 @@ impl Runtime {
             return Err(not_run(runc_message(&messages)));
         }
         let pid = fs::read_to_string(&pid_file).map_err(not_created)?;
-        let pid = pid
-            .trim()
-            .parse()
-            .map_err(|_| not_created(io::Error::other("runc wrote no pid")))?;
+        let no_pid = |_| not_created(io::Error::other("runc wrote no pid"));
+        let pid = pid.trim().parse().map_err(no_pid)?;
         // A later agent finds it by this, whatever becomes of runc.
         let identity = identity(pid).map_err(not_created)?;
         let state = self.state_file(uid, container);
